@@ -1,0 +1,286 @@
+"""Labelled images: CIFAR-100, CIFAR-10, and the digits that stand in for them."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..files import note_read
+from .download import DataError, fetch_archive
+
+_CIFAR100 = {
+    "url": "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    "known_hash": "md5:03b5dce01913d631647c71ecec9e9cb8",
+    "name": "cifar-100-binary",
+}
+_CIFAR10 = {
+    "url": "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    "known_hash": "md5:c32a1d4ab5d03f1284b67883e8d87530",
+    "name": "cifar-10-batches-bin",
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, their labels, and the constants that normalise them.
+
+    Attributes:
+        images: uint8, shape ``(n, 3, 32, 32)``.
+        labels: int64, shape ``(n,)``.
+        mean, std: per channel, of the training images, in units of 0 … 1.
+        flip: whether a mirrored image keeps its meaning (true of objects, not of digits).
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    flip: bool = True
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index) -> "Split":
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def to(self, device) -> "Split":
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 images to float32 of mean zero and deviation one, in channels-last memory."""
+        mean, std = (torch.tensor(v, dtype=torch.float32, device=images.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return (images.float() / 255 - mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+    def batches(
+        self, batch_size: int, *, generator: torch.Generator | None = None, augment: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of (normalised images, labels); in a random order if there is a generator, else in order.
+
+        A shuffled pass drops the last, incomplete batch, so that every step sees ``batch_size`` images (a split
+        smaller than one batch is one batch). An ordered pass drops nothing.
+        """
+        n = len(self)
+        if generator is None:
+            order, stop = torch.arange(n), n
+        else:
+            order, stop = torch.randperm(n, generator=generator), max(n - n % batch_size, min(n, batch_size))
+        for start in range(0, stop, batch_size):
+            index = order[start : start + batch_size].to(self.labels.device)
+            images = self.images[index]
+            if augment:
+                images = crop_and_flip(images, generator, flip=self.flip)
+            yield self.normalise(images), self.labels[index]
+
+
+def crop_and_flip(images: Tensor, generator: torch.Generator | None, *, padding: int = 4, flip: bool = True) -> Tensor:
+    """Each image shifted by up to ``padding`` pixels, zeros moving in, and mirrored with probability one half.
+
+    The augmentation of the published CIFAR recipes (He et al. 2016, section 4.2).
+    """
+    n, _, height, width = images.shape
+    top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
+    rows = top[:, None] + torch.arange(height)
+    columns = left[:, None] + torch.arange(width)
+    if flip:
+        mirrored = torch.rand(n, generator=generator) < 0.5
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    padded = torch.nn.functional.pad(images, (padding,) * 4)
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    example = torch.arange(n, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set in three splits.
+
+    Attributes:
+        name: ``"cifar100"``, ``"cifar10"`` or ``"digits"``.
+        train, validation, test: the validation split is held out of the training images; it chooses, the test
+            split is touched once.
+        classes, superclasses: names; ``superclass_of[c]`` is the superclass of class ``c``.
+        checksum: of the content, whatever its order on disk.
+        fallback: whether this stands in for data that could not be had.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...]
+    superclasses: tuple[str, ...]
+    superclass_of: tuple[int, ...]
+    checksum: str
+    fallback: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+def _canonical(rows: np.ndarray) -> tuple[np.ndarray, str]:
+    """Rows in the order of their SHA-256, and the SHA-256 of that order.
+
+    Copies of one data set that store it in different orders thus give the same checksum, the same splits and the
+    same batches.
+    """
+    digests = [hashlib.sha256(row.tobytes()).digest() for row in rows]
+    order = sorted(range(len(rows)), key=digests.__getitem__)
+    return rows[order], hashlib.sha256(b"".join(digests[i] for i in order)).hexdigest()
+
+
+def _read_rows(path, rows: int, bytes_per_row: int) -> np.ndarray:
+    if not note_read(path).is_file():
+        raise DataError(f"{path} is missing; delete its folder, and it is downloaded again.")
+    size = path.stat().st_size
+    if size != rows * bytes_per_row:
+        raise DataError(
+            f"{path} has {size:,} bytes instead of {rows * bytes_per_row:,}: it is truncated or not the official "
+            "binary version; delete its folder, and it is downloaded again."
+        )
+    return np.fromfile(path, dtype=np.uint8).reshape(rows, bytes_per_row)
+
+
+def _hold_out(labels: np.ndarray, per_class: int) -> np.ndarray:
+    """True for the first ``per_class`` rows of each class (the canonical order is as good as random)."""
+    held = np.zeros(len(labels), dtype=bool)
+    for c in np.unique(labels):
+        held[np.flatnonzero(labels == c)[:per_class]] = True
+    return held
+
+
+def _assemble(train, test, validation, *, flip, **described) -> ImageData:
+    """``train`` and ``test`` are (images uint8, labels); ``validation`` images a class are held out of ``train``."""
+    images, labels = train
+    pixels = images.transpose(1, 0, 2, 3).reshape(3, -1)
+    mean = pixels.mean(1, dtype=np.float64) / 255
+    std = np.sqrt((pixels.astype(np.uint16) ** 2).mean(1, dtype=np.float64) / 255**2 - mean**2)
+    constants = {"mean": tuple(mean.tolist()), "std": tuple(std.tolist()), "flip": flip}
+
+    def split(images, labels):
+        return Split(torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64)), **constants)
+
+    held = _hold_out(labels, validation)
+    return ImageData(
+        train=split(images[~held], labels[~held]),
+        validation=split(images[held], labels[held]),
+        test=split(*test),
+        **described,
+    )
+
+
+CIFAR100_CHECKSUM = "7077d87fc363f92dbf1245f13ba80561d7b33a96c79ad57168d49dc172aaa92b"
+CIFAR100_TEST_CHECKSUM = "96adb3db8da7632dbb350559a17b9f585fab5b17675de5fc8f6761384196b294"
+
+
+def load_cifar100(*, validation_per_class: int = 50, download: bool = True) -> ImageData:
+    """CIFAR-100 in the official binary layout (Krizhevsky 2009): 60,000 images, 100 classes, 20 superclasses.
+
+    Read from ``cifar-100-binary`` in the data folder (:func:`~kdlab.data.folder`), or downloaded there.
+
+    Args:
+        validation_per_class: training images of each class that are held out for validation.
+        download: whether the archive may be downloaded.
+
+    Raises:
+        DataError: if the data are missing and cannot be downloaded, truncated, or not CIFAR-100.
+    """
+    where = fetch_archive(**_CIFAR100, download=download)
+    parts = {}
+    for name, rows, known in (("train", 50_000, CIFAR100_CHECKSUM), ("test", 10_000, CIFAR100_TEST_CHECKSUM)):
+        content, checksum = _canonical(_read_rows(where / f"{name}.bin", rows, 3074))
+        if checksum != known:
+            raise DataError(
+                f"{where / name}.bin does not hold the {rows:,} images of CIFAR-100 (content checksum {checksum[:12]}… "
+                f"instead of {known[:12]}…); delete its folder, and it is downloaded again."
+            )
+        parts[name] = content
+    coarse, fine = parts["train"][:, 0], parts["train"][:, 1]
+    superclass_of = tuple(int(coarse[fine == c][0]) for c in range(100))
+    names = [
+        tuple(note_read(where / f"{kind}_label_names.txt").read_text().split()) for kind in ("fine", "coarse")
+    ]
+    return _assemble(
+        *((rows[:, 2:].reshape(-1, 3, 32, 32), rows[:, 1]) for rows in (parts["train"], parts["test"])),
+        validation_per_class,
+        flip=True,
+        name="cifar100",
+        classes=names[0],
+        superclasses=names[1],
+        superclass_of=superclass_of,
+        checksum=CIFAR100_CHECKSUM,
+    )
+
+
+def load_cifar10(*, validation_per_class: int = 500, download: bool = True) -> ImageData:
+    """CIFAR-10 in the official binary layout: 60,000 images, 10 classes, grouped as animals and vehicles.
+
+    Read from ``cifar-10-batches-bin`` in the data folder, or downloaded there. Arguments and errors as in
+    :func:`load_cifar100`.
+    """
+    where = fetch_archive(**_CIFAR10, download=download)
+    train = np.concatenate([_read_rows(where / f"data_batch_{i}.bin", 10_000, 3073) for i in range(1, 6)])
+    train, checksum = _canonical(train)
+    test, _ = _canonical(_read_rows(where / "test_batch.bin", 10_000, 3073))
+    if max(train[:, 0].max(), test[:, 0].max()) > 9:
+        raise DataError(f"{where} has labels above 9: it is not CIFAR-10.")
+    classes = tuple(note_read(where / "batches.meta.txt").read_text().split())
+    vehicles = {"airplane", "automobile", "ship", "truck"}
+    return _assemble(
+        *((rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0]) for rows in (train, test)),
+        validation_per_class,
+        flip=True,
+        name="cifar10",
+        classes=classes,
+        superclasses=("animals", "vehicles"),
+        superclass_of=tuple(int(c in vehicles) for c in classes),
+        checksum=checksum,
+    )
+
+
+def load_digits(*, validation_per_class: int = 20) -> ImageData:
+    """The 1,797 handwritten 8×8 digits that scikit-learn carries, enlarged to 3×32×32.
+
+    They stand in where CIFAR cannot be had, so that every cell still runs. Their "superclasses" group digits by
+    the strokes they share.
+
+    Raises:
+        DataError: if scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits as sklearn_digits
+    except ImportError:
+        raise DataError("the fall-back images come with scikit-learn: pip install 'kdlab[data]'.") from None
+    digits = sklearn_digits()
+    small = np.minimum(digits.images * 16, 255).astype(np.uint8)
+    images = np.repeat(small.repeat(4, 1).repeat(4, 2)[:, None], 3, axis=1)
+    rows, checksum = _canonical(np.concatenate([digits.target[:, None].astype(np.uint8), images.reshape(-1, 3072)], 1))
+    test = _hold_out(rows[:, 0], 40)
+    groups = {"closed loops": {0, 6, 8, 9}, "straight strokes": {1, 4, 7}, "open curves": {2, 3, 5}}
+    return _assemble(
+        *((part[:, 1:].reshape(-1, 3, 32, 32), part[:, 0]) for part in (rows[~test], rows[test])),
+        validation_per_class,
+        flip=False,
+        name="digits",
+        classes=tuple(str(d) for d in range(10)),
+        superclasses=tuple(groups),
+        superclass_of=tuple(next(g for g, members in enumerate(groups.values()) if d in members) for d in range(10)),
+        checksum=checksum,
+        fallback=True,
+    )
+
+
+def load_images(*, download: bool = True) -> ImageData:
+    """CIFAR-100, or :func:`load_digits` with ``fallback=True`` where it cannot be had.
+
+    Raises:
+        DataError: if CIFAR-100 is there but damaged: that is a mistake to mend, not to step over.
+    """
+    try:
+        fetch_archive(**_CIFAR100, download=download)
+    except DataError:
+        return load_digits()
+    return load_cifar100()

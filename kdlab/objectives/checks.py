@@ -1,0 +1,88 @@
+"""Checks on what objectives are given: one clear sentence for each mistake."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _inspectable(tensor):
+    """Whether looking at a tensor's values is cheap and possible.
+
+    On an accelerator it would stall the device at every step, inside ``torch.compile`` it would break the
+    graph, and under ``torch.func`` transforms there are no values to look at. There shapes and types are
+    still checked, and ``kdlab.training.fit`` checks its loss once an epoch.
+    """
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def check_logits(name, logits):
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(logits).__name__}.")
+    if not logits.is_floating_point():
+        raise TypeError(f"{name} must be floating point (logits, not labels), not {logits.dtype}.")
+    if logits.ndim == 0 or logits.shape[-1] < 2:
+        raise ValueError(f"{name} needs at least two classes in its last axis, but has shape {tuple(logits.shape)}.")
+    if _inspectable(logits) and not torch.isfinite(logits).all():
+        bad = int((~torch.isfinite(logits)).sum())
+        raise ValueError(f"{name} has {bad} of {logits.numel()} entries that are NaN or infinite.")
+
+
+def check_same_shape(student_logits, teacher_logits):
+    check_logits("student_logits", student_logits)
+    check_logits("teacher_logits", teacher_logits)
+    if student_logits.shape[-1] != teacher_logits.shape[-1]:
+        raise ValueError(
+            f"student and teacher must share one set of classes, but the student has {student_logits.shape[-1]} "
+            f"and the teacher {teacher_logits.shape[-1]}; map one vocabulary onto the other first."
+        )
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student_logits of shape {tuple(student_logits.shape)} and teacher_logits of shape "
+            f"{tuple(teacher_logits.shape)} do not belong to the same examples."
+        )
+
+
+def check_temperature(temperature):
+    if isinstance(temperature, Tensor):
+        if _inspectable(temperature) and not (torch.isfinite(temperature) & (temperature > 0)).all():
+            raise ValueError("temperature must be positive and finite in every entry.")
+    elif not (isinstance(temperature, (int, float)) and math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a positive, finite number, not {temperature!r}.")
+
+
+def check_labels(labels, logits, name="labels"):
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"{name} must be integer class indices, not {labels.dtype}.")
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(f"{name} of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}.")
+    if _inspectable(labels) and labels.numel() and not (0 <= labels.min() and labels.max() < logits.shape[-1]):
+        raise ValueError(
+            f"{name} must lie in 0 … {logits.shape[-1] - 1}, but reach from {labels.min()} to {labels.max()}."
+        )
+
+
+def check_distribution(target, logits, tolerance=1e-3):
+    if target.shape != logits.shape:
+        raise ValueError(
+            f"target probabilities of shape {tuple(target.shape)} do not fit logits of shape {tuple(logits.shape)}."
+        )
+    if _inspectable(target):
+        if not (target >= 0).all():
+            raise ValueError("target is no distribution: it has entries that are negative or NaN.")
+        off = (target.sum(-1) - 1).abs().max() if target.numel() else torch.tensor(0.0)
+        if not off <= tolerance:
+            raise ValueError(f"target is no distribution: a row sums to 1 only within {off:.3g}.")
+
+
+def check_mask(mask, losses):
+    if mask.shape != losses.shape:
+        raise ValueError(f"mask of shape {tuple(mask.shape)} does not fit losses of shape {tuple(losses.shape)}.")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be boolean (True where a position counts), not {mask.dtype}.")
+    if _inspectable(mask) and not mask.any():
+        raise ValueError("mask leaves no position to average over.")

@@ -1,0 +1,137 @@
+r"""Terms around the pure functions, and the weighted sum that composes them as the mathematics is written.
+
+>>> 0.1 * CrossEntropy() + 0.9 * SoftTargets(temperature=4)
+0.1 * CrossEntropy() + 0.9 * SoftTargets(temperature=4)
+"""
+
+import math
+
+from torch import Tensor, nn
+
+from .checks import check_temperature
+from .response import cross_entropy, forward_kl, permute_dark_knowledge, reverse_kl, soft_targets
+
+
+class Objective(nn.Module):
+    """A weighted sum of terms.
+
+    Calling it with what the training step has seen (``student_logits``, ``teacher_logits``, ``labels``, each by
+    name) returns the total and the value of each term by its name, before weighting. A term takes the arguments
+    that it needs and leaves the rest. Terms are modules, so what they learn is in ``parameters()`` and
+    ``state_dict()``.
+
+    >>> import torch
+    >>> objective = 0.5 * CrossEntropy() + 0.5 * SoftTargets(temperature=2)
+    >>> total, terms = objective(student_logits=torch.zeros(1, 2), teacher_logits=torch.zeros(1, 2),
+    ...                          labels=torch.tensor([0]))
+    >>> {name: round(value.item(), 4) for name, value in terms.items()}
+    {'CrossEntropy': 0.6931, 'SoftTargets': 0.0}
+    """
+
+    def __init__(self, weighted_terms):
+        super().__init__()
+        for weight, _ in weighted_terms:
+            if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
+                raise ValueError(f"the weight of a term must be a finite number, not {weight!r}.")
+        self.weights = tuple(weight for weight, _ in weighted_terms)
+        self.terms = nn.ModuleList(term for _, term in weighted_terms)
+        kinds = [type(term).__name__ for term in self.terms]
+        self.names = tuple(
+            kind if kinds.count(kind) == 1 else f"{kind}_{kinds[: i + 1].count(kind)}" for i, kind in enumerate(kinds)
+        )
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(term.needs_teacher for term in self.terms)
+
+    def forward(self, **seen) -> tuple[Tensor, dict[str, Tensor]]:
+        values = {name: term(**seen) for name, term in zip(self.names, self.terms, strict=True)}
+        return sum(w * v for w, v in zip(self.weights, values.values(), strict=True)), values
+
+    def __add__(self, other):
+        if not isinstance(other, (Term, Objective)):
+            return NotImplemented
+        return Objective([*_weighted(self), *_weighted(other)])
+
+    def __mul__(self, factor):
+        if not isinstance(factor, (int, float)):
+            return NotImplemented
+        return Objective([(factor * weight, term) for weight, term in _weighted(self)])
+
+    __rmul__ = __mul__
+
+    def __repr__(self):
+        return " + ".join(f"{weight:.12g} * {term!r}" for weight, term in _weighted(self))
+
+
+def _weighted(part):
+    return list(zip(part.weights, part.terms, strict=True)) if isinstance(part, Objective) else [(1.0, part)]
+
+
+class Term(nn.Module):
+    """One thing to match. A subclass writes ``forward`` with the keyword arguments it needs, and ``**_``."""
+
+    needs_teacher = True
+
+    def __add__(self, other):
+        return Objective(_weighted(self)) + other
+
+    def __mul__(self, weight):
+        return Objective(_weighted(self)) * weight
+
+    __rmul__ = __mul__
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+class CrossEntropy(Term):
+    """Hard labels at temperature one: :func:`~kdlab.objectives.cross_entropy`."""
+
+    needs_teacher = False
+
+    def forward(self, *, student_logits, labels, **_):
+        return cross_entropy(student_logits, labels)
+
+
+class _Softened(Term):
+    def __init__(self, temperature=1.0):
+        super().__init__()
+        check_temperature(temperature)
+        self.temperature = temperature
+
+    def extra_repr(self):
+        return f"temperature={self.temperature:.12g}"
+
+
+class ForwardKL(_Softened):
+    r""":math:`D_{\mathrm{KL}}(p\,\|\,q)` without :math:`T^2`: :func:`~kdlab.objectives.forward_kl`."""
+
+    def forward(self, *, student_logits, teacher_logits, **_):
+        return forward_kl(student_logits, teacher_logits.detach(), temperature=self.temperature)
+
+
+class ReverseKL(_Softened):
+    r""":math:`D_{\mathrm{KL}}(q\,\|\,p)` without :math:`T^2`: :func:`~kdlab.objectives.reverse_kl`."""
+
+    def forward(self, *, student_logits, teacher_logits, **_):
+        return reverse_kl(student_logits, teacher_logits.detach(), temperature=self.temperature)
+
+
+class SoftTargets(_Softened):
+    r""":math:`T^2 D_{\mathrm{KL}}(p\,\|\,q)`: :func:`~kdlab.objectives.soft_targets`."""
+
+    def __init__(self, temperature=4.0):
+        super().__init__(temperature)
+
+    def forward(self, *, student_logits, teacher_logits, **_):
+        return soft_targets(student_logits, teacher_logits.detach(), temperature=self.temperature)
+
+
+class PermutedSoftTargets(SoftTargets):
+    """Soft targets whose wrong classes are shuffled anew at every step:
+    :func:`~kdlab.objectives.permute_dark_knowledge`. The control of the study, not a method."""
+
+    def forward(self, *, student_logits, teacher_logits, labels, **_):
+        shuffled = permute_dark_knowledge(teacher_logits.detach(), labels)
+        return soft_targets(student_logits, shuffled, temperature=self.temperature)

@@ -1,0 +1,22 @@
+"""Specs, plans, runs, records and statistics. May import everything but the figures."""
+
+from .records import RecordError, book_folder, find_record, provenance, read_record, write_record
+from .run import Run, run, stored_student
+from .spec import Spec
+from .statistics import Interval, mean_interval, paired_difference
+
+__all__ = [
+    "Interval",
+    "RecordError",
+    "Run",
+    "Spec",
+    "book_folder",
+    "find_record",
+    "mean_interval",
+    "paired_difference",
+    "provenance",
+    "read_record",
+    "run",
+    "stored_student",
+    "write_record",
+]

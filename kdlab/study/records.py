@@ -1,0 +1,125 @@
+"""A record is one JSON file a run: what was run, on what, from which code, and what came out."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from .. import __version__
+from ..files import atomic_write, note_read
+from .spec import Spec, spec_hash
+
+SCHEMA = 1
+
+
+class RecordError(RuntimeError):
+    """A record that is missing, damaged, or not of its spec."""
+
+
+def book_folder() -> Path:
+    """The ``book`` folder with its records and checkpoints.
+
+    ``KDLAB_BOOK`` if set; else the nearest ``book`` above the working directory, or beside the package.
+
+    Raises:
+        RecordError: if there is none.
+    """
+    if named := os.environ.get("KDLAB_BOOK"):
+        return Path(named)
+    for start in (Path.cwd(), Path(__file__).resolve().parents[1]):
+        for above in (start, *start.parents):
+            if (above / "book" / "records").is_dir():
+                return above / "book"
+    raise RecordError("no book/records folder above here: clone the repository, or set KDLAB_BOOK to its book folder.")
+
+
+def _git(*arguments) -> str | None:
+    try:
+        where = Path(__file__).parent
+        return subprocess.run(
+            ["git", *arguments], cwd=where, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def provenance(device="cpu") -> dict:
+    """Where and with what a run happens: commit, versions, hardware."""
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [x.split(":", 1)[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
+        cpu = names[0] if names else cpu
+    on_cpu = torch.device(device).type == "cpu"
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "kdlab": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": metadata.version("numpy"),
+        "device": f"{cpu}, {torch.get_num_threads()} threads" if on_cpu else torch.cuda.get_device_name(device),
+        "system": f"{platform.system()} {platform.machine()}",
+        "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def record_path(spec: Spec, folder: Path) -> Path:
+    return Path(folder) / f"{spec.name}.json"
+
+
+def write_record(spec: Spec, folder: Path, content: dict) -> dict:
+    """Write the record of ``spec``: never over another, never one with NaN.
+
+    Raises:
+        RecordError: if the record exists already, or holds numbers that JSON cannot hold.
+    """
+    path = record_path(spec, folder)
+    if path.exists():
+        raise RecordError(f"{path} exists already; a record is never overwritten.")
+    record = {"schema": SCHEMA, "spec": spec.describe(), "spec_hash": spec.hash, **content}
+    try:
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    except ValueError:
+        raise RecordError(f"the record of {spec.name} holds NaN or infinity, and is not written.") from None
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return record
+
+
+def read_record(path) -> dict:
+    """Read a record and check that it is whole and of the spec that it names.
+
+    Raises:
+        RecordError: if it is missing, not JSON, of another schema, or its hash does not fit its spec.
+    """
+    path = note_read(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecordError(f"{path} does not exist.") from None
+    except ValueError as error:
+        raise RecordError(f"{path} is not a whole JSON file: {error}") from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise RecordError(f"{path} is not a record of schema {SCHEMA}.")
+    if record.get("spec_hash") != spec_hash(record["spec"]):
+        raise RecordError(f"{path} was changed: its hash does not fit its spec.")
+    return record
+
+
+def find_record(spec: Spec, folder: Path) -> dict | None:
+    """The record of ``spec``, or None where it is not yet run."""
+    path = note_read(record_path(spec, folder))
+    if not path.exists():
+        return None
+    record = read_record(path)
+    if record["spec_hash"] != spec.hash:
+        raise RecordError(f"{path} is the record of another spec.")
+    return record

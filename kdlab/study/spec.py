@@ -1,0 +1,62 @@
+"""A spec names one run completely; its hash is its identity."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+
+from ..objectives import Objective
+from ..training import Recipe
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One run: which student learns what, from whom, on which data, how.
+
+    Attributes:
+        study, arm: names for people, such as ``"first-distillation"`` and ``"kd"``.
+        data: ``"cifar100"`` or another data set's name.
+        student: name of a function in :mod:`kdlab.models`.
+        objective: what is minimised.
+        recipe: how. Its seed also draws the student's initial weights, so that runs with one seed are paired.
+        teacher: the spec of the teacher's own run, or None.
+        train_examples: how many examples of the training split, from its start; None is all.
+    """
+
+    study: str
+    arm: str
+    data: str
+    student: str
+    objective: Objective
+    recipe: Recipe
+    teacher: "Spec | None" = None
+    train_examples: int | None = None
+
+    def describe(self) -> dict:
+        """The spec as plain JSON values: the objective as the formula that its ``repr`` prints, the recipe as its
+        differences from the published one, so that a field added later leaves the identity of old runs alone."""
+        recipe = asdict(self.recipe)
+        plain = {
+            "study": self.study,
+            "arm": self.arm,
+            "data": self.data,
+            "student": self.student,
+            "objective": repr(self.objective),
+            "recipe": {f.name: recipe[f.name] for f in fields(Recipe) if recipe[f.name] != f.default},
+            "teacher": self.teacher and self.teacher.hash,
+            "train_examples": self.train_examples,
+        }
+        return json.loads(json.dumps(plain))
+
+    @property
+    def hash(self) -> str:
+        return spec_hash(self.describe())
+
+    @property
+    def name(self) -> str:
+        """The stem of its files: study, arm, seed and the first digits of the hash."""
+        return f"{self.study}.{self.arm}.seed{self.recipe.seed}.{self.hash[:8]}"
+
+
+def spec_hash(description: dict) -> str:
+    """SHA-256 of a spec's canonical JSON."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

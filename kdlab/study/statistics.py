@@ -1,0 +1,56 @@
+"""Means with intervals, and differences paired by seed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean, its confidence interval and the number of runs.
+
+    >>> print(Interval(0.5, 0.4, 0.6, 3))
+    0.5 [0.4, 0.6], n = 3
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}], n = {self.n}"
+
+    def __str__(self) -> str:
+        return f"{self}"
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def mean_interval(values, level: float = 0.95) -> Interval:
+    r"""The mean and its Student-t interval, :math:`\bar x \pm t_{n-1} s/\sqrt n`.
+
+    Raises:
+        ValueError: for fewer than two values, which have no interval.
+    """
+    from scipy.stats import t
+
+    x = np.asarray(values, dtype=float)
+    if x.ndim != 1 or len(x) < 2:
+        raise ValueError(f"an interval needs at least two runs, not {x.size}.")
+    half = t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    return Interval(x.mean(), x.mean() - half, x.mean() + half, len(x))
+
+
+def paired_difference(treated, control, level: float = 0.95) -> Interval:
+    """Mean and interval of ``treated - control``, run by run: entry ``i`` of both must share its seed.
+
+    >>> f"{paired_difference([3.0, 4.0, 5.0], [1.0, 2.0, 3.0]):.1f}"
+    '2.0 [2.0, 2.0], n = 3'
+    """
+    treated, control = np.asarray(treated, dtype=float), np.asarray(control, dtype=float)
+    if treated.shape != control.shape:
+        raise ValueError(f"paired runs must be as many, not {treated.size} and {control.size}.")
+    return mean_interval(treated - control, level)

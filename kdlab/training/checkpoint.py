@@ -1,0 +1,102 @@
+"""Tensors on disk as safetensors with a JSON header: no pickle, whole or not there."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..files import atomic_write, note_read
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged, or of another run."""
+
+
+def _safetensors():
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise ImportError("checkpoints need safetensors: pip install 'kdlab[study]'.") from None
+    return safetensors
+
+
+def save_tensors(path, tensors: dict[str, Tensor], header: dict) -> None:
+    """Write tensors and a JSON-able header to ``path`` in one step; an older file survives a failure."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = _safetensors().torch.save(contiguous, {"kdlab": json.dumps(header)})
+    with atomic_write(path) as part:
+        part.write_bytes(content)
+
+
+def load_tensors(path) -> tuple[dict[str, Tensor], dict]:
+    """Read what :func:`save_tensors` wrote.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or not kdlab's.
+    """
+    safetensors = _safetensors()
+    if not note_read(path).is_file():
+        raise CheckpointError(f"{path} does not exist.")
+    try:
+        with safetensors.safe_open(path, "pt") as f:
+            header = json.loads(f.metadata()["kdlab"])
+            return {name: f.get_tensor(name) for name in f.keys()}, header  # noqa: SIM118
+    except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or was not written by kdlab: {error}") from error
+
+
+def save_model(path, model: nn.Module, header: dict) -> None:
+    """Write a model's parameters and buffers."""
+    save_tensors(path, model.state_dict(), header)
+
+
+def load_model(path, model: nn.Module) -> dict:
+    """Fill ``model`` from ``path`` and return the header.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged, or holds another architecture.
+    """
+    tensors, header = load_tensors(path)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit this model: {str(error).splitlines()[1].strip()}") from error
+    return header
+
+
+def save_run(path: Path, student, objective, optimizer, generator: torch.Generator, header: dict) -> None:
+    """Everything that a run needs to go on bit for bit."""
+    tensors = {f"student.{k}": v for k, v in student.state_dict().items()}
+    tensors |= {f"objective.{k}": v for k, v in objective.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
+    tensors["random.data"] = generator.get_state()
+    tensors["random.torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    save_tensors(path, tensors, header)
+
+
+def load_run(path: Path, student, objective, optimizer, generator: torch.Generator, identity: dict) -> dict:
+    """Put back what :func:`save_run` saved, if it is of the run that ``identity`` describes; return the header."""
+    tensors, header = load_tensors(path)
+    if header["identity"] != identity:
+        differs = [k for k in identity if header["identity"].get(k) != identity[k]]
+        raise CheckpointError(f"{path} belongs to another run (its {', '.join(differs)} differ): give another path.")
+
+    def part(prefix):
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    student.load_state_dict(part("student."))
+    objective.load_state_dict(part("objective."))
+    state = {}
+    for name, value in part("optimizer.").items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    generator.set_state(tensors["random.data"])
+    torch.set_rng_state(tensors["random.torch"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    return header

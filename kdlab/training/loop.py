@@ -1,0 +1,142 @@
+"""The one training loop."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..objectives import Objective, Term
+from .checkpoint import load_run, save_run
+from .measures import measure, predict
+from .recipe import Recipe
+
+
+def fast_precision(device="cpu") -> str:
+    """``"bfloat16"`` where the device multiplies matrices faster in it, else ``"float32"``."""
+    if torch.device(device).type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def _optimizer(recipe: Recipe, parameters):
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(parameters, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def fit(
+    student: nn.Module,
+    objective: Objective | Term,
+    *,
+    train,
+    recipe: Recipe,
+    teacher: nn.Module | None = None,
+    validation=None,
+    device="cpu",
+    checkpoint: str | Path | None = None,
+    report: Callable[[dict], None] | None = None,
+) -> list[dict]:
+    """Train ``student`` to minimise ``objective`` and return what was measured after each epoch.
+
+    A step is: student and teacher look at one batch, the objective compares them, the optimiser moves the student
+    (and whatever the objective learns). The teacher is in evaluation mode, gets no gradient and is left as it was.
+
+    Args:
+        student: trained in place, left in training mode.
+        objective: a term or a weighted sum of terms.
+        train: a split with ``batches(batch_size, generator=…, augment=…)``.
+        recipe: how to train. Its seed fixes the batches; the student's initial weights are the caller's.
+        teacher: needed if the objective needs one.
+        validation: a split that is measured after each epoch, in evaluation mode; None measures nothing.
+        device: where to train, such as ``"cuda"``.
+        checkpoint: a file that is written after every epoch. If it is there already, the run goes on from it, bit
+            for bit as if it had never stopped (on the same device); if it is of another run, it is refused.
+        report: called with each epoch's entry, for progress.
+
+    Returns:
+        One dict an epoch: ``epoch``, ``learning_rate``, ``loss`` and each term's mean over the epoch,
+        ``validation`` (see :func:`~kdlab.training.measure`), ``seconds`` and ``examples_per_second`` of training.
+
+    Raises:
+        ValueError: if the objective needs a teacher and there is none.
+        FloatingPointError: if the loss stops being finite; the last checkpoint stays.
+        CheckpointError: if ``checkpoint`` is damaged or belongs to another run.
+    """
+    if isinstance(objective, Term):
+        objective = 1.0 * objective
+    if objective.needs_teacher and teacher is None:
+        raise ValueError(f"the objective {objective!r} needs a teacher, but none was given.")
+    train = train.to(device)
+    student.to(device).to(memory_format=torch.channels_last)
+    objective.to(device)
+    optimizer = _optimizer(recipe, [*student.parameters(), *objective.parameters()])
+    generator = torch.Generator().manual_seed(recipe.seed)
+    identity = {"recipe": _plain(recipe), "objective": repr(objective), "examples": len(train)}
+    history = []
+    if checkpoint is not None and Path(checkpoint).exists():
+        history = load_run(Path(checkpoint), student, objective, optimizer, generator, identity)["history"]
+
+    teacher_was_training = teacher is not None and teacher.training
+    if teacher is not None:
+        teacher.to(device).to(memory_format=torch.channels_last).eval()
+    try:
+        for epoch in range(len(history), recipe.epochs):
+            entry = _epoch(student, teacher, objective, optimizer, train, recipe, generator, epoch, device)
+            if validation is not None:
+                logits = predict(student, validation, device=device, precision=recipe.precision)
+                entry["validation"] = measure(logits, validation.labels.cpu())
+            history.append(entry)
+            if checkpoint is not None:
+                header = {"identity": identity, "history": history}
+                save_run(Path(checkpoint), student, objective, optimizer, generator, header)
+            if report is not None:
+                report(entry)
+    finally:
+        if teacher is not None:
+            teacher.train(teacher_was_training)
+    return history
+
+
+def _epoch(student, teacher, objective, optimizer, train, recipe, generator, epoch, device) -> dict:
+    student.train()
+    steps = max(len(train) // recipe.batch_size, 1)
+    sums, examples, started = {}, 0, time.perf_counter()
+    batches = train.batches(recipe.batch_size, generator=generator, augment=recipe.augment)
+    for step, (inputs, labels) in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate_at(epoch + step / steps)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            student_logits = student(inputs)
+            teacher_logits = None
+            if objective.needs_teacher:
+                with torch.no_grad():
+                    teacher_logits = teacher(inputs)
+        loss, terms = objective(student_logits=student_logits, teacher_logits=teacher_logits, labels=labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for name, value in {"loss": loss, **terms}.items():  # summed on the device: no step waits for it
+            sums[name] = sums.get(name, 0) + value.detach()
+        examples += len(labels)
+    means = {name: (total / steps).item() for name, total in sums.items()}
+    seconds = time.perf_counter() - started
+    if not all(torch.isfinite(torch.tensor(value)) for value in means.values()):
+        raise FloatingPointError(
+            f"the loss stopped being finite in epoch {epoch + 1} of {recipe.epochs} ({means}); "
+            "a lower learning rate or a warm-up usually mends this."
+        )
+    return {
+        "epoch": epoch + 1,
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        **means,
+        "seconds": seconds,
+        "examples_per_second": examples / seconds,
+    }
+
+
+def _plain(recipe: Recipe) -> dict:
+    """A recipe as JSON gives it back."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()}

@@ -1,0 +1,65 @@
+"""How a run is trained: everything but the models, the data and the objective."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train. The defaults are the published CIFAR-100 distillation recipe (Tian et al. 2020).
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: examples a step.
+        optimizer: ``"sgd"`` (with ``momentum``) or ``"adam"``.
+        learning_rate: the peak.
+        schedule: ``"step"`` multiplies by ``decay`` at each of ``milestones`` (epochs); ``"cosine"`` falls to zero;
+            ``"constant"`` stays.
+        warmup_epochs: the rate rises linearly from zero over these.
+        weight_decay: added to the gradient of every parameter.
+        augment: random crop and flip.
+        precision: ``"float32"``, or ``"bfloat16"`` for autocast.
+        seed: of the order and the augmentation of the examples. Runs that share it see the same batches.
+    """
+
+    epochs: int = 240
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    schedule: str = "step"
+    milestones: tuple[int, ...] = (150, 180, 210)
+    decay: float = 0.1
+    warmup_epochs: float = 0.0
+    weight_decay: float = 5e-4
+    augment: bool = True
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("optimizer", ("sgd", "adam")),
+            ("schedule", ("step", "cosine", "constant")),
+            ("precision", ("float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"epochs and batch_size must be at least 1, not {self.epochs} and {self.batch_size}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, not {self.learning_rate!r}.")
+
+    def learning_rate_at(self, epoch: float) -> float:
+        """The learning rate after ``epoch`` epochs (fractions count: the rate is set at every step).
+
+        >>> [round(Recipe().learning_rate_at(epoch), 6) for epoch in (0, 149.9, 150, 210)]
+        [0.05, 0.05, 0.005, 5e-05]
+        """
+        if epoch < self.warmup_epochs:
+            return self.learning_rate * epoch / self.warmup_epochs
+        if self.schedule == "cosine":
+            done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-12)
+            return self.learning_rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+        if self.schedule == "step":
+            return self.learning_rate * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+        return self.learning_rate
