@@ -1,0 +1,112 @@
+r"""Closed forms in float64 NumPy: what tests and chapters compare everything else with.
+
+Each is the textbook formula, written for reading. Logits have shape ``(..., N)``; :math:`q =
+\operatorname{softmax}(z/T)` is the student, :math:`p = \operatorname{softmax}(t/T)` the teacher.
+"""
+
+import numpy as np
+
+
+def log_softmax(logits, temperature=1.0):
+    r""":math:`z_i/T - \log\sum_k e^{z_k/T}`."""
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    scaled = scaled - scaled.max(-1, keepdims=True)
+    return scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
+
+
+def softmax(logits, temperature=1.0):
+    r""":math:`e^{z_i/T} / \sum_k e^{z_k/T}`."""
+    return np.exp(log_softmax(logits, temperature))
+
+
+def entropy(logits, temperature=1.0):
+    r""":math:`H = -\sum_i q_i\log q_i`."""
+    log_q = log_softmax(logits, temperature)
+    return -(np.exp(log_q) * log_q).sum(-1)
+
+
+def entropy_slope(logits, temperature=1.0):
+    r""":math:`dH/dT = \operatorname{Var}_q(z)/T^3`.
+
+    >>> round(float(entropy_slope([2.0, 0.0], temperature=1.0)), 6)
+    0.419974
+    """
+    z = np.asarray(logits, dtype=np.float64)
+    q = softmax(z, temperature)
+    centred = z - (q * z).sum(-1, keepdims=True)
+    return (q * centred**2).sum(-1) / temperature**3
+
+
+def kl(log_p, log_q):
+    r""":math:`D_{\mathrm{KL}}(p\,\|\,q) = \sum_i p_i(\log p_i - \log q_i)` from log-probabilities."""
+    return (np.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+def forward_kl(student_logits, teacher_logits, temperature=1.0):
+    r""":math:`D_{\mathrm{KL}}(p\,\|\,q)`."""
+    return kl(log_softmax(teacher_logits, temperature), log_softmax(student_logits, temperature))
+
+
+def reverse_kl(student_logits, teacher_logits, temperature=1.0):
+    r""":math:`D_{\mathrm{KL}}(q\,\|\,p)`."""
+    return kl(log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature))
+
+
+def jensen_shannon(student_logits, teacher_logits, temperature=1.0, beta=0.5):
+    r""":math:`\beta D_{\mathrm{KL}}(p\,\|\,m) + (1-\beta) D_{\mathrm{KL}}(q\,\|\,m)`, :math:`m = \beta p + (1-\beta) q`."""
+    log_p, log_q = log_softmax(teacher_logits, temperature), log_softmax(student_logits, temperature)
+    log_m = np.logaddexp(np.log(beta) + log_p, np.log1p(-beta) + log_q)
+    return beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m)
+
+
+def cross_entropy_gradient(student_logits, target, temperature=1.0):
+    r""":math:`\partial/\partial z_i` of :math:`-\sum_k p_k\log q_k`: :math:`(q_i\sum_k p_k - p_i)/T`."""
+    target = np.asarray(target, dtype=np.float64)
+    return (softmax(student_logits, temperature) * target.sum(-1, keepdims=True) - target) / temperature
+
+
+def forward_kl_gradient(student_logits, teacher_logits, temperature=1.0):
+    r""":math:`(q_i - p_i)/T`."""
+    return (softmax(student_logits, temperature) - softmax(teacher_logits, temperature)) / temperature
+
+
+def reverse_kl_gradient(student_logits, teacher_logits, temperature=1.0):
+    r""":math:`\frac{q_i}{T}\bigl(\log\frac{q_i}{p_i} - D_{\mathrm{KL}}(q\,\|\,p)\bigr)`."""
+    log_p, log_q = log_softmax(teacher_logits, temperature), log_softmax(student_logits, temperature)
+    return np.exp(log_q) * (log_q - log_p - kl(log_q, log_p)[..., None]) / temperature
+
+
+def jensen_shannon_gradient(student_logits, teacher_logits, temperature=1.0, beta=0.5):
+    r""":math:`(1-\beta)\frac{q_i}{T}\bigl(\log\frac{q_i}{m_i} - D_{\mathrm{KL}}(q\,\|\,m)\bigr)`."""
+    log_p, log_q = log_softmax(teacher_logits, temperature), log_softmax(student_logits, temperature)
+    log_m = np.logaddexp(np.log(beta) + log_p, np.log1p(-beta) + log_q)
+    return (1 - beta) * np.exp(log_q) * (log_q - log_m - kl(log_q, log_m)[..., None]) / temperature
+
+
+def softmax_high_temperature(logits, temperature, order=1):
+    r""":math:`q_i` to first or second order in :math:`1/T`, with :math:`\tilde z` the centred logits.
+
+    .. math:: \frac1N\Bigl(1 + \frac{\tilde z_i}{T} + \frac{\tilde z_i^2 - \overline{\tilde z^2}}{2T^2}\Bigr)
+    """
+    z = np.asarray(logits, dtype=np.float64)
+    z = z - z.mean(-1, keepdims=True)
+    relative = 1 + z / temperature
+    if order == 2:
+        relative = relative + (z**2 - (z**2).mean(-1, keepdims=True)) / (2 * temperature**2)
+    return relative / z.shape[-1]
+
+
+def logit_matching(student_logits, teacher_logits):
+    r""":math:`\frac{1}{2N}\sum_i(\tilde z_i - \tilde t_i)^2`: the limit of :math:`T^2 D_{\mathrm{KL}}(p\,\|\,q)`."""
+    difference = np.asarray(student_logits, dtype=np.float64) - np.asarray(teacher_logits, dtype=np.float64)
+    return difference.var(-1) / 2
+
+
+def effective_exponent(x, y):
+    r"""The local slope :math:`d\log y/d\log x` of a curve, at each of its points.
+
+    >>> import numpy as np
+    >>> effective_exponent(np.array([1.0, 2.0, 4.0]), np.array([1.0, 0.25, 0.0625])).tolist()
+    [-2.0, -2.0, -2.0]
+    """
+    return np.gradient(np.log(y), np.log(x))
