@@ -2,10 +2,12 @@
 
 from .download import DataError, folder
 from .images import ImageData, Split, crop_and_flip, load_cifar10, load_cifar100, load_digits, load_images
-from .posterior import KnownPosterior
+from .posterior import ExactTeacher, Examples, KnownPosterior
 
 __all__ = [
     "DataError",
+    "ExactTeacher",
+    "Examples",
     "ImageData",
     "KnownPosterior",
     "Split",

@@ -1,9 +1,48 @@
 """A task whose true posterior is known, so that dark knowledge can be compared with the truth."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs of any shape ``(n, …)`` and their labels ``(n,)``, for :func:`kdlab.training.fit`."""
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device) -> "Examples":
+        return Examples(self.inputs.to(device), self.labels.to(device))
+
+    def batches(
+        self, batch_size: int, *, generator: torch.Generator | None = None, augment: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches in a random order if there is a generator, else in order; there is nothing to augment.
+
+        As with images, a shuffled pass drops the last, incomplete batch.
+        """
+        n = len(self)
+        order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
+        stop = n if generator is None else max(n - n % batch_size, min(n, batch_size))
+        for index in order[:stop].split(batch_size):
+            yield self.inputs[index], self.labels[index]
+
+
+class ExactTeacher(nn.Module):
+    """The true posterior as a teacher: its softmax at temperature one is p(y | x)."""
+
+    def __init__(self, task: "KnownPosterior"):
+        super().__init__()
+        self.task = task
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.task.posterior_logits(inputs)
 
 
 @dataclass(frozen=True)
@@ -52,11 +91,11 @@ class KnownPosterior:
     def num_classes(self) -> int:
         return len(self.centres)
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """``n`` examples: inputs of shape ``(n, dimensions)`` and labels of shape ``(n,)``."""
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Examples:
+        """``n`` examples with inputs of shape ``(n, dimensions)``."""
         labels = torch.randint(self.num_classes, (n,), generator=generator)
         noise = torch.randn(n, self.centres.shape[1], generator=generator)
-        return self.centres[labels] + self.noise * noise, labels
+        return Examples(self.centres[labels] + self.noise * noise, labels)
 
     def posterior_logits(self, inputs: Tensor) -> Tensor:
         """Logits of shape ``(n, classes)`` whose softmax at temperature one is the true p(y | x)."""

@@ -1,5 +1,6 @@
 """Students and teachers, each a function of the number of classes. May import torch alone."""
 
+from .mlp import mlp
 from .resnet import (
     count_parameters,
     resnet,
@@ -16,6 +17,7 @@ from .resnet import (
 
 __all__ = [
     "count_parameters",
+    "mlp",
     "resnet",
     "resnet110",
     "resnet14",

@@ -27,7 +27,7 @@ def check_logits(name, logits):
         raise TypeError(f"{name} must be floating point (logits, not labels), not {logits.dtype}.")
     if logits.ndim == 0 or logits.shape[-1] < 2:
         raise ValueError(f"{name} needs at least two classes in its last axis, but has shape {tuple(logits.shape)}.")
-    if _inspectable(logits) and not torch.isfinite(logits).all():
+    if _inspectable(logits) and logits.numel() and not torch.isfinite(torch.stack(logits.aminmax())).all():
         bad = int((~torch.isfinite(logits)).sum())
         raise ValueError(f"{name} has {bad} of {logits.numel()} entries that are NaN or infinite.")
 

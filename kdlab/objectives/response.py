@@ -41,18 +41,14 @@ def _kl(log_p, log_q):
     r"""KL(p‖q) for each distribution, as a sum of terms none of which is negative.
 
     Since p and q both sum to one, Σ p·log(p/q) = Σ (p·r + q − p) with r = log p − log q, and each term is
-    p·φ(r) ≥ 0 with φ(r) = e^{−r} − 1 + r. Near r = 0 the difference is taken from φ's series
-    r²/2 · (1 − r/3 (1 − r/4 (1 − …))): at high temperature all r are small, and the textbook sum would be lost
-    in cancellation, while T² multiplies what is left of it.
+    p·φ(r) ≥ 0 with φ(r) = e^{−r} − 1 + r. At high temperature all r are small: φ, by expm1, keeps its digits where
+    the textbook sum is lost in cancellation, and T² multiplies what is left of it. Where q ≫ p, e^{−r} could
+    overflow, and the terms are summed as they stand.
     """
     r = log_p - log_q
-    p, q = log_p.exp(), log_q.exp()
-    near = r.abs() < 0.1
-    r_near = r.where(near, 0.0)
-    series = torch.ones_like(r)
-    for k in range(10, 2, -1):
-        series = 1 - r_near / k * series
-    return torch.where(near, p * series * r_near**2 / 2, p * r + q - p).sum(-1)
+    p = log_p.exp()
+    small = r.clamp(min=-1.0)
+    return torch.where(r > -1.0, p * (torch.expm1(-small) + small), p * r + log_q.exp() - p).sum(-1)
 
 
 def forward_kl(

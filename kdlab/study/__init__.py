@@ -4,6 +4,7 @@ from .records import RecordError, book_folder, find_record, provenance, read_rec
 from .run import Run, run, stored_student
 from .spec import Spec
 from .statistics import Interval, mean_interval, paired_difference
+from .teachers import book_teacher
 
 __all__ = [
     "Interval",
@@ -11,6 +12,7 @@ __all__ = [
     "Run",
     "Spec",
     "book_folder",
+    "book_teacher",
     "find_record",
     "mean_interval",
     "paired_difference",

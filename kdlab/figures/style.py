@@ -1,0 +1,111 @@
+"""One style for every figure: readable on light and dark pages, for the colour-blind, and by a screen reader."""
+
+import html
+import io
+import re
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+#: Okabe & Ito's palette in the order of use, without the yellow that vanishes on white.
+BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY)
+
+# Drawn in these colours, and then given the page's own text colour, whatever it is.
+_INK, _FAINT = "#010203", "#040506"
+
+STYLE = {
+    "figure.figsize": (7.0, 3.6),
+    "figure.facecolor": "none",
+    "figure.constrained_layout.use": True,
+    "axes.facecolor": "none",
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.titlesize": "medium",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": mpl.cycler(color=PALETTE),
+    "axes.grid": True,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.6,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "lines.linewidth": 2.0,
+    "lines.markersize": 5.0,
+    "font.size": 10.5,
+    "svg.fonttype": "path",
+}
+
+
+def use_style() -> None:
+    """Draw every figure of this session in the book's style."""
+    mpl.rcParams.update(STYLE)
+
+
+def mathematics(text: str) -> str:
+    r"""HTML of a plain sentence in which ``$…$`` is mathematics.
+
+    >>> mathematics("as $T \\to \\infty$")
+    'as \\(T \\to \\infty\\)'
+    """
+    return re.sub(r"\$(.+?)\$", r"\\(\1\\)", html.escape(text, quote=False))
+
+
+class Shown:
+    """HTML for a notebook's output."""
+
+    def __init__(self, markup: str):
+        self.markup = markup
+
+    def _repr_html_(self) -> str:
+        return self.markup
+
+    def __repr__(self) -> str:
+        return re.sub(r"<[^>]+>", " ", self.markup)[:80].strip()
+
+
+def show(figure: Figure, *, label: str, caption: str, alt: str) -> Shown:
+    """A figure as inline SVG with its caption below, in the colours of the page that it is on.
+
+    Args:
+        figure: a Matplotlib figure, drawn in :func:`use_style`'s style.
+        label: unique on its page; the anchor is ``fig-label``.
+        caption: what to see in it; ``$…$`` is mathematics.
+        alt: what it shows, in words, for who cannot see it.
+    """
+    if not (label and caption and alt):
+        raise ValueError("a figure needs a label, a caption and an alternative text.")
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": label}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = svg.replace(f"stroke: {_FAINT}", "stroke: currentColor; stroke-opacity: 0.15").replace(_INK, "currentColor")
+    # Several figures share a page: make their ids distinct.
+    svg = re.sub(r'\bid="', f'id="{label}-', svg)
+    svg = re.sub(r'(href="|url\()#', rf"\1#{label}-", svg)
+    size = re.match(r'<svg[^>]*?width="([\d.]+)pt"', svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1)
+    width = f"max-width: {float(size.group(1)) * 4 / 3:.0f}px" if size else ""
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}" style="width: 100%; {width}"', 1)
+    return Shown(
+        f'<figure class="kd-figure" id="fig-{label}">{svg}<figcaption>{mathematics(caption)}</figcaption></figure>'
+    )
+
+
+def table(header, rows, *, caption: str) -> Shown:
+    """A table with a caption above; numbers line up. ``$…$`` is mathematics.
+
+    >>> table(["T", "KL"], [[1, "0.850"]], caption="Two numbers.").markup.count("<td>")
+    2
+    """
+    head = "".join(f'<th scope="col">{mathematics(str(cell))}</th>' for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{mathematics(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return Shown(
+        f'<div class="kd-table"><table class="table"><caption>{mathematics(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )

@@ -1,0 +1,97 @@
+"""What a chapter says of its evidence: verdicts, where numbers come from, and what is missing."""
+
+import html
+
+import torch
+
+from ..data import ImageData
+from ..figures import Shown, mathematics
+
+#: What can become of a claim.
+VERDICTS = {
+    "proved": "derived for every case",
+    "verified": "measured, and it holds",
+    "corrected": "wrong as printed; the right statement is given",
+    "refuted": "measured, and it does not hold",
+    "depends": "true under conditions, which are given",
+    "not measured": "this build had not the data that it takes",
+}
+
+
+class Verdict(Shown):
+    """A claim's verdict as an executed cell gives it; the ledger is made from these."""
+
+    def __init__(self, claim: str, outcome: str, finding: str):
+        self.claim, self.outcome, self.finding = claim, outcome, finding
+        super().__init__(
+            f'<aside class="kd-verdict kd-{outcome.split()[0]}" id="claim-{claim.lower()}">'
+            f"<strong>Claim {claim}: {outcome}.</strong> {mathematics(finding)}</aside>"
+        )
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        said = {"claim": self.claim, "outcome": self.outcome, "finding": self.finding}
+        return {"text/html": self.markup, "application/vnd.kdlab.verdict+json": said}
+
+
+def verdict(claim: str, outcome: str, finding: str, *, data: ImageData | None = None) -> Verdict:
+    """The verdict on a claim, earned by the cells above it.
+
+    Args:
+        claim: its id in the ledger, such as ``"A1"``.
+        outcome: one of :data:`VERDICTS`.
+        finding: what was found, in a sentence or two; ``$…$`` is mathematics.
+        data: the images it was measured on, if any: on the fall-back the verdict becomes "not measured".
+    """
+    if outcome not in VERDICTS:
+        raise ValueError(f"a verdict is one of {', '.join(VERDICTS)}, not {outcome!r}.")
+    if data is not None and data.fallback:
+        outcome = "not measured"
+        finding = f"This build had no CIFAR-100; the cells above ran on the fall-back ({data.name}), which settles nothing."
+    return Verdict(claim, outcome, finding)
+
+
+def data_note(data: ImageData) -> Shown:
+    """Which images this page was computed from; a banner where they are the fall-back."""
+    sizes = f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test images"
+    text = f"{data.name}: {sizes}, content checksum <code>{data.checksum[:12]}</code>."
+    if data.fallback:
+        return Shown(
+            f'<aside class="kd-banner"><strong>Fall-back data.</strong> CIFAR-100 was not to be had in this build, so '
+            f"this page ran on {text} It shows that every cell runs; its numbers are not evidence.</aside>"
+        )
+    return Shown(f'<p class="kd-badge">Data: {text}</p>')
+
+
+def source_note(records: list[dict]) -> Shown:
+    """Where recorded numbers come from: device, commit, date and number of runs."""
+    origins = [record["provenance"] for record in records]
+
+    def distinct(key):
+        return ", ".join(sorted({str(origin[key])[:10] if key != "device" else origin[key] for origin in origins}))
+
+    dirty = " (with uncommitted changes)" if any(origin["dirty"] for origin in origins) else ""
+    return Shown(
+        f'<p class="kd-badge">Recorded: n = {len(records)} runs · {html.escape(distinct("device"))} · '
+        f"commit <code>{html.escape(distinct('commit'))}</code>{dirty} · {distinct('started')}</p>"
+    )
+
+
+def not_yet_run(what: str, command: str) -> Shown:
+    """A slot that is visibly empty, with the command that fills it."""
+    return Shown(
+        f'<aside class="kd-empty"><strong>Not yet run:</strong> {mathematics(what)}. '
+        f"It is filled by <code>{html.escape(command)}</code>.</aside>"
+    )
+
+
+def device_for(profile: str) -> str:
+    """The device of a chapter's profile.
+
+    Raises:
+        ValueError: for a profile that is neither ``"cpu"`` nor ``"gpu"``, or ``"gpu"`` without a GPU.
+    """
+    if profile not in ("cpu", "gpu"):
+        raise ValueError(f'profile must be "cpu" or "gpu", not {profile!r}.')
+    if profile == "gpu" and not torch.cuda.is_available():
+        raise ValueError('profile "gpu" needs a CUDA device, and none is visible here; use profile "cpu".')
+    return "cuda" if profile == "gpu" else "cpu"
