@@ -39,9 +39,10 @@ def fetch_archive(url: str, known_hash: str, name: str, *, download: bool = True
         import pooch
     except ImportError:
         raise DataError("downloading data needs pooch: pip install 'kdlab[data]'.") from None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{name}."))
+    scratch = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{name}."))
         pooch.get_logger().setLevel("WARNING")
         downloader = pooch.HTTPDownloader(timeout=10, progressbar=sys.stderr.isatty())
         archive = pooch.retrieve(url, known_hash, fname="archive", path=scratch, downloader=downloader)
@@ -52,5 +53,6 @@ def fetch_archive(url: str, known_hash: str, name: str, *, download: bool = True
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise DataError(f"{name} could not be downloaded from {url}: {reason}") from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
     return target

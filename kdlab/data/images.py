@@ -144,6 +144,12 @@ def _read_rows(path, rows: int, bytes_per_row: int) -> np.ndarray:
     return np.fromfile(path, dtype=np.uint8).reshape(rows, bytes_per_row)
 
 
+def _read_names(path) -> tuple[str, ...]:
+    if not note_read(path).is_file():
+        raise DataError(f"{path} is missing; delete its folder, and it is downloaded again.")
+    return tuple(path.read_text(encoding="utf-8").split())
+
+
 def _hold_out(labels: np.ndarray, per_class: int) -> np.ndarray:
     """True for the first ``per_class`` rows of each class (the canonical order is as good as random)."""
     held = np.zeros(len(labels), dtype=bool)
@@ -200,9 +206,7 @@ def load_cifar100(*, validation_per_class: int = 50, download: bool = True) -> I
         parts[name] = content
     coarse, fine = parts["train"][:, 0], parts["train"][:, 1]
     superclass_of = tuple(int(coarse[fine == c][0]) for c in range(100))
-    names = [
-        tuple(note_read(where / f"{kind}_label_names.txt").read_text().split()) for kind in ("fine", "coarse")
-    ]
+    names = [_read_names(where / f"{kind}_label_names.txt") for kind in ("fine", "coarse")]
     return _assemble(
         *((rows[:, 2:].reshape(-1, 3, 32, 32), rows[:, 1]) for rows in (parts["train"], parts["test"])),
         validation_per_class,
@@ -227,7 +231,7 @@ def load_cifar10(*, validation_per_class: int = 500, download: bool = True) -> I
     test, _ = _canonical(_read_rows(where / "test_batch.bin", 10_000, 3073))
     if max(train[:, 0].max(), test[:, 0].max()) > 9:
         raise DataError(f"{where} has labels above 9: it is not CIFAR-10.")
-    classes = tuple(note_read(where / "batches.meta.txt").read_text().split())
+    classes = _read_names(where / "batches.meta.txt")
     vehicles = {"airplane", "automobile", "ship", "truck"}
     return _assemble(
         *((rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0]) for rows in (train, test)),

@@ -92,30 +92,37 @@ def resnet(
 
 
 def resnet8(num_classes: int = 100) -> ResNet:
+    """ResNet-8: :func:`resnet` of depth 8, with stages of 16, 32 and 64 channels."""
     return resnet(8, num_classes=num_classes)
 
 
 def resnet14(num_classes: int = 100) -> ResNet:
+    """ResNet-14: :func:`resnet` of depth 14, with stages of 16, 32 and 64 channels."""
     return resnet(14, num_classes=num_classes)
 
 
 def resnet20(num_classes: int = 100) -> ResNet:
+    """ResNet-20: :func:`resnet` of depth 20, with stages of 16, 32 and 64 channels."""
     return resnet(20, num_classes=num_classes)
 
 
 def resnet32(num_classes: int = 100) -> ResNet:
+    """ResNet-32: :func:`resnet` of depth 32, with stages of 16, 32 and 64 channels."""
     return resnet(32, num_classes=num_classes)
 
 
 def resnet44(num_classes: int = 100) -> ResNet:
+    """ResNet-44: :func:`resnet` of depth 44, with stages of 16, 32 and 64 channels."""
     return resnet(44, num_classes=num_classes)
 
 
 def resnet56(num_classes: int = 100) -> ResNet:
+    """ResNet-56: :func:`resnet` of depth 56, with stages of 16, 32 and 64 channels."""
     return resnet(56, num_classes=num_classes)
 
 
 def resnet110(num_classes: int = 100) -> ResNet:
+    """ResNet-110: :func:`resnet` of depth 110, with stages of 16, 32 and 64 channels."""
     return resnet(110, num_classes=num_classes)
 
 

@@ -43,12 +43,12 @@ def _kl(log_p, log_q):
     Since p and q both sum to one, Σ p·log(p/q) = Σ (p·r + q − p) with r = log p − log q, and each term is
     p·φ(r) ≥ 0 with φ(r) = e^{−r} − 1 + r. At high temperature all r are small: φ, by expm1, keeps its digits where
     the textbook sum is lost in cancellation, and T² multiplies what is left of it. Where q ≫ p, e^{−r} could
-    overflow, and the terms are summed as they stand.
+    overflow, and the terms are taken as they stand; the clamp removes what rounding leaves below zero.
     """
     r = log_p - log_q
     p = log_p.exp()
     small = r.clamp(min=-1.0)
-    return torch.where(r > -1.0, p * (torch.expm1(-small) + small), p * r + log_q.exp() - p).sum(-1)
+    return torch.where(r > -1.0, p * (torch.expm1(-small) + small), (p * r + log_q.exp() - p).clamp(min=0.0)).sum(-1)
 
 
 def forward_kl(
@@ -141,7 +141,10 @@ def soft_targets(
     tensor(0.5000)
     """
     losses = forward_kl(student_logits, teacher_logits, temperature=temperature, reduction="none")
-    return reduce(temperature**2 * losses, mask, reduction)
+    squared = temperature**2
+    if isinstance(squared, Tensor) and squared.ndim:  # one temperature a distribution, of shape (..., 1)
+        squared = squared.squeeze(-1)
+    return reduce(squared * losses, mask, reduction)
 
 
 def cross_entropy(
@@ -255,6 +258,7 @@ def permute_dark_knowledge(teacher_logits: Tensor, labels: Tensor, *, generator=
     """
     check_logits("teacher_logits", teacher_logits)
     check_labels(labels, teacher_logits)
+    labels = labels.long()
     true_class = torch.zeros_like(teacher_logits).scatter(-1, labels.unsqueeze(-1), 1.0)
     keys = torch.rand(teacher_logits.shape, generator=generator, device=teacher_logits.device)
     # Both orders have the true class last; the wrong classes come in class order, and at random.

@@ -1,4 +1,4 @@
-"""Specs, plans, runs, records and statistics. May import everything but the figures."""
+"""Specs, plans, runs, records and statistics. May import every other room."""
 
 from .records import RecordError, book_folder, find_record, provenance, read_record, write_record
 from .run import Run, run, stored_student

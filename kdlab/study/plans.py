@@ -44,8 +44,8 @@ def _three_arms(study: str, data: str, student: str, teacher: Spec, recipe: Reci
 
 def first_distillation_live(data: str, precision: str) -> list[Spec]:
     """What chapter 6 trains while it is executed: ResNet-20 to ResNet-8, three seeds, under four minutes."""
-    recipe = Recipe(epochs=5, batch_size=64, learning_rate=0.1, schedule="cosine", warmup_epochs=0.5, precision=precision)
-    examples = 10_000
+    recipe = Recipe(epochs=4, batch_size=64, learning_rate=0.1, schedule="cosine", warmup_epochs=0.5, precision=precision)
+    examples = 8_000
     if data == "digits":
         recipe, examples = replace(recipe, batch_size=32, augment=False), 200
     return _three_arms("first-distillation-live", data, "resnet8", teacher(data), recipe, range(3), examples)

@@ -109,7 +109,7 @@ def read_record(path) -> dict:
         raise RecordError(f"{path} is not a whole JSON file: {error}") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise RecordError(f"{path} is not a record of schema {SCHEMA}.")
-    if record.get("spec_hash") != spec_hash(record["spec"]):
+    if not isinstance(record.get("spec"), dict) or record.get("spec_hash") != spec_hash(record["spec"]):
         raise RecordError(f"{path} was changed: its hash does not fit its spec.")
     return record
 

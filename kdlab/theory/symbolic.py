@@ -73,7 +73,8 @@ def in_probabilities(expression, logits=z, probability=q, given=None):
     def named(exponential):
         exponent = sp.expand(exponential.args[0] * T)
         indexed = [e for e in exponent.atoms(sp.Indexed) if e.base == logits]
-        return sp.Mul(*((Z * probability[e.indices[0]]) ** exponent.coeff(e) for e in indexed))
+        rest = exponent - sum(exponent.coeff(e) * e for e in indexed)
+        return sp.exp(rest / T) * sp.Mul(*((Z * probability[e.indices[0]]) ** exponent.coeff(e) for e in indexed))
 
     def normalised(s):
         index = s.limits[0][0]

@@ -81,8 +81,8 @@ def save_run(path: Path, student, objective, optimizer, generator: torch.Generat
 def load_run(path: Path, student, objective, optimizer, generator: torch.Generator, identity: dict) -> dict:
     """Put back what :func:`save_run` saved, if it is of the run that ``identity`` describes; return the header."""
     tensors, header = load_tensors(path)
-    if header["identity"] != identity:
-        differs = [k for k in identity if header["identity"].get(k) != identity[k]]
+    if header.get("identity") != identity:
+        differs = [k for k in identity if header.get("identity", {}).get(k) != identity[k]]
         raise CheckpointError(f"{path} belongs to another run (its {', '.join(differs)} differ): give another path.")
 
     def part(prefix):

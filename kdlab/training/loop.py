@@ -1,7 +1,10 @@
 """The one training loop."""
 
+import hashlib
+import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from torch import nn
 
 from ..objectives import Objective, Term
 from .checkpoint import load_run, save_run
-from .measures import measure, predict
+from .measures import evaluation_mode, measure, predict
 from .recipe import Recipe
 
 
@@ -74,19 +77,19 @@ def fit(
     objective.to(device)
     optimizer = _optimizer(recipe, [*student.parameters(), *objective.parameters()])
     generator = torch.Generator().manual_seed(recipe.seed)
-    identity = {"recipe": _plain(recipe), "objective": repr(objective), "examples": len(train)}
+    shapes = hashlib.sha256(repr([(k, tuple(v.shape)) for k, v in student.state_dict().items()]).encode()).hexdigest()
+    identity = {"recipe": _plain(recipe), "objective": repr(objective), "examples": len(train), "student": shapes}
     history = []
     if checkpoint is not None and Path(checkpoint).exists():
         history = load_run(Path(checkpoint), student, objective, optimizer, generator, identity)["history"]
 
-    teacher_was_training = teacher is not None and teacher.training
-    if teacher is not None:
-        teacher.to(device).to(memory_format=torch.channels_last).eval()
-    try:
+    student.train()
+    with nullcontext() if teacher is None else evaluation_mode(teacher.to(device).to(memory_format=torch.channels_last)):
         for epoch in range(len(history), recipe.epochs):
             entry = _epoch(student, teacher, objective, optimizer, train, recipe, generator, epoch, device)
             if validation is not None:
                 logits = predict(student, validation, device=device, precision=recipe.precision)
+                _check_finite({"validation logits": logits.sum().item()}, epoch, recipe)
                 entry["validation"] = measure(logits, validation.labels.cpu())
             history.append(entry)
             if checkpoint is not None:
@@ -94,9 +97,6 @@ def fit(
                 save_run(Path(checkpoint), student, objective, optimizer, generator, header)
             if report is not None:
                 report(entry)
-    finally:
-        if teacher is not None:
-            teacher.train(teacher_was_training)
     return history
 
 
@@ -114,6 +114,8 @@ def _epoch(student, teacher, objective, optimizer, train, recipe, generator, epo
             if objective.needs_teacher:
                 with torch.no_grad():
                     teacher_logits = teacher(inputs)
+        if student_logits.device.type == "cpu":  # a glance there; on an accelerator, the epoch's mean is looked at
+            _check_finite({"student logits": student_logits.detach().sum().item()}, epoch, recipe)
         loss, terms = objective(student_logits=student_logits, teacher_logits=teacher_logits, labels=labels)
         optimizer.zero_grad()
         loss.backward()
@@ -123,11 +125,7 @@ def _epoch(student, teacher, objective, optimizer, train, recipe, generator, epo
         examples += len(labels)
     means = {name: (total / steps).item() for name, total in sums.items()}
     seconds = time.perf_counter() - started
-    if not all(torch.isfinite(torch.tensor(value)) for value in means.values()):
-        raise FloatingPointError(
-            f"the loss stopped being finite in epoch {epoch + 1} of {recipe.epochs} ({means}); "
-            "a lower learning rate or a warm-up usually mends this."
-        )
+    _check_finite(means, epoch, recipe)
     return {
         "epoch": epoch + 1,
         "learning_rate": optimizer.param_groups[0]["lr"],
@@ -135,6 +133,14 @@ def _epoch(student, teacher, objective, optimizer, train, recipe, generator, epo
         "seconds": seconds,
         "examples_per_second": examples / seconds,
     }
+
+
+def _check_finite(values: dict[str, float], epoch: int, recipe: Recipe) -> None:
+    if not all(map(math.isfinite, values.values())):
+        raise FloatingPointError(
+            f"training diverged in epoch {epoch + 1} of {recipe.epochs}: {', '.join(values)} stopped being finite; "
+            "a lower learning rate or a warm-up usually mends this."
+        )
 
 
 def _plain(recipe: Recipe) -> dict:

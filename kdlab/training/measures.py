@@ -1,5 +1,7 @@
 r"""What is measured of a trained student: accuracy, calibration, fidelity to its teacher."""
 
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,18 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15
     return torch.zeros(bins, dtype=torch.double).index_add_(0, which.cpu(), gap.cpu()).abs().sum().item() / len(labels)
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module):
+    """Put a model in evaluation mode, and after it each of its modules back in the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @torch.no_grad()
 def predict(model: nn.Module, split, *, batch_size: int = 500, device="cpu", precision: str = "float32") -> Tensor:
     """Logits for every example of a split, in order, in evaluation mode; the model's mode is put back after.
@@ -37,16 +51,12 @@ def predict(model: nn.Module, split, *, batch_size: int = 500, device="cpu", pre
     Returns:
         float32, shape ``(len(split), classes)``, on the CPU.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        logits = []
+    logits = []
+    with evaluation_mode(model):
         for inputs, _ in split.batches(batch_size):
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
                 logits.append(model(inputs.to(device)).float().cpu())
-        return torch.cat(logits)
-    finally:
-        model.train(was_training)
+    return torch.cat(logits)
 
 
 def measure(student_logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> dict[str, float]:

@@ -1,0 +1,180 @@
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kdlab
+
+PACKAGE = Path(kdlab.__file__).parent
+ROOMS = ("objectives", "models", "data", "training", "theory", "study")
+ALLOWED = {  # besides the standard library and the room itself
+    "objectives": {"torch"},
+    "models": {"torch"},
+    "data": {"torch", "numpy", "kdlab.files", "pooch", "sklearn"},
+    "training": {"torch", "safetensors", "kdlab.files", "kdlab.objectives", "kdlab.models", "kdlab.data"},
+    "theory": {"sympy", "numpy"},
+    "study": {
+        "torch",
+        "numpy",
+        "scipy",
+        "kdlab",
+        "kdlab.files",
+        *(f"kdlab.{room}" for room in (*ROOMS, "figures")),
+    },
+}
+LAZY = {"data": {"pooch", "sklearn"}, "training": {"safetensors"}, "study": {"scipy", "kdlab.figures"}}
+
+
+def parsed(folder):
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.py"))}
+
+
+def imports(path, tree):
+    """What a file imports: top-level packages, and kdlab's rooms by name."""
+    here = ("kdlab", *path.relative_to(PACKAGE).with_suffix("").parts)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(here[: len(here) - node.level]) if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "kdlab" else [module]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "kdlab":
+                inside = len(parts) > 1 and (
+                    (PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file()
+                )
+                yield f"kdlab.{parts[1]}" if inside else "kdlab"
+            elif parts[0] not in sys.stdlib_module_names:
+                yield parts[0]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_run_downwards(room):
+    for path, tree in parsed(PACKAGE / room).items():
+        assert set(imports(path, tree)) <= ALLOWED[room] | {f"kdlab.{room}"}, path.name
+
+
+def test_the_shared_modules_import_nothing():
+    for name in ("__init__.py", "files.py"):
+        assert set(imports(PACKAGE / name, ast.parse((PACKAGE / name).read_text()))) == set()
+
+
+def test_rooms_allowed_something_use_it():
+    for room in ROOMS:
+        used = {name for path, tree in parsed(PACKAGE / room).items() for name in imports(path, tree)}
+        assert LAZY.get(room, set()) - used <= {"kdlab.figures"}
+
+
+BLOCKED = "scipy safetensors matplotlib pooch sklearn tqdm pandas"
+
+CORE = f"""
+import importlib.machinery, sys
+import numpy, torch
+
+class Finder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in BLOCKED else super().find_spec(name, path, target)
+
+BLOCKED = set({BLOCKED!r}.split()) - {{name.split(".")[0] for name in sys.modules}}
+if "sympy" not in sys.modules:
+    BLOCKED.add("sympy")
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
+import kdlab
+import kdlab.data, kdlab.models, kdlab.objectives, kdlab.training, kdlab.study
+from kdlab.theory import reference
+BLOCKED.discard("sympy")  # torch itself looks for it when it makes an optimiser
+from kdlab.data import ExactTeacher, KnownPosterior
+from kdlab.objectives import CrossEntropy, SoftTargets
+from kdlab.training import Recipe, fit
+task = KnownPosterior.draw()
+history = fit(
+    kdlab.models.mlp(16, 20), 0.5 * CrossEntropy() + 0.5 * SoftTargets(temperature=2), train=task.sample(64),
+    teacher=ExactTeacher(task), recipe=Recipe(epochs=1, batch_size=16), validation=task.sample(32),
+)
+assert len(history) == 1
+try:
+    kdlab.training.save_model("nowhere", torch.nn.Linear(1, 1), {{}})
+except ImportError as error:
+    assert "pip install 'kdlab[study]'" in str(error), error
+else:
+    raise AssertionError("safetensors was not blocked")
+print("fine")
+"""
+
+
+def python(code):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_core_needs_torch_and_numpy_alone():
+    assert python(CORE).endswith("fine\n")
+
+
+def test_importing_the_package_is_cheap():
+    code = "import sys, kdlab; assert not {'torch', 'numpy'} & set(sys.modules); print(kdlab.__version__)"
+    assert python(code).strip() == kdlab.__version__
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "theory"])
+def test_all_names_exist_in_order(room):
+    module = importlib.import_module(f"kdlab.{room}")
+    assert sorted(module.__all__) == list(module.__all__) and len(set(module.__all__)) == len(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def public():
+    for room in ROOMS:
+        module = importlib.import_module(f"kdlab.{room}")
+        for name in getattr(module, "__all__", ()):
+            yield pytest.param(getattr(module, name), id=f"{room}.{name}")
+    for name in ("reference", "symbolic", "expansion"):
+        module = importlib.import_module(f"kdlab.theory.{name}")
+        for key, thing in vars(module).items():
+            if inspect.isfunction(thing) and thing.__module__ == module.__name__ and not key.startswith("_"):
+                yield pytest.param(thing, id=f"{name}.{key}")
+
+
+@pytest.mark.parametrize("thing", list(public()))
+def test_public_names_have_a_docstring(thing):
+    assert thing.__doc__ and thing.__doc__.strip()
+    assert not thing.__doc__.startswith(f"{thing.__name__}(")  # what a dataclass writes for itself
+
+
+def test_every_module_says_what_it_is():
+    for path, tree in parsed(PACKAGE).items():
+        assert ast.get_docstring(tree), path
+
+
+def test_nothing_unpickles():
+    for path, tree in parsed(PACKAGE).items():
+        assert not {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"} & {
+            alias.name.split(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in [*node.names, ast.alias(getattr(node, "module", None) or "")]
+        }, path
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            options = {keyword.arg: keyword.value for keyword in call.keywords}
+            assert "allow_pickle" not in options, path
+            if ast.unparse(call.func) == "torch.load":
+                assert ast.unparse(options["weights_only"]) == "True", path
+            assert ast.unparse(call.func) not in ("eval", "exec", "torch.save"), path
+
+
+def test_the_version_is_that_of_the_distribution():
+    from importlib import metadata
+
+    assert kdlab.__version__ == metadata.version("kdlab")

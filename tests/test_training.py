@@ -1,0 +1,612 @@
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from kdlab.data import ExactTeacher, KnownPosterior
+from kdlab.files import atomic_write, sha256
+from kdlab.models import mlp
+from kdlab.objectives import CrossEntropy, PermutedSoftTargets, SoftTargets, Term, cross_entropy, forward_kl
+from kdlab.training import (
+    CheckpointError,
+    Recipe,
+    accuracy,
+    agreement,
+    expected_calibration_error,
+    fast_precision,
+    fit,
+    load_model,
+    measure,
+    predict,
+    save_model,
+)
+from kdlab.training.checkpoint import load_tensors, save_tensors
+
+QUICK = Recipe(epochs=3, batch_size=32, learning_rate=0.01, schedule="cosine", warmup_epochs=0.5)
+DISTIL = 0.1 * CrossEntropy() + 0.9 * SoftTargets(temperature=4)
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(epoch):
+    def report(entry):
+        if entry["epoch"] == epoch:
+            raise Killed
+
+    return report
+
+
+def state(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_same_state(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def timeless(history):
+    return [
+        {k: v for k, v in entry.items() if k not in ("seconds", "examples_per_second")} for entry in history
+    ]
+
+
+# The loop
+
+
+@pytest.mark.parametrize(
+    "recipe", [QUICK, replace(QUICK, optimizer="adam", learning_rate=1e-3)], ids=["sgd", "adam"]
+)
+def test_training_lowers_the_loss(digits, linear, recipe):
+    student = linear()
+    before = cross_entropy(predict(student, digits.train), digits.train.labels).item()
+    history = fit(
+        student, CrossEntropy(), train=digits.train, recipe=replace(recipe, epochs=8, augment=False)
+    )
+    after = cross_entropy(predict(student, digits.train), digits.train.labels).item()
+    assert after < 0.6 * before
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_bfloat16_trains_too(digits, linear):
+    recipe = replace(QUICK, precision="bfloat16", augment=False, epochs=6)
+    history = fit(linear(), CrossEntropy(), train=digits.train, recipe=recipe, validation=digits.validation)
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert fast_precision("cpu") in ("float32", "bfloat16")
+
+
+def test_a_student_comes_near_its_teacher():
+    task = KnownPosterior.draw(superclasses=2, classes_each=2, dimensions=4)
+    train = task.sample(512)
+    student = mlp(4, 4)
+    recipe = Recipe(
+        epochs=10, batch_size=32, optimizer="adam", learning_rate=1e-2, schedule="cosine", weight_decay=0
+    )
+    history = fit(student, SoftTargets(temperature=1), train=train, recipe=recipe, teacher=ExactTeacher(task))
+    assert history[-1]["loss"] < 0.1 * history[0]["loss"]
+
+
+def test_what_an_epochs_entry_says(digits, linear):
+    teacher, entries = linear(1), []
+    history = fit(
+        linear(), DISTIL, train=digits.train, recipe=QUICK, teacher=teacher, validation=digits.validation,
+        report=entries.append,
+    )  # fmt: skip
+    assert entries == history
+    assert [entry["epoch"] for entry in history] == [1, 2, 3]
+    for entry in history:
+        assert entry["loss"] == pytest.approx(
+            0.1 * entry["CrossEntropy"] + 0.9 * entry["SoftTargets"], rel=1e-5
+        )
+        assert set(entry["validation"]) == {"accuracy", "cross_entropy", "calibration_error"}
+        assert entry["seconds"] > 0 and entry["examples_per_second"] > 0
+    json.dumps(history, allow_nan=False)
+    assert (
+        "validation"
+        not in fit(linear(), CrossEntropy(), train=digits.train, recipe=replace(QUICK, epochs=1))[0]
+    )
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_steps(digits, linear):
+    recipe = replace(
+        QUICK, epochs=1, schedule="constant", warmup_epochs=0, augment=False, learning_rate=1e-30
+    )
+    student = linear()
+    (entry,) = fit(student, CrossEntropy(), train=digits.train, recipe=recipe)
+    expected = cross_entropy(predict(student, digits.train), digits.train.labels).item()
+    assert entry["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_first_step_is_gradient_descent(digits, linear):
+    recipe = Recipe(
+        epochs=1, batch_size=96, schedule="constant", learning_rate=0.1, weight_decay=0.01, augment=False
+    )
+    student, expected = linear(), linear()
+    ((inputs, labels),) = digits.train.batches(96)
+    cross_entropy(expected(inputs), labels).backward()
+    fit(student, CrossEntropy(), train=digits.train, recipe=recipe)
+    for moved, start in zip(student.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(moved, start - 0.1 * (start.grad + 0.01 * start), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "objective", [1.0 * CrossEntropy(), 1.0 * PermutedSoftTargets(temperature=4)], ids=repr
+)
+def test_same_seed_same_bits(digits, resnet, objective):
+    def once(seed):
+        student, teacher = resnet(), resnet(1)
+        torch.manual_seed(7)
+        recipe = replace(QUICK, epochs=1, seed=seed)
+        return fit(student, objective, train=digits.train, recipe=recipe, teacher=teacher), state(student)
+
+    (history, first), (history2, second), (_, other) = once(0), once(0), once(1)
+    assert_same_state(first, second)
+    assert timeless(history) == timeless(history2)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_student_is_in_training_mode_at_each_step(digits, resnet):
+    student, modes = resnet(), []
+    student.register_forward_hook(lambda module, inputs, _: modes.append((module.training, len(inputs[0]))))
+    student.eval()
+    fit(
+        student,
+        CrossEntropy(),
+        train=digits.train,
+        recipe=replace(QUICK, epochs=2),
+        validation=digits.validation,
+    )
+    assert modes == 2 * [(True, 32), (True, 32), (True, 32), (False, 48)]
+    assert student.training
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_teacher_is_left_as_it_was(digits, resnet, mode):
+    student, teacher = resnet(), resnet(1).train(mode)
+    before, modes = state(teacher), []
+    teacher.register_forward_hook(lambda module, *_: modes.append((module.training, torch.is_grad_enabled())))
+    fit(student, DISTIL, train=digits.train, recipe=replace(QUICK, epochs=1), teacher=teacher)
+    assert modes == 3 * [(False, False)]
+    assert_same_state(state(teacher), before)
+    assert all(p.grad is None and p.requires_grad for p in teacher.parameters())
+    assert {module.training for module in teacher.modules()} == {mode}
+
+
+def test_the_teacher_is_left_as_it_was_by_a_run_that_fails(digits, linear):
+    teacher = linear(1).train()
+    with pytest.raises(Killed):
+        fit(linear(), DISTIL, train=digits.train, recipe=QUICK, teacher=teacher, report=kill_after(1))
+    assert teacher.training
+
+
+def test_layers_of_the_teacher_that_were_frozen_stay_frozen(digits, resnet):
+    teacher = resnet(1).train()
+    teacher.bn1.eval()
+    fit(resnet(), DISTIL, train=digits.train, recipe=replace(QUICK, epochs=1), teacher=teacher)
+    assert teacher.training and not teacher.bn1.training
+
+
+def test_an_objective_that_needs_a_teacher_is_refused_without_one(digits, linear):
+    with pytest.raises(
+        ValueError, match=r"the objective .*SoftTargets.* needs a teacher, but none was given"
+    ):
+        fit(linear(), DISTIL, train=digits.train, recipe=QUICK)
+    with pytest.raises(ValueError, match="needs a teacher"):
+        fit(linear(), SoftTargets(), train=digits.train, recipe=QUICK)
+
+
+def test_a_teacher_that_is_not_needed_is_not_asked(digits, linear):
+    teacher = linear(1)
+    teacher.register_forward_hook(lambda *_: pytest.fail("it was asked"))
+    fit(linear(), CrossEntropy(), train=digits.train, recipe=replace(QUICK, epochs=1), teacher=teacher)
+
+
+# Recipes and schedules
+
+
+def rates_of(recipe, digits, student, monkeypatch):
+    """The learning rate of every step that the optimiser takes."""
+    rates, step = [], torch.optim.SGD.step
+
+    def watched(self, *arguments, **options):
+        rates.extend(group["lr"] for group in self.param_groups)
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", watched)
+    fit(student, CrossEntropy(), train=digits.train, recipe=recipe)
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("options", "closed_form"),
+    [
+        ({"schedule": "constant"}, lambda e: 1.0),
+        (
+            {"schedule": "step", "milestones": (2, 3), "decay": 0.1},
+            lambda e: 1.0 if e < 2 else 0.1 if e < 3 else 0.01,
+        ),
+        ({"schedule": "cosine"}, lambda e: (1 + math.cos(math.pi * e / 4)) / 2),
+        (
+            {"schedule": "cosine", "warmup_epochs": 1},
+            lambda e: e if e < 1 else (1 + math.cos(math.pi * (e - 1) / 3)) / 2,
+        ),
+        (
+            {"schedule": "step", "milestones": (2,), "decay": 0.5, "warmup_epochs": 2 / 3},
+            lambda e: e * 3 / 2 if e < 2 / 3 else 1.0 if e < 2 else 0.5,
+        ),
+    ],
+)
+def test_golden_trace_of_the_schedule(options, closed_form, digits, linear, monkeypatch):
+    recipe = Recipe(epochs=4, batch_size=32, learning_rate=0.02, augment=False, **options)
+    expected = [0.02 * closed_form(step / 3) for step in range(12)]
+    assert rates_of(recipe, digits, linear(), monkeypatch) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_published_schedule():
+    trace = [(0, 0.05), (149.99, 0.05), (150, 5e-3), (179.99, 5e-3), (180, 5e-4), (210, 5e-5), (239.99, 5e-5)]
+    assert [Recipe().learning_rate_at(epoch) for epoch, _ in trace] == pytest.approx(
+        [rate for _, rate in trace]
+    )
+
+
+@given(st.integers(1, 300), st.floats(0, 5), st.sampled_from(["step", "cosine", "constant"]))
+def test_rates_stay_between_zero_and_the_peak_and_fall_after_the_warm_up(epochs, warmup, schedule):
+    recipe = Recipe(epochs=epochs, schedule=schedule, warmup_epochs=warmup)
+    rates = [recipe.learning_rate_at(epoch) for epoch in np.linspace(warmup, max(epochs, warmup + 1), 50)]
+    assert rates[0] == pytest.approx(0.05)
+    assert all(0 <= later <= earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    if schedule == "cosine":
+        assert rates[-1] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"optimizer": "lamb"}, "optimizer must be one of sgd, adam, not 'lamb'"),
+        ({"schedule": "steps"}, "schedule must be one of step, cosine, constant, not 'steps'"),
+        ({"precision": "float16"}, "precision must be one of float32, bfloat16, not 'float16'"),
+        ({"epochs": 0}, "epochs and batch_size must be at least 1, not 0 and 64"),
+        ({"batch_size": 0}, "epochs and batch_size must be at least 1, not 240 and 0"),
+        ({"learning_rate": 0.0}, r"learning_rate must be positive, not 0\.0"),
+        ({"learning_rate": math.nan}, "learning_rate must be positive, not nan"),
+    ],
+)
+def test_bad_recipes_are_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Recipe(**options)
+
+
+def test_unknown_options_of_a_recipe_are_refused():
+    with pytest.raises(TypeError, match="warmup"):
+        Recipe(warmup=2)
+
+
+# Kill and resume
+
+
+@pytest.mark.parametrize("kill", [1, 2])
+@pytest.mark.parametrize(
+    ("optimizer", "momentum", "objective"),
+    [
+        ("sgd", 0.9, DISTIL),
+        ("sgd", 0.0, 1.0 * CrossEntropy()),
+        ("adam", 0.9, DISTIL),
+        ("sgd", 0.9, 0.5 * CrossEntropy() + 0.5 * PermutedSoftTargets(temperature=2)),
+    ],
+    ids=["sgd", "no momentum", "adam", "torch's random numbers"],
+)
+def test_a_killed_run_goes_on_bit_for_bit(digits, resnet, tmp_path, kill, optimizer, momentum, objective):
+    recipe = replace(QUICK, optimizer=optimizer, momentum=momentum, learning_rate=1e-3)
+    whole, first, again, teacher = resnet(0), resnet(0), resnet(2), resnet(1)
+    options = {"train": digits.train, "recipe": recipe, "validation": digits.validation, "teacher": teacher}
+    torch.manual_seed(6)
+    history = fit(whole, objective, **options)
+    torch.manual_seed(6)
+    with pytest.raises(Killed):
+        fit(first, objective, checkpoint=tmp_path / "run", report=kill_after(kill), **options)
+    torch.manual_seed(99)
+    resumed = fit(again, objective, checkpoint=tmp_path / "run", **options)
+    assert_same_state(state(again), state(whole))
+    assert timeless(resumed) == timeless(history)
+
+
+def test_a_finished_run_is_not_run_again(digits, linear, tmp_path):
+    student = linear()
+    history = fit(student, CrossEntropy(), train=digits.train, recipe=QUICK, checkpoint=tmp_path / "run")
+    again = linear(1).eval()
+    assert (
+        fit(again, CrossEntropy(), train=digits.train, recipe=QUICK, checkpoint=tmp_path / "run") == history
+    )
+    assert_same_state(state(again), state(student))
+    assert again.training  # as fit leaves every student
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"recipe": replace(QUICK, learning_rate=0.02)}, "recipe"),
+        ({"recipe": replace(QUICK, seed=1)}, "recipe"),
+        ({"objective": 2.0 * CrossEntropy()}, "objective"),
+        ({"train": slice(0, 64)}, "examples"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(digits, linear, tmp_path, change, named):
+    options = {"objective": 1.0 * CrossEntropy(), "train": digits.train, "recipe": QUICK}
+    fit(linear(), checkpoint=tmp_path / "run", **options)
+    if "train" in change:
+        change = {"train": digits.train[change["train"]]}
+    with pytest.raises(
+        CheckpointError, match=rf"belongs to another run \(its {named} differ\): give another path"
+    ):
+        fit(linear(), checkpoint=tmp_path / "run", **{**options, **change})
+
+
+def test_a_checkpoint_of_another_student_is_refused(digits, linear, resnet, tmp_path):
+    fit(linear(), CrossEntropy(), train=digits.train, recipe=QUICK, checkpoint=tmp_path / "run")
+    with pytest.raises(CheckpointError):
+        fit(resnet(), CrossEntropy(), train=digits.train, recipe=QUICK, checkpoint=tmp_path / "run")
+
+
+def test_a_stored_model_is_not_a_run_to_go_on_from(digits, linear, tmp_path):
+    save_model(tmp_path / "model", linear(), {"spec_hash": "x"})
+    with pytest.raises(CheckpointError):
+        fit(linear(), CrossEntropy(), train=digits.train, recipe=QUICK, checkpoint=tmp_path / "model")
+
+
+@pytest.mark.parametrize("part", [0, 7, 100, -1])
+def test_a_truncated_checkpoint_is_refused(digits, linear, tmp_path, part):
+    path = tmp_path / "run"
+    fit(linear(), CrossEntropy(), train=digits.train, recipe=replace(QUICK, epochs=1), checkpoint=path)
+    path.write_bytes(path.read_bytes()[:part])
+    with pytest.raises(CheckpointError, match="run is damaged or was not written by kdlab"):
+        fit(linear(), CrossEntropy(), train=digits.train, recipe=replace(QUICK, epochs=1), checkpoint=path)
+
+
+class FailsInEpoch(Term):
+    """A loss that becomes NaN in the second epoch of three steps."""
+
+    needs_teacher = False
+
+    def __init__(self):
+        super().__init__()
+        self.step = 0
+
+    def forward(self, *, student_logits, **_):
+        self.step += 1
+        return student_logits.square().mean() * (math.nan if self.step > 3 else 1.0)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(digits, linear, tmp_path):
+    kept = []
+    with pytest.raises(
+        FloatingPointError, match=r"training diverged in epoch 2 of 3 .*learning rate"
+    ):
+        fit(
+            linear(), FailsInEpoch(), train=digits.train, recipe=QUICK, checkpoint=tmp_path / "run",
+            report=lambda entry: kept.append(sha256(tmp_path / "run")),
+        )  # fmt: skip
+    assert kept == [sha256(tmp_path / "run")]
+    tensors, header = load_tensors(tmp_path / "run")
+    assert len(header["history"]) == 1
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("objective", [1.0 * CrossEntropy(), DISTIL], ids=["hard", "distilled"])
+def test_a_learning_rate_that_is_far_too_high_says_so(digits, linear, objective):
+    recipe = Recipe(epochs=3, batch_size=32, learning_rate=1e30, schedule="constant", augment=False)
+    with pytest.raises(FloatingPointError, match="training diverged in epoch"):
+        fit(linear(), objective, train=digits.train, recipe=recipe, teacher=linear(1))
+
+
+# Files
+
+
+def test_models_come_back_from_disk(resnet, tmp_path):
+    model, other = resnet(0).eval(), resnet(1).eval()
+    save_model(tmp_path / "deep" / "model", model, {"note": ["a", 1]})
+    assert load_model(tmp_path / "deep" / "model", other) == {"note": ["a", 1]}
+    assert_same_state(state(model), state(other))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(images), other(images))
+
+
+def test_bad_model_files_are_refused(linear, resnet, tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
+        load_model(tmp_path / "nowhere", linear())
+    save_model(tmp_path / "model", resnet(), {})
+    with pytest.raises(CheckpointError, match="model does not fit this model: "):
+        load_model(tmp_path / "model", linear())
+    (tmp_path / "text").write_text("not a checkpoint " * 20)
+    with pytest.raises(CheckpointError, match="text is damaged or was not written by kdlab"):
+        load_model(tmp_path / "text", linear())
+    import safetensors.torch
+
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "foreign")
+    with pytest.raises(CheckpointError, match="foreign is damaged or was not written by kdlab"):
+        load_tensors(tmp_path / "foreign")
+
+
+def test_missing_safetensors_is_named(linear, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ImportError, match=r"checkpoints need safetensors: pip install 'kdlab\[study\]'"):
+        save_model(tmp_path / "model", linear(), {})
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"a": torch.arange(6).view(2, 3).T, "b": torch.tensor(2.5, dtype=torch.float64)},
+        {
+            "half": torch.randn(3).half(),
+            "bf": torch.randn(3).bfloat16(),
+            "byte": torch.arange(3, dtype=torch.uint8),
+        },
+        {"image": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), "empty": torch.zeros(0, 3)},
+    ],
+)
+def test_tensors_of_every_kind_come_back(tensors, tmp_path):
+    save_tensors(tmp_path / "t", tensors, {})
+    back, _ = load_tensors(tmp_path / "t")
+    assert_same_state(back, tensors)
+    assert all(back[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+@pytest.fixture
+def old(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    return path
+
+
+def assert_untouched(path):
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError, KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")]
+)
+def test_a_write_that_fails_leaves_the_old_file(old, error):
+    kind = type(error) if isinstance(error, Exception) else error
+    with pytest.raises(kind), atomic_write(old) as part:
+        part.write_text("half of the n")
+        raise error
+    assert_untouched(old)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Path, "write_bytes"), (os, "fsync"), (Path, "replace")])
+def test_a_full_disk_leaves_the_old_checkpoint(old, monkeypatch, owner, name):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full)
+        with pytest.raises(OSError, match="No space left"):
+            save_tensors(old, {"a": torch.zeros(3)}, {})
+    assert_untouched(old)
+
+
+def test_a_killed_process_leaves_the_old_file(old):
+    code = (
+        "import os, signal, sys\nfrom kdlab.files import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as part:\n"
+        "    part.write_text('half of the n')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, old], cwd=Path(__file__).parents[1])
+    assert done.returncode == -signal.SIGKILL
+    assert old.read_text() == "old"
+
+
+def test_a_write_that_succeeds_replaces_the_old_file(old):
+    with atomic_write(old) as part:
+        part.write_text("new")
+        assert old.read_text() == "old"
+    assert old.read_text() == "new" and list(old.parent.iterdir()) == [old]
+    assert old.stat().st_mode & 0o777 == 0o644
+
+
+# Measures
+
+
+def slow_calibration_error(logits, labels, bins):
+    q = np.exp(logits - logits.max(-1, keepdims=True))
+    q /= q.sum(-1, keepdims=True)
+    error = 0.0
+    for b in range(bins):
+        members = [
+            n
+            for n in range(len(q))
+            if b / bins <= q[n].max() < (b + 1) / bins or (b == bins - 1 and q[n].max() == 1)
+        ]
+        if members:
+            correct = np.mean([q[n].argmax() == labels[n] for n in members])
+            error += len(members) / len(q) * abs(correct - np.mean([q[n].max() for n in members]))
+    return error
+
+
+@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(2, 6), st.sampled_from([1, 10, 15]))
+def test_calibration_error_is_what_the_slow_loop_makes(seed, n, classes, bins):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(n, classes, generator=generator, dtype=torch.float64)
+    labels = torch.randint(classes, (n,), generator=generator)
+    expected = slow_calibration_error(logits.numpy(), labels.numpy(), bins)
+    assert expected_calibration_error(logits, labels, bins=bins) == pytest.approx(expected, abs=1e-9)
+
+
+def test_calibration_errors_known_by_hand():
+    sure = torch.tensor([[50.0, 0.0]]).repeat(4, 1)
+    assert expected_calibration_error(sure, torch.tensor([0, 0, 0, 0])) == pytest.approx(0, abs=1e-6)
+    assert expected_calibration_error(sure, torch.tensor([0, 1, 1, 1])) == pytest.approx(0.75, abs=1e-6)
+    logit = math.log(0.8 / 0.2)
+    modest = torch.tensor([[logit, 0.0]], dtype=torch.float64).repeat(5, 1)
+    assert expected_calibration_error(modest, torch.tensor([0, 0, 0, 0, 1])) == pytest.approx(0, abs=1e-9)
+    assert expected_calibration_error(modest, torch.tensor([0, 0, 0, 0, 0])) == pytest.approx(0.2, abs=1e-9)
+    mixed = torch.cat([modest, sure.double()])  # two bins do not cancel: 5/9 · 0.2 + 4/9 · 0.75
+    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    assert expected_calibration_error(mixed, labels) == pytest.approx((5 * 0.2 + 4 * 0.75) / 9, abs=1e-6)
+
+
+def test_accuracy_and_agreement():
+    z, t = torch.eye(4), torch.eye(4)[[0, 1, 3, 2]]
+    assert accuracy(z, torch.tensor([0, 1, 2, 0])) == 0.75
+    assert agreement(z, t) == agreement(t, z) == 0.5
+    assert agreement(z, 5 * z - 3) == 1
+
+
+def test_measure():
+    z, t, y = torch.randn(8, 5), torch.randn(8, 5), torch.randint(5, (8,))
+    measured = measure(z, y, t)
+    assert measured == {
+        "accuracy": accuracy(z, y),
+        "cross_entropy": cross_entropy(z, y).item(),
+        "calibration_error": expected_calibration_error(z, y),
+        "agreement": agreement(z, t),
+        "kl_to_teacher": forward_kl(z, t).item(),
+    }
+    assert measure(z, y) == {k: measured[k] for k in ("accuracy", "cross_entropy", "calibration_error")}
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_predict_keeps_order_and_mode_and_learns_nothing(digits, resnet, mode):
+    model = resnet().train(mode)
+    before = state(model)
+    logits = predict(model, digits.test, batch_size=23)
+    assert logits.shape == (64, 10) and logits.dtype == torch.float32 and not logits.requires_grad
+    assert model.training is mode
+    assert_same_state(state(model), before)
+    with torch.no_grad():
+        expected = model.eval()(digits.test.normalise(digits.test.images))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_predict_puts_the_mode_back_when_it_fails(digits):
+    class Fails(nn.Module):
+        def forward(self, images):
+            raise RuntimeError("no")
+
+    model = Fails().train()
+    with pytest.raises(RuntimeError, match="no"):
+        predict(model, digits.test)
+    assert model.training
+
+
+def test_predict_leaves_frozen_layers_frozen(digits, resnet):
+    model = resnet().train()
+    model.bn1.eval()
+    predict(model, digits.test)
+    assert model.training and not model.bn1.training
