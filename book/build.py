@@ -139,6 +139,7 @@ def execute(chapter: Path, profile: str) -> tuple[Path, bool]:
     try:
         papermill.execute_notebook(
             source, result, parameters=parameters, kernel_name="python3", cwd=str(ROOT / "notebooks"),
+            extra_arguments=["--IPKernelApp.log_level=40"],
             progress_bar={"desc": "      cells", "leave": False} if sys.stderr.isatty() else False,
         )  # fmt: skip
     except papermill.PapermillExecutionError:

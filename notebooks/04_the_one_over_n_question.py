@@ -33,7 +33,7 @@ T = 4.0
 # ## N times the loss is logit matching
 #
 # $N\,T^2 D_{\mathrm{KL}}$ has, when hot, the gradient $\tilde z_i - \tilde t_i$: that of $\frac12\lVert\tilde z-\tilde t\rVert^2$, the loss with
-# which Ba and Caruana {cite}`ba2014do` trained shallow networks before soft targets had a name. How close the two are depends on
+# which Ba and Caruana {cite}`ba2014deep` trained shallow networks before soft targets had a name. How close the two are depends on
 # $T$, not on $N$:
 
 # %%

@@ -1,8 +1,10 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -178,3 +180,24 @@ def test_the_version_is_that_of_the_distribution():
     from importlib import metadata
 
     assert kdlab.__version__ == metadata.version("kdlab")
+
+
+ROOT = Path(kdlab.__file__).resolve().parents[1]
+
+
+def test_conda_environment_installs_the_lock():
+    environment = (ROOT / "environment.yml").read_text()
+    assert "- -r requirements.lock" in environment
+
+
+def test_lock_pins_every_direct_dependency():
+    locked = {line.split("==")[0].lower() for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    names = {re.match(r"[A-Za-z0-9_.-]+", requirement).group().lower() for requirement in wanted} - {"kdlab"}
+    assert names <= locked
+
+
+def test_versions_agree():
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == kdlab.__version__
+    assert f"version: {kdlab.__version__}" in (ROOT / "CITATION.cff").read_text()

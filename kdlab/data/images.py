@@ -185,7 +185,7 @@ CIFAR100_TEST_CHECKSUM = "96adb3db8da7632dbb350559a17b9f585fab5b17675de5fc8f6761
 def load_cifar100(*, validation_per_class: int = 50, download: bool = True) -> ImageData:
     """CIFAR-100 in the official binary layout (Krizhevsky 2009): 60,000 images, 100 classes, 20 superclasses.
 
-    Read from ``cifar-100-binary`` in the data folder (:func:`~kdlab.data.folder`), or downloaded there.
+    Read from ``cifar-100-binary`` in the data folder (:func:`~kdlab.data.download.folder`), or downloaded there.
 
     Args:
         validation_per_class: training images of each class that are held out for validation.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs of any shape ``(n, …)`` and their labels ``(n,)``, for :func:`kdlab.training.fit`."""
+    """Inputs of any shape ``(n, …)`` and their labels ``(n,)``, for :func:`kdlab.training.loop.fit`."""
 
     inputs: Tensor
     labels: Tensor

@@ -246,7 +246,7 @@ def permute_dark_knowledge(teacher_logits: Tensor, labels: Tensor, *, generator=
     Args:
         teacher_logits: shape ``(..., N)``.
         labels: class indices, shape ``(...)``.
-        generator: a :class:`torch.Generator`; None uses torch's own state.
+        generator: a ``torch.Generator``; None uses torch's own state.
 
     Returns:
         Logits of the same shape.

@@ -86,7 +86,7 @@ class Term(nn.Module):
 
 
 class CrossEntropy(Term):
-    """Hard labels at temperature one: :func:`~kdlab.objectives.cross_entropy`."""
+    """Hard labels at temperature one: :func:`~kdlab.objectives.response.cross_entropy`."""
 
     needs_teacher = False
 
@@ -105,21 +105,21 @@ class _Softened(Term):
 
 
 class ForwardKL(_Softened):
-    r""":math:`D_{\mathrm{KL}}(p\,\|\,q)` without :math:`T^2`: :func:`~kdlab.objectives.forward_kl`."""
+    r""":math:`D_{\mathrm{KL}}(p\,\|\,q)` without :math:`T^2`: :func:`~kdlab.objectives.response.forward_kl`."""
 
     def forward(self, *, student_logits, teacher_logits, **_):
         return forward_kl(student_logits, teacher_logits.detach(), temperature=self.temperature)
 
 
 class ReverseKL(_Softened):
-    r""":math:`D_{\mathrm{KL}}(q\,\|\,p)` without :math:`T^2`: :func:`~kdlab.objectives.reverse_kl`."""
+    r""":math:`D_{\mathrm{KL}}(q\,\|\,p)` without :math:`T^2`: :func:`~kdlab.objectives.response.reverse_kl`."""
 
     def forward(self, *, student_logits, teacher_logits, **_):
         return reverse_kl(student_logits, teacher_logits.detach(), temperature=self.temperature)
 
 
 class SoftTargets(_Softened):
-    r""":math:`T^2 D_{\mathrm{KL}}(p\,\|\,q)`: :func:`~kdlab.objectives.soft_targets`."""
+    r""":math:`T^2 D_{\mathrm{KL}}(p\,\|\,q)`: :func:`~kdlab.objectives.response.soft_targets`."""
 
     def __init__(self, temperature=4.0):
         super().__init__(temperature)
@@ -130,7 +130,7 @@ class SoftTargets(_Softened):
 
 class PermutedSoftTargets(SoftTargets):
     """Soft targets whose wrong classes are shuffled anew at every step:
-    :func:`~kdlab.objectives.permute_dark_knowledge`. The control of the study, not a method."""
+    :func:`~kdlab.objectives.response.permute_dark_knowledge`. The control of the study, not a method."""
 
     def forward(self, *, student_logits, teacher_logits, labels, **_):
         shuffled = permute_dark_knowledge(teacher_logits.detach(), labels)

@@ -38,7 +38,7 @@ def verdict(claim: str, outcome: str, finding: str, *, data: ImageData | None = 
 
     Args:
         claim: its id in the ledger, such as ``"A1"``.
-        outcome: one of :data:`VERDICTS`.
+        outcome: one of ``VERDICTS``.
         finding: what was found, in a sentence or two; ``$…$`` is mathematics.
         data: the images it was measured on, if any: on the fall-back the verdict becomes "not measured".
     """

@@ -74,7 +74,7 @@ def run(
             compared with.
         book: folder whose ``records`` receive the record; None writes nothing.
         keep_student: store the student in ``book/checkpoints`` too, named in its record.
-        device, report: as in :func:`~kdlab.training.fit`.
+        device, report: as in :func:`~kdlab.training.loop.fit`.
         resume: folder for the checkpoint of the running training; it is removed when the record is written.
 
     Raises:

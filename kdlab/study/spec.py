@@ -15,7 +15,7 @@ class Spec:
     Attributes:
         study, arm: names for people, such as ``"first-distillation"`` and ``"kd"``.
         data: ``"cifar100"`` or another data set's name.
-        student: name of a function in :mod:`kdlab.models`.
+        student: name of a function in ``kdlab.models``.
         objective: what is minimised.
         recipe: how. Its seed also draws the student's initial weights, so that runs with one seed are paired.
         teacher: the spec of the teacher's own run, or None.

@@ -61,7 +61,7 @@ def fit(
 
     Returns:
         One dict an epoch: ``epoch``, ``learning_rate``, ``loss`` and each term's mean over the epoch,
-        ``validation`` (see :func:`~kdlab.training.measure`), ``seconds`` and ``examples_per_second`` of training.
+        ``validation`` (see :func:`~kdlab.training.measures.measure`), ``seconds`` and ``examples_per_second`` of training.
 
     Raises:
         ValueError: if the objective needs a teacher and there is none.
