@@ -29,8 +29,8 @@ import papermill
 import yaml
 
 from kdlab.data import folder as data_folder
-from kdlab.files import atomic_write, sha256
 from kdlab.figures import mathematics
+from kdlab.files import atomic_write, sha256
 from kdlab.study import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +134,9 @@ def execute(chapter: Path, profile: str) -> tuple[Path, bool]:
     source, result, trace = (work / f"{chapter.stem}{end}" for end in (".source.ipynb", ".ipynb", ".trace"))
     nbformat.write(notebook, source)
     trace.unlink(missing_ok=True)
-    os.environ.update(KDLAB_TRACE=str(trace), KDLAB_BOOK=str(ROOT / "book"), PYTHONWARNINGS="ignore::FutureWarning")
+    os.environ.update(
+        KDLAB_TRACE=str(trace), KDLAB_BOOK=str(ROOT / "book"), PYTHONWARNINGS="ignore::FutureWarning"
+    )
     origin, started = provenance(), time.time()
     try:
         papermill.execute_notebook(
@@ -180,7 +182,9 @@ def verdicts(notebooks) -> dict:
             for output in cell.get("outputs", []):
                 if said := output.get("data", {}).get(VERDICT):
                     if said["claim"] in given:
-                        raise BuildError(f"claim {said['claim']} gets two verdicts; the second in {path.stem}.")
+                        raise BuildError(
+                            f"claim {said['claim']} gets two verdicts; the second in {path.stem}."
+                        )
                     given[said["claim"]] = {**said, "chapter": path.stem, **notebook.metadata["kdlab"]}
     return given
 
@@ -190,7 +194,9 @@ def ledger(given) -> str:
     stated = tomllib.loads((ROOT / "book" / "claims.toml").read_text(encoding="utf-8"))
     known = {claim["id"] for claim in stated["claim"]}
     if unknown := set(given) - known:
-        raise BuildError(f"verdicts on claims that book/claims.toml does not know: {', '.join(sorted(unknown))}.")
+        raise BuildError(
+            f"verdicts on claims that book/claims.toml does not know: {', '.join(sorted(unknown))}."
+        )
     lines = [stated["introduction"].strip(), ""]
     for source in stated["source"]:
         lines += [f"## {source['title']}", "", source["note"].strip(), ""]
@@ -198,15 +204,19 @@ def ledger(given) -> str:
             said = given.get(claim["id"])
             expected = claim.get("verdict")
             if said is None and expected is not None:
-                raise BuildError(f"claim {claim['id']} should be {expected}, but no executed cell gives its verdict.")
+                raise BuildError(
+                    f"claim {claim['id']} should be {expected}, but no executed cell gives its verdict."
+                )
             if said and said["outcome"] not in (expected, "not measured"):
-                raise BuildError(f"claim {claim['id']}: a cell says {said['outcome']}, book/claims.toml {expected}.")
+                raise BuildError(
+                    f"claim {claim['id']}: a cell says {said['outcome']}, book/claims.toml {expected}."
+                )
             outcome = said["outcome"] if said else "open"
             lines += [f'<div class="kd-claim" id="{claim["id"].lower()}">', ""]
             lines += [f'<p><span class="kd-id">{claim["id"]}</span> {mathematics(claim["text"].strip())}</p>']
             mark = f'<span class="kd-mark kd-{outcome.split()[0]}">{outcome}</span>'
             if said:
-                where = f'notebooks/{said["chapter"]}.html#claim-{claim["id"].lower()}'
+                where = f"notebooks/{said['chapter']}.html#claim-{claim['id'].lower()}"
                 lines += [
                     f'<p class="kd-finding">{mark} {mathematics(said["finding"])} '
                     f'<a href="{where}">the cell</a> · {said["finished"][:10]}</p>'
@@ -225,7 +235,10 @@ def errata(given) -> str:
         lines += [f"## {claim['id']}: {claim['erratum_title']}", "", claim["erratum"].strip(), ""]
         if said := given.get(claim["id"]):
             where = f"notebooks/{said['chapter']}.html#claim-{claim['id'].lower()}"
-            lines += [f'<p class="kd-badge">Shown in <a href="{where}">chapter {int(said["chapter"][:2])}</a>.</p>', ""]
+            lines += [
+                f'<p class="kd-badge">Shown in <a href="{where}">chapter {int(said["chapter"][:2])}</a>.</p>',
+                "",
+            ]
     return "\n".join(lines)
 
 
@@ -260,10 +273,16 @@ def status(notebooks) -> str:
     origin = provenance()
     text = (ROOT / "book" / "status.md").read_text(encoding="utf-8")
     versions = ", ".join(f"{name} {origin[name]}" for name in ("kdlab", "python", "torch", "numpy"))
-    device = nbformat.read(notebooks[0], 4).metadata["kdlab"]["provenance"]["device"] if notebooks else origin["device"]
+    device = (
+        nbformat.read(notebooks[0], 4).metadata["kdlab"]["provenance"]["device"]
+        if notebooks
+        else origin["device"]
+    )
     return (
         text.replace("%CHAPTERS%", table(["chapter", "profile", "time", "finished (UTC)", "commit"], rows))
-        .replace("%RECORDS%", table(["run", "test accuracy", "training", "date", "device", "commit"], records))
+        .replace(
+            "%RECORDS%", table(["run", "test accuracy", "training", "date", "device", "commit"], records)
+        )
         .replace("%VERSIONS%", f"{versions}; {device}; {origin['system']}")
     )
 
@@ -281,16 +300,27 @@ def stage(notebooks) -> Path:
     skip = shutil.ignore_patterns("*.py", "*.toml", "__pycache__", "records", "checkpoints")
     shutil.copytree(ROOT / "book", new / "book", ignore=skip)
     for path in notebooks:
-        shutil.copyfile(path, new / "notebooks" / path.name)
+        notebook = nbformat.read(path, 4)
+        for output in (o for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o):
+            output["data"].pop(
+                VERDICT, None
+            )  # read below from the executed notebook; Sphinx does not know it
+        nbformat.write(notebook, new / "notebooks" / path.name)
     given = verdicts(notebooks)
-    (new / "book" / "claims.md").write_text(ledger(given).replace('"notebooks/', '"../notebooks/'), encoding="utf-8")
-    (new / "book" / "errata.md").write_text(errata(given).replace('"notebooks/', '"../notebooks/'), encoding="utf-8")
-    (new / "book" / "status.md").write_text(status(notebooks).replace('"notebooks/', '"../notebooks/'), encoding="utf-8")
+    (new / "book" / "claims.md").write_text(
+        ledger(given).replace('"notebooks/', '"../notebooks/'), encoding="utf-8"
+    )
+    (new / "book" / "errata.md").write_text(
+        errata(given).replace('"notebooks/', '"../notebooks/'), encoding="utf-8"
+    )
+    (new / "book" / "status.md").write_text(
+        status(notebooks).replace('"notebooks/', '"../notebooks/'), encoding="utf-8"
+    )
     landing = new / "book" / "index.md"
     dial = cell_output(notebooks, "landing-dial")
     landing.write_text(landing.read_text(encoding="utf-8").replace("%DIAL%", dial), encoding="utf-8")
     mathjax = Path(importlib.util.find_spec("mathjax").origin).parent / "static" / "mathjax" / "es5"
-    target = new / "_static" / "mathjax"
+    target = new / "_root" / "mathjax"
     (target / "output" / "chtml").mkdir(parents=True)
     shutil.copyfile(mathjax / "tex-mml-chtml.js", target / "tex-mml-chtml.js")
     shutil.copytree(mathjax / "output" / "chtml" / "fonts", target / "output" / "chtml" / "fonts")
@@ -333,13 +363,16 @@ def sphinx(where: Path) -> bool:
     if stamp.exists() and stamp.read_text() == key and (BUILD / "html" / "index.html").exists():
         return False
     stamp.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "jupyter_book", "build", where, "--path-output", BUILD / "sphinx", "-W", "-n", "--keep-going"]
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    command = [jupyter_book, "build", where, "--path-output", BUILD / "sphinx", "-W", "-n", "--keep-going"]
     log = BUILD / "sphinx.log"
     with log.open("w", encoding="utf-8") as out:
         finished = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
     if finished.returncode:
         text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8"))
-        told = [line for line in text.splitlines() if re.search(r"WARNING|ERROR|Error", line)][:8]
+        told = [line for line in text.splitlines() if re.search(r"WARNING|ERROR|Error", line)][
+            :8
+        ] or text.splitlines()[-8:]
         raise BuildError(f"Sphinx refused the pages (all of it in {log}):\n  " + "\n  ".join(told))
     target = BUILD / "html"
     shutil.rmtree(target, ignore_errors=True)
@@ -361,7 +394,9 @@ def check_pages(where: Path) -> None:
         body = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
         for asset in re.findall(r'<(?:script|img|iframe|source)[^>]+src="(https?:[^"]+)"', body):
             wrong.append(f"{name} loads {asset}")
-        for asset in re.findall(r'<link[^>]+rel="(?:stylesheet|preload|icon)"[^>]+href="(https?:[^"]+)"', body):
+        for asset in re.findall(
+            r'<link[^>]+rel="(?:stylesheet|preload|icon)"[^>]+href="(https?:[^"]+)"', body
+        ):
             wrong.append(f"{name} loads {asset}")
         for image in re.findall(r"<img\b[^>]*>", body):
             if not re.search(r'alt="[^"/]', image) and 'class="logo' not in image:
@@ -382,7 +417,9 @@ def check_pages(where: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="cpu", choices=("cpu", "gpu"))
-    parser.add_argument("--only", help="execute only the chapters whose name has this in it, and build no HTML")
+    parser.add_argument(
+        "--only", help="execute only the chapters whose name has this in it, and build no HTML"
+    )
     given = parser.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     started = time.time()
@@ -393,7 +430,10 @@ def main() -> int:
             say(f"[{number}/{len(sources)}] {chapter.stem} …")
             begun = time.time()
             path, ran = execute(chapter, given.profile)
-            say(f"[{number}/{len(sources)}] {chapter.stem} {'executed' if ran else 'unchanged'} in {time.time() - begun:.0f} s;", started)
+            say(
+                f"[{number}/{len(sources)}] {chapter.stem} {'executed' if ran else 'unchanged'} in {time.time() - begun:.0f} s;",
+                started,
+            )
             notebooks.append(path)
         if given.only:
             return 0

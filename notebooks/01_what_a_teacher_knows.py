@@ -21,9 +21,26 @@ import sympy as sp
 import torch
 
 from kdlab.data import ExactTeacher, KnownPosterior, load_images
-from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, show, table, temperature_dial, use_style
+from kdlab.figures import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    show,
+    table,
+    temperature_dial,
+    use_style,
+)
 from kdlab.models import mlp
-from kdlab.objectives import CrossEntropy, PermutedSoftTargets, SoftTargets, entropy, forward_kl, log_soften, soften
+from kdlab.objectives import (
+    CrossEntropy,
+    PermutedSoftTargets,
+    SoftTargets,
+    entropy,
+    forward_kl,
+    log_soften,
+    soften,
+)
 from kdlab.study import book_teacher, mean_interval
 from kdlab.study.display import data_note, device_for, verdict
 from kdlab.theory import reference
@@ -50,7 +67,9 @@ softened = torch.stack([soften(logits, temperature) for temperature in temperatu
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 6, sharey=True, figsize=(7.6, 2.5))
 for panel, temperature, probabilities in zip(panels, temperatures, softened, strict=True):
-    panel.bar(range(5), probabilities, color=BLUE if temperature == 1 else ORANGE, width=0.8)
+    panel.bar(
+        range(5), probabilities, color=BLUE if temperature == 1 else ORANGE, width=0.8
+    )
     panel.axhline(1 / 5, color="grey", linewidth=1, linestyle=":")
     panel.set(title=f"$T={temperature}$", xticks=range(5), ylim=(0, 1.02))
     panel.grid(visible=False)
@@ -70,8 +89,12 @@ show(
 # them for random logits, the limits at a temperature so extreme that float64 cannot tell the difference.
 
 # %%
-random_logits = 5 * torch.randn(1000, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-assert torch.allclose(soften(random_logits, 1.0), torch.softmax(random_logits, -1), atol=1e-15)
+random_logits = 5 * torch.randn(
+    1000, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+)
+assert torch.allclose(
+    soften(random_logits, 1.0), torch.softmax(random_logits, -1), atol=1e-15
+)
 for temperature in (0.1, 0.7, 3.0, 50.0):
     ranked = soften(random_logits, temperature).gather(-1, random_logits.argsort(-1))
     assert (ranked.diff(dim=-1) >= 0).all()
@@ -97,7 +120,7 @@ table(
     caption="The printed fraction and the softmax, for the logits of the figure above.",
 )
 
-# %%
+# %% tags=["hide-input"]
 assert printed.argmax() == logits.argmin() and not np.isclose(printed.sum(), 1)
 verdict(
     "A2", "corrected",
@@ -136,10 +159,18 @@ assert not same(dH_dT, variance / T**2)  # the check can fail
 grid = np.geomspace(0.2, 50, 60)
 step = 1e-4
 measured = [
-    ((entropy(logits, temperature * (1 + step)) - entropy(logits, temperature * (1 - step))) / (2 * step * temperature)).item()
+    (
+        (
+            entropy(logits, temperature * (1 + step))
+            - entropy(logits, temperature * (1 - step))
+        )
+        / (2 * step * temperature)
+    ).item()
     for temperature in grid
 ]
-closed_form = np.array([reference.entropy_slope(logits.numpy(), temperature) for temperature in grid])
+closed_form = np.array(
+    [reference.entropy_slope(logits.numpy(), temperature) for temperature in grid]
+)
 worst = np.max(np.abs(measured - closed_form) / closed_form)
 assert worst < 1e-6
 worst
@@ -162,7 +193,7 @@ show(
     "Right: the slope rises, peaks near temperature one, and falls as a straight line; dots lie on the line.",
 )
 
-# %%
+# %% tags=["hide-input"]
 verdict(
     "A1", "proved",
     r"$T=1$ is the softmax; order is kept at every $T$; the limits are argmax and uniform. For every $N$, "
@@ -183,7 +214,9 @@ task = KnownPosterior.draw(superclasses=5, classes_each=4, dimensions=16, seed=0
 generator = torch.Generator().manual_seed(1)
 test = task.sample(5000, generator=generator)
 truth = task.posterior_logits(test.inputs)
-print(f"{task.num_classes} classes; the Bayes classifier is right on {accuracy(truth, test.labels):.1%}")
+print(
+    f"{task.num_classes} classes; the Bayes classifier is right on {accuracy(truth, test.labels):.1%}"
+)
 
 # %% [markdown]
 # The teacher is a small network trained on 20,000 examples with **hard labels only**. Nobody ever told it a
@@ -202,12 +235,17 @@ def recipe(examples, steps, seed):
 
 torch.manual_seed(0)
 teacher = mlp(16, task.num_classes, width=128)
-fit(teacher, CrossEntropy(), train=task.sample(20_000, generator=generator), recipe=recipe(20_000, 1500, seed=0))
+fit(
+    teacher,
+    CrossEntropy(),
+    train=task.sample(20_000, generator=generator),
+    recipe=recipe(20_000, 1500, seed=0),
+)
 teacher_logits = predict(teacher, test)
 
 # %% [markdown]
 # Now the question. Take away the true class, rescale what is left to sum to one, and compare the teacher's *wrong-class*
-# distribution with the exact one. The yardstick is the same distribution with its classes shuffled.
+# distribution with the exact one. The yardstick is a uniform guess.
 
 
 # %%
@@ -220,24 +258,42 @@ def dark_distribution(logits, labels):
 dark_teacher = dark_distribution(teacher_logits, test.labels)
 dark_truth = dark_distribution(truth, test.labels)
 dark_error = forward_kl(dark_teacher, dark_truth).item()
-uniform_error = forward_kl(dark_distribution(torch.zeros_like(truth), test.labels), dark_truth).item()
+uniform_error = forward_kl(
+    dark_distribution(torch.zeros_like(truth), test.labels), dark_truth
+).item()
 share_explained = 1 - dark_error / uniform_error
-print(f"KL from the true dark distribution: teacher {dark_error:.3f}, a uniform guess {uniform_error:.3f} nats")
+print(
+    f"KL from the true dark distribution: teacher {dark_error:.3f}, a uniform guess {uniform_error:.3f} nats"
+)
 
 # %% tags=["hide-input"]
 some = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(2))[:60]
-wrong = torch.ones(60, task.num_classes, dtype=torch.bool).scatter(-1, test.labels[some, None], False)
+wrong = torch.ones(60, task.num_classes, dtype=torch.bool).scatter(
+    -1, test.labels[some, None], False
+)
 figure, axis = plt.subplots(figsize=(5.2, 4.4))
 axis.plot([1e-12, 1], [1e-12, 1], color="grey", linewidth=1, linestyle=":")
-axis.loglog(dark_truth[some][wrong].exp(), dark_teacher[some][wrong].exp(), ".", color=BLUE, alpha=0.35, markersize=4)
-axis.set(xlim=(1e-8, 1.5), ylim=(1e-8, 1.5), xlabel="true probability among the wrong classes", ylabel="the teacher's")
+axis.loglog(
+    dark_truth[some][wrong].exp(),
+    dark_teacher[some][wrong].exp(),
+    ".",
+    color=BLUE,
+    alpha=0.35,
+    markersize=4,
+)
+axis.set(
+    xlim=(1e-8, 1.5),
+    ylim=(1e-8, 1.5),
+    xlabel="true probability among the wrong classes",
+    ylabel="the teacher's",
+)
 show(
     figure,
     label="dark-truth",
-    caption="Each dot is one wrong class of one example. A teacher that saw nothing but hard labels places the wrong "
-    "classes close to where Bayes' rule places them (dotted), over orders of magnitude.",
+    caption="Each dot is one wrong class of one example. A teacher that saw nothing but hard labels places the likely wrong "
+    "classes where Bayes' rule places them (dotted). The very unlikely ones it takes for less unlikely than they are.",
     alt="Scatter plot on logarithmic axes: dots lie along the diagonal, tightly where probabilities are large and more "
-    "loosely where they are tiny.",
+    "loosely, and above it, where they are tiny.",
 )
 
 # %% [markdown]
@@ -265,10 +321,14 @@ for n in sizes:
         for name, (objective, source) in sources.items():
             torch.manual_seed(seed)
             student = mlp(16, task.num_classes, width=64)
-            fit(student, objective, train=train, teacher=source, recipe=recipe(n, 400, seed))
+            fit(
+                student, objective, train=train, teacher=source, recipe=recipe(n, 400, seed)
+            )
             student_logits = predict(student, test)
             error.setdefault((name, n), []).append(forward_kl(student_logits, truth).item())
-            right_answers.setdefault((name, n), []).append(accuracy(student_logits, test.labels))
+            right_answers.setdefault((name, n), []).append(
+                accuracy(student_logits, test.labels)
+            )
 
 # %% tags=["hide-input"]
 figure, (left, right_panel) = plt.subplots(1, 2, figsize=(7.6, 3.4))
@@ -279,9 +339,16 @@ for shift, name in enumerate(sources):
         x = np.array(sizes) * 1.06 ** (shift - 1.5)
         means = np.array([i.mean for i in intervals])
         half = np.array([i.high - i.mean for i in intervals])
-        panel.errorbar(x, means, half, color=colours[name], marker="o", capsize=3, label=name)
+        panel.errorbar(
+            x, means, half, color=colours[name], marker="o", capsize=3, label=name
+        )
 right_panel.axhline(accuracy(truth, test.labels), color="grey", linestyle=":", linewidth=1)
-left.set(xscale="log", yscale="log", xlabel="training examples $n$", ylabel="KL from the true posterior (nats)")
+left.set(
+    xscale="log",
+    yscale="log",
+    xlabel="training examples $n$",
+    ylabel="KL from the true posterior (nats)",
+)
 right_panel.set(xscale="log", xlabel="training examples $n$", ylabel="accuracy")
 for panel in (left, right_panel):
     panel.set_xticks(sizes, [str(n) for n in sizes])
@@ -301,7 +368,10 @@ show(
 # %% tags=["hide-input"]
 table(
     ["source"] + [f"$n = {n}$" for n in sizes],
-    [[name] + [f"{mean_interval(right_answers[name, n]).mean:.1%}" for n in sizes] for name in sources],
+    [
+        [name] + [f"{mean_interval(right_answers[name, n]).mean:.1%}" for n in sizes]
+        for name in sources
+    ],
     caption=f"Accuracy, mean of {len(seeds)} seeds. The Bayes classifier reaches {accuracy(truth, test.labels):.1%}.",
 )
 
@@ -334,21 +404,45 @@ kin = superclass[seen.labels][:, None] == superclass[None, :]
 kin.scatter_(-1, seen.labels[:, None], False)
 share = (dark * kin).sum(-1).mean().item()
 chance = kin.float().sum(-1).mean().item() / (data.num_classes - 1)
-print(f"Of its belief in wrong classes, the teacher gives {share:.1%} to siblings; chance would give {chance:.1%}.")
+print(
+    f"Of its belief in wrong classes, the teacher gives {share:.1%} to siblings; chance would give {chance:.1%}."
+)
 
 # %% tags=["hide-input"]
 family = data.superclasses.index("people") if "people" in data.superclasses else 0
 members = [c for c in range(data.num_classes) if data.superclass_of[c] == family]
-columns = members + [c for c in (teacher_logits.mean(0).argsort(descending=True).tolist()) if c not in members][:3]
+columns = (
+    members
+    + [
+        c
+        for c in (teacher_logits.mean(0).argsort(descending=True).tolist())
+        if c not in members
+    ][:3]
+)
 figure, panels = plt.subplots(1, 3, figsize=(8.2, 3.1), sharey=True)
 for panel, temperature in zip(panels, (1, 4, 20), strict=True):
-    rows = torch.stack([soften(teacher_logits[seen.labels == c], temperature).mean(0)[members] for c in members])
+    rows = torch.stack(
+        [
+            soften(teacher_logits[seen.labels == c], temperature).mean(0)[members]
+            for c in members
+        ]
+    )
     panel.imshow(rows, cmap="cividis", vmin=0)
     for a, row in enumerate(rows):
         for b, value in enumerate(row):
             colour = "white" if value < rows.max() / 2 else "black"
-            panel.text(b, a, f"{100 * value:.0f}" if value >= 0.01 else f"{100 * value:.1f}", ha="center", va="center", fontsize=8, color=colour)
-    panel.set(title=f"$T={temperature}$", xticks=range(len(members)), yticks=range(len(members)))
+            panel.text(
+                b,
+                a,
+                f"{100 * value:.0f}" if value >= 0.01 else f"{100 * value:.1f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=colour,
+            )
+    panel.set(
+        title=f"$T={temperature}$", xticks=range(len(members)), yticks=range(len(members))
+    )
     panel.set_xticklabels([data.classes[c] for c in members], rotation=60)
     panel.set_yticklabels([data.classes[c] for c in members])
     panel.grid(visible=False)
@@ -387,7 +481,9 @@ temperature_dial(
             "name": data.classes[seen.labels[i]].replace("_", " "),
             "logits": teacher_logits[i],
             "classes": data.classes,
-            "highlight": set(torch.nonzero(superclass == superclass[seen.labels[i]]).flatten().tolist()),
+            "highlight": set(
+                torch.nonzero(superclass == superclass[seen.labels[i]]).flatten().tolist()
+            ),
             "image": seen.images[i],
             "alt": f"A small photograph of class {data.classes[seen.labels[i]]}",
         }

@@ -22,11 +22,26 @@ import sympy as sp
 import torch
 from IPython.display import Math
 
-from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, show, table, use_style
+from kdlab.figures import BLUE, GREEN, ORANGE, show, table, use_style
 from kdlab.objectives import cross_entropy, forward_kl, log_soften, reverse_kl
 from kdlab.study.display import device_for, verdict
 from kdlab.theory import reference
-from kdlab.theory.symbolic import N, T, beta, i, j, l, log_softmax, m, p, partial, q, same, softmax, total, z
+from kdlab.theory.symbolic import (
+    T,
+    beta,
+    i,
+    j,
+    l,
+    log_softmax,
+    m,
+    p,
+    partial,
+    q,
+    same,
+    softmax,
+    total,
+    z,
+)
 
 use_style()
 device = device_for(profile)
@@ -101,7 +116,9 @@ full = torch.softmax(teacher_row, -1)
 top = full.topk(10)
 truncated = torch.zeros_like(full).scatter(-1, top.indices, top.values)
 student_row = torch.randn(1000, dtype=torch.float64, generator=generator).requires_grad_()
-(autograd,) = torch.autograd.grad(-(truncated * torch.log_softmax(student_row, -1)).sum(), student_row)
+(autograd,) = torch.autograd.grad(
+    -(truncated * torch.log_softmax(student_row, -1)).sum(), student_row
+)
 q_row = torch.softmax(student_row.detach(), -1)
 mass = truncated.sum().item()
 error_without = (q_row - truncated - autograd).abs().max().item()
@@ -111,9 +128,28 @@ assert error_with < 1e-14 < error_without
 # %% tags=["hide-input"]
 order = autograd.argsort()
 figure, axis = plt.subplots(figsize=(6.4, 3.2))
-axis.plot(range(10, 1000), autograd[order][10:], color=BLUE, linewidth=4, alpha=0.4, label="autograd")
-axis.plot(range(10, 1000), (q_row * mass - truncated)[order][10:], color=BLUE, linewidth=1.2, label=r"$q\,\sum p - p$")
-axis.plot(range(10, 1000), (q_row - truncated)[order][10:], color=ORANGE, linewidth=1.2, label="$q - p$")
+axis.plot(
+    range(10, 1000),
+    autograd[order][10:],
+    color=BLUE,
+    linewidth=4,
+    alpha=0.4,
+    label="autograd",
+)
+axis.plot(
+    range(10, 1000),
+    (q_row * mass - truncated)[order][10:],
+    color=BLUE,
+    linewidth=1.2,
+    label=r"$q\,\sum p - p$",
+)
+axis.plot(
+    range(10, 1000),
+    (q_row - truncated)[order][10:],
+    color=ORANGE,
+    linewidth=1.2,
+    label="$q - p$",
+)
 axis.set(yscale="log", xlabel="classes outside the top ten, by gradient", ylabel="gradient")
 axis.legend()
 show(
@@ -124,7 +160,7 @@ show(
     alt="Two parallel curves on a logarithmic axis; the orange one lies above, the thin blue one on the broad blue one.",
 )
 
-# %%
+# %% tags=["hide-input"]
 verdict(
     "B5", "depends",
     r"The gradient is $q_i\sum_k p_k - p_i$, for every $N$. It equals $q_i - p_i$ exactly when the target sums to one. "
@@ -150,7 +186,9 @@ except ValueError as error:
 # %%
 forward = total(p[l] * (sp.log(p[l]) - log_softmax(z, l)), l)
 assert same(partial(forward, z[i]), gradient)
-equation(r"\frac{\partial}{\partial z_i} D_{\mathrm{KL}}(p\,\|\,q)", sp.factor(with_mass_one))
+equation(
+    r"\frac{\partial}{\partial z_i} D_{\mathrm{KL}}(p\,\|\,q)", sp.factor(with_mass_one)
+)
 
 # %% [markdown]
 # The factor $1/T$ of the chain rule stands in front, whatever $p$ is.
@@ -195,7 +233,9 @@ jsd += (1 - beta) * total(softmax(z, l) * (log_softmax(z, l) - sp.log(mixture(l)
 # Written in m: put p = (m − (1 − β) q) / β into the derivative.
 jsd_gradient = partial(jsd, z[i], given={p: lambda a: (m[a] - (1 - beta) * q[a]) / beta})
 to_mixture = total(softmax(z, l) * (log_softmax(z, l) - sp.log(m[l])), l)
-assert same(jsd_gradient, (1 - beta) * q[i] / T * (log_softmax(z, i) - sp.log(m[i]) - to_mixture))
+assert same(
+    jsd_gradient, (1 - beta) * q[i] / T * (log_softmax(z, i) - sp.log(m[i]) - to_mixture)
+)
 
 # %% [markdown]
 # $$\frac{\partial}{\partial z_i}\mathrm{JSD}_\beta = (1-\beta)\,\frac{q_i}{T}\Bigl(\log\frac{q_i}{m_i} - D_{\mathrm{KL}}(q\,\|\,m)\Bigr)$$
@@ -209,7 +249,10 @@ assert same(jsd_gradient, (1 - beta) * q[i] / T * (log_softmax(z, i) - sp.log(m[
 
 # %%
 size = 3
-zs, ps = sp.symbols(f"z1:{size + 1}", real=True), sp.symbols(f"p1:{size + 1}", positive=True)
+zs, ps = (
+    sp.symbols(f"z1:{size + 1}", real=True),
+    sp.symbols(f"p1:{size + 1}", positive=True),
+)
 partition = sum(sp.exp(a / T) for a in zs)
 qs = [sp.exp(a / T) / partition for a in zs]
 losses = {
@@ -220,7 +263,10 @@ losses = {
 claimed = {
     "cross-entropy": [(a * sum(ps) - b) / T for a, b in zip(qs, ps, strict=True)],
     "forward KL": [(a * sum(ps) - b) / T for a, b in zip(qs, ps, strict=True)],
-    "reverse KL": [a / T * (sp.log(a) - sp.log(b) - losses["reverse KL"]) for a, b in zip(qs, ps, strict=True)],
+    "reverse KL": [
+        a / T * (sp.log(a) - sp.log(b) - losses["reverse KL"])
+        for a, b in zip(qs, ps, strict=True)
+    ],
 }
 for name, loss in losses.items():
     for variable, formula in zip(zs, claimed[name], strict=True):
@@ -238,7 +284,9 @@ for a in range(size):
 
 # %%
 generator = torch.Generator().manual_seed(1)
-student = (4 * torch.randn(1000, 50, dtype=torch.float64, generator=generator)).requires_grad_()
+student = (
+    4 * torch.randn(1000, 50, dtype=torch.float64, generator=generator)
+).requires_grad_()
 teacher = 4 * torch.randn(1000, 50, dtype=torch.float64, generator=generator)
 temperature = 0.5 + 4 * torch.rand(1000, 1, dtype=torch.float64, generator=generator)
 target = torch.softmax(teacher, -1)
@@ -246,7 +294,10 @@ target_sum_not_one = target * torch.rand(1000, 1, dtype=torch.float64, generator
 
 
 def textbook(name):
-    log_q, log_p = torch.log_softmax(student / temperature, -1), torch.log_softmax(teacher / temperature, -1)
+    log_q, log_p = (
+        torch.log_softmax(student / temperature, -1),
+        torch.log_softmax(teacher / temperature, -1),
+    )
     if name == "cross-entropy":
         return -(target_sum_not_one * log_q).sum()
     if name == "forward KL":
@@ -255,16 +306,28 @@ def textbook(name):
         return (log_q.exp() * (log_q - log_p)).sum()
     share = float(name.split("=")[1])
     log_m = torch.logaddexp(log_p + np.log(share), log_q + np.log1p(-share))
-    return (share * log_p.exp() * (log_p - log_m) + (1 - share) * log_q.exp() * (log_q - log_m)).sum()
+    return (
+        share * log_p.exp() * (log_p - log_m) + (1 - share) * log_q.exp() * (log_q - log_m)
+    ).sum()
 
 
-numpy_student, numpy_teacher, numpy_T = student.detach().numpy(), teacher.numpy(), temperature.numpy()
+numpy_student, numpy_teacher, numpy_T = (
+    student.detach().numpy(),
+    teacher.numpy(),
+    temperature.numpy(),
+)
 closed = {
-    "cross-entropy": reference.cross_entropy_gradient(numpy_student, target_sum_not_one.numpy(), numpy_T),
+    "cross-entropy": reference.cross_entropy_gradient(
+        numpy_student, target_sum_not_one.numpy(), numpy_T
+    ),
     "forward KL": reference.forward_kl_gradient(numpy_student, numpy_teacher, numpy_T),
     "reverse KL": reference.reverse_kl_gradient(numpy_student, numpy_teacher, numpy_T),
-    "JSD, beta=0.5": reference.jensen_shannon_gradient(numpy_student, numpy_teacher, numpy_T, 0.5),
-    "JSD, beta=0.1": reference.jensen_shannon_gradient(numpy_student, numpy_teacher, numpy_T, 0.1),
+    "JSD, beta=0.5": reference.jensen_shannon_gradient(
+        numpy_student, numpy_teacher, numpy_T, 0.5
+    ),
+    "JSD, beta=0.1": reference.jensen_shannon_gradient(
+        numpy_student, numpy_teacher, numpy_T, 0.1
+    ),
 }
 ours = {"forward KL": forward_kl, "reverse KL": reverse_kl}
 rows, worst = [], 0.0
@@ -272,12 +335,18 @@ for name, formula in closed.items():
     (by_torch,) = torch.autograd.grad(textbook(name), student)
     errors = [np.abs(by_torch.numpy() - formula).max()]
     if name in ours:
-        (by_kdlab,) = torch.autograd.grad(ours[name](student, teacher, temperature=temperature, reduction="sum"), student)
+        (by_kdlab,) = torch.autograd.grad(
+            ours[name](student, teacher, temperature=temperature, reduction="sum"), student
+        )
         errors.append(np.abs(by_kdlab.numpy() - formula).max())
     assert max(errors) < 1e-12, name
     worst = max(worst, *errors)
     rows.append([name, f"{errors[0]:.1e}", f"{errors[1]:.1e}" if len(errors) > 1 else "–"])
-table(["loss", "autograd, textbook form", "autograd, kdlab"], rows, caption="Largest difference from the closed form.")
+table(
+    ["loss", "autograd, textbook form", "autograd, kdlab"],
+    rows,
+    caption="Largest difference from the closed form.",
+)
 
 # %% [markdown]
 # ### What the temperature does to them
@@ -291,15 +360,36 @@ table(["loss", "autograd, textbook form", "autograd, kdlab"], rows, caption="Lar
 grid = np.geomspace(0.5, 60, 60)
 one_student, one_teacher = numpy_student[0], numpy_teacher[0]
 norms = {
-    "forward KL": [np.linalg.norm(reference.forward_kl_gradient(one_student, one_teacher, t_)) for t_ in grid],
-    "reverse KL": [np.linalg.norm(reference.reverse_kl_gradient(one_student, one_teacher, t_)) for t_ in grid],
-    "JSD, beta=0.5": [np.linalg.norm(reference.jensen_shannon_gradient(one_student, one_teacher, t_, 0.5)) for t_ in grid],
+    "forward KL": [
+        np.linalg.norm(reference.forward_kl_gradient(one_student, one_teacher, t_))
+        for t_ in grid
+    ],
+    "reverse KL": [
+        np.linalg.norm(reference.reverse_kl_gradient(one_student, one_teacher, t_))
+        for t_ in grid
+    ],
+    "JSD, beta=0.5": [
+        np.linalg.norm(reference.jensen_shannon_gradient(one_student, one_teacher, t_, 0.5))
+        for t_ in grid
+    ],
 }
 figure, axis = plt.subplots(figsize=(6.4, 3.4))
 for (name, values), colour in zip(norms.items(), (BLUE, ORANGE, GREEN), strict=True):
     axis.loglog(grid, values, color=colour, label=name)
-axis.loglog(grid, norms["forward KL"][-1] * (grid[-1] / grid) ** 1, color="grey", linestyle=":", label="slope −1")
-axis.loglog(grid, norms["forward KL"][-1] * (grid[-1] / grid) ** 2, color="grey", linestyle="--", label="slope −2")
+axis.loglog(
+    grid,
+    norms["forward KL"][-1] * (grid[-1] / grid) ** 1,
+    color="grey",
+    linestyle=":",
+    label="slope −1",
+)
+axis.loglog(
+    grid,
+    norms["forward KL"][-1] * (grid[-1] / grid) ** 2,
+    color="grey",
+    linestyle="--",
+    label="slope −2",
+)
 axis.set(xlabel="temperature $T$", ylabel="gradient norm", ylim=(1e-4, 5))
 axis.legend(fontsize="small")
 show(
@@ -311,7 +401,7 @@ show(
     "temperature; a dotted line of slope minus one falls less steeply.",
 )
 
-# %%
+# %% tags=["hide-input"]
 limit_ratio = norms["reverse KL"][-1] / norms["forward KL"][-1]
 verdict(
     "B6", "proved",
@@ -349,14 +439,16 @@ for name, loss in {
     (direction,) = torch.autograd.grad(value, student_logits)
     after = forward_kl(student_logits.detach() - 0.1 * direction, teacher_logits).item()
     rows.append((name, value.item(), after - before))
-assert np.isclose(rows[0][1], -rows[1][1]) and rows[0][2] > 0 > rows[1][2] and rows[2][2] < 0
+assert (
+    np.isclose(rows[0][1], -rows[1][1]) and rows[0][2] > 0 > rows[1][2] and rows[2][2] < 0
+)
 table(
     ["loss", "value", "change of the distance to the teacher"],
     [[name, f"{value:+.4f}", f"{change:+.4f}"] for name, value, change in rows],
     caption="One step of gradient descent from a uniform student; the distance is the forward KL.",
 )
 
-# %%
+# %% tags=["hide-input"]
 verdict(
     "A3", "corrected",
     r"The sum as printed is $-D_{\mathrm{KL}}(p_T\|p_S)$: for the example above it is "

@@ -28,7 +28,17 @@ from kdlab.objectives import CrossEntropy, forward_kl
 from kdlab.study import book_teacher
 from kdlab.study.display import data_note, device_for, verdict
 from kdlab.theory import reference
-from kdlab.theory.expansion import N, bar, centred, gradient_series, kl_series, s, softmax_series, t, x
+from kdlab.theory.expansion import (
+    N,
+    bar,
+    centred,
+    gradient_series,
+    kl_series,
+    s,
+    softmax_series,
+    t,
+    x,
+)
 from kdlab.training import Recipe, fast_precision, fit, predict
 
 use_style()
@@ -55,7 +65,9 @@ Math(r"q \;=\; " + sp.latex(centred(N * second_order)) + r"\Big/ N + O(x^3)")
 
 # %%
 assert sp.expand(N * first_order - (1 + (s - bar(s)) * x)) == 0
-assert sp.expand(centred(N * second_order) - (1 + s * x + (s**2 - bar(s**2)) * x**2 / 2)) == 0
+assert (
+    sp.expand(centred(N * second_order) - (1 + s * x + (s**2 - bar(s**2)) * x**2 / 2)) == 0
+)
 
 # %% [markdown]
 # How large is what was left out? Measured in units of $1/N$, on Gaussian logits with a large mean: the remainder after
@@ -66,13 +78,35 @@ rng = np.random.default_rng(0)
 logits = 3 * rng.normal(size=1000) + 20
 hot = np.geomspace(3, 3000, 40)
 remainder = {
-    order: np.array([len(logits) * np.abs(reference.softmax(logits, T) - reference.softmax_high_temperature(logits, T, order)).max() for T in hot])
+    order: np.array(
+        [
+            len(logits)
+            * np.abs(
+                reference.softmax(logits, T)
+                - reference.softmax_high_temperature(logits, T, order)
+            ).max()
+            for T in hot
+        ]
+    )
     for order in (1, 2)
 }
-uncentred = np.array([len(logits) * np.abs(reference.softmax(logits, T) - (1 + logits / T) / len(logits)).max() for T in hot])
-slopes = {order: reference.effective_exponent(hot, values)[-5:].mean() for order, values in remainder.items()}
+uncentred = np.array(
+    [
+        len(logits)
+        * np.abs(reference.softmax(logits, T) - (1 + logits / T) / len(logits)).max()
+        for T in hot
+    ]
+)
+slopes = {
+    order: reference.effective_exponent(hot, values)[-5:].mean()
+    for order, values in remainder.items()
+}
 uncentred_slope = reference.effective_exponent(hot, uncentred)[-5:].mean()
-assert abs(slopes[1] + 2) < 0.02 and abs(slopes[2] + 3) < 0.02 and abs(uncentred_slope + 1) < 0.02
+assert (
+    abs(slopes[1] + 2) < 0.02
+    and abs(slopes[2] + 3) < 0.02
+    and abs(uncentred_slope + 1) < 0.02
+)
 slopes
 
 # %% tags=["hide-input"]
@@ -80,7 +114,9 @@ figure, axis = plt.subplots(figsize=(6.4, 3.5))
 axis.loglog(hot, uncentred, color=ORANGE, label="first order, not centred")
 axis.loglog(hot, remainder[1], color=BLUE, label="first order, centred")
 axis.loglog(hot, remainder[2], color=GREEN, label="second order, centred")
-axis.set(xlabel="temperature $T$", ylabel="largest error, in units of $1/N$", ylim=(1e-9, 1e3))
+axis.set(
+    xlabel="temperature $T$", ylabel="largest error, in units of $1/N$", ylim=(1e-9, 1e3)
+)
 axis.legend()
 show(
     figure,
@@ -92,7 +128,7 @@ show(
     "uncentred formula's error slowest and far above.",
 )
 
-# %%
+# %% tags=["hide-input"]
 verdict(
     "B7", "proved",
     r"For every $N$, $q_i = \frac1N\bigl(1 + \tilde z_i/T + (\tilde z_i^2 - \overline{\tilde z^2})/2T^2\bigr) + O(T^{-3})$ with centred "
@@ -119,31 +155,49 @@ Math(r"D_{\mathrm{KL}}(p\,\|\,q) \;=\; " + sp.latex(kl_series(2)) + r" + O(x^3)"
 variance = bar(s**2) - 2 * bar(s * t) + bar(t**2) - (bar(s) - bar(t)) ** 2
 assert sp.expand(kl_series(2) - x**2 * variance / 2) == 0
 third_order = sp.expand(centred(gradient_series(3)) * N)
-assert sp.expand(third_order - (x**2 * (s - t) + x**3 * (s**2 - t**2 - bar(s**2) + bar(t**2)) / 2)) == 0
-Math(r"\frac{\partial D_{\mathrm{KL}}}{\partial s} \;=\; \frac1N\Bigl[" + sp.latex(sp.collect(third_order, x)) + r"\Bigr] + O(x^4)")
+assert (
+    sp.expand(
+        third_order - (x**2 * (s - t) + x**3 * (s**2 - t**2 - bar(s**2) + bar(t**2)) / 2)
+    )
+    == 0
+)
+Math(
+    r"\frac{\partial D_{\mathrm{KL}}}{\partial s} \;=\; \frac1N\Bigl["
+    + sp.latex(sp.collect(third_order, x))
+    + r"\Bigr] + O(x^4)"
+)
 
 # %% [markdown]
 # The leading term is $(\tilde z_i - \tilde t_i)/NT^2$. The next one, $x^3$, says when to believe it: relative to the first it is of the
-# size of **(logit)/T**. Logits of trained networks reach 10 to 20, so one should expect the limit to be good for $T$ of a
-# hundred, and poor for $T$ of four. Let us see the limit first.
+# size of **(logit)/T**. With logits of ten, the limit should be good for $T$ of several hundred and poor for $T$ of four. Let us
+# see the limit first.
 
 # %%
 student, teacher = 3 * rng.normal(size=(2, 1000))
 limit = reference.logit_matching(student, teacher)
-errors = [abs(T**2 * reference.forward_kl(student, teacher, T) / limit - 1) for T in (10, 100, 1000)]
+errors = [
+    abs(T**2 * reference.forward_kl(student, teacher, T) / limit - 1)
+    for T in (10, 100, 1000)
+]
 gradient_limit = (student - student.mean() - teacher + teacher.mean()) / 1000
 gradient_errors = [
-    np.linalg.norm(T**2 * reference.forward_kl_gradient(student, teacher, T) - gradient_limit) / np.linalg.norm(gradient_limit)
+    np.linalg.norm(
+        T**2 * reference.forward_kl_gradient(student, teacher, T) - gradient_limit
+    )
+    / np.linalg.norm(gradient_limit)
     for T in (10, 100, 1000)
 ]
 assert errors[2] < errors[1] < errors[0] and gradient_errors[2] < 0.01
 table(
     ["", "$T=10$", "$T=100$", "$T=1000$"],
-    [["loss", *(f"{e:.1e}" for e in errors)], ["gradient", *(f"{e:.1e}" for e in gradient_errors)]],
+    [
+        ["loss", *(f"{e:.1e}" for e in errors)],
+        ["gradient", *(f"{e:.1e}" for e in gradient_errors)],
+    ],
     caption="Relative distance from the limit, for Gaussian logits of deviation 3.",
 )
 
-# %%
+# %% tags=["hide-input"]
 verdict(
     "B8", "proved",
     r"For every $N$, $\partial D_{\mathrm{KL}}/\partial z_i = (\tilde z_i - \tilde t_i)/NT^2 + O(T^{-3})$ and "
@@ -167,15 +221,23 @@ images = data.validation[torch.arange(min(1000, len(data.validation)))]
 torch.manual_seed(0)
 network = resnet8(data.num_classes)
 untrained = predict(network, images, device=device)
-one_epoch = Recipe(epochs=1, batch_size=64, schedule="cosine", precision=fast_precision(device))
+one_epoch = Recipe(
+    epochs=1, batch_size=64, schedule="cosine", precision=fast_precision(device)
+)
 fit(network, CrossEntropy(), train=data.train[:10_000], recipe=one_epoch, device=device)
 young = predict(network, images, device=device)
 trained = predict(book_teacher(data, device=device), images, device=device)
 
 classes = data.num_classes
 pairs = {
-    "Gaussian": (3 * rng.normal(size=(1000, classes)), 3 * rng.normal(size=(1000, classes))),
-    "heavy-tailed": (2 * rng.standard_t(3, size=(1000, classes)), 2 * rng.standard_t(3, size=(1000, classes))),
+    "Gaussian": (
+        3 * rng.normal(size=(1000, classes)),
+        3 * rng.normal(size=(1000, classes)),
+    ),
+    "heavy-tailed": (
+        2 * rng.standard_t(3, size=(1000, classes)),
+        2 * rng.standard_t(3, size=(1000, classes)),
+    ),
     "real, first step": (untrained.double().numpy(), trained.double().numpy()),
     "real, after an epoch": (young.double().numpy(), trained.double().numpy()),
 }
@@ -191,7 +253,12 @@ grid = np.geomspace(0.5, 1e4, 121)
 
 
 def curves(student, teacher):
-    norm = [np.median(np.linalg.norm(reference.forward_kl_gradient(student, teacher, T), axis=-1)) for T in grid]
+    norm = [
+        np.median(
+            np.linalg.norm(reference.forward_kl_gradient(student, teacher, T), axis=-1)
+        )
+        for T in grid
+    ]
     loss = [np.median(reference.forward_kl(student, teacher, T)) for T in grid]
     return np.array(norm), np.array(loss)
 
@@ -199,8 +266,12 @@ def curves(student, teacher):
 norm, loss = {}, {}
 for name, pair in pairs.items():
     norm[name], loss[name] = curves(*pair)
-exponent = {name: reference.effective_exponent(grid, values) for name, values in norm.items()}
-loss_exponent = {name: reference.effective_exponent(grid, values) for name, values in loss.items()}
+exponent = {
+    name: reference.effective_exponent(grid, values) for name, values in norm.items()
+}
+loss_exponent = {
+    name: reference.effective_exponent(grid, values) for name, values in loss.items()
+}
 
 # %% tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.8, 3.6))
@@ -210,7 +281,13 @@ for name, colour in colours.items():
     right.plot(grid, loss_exponent[name], color=colour, linestyle=":")
 right.axhline(-2, color="grey", linewidth=1)
 right.axvspan(1, 10, color="grey", alpha=0.15, linewidth=0)
-right.set(xscale="log", ylim=(-3.2, 0.3), xlim=(0.5, 1e3), xlabel="temperature $T$", ylabel="effective exponent")
+right.set(
+    xscale="log",
+    ylim=(-3.2, 0.3),
+    xlim=(0.5, 1e3),
+    xlabel="temperature $T$",
+    ylabel="effective exponent",
+)
 left.set(xlabel="temperature $T$", ylabel=r"gradient norm, unscaled")
 left.legend(fontsize="small")
 show(
@@ -218,7 +295,7 @@ show(
     label="exponents",
     caption="Left: the unscaled gradient vanishes. Right: the exponent with which it does so at each temperature (solid: "
     "gradient, dotted: loss). It becomes −2 in the end for all. In the shaded range where people distil, it is anything "
-    "from 0 to beyond −2, and it depends on the logits.",
+    "from near 0 (loss) to beyond −2, and it depends on the logits.",
     alt="Left: four falling curves in a log-log plot, parallel at high temperature. Right: their slopes against "
     "temperature, spread between zero and minus three at temperatures one to ten, all settling on minus two.",
 )
@@ -239,12 +316,25 @@ settled = {name: beyond(values) for name, values in exponent.items()}
 settled_loss = {name: beyond(values) for name, values in loss_exponent.items()}
 assert all(np.isfinite(T) for T in settled.values())
 table(
-    ["logits", "$T=1$", "$T=2$", "$T=4$", "$T=10$", "gradient is −2 ± 0.01 beyond", "loss beyond"],
     [
-        [name, *(f"{at(exponent[name], T):.2f}" for T in (1, 2, 4, 10)), f"$T={settled[name]:.0f}$", f"$T={settled_loss[name]:.0f}$"]
+        "logits",
+        "$T=1$",
+        "$T=2$",
+        "$T=4$",
+        "$T=10$",
+        "gradient settles at",
+        "loss settles at",
+    ],
+    [
+        [
+            name,
+            *(f"{at(exponent[name], T):.2f}" for T in (1, 2, 4, 10)),
+            f"$T={settled[name]:.0f}$",
+            f"$T={settled_loss[name]:.0f}$",
+        ]
         for name in pairs
     ],
-    caption="Effective exponent of the gradient norm at common temperatures, and where it has settled.",
+    caption="Effective exponent of the gradient norm at common temperatures, and where gradient and loss have settled at −2 ± 0.01.",
 )
 
 # %% [markdown]
@@ -270,8 +360,19 @@ flat = {name: flat_from(scaled[name], limits[name]) for name in pairs}
 figure, axis = plt.subplots(figsize=(6.6, 3.6))
 axis.axhspan(0.8, 1.2, color="grey", alpha=0.18, linewidth=0)
 for name, colour in colours.items():
-    axis.plot(grid, scaled[name] / limits[name], color=colour, label=f"{name}: flat from $T={flat[name]:.1f}$")
-axis.set(xscale="log", xlim=(0.5, 1000), ylim=(0, 2.6), xlabel="temperature $T$", ylabel="$T^2$-scaled gradient, limit = 1")
+    axis.plot(
+        grid,
+        scaled[name] / limits[name],
+        color=colour,
+        label=f"{name}: flat from $T={flat[name]:.1f}$",
+    )
+axis.set(
+    xscale="log",
+    xlim=(0.5, 1000),
+    ylim=(0, 2.6),
+    xlabel="temperature $T$",
+    ylabel="$T^2$-scaled gradient, limit = 1",
+)
 axis.legend(fontsize="small")
 show(
     figure,
@@ -282,10 +383,16 @@ show(
     "a few and some tens, from above or from below.",
 )
 
-# %%
-spread = {name: scaled[name][(grid >= 1) & (grid <= 10)].max() / scaled[name][(grid >= 1) & (grid <= 10)].min() for name in pairs}
+# %% tags=["hide-input"]
+spread = {
+    name: scaled[name][(grid >= 1) & (grid <= 10)].max()
+    / scaled[name][(grid >= 1) & (grid <= 10)].min()
+    for name in pairs
+}
 real = [name for name in pairs if name.startswith("real")]
-low, high = (f(at(exponent[name], T) for name in real for T in (1, 2, 4, 10)) for f in (min, max))
+low, high = (
+    f(at(exponent[name], T) for name in real for T in (1, 2, 4, 10)) for f in (min, max)
+)
 verdict(
     "B9", "depends",
     rf"Exact in the limit only. On the real logits the gradient's effective exponent between $T=1$ and $10$ runs from {low:.2f} to "
@@ -308,7 +415,18 @@ one_hot = np.eye(classes)[labels]
 
 def ratio(student, teacher):
     hard = np.linalg.norm(reference.cross_entropy_gradient(student, one_hot), axis=-1)
-    return np.array([np.median(T**2 * np.linalg.norm(reference.forward_kl_gradient(student, teacher, T), axis=-1) / hard) for T in grid])
+    return np.array(
+        [
+            np.median(
+                T**2
+                * np.linalg.norm(
+                    reference.forward_kl_gradient(student, teacher, T), axis=-1
+                )
+                / hard
+            )
+            for T in grid
+        ]
+    )
 
 
 ratios = {name: ratio(*pairs[name]) for name in real}
@@ -318,17 +436,41 @@ for name, values in ratios.items():
     relative = values / at(values, 4)
     inside = np.abs(relative - 1) <= 0.2
     middle = np.argmin(np.abs(grid - 4))
-    first = middle - np.argmin(inside[: middle + 1][::-1]) + 1 if not inside[: middle + 1].all() else 0
-    last = middle + np.argmin(inside[middle:]) - 1 if not inside[middle:].all() else len(grid) - 1
+    first = (
+        middle - np.argmin(inside[: middle + 1][::-1]) + 1
+        if not inside[: middle + 1].all()
+        else 0
+    )
+    last = (
+        middle + np.argmin(inside[middle:]) - 1
+        if not inside[middle:].all()
+        else len(grid) - 1
+    )
     ranges[name] = (grid[first], grid[last])
 
 # %% tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(6.6, 3.6))
 axis.axhspan(0.8, 1.2, color="grey", alpha=0.18, linewidth=0)
 for name in real:
-    axis.loglog(grid, ratios[name] / at(ratios[name], 4), color=colours[name], label=f"{name}, with $T^2$")
-    axis.loglog(grid, unscaled[name] / at(unscaled[name], 4), color=colours[name], linestyle=":", label=f"{name}, without")
-axis.set(xlim=(0.5, 100), ylim=(0.003, 20), xlabel="temperature $T$", ylabel="soft : hard gradient, $T=4$ is 1")
+    axis.loglog(
+        grid,
+        ratios[name] / at(ratios[name], 4),
+        color=colours[name],
+        label=f"{name}, with $T^2$",
+    )
+    axis.loglog(
+        grid,
+        unscaled[name] / at(unscaled[name], 4),
+        color=colours[name],
+        linestyle=":",
+        label=f"{name}, without",
+    )
+axis.set(
+    xlim=(0.5, 100),
+    ylim=(0.003, 20),
+    xlabel="temperature $T$",
+    ylabel="soft : hard gradient, $T=4$ is 1",
+)
 axis.legend(fontsize="small")
 show(
     figure,
@@ -339,7 +481,8 @@ show(
     "orders of magnitude.",
 )
 
-# %%
+
+# %% tags=["hide-input"]
 def as_range(low, high):
     return rf"$T={low:.1f}$ " + ("upwards" if high > 9000 else rf"to ${high:.1f}$")
 
@@ -348,7 +491,7 @@ verdict(
     "A5", "depends",
     "Exact only as $T\\to\\infty$. With $T^2$, the ratio of soft to hard gradient stays within 20 % of its value at $T=4$ for "
     + " and for ".join(f"{as_range(*ranges[name])} ({name})" for name in real)
-    + f". Without $T^2$, going from $T=4$ to $T=8$ alone divides it by "
+    + ". Without $T^2$, going from $T=4$ to $T=8$ alone divides it by "
     + " and ".join(f"{at(unscaled[name], 4) / at(unscaled[name], 8):.1f}" for name in real) + ".",
     data=data,
 )  # fmt: skip
@@ -367,11 +510,15 @@ student32, teacher32 = torch.randn(2, 64, 100, generator=torch.Generator().manua
 digits = np.geomspace(1, 1e4, 25)
 naive_error, our_error = [], []
 for T in digits:
-    exact = reference.forward_kl(student32.double().numpy(), teacher32.double().numpy(), T).mean()
+    exact = reference.forward_kl(
+        student32.double().numpy(), teacher32.double().numpy(), T
+    ).mean()
     log_p, log_q = (torch.log_softmax(v / T, -1) for v in (teacher32, student32))
     naive = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
     naive_error.append(abs(naive / exact - 1))
-    our_error.append(abs(forward_kl(student32, teacher32, temperature=T).item() / exact - 1))
+    our_error.append(
+        abs(forward_kl(student32, teacher32, temperature=T).item() / exact - 1)
+    )
 assert max(our_error) < 1e-3 < max(naive_error)
 
 # %% tags=["hide-input"]

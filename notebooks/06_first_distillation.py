@@ -18,12 +18,22 @@ profile = "cpu"
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import display
 
 from kdlab.data import load_images
-from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, show, table, use_style
+from kdlab.figures import BLUE, ORANGE, PURPLE, show, table, use_style
 from kdlab.models import count_parameters
-from kdlab.objectives import CrossEntropy, Objective, SoftTargets, distillation_loss
-from kdlab.study import book_folder, book_teacher, find_record, mean_interval, paired_difference, plans, run, stored_student
+from kdlab.objectives import CrossEntropy, SoftTargets, distillation_loss
+from kdlab.study import (
+    book_folder,
+    book_teacher,
+    find_record,
+    mean_interval,
+    paired_difference,
+    plans,
+    run,
+    stored_student,
+)
 from kdlab.study.display import data_note, device_for, not_yet_run, source_note, verdict
 from kdlab.training import accuracy, fast_precision, predict
 
@@ -51,29 +61,34 @@ objective
 
 # %%
 generator = torch.Generator().manual_seed(0)
-student_logits, teacher_logits = 3 * torch.randn(2, 256, 100, generator=generator, dtype=torch.float64)
+teacher_logits, noise = torch.randn(2, 256, 100, generator=generator, dtype=torch.float64)
+teacher_logits = 3 * teacher_logits
+student_logits = teacher_logits + noise
 labels = torch.randint(100, (256,), generator=generator)
 alpha = 0.9
 as_in_A = distillation_loss(student_logits, teacher_logits, labels, hard_weight=alpha)
 as_in_B = distillation_loss(student_logits, teacher_logits, labels, soft_weight=alpha)
-composed, _ = objective(student_logits=student_logits, teacher_logits=teacher_logits, labels=labels)
+composed, _ = objective(
+    student_logits=student_logits, teacher_logits=teacher_logits, labels=labels
+)
 assert torch.isclose(as_in_B, composed) and torch.isclose(
-    as_in_A, distillation_loss(student_logits, teacher_logits, labels, soft_weight=1 - alpha)
+    as_in_A,
+    distillation_loss(student_logits, teacher_logits, labels, soft_weight=1 - alpha),
 )
 try:
     distillation_loss(student_logits, teacher_logits, labels)
 except TypeError as error:
     print(error)
 
-# %%
+# %% tags=["hide-input"]
 verdict(
     "A6", "depends",
     r"The same formula as B1 with the opposite letter: A's $\alpha$ is the weight of the labels. Copied from one article to the "
-    rf"other, $\alpha=0.9$ changes the loss of random logits from {as_in_B:.1f} to {as_in_A:.1f}. In kdlab it is "
+    rf"other, $\alpha=0.9$ changes the loss of a student near its teacher from {as_in_B:.1f} to {as_in_A:.1f}. In kdlab it is "
     r"hard_weight, by name.",
 )  # fmt: skip
 
-# %%
+# %% tags=["hide-input"]
 verdict(
     "B1", "depends",
     r"Hinton's loss, with $\alpha$ the weight of the soft targets; the reverse of article A. In kdlab it is soft_weight, "
@@ -100,14 +115,18 @@ verdict(
 teacher = book_teacher(data, device=device)
 teacher_test = predict(teacher, data.test, device=device)
 specs = plans.first_distillation_live(data.name, fast_precision(device))
-print(f"teacher: {count_parameters(teacher):,} parameters, test accuracy {accuracy(teacher_test, data.test.labels):.1%}")
-print(f"{len(specs)} runs of {specs[0].recipe.epochs} epochs on {specs[0].train_examples:,} images:")
+print(
+    f"teacher: {count_parameters(teacher):,} parameters, test accuracy {accuracy(teacher_test, data.test.labels):.1%}"
+)
+print(
+    f"{len(specs)} runs of {specs[0].recipe.epochs} epochs on {specs[0].train_examples:,} images:"
+)
 for spec in specs[:3]:
     print(f"  {spec.arm:9s} {spec.objective}")
 
 # %% [markdown]
-# A few thousand images and four epochs are all that two cores can do in four minutes. They are enough to see the effect;
-# the records below repeat it at full size.
+# A few thousand images and four epochs are all that two cores can do in four minutes. They are enough to tell the arms
+# apart, not to train a good network; the records below repeat the comparison at full size.
 
 # %%
 live = [run(spec, data, teacher=teacher, device=device) for spec in specs]
@@ -120,20 +139,38 @@ COLOURS = dict(zip(ARMS, (PURPLE, BLUE, ORANGE), strict=True))
 def by_arm(records, value):
     """The values of each arm, ordered by seed."""
     ordered = sorted(records, key=lambda record: record["recipe"]["seed"])
-    return {arm: np.array([value(r) for r in ordered if r["spec"]["arm"] == arm]) for arm in ARMS}
+    return {
+        arm: np.array([value(r) for r in ordered if r["spec"]["arm"] == arm])
+        for arm in ARMS
+    }
 
 
 def curve_and_points(records, label, caption, alt):
     """Validation curves by epoch, and test accuracy by seed with the pairs joined."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.8, 3.5))
-    curves = by_arm(records, lambda r: [entry["validation"]["accuracy"] for entry in r["epochs"]])
+    curves = by_arm(
+        records, lambda r: [entry["validation"]["accuracy"] for entry in r["epochs"]]
+    )
     points = by_arm(records, lambda r: r["test"]["accuracy"])
     for arm in ARMS:
         epochs = np.arange(1, curves[arm].shape[1] + 1)
         left.plot(epochs, 100 * curves[arm].mean(0), color=COLOURS[arm], label=arm)
-        left.fill_between(epochs, 100 * curves[arm].min(0), 100 * curves[arm].max(0), color=COLOURS[arm], alpha=0.18, linewidth=0)
+        left.fill_between(
+            epochs,
+            100 * curves[arm].min(0),
+            100 * curves[arm].max(0),
+            color=COLOURS[arm],
+            alpha=0.18,
+            linewidth=0,
+        )
     for seed in range(len(points["kd"])):
-        right.plot(range(3), [100 * points[arm][seed] for arm in ARMS], color="grey", linewidth=0.8, alpha=0.6)
+        right.plot(
+            range(3),
+            [100 * points[arm][seed] for arm in ARMS],
+            color="grey",
+            linewidth=0.8,
+            alpha=0.6,
+        )
     for place, arm in enumerate(ARMS):
         right.plot([place] * len(points[arm]), 100 * points[arm], "o", color=COLOURS[arm])
     left.set(xlabel="epoch", ylabel="validation accuracy (%)")
@@ -163,7 +200,9 @@ def results(records, caption):
     }
     rows = []
     for name, (key, factor, unit) in measures.items():
-        values = by_arm(records, lambda r, key=key: factor * r["test"].get(key, np.nan))
+        values = by_arm(
+            records, lambda r, key=key, factor=factor: factor * r["test"].get(key, np.nan)
+        )
         row = [name]
         for arm in ARMS:
             if np.isfinite(values[arm]).all():
@@ -175,7 +214,10 @@ def results(records, caption):
     return table(["test split, last epoch", *ARMS], rows, caption=caption)
 
 
-results(live_records, f"Live runs: mean and 95 % interval (Student's t), n = {len(live) // 3} seeds.")
+results(
+    live_records,
+    f"Live runs: mean and 95 % interval (Student's t), n = {len(live) // 3} seeds.",
+)
 
 
 # %%
@@ -211,7 +253,14 @@ def sibling_share(logits):
     return ((wrong * kin).sum(-1) / wrong.sum(-1)).mean().item()
 
 
-shares = {arm: [sibling_share(done.test_logits) for done in live if done.record["spec"]["arm"] == arm] for arm in ARMS}
+shares = {
+    arm: [
+        sibling_share(done.test_logits)
+        for done in live
+        if done.record["spec"]["arm"] == arm
+    ]
+    for arm in ARMS
+}
 shares["teacher"] = [sibling_share(teacher_test)]
 {arm: f"{np.mean(values):.1%}" for arm, values in shares.items()}
 
@@ -222,20 +271,37 @@ members = [c for c in range(data.num_classes) if data.superclass_of[c] == family
 
 def confusion(logits):
     """Mean probability of each class of the family, given that one of them is true, rows scaled to their sum."""
-    rows = torch.stack([torch.softmax(logits[truth == c], -1).mean(0)[members] for c in members])
+    rows = torch.stack(
+        [torch.softmax(logits[truth == c], -1).mean(0)[members] for c in members]
+    )
     return rows / rows.sum(-1, keepdim=True)
 
 
-panels_of = {arm: torch.stack([confusion(d.test_logits) for d in live if d.record["spec"]["arm"] == arm]).mean(0) for arm in ARMS}
+panels_of = {
+    arm: torch.stack(
+        [confusion(d.test_logits) for d in live if d.record["spec"]["arm"] == arm]
+    ).mean(0)
+    for arm in ARMS
+}
 panels_of["teacher"] = confusion(teacher_test)
 figure, panels = plt.subplots(1, 4, figsize=(8.4, 2.9), sharey=True)
 for panel, (name, values) in zip(panels, panels_of.items(), strict=True):
     panel.imshow(values, cmap="cividis", vmin=0, vmax=0.7)
     for a in range(len(members)):
         for b in range(len(members)):
-            panel.text(b, a, f"{100 * values[a, b]:.0f}", ha="center", va="center", fontsize=7.5, color="white" if values[a, b] < 0.35 else "black")
+            panel.text(
+                b,
+                a,
+                f"{100 * values[a, b]:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7.5,
+                color="white" if values[a, b] < 0.35 else "black",
+            )
     panel.set(title=name, xticks=range(len(members)), yticks=range(len(members)))
-    panel.set_xticklabels([data.classes[c].replace("_tree", "") for c in members], rotation=60)
+    panel.set_xticklabels(
+        [data.classes[c].replace("_tree", "") for c in members], rotation=60
+    )
     panel.set_yticklabels([data.classes[c].replace("_tree", "") for c in members])
     panel.grid(visible=False)
 panels[0].set_ylabel("the image shows")
@@ -253,6 +319,7 @@ show(
 # Four minutes are not a study. The same three arms were run on the whole training split, ResNet-20 to ResNet-8, and the
 # records are in the repository; this page only reads them.
 
+
 # %% tags=["hide-input"]
 def load_plan(specs):
     found = [find_record(spec, book_folder() / "records") for spec in specs]
@@ -267,7 +334,12 @@ cpu_plan = plans.first_distillation_cpu()
 recorded = load_plan(cpu_plan)
 seeds = len(recorded) // 3
 if len(recorded) < len(cpu_plan):
-    display(not_yet_run(f"{len(cpu_plan) - len(recorded)} of {len(cpu_plan)} runs of this plan", "python -m kdlab.study first_distillation_cpu"))
+    display(
+        not_yet_run(
+            f"{len(cpu_plan) - len(recorded)} of {len(cpu_plan)} runs of this plan",
+            "python -m kdlab.study first_distillation_cpu",
+        )
+    )
 if recorded:
     display(source_note(recorded))
 
@@ -303,16 +375,29 @@ if profile == "gpu" and not data.fallback:
             run(spec, data, teacher=strong, book=book_folder(), device=device)
 on_gpu = load_plan(gpu_plan)
 if len(on_gpu) < len(gpu_plan):
-    display(not_yet_run(f"{len(gpu_plan) - len(on_gpu)} of {len(gpu_plan)} runs by the published recipe", "make book PROFILE=gpu"))
+    display(
+        not_yet_run(
+            f"{len(gpu_plan) - len(on_gpu)} of {len(gpu_plan)} runs by the published recipe",
+            "make book PROFILE=gpu",
+        )
+    )
 if len(on_gpu) >= 6:
-    display(source_note(on_gpu), results(on_gpu, "Published recipe: mean and 95 % interval."))
+    display(
+        source_note(on_gpu), results(on_gpu, "Published recipe: mean and 95 % interval.")
+    )
 
 # %% [markdown]
 # ## Verdict
 
-# %%
+# %% tags=["hide-input"]
 decisive = on_gpu if len(on_gpu) >= 9 else recorded if seeds >= 3 else live_records
-where = "on a GPU by the published recipe" if decisive is on_gpu else "recorded on a CPU" if decisive is recorded else "live, small"
+where = (
+    "on a GPU by the published recipe"
+    if decisive is on_gpu
+    else "recorded on a CPU"
+    if decisive is recorded
+    else "live, small"
+)
 gap = differences(decisive)
 lost, gained, control = gap["kd − permuted"], gap["kd − alone"], gap["permuted − alone"]
 matters = lost.low > 0

@@ -60,7 +60,9 @@ def test_a_failing_chapter_is_told_in_a_sentence_and_does_not_replace_the_last_g
     good, _ = build.execute(chapter, "cpu")
     before = good.read_bytes()
     small_book("# %%\nx = 1\n\n# %%\nassert x == 2, 'x is one'\n")
-    with pytest.raises(build.BuildError, match=r"01_a\.py, cell \d+ .*assert x == 2.* raised AssertionError: x is one"):
+    with pytest.raises(
+        build.BuildError, match=r"01_a\.py, cell \d+ .*assert x == 2.* raised AssertionError: x is one"
+    ):
         build.execute(chapter, "cpu")
     assert good.read_bytes() == before
 
@@ -77,7 +79,15 @@ def test_a_cell_that_may_raise_is_not_let_through(small_book):
 
 
 def said(claim, outcome):
-    return {claim: {"outcome": outcome, "finding": "…", "chapter": "01_a", "finished": "2026-01-01T00:00:00", "claim": claim}}
+    return {
+        claim: {
+            "outcome": outcome,
+            "finding": "…",
+            "chapter": "01_a",
+            "finished": "2026-01-01T00:00:00",
+            "claim": claim,
+        }
+    }
 
 
 @pytest.fixture
@@ -141,7 +151,10 @@ def test_stored_checkpoints_are_the_ones_that_their_records_name():
         record = read_record(path)
         assert path.stem.endswith(record["spec_hash"][:8])
         if "checkpoint" in record:
-            assert sha256(ROOT / "book" / "checkpoints" / record["checkpoint"]["file"]) == record["checkpoint"]["sha256"]
+            assert (
+                sha256(ROOT / "book" / "checkpoints" / record["checkpoint"]["file"])
+                == record["checkpoint"]["sha256"]
+            )
 
 
 def test_no_page_states_a_measured_number_by_hand():

@@ -191,7 +191,11 @@ def test_conda_environment_installs_the_lock():
 
 
 def test_lock_pins_every_direct_dependency():
-    locked = {line.split("==")[0].lower() for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line}
+    locked = {
+        line.split("==")[0].lower()
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if "==" in line
+    }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
     names = {re.match(r"[A-Za-z0-9_.-]+", requirement).group().lower() for requirement in wanted} - {"kdlab"}

@@ -393,9 +393,7 @@ class FailsInEpoch(Term):
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(digits, linear, tmp_path):
     kept = []
-    with pytest.raises(
-        FloatingPointError, match=r"training diverged in epoch 2 of 3: .*learning rate"
-    ):
+    with pytest.raises(FloatingPointError, match=r"training diverged in epoch 2 of 3: .*learning rate"):
         fit(
             linear(), FailsInEpoch(), train=digits.train, recipe=QUICK, checkpoint=tmp_path / "run",
             report=lambda entry: kept.append(sha256(tmp_path / "run")),

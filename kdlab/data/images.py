@@ -51,7 +51,10 @@ class Split:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images to float32 of mean zero and deviation one, in channels-last memory."""
-        mean, std = (torch.tensor(v, dtype=torch.float32, device=images.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(v, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
+            for v in (self.mean, self.std)
+        )
         return (images.float() / 255 - mean).div_(std).contiguous(memory_format=torch.channels_last)
 
     def batches(
@@ -75,7 +78,9 @@ class Split:
             yield self.normalise(images), self.labels[index]
 
 
-def crop_and_flip(images: Tensor, generator: torch.Generator | None, *, padding: int = 4, flip: bool = True) -> Tensor:
+def crop_and_flip(
+    images: Tensor, generator: torch.Generator | None, *, padding: int = 4, flip: bool = True
+) -> Tensor:
     """Each image shifted by up to ``padding`` pixels, zeros moving in, and mirrored with probability one half.
 
     The augmentation of the published CIFAR recipes (He et al. 2016, section 4.2).
@@ -261,7 +266,9 @@ def load_digits(*, validation_per_class: int = 20) -> ImageData:
     digits = sklearn_digits()
     small = np.minimum(digits.images * 16, 255).astype(np.uint8)
     images = np.repeat(small.repeat(4, 1).repeat(4, 2)[:, None], 3, axis=1)
-    rows, checksum = _canonical(np.concatenate([digits.target[:, None].astype(np.uint8), images.reshape(-1, 3072)], 1))
+    rows, checksum = _canonical(
+        np.concatenate([digits.target[:, None].astype(np.uint8), images.reshape(-1, 3072)], 1)
+    )
     test = _hold_out(rows[:, 0], 40)
     groups = {"closed loops": {0, 6, 8, 9}, "straight strokes": {1, 4, 7}, "open curves": {2, 3, 5}}
     return _assemble(
@@ -271,7 +278,9 @@ def load_digits(*, validation_per_class: int = 20) -> ImageData:
         name="digits",
         classes=tuple(str(d) for d in range(10)),
         superclasses=tuple(groups),
-        superclass_of=tuple(next(g for g, members in enumerate(groups.values()) if d in members) for d in range(10)),
+        superclass_of=tuple(
+            next(g for g, members in enumerate(groups.values()) if d in members) for d in range(10)
+        ),
         checksum=checksum,
         fallback=True,
     )

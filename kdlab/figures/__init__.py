@@ -1,7 +1,20 @@
 """The book's figures: one style, one function a kind. Needs Matplotlib (``pip install 'kdlab[figures]'``)."""
 
 from .dial import temperature_dial
-from .style import BLUE, GREEN, ORANGE, PALETTE, PURPLE, SKY, VERMILION, Shown, mathematics, show, table, use_style
+from .style import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PALETTE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    Shown,
+    mathematics,
+    show,
+    table,
+    use_style,
+)
 
 __all__ = [
     "BLUE",

@@ -5,6 +5,7 @@ import io
 import re
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 #: Okabe & Ito's palette in the order of use, without the yellow that vanishes on white.
@@ -49,9 +50,9 @@ def mathematics(text: str) -> str:
     r"""HTML of a plain sentence in which ``$…$`` is mathematics.
 
     >>> mathematics("as $T \\to \\infty$")
-    'as \\(T \\to \\infty\\)'
+    'as <span class="math">\\(T \\to \\infty\\)</span>'
     """
-    return re.sub(r"\$(.+?)\$", r"\\(\1\\)", html.escape(text, quote=False))
+    return re.sub(r"\$(.+?)\$", r'<span class="math">\\(\1\\)</span>', html.escape(text, quote=False))
 
 
 class Shown:
@@ -68,7 +69,7 @@ class Shown:
 
 
 def show(figure: Figure, *, label: str, caption: str, alt: str) -> Shown:
-    """A figure as inline SVG with its caption below, in the colours of the page that it is on.
+    """A figure as inline SVG with its caption below, in the colours of the page that it is on; the figure is closed.
 
     Args:
         figure: a Matplotlib figure, drawn in :func:`use_style`'s style.
@@ -80,18 +81,35 @@ def show(figure: Figure, *, label: str, caption: str, alt: str) -> Shown:
         raise ValueError("a figure needs a label, a caption and an alternative text.")
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": label}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            bbox_inches="tight",
+            pad_inches=0.04,
+            metadata={"Date": None, "Creator": None},
+        )
+    plt.close(figure)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = svg.replace(f"stroke: {_FAINT}", "stroke: currentColor; stroke-opacity: 0.15").replace(_INK, "currentColor")
+    svg = svg.replace(f"stroke: {_FAINT}", "stroke: currentColor; stroke-opacity: 0.15").replace(
+        _INK, "currentColor"
+    )
     # Several figures share a page: make their ids distinct.
     svg = re.sub(r'\bid="', f'id="{label}-', svg)
     svg = re.sub(r'(href="|url\()#', rf"\1#{label}-", svg)
     size = re.match(r'<svg[^>]*?width="([\d.]+)pt"', svg)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1)
+    svg = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"',
+        r"\1",
+        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1),
+        count=1,
+    )
     width = f"max-width: {float(size.group(1)) * 4 / 3:.0f}px" if size else ""
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}" style="width: 100%; {width}"', 1)
+    svg = svg.replace(
+        "<svg", f'<svg role="img" aria-label="{html.escape(alt)}" style="width: 100%; {width}"', 1
+    )
     return Shown(
         f'<figure class="kd-figure" id="fig-{label}">{svg}<figcaption>{mathematics(caption)}</figcaption></figure>'
     )
@@ -104,7 +122,9 @@ def table(header, rows, *, caption: str) -> Shown:
     2
     """
     head = "".join(f'<th scope="col">{mathematics(str(cell))}</th>' for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{mathematics(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{mathematics(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
+    )
     return Shown(
         f'<div class="kd-table"><table class="table"><caption>{mathematics(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

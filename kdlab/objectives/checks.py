@@ -1,6 +1,7 @@
 """Checks on what objectives are given: one clear sentence for each mistake."""
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -26,7 +27,9 @@ def check_logits(name, logits):
     if not logits.is_floating_point():
         raise TypeError(f"{name} must be floating point (logits, not labels), not {logits.dtype}.")
     if logits.ndim == 0 or logits.shape[-1] < 2:
-        raise ValueError(f"{name} needs at least two classes in its last axis, but has shape {tuple(logits.shape)}.")
+        raise ValueError(
+            f"{name} needs at least two classes in its last axis, but has shape {tuple(logits.shape)}."
+        )
     if _inspectable(logits) and logits.numel() and not torch.isfinite(torch.stack(logits.aminmax())).all():
         bad = int((~torch.isfinite(logits)).sum())
         raise ValueError(f"{name} has {bad} of {logits.numel()} entries that are NaN or infinite.")
@@ -51,7 +54,7 @@ def check_temperature(temperature):
     if isinstance(temperature, Tensor):
         if _inspectable(temperature) and not (torch.isfinite(temperature) & (temperature > 0)).all():
             raise ValueError("temperature must be positive and finite in every entry.")
-    elif not (isinstance(temperature, (int, float)) and math.isfinite(temperature) and temperature > 0):
+    elif not (isinstance(temperature, Real) and math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be a positive, finite number, not {temperature!r}.")
 
 
@@ -59,8 +62,14 @@ def check_labels(labels, logits, name="labels"):
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{name} must be integer class indices, not {labels.dtype}.")
     if labels.shape != logits.shape[:-1]:
-        raise ValueError(f"{name} of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}.")
-    if _inspectable(labels) and labels.numel() and not (0 <= labels.min() and labels.max() < logits.shape[-1]):
+        raise ValueError(
+            f"{name} of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}."
+        )
+    if (
+        _inspectable(labels)
+        and labels.numel()
+        and not (0 <= labels.min() and labels.max() < logits.shape[-1])
+    ):
         raise ValueError(
             f"{name} must lie in 0 … {logits.shape[-1] - 1}, but reach from {labels.min()} to {labels.max()}."
         )
@@ -81,7 +90,9 @@ def check_distribution(target, logits, tolerance=1e-3):
 
 def check_mask(mask, losses):
     if mask.shape != losses.shape:
-        raise ValueError(f"mask of shape {tuple(mask.shape)} does not fit losses of shape {tuple(losses.shape)}.")
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} does not fit losses of shape {tuple(losses.shape)}."
+        )
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be boolean (True where a position counts), not {mask.dtype}.")
     if _inspectable(mask) and not mask.any():

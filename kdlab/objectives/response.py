@@ -48,7 +48,9 @@ def _kl(log_p, log_q):
     r = log_p - log_q
     p = log_p.exp()
     small = r.clamp(min=-1.0)
-    return torch.where(r > -1.0, p * (torch.expm1(-small) + small), (p * r + log_q.exp() - p).clamp(min=0.0)).sum(-1)
+    return torch.where(
+        r > -1.0, p * (torch.expm1(-small) + small), (p * r + log_q.exp() - p).clamp(min=0.0)
+    ).sum(-1)
 
 
 def forward_kl(
@@ -182,6 +184,9 @@ def cross_entropy(
         check_distribution(target, student_logits)
         losses = -(target.to(log_q.dtype) * log_q).sum(-1)
     else:
+        if mask is not None:
+            check_mask(mask, target)
+            target = target.where(mask, 0)  # what is masked may hold anything, such as -100
         check_labels(target, student_logits)
         losses = -log_q.gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
     return reduce(losses, mask, reduction)
@@ -232,7 +237,9 @@ def distillation_loss(
         raise ValueError(f"a weight must lie between 0 and 1, not {given!r}.")
     hard_weight = given if soft_weight is None else 1 - given
     hard = cross_entropy(student_logits, labels, mask=mask, reduction=reduction)
-    soft = soft_targets(student_logits, teacher_logits, temperature=temperature, mask=mask, reduction=reduction)
+    soft = soft_targets(
+        student_logits, teacher_logits, temperature=temperature, mask=mask, reduction=reduction
+    )
     return hard_weight * hard + (1 - hard_weight) * soft
 
 

@@ -37,7 +37,8 @@ class Objective(nn.Module):
         self.terms = nn.ModuleList(term for _, term in weighted_terms)
         kinds = [type(term).__name__ for term in self.terms]
         self.names = tuple(
-            kind if kinds.count(kind) == 1 else f"{kind}_{kinds[: i + 1].count(kind)}" for i, kind in enumerate(kinds)
+            kind if kinds.count(kind) == 1 else f"{kind}_{kinds[: i + 1].count(kind)}"
+            for i, kind in enumerate(kinds)
         )
 
     @property

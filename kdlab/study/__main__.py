@@ -12,7 +12,9 @@ def main():
     names = ["teacher", "published_teacher", "first_distillation_cpu", "first_distillation_gpu"]
     parser = argparse.ArgumentParser(prog="python -m kdlab.study", description=__doc__)
     parser.add_argument("plan", choices=names)
-    parser.add_argument("--book", type=Path, help="where records and checkpoints go (default: the book's own folder)")
+    parser.add_argument(
+        "--book", type=Path, help="where records and checkpoints go (default: the book's own folder)"
+    )
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     book = given.book or book_folder()
@@ -42,7 +44,10 @@ def main():
             spec, data, teacher=teacher, book=book, keep_student=is_teacher, device=given.device,
             resume=book.parent / "_build" / "running", report=report,
         )  # fmt: skip
-        print(f"[{number}/{len(specs)}] {spec.name} test accuracy {done.record['test']['accuracy']:.4f}", flush=True)
+        print(
+            f"[{number}/{len(specs)}] {spec.name} test accuracy {done.record['test']['accuracy']:.4f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -25,10 +25,14 @@ def teacher(data: str = "cifar100") -> Spec:
 
 def published_teacher() -> Spec:
     """ResNet-56 by the published recipe, for a GPU."""
-    return Spec("teacher", "resnet56", "cifar100", "resnet56", 1.0 * CrossEntropy(), Recipe(precision="bfloat16"))
+    return Spec(
+        "teacher", "resnet56", "cifar100", "resnet56", 1.0 * CrossEntropy(), Recipe(precision="bfloat16")
+    )
 
 
-def _three_arms(study: str, data: str, student: str, teacher: Spec, recipe: Recipe, seeds, train_examples) -> list[Spec]:
+def _three_arms(
+    study: str, data: str, student: str, teacher: Spec, recipe: Recipe, seeds, train_examples
+) -> list[Spec]:
     """Alone, distilled, and distilled with permuted dark knowledge, seed by seed."""
     arms = {
         "alone": (1.0 * CrossEntropy(), None),
@@ -44,7 +48,9 @@ def _three_arms(study: str, data: str, student: str, teacher: Spec, recipe: Reci
 
 def first_distillation_live(data: str, precision: str) -> list[Spec]:
     """What chapter 6 trains while it is executed: ResNet-20 to ResNet-8, three seeds, under four minutes."""
-    recipe = Recipe(epochs=4, batch_size=64, learning_rate=0.1, schedule="cosine", warmup_epochs=0.5, precision=precision)
+    recipe = Recipe(
+        epochs=4, batch_size=64, learning_rate=0.1, schedule="cosine", warmup_epochs=0.5, precision=precision
+    )
     examples = 8_000
     if data == "digits":
         recipe, examples = replace(recipe, batch_size=32, augment=False), 200
@@ -62,4 +68,6 @@ def first_distillation_cpu() -> list[Spec]:
 def first_distillation_gpu() -> list[Spec]:
     """The same three arms by the published recipe, ResNet-56 to ResNet-20, five seeds: for a GPU."""
     recipe = Recipe(precision="bfloat16")
-    return _three_arms("first-distillation-gpu", "cifar100", "resnet20", published_teacher(), recipe, range(5), None)
+    return _three_arms(
+        "first-distillation-gpu", "cifar100", "resnet20", published_teacher(), recipe, range(5), None
+    )

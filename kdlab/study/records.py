@@ -36,7 +36,9 @@ def book_folder() -> Path:
         for above in (start, *start.parents):
             if (above / "book" / "records").is_dir():
                 return above / "book"
-    raise RecordError("no book/records folder above here: clone the repository, or set KDLAB_BOOK to its book folder.")
+    raise RecordError(
+        "no book/records folder above here: clone the repository, or set KDLAB_BOOK to its book folder."
+    )
 
 
 def _git(*arguments) -> str | None:
@@ -54,7 +56,11 @@ def provenance(device="cpu") -> dict:
     status = _git("status", "--porcelain", "--untracked-files=no")
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        names = [x.split(":", 1)[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
+        names = [
+            x.split(":", 1)[1].strip()
+            for x in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in x
+        ]
         cpu = names[0] if names else cpu
     on_cpu = torch.device(device).type == "cpu"
     return {
@@ -64,7 +70,9 @@ def provenance(device="cpu") -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": metadata.version("numpy"),
-        "device": f"{cpu}, {torch.get_num_threads()} threads" if on_cpu else torch.cuda.get_device_name(device),
+        "device": f"{cpu}, {torch.get_num_threads()} threads"
+        if on_cpu
+        else torch.cuda.get_device_name(device),
         "system": f"{platform.system()} {platform.machine()}",
         "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

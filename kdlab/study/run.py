@@ -105,7 +105,9 @@ def run(
     )
     precision = spec.recipe.precision
     logits = predict(student, data.test, device=device, precision=precision)
-    teacher_logits = None if teacher is None else predict(teacher, data.test, device=device, precision=precision)
+    teacher_logits = (
+        None if teacher is None else predict(teacher, data.test, device=device, precision=precision)
+    )
     superclass = torch.tensor(data.superclass_of)
     wrong = logits.argmax(-1) != data.test.labels
     within = superclass[logits.argmax(-1)[wrong]] == superclass[data.test.labels[wrong]]

@@ -61,7 +61,9 @@ def load_model(path, model: nn.Module) -> dict:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit this model: {str(error).splitlines()[1].strip()}") from error
+        raise CheckpointError(
+            f"{path} does not fit this model: {str(error).splitlines()[1].strip()}"
+        ) from error
     return header
 
 
@@ -83,7 +85,9 @@ def load_run(path: Path, student, objective, optimizer, generator: torch.Generat
     tensors, header = load_tensors(path)
     if header.get("identity") != identity:
         differs = [k for k in identity if header.get("identity", {}).get(k) != identity[k]]
-        raise CheckpointError(f"{path} belongs to another run (its {', '.join(differs)} differ): give another path.")
+        raise CheckpointError(
+            f"{path} belongs to another run (its {', '.join(differs)} differ): give another path."
+        )
 
     def part(prefix):
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -27,7 +27,9 @@ def fast_precision(device="cpu") -> str:
 def _optimizer(recipe: Recipe, parameters):
     if recipe.optimizer == "adam":
         return torch.optim.Adam(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(parameters, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        parameters, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
+    )
 
 
 def fit(
@@ -77,14 +79,23 @@ def fit(
     objective.to(device)
     optimizer = _optimizer(recipe, [*student.parameters(), *objective.parameters()])
     generator = torch.Generator().manual_seed(recipe.seed)
-    shapes = hashlib.sha256(repr([(k, tuple(v.shape)) for k, v in student.state_dict().items()]).encode()).hexdigest()
-    identity = {"recipe": _plain(recipe), "objective": repr(objective), "examples": len(train), "student": shapes}
+    identity = {
+        "recipe": _plain(recipe),
+        "objective": repr(objective),
+        "examples": len(train),
+        "student": repr([(name, tuple(value.shape)) for name, value in student.state_dict().items()]),
+        "teacher": None if teacher is None else _fingerprint(teacher),
+    }
     history = []
     if checkpoint is not None and Path(checkpoint).exists():
         history = load_run(Path(checkpoint), student, objective, optimizer, generator, identity)["history"]
 
     student.train()
-    with nullcontext() if teacher is None else evaluation_mode(teacher.to(device).to(memory_format=torch.channels_last)):
+    with (
+        nullcontext()
+        if teacher is None
+        else evaluation_mode(teacher.to(device).to(memory_format=torch.channels_last))
+    ):
         for epoch in range(len(history), recipe.epochs):
             entry = _epoch(student, teacher, objective, optimizer, train, recipe, generator, epoch, device)
             if validation is not None:
@@ -108,13 +119,17 @@ def _epoch(student, teacher, objective, optimizer, train, recipe, generator, epo
     for step, (inputs, labels) in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(epoch + step / steps)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        with torch.autocast(
+            torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
+        ):
             student_logits = student(inputs)
             teacher_logits = None
             if objective.needs_teacher:
                 with torch.no_grad():
                     teacher_logits = teacher(inputs)
-        if student_logits.device.type == "cpu":  # a glance there; on an accelerator, the epoch's mean is looked at
+        if (
+            student_logits.device.type == "cpu"
+        ):  # a glance there; on an accelerator, the epoch's mean is looked at
             _check_finite({"student logits": student_logits.detach().sum().item()}, epoch, recipe)
         loss, terms = objective(student_logits=student_logits, teacher_logits=teacher_logits, labels=labels)
         optimizer.zero_grad()
@@ -141,6 +156,16 @@ def _check_finite(values: dict[str, float], epoch: int, recipe: Recipe) -> None:
             f"training diverged in epoch {epoch + 1} of {recipe.epochs}: {', '.join(values)} stopped being finite; "
             "a lower learning rate or a warm-up usually mends this."
         )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(
+            name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()
 
 
 def _plain(recipe: Recipe) -> dict:

@@ -29,7 +29,9 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15
     confidence, predicted = soften(logits).double().max(-1)
     gap = (predicted == labels).double() - confidence
     which = (confidence * bins).long().clamp(max=bins - 1)
-    return torch.zeros(bins, dtype=torch.double).index_add_(0, which.cpu(), gap.cpu()).abs().sum().item() / len(labels)
+    return torch.zeros(bins, dtype=torch.double).index_add_(
+        0, which.cpu(), gap.cpu()
+    ).abs().sum().item() / len(labels)
 
 
 @contextmanager
@@ -45,7 +47,9 @@ def evaluation_mode(model: nn.Module):
 
 
 @torch.no_grad()
-def predict(model: nn.Module, split, *, batch_size: int = 500, device="cpu", precision: str = "float32") -> Tensor:
+def predict(
+    model: nn.Module, split, *, batch_size: int = 500, device="cpu", precision: str = "float32"
+) -> Tensor:
     """Logits for every example of a split, in order, in evaluation mode; the model's mode is put back after.
 
     Returns:

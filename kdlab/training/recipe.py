@@ -45,7 +45,9 @@ class Recipe:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
         if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"epochs and batch_size must be at least 1, not {self.epochs} and {self.batch_size}.")
+            raise ValueError(
+                f"epochs and batch_size must be at least 1, not {self.epochs} and {self.batch_size}."
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, not {self.learning_rate!r}.")
 
