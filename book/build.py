@@ -36,14 +36,17 @@ from kdlab.study import provenance
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
 VERDICT = "application/vnd.kdlab.verdict+json"
-COLAB = """\
-# On Colab: fetch the book's records and install kdlab. Elsewhere this does nothing.
-import sys
-if "google.colab" in sys.modules:
-    import os, subprocess
-    subprocess.run("git clone --depth 1 https://github.com/kdlab/kdlab /content/kdlab", shell=True, check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "/content/kdlab[theory,study,data,figures]"], check=True)
-    os.environ["KDLAB_BOOK"] = "/content/kdlab/book"
+SETUP = """\
+# Where kdlab is not installed (Colab, Binder), fetch it with the book's records. Elsewhere this does nothing.
+import importlib.util
+
+if importlib.util.find_spec("kdlab") is None:
+    import os, subprocess, sys
+    subprocess.run(["git", "clone", "--depth", "1", "https://github.com/kdlab/kdlab", "kdlab-source"], check=True)
+    extras = "./kdlab-source[theory,study,data,figures]"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", extras], check=True)
+    os.environ["KDLAB_BOOK"] = os.path.abspath("kdlab-source/book")
+    importlib.invalidate_caches()
 """
 
 
@@ -104,6 +107,19 @@ def read_source(chapter: Path, parameters: dict):
     return notebook
 
 
+def commit(origin: dict) -> str:
+    return (origin["commit"] or "no commit")[:10] + (" with changes" if origin["dirty"] else "")
+
+
+def stamp(made: dict) -> str:
+    """When, where, from what and how long a chapter was executed."""
+    origin = made["provenance"]
+    return (
+        f'<p class="kd-badge">Executed {made["finished"][:10]} in {made["seconds"]:.0f} s · profile {made["profile"]} · '
+        f"{html.escape(origin['device'])} · commit <code>{commit(origin)}</code></p>"
+    )
+
+
 def failure(notebook) -> str | None:
     """Cell and error of a notebook that did not run to its end, else None."""
     for number, cell in enumerate(notebook.cells, start=1):
@@ -146,6 +162,10 @@ def execute(chapter: Path, profile: str) -> tuple[Path, bool]:
         )  # fmt: skip
     except papermill.PapermillExecutionError:
         pass  # told below, from the notebook itself
+    except Exception as error:  # a kernel that died, say
+        raise BuildError(
+            f"{chapter.relative_to(ROOT)}: {type(error).__name__}: {str(error)[:300]}"
+        ) from error
     finally:
         os.environ.pop("KDLAB_TRACE")
     executed = nbformat.read(result, 4)
@@ -164,7 +184,10 @@ def execute(chapter: Path, profile: str) -> tuple[Path, bool]:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.metadata["tags"].append("hide-input")
         cell.metadata.pop("papermill", None)
-    executed.cells.insert(1, nbformat.v4.new_code_cell(COLAB, metadata={"tags": ["remove-cell"]}))
+    executed.cells[1:1] = [
+        nbformat.v4.new_markdown_cell(stamp(executed.metadata["kdlab"])),
+        nbformat.v4.new_code_cell(SETUP, metadata={"tags": ["remove-cell"]}),
+    ]
     with atomic_write(done) as part:
         nbformat.write(executed, part)
     return done, True
@@ -249,11 +272,10 @@ def status(notebooks) -> str:
         notebook = nbformat.read(path, 4)
         made, title = notebook.metadata["kdlab"], notebook.cells[0].source.splitlines()[0].lstrip("# ")
         origin = made["provenance"]
-        commit = (origin["commit"] or "no commit")[:10] + (" + changes" if origin["dirty"] else "")
         rows.append(
             f'<tr><td><a href="notebooks/{path.stem}.html">{html.escape(title)}</a></td><td>{made["profile"]}</td>'
             f"<td>{made['seconds']:.0f} s</td><td>{made['finished'][:16].replace('T', ' ')}</td>"
-            f"<td><code>{commit}</code></td></tr>"
+            f"<td><code>{commit(origin)}</code></td></tr>"
         )
     records = []
     for path in sorted((ROOT / "book" / "records").glob("*.json")):
@@ -318,7 +340,10 @@ def stage(notebooks) -> Path:
     )
     landing = new / "book" / "index.md"
     dial = cell_output(notebooks, "landing-dial")
-    landing.write_text(landing.read_text(encoding="utf-8").replace("%DIAL%", dial), encoding="utf-8")
+    stated = tomllib.loads((ROOT / "book" / "claims.toml").read_text(encoding="utf-8"))["claim"]
+    text = landing.read_text(encoding="utf-8").replace("%DIAL%", dial)
+    text = text.replace("%TESTED%", str(len(given))).replace("%CLAIMS%", str(len(stated)))
+    landing.write_text(text, encoding="utf-8")
     mathjax = Path(importlib.util.find_spec("mathjax").origin).parent / "static" / "mathjax" / "es5"
     target = new / "_root" / "mathjax"
     (target / "output" / "chtml").mkdir(parents=True)
@@ -369,6 +394,9 @@ def sphinx(where: Path) -> bool:
     with log.open("w", encoding="utf-8") as out:
         finished = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
     if finished.returncode:
+        shutil.rmtree(
+            BUILD / "sphinx", ignore_errors=True
+        )  # else the next build would read less, and warn of less
         text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8"))
         told = [line for line in text.splitlines() if re.search(r"WARNING|ERROR|Error", line)][
             :8

@@ -85,7 +85,8 @@ show(
 
 # %% [markdown]
 # Three things can be read off, and all are exact: $T=1$ is the softmax itself; the order of the classes does not
-# depend on $T$; the limits are the argmax ($T\to0$) and the uniform distribution ($T\to\infty$). The next cell checks
+# depend on $T$, since $e^{z/T}$ rises with $z$; and since $q_i/q_j = e^{(z_i-z_j)/T}$, every ratio tends to one as $T\to\infty$ (the uniform
+# distribution) and to zero or infinity as $T\to0$ (the argmax, if it is unique). The next cell checks
 # them for random logits, the limits at a temperature so extreme that float64 cannot tell the difference.
 
 # %%
@@ -225,7 +226,7 @@ print(
 
 # %%
 def recipe(examples, steps, seed):
-    """The same number of steps however many examples there are."""
+    """About the same number of steps however many examples there are."""
     epochs = max(1, steps // max(examples // 64, 1))
     return Recipe(
         epochs=epochs, batch_size=64, optimizer="adam", learning_rate=3e-3, weight_decay=0.0, schedule="cosine",
@@ -261,7 +262,6 @@ dark_error = forward_kl(dark_teacher, dark_truth).item()
 uniform_error = forward_kl(
     dark_distribution(torch.zeros_like(truth), test.labels), dark_truth
 ).item()
-share_explained = 1 - dark_error / uniform_error
 print(
     f"KL from the true dark distribution: teacher {dark_error:.3f}, a uniform guess {uniform_error:.3f} nats"
 )
@@ -303,7 +303,8 @@ show(
 #
 # A student half as wide sees $n$ examples and learns from one of four sources: the hard labels; the teacher; the
 # teacher with the probabilities of its wrong classes shuffled in every example (`PermutedSoftTargets`); and the exact
-# posterior, which no teacher can beat in truth. Everything else is equal: initial weights, batches, number of steps. We
+# posterior, which no teacher can beat in truth. Everything else is equal: initial weights, batches, number of steps. (The teacher itself has seen 20,000 labels: what it passes on
+# includes what it learned from them.) We
 # measure the Kullback–Leibler divergence from the *true* posterior on fresh examples, over five seeds.
 
 # %%
@@ -357,9 +358,9 @@ left.legend(fontsize="small")
 show(
     figure,
     label="four-teachers",
-    caption="Mean and 95 % interval over five seeds. Soft targets, the teacher's or the exact ones, make a student "
-    "nearer to the truth at every $n$. Shuffling the wrong classes throws that away: the confidence is the same, the "
-    "knowledge is gone. Dotted: the Bayes classifier.",
+    caption="Mean and 95 % interval over five seeds. Soft targets, the teacher's or the exact ones, bring a student nearer to "
+    "the truth at every $n$. With the wrong classes shuffled the accuracy still profits from the teacher's confidence, but "
+    "the divergence hardly falls with more examples: that knowledge is gone. Dotted: the Bayes classifier.",
     alt="Two panels against the number of training examples. Left, divergence from the truth: teacher and exact "
     "posterior lowest and together, hard labels higher, shuffled teacher high and hardly falling at large n. Right, "
     "accuracy: teacher and exact posterior highest, hard labels and shuffled lower.",
@@ -411,14 +412,6 @@ print(
 # %% tags=["hide-input"]
 family = data.superclasses.index("people") if "people" in data.superclasses else 0
 members = [c for c in range(data.num_classes) if data.superclass_of[c] == family]
-columns = (
-    members
-    + [
-        c
-        for c in (teacher_logits.mean(0).argsort(descending=True).tolist())
-        if c not in members
-    ][:3]
-)
 figure, panels = plt.subplots(1, 3, figsize=(8.2, 3.1), sharey=True)
 for panel, temperature in zip(panels, (1, 4, 20), strict=True):
     rows = torch.stack(

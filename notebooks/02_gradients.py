@@ -2,9 +2,8 @@
 # # Gradients by hand and by machine
 #
 # Everything that distillation does, it does through one vector: the derivative of a loss by the student's logits. This
-# chapter derives that vector for every loss the next chapters need, three times over: by SymPy for a **symbolic** number
-# of classes, by SymPy again for a few explicit classes, and by PyTorch's automatic differentiation on random logits. The
-# three must agree.
+# chapter derives that vector for every loss the next chapters need, three times over: by SymPy for a **symbolic** number of classes, by SymPy again for a few explicit classes (all but the Jensen–Shannon divergence), and by PyTorch's automatic
+# differentiation on random logits. They must agree.
 #
 # **At the end you will know** the softmax's Jacobian and where its two cases come from; the gradients of cross-entropy,
 # of both Kullback–Leibler divergences and of the Jensen–Shannon divergence; and which small condition on the target
@@ -97,7 +96,7 @@ equation(r"\frac{\partial L}{\partial z_i}", gradient)
 # %% [markdown]
 # There it is: the prediction is multiplied by $\sum_n p_n$. The famous $q_i - p_i$ holds **because a distribution sums
 # to one**, and only then. A target whose mass was lost on the way (top-$k$ probabilities that were not renormalised, a
-# row of padding, a label smoothed twice) has another gradient: it pulls towards $p_i/\sum p$, with a weaker hand.
+# row of padding, classes masked after the softmax) has another gradient: it pulls towards $p_i/\sum p$, with a weaker hand.
 
 # %%
 assert same(gradient, (q[i] * total(p[l], l) - p[i]) / T)
@@ -208,7 +207,7 @@ equation(r"\frac{\partial}{\partial z_i} D_{\mathrm{KL}}(q\,\|\,p)", reverse_gra
 #
 # $$\frac{\partial}{\partial z_i} D_{\mathrm{KL}}(q\,\|\,p) = \frac{q_i}{T}\Bigl(\log\frac{q_i}{p_i} - D_{\mathrm{KL}}(q\,\|\,p)\Bigr).$$
 #
-# A class is pushed down if its log-ratio is worse than average, and the push is proportional to $q_i$: **where the
+# A class is pushed down if its log-ratio is larger than average, and the push is proportional to $q_i$: **where the
 # student puts no mass, the reverse KL does not look.** The forward KL looks wherever the *teacher* has mass.
 
 # %%
@@ -402,7 +401,6 @@ show(
 )
 
 # %% tags=["hide-input"]
-limit_ratio = norms["reverse KL"][-1] / norms["forward KL"][-1]
 verdict(
     "B6", "proved",
     r"For every $N$: $\partial D_{\mathrm{KL}}(p\|q)/\partial z_i = (q_i-p_i)/T$, like the cross-entropy, since the teacher's "
@@ -453,8 +451,8 @@ verdict(
     "A3", "corrected",
     r"The sum as printed is $-D_{\mathrm{KL}}(p_T\|p_S)$: for the example above it is "
     rf"{rows[0][1]:.3f}, and a step of descent on it moves the student away from the teacher by {rows[0][2]:.3f} nats. "
-    r"Hinton's loss is $T^2 D_{\mathrm{KL}}(p_T\|p_S) = T^2\sum p_T\log(p_T/p_S)$. The divergence that is *named*, "
-    r"$D_{\mathrm{KL}}(p_S\|p_T)$, is a different, mode-seeking loss.".replace("*", ""),
+    r"Hinton's loss is $T^2 D_{\mathrm{KL}}(p_T\|p_S) = T^2\sum p_T\log(p_T/p_S)$. The divergence that is named, "
+    r"$D_{\mathrm{KL}}(p_S\|p_T)$, is a different, mode-seeking loss.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -492,5 +490,5 @@ verdict(
 #
 # `partial(partial(forward, z[i]), z[j])` needs the softmax back in place of `q`: differentiate
 # `(softmax(z, i) - p[i]) / T` by `z[j]`, which gives $q_i(\delta_{ij}-q_j)/T^2$. It is the covariance matrix of a
-# one-hot draw from $q$, over $T^2$: positive semi-definite everywhere, with one zero direction (the constant vector).
+# one-hot draw from $q$, over $T^2$: positive semi-definite, and positive definite nowhere: the constant vector is its one zero direction.
 # ```

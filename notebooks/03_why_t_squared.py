@@ -244,7 +244,7 @@ pairs = {
 colours = dict(zip(pairs, (BLUE, GREEN, PURPLE, VERMILION), strict=True))
 
 # %% [markdown]
-# For each, the gradient's norm and the loss at temperatures from 1 to 10,000, median over a thousand examples; and the
+# For each, the gradient's norm and the loss at temperatures up to 10,000, median over a thousand examples; and the
 # local slope of both curves in the log–log plane, which is the *effective exponent*: what a person who measures at
 # temperature $T$ would call the power law.
 
@@ -302,10 +302,16 @@ show(
 
 
 # %%
+def settles(outside):
+    """The first temperature after the last one that is outside."""
+    after = outside[-1] + 1 if len(outside) else 0
+    return grid[after] if after < len(grid) else np.inf
+
+
 def beyond(values, target=-2.0, tolerance=0.01):
     """The temperature from which on the exponent stays within the tolerance."""
     outside = np.flatnonzero(np.abs(values - target) >= tolerance)
-    return grid[outside[-1] + 1] if outside[-1] + 1 < len(grid) else np.inf
+    return settles(outside)
 
 
 def at(values, T):
@@ -351,7 +357,7 @@ limits = {name: values[-1] for name, values in scaled.items()}
 
 def flat_from(values, limit, tolerance=0.2):
     outside = np.flatnonzero(np.abs(values / limit - 1) > tolerance)
-    return grid[outside[-1] + 1]
+    return settles(outside)
 
 
 flat = {name: flat_from(scaled[name], limits[name]) for name in pairs}
@@ -390,9 +396,8 @@ spread = {
     for name in pairs
 }
 real = [name for name in pairs if name.startswith("real")]
-low, high = (
-    f(at(exponent[name], T) for name in real for T in (1, 2, 4, 10)) for f in (min, max)
-)
+common = (grid >= 1) & (grid <= 10)
+low, high = (f(f(exponent[name][common]) for name in real) for f in (min, max))
 verdict(
     "B9", "depends",
     rf"Exact in the limit only. On the real logits the gradient's effective exponent between $T=1$ and $10$ runs from {low:.2f} to "
@@ -476,7 +481,7 @@ show(
     figure,
     label="ratio",
     caption="How hard the soft term pulls compared with the hard term, relative to $T=4$. Without $T^2$ (dotted) the "
-    "balance is lost within a factor of two in temperature; with it (solid) it drifts slowly.",
+    "balance is lost within a factor of two in temperature; with it (solid) it leaves the band of 20 % (grey) too, but slowly.",
     alt="Log-log plot: two nearly flat solid curves through one at temperature four, and two dotted curves that fall by "
     "orders of magnitude.",
 )
@@ -502,7 +507,7 @@ verdict(
 # There is a numerical side to it. At $T=10^4$ the divergence is of the order of $10^{-8}$, below float32's resolution of
 # the logarithms that it is the difference of; $T^2$ then multiplies what is left by $10^8$. The textbook sum
 # $\sum p(\log p-\log q)$ returns noise, which may even be negative. `kdlab` sums $p\,\varphi(r)$ with
-# $r=\log p-\log q$ and $\varphi(r) = e^{-r}-1+r \ge 0$, which is the same sum, since $p$ and $q$ both sum to one, but has no
+# $r=\log p-\log q$ and $\varphi(r) = e^{-r}-1+r \ge 0$, which is the same sum, since $p$ and $q$ both sum to one, with far less
 # cancellation.
 
 # %%
@@ -550,16 +555,16 @@ show(
 # ```{exercise}
 # :label: ex-third-order
 #
-# `kl_series(3)` has a term in $x^3$. Show that it vanishes if the centred logits of student and teacher are symmetric
-# around zero. What does this mean for Gaussian logits?
+# `kl_series(3)` has a term in $x^3$. Show that it vanishes if the centred logits are *jointly* symmetric: to every class with
+# $(s,t)$ there is one with $(-s,-t)$. What does this mean for Gaussian logits?
 # ```
 #
 # ```{solution} ex-third-order
 # :class: dropdown
 #
 # Centred, the term is $\frac{x^3}{6}\bigl(\overline{s^3} - 3\,\overline{s t^2} + 2\,\overline{t^3}\bigr)$: third moments only, odd in
-# $(s,t)$. Symmetric logits have none. For Gaussian logits the first correction to the loss is therefore of relative order
-# $1/T^2$, and the exponent settles earlier than for a teacher with one large logit.
+# $(s,t)$: each class cancels its mirror image. Gaussian logits are jointly symmetric in expectation; a draw of $N$ keeps a term of
+# relative size $1/(T\sqrt N)$. Their exponent settles earlier than that of a teacher with one large logit.
 # ```
 #
 # ```{exercise}

@@ -30,11 +30,11 @@ device = device_for(profile)
 T = 4.0
 
 # %% [markdown]
-# ## N times the loss is logit matching
+# ## Hot, N times the loss is logit matching
 #
-# $N\,T^2 D_{\mathrm{KL}}$ has, when hot, the gradient $\tilde z_i - \tilde t_i$: that of $\frac12\lVert\tilde z-\tilde t\rVert^2$, the loss with
-# which Ba and Caruana {cite}`ba2014deep` trained shallow networks before soft targets had a name. How close the two are depends on
-# $T$, not on $N$:
+# $N\,T^2 D_{\mathrm{KL}}$ has, when hot, the gradient $\tilde z_i - \tilde t_i$: that of $\frac12\lVert\tilde z-\tilde t\rVert^2$. Ba and Caruana
+# {cite}`ba2014deep` trained shallow networks to match logits in this way, their means included, before soft targets had a name. How close
+# the two gradients are, for Gaussian logits:
 
 # %%
 rng = np.random.default_rng(0)
@@ -66,8 +66,8 @@ table(
 # ## A probe
 #
 # Student and teacher are linear maps from 32 features to $N$ logits; the student starts at zero. Nothing else can go wrong
-# here, and $N$ can be taken to 128,000. The reference run uses `SoftTargets(T=4)` with plain SGD and the best learning
-# rate of a sweep. Then the loss is multiplied by $N$, as in `N * SoftTargets(temperature=4)`.
+# here, and $N$ can be taken to 128,000. The reference run uses `SoftTargets(temperature=4)` with plain SGD and a learning
+# rate from a sweep. Then the loss is multiplied by $N$, as in `N * SoftTargets(temperature=4)`.
 
 # %%
 FEATURES, STEPS, BATCH = 32, 60, 8
@@ -109,7 +109,7 @@ def distil(N, weight, optimizer, learning_rate, seed=0):
         )
     except FloatingPointError:
         return np.inf
-    student_logits = torch.cat([predict(student, test, batch_size=64, device=device)])
+    student_logits = predict(student, test, batch_size=64, device=device)
     return forward_kl(
         student_logits, predict(teacher, test, batch_size=64, device=device)
     ).item()
@@ -181,7 +181,7 @@ print("best rate / N:", {N: f"{rate:.2g}" for N, rate in best_over_N.items()})
 # somewhere. That gives the reference rate for larger $N$ without another sweep. We take one step of the grid less than the best: the
 # limit of stability is set by the *likeliest* class, whose curvature is larger than $1/N$, and more so the more classes there are.
 #
-# ## Four runs at every N
+# ## Five runs at every N
 #
 # From $N=10$ to $N=128{,}000$: the reference; $N$ times the loss at the *same* rate; $N$ times the loss at rate$/N$; and Adam
 # with and without the factor, at one learning rate for all $N$.
@@ -267,7 +267,7 @@ assert (
 )
 verdict(
     "B10", "depends",
-    rf"$N\,T^2$KL is logit matching. Under SGD at a rate chosen for the plain loss it fails (at $N=1000$ it ends at a KL of "
+    rf"When hot, $N\,T^2$KL is logit matching. Under SGD at a rate chosen for the plain loss it fails (at $N=1000$ it ends at a KL of "
     rf"{final['SGD, ×N, same rate', 1000]:.0f} against {final['SGD', 1000]:.3f}); at rate$/N$ it is the same run (largest difference over "
     rf"all $N$: {same_run:.1%}). Under Adam it changes the end of the run by at most {adam_change:.1%}, up to $N=128{{,}}000$. The explosion is one "
     r"of the step size, not of the loss.",
@@ -276,14 +276,13 @@ verdict(
 # %% [markdown]
 # ## What to do
 #
-# Leave $N$ out, as everyone does, but for a better reason: with $T^2$ alone, the soft loss has about the size of the
-# cross-entropy, so that the two can be added with weights that mean something. That reason holds at every $N$.
+# Leave $N$ out, as everyone does, but for a better reason: with $T^2$ alone, the gradient of the soft loss is comparable with that of the
+# cross-entropy ({doc}`03_why_t_squared`), so that the two can be added with weights that mean something.
 #
 # ## Limits
 #
 # A linear probe has no depth, no normalisation and no other loss term. In a sum with a cross-entropy the factor $N$ is *not* only
-# a learning rate: it is a weight, and at $N=128{,}000$ it would silence the labels. Momentum, clipping and decay interact with the
-# gradient's size as well.
+# a learning rate: it is a weight, and at $N=128{,}000$ it would silence the labels. Clipping and weight decay interact with the gradient's size as well.
 #
 # ## Exercises
 #

@@ -259,6 +259,7 @@ def test_distilled_from_itself():
 
 
 class Watching(Term):
+    extra_repr = "".format
     """Keeps what the loop shows to an objective."""
 
     def __init__(self):
@@ -340,6 +341,7 @@ def test_student_left_in_evaluation_mode(digits, linear, monkeypatch):
 
 
 class Learned(Term):
+    extra_repr = "".format
     """A term with a projector that learns, and a memory that grows."""
 
     needs_teacher = False

@@ -551,8 +551,8 @@ def test_bad_temperatures_are_refused(divergence, T):
 
 def test_bad_labels_are_refused():
     z = torch.zeros(2, 3)
-    shapes = r"target probabilities of shape \(2,\) do not fit logits of shape \(2, 3\)"
-    refused(cross_entropy, ValueError, shapes, z, torch.tensor([0.0, 1.0]))
+    refused(cross_entropy, TypeError, "labels must be integer class indices", z, torch.tensor([0.0, 1.0]))
+    refused(cross_entropy, TypeError, "must be a torch.Tensor of class indices, not list", z, [0, 1])
     sentence = r"labels must lie in 0 … 2, but reach from 0 to 3"
     refused(cross_entropy, ValueError, sentence, z, torch.tensor([0, 3]))
     refused(cross_entropy, ValueError, "but reach from -100 to 0", z, torch.tensor([0, -100]))

@@ -30,6 +30,7 @@ def seen():
 
 
 class Learned(Term):
+    extra_repr = "".format
     """A term with a parameter and a buffer of its own."""
 
     needs_teacher = False
@@ -169,3 +170,30 @@ def test_permuted_soft_targets_keep_the_true_class_and_draw_anew(seen):
     torch.manual_seed(3)
     other = soft_targets(z, objectives.permute_dark_knowledge(t, y), temperature=4)
     assert torch.equal(one, other)
+
+
+def test_a_mask_reaches_every_term():
+    z, t = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
+    y, mask = torch.randint(5, (2, 4)), torch.tensor([[True] * 4, [True, False, False, False]])
+    objective = 0.1 * CrossEntropy() + 0.9 * SoftTargets(temperature=4)
+    total, _ = objective(student_logits=z, teacher_logits=t, labels=y, mask=mask)
+    assert torch.isclose(total, distillation_loss(z, t, y, soft_weight=0.9, mask=mask))
+    assert not torch.isclose(total, distillation_loss(z, t, y, soft_weight=0.9))
+
+
+def test_an_argument_that_no_term_takes_is_refused():
+    with pytest.raises(TypeError, match="no term of .* takes temperature"):
+        (1.0 * CrossEntropy())(student_logits=torch.zeros(1, 2), labels=torch.tensor([0]), temperature=2)
+
+
+def test_a_term_with_parameters_must_show_them():
+    with pytest.raises(TypeError, match="must write extra_repr"):
+
+        class Hidden(Term):
+            def __init__(self, scale):
+                super().__init__()
+                self.scale = scale
+
+
+def test_sum_of_terms():
+    assert repr(sum([CrossEntropy(), SoftTargets(4)])) == repr(CrossEntropy() + SoftTargets(4))

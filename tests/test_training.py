@@ -282,8 +282,8 @@ def test_rates_stay_between_zero_and_the_peak_and_fall_after_the_warm_up(epochs,
         ({"precision": "float16"}, "precision must be one of float32, bfloat16, not 'float16'"),
         ({"epochs": 0}, "epochs and batch_size must be at least 1, not 0 and 64"),
         ({"batch_size": 0}, "epochs and batch_size must be at least 1, not 240 and 0"),
-        ({"learning_rate": 0.0}, r"learning_rate must be positive, not 0\.0"),
-        ({"learning_rate": math.nan}, "learning_rate must be positive, not nan"),
+        ({"learning_rate": 0.0}, r"learning_rate must be positive and finite, not 0\.0"),
+        ({"learning_rate": math.nan}, "learning_rate must be positive and finite, not nan"),
     ],
 )
 def test_bad_recipes_are_refused(options, sentence):
@@ -351,7 +351,7 @@ def test_a_checkpoint_of_another_run_is_refused(digits, linear, tmp_path, change
     if "train" in change:
         change = {"train": digits.train[change["train"]]}
     with pytest.raises(
-        CheckpointError, match=rf"belongs to another run \(its {named} differ\): give another path"
+        CheckpointError, match=rf"belongs to another run \(other {named}.*\): give another path"
     ):
         fit(linear(), checkpoint=tmp_path / "run", **{**options, **change})
 
@@ -378,6 +378,7 @@ def test_a_truncated_checkpoint_is_refused(digits, linear, tmp_path, part):
 
 
 class FailsInEpoch(Term):
+    extra_repr = "".format
     """A loss that becomes NaN in the second epoch of three steps."""
 
     needs_teacher = False

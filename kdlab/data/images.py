@@ -108,7 +108,7 @@ class ImageData:
             split is touched once.
         classes, superclasses: names; ``superclass_of[c]`` is the superclass of class ``c``.
         checksum: of the content, whatever its order on disk.
-        fallback: whether this stands in for data that could not be had.
+        fallback: whether this stands in for data that could not be had, and ``reason``: why.
     """
 
     name: str
@@ -120,6 +120,7 @@ class ImageData:
     superclass_of: tuple[int, ...]
     checksum: str
     fallback: bool = False
+    reason: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -294,6 +295,6 @@ def load_images(*, download: bool = True) -> ImageData:
     """
     try:
         fetch_archive(**_CIFAR100, download=download)
-    except DataError:
-        return load_digits()
+    except DataError as error:
+        return replace(load_digits(), reason=str(error))
     return load_cifar100()

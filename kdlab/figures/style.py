@@ -4,9 +4,12 @@ import html
 import io
 import re
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
+try:
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+except ImportError:
+    raise ImportError("figures need Matplotlib: pip install 'kdlab[figures]'.") from None
 
 #: Okabe & Ito's palette in the order of use, without the yellow that vanishes on white.
 BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"

@@ -52,6 +52,11 @@ def check_same_shape(student_logits, teacher_logits):
 
 def check_temperature(temperature):
     if isinstance(temperature, Tensor):
+        if temperature.ndim and temperature.shape[-1] != 1:
+            raise ValueError(
+                f"a tensor of temperatures has one entry a distribution and ends in an axis of size 1, but has shape "
+                f"{tuple(temperature.shape)}."
+            )
         if _inspectable(temperature) and not (torch.isfinite(temperature) & (temperature > 0)).all():
             raise ValueError("temperature must be positive and finite in every entry.")
     elif not (isinstance(temperature, Real) and math.isfinite(temperature) and temperature > 0):
@@ -59,6 +64,8 @@ def check_temperature(temperature):
 
 
 def check_labels(labels, logits, name="labels"):
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of class indices, not {type(labels).__name__}.")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{name} must be integer class indices, not {labels.dtype}.")
     if labels.shape != logits.shape[:-1]:
@@ -76,6 +83,8 @@ def check_labels(labels, logits, name="labels"):
 
 
 def check_distribution(target, logits, tolerance=1e-3):
+    if target.shape == logits.shape[:-1]:
+        raise TypeError(f"labels must be integer class indices, not {target.dtype}.")
     if target.shape != logits.shape:
         raise ValueError(
             f"target probabilities of shape {tuple(target.shape)} do not fit logits of shape {tuple(logits.shape)}."
@@ -89,6 +98,8 @@ def check_distribution(target, logits, tolerance=1e-3):
 
 
 def check_mask(mask, losses):
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a boolean torch.Tensor, not {type(mask).__name__}.")
     if mask.shape != losses.shape:
         raise ValueError(
             f"mask of shape {tuple(mask.shape)} does not fit losses of shape {tuple(losses.shape)}."

@@ -41,16 +41,15 @@ def _kl(log_p, log_q):
     r"""KL(p‖q) for each distribution, as a sum of terms none of which is negative.
 
     Since p and q both sum to one, Σ p·log(p/q) = Σ (p·r + q − p) with r = log p − log q, and each term is
-    p·φ(r) ≥ 0 with φ(r) = e^{−r} − 1 + r. At high temperature all r are small: φ, by expm1, keeps its digits where
-    the textbook sum is lost in cancellation, and T² multiplies what is left of it. Where q ≫ p, e^{−r} could
+    p·φ(r) ≥ 0 with φ(r) = e^{−r} − 1 + r. At high temperature all r are small: φ, by expm1, keeps far more digits than
+    the textbook sum, which is lost in cancellation, and T² multiplies what is left of it. Where q ≫ p, e^{−r} could
     overflow, and the terms are taken as they stand; the clamp removes what rounding leaves below zero.
     """
     r = log_p - log_q
     p = log_p.exp()
     small = r.clamp(min=-1.0)
-    return torch.where(
-        r > -1.0, p * (torch.expm1(-small) + small), (p * r + log_q.exp() - p).clamp(min=0.0)
-    ).sum(-1)
+    near = p * (torch.expm1(-small) + small)
+    return torch.where(r > -1.0, near, p * r + log_q.exp() - p).clamp(min=0.0).sum(-1)
 
 
 def forward_kl(
@@ -180,11 +179,11 @@ def cross_entropy(
     """
     check_logits("student_logits", student_logits)
     log_q = log_soften(student_logits, temperature)
-    if target.is_floating_point():
+    if isinstance(target, Tensor) and target.is_floating_point():
         check_distribution(target, student_logits)
         losses = -(target.to(log_q.dtype) * log_q).sum(-1)
     else:
-        if mask is not None:
+        if mask is not None and isinstance(target, Tensor):
             check_mask(mask, target)
             target = target.where(mask, 0)  # what is masked may hold anything, such as -100
         check_labels(target, student_logits)

@@ -1,10 +1,12 @@
 """python -m kdlab.study PLAN: run the missing specs of a plan and write their records."""
 
 import argparse
+import sys
 from pathlib import Path
 
+from ..data import DataError
 from . import plans
-from .records import book_folder, find_record
+from .records import RecordError, book_folder, find_record
 from .run import checkpoint_path, load, run, stored_student
 
 
@@ -51,4 +53,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (DataError, RecordError) as error:
+        sys.exit(f"{error}")

@@ -57,7 +57,8 @@ def data_note(data: ImageData) -> Shown:
     if data.fallback:
         return Shown(
             f'<aside class="kd-banner"><strong>Fall-back data.</strong> CIFAR-100 was not to be had in this build, so '
-            f"this page ran on {text} It shows that every cell runs; its numbers are not evidence.</aside>"
+            f"this page ran on {text} It shows that every cell runs; its numbers are not evidence. "
+            f"({html.escape(data.reason)})</aside>"
         )
     return Shown(f'<p class="kd-badge">Data: {text}</p>')
 

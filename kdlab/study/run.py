@@ -78,7 +78,7 @@ def run(
         resume: folder for the checkpoint of the running training; it is removed when the record is written.
 
     Raises:
-        ValueError: if data or teacher are not those of the spec.
+        ValueError: if the data are not those of the spec, or it has a teacher and none is given.
         RecordError: if the record exists already.
     """
     if data.name != spec.data:
@@ -90,6 +90,8 @@ def run(
     origin = provenance(device)
     train = data.train if spec.train_examples is None else data.train[: spec.train_examples]
     torch.manual_seed(spec.recipe.seed)
+    if not hasattr(models, spec.student):
+        raise ValueError(f"kdlab.models has no {spec.student!r}.")
     student = getattr(models, spec.student)(data.num_classes)
     checkpoint = None if resume is None else Path(resume) / f"{spec.name}.safetensors"
     history = fit(

@@ -53,7 +53,7 @@ class Spec:
 
     @property
     def name(self) -> str:
-        """The stem of its files: study, arm, seed and the first digits of the hash."""
+        """Study, arm, seed and the first digits of the hash; the stem of its files."""
         return f"{self.study}.{self.arm}.seed{self.recipe.seed}.{self.hash[:8]}"
 
 

@@ -35,7 +35,10 @@ def mean_interval(values, level: float = 0.95) -> Interval:
     Raises:
         ValueError: for fewer than two values, which have no interval.
     """
-    from scipy.stats import t
+    try:
+        from scipy.stats import t
+    except ImportError:
+        raise ImportError("intervals need SciPy: pip install 'kdlab[study]'.") from None
 
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or len(x) < 2:

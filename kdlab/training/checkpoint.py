@@ -13,7 +13,8 @@ class CheckpointError(RuntimeError):
     """A checkpoint that is missing, damaged, or of another run."""
 
 
-def _safetensors():
+def require_safetensors():
+    """The safetensors package, or a sentence about how to get it."""
     try:
         import safetensors.torch
     except ImportError:
@@ -24,7 +25,7 @@ def _safetensors():
 def save_tensors(path, tensors: dict[str, Tensor], header: dict) -> None:
     """Write tensors and a JSON-able header to ``path`` in one step; an older file survives a failure."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = _safetensors().torch.save(contiguous, {"kdlab": json.dumps(header)})
+    content = require_safetensors().torch.save(contiguous, {"kdlab": json.dumps(header)})
     with atomic_write(path) as part:
         part.write_bytes(content)
 
@@ -35,7 +36,7 @@ def load_tensors(path) -> tuple[dict[str, Tensor], dict]:
     Raises:
         CheckpointError: if the file is missing, truncated or not kdlab's.
     """
-    safetensors = _safetensors()
+    safetensors = require_safetensors()
     if not note_read(path).is_file():
         raise CheckpointError(f"{path} does not exist.")
     try:
@@ -86,7 +87,7 @@ def load_run(path: Path, student, objective, optimizer, generator: torch.Generat
     if header.get("identity") != identity:
         differs = [k for k in identity if header.get("identity", {}).get(k) != identity[k]]
         raise CheckpointError(
-            f"{path} belongs to another run (its {', '.join(differs)} differ): give another path."
+            f"{path} belongs to another run (other {', '.join(differs)}): give another path."
         )
 
     def part(prefix):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..objectives import Objective, Term
-from .checkpoint import load_run, save_run
+from .checkpoint import load_run, require_safetensors, save_run
 from .measures import evaluation_mode, measure, predict
 from .recipe import Recipe
 
@@ -47,12 +47,13 @@ def fit(
     """Train ``student`` to minimise ``objective`` and return what was measured after each epoch.
 
     A step is: student and teacher look at one batch, the objective compares them, the optimiser moves the student
-    (and whatever the objective learns). The teacher is in evaluation mode, gets no gradient and is left as it was.
+    (and whatever the objective learns). The teacher is in evaluation mode and gets no gradient; its weights, buffers
+    and modes are left as they were (it is moved to ``device``).
 
     Args:
         student: trained in place, left in training mode.
         objective: a term or a weighted sum of terms.
-        train: a split with ``batches(batch_size, generator=…, augment=…)``.
+        train: a :class:`~kdlab.data.images.Split` of images or :class:`~kdlab.data.posterior.Examples` of anything else.
         recipe: how to train. Its seed fixes the batches; the student's initial weights are the caller's.
         teacher: needed if the objective needs one.
         validation: a split that is measured after each epoch, in evaluation mode; None measures nothing.
@@ -74,6 +75,8 @@ def fit(
         objective = 1.0 * objective
     if objective.needs_teacher and teacher is None:
         raise ValueError(f"the objective {objective!r} needs a teacher, but none was given.")
+    if checkpoint is not None:
+        require_safetensors()
     train = train.to(device)
     student.to(device).to(memory_format=torch.channels_last)
     objective.to(device)
@@ -83,6 +86,7 @@ def fit(
         "recipe": _plain(recipe),
         "objective": repr(objective),
         "examples": len(train),
+        "labels": hashlib.sha256(train.labels.cpu().numpy().tobytes()).hexdigest(),
         "student": repr([(name, tuple(value.shape)) for name, value in student.state_dict().items()]),
         "teacher": None if teacher is None else _fingerprint(teacher),
     }

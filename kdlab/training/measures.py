@@ -48,13 +48,17 @@ def evaluation_mode(model: nn.Module):
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, split, *, batch_size: int = 500, device="cpu", precision: str = "float32"
+    model: nn.Module, split, *, batch_size: int = 500, device=None, precision: str = "float32"
 ) -> Tensor:
     """Logits for every example of a split, in order, in evaluation mode; the model's mode is put back after.
+
+    ``device`` is where the inputs go; None is where the model is.
 
     Returns:
         float32, shape ``(len(split), classes)``, on the CPU.
     """
+    if device is None:
+        device = next((p.device for p in model.parameters()), "cpu")
     logits = []
     with evaluation_mode(model):
         for inputs, _ in split.batches(batch_size):

@@ -48,8 +48,15 @@ class Recipe:
             raise ValueError(
                 f"epochs and batch_size must be at least 1, not {self.epochs} and {self.batch_size}."
             )
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, not {self.learning_rate!r}.")
+        if not (isinstance(self.epochs, int) and isinstance(self.batch_size, int)):
+            raise TypeError(
+                f"epochs and batch_size must be whole numbers, not {self.epochs!r} and {self.batch_size!r}."
+            )
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, not {self.learning_rate!r}.")
+        for name in ("momentum", "decay", "warmup_epochs", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)!r}.")
 
     def learning_rate_at(self, epoch: float) -> float:
         """The learning rate after ``epoch`` epochs (fractions count: the rate is set at every step).
