@@ -290,7 +290,7 @@ def status(notebooks) -> str:
 
     def table(header, body):
         head = "".join(f'<th scope="col">{h}</th>' for h in header)
-        return f'<div class="kd-table"><table class="table"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        return f'<div class="kd-table" tabindex="0"><table class="table"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
     origin = provenance()
     text = (ROOT / "book" / "status.md").read_text(encoding="utf-8")

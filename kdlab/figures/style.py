@@ -114,7 +114,7 @@ def show(figure: Figure, *, label: str, caption: str, alt: str) -> Shown:
         "<svg", f'<svg role="img" aria-label="{html.escape(alt)}" style="width: 100%; {width}"', 1
     )
     return Shown(
-        f'<figure class="kd-figure" id="fig-{label}">{svg}<figcaption>{mathematics(caption)}</figcaption></figure>'
+        f'<figure class="kd-figure" id="fig-{label}"><div class="kd-scroll" tabindex="0">{svg}</div><figcaption>{mathematics(caption)}</figcaption></figure>'
     )
 
 
@@ -129,6 +129,6 @@ def table(header, rows, *, caption: str) -> Shown:
         "<tr>" + "".join(f"<td>{mathematics(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
     )
     return Shown(
-        f'<div class="kd-table"><table class="table"><caption>{mathematics(caption)}</caption>'
+        f'<div class="kd-table" tabindex="0"><table class="table"><caption>{mathematics(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
