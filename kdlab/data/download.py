@@ -5,6 +5,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import warnings
 from pathlib import Path
 
 from ..files import note_read
@@ -36,7 +37,9 @@ def fetch_archive(url: str, known_hash: str, name: str, *, download: bool = True
     if not download or os.environ.get("KDLAB_OFFLINE"):
         raise DataError(f"{target} does not exist, and downloading is turned off.")
     try:
-        import pooch
+        with warnings.catch_warnings():  # in a notebook, its progress bar complains of missing widgets
+            warnings.simplefilter("ignore")
+            import pooch
     except ImportError:
         raise DataError("downloading data needs pooch: pip install 'kdlab[data]'.") from None
     scratch = None
