@@ -167,3 +167,8 @@ def test_no_page_states_a_measured_number_by_hand():
 
 def test_executed_notebooks_are_not_in_the_repository():
     assert not list(ROOT.glob("notebooks/*.ipynb")) and not list(ROOT.glob("book/**/*.ipynb"))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.stem)
+def test_plain_papermill_finds_the_kernel_of_a_converted_chapter(chapter):
+    assert jupytext.read(chapter).metadata["kernelspec"]["language"] == "python"
