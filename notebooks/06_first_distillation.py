@@ -360,7 +360,10 @@ if seeds >= 2:
             caption=f"Recorded: {cpu_plan[0].recipe.epochs} epochs on {recorded[0]['data']['split']['train']:,} images, {seeds} seeds, on a CPU.",
             alt="Left: validation curves of the three arms. Right: test accuracy of each run, joined by seed.",
         ),
-        results(recorded, f"Recorded runs: mean and 95 % interval, n = {seeds} seeds."),
+        results(
+            recorded,
+            f"Recorded runs: mean and 95 % interval, n = {seeds} seeds. A dash: not measured in these records.",
+        ),
     )
     for name, interval in differences(recorded).items():
         print(f"{name:17s} {interval:+.2f} points")

@@ -16,7 +16,7 @@ def log_soften(logits: Tensor, temperature=1.0) -> Tensor:
 
     Args:
         logits: :math:`z`, of shape ``(..., N)``, floating point and finite.
-        temperature: :math:`T > 0`, a number or a tensor that broadcasts against ``logits``.
+        temperature: :math:`T > 0`, a number, or a tensor of shape ``(..., 1)`` with one temperature a distribution.
 
     Returns:
         Log-probabilities of shape ``(..., N)``; float32 for float16 and bfloat16 logits, else their own type.

@@ -23,15 +23,18 @@ def main():
     specs = getattr(plans, given.plan)()
     specs = specs if isinstance(specs, list) else [specs]
     data = load(specs[0].data)
+    reference = next(
+        (spec.teacher for spec in specs if spec.teacher), None
+    )  # what a student alone is compared with
     for number, spec in enumerate(specs, start=1):
         if find_record(spec, book / "records"):
             print(f"[{number}/{len(specs)}] {spec.name} has its record", flush=True)
             continue
         teacher = None
-        if spec.teacher is not None:
-            teacher = stored_student(spec.teacher, book, data.num_classes)
+        if reference is not None:
+            teacher = stored_student(reference, book, data.num_classes)
             if teacher is None:
-                parser.exit(1, f"{checkpoint_path(spec.teacher, book)} is missing: run its plan first.\n")
+                parser.exit(1, f"{checkpoint_path(reference, book)} is missing: run its plan first.\n")
 
         def report(entry, number=number, spec=spec):
             print(
