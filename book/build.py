@@ -240,9 +240,12 @@ def ledger(given) -> str:
             mark = f'<span class="kd-mark kd-{outcome.split()[0]}">{outcome}</span>'
             if said:
                 where = f"notebooks/{said['chapter']}.html#claim-{claim['id'].lower()}"
+                records = (
+                    f' · <a href="status.html#records">{claim["records"]}</a>' if "records" in claim else ""
+                )
                 lines += [
                     f'<p class="kd-finding">{mark} {mathematics(said["finding"])} '
-                    f'<a href="{where}">the cell</a> · {said["finished"][:10]}</p>'
+                    f'<a href="{where}">the cell</a>{records} · {said["finished"][:10]}</p>'
                 ]
             else:
                 lines += [f'<p class="kd-finding">{mark} No chapter has tested it yet.</p>']
