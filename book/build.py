@@ -212,9 +212,19 @@ def verdicts(notebooks) -> dict:
     return given
 
 
+def claims() -> dict:
+    """What the articles claim, and what the ledger expects: book/claims.toml."""
+    return tomllib.loads((ROOT / "book" / "claims.toml").read_text(encoding="utf-8"))
+
+
+def cell_address(said) -> str:
+    """Where a verdict was given, seen from a page of book/."""
+    return f"../notebooks/{said['chapter']}.html#claim-{said['claim'].lower()}"
+
+
 def ledger(given) -> str:
     """The claims ledger in MyST, from book/claims.toml and the verdicts of executed cells."""
-    stated = tomllib.loads((ROOT / "book" / "claims.toml").read_text(encoding="utf-8"))
+    stated = claims()
     known = {claim["id"] for claim in stated["claim"]}
     if unknown := set(given) - known:
         raise BuildError(
@@ -239,13 +249,12 @@ def ledger(given) -> str:
             lines += [f'<p><span class="kd-id">{claim["id"]}</span> {mathematics(claim["text"].strip())}</p>']
             mark = f'<span class="kd-mark kd-{outcome.split()[0]}">{outcome}</span>'
             if said:
-                where = f"notebooks/{said['chapter']}.html#claim-{claim['id'].lower()}"
                 records = (
                     f' · <a href="status.html#records">{claim["records"]}</a>' if "records" in claim else ""
                 )
                 lines += [
                     f'<p class="kd-finding">{mark} {mathematics(said["finding"])} '
-                    f'<a href="{where}">the cell</a>{records} · {said["finished"][:10]}</p>'
+                    f'<a href="{cell_address(said)}">the cell</a>{records} · {said["finished"][:10]}</p>'
                 ]
             else:
                 lines += [f'<p class="kd-finding">{mark} No chapter has tested it yet.</p>']
@@ -255,14 +264,13 @@ def ledger(given) -> str:
 
 def errata(given) -> str:
     """What the articles got wrong, from the claims that have an erratum."""
-    stated = tomllib.loads((ROOT / "book" / "claims.toml").read_text(encoding="utf-8"))
+    stated = claims()
     lines = [stated["errata"].strip(), ""]
     for claim in (c for c in stated["claim"] if "erratum" in c):
         lines += [f"## {claim['id']}: {claim['erratum_title']}", "", claim["erratum"].strip(), ""]
         if said := given.get(claim["id"]):
-            where = f"notebooks/{said['chapter']}.html#claim-{claim['id'].lower()}"
             lines += [
-                f'<p class="kd-badge">Shown in <a href="{where}">chapter {int(said["chapter"][:2])}</a>.</p>',
+                f'<p class="kd-badge">Shown in <a href="{cell_address(said)}">chapter {int(said["chapter"][:2])}</a>.</p>',
                 "",
             ]
     return "\n".join(lines)
@@ -276,7 +284,7 @@ def status(notebooks) -> str:
         made, title = notebook.metadata["kdlab"], notebook.cells[0].source.splitlines()[0].lstrip("# ")
         origin = made["provenance"]
         rows.append(
-            f'<tr><td><a href="notebooks/{path.stem}.html">{html.escape(title)}</a></td><td>{made["profile"]}</td>'
+            f'<tr><td><a href="../notebooks/{path.stem}.html">{html.escape(title)}</a></td><td>{made["profile"]}</td>'
             f"<td>{made['seconds']:.0f} s</td><td>{made['finished'][:16].replace('T', ' ')}</td>"
             f"<td><code>{commit(origin)}</code></td></tr>"
         )
@@ -295,20 +303,15 @@ def status(notebooks) -> str:
         head = "".join(f'<th scope="col">{h}</th>' for h in header)
         return f'<div class="kd-table" tabindex="0"><table class="table"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
-    origin = provenance()
+    origin = made["provenance"]
     text = (ROOT / "book" / "status.md").read_text(encoding="utf-8")
     versions = ", ".join(f"{name} {origin[name]}" for name in ("kdlab", "python", "torch", "numpy"))
-    device = (
-        nbformat.read(notebooks[0], 4).metadata["kdlab"]["provenance"]["device"]
-        if notebooks
-        else origin["device"]
-    )
     return (
         text.replace("%CHAPTERS%", table(["chapter", "profile", "time", "finished (UTC)", "commit"], rows))
         .replace(
             "%RECORDS%", table(["run", "test accuracy", "training", "date", "device", "commit"], records)
         )
-        .replace("%VERSIONS%", f"{versions}; {device}; {origin['system']}")
+        .replace("%VERSIONS%", f"{versions}; {origin['device']}; {origin['system']}")
     )
 
 
@@ -327,25 +330,17 @@ def stage(notebooks) -> Path:
     for path in notebooks:
         notebook = nbformat.read(path, 4)
         for output in (o for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o):
-            output["data"].pop(
-                VERDICT, None
-            )  # read below from the executed notebook; Sphinx does not know it
+            # Sphinx does not know it; the ledger reads it from the executed notebook.
+            output["data"].pop(VERDICT, None)
         nbformat.write(notebook, new / "notebooks" / path.name)
     given = verdicts(notebooks)
-    (new / "book" / "claims.md").write_text(
-        ledger(given).replace('"notebooks/', '"../notebooks/'), encoding="utf-8"
-    )
-    (new / "book" / "errata.md").write_text(
-        errata(given).replace('"notebooks/', '"../notebooks/'), encoding="utf-8"
-    )
-    (new / "book" / "status.md").write_text(
-        status(notebooks).replace('"notebooks/', '"../notebooks/'), encoding="utf-8"
-    )
+    for name, page in (("claims", ledger(given)), ("errata", errata(given)), ("status", status(notebooks))):
+        (new / "book" / f"{name}.md").write_text(page, encoding="utf-8")
     landing = new / "book" / "index.md"
     dial = cell_output(notebooks, "landing-dial")
-    stated = tomllib.loads((ROOT / "book" / "claims.toml").read_text(encoding="utf-8"))["claim"]
+    tested = sum(said["outcome"] != "not measured" for said in given.values())
     text = landing.read_text(encoding="utf-8").replace("%DIAL%", dial)
-    text = text.replace("%TESTED%", str(len(given))).replace("%CLAIMS%", str(len(stated)))
+    text = text.replace("%TESTED%", str(tested)).replace("%CLAIMS%", str(len(claims()["claim"])))
     landing.write_text(text, encoding="utf-8")
     mathjax = Path(importlib.util.find_spec("mathjax").origin).parent / "static" / "mathjax" / "es5"
     target = new / "_root" / "mathjax"
@@ -397,18 +392,17 @@ def sphinx(where: Path) -> bool:
     with log.open("w", encoding="utf-8") as out:
         finished = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
     if finished.returncode:
-        shutil.rmtree(
-            BUILD / "sphinx", ignore_errors=True
-        )  # else the next build would read less, and warn of less
+        # Else the next build would read fewer pages, and warn of less.
+        shutil.rmtree(BUILD / "sphinx", ignore_errors=True)
         text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8"))
         told = [line for line in text.splitlines() if re.search(r"WARNING|ERROR|Error", line)][
             :8
         ] or text.splitlines()[-8:]
         raise BuildError(f"Sphinx refused the pages (all of it in {log}):\n  " + "\n  ".join(told))
-    target = BUILD / "html"
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(BUILD / "sphinx" / "_build" / "html", target)
-    check_pages(target)
+    built = BUILD / "sphinx" / "_build" / "html"
+    check_pages(built)  # before it takes the place of the last good book
+    shutil.rmtree(BUILD / "html", ignore_errors=True)
+    shutil.copytree(built, BUILD / "html")
     stamp.write_text(key)
     return True
 
