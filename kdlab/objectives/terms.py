@@ -20,9 +20,9 @@ class Objective(nn.Module):
     """A weighted sum of terms.
 
     Calling it with what the training step has seen (``student_logits``, ``teacher_logits``, ``labels``, and a
-    ``mask`` where positions are padding, each by name) returns the total and the value of each term by its name, before weighting. A term takes the arguments
-    that it needs and leaves the rest. Terms are modules, so what they learn is in ``parameters()`` and
-    ``state_dict()``.
+    ``mask`` where positions are padding, each by name) returns the total and the value of each term by its name,
+    before weighting. A term takes the arguments that it needs and leaves the rest; an argument that no term knows is
+    refused. Terms are modules, so what they learn is in ``parameters()`` and ``state_dict()``.
 
     >>> import torch
     >>> objective = 0.5 * CrossEntropy() + 0.5 * SoftTargets(temperature=2)
@@ -45,13 +45,14 @@ class Objective(nn.Module):
             for i, kind in enumerate(kinds)
         )
 
+        self._accepted = SEEN.union(*(inspect.signature(term.forward).parameters for term in self.terms))
+
     @property
     def needs_teacher(self) -> bool:
         return any(term.needs_teacher for term in self.terms)
 
     def forward(self, **seen) -> tuple[Tensor, dict[str, Tensor]]:
-        known = SEEN.union(*(inspect.signature(term.forward).parameters for term in self.terms))
-        if unknown := seen.keys() - known:
+        if unknown := seen.keys() - self._accepted:
             raise TypeError(f"no term of {self!r} takes {', '.join(sorted(unknown))}.")
         values = {name: term(**seen) for name, term in zip(self.names, self.terms, strict=True)}
         return sum(w * v for w, v in zip(self.weights, values.values(), strict=True)), values
