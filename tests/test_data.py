@@ -400,20 +400,20 @@ def test_normalise_uses_each_channels_own_constants():
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 100))
 def test_a_shuffled_pass_shows_each_example_at_most_once_in_full_batches(n, size, seed):
     batches = list(split_of(n).batches(size, generator=torch.Generator().manual_seed(seed)))
-    seen = torch.cat([labels for _, labels in batches])
+    seen = torch.cat([labels for _, labels, _ in batches])
     assert len(seen.unique()) == len(seen)
-    assert {len(labels) for _, labels in batches} == {min(size, n)}
+    assert {len(labels) for _, labels, _ in batches} == {min(size, n)}
     assert len(batches) == max(n // size, 1)
 
 
 @given(st.integers(1, 60), st.integers(1, 20))
 def test_an_ordered_pass_shows_everything_in_order(n, size):
-    assert torch.equal(torch.cat([labels for _, labels in split_of(n).batches(size)]), torch.arange(n))
+    assert torch.equal(torch.cat([labels for _, labels, _ in split_of(n).batches(size)]), torch.arange(n))
 
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_images_and_labels_stay_together(augment):
-    for inputs, labels in split_of(50).batches(
+    for inputs, labels, _ in split_of(50).batches(
         8, generator=torch.Generator().manual_seed(0), augment=augment
     ):
         centre = inputs[:, :, 12:20, 12:20]
@@ -566,9 +566,9 @@ def test_the_exact_teacher_moves_as_a_module_does():
 def test_examples_make_the_same_kind_of_batches_as_images(n, size, seed):
     examples = Examples(torch.arange(n).float()[:, None], torch.arange(n))
     shuffled = list(examples.batches(size, generator=torch.Generator().manual_seed(seed), augment=True))
-    seen = torch.cat([labels for _, labels in shuffled])
+    seen = torch.cat([labels for _, labels, _ in shuffled])
     assert len(seen.unique()) == len(seen)
-    assert [len(labels) for _, labels in shuffled] == [min(size, n)] * max(n // size, 1)
-    assert all(torch.equal(inputs[:, 0].long(), labels) for inputs, labels in shuffled)
-    assert torch.equal(torch.cat([labels for _, labels in examples.batches(size)]), torch.arange(n))
+    assert [len(labels) for _, labels, _ in shuffled] == [min(size, n)] * max(n // size, 1)
+    assert all(torch.equal(inputs[:, 0].long(), labels) for inputs, labels, _ in shuffled)
+    assert torch.equal(torch.cat([labels for _, labels, _ in examples.batches(size)]), torch.arange(n))
     assert len(examples.to("cpu")) == n

@@ -334,7 +334,7 @@ def test_student_left_in_evaluation_mode(digits, linear, monkeypatch):
     def forgetful(model, split, **_):
         model.eval()
         model.train = lambda mode=True: model
-        return torch.cat([model(inputs).detach() for inputs, _ in split.batches(500)])
+        return torch.cat([model(inputs).detach() for inputs, _, _ in split.batches(500)])
 
     monkeypatch.setattr(loop, "predict", forgetful)
     assert not trains_in_training_mode()

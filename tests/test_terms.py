@@ -140,7 +140,7 @@ def test_what_a_term_learns_is_the_objectives():
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf])
 def test_weights_that_are_not_finite_are_refused(weight):
-    with pytest.raises(ValueError, match="the weight of a term must be a finite number, not"):
+    with pytest.raises(ValueError, match="the weight of a term must be a finite number or a schedule, not"):
         weight * CrossEntropy()
 
 

@@ -137,7 +137,7 @@ def test_the_first_step_is_gradient_descent(digits, linear):
         epochs=1, batch_size=96, schedule="constant", learning_rate=0.1, weight_decay=0.01, augment=False
     )
     student, expected = linear(), linear()
-    ((inputs, labels),) = digits.train.batches(96)
+    ((inputs, labels, _),) = digits.train.batches(96)
     cross_entropy(expected(inputs), labels).backward()
     fit(student, CrossEntropy(), train=digits.train, recipe=recipe)
     for moved, start in zip(student.parameters(), expected.parameters(), strict=True):

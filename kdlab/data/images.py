@@ -59,8 +59,8 @@ class Split:
 
     def batches(
         self, batch_size: int, *, generator: torch.Generator | None = None, augment: bool = False
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of (normalised images, labels); in a random order if there is a generator, else in order.
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of (normalised images, labels, their indices in the split); in a random order if there is a generator, else in order.
 
         A shuffled pass drops the last, incomplete batch, so that every step sees ``batch_size`` images (a split
         smaller than one batch is one batch). An ordered pass drops nothing.
@@ -75,7 +75,7 @@ class Split:
             images = self.images[index]
             if augment:
                 images = crop_and_flip(images, generator, flip=self.flip)
-            yield self.normalise(images), self.labels[index]
+            yield self.normalise(images), self.labels[index], index
 
 
 def crop_and_flip(

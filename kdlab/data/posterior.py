@@ -22,8 +22,8 @@ class Examples:
 
     def batches(
         self, batch_size: int, *, generator: torch.Generator | None = None, augment: bool = False
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches in a random order if there is a generator, else in order; there is nothing to augment.
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of (inputs, labels, indices) in a random order if there is a generator, else in order; there is nothing to augment.
 
         As with images, a shuffled pass drops the last, incomplete batch.
         """
@@ -31,7 +31,8 @@ class Examples:
         order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
         stop = n if generator is None else max(n - n % batch_size, min(n, batch_size))
         for index in order[:stop].split(batch_size):
-            yield self.inputs[index], self.labels[index]
+            index = index.to(self.labels.device)
+            yield self.inputs[index], self.labels[index], index
 
 
 class ExactTeacher(nn.Module):

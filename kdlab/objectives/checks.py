@@ -97,7 +97,7 @@ def check_distribution(target, logits, tolerance=1e-3):
             raise ValueError(f"target is no distribution: a row sums to 1 only within {off:.3g}.")
 
 
-def check_mask(mask, losses):
+def check_mask(mask, losses, empty=False):
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a boolean torch.Tensor, not {type(mask).__name__}.")
     if mask.shape != losses.shape:
@@ -106,5 +106,61 @@ def check_mask(mask, losses):
         )
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be boolean (True where a position counts), not {mask.dtype}.")
-    if _inspectable(mask) and not mask.any():
+    if not empty and _inspectable(mask) and not mask.any():
         raise ValueError("mask leaves no position to average over.")
+
+
+def check_count(count):
+    if isinstance(count, Tensor):
+        if count.numel() != 1:
+            raise ValueError(f"count must be one number, not a tensor of shape {tuple(count.shape)}.")
+        if not _inspectable(count):
+            return
+    if not (isinstance(count, (Real, Tensor)) and count > 0):
+        raise ValueError(f"count must be a positive number of positions, not {count!r}.")
+
+
+def check_fraction(name, value):
+    if not (isinstance(value, Real) and 0 <= value <= 1):
+        raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}.")
+
+
+def counted_labels(labels, logits, mask=None):
+    """Labels as int64, checked; where masked they may hold anything, such as -100, and become 0."""
+    if mask is not None and isinstance(labels, Tensor):
+        check_mask(mask, labels, empty=True)
+        labels = labels.where(mask, 0)
+    check_labels(labels, logits)
+    return labels.long()
+
+
+def check_features(student, teacher, names=("student features", "teacher features"), same_width=True):
+    """Two floating-point tensors of the same examples."""
+    for name, features in zip(names, (student, teacher), strict=True):
+        if not isinstance(features, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, not {type(features).__name__}.")
+        if not features.is_floating_point():
+            raise TypeError(f"{name} must be floating point, not {features.dtype}.")
+        if _inspectable(features) and features.numel() and not torch.isfinite(features).all():
+            raise ValueError(f"{name} have entries that are NaN or infinite.")
+    if same_width and student.shape[1:] != teacher.shape[1:]:
+        raise ValueError(
+            f"{names[0]} of shape {tuple(student.shape)} and {names[1]} of shape {tuple(teacher.shape)} differ in size: "
+            "give a projector, or choose layers of one size."
+        )
+    if student.ndim == 0 or teacher.ndim == 0 or student.shape[0] != teacher.shape[0]:
+        raise ValueError(
+            f"{names[0]} of shape {tuple(student.shape)} and {names[1]} of shape {tuple(teacher.shape)} do not belong to "
+            "the same examples."
+        )
+
+
+def check_tokens(tokens, logits):
+    if not isinstance(tokens, Tensor) or tokens.ndim == 0 or tokens.dtype not in (torch.int32, torch.int64):
+        raise TypeError(
+            "tokens must be a torch.Tensor of int64 token numbers, one for each logit that is kept."
+        )
+    if _inspectable(tokens) and tokens.numel() and not 0 <= tokens.min() <= tokens.max() < logits.shape[-1]:
+        raise ValueError(
+            f"tokens must lie in 0 … {logits.shape[-1] - 1}, but reach from {tokens.min()} to {tokens.max()}."
+        )

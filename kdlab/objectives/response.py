@@ -1,123 +1,33 @@
 r"""Response-based objectives: match what the teacher says about the classes.
 
 Convention of the whole file: :math:`p = \operatorname{softmax}(t/T)` is the teacher, :math:`q =
-\operatorname{softmax}(z/T)` the student, :math:`z` and :math:`t` their logits. Divergences carry **no** factor
-:math:`T^2`; :func:`soft_targets` and :func:`distillation_loss` do. ``reduction="batchmean"`` is the mean over
-distributions (over real tokens, where a mask is given), never over classes.
+\operatorname{softmax}(z/T)` the student, :math:`z` and :math:`t` their logits, :math:`y` the label. What the literature
+scales by :math:`T^2` is scaled here (:func:`soft_targets`, :func:`decoupled_kd`, :func:`dist`); bare divergences are in
+:mod:`kdlab.objectives.divergences` and are not. ``temperature``, ``mask``, ``count`` and ``reduction``, the result's type
+and the errors are those of :func:`~kdlab.objectives.divergences.forward_kl`.
 """
 
 import torch
 from torch import Tensor
 
-from .checks import check_distribution, check_labels, check_logits, check_mask, check_same_shape
+from .checks import (
+    check_distribution,
+    check_fraction,
+    check_labels,
+    check_logits,
+    check_mask,
+    check_same_shape,
+    counted_labels,
+)
+from .divergences import _kl, forward_kl
+from .reduction import reduce
 from .softening import log_soften
 
 
-def reduce(losses: Tensor, mask: Tensor | None = None, reduction: str = "batchmean") -> Tensor:
-    """Reduce one loss a distribution to what is asked for.
-
-    Args:
-        losses: shape ``(...)``, one entry a distribution.
-        mask: boolean, shape ``(...)``, True where a position counts; None counts all.
-        reduction: ``"batchmean"`` (sum over counted positions divided by their number), ``"sum"`` or
-            ``"none"`` (shape kept, zero where masked).
-
-    Raises:
-        ValueError: for another reduction, a mask of another shape, or a mask that is False everywhere.
-    """
-    if reduction not in ("batchmean", "sum", "none"):
-        raise ValueError(f'reduction must be "batchmean", "sum" or "none", not {reduction!r}.')
-    if mask is not None:
-        check_mask(mask, losses)
-        losses = losses.where(mask, 0.0)
-    if reduction == "none":
-        return losses
-    if reduction == "sum":
-        return losses.sum()
-    return losses.sum() / (losses.numel() if mask is None else mask.sum())
-
-
-def _kl(log_p, log_q):
-    r"""KL(p‖q) for each distribution, as a sum of terms none of which is negative.
-
-    Since p and q both sum to one, Σ p·log(p/q) = Σ (p·r + q − p) with r = log p − log q, and each term is
-    p·φ(r) ≥ 0 with φ(r) = e^{−r} − 1 + r. At high temperature all r are small: φ, by expm1, keeps far more digits than
-    the textbook sum, which is lost in cancellation, and T² multiplies what is left of it. Where q ≫ p, e^{−r} could
-    overflow, and the terms are taken as they stand; the clamp removes what rounding leaves below zero.
-    """
-    r = log_p - log_q
-    p = log_p.exp()
-    small = r.clamp(min=-1.0)
-    near = p * (torch.expm1(-small) + small)
-    return torch.where(r > -1.0, near, p * r + log_q.exp() - p).clamp(min=0.0).sum(-1)
-
-
-def forward_kl(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    *,
-    temperature=1.0,
-    mask: Tensor | None = None,
-    reduction: str = "batchmean",
-) -> Tensor:
-    r"""Forward Kullback–Leibler divergence, teacher to student: mode covering.
-
-    .. math:: D_{\mathrm{KL}}(p \,\|\, q) = \sum_i p_i \log \frac{p_i}{q_i},
-        \qquad \frac{\partial}{\partial z_i} = \frac{q_i - p_i}{T}
-
-    Convention: expectation under the **teacher**; no :math:`T^2`; nats. Non-negative by construction and exactly
-    zero at equality. Differentiable in both arguments.
-
-    Args:
-        student_logits: :math:`z`, shape ``(..., N)``.
-        teacher_logits: :math:`t`, the same shape.
-        temperature: :math:`T > 0`.
-        mask: boolean, shape ``(...)``; False positions (padding) do not count.
-        reduction: see :func:`reduce`.
-
-    Returns:
-        A scalar, or shape ``(...)`` for ``reduction="none"``; float32 for half-precision logits.
-
-    Raises:
-        TypeError: for logits that are not floating-point tensors, or a mask that is not boolean.
-        ValueError: for shapes that differ, logits that are not finite, or a temperature that is not positive.
-
-    Source: Kullback & Leibler (1951); as a distillation loss, Hinton, Vinyals & Dean (2015), section 2.
-
-    >>> teacher, student = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
-    >>> forward_kl(student, teacher)
-    tensor(0.3278)
-    """
-    check_same_shape(student_logits, teacher_logits)
-    losses = _kl(log_soften(teacher_logits, temperature), log_soften(student_logits, temperature))
-    return reduce(losses, mask, reduction)
-
-
-def reverse_kl(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    *,
-    temperature=1.0,
-    mask: Tensor | None = None,
-    reduction: str = "batchmean",
-) -> Tensor:
-    r"""Reverse Kullback–Leibler divergence, student to teacher: mode seeking.
-
-    .. math:: D_{\mathrm{KL}}(q \,\|\, p) = \sum_i q_i \log \frac{q_i}{p_i},
-        \qquad \frac{\partial}{\partial z_i} = \frac{q_i}{T}\Bigl(\log\frac{q_i}{p_i} - D_{\mathrm{KL}}(q\,\|\,p)\Bigr)
-
-    Convention: expectation under the **student**; no :math:`T^2`; nats. Arguments, result and errors as in
-    :func:`forward_kl`.
-
-    Source: for language models, Gu et al. (2024), MiniLLM, eq. 1.
-
-    >>> teacher, student = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
-    >>> reverse_kl(student, teacher)
-    tensor(0.4338)
-    """
-    check_same_shape(student_logits, teacher_logits)
-    losses = _kl(log_soften(student_logits, temperature), log_soften(teacher_logits, temperature))
-    return reduce(losses, mask, reduction)
+def _squared(temperature):
+    """T², one a distribution where T is a tensor of shape (..., 1)."""
+    squared = temperature**2
+    return squared.squeeze(-1) if isinstance(squared, Tensor) and squared.ndim else squared
 
 
 def soft_targets(
@@ -126,6 +36,7 @@ def soft_targets(
     *,
     temperature=4.0,
     mask: Tensor | None = None,
+    count=None,
     reduction: str = "batchmean",
 ) -> Tensor:
     r"""The soft-target loss of knowledge distillation, with its factor :math:`T^2`.
@@ -133,8 +44,8 @@ def soft_targets(
     .. math:: T^2 \, D_{\mathrm{KL}}(p \,\|\, q), \qquad
         \frac{\partial}{\partial z_i} = T\,(q_i - p_i) \xrightarrow{T\to\infty} \frac{\tilde z_i - \tilde t_i}{N}
 
-    with :math:`\tilde z, \tilde t` the logits centred to mean zero. Arguments, result and errors as in
-    :func:`forward_kl`.
+    with :math:`\tilde z, \tilde t` the logits centred to mean zero. Convention: forward, teacher to student; **times**
+    :math:`T^2`; mean over distributions.
 
     Source: Hinton, Vinyals & Dean (2015), section 2 and eq. 4.
 
@@ -142,10 +53,7 @@ def soft_targets(
     tensor(0.5000)
     """
     losses = forward_kl(student_logits, teacher_logits, temperature=temperature, reduction="none")
-    squared = temperature**2
-    if isinstance(squared, Tensor) and squared.ndim:  # one temperature a distribution, of shape (..., 1)
-        squared = squared.squeeze(-1)
-    return reduce(squared * losses, mask, reduction)
+    return reduce(_squared(temperature) * losses, mask, reduction, count)
 
 
 def cross_entropy(
@@ -154,6 +62,7 @@ def cross_entropy(
     *,
     temperature=1.0,
     mask: Tensor | None = None,
+    count=None,
     reduction: str = "batchmean",
 ) -> Tensor:
     r"""Cross-entropy with integer labels or with a target distribution.
@@ -161,15 +70,16 @@ def cross_entropy(
     .. math:: -\sum_i p_i \log q_i, \qquad \frac{\partial}{\partial z_i} = \frac{q_i \sum_k p_k - p_i}{T}
 
     The gradient is :math:`(q_i - p_i)/T` only because a distribution sums to one, so a target that does not is
-    refused. Differs from :func:`forward_kl` by the target's entropy, which is constant in the student.
+    refused. Differs from :func:`~kdlab.objectives.divergences.forward_kl` by the target's entropy, which is constant in the
+    student. Convention: no :math:`T^2`; nats; mean over distributions.
 
     Args:
         student_logits: :math:`z`, shape ``(..., N)``.
         target: class indices of shape ``(...)``, or probabilities :math:`p` of shape ``(..., N)``.
-        temperature, mask, reduction: as in :func:`forward_kl`.
+        temperature, mask, count, reduction: as in :func:`~kdlab.objectives.divergences.forward_kl`.
 
     Raises:
-        TypeError, ValueError: as :func:`forward_kl`; also for labels out of range and for a target with negative
+        TypeError, ValueError: as there; also for labels out of range and for a target with negative
             entries or rows that do not sum to one within 1e-3.
 
     >>> cross_entropy(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
@@ -183,12 +93,9 @@ def cross_entropy(
         check_distribution(target, student_logits)
         losses = -(target.to(log_q.dtype) * log_q).sum(-1)
     else:
-        if mask is not None and isinstance(target, Tensor):
-            check_mask(mask, target)
-            target = target.where(mask, 0)  # what is masked may hold anything, such as -100
-        check_labels(target, student_logits)
-        losses = -log_q.gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
-    return reduce(losses, mask, reduction)
+        target = counted_labels(target, student_logits, mask)
+        losses = -log_q.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    return reduce(losses, mask, reduction, count)
 
 
 def distillation_loss(
@@ -200,6 +107,7 @@ def distillation_loss(
     hard_weight: float | None = None,
     soft_weight: float | None = None,
     mask: Tensor | None = None,
+    count=None,
     reduction: str = "batchmean",
 ) -> Tensor:
     r"""Hard labels and soft targets, weighted to sum to one.
@@ -217,11 +125,11 @@ def distillation_loss(
         temperature: :math:`T > 0` of the soft targets; the hard labels are always matched at :math:`T = 1`.
         hard_weight: :math:`w_{\text{hard}} \in [0, 1]`; or
         soft_weight: :math:`w_{\text{soft}} \in [0, 1]`.
-        mask, reduction: as in :func:`forward_kl`.
+        mask, count, reduction: as in :func:`~kdlab.objectives.divergences.forward_kl`.
 
     Raises:
         TypeError: if neither or both weights are given.
-        ValueError: if the weight is outside [0, 1]; otherwise as :func:`forward_kl`.
+        ValueError: if the weight is outside [0, 1]; otherwise as there.
 
     Source: Hinton, Vinyals & Dean (2015), section 2.
 
@@ -235,11 +143,200 @@ def distillation_loss(
     if not 0 <= given <= 1:
         raise ValueError(f"a weight must lie between 0 and 1, not {given!r}.")
     hard_weight = given if soft_weight is None else 1 - given
-    hard = cross_entropy(student_logits, labels, mask=mask, reduction=reduction)
-    soft = soft_targets(
-        student_logits, teacher_logits, temperature=temperature, mask=mask, reduction=reduction
-    )
+    how = {"mask": mask, "count": count, "reduction": reduction}
+    hard = cross_entropy(student_logits, labels, **how)
+    soft = soft_targets(student_logits, teacher_logits, temperature=temperature, **how)
     return hard_weight * hard + (1 - hard_weight) * soft
+
+
+def logit_mse(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    centred: bool = False,
+    mask: Tensor | None = None,
+    count=None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""Logit matching: the mean squared difference of the logits.
+
+    .. math:: \frac1N \sum_i (z_i - t_i)^2, \qquad \frac{\partial}{\partial z_i} = \frac{2 (z_i - t_i)}{N}
+
+    With ``centred``, both logits have their mean subtracted, which no softmax can see; **half** of that is the limit of
+    :func:`soft_targets` as :math:`T \to \infty`. Convention: mean over classes and distributions; no temperature.
+
+    Source: Ba & Caruana (2014), eq. 1; the limit, Hinton, Vinyals & Dean (2015), eq. 4.
+
+    >>> logit_mse(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0]]))
+    tensor(2.)
+    >>> logit_mse(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0]]), centred=True)
+    tensor(1.)
+    """
+    check_same_shape(student_logits, teacher_logits)
+    difference = _full(student_logits) - _full(teacher_logits)
+    if centred:
+        difference = difference - difference.mean(-1, keepdim=True)
+    return reduce(difference.square().mean(-1), mask, reduction, count)
+
+
+def _full(logits):
+    """Half precision as float32."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def standardise(logits: Tensor) -> Tensor:
+    r"""Logits with mean zero and standard deviation one, so that only their *shape* is matched, not their scale.
+
+    .. math:: \frac{z_i - \bar z}{s(z)}, \qquad s^2 = \frac{1}{N-1}\sum_i (z_i - \bar z)^2
+
+    Apply it to student and teacher, and then any loss at a base temperature: ``soft_targets(standardise(z),
+    standardise(t), temperature=2)``. All-equal logits become zeros.
+
+    Source: Sun et al. (2024), Logit Standardization in Knowledge Distillation, algorithm 1.
+
+    >>> standardise(torch.tensor([1.0, 2.0, 3.0]))
+    tensor([-1.,  0.,  1.])
+    """
+    check_logits("logits", logits)
+    centred = _full(logits) - _full(logits).mean(-1, keepdim=True)
+    variance = centred.square().sum(-1, keepdim=True) / (logits.shape[-1] - 1)
+    return centred / variance.clamp(min=1e-14).sqrt()
+
+
+def decoupled_kd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    target_weight: float = 1.0,
+    other_weight: float = 8.0,
+    temperature=4.0,
+    mask: Tensor | None = None,
+    count=None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""Decoupled distillation: how likely the true class is, and how the rest is spread, weighted apart.
+
+    .. math:: T^2\Bigl[\alpha\, D_{\mathrm{KL}}\bigl((p_y, 1-p_y)\,\|\,(q_y, 1-q_y)\bigr)
+        + \beta\, D_{\mathrm{KL}}(\hat p\,\|\,\hat q)\Bigr], \qquad \hat p_i = \frac{p_i}{1-p_y}\ (i \neq y)
+
+    With :math:`\alpha = 1` and :math:`\beta = 1 - p_y` it is :func:`soft_targets`; the point of the method is that
+    :math:`\beta` need not vanish where the teacher is sure. With two classes :math:`\hat p = \hat q = 1`, and the second
+    term is zero. Convention: forward; **times** :math:`T^2`; nats. The other classes are normalised among themselves, not
+    pushed to −1000, so that nothing leaks at any temperature or precision.
+
+    Args:
+        labels: class indices, shape ``(...)``.
+        target_weight: :math:`\alpha`.
+        other_weight: :math:`\beta`.
+
+    Source: Zhao et al. (2022), eq. 7; the factor :math:`T^2` and the defaults are those of their code.
+
+    >>> z, t = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[2.0, 1.0, 0.0]])
+    >>> decoupled_kd(z, t, torch.tensor([0]), temperature=1.0)
+    tensor(1.1166)
+    """
+    check_same_shape(student_logits, teacher_logits)
+    labels = counted_labels(labels, student_logits, mask)
+    (p_true, p_other), (q_true, q_other) = (
+        _decoupled(log_soften(logits, temperature), labels) for logits in (teacher_logits, student_logits)
+    )
+    losses = target_weight * _kl(p_true, q_true) + other_weight * _kl(p_other, q_other)
+    return reduce(_squared(temperature) * losses, mask, reduction, count)
+
+
+def _decoupled(log_q, labels):
+    """(log q_y, log(1 − q_y)), and the log-probabilities of the other classes among themselves."""
+    true = log_q.gather(-1, labels.unsqueeze(-1))
+    rank = torch.arange(log_q.shape[-1] - 1, device=log_q.device)
+    others = log_q.gather(-1, rank + (rank >= labels.unsqueeze(-1)).long())
+    rest = others.logsumexp(-1, keepdim=True)
+    return torch.cat([true, rest], -1), others - rest
+
+
+def dist(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    inter_weight: float = 1.0,
+    intra_weight: float = 1.0,
+    temperature=1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    r"""DIST: correlation in place of divergence, between classes and between examples.
+
+    .. math:: T^2\Bigl[\beta\,\frac1B\sum_b \bigl(1 - \rho(p_{b\cdot}, q_{b\cdot})\bigr)
+        + \gamma\,\frac1N\sum_i \bigl(1 - \rho(p_{\cdot i}, q_{\cdot i})\bigr)\Bigr]
+
+    with :math:`\rho` Pearson's correlation: along the classes of an example (inter-class), and along the examples of a
+    class (intra-class). Convention: **times** :math:`T^2`; a mean over the batch and over the classes. The second part
+    compares examples with each other, so the loss of a batch is not the mean of its parts' losses, and there is no
+    ``reduction`` or ``count``. All positions of all sequences that count are one batch.
+
+    Args:
+        inter_weight: :math:`\beta`.
+        intra_weight: :math:`\gamma`.
+
+    Raises:
+        ValueError: also for fewer than two examples.
+
+    Source: Huang et al. (2022), eqs. 7–9; the factor :math:`T^2` is that of their code.
+
+    >>> z = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 1.0]])
+    >>> dist(z, z).abs() < 1e-6, dist(z, -z) > 1
+    (tensor(True), tensor(True))
+    """
+    check_same_shape(student_logits, teacher_logits)
+    p, q = log_soften(teacher_logits, temperature).exp(), log_soften(student_logits, temperature).exp()
+    inter = reduce(_squared(temperature) * (1 - _correlation(p, q, -1)), mask)
+    counted = torch.ones_like(q[..., 0]) if mask is None else mask.to(q.dtype)
+    if counted.numel() < 2:
+        raise ValueError("dist compares examples with each other and needs at least two in a batch.")
+    rows = p.flatten(0, -2), q.flatten(0, -2)
+    intra = (1 - _correlation(*rows, 0, counted.flatten().unsqueeze(-1))).mean()
+    return inter_weight * inter + intra_weight * intra * torch.as_tensor(_squared(temperature)).mean()
+
+
+def _correlation(a, b, dim, weight=1.0):
+    """Pearson's correlation along an axis; where one side is constant to rounding, zero with gradient zero."""
+
+    def centred(x):
+        w = torch.as_tensor(weight, dtype=x.dtype, device=x.device).expand_as(x)
+        c = w * (x - (w * x).sum(dim, keepdim=True) / w.sum(dim, keepdim=True))
+        variation = c.square().sum(dim)
+        varies = variation > (8 * torch.finfo(x.dtype).eps) ** 2 * (w * x).square().sum(dim)
+        return c, variation.where(varies, 1.0).sqrt(), varies
+
+    (a, a_norm, a_varies), (b, b_norm, b_varies) = centred(a), centred(b)
+    return ((a * b).sum(dim) / (a_norm * b_norm)).where(a_varies & b_varies, 0.0)
+
+
+def smooth_labels(labels: Tensor, num_classes: int, *, smoothing: float = 0.1) -> Tensor:
+    r"""Label smoothing as a teacher: the distribution that it asks the student for.
+
+    .. math:: p_i = (1 - \varepsilon)\,[i = y] + \frac{\varepsilon}{N}
+
+    The same for every example of a class: a teacher without dark knowledge. Give it to :func:`cross_entropy` as its
+    target, or its logarithm to any loss as ``teacher_logits``.
+
+    Args:
+        labels: class indices, shape ``(...)``.
+        num_classes: :math:`N`.
+        smoothing: :math:`\varepsilon \in [0, 1]`.
+
+    Returns:
+        Probabilities of shape ``(..., N)``, float32.
+
+    Source: Szegedy et al. (2016), section 7; as a teacher, Yuan et al. (2020), section 3.
+
+    >>> smooth_labels(torch.tensor([1]), 4, smoothing=0.2)
+    tensor([[0.0500, 0.8500, 0.0500, 0.0500]])
+    """
+    check_fraction("smoothing", smoothing)
+    uniform = torch.full((*torch.as_tensor(labels).shape, num_classes), smoothing / num_classes)
+    check_labels(labels, uniform)
+    uniform, index = uniform.to(labels.device), labels.long().unsqueeze(-1)
+    return uniform.scatter_add(-1, index, torch.full_like(uniform[..., :1], 1 - smoothing))
 
 
 def permute_dark_knowledge(teacher_logits: Tensor, labels: Tensor, *, generator=None) -> Tensor:

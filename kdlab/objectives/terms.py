@@ -2,29 +2,40 @@ r"""Terms around the pure functions, and the weighted sum that composes them as 
 
 >>> 0.1 * CrossEntropy() + 0.9 * SoftTargets(temperature=4)
 0.1 * CrossEntropy() + 0.9 * SoftTargets(temperature=4)
+
+A weight or a temperature may be a schedule (:mod:`~kdlab.objectives.schedules`).
 """
 
 import inspect
 import math
+from numbers import Real
 
+import torch
 from torch import Tensor, nn
 
-from .checks import check_temperature
-from .response import cross_entropy, forward_kl, permute_dark_knowledge, reverse_kl, soft_targets
+from . import divergences, response
+from .checks import check_fraction, check_temperature
+from .schedules import Schedule, at
 
-#: What a training step has to offer; ``mask`` is True where a position counts.
-SEEN = frozenset({"student_logits", "teacher_logits", "labels", "mask"})
+#: What a training step has to offer. ``mask`` is True where a position of the logits counts, ``hidden_mask`` where one of
+#: the hidden states does; ``count`` and ``hidden_count`` are what means divide by; ``index`` is that of the examples in
+#: the training set; ``progress`` is the part of the training that is done, 0 to 1.
+SEEN = frozenset(
+    "student_logits teacher_logits labels mask count student_hidden teacher_hidden hidden_mask hidden_count index progress".split()
+)
 
 
 class Objective(nn.Module):
     """A weighted sum of terms.
 
-    Calling it with what the training step has seen (``student_logits``, ``teacher_logits``, ``labels``, and a
-    ``mask`` where positions are padding, each by name) returns the total and the value of each term by its name,
-    before weighting. A term takes the arguments that it needs and leaves the rest; an argument that no term knows is
-    refused. Terms are modules, so what they learn is in ``parameters()`` and ``state_dict()``.
+    Calling it with what the training step has seen, each by name, returns the total and the value of each term by its
+    name, before weighting. There are ``student_logits``, ``teacher_logits``, ``labels``; ``mask`` (True where a position
+    counts) and ``count`` (what means divide by, if not by the positions of this batch); ``student_hidden``,
+    ``teacher_hidden`` (dicts from layer to tensor, as :class:`~kdlab.training.taps.Taps` gives them), ``hidden_mask``,
+    ``hidden_count``; ``index`` of the examples; ``progress`` of the training. A term takes what it needs and leaves the
+    rest; an argument that no term knows is refused. Terms are modules, so what they learn is in ``parameters()`` and
+    ``state_dict()``.
 
-    >>> import torch
     >>> objective = 0.5 * CrossEntropy() + 0.5 * SoftTargets(temperature=2)
     >>> total, terms = objective(student_logits=torch.zeros(1, 2), teacher_logits=torch.zeros(1, 2),
     ...                          labels=torch.tensor([0]))
@@ -35,8 +46,10 @@ class Objective(nn.Module):
     def __init__(self, weighted_terms):
         super().__init__()
         for weight, _ in weighted_terms:
-            if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
-                raise ValueError(f"the weight of a term must be a finite number, not {weight!r}.")
+            if not isinstance(weight, Schedule) and not (isinstance(weight, Real) and math.isfinite(weight)):
+                raise ValueError(
+                    f"the weight of a term must be a finite number or a schedule, not {weight!r}."
+                )
         self.weights = tuple(weight for weight, _ in weighted_terms)
         self.terms = nn.ModuleList(term for _, term in weighted_terms)
         kinds = [type(term).__name__ for term in self.terms]
@@ -44,18 +57,64 @@ class Objective(nn.Module):
             kind if kinds.count(kind) == 1 else f"{kind}_{kinds[: i + 1].count(kind)}"
             for i, kind in enumerate(kinds)
         )
-
         self._accepted = SEEN.union(*(inspect.signature(term.forward).parameters for term in self.terms))
 
     @property
     def needs_teacher(self) -> bool:
         return any(term.needs_teacher for term in self.terms)
 
+    @property
+    def student_layers(self) -> tuple[str, ...]:
+        """The layers of the student that the terms look at."""
+        return tuple(dict.fromkeys(layer for term in self.terms for layer in term.student_layers))
+
+    @property
+    def teacher_layers(self) -> tuple[str, ...]:
+        """The layers of the teacher that the terms look at."""
+        return tuple(dict.fromkeys(layer for term in self.terms for layer in term.teacher_layers))
+
     def forward(self, **seen) -> tuple[Tensor, dict[str, Tensor]]:
         if unknown := seen.keys() - self._accepted:
             raise TypeError(f"no term of {self!r} takes {', '.join(sorted(unknown))}.")
+        progress = seen.get("progress")
         values = {name: term(**seen) for name, term in zip(self.names, self.terms, strict=True)}
-        return sum(w * v for w, v in zip(self.weights, values.values(), strict=True)), values
+        total = sum(at(w, progress) * v for w, v in zip(self.weights, values.values(), strict=True))
+        for name, term in zip(self.names, self.terms, strict=True):
+            if not isinstance(getattr(term, "temperature", 0), Real):
+                values[f"{name}.temperature"] = torch.as_tensor(at(term.temperature, progress)).detach()
+        return total, values
+
+    def gradient_norms(
+        self, values: dict[str, Tensor], wrt, progress: float | None = None
+    ) -> dict[str, Tensor]:
+        """The norm of each weighted term's gradient: which of them moves the student.
+
+        Args:
+            values: what calling the objective returned, before ``backward``.
+            wrt: tensors to differentiate by, such as ``list(student.parameters())`` or ``[student_logits]``.
+            progress: needed if a weight is a schedule.
+
+        >>> z = torch.tensor([[0.0, 0.0]], requires_grad=True)
+        >>> objective = 0.5 * CrossEntropy()
+        >>> _, values = objective(student_logits=z, labels=torch.tensor([0]))
+        >>> objective.gradient_norms(values, [z])
+        {'CrossEntropy': tensor(0.3536)}
+        """
+        norms = {}
+        for name, weight in zip(self.names, self.weights, strict=True):
+            term = at(weight, progress) * values[name]
+            found = (
+                torch.autograd.grad(term, wrt, retain_graph=True, allow_unused=True)
+                if term.requires_grad
+                else []
+            )
+            squares = [g.square().sum() for g in found if g is not None]
+            norms[name] = torch.stack(squares).sum().sqrt() if squares else torch.zeros_like(values[name])
+        return norms
+
+    def reset_parameters(self) -> None:
+        """Draw anew whatever the terms have learned."""
+        _reset(self.terms)
 
     def __add__(self, other):
         if not isinstance(other, (Term, Objective)):
@@ -63,8 +122,10 @@ class Objective(nn.Module):
         return Objective([*_weighted(self), *_weighted(other)])
 
     def __mul__(self, factor):
-        if not isinstance(factor, (int, float)):
+        if not isinstance(factor, (Real, Schedule)):
             return NotImplemented
+        if isinstance(factor, Schedule) and any(isinstance(weight, Schedule) for weight in self.weights):
+            raise TypeError("a weight that is a schedule already cannot be multiplied by another schedule.")
         return Objective([(factor * weight, term) for weight, term in _weighted(self)])
 
     __rmul__ = __mul__
@@ -73,22 +134,38 @@ class Objective(nn.Module):
         return self if zero == 0 else NotImplemented
 
     def __repr__(self):
-        return " + ".join(f"{weight:.12g} * {term!r}" for weight, term in _weighted(self))
+        return " + ".join(f"{_shown(weight)} * {term!r}" for weight, term in _weighted(self))
 
 
 def _weighted(part):
     return list(zip(part.weights, part.terms, strict=True)) if isinstance(part, Objective) else [(1.0, part)]
 
 
+def _reset(module):
+    if hasattr(module, "reset_parameters"):
+        module.reset_parameters()
+    else:
+        for part in module.children():
+            _reset(part)
+
+
+def _shown(value):
+    """Numbers short and exact; everything else as it prints itself."""
+    return f"{value:.12g}" if isinstance(value, Real) and not isinstance(value, bool) else repr(value)
+
+
 class Term(nn.Module):
     """One thing to match.
 
     A subclass writes ``forward`` with the keyword arguments that it needs, and ``**_`` for the rest; sets
-    ``needs_teacher = False`` if it looks at no teacher; and, if it has parameters of its own, writes ``extra_repr`` with
-    them: the ``repr`` is how records and checkpoints tell objectives apart.
+    ``needs_teacher = False`` if it looks at no teacher, and ``student_layers`` and ``teacher_layers`` if it looks into the
+    models; and, if it has parameters of its own, writes ``extra_repr`` with them: the ``repr`` is how records and
+    checkpoints tell objectives apart.
     """
 
     needs_teacher = True
+    student_layers: tuple[str, ...] = ()
+    teacher_layers: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -117,48 +194,157 @@ class CrossEntropy(Term):
 
     needs_teacher = False
 
-    def forward(self, *, student_logits, labels, mask=None, **_):
-        return cross_entropy(student_logits, labels, mask=mask)
+    def forward(self, *, student_logits, labels, mask=None, count=None, **_):
+        return response.cross_entropy(student_logits, labels, mask=mask, count=count)
+
+
+class SmoothedLabels(Term):
+    """Label smoothing, the teacher that knows nothing: :func:`~kdlab.objectives.response.smooth_labels`."""
+
+    needs_teacher = False
+
+    def __init__(self, smoothing: float = 0.1):
+        super().__init__()
+        check_fraction("smoothing", smoothing)
+        self.smoothing = smoothing
+
+    def extra_repr(self):
+        return f"smoothing={_shown(self.smoothing)}"
+
+    def forward(self, *, student_logits, labels, mask=None, count=None, **_):
+        labels = labels if mask is None else labels.where(mask, 0)
+        target = response.smooth_labels(labels, student_logits.shape[-1], smoothing=self.smoothing)
+        return response.cross_entropy(student_logits, target, mask=mask, count=count)
 
 
 class _Softened(Term):
-    def __init__(self, temperature=1.0):
+    """A term that is a function of both logits, its options, and a temperature."""
+
+    function = None
+
+    def __init__(self, temperature=1.0, **options):
         super().__init__()
-        check_temperature(temperature)
-        self.temperature = temperature
+        for progress in (0.0, 1.0):
+            check_temperature(at(temperature, progress))
+        self.temperature, self.options = temperature, options
 
     def extra_repr(self):
-        return f"temperature={self.temperature:.12g}"
+        return ", ".join(
+            f"{k}={_shown(v)}" for k, v in {**self.options, "temperature": self.temperature}.items()
+        )
+
+    def forward(self, *, student_logits, teacher_logits, mask=None, count=None, progress=None, **_):
+        how = {"temperature": at(self.temperature, progress), "mask": mask, "count": count}
+        return type(self).function(student_logits, teacher_logits.detach(), **self.options, **how)
 
 
 class ForwardKL(_Softened):
-    r""":math:`D_{\mathrm{KL}}(p\,\|\,q)` without :math:`T^2`: :func:`~kdlab.objectives.response.forward_kl`."""
+    r""":math:`D_{\mathrm{KL}}(p\,\|\,q)` without :math:`T^2`: :func:`~kdlab.objectives.divergences.forward_kl`."""
 
-    def forward(self, *, student_logits, teacher_logits, mask=None, **_):
-        return forward_kl(student_logits, teacher_logits.detach(), temperature=self.temperature, mask=mask)
+    function = divergences.forward_kl
 
 
 class ReverseKL(_Softened):
-    r""":math:`D_{\mathrm{KL}}(q\,\|\,p)` without :math:`T^2`: :func:`~kdlab.objectives.response.reverse_kl`."""
+    r""":math:`D_{\mathrm{KL}}(q\,\|\,p)` without :math:`T^2`: :func:`~kdlab.objectives.divergences.reverse_kl`."""
 
-    def forward(self, *, student_logits, teacher_logits, mask=None, **_):
-        return reverse_kl(student_logits, teacher_logits.detach(), temperature=self.temperature, mask=mask)
+    function = divergences.reverse_kl
+
+
+class SkewedForwardKL(_Softened):
+    r""":math:`D_{\mathrm{KL}}(p\,\|\,\lambda p + (1-\lambda) q)`: :func:`~kdlab.objectives.divergences.skewed_forward_kl`."""
+
+    function = divergences.skewed_forward_kl
+
+    def __init__(self, skew: float = 0.1, temperature=1.0):
+        check_fraction("skew", skew)
+        super().__init__(temperature, skew=skew)
+
+
+class SkewedReverseKL(_Softened):
+    r""":math:`D_{\mathrm{KL}}(q\,\|\,(1-\lambda) p + \lambda q)`: :func:`~kdlab.objectives.divergences.skewed_reverse_kl`."""
+
+    function = divergences.skewed_reverse_kl
+
+    def __init__(self, skew: float = 0.1, temperature=1.0):
+        check_fraction("skew", skew)
+        super().__init__(temperature, skew=skew)
+
+
+class GeneralisedJSD(_Softened):
+    r""":math:`\beta D_{\mathrm{KL}}(p\|m) + (1-\beta) D_{\mathrm{KL}}(q\|m)`: :func:`~kdlab.objectives.divergences.generalised_jsd`."""
+
+    function = divergences.generalised_jsd
+
+    def __init__(self, beta: float = 0.5, scaled: bool = False, temperature=1.0):
+        check_fraction("beta", beta)
+        super().__init__(temperature, beta=beta, scaled=scaled)
+
+
+class TotalVariation(_Softened):
+    r""":math:`\tfrac12\sum|p - q|`: :func:`~kdlab.objectives.divergences.total_variation`."""
+
+    function = divergences.total_variation
 
 
 class SoftTargets(_Softened):
-    r""":math:`T^2 D_{\mathrm{KL}}(p\,\|\,q)`: :func:`~kdlab.objectives.response.soft_targets`."""
+    r""":math:`T^2 D_{\mathrm{KL}}(p\,\|\,q)`: :func:`~kdlab.objectives.response.soft_targets`.
 
-    def __init__(self, temperature=4.0):
-        super().__init__(temperature)
+    With ``standardised``, both logits are brought to mean zero and deviation one first
+    (:func:`~kdlab.objectives.response.standardise`).
+    """
 
-    def forward(self, *, student_logits, teacher_logits, mask=None, **_):
-        return soft_targets(student_logits, teacher_logits.detach(), temperature=self.temperature, mask=mask)
+    def __init__(self, temperature=4.0, standardised: bool = False):
+        super().__init__(temperature, **({"standardised": True} if standardised else {}))
+
+    @staticmethod
+    def function(student_logits, teacher_logits, *, standardised=False, **how):
+        if standardised:
+            student_logits, teacher_logits = map(response.standardise, (student_logits, teacher_logits))
+        return response.soft_targets(student_logits, teacher_logits, **how)
+
+
+class LogitMSE(Term):
+    r""":math:`\frac1N\sum (z_i - t_i)^2`: :func:`~kdlab.objectives.response.logit_mse`."""
+
+    def __init__(self, centred: bool = False):
+        super().__init__()
+        self.centred = centred
+
+    def extra_repr(self):
+        return f"centred={self.centred!r}"
+
+    def forward(self, *, student_logits, teacher_logits, mask=None, count=None, **_):
+        return response.logit_mse(
+            student_logits, teacher_logits.detach(), centred=self.centred, mask=mask, count=count
+        )
+
+
+class DecoupledKD(_Softened):
+    """DKD: :func:`~kdlab.objectives.response.decoupled_kd`."""
+
+    def __init__(self, target_weight: float = 1.0, other_weight: float = 8.0, temperature=4.0):
+        super().__init__(temperature, target_weight=target_weight, other_weight=other_weight)
+
+    def forward(self, *, student_logits, teacher_logits, labels, mask=None, count=None, progress=None, **_):
+        how = {"temperature": at(self.temperature, progress), "mask": mask, "count": count}
+        return response.decoupled_kd(student_logits, teacher_logits.detach(), labels, **self.options, **how)
+
+
+class DIST(_Softened):
+    """Correlation between classes and between examples: :func:`~kdlab.objectives.response.dist`."""
+
+    def __init__(self, inter_weight: float = 1.0, intra_weight: float = 1.0, temperature=1.0):
+        super().__init__(temperature, inter_weight=inter_weight, intra_weight=intra_weight)
+
+    @staticmethod
+    def function(student_logits, teacher_logits, *, count=None, **how):
+        return response.dist(student_logits, teacher_logits, **how)
 
 
 class PermutedSoftTargets(SoftTargets):
     """Soft targets whose wrong classes are shuffled anew at every step:
     :func:`~kdlab.objectives.response.permute_dark_knowledge`. The control of the study, not a method."""
 
-    def forward(self, *, student_logits, teacher_logits, labels, mask=None, **_):
-        shuffled = permute_dark_knowledge(teacher_logits.detach(), labels)
-        return soft_targets(student_logits, shuffled, temperature=self.temperature, mask=mask)
+    def forward(self, *, teacher_logits, labels, **seen):
+        shuffled = response.permute_dark_knowledge(teacher_logits.detach(), labels)
+        return super().forward(teacher_logits=shuffled, labels=labels, **seen)

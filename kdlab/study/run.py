@@ -1,5 +1,6 @@
 """From a spec to its record."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,10 +94,12 @@ def run(
     if not hasattr(models, spec.student):
         raise ValueError(f"kdlab.models has no {spec.student!r}.")
     student = getattr(models, spec.student)(data.num_classes)
+    objective = copy.deepcopy(spec.objective)  # what it learns belongs to this run
+    objective.reset_parameters()
     checkpoint = None if resume is None else Path(resume) / f"{spec.name}.safetensors"
     history = fit(
         student,
-        spec.objective,
+        objective,
         train=train,
         recipe=spec.recipe,
         teacher=teacher if spec.teacher is not None else None,

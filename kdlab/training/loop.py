@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ..objectives import Objective, Term
 from .checkpoint import load_run, require_safetensors, save_run
 from .measures import evaluation_mode, measure, predict
 from .recipe import Recipe
+from .taps import Taps
 
 
 def fast_precision(device="cpu") -> str:
@@ -42,12 +43,14 @@ def fit(
     validation=None,
     device="cpu",
     checkpoint: str | Path | None = None,
+    gradient_norms: bool = False,
     report: Callable[[dict], None] | None = None,
 ) -> list[dict]:
     """Train ``student`` to minimise ``objective`` and return what was measured after each epoch.
 
     A step is: student and teacher look at one batch, the objective compares them, the optimiser moves the student
-    (and whatever the objective learns). The teacher is in evaluation mode and gets no gradient; its weights, buffers
+    (and whatever the objective learns). Layers that the objective looks at are captured by
+    :class:`~kdlab.training.taps.Taps`. The teacher is in evaluation mode and gets no gradient; its weights, buffers
     and modes are left as they were (it is moved to ``device``).
 
     Args:
@@ -60,11 +63,13 @@ def fit(
         device: where to train, such as ``"cuda"``.
         checkpoint: a file that is written after every epoch. If it is there already, the run goes on from it, bit
             for bit as if it had never stopped (on the same device); if it is of another run, it is refused.
+        gradient_norms: also measure, at the first step of each epoch, the norm of each weighted term's gradient by the
+            student's parameters.
         report: called with each epoch's entry, for progress.
 
     Returns:
         One dict an epoch: ``epoch``, ``learning_rate``, ``loss`` and each term's mean over the epoch,
-        ``validation`` (see :func:`~kdlab.training.measures.measure`), ``seconds`` and ``examples_per_second`` of training.
+        the terms' ``gradient_norm`` if asked for, ``validation`` (see :func:`~kdlab.training.measures.measure`), ``seconds`` and ``examples_per_second`` of training.
 
     Raises:
         ValueError: if the objective needs a teacher and there is none.
@@ -95,13 +100,24 @@ def fit(
         history = load_run(Path(checkpoint), student, objective, optimizer, generator, identity)["history"]
 
     student.train()
-    with (
-        nullcontext()
-        if teacher is None
-        else evaluation_mode(teacher.to(device).to(memory_format=torch.channels_last))
-    ):
+    with ExitStack() as stack:
+        tapped_student, tapped_teacher = stack.enter_context(Taps(student, objective.student_layers)), None
+        if objective.needs_teacher:
+            stack.enter_context(evaluation_mode(teacher.to(device).to(memory_format=torch.channels_last)))
+            tapped_teacher = stack.enter_context(Taps(teacher, objective.teacher_layers))
         for epoch in range(len(history), recipe.epochs):
-            entry = _epoch(student, teacher, objective, optimizer, train, recipe, generator, epoch, device)
+            entry = _epoch(
+                tapped_student,
+                tapped_teacher,
+                objective,
+                optimizer,
+                train,
+                recipe,
+                generator,
+                epoch,
+                device,
+                gradient_norms,
+            )
             if validation is not None:
                 logits = predict(student, validation, device=device, precision=recipe.precision)
                 _check_finite({"validation logits": logits.sum().item()}, epoch, recipe)
@@ -115,27 +131,52 @@ def fit(
     return history
 
 
-def _epoch(student, teacher, objective, optimizer, train, recipe, generator, epoch, device) -> dict:
-    student.train()
+def _epoch(
+    student: Taps,
+    teacher: Taps | None,
+    objective,
+    optimizer,
+    train,
+    recipe,
+    generator,
+    epoch,
+    device,
+    gradient_norms,
+) -> dict:
+    student.model.train()
+    objective.train()
     steps = max(len(train) // recipe.batch_size, 1)
     sums, examples, started = {}, 0, time.perf_counter()
     batches = train.batches(recipe.batch_size, generator=generator, augment=recipe.augment)
-    for step, (inputs, labels) in enumerate(batches):
+    norms = {}
+    for step, (inputs, labels, index) in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(epoch + step / steps)
         with torch.autocast(
             torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
         ):
-            student_logits = student(inputs)
-            teacher_logits = None
-            if objective.needs_teacher:
+            student_logits, student_hidden = student(inputs)
+            teacher_logits, teacher_hidden = None, {}
+            if teacher is not None:
                 with torch.no_grad():
-                    teacher_logits = teacher(inputs)
+                    teacher_logits, teacher_hidden = teacher(inputs)
         if (
             student_logits.device.type == "cpu"
         ):  # a glance there; on an accelerator, the epoch's mean is looked at
             _check_finite({"student logits": student_logits.detach().sum().item()}, epoch, recipe)
-        loss, terms = objective(student_logits=student_logits, teacher_logits=teacher_logits, labels=labels)
+        progress = (epoch + step / steps) / recipe.epochs
+        loss, terms = objective(
+            student_logits=student_logits,
+            teacher_logits=teacher_logits,
+            student_hidden=student_hidden,
+            teacher_hidden=teacher_hidden,
+            labels=labels,
+            index=index,
+            progress=progress,
+        )
+        if gradient_norms and step == 0:
+            found = objective.gradient_norms(terms, list(student.model.parameters()), progress)
+            norms = {f"{name}.gradient_norm": norm.item() for name, norm in found.items()}
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -149,6 +190,7 @@ def _epoch(student, teacher, objective, optimizer, train, recipe, generator, epo
         "epoch": epoch + 1,
         "learning_rate": optimizer.param_groups[0]["lr"],
         **means,
+        **norms,
         "seconds": seconds,
         "examples_per_second": examples / seconds,
     }

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..objectives import cross_entropy, forward_kl, soften
+from .taps import logits_of
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -61,9 +62,9 @@ def predict(
         device = next((p.device for p in model.parameters()), "cpu")
     logits = []
     with evaluation_mode(model):
-        for inputs, _ in split.batches(batch_size):
+        for inputs, _, _ in split.batches(batch_size):
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
-                logits.append(model(inputs.to(device)).float().cpu())
+                logits.append(logits_of(model(inputs.to(device))).float().cpu())
     return torch.cat(logits)
 
 

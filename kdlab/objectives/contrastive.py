@@ -1,0 +1,262 @@
+r"""Contrastive objectives: recognise the teacher's view of the same example among those of others.
+
+Convention of the whole file: embeddings have shape ``(B, D)``, both of one width (project first), and are brought to
+length one; similarities are divided by a temperature :math:`\tau`, which has nothing to do with that of the softmax over
+classes.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .checks import check_features, check_labels, check_temperature
+from .features import full_precision, unit
+
+
+def info_nce(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 0.1,
+    negatives: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    r"""InfoNCE: cross-entropy of finding the teacher's embedding of the same example among :math:`K` candidates.
+
+    .. math:: -\frac1B \sum_i \log \frac{e^{\langle s_i, t_i\rangle/\tau}}{\sum_{j=1}^{K} e^{\langle s_i, t_j\rangle/\tau}},
+        \qquad I(S; T) \ge \log K - L
+
+    The positive is in the denominator, or it is no bound. The candidates of example :math:`i` are the teacher's
+    embeddings of the whole batch, and of ``negatives``. Convention: mean over the batch; student to teacher only; under
+    several ranks each has its own batch's candidates. Costs :math:`O(BKD)`.
+
+    Args:
+        student: :math:`s`, shape ``(B, D)``.
+        teacher: :math:`t`, shape ``(B, D)``.
+        temperature: :math:`\tau`.
+        negatives: further candidates from a memory, shape ``(M, D)``.
+        labels: class indices, shape ``(B,)``: other examples of the same class are then no candidates.
+
+    Raises:
+        ValueError: for shapes that do not fit, or without any negative.
+
+    Source: van den Oord, Li & Vinyals (2018), eq. 4 and section 2.3.
+
+    >>> orthogonal = torch.eye(4)
+    >>> info_nce(orthogonal, orthogonal, temperature=1.0)  # log(e + 3) − 1
+    tensor(0.7437)
+    """
+    check_features(student, teacher)
+    check_temperature(temperature)
+    if student.ndim != 2:
+        raise ValueError(f"embeddings have shape (batch, width), not {tuple(student.shape)}.")
+    if len(student) < 2 and negatives is None:
+        raise ValueError("a batch of one has no negatives: give some, or larger batches.")
+    student, teacher = unit(full_precision(student)), unit(full_precision(teacher))
+    scores = student @ teacher.T / temperature
+    if labels is not None:
+        if labels.shape != student.shape[:1]:
+            raise ValueError(f"labels of shape {tuple(labels.shape)} do not fit {len(student)} examples.")
+        alike = (labels.unsqueeze(0) == labels.unsqueeze(1)).fill_diagonal_(False)
+        scores = scores.masked_fill(alike, -torch.inf)
+    positive = scores.diagonal()
+    if negatives is not None:
+        scores = torch.cat([scores, student @ unit(full_precision(negatives)).T / temperature], 1)
+    return (scores.logsumexp(1) - positive).mean()
+
+
+class MemoryBank(nn.Module):
+    r"""An embedding of every training example as it was when last seen: negatives without a large batch.
+
+    Entries are keyed by the example's **index in the training set**, not by its position in a batch. They are moved by
+    momentum, :math:`m \leftarrow \operatorname{unit}(\mu m + (1-\mu) e)`, and are buffers: in the checkpoint, without
+    gradient. Under ``torch.distributed`` all ranks' examples update every rank's bank, so that the banks stay equal.
+
+    Args:
+        examples: size of the training set.
+        width: of the embeddings.
+        momentum: :math:`\mu \in [0, 1)`.
+    """
+
+    def __init__(self, examples: int, width: int, *, momentum: float = 0.5):
+        super().__init__()
+        if not (examples > 1 and width > 0 and 0 <= momentum < 1):
+            raise ValueError(
+                f"a bank of {examples!r} × {width!r} with momentum {momentum!r} cannot be: it takes at least two "
+                "examples, a positive width and a momentum from 0 to below 1."
+            )
+        self.momentum = momentum
+        self.register_buffer("entries", torch.empty(examples, width))
+        self.register_buffer("labels", torch.empty(examples, dtype=torch.int64))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Random directions, of classes unknown."""
+        nn.init.normal_(self.entries)
+        self.entries.copy_(unit(self.entries))
+        self.labels.fill_(-1)
+
+    @torch.no_grad()
+    def update(self, index: Tensor, embeddings: Tensor, labels: Tensor) -> None:
+        """Move the entries of the examples ``index`` towards their ``embeddings``, on all ranks."""
+        index, embeddings, labels = (_from_all_ranks(x) for x in (index, unit(embeddings.detach()), labels))
+        moved = self.momentum * self.entries[index] + (1 - self.momentum) * embeddings.to(self.entries.dtype)
+        self.entries[index] = unit(moved)
+        self.labels[index] = labels
+
+    def negatives(self, index: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Draw negatives for a batch, without replacement.
+
+        One draw serves the whole batch, so that similarities are one matrix product. Of what is drawn, the negatives of
+        an example are those of other classes than its own: a uniform draw from them. An example that was never seen has
+        no class yet, and a random entry; it may be anyone's negative but its own.
+
+        Args:
+            index: of the batch's examples, shape ``(B,)``.
+            labels: of the batch, shape ``(B,)``.
+            number: of examples to draw, M; at most the size of the bank.
+
+        Returns:
+            Indices ``(M,)`` of what was drawn, and a boolean ``(B, M)``, True where it is a negative of the example.
+        """
+        drawn = torch.randperm(len(self.entries), device=self.entries.device)[:number]
+        return drawn, (self.labels[drawn] != labels.unsqueeze(1)) & (drawn != index.unsqueeze(1))
+
+
+def _from_all_ranks(x: Tensor) -> Tensor:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return x
+    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def crd_nce(scores: Tensor, negative: Tensor, normaliser: Tensor, examples: int) -> Tensor:
+    r"""The noise-contrastive loss of CRD.
+
+    With :math:`u = e^{\text{score}}/Z` and :math:`m/n`, the number of negatives over that of examples,
+
+    .. math:: -\frac1B \sum_i \Bigl[\log\frac{u_i^+}{u_i^+ + m/n} + \sum_{j} \log\frac{m/n}{u_{ij}^- + m/n}\Bigr]
+
+    Args:
+        scores: similarities over temperature, shape ``(B, 1 + M)``, the positive first.
+        negative: boolean, shape ``(B, M)``, True where a candidate is a negative of the example.
+        normaliser: :math:`Z`, a scalar.
+        examples: :math:`n`.
+
+    Source: Tian et al. (2020), eqs. 9–11 and 17–19; the normaliser as in their code.
+
+    >>> crd_nce(torch.zeros(1, 3), torch.ones(1, 2, dtype=torch.bool), torch.tensor(1.0), 2)
+    tensor(2.0794)
+    """
+    log_ratio = scores - normaliser.log() - (negative.sum(1, keepdim=True) / examples).log()
+    softplus = nn.functional.softplus
+    losses = softplus(-log_ratio[:, 0]) + softplus(log_ratio[:, 1:]).where(negative, 0.0).sum(1)
+    return losses.mean()
+
+
+class ContrastiveMemory(nn.Module):
+    r"""Embeddings of student and teacher, their memory banks, and the two losses that use them.
+
+    Each network's features go through a linear map to ``width`` and to length one. The student's embedding looks for the
+    teacher's of the same example, with negatives from the teacher's bank, and the other way round; the loss is the sum
+    of the two. Afterwards both banks are updated, in training mode only.
+
+    ``loss="nce"`` is **CRD** as published: noise-contrastive estimation, with the normaliser :math:`Z` set once, at the
+    first batch, to the mean of :math:`e^{\text{score}}` times the number of examples. ``loss="info_nce"`` is the softmax over
+    the same candidates. The published code draws negatives for each example separately; here one draw serves the batch
+    (see :meth:`MemoryBank.negatives`), whose memory is :math:`O(KD + BK)` in place of :math:`O(BKD)`, and the number of
+    negatives in the formula is that of each example.
+
+    Args:
+        student_width, teacher_width: of the features.
+        examples: size of the training set; two banks of ``examples × width`` are kept.
+        width: of the embeddings.
+        negatives: :math:`K`, drawn at each step.
+        temperature: :math:`\tau`.
+        momentum: of the banks.
+        loss: ``"nce"`` or ``"info_nce"``.
+
+    Source: Tian, Krishnan & Isola (2020), Contrastive Representation Distillation.
+    """
+
+    def __init__(
+        self,
+        student_width: int,
+        teacher_width: int,
+        examples: int,
+        *,
+        width: int = 128,
+        negatives: int = 16384,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        loss: str = "nce",
+    ):
+        super().__init__()
+        if loss not in ("nce", "info_nce"):
+            raise ValueError(f'loss must be "nce" or "info_nce", not {loss!r}.')
+        if not (isinstance(negatives, int) and negatives > 0):
+            raise ValueError(f"negatives must be a positive number of examples, not {negatives!r}.")
+        check_temperature(temperature)
+        self.number, self.temperature, self.loss = negatives, temperature, loss
+        self.student_map = nn.Linear(student_width, width)
+        self.teacher_map = nn.Linear(teacher_width, width)
+        self.student_bank = MemoryBank(examples, width, momentum=momentum)
+        self.teacher_bank = MemoryBank(examples, width, momentum=momentum)
+        self.register_buffer("normalisers", torch.zeros(2))  # 0: not yet set
+
+    def reset_parameters(self):
+        """Draw everything anew."""
+        for part in (self.student_map, self.teacher_map, self.student_bank, self.teacher_bank):
+            part.reset_parameters()
+        self.normalisers.zero_()
+
+    def forward(
+        self, student_features: Tensor, teacher_features: Tensor, labels: Tensor, index: Tensor
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            student_features: shape ``(B, ...)``, flattened to ``(B, student_width)``.
+            teacher_features: shape ``(B, ...)``, flattened to ``(B, teacher_width)``.
+            labels: class indices, shape ``(B,)``.
+            index: of the examples in the training set, shape ``(B,)``.
+        """
+        examples = len(self.student_bank.entries)
+        check_features(student_features, teacher_features, same_width=False)
+        if index.shape != labels.shape or len(index) != len(student_features):
+            raise ValueError(
+                f"{len(student_features)} examples have {len(index)} indices and {len(labels)} labels."
+            )
+        check_labels(index, student_features.new_empty(()).expand(len(index), examples), "index")
+        student = unit(self.student_map(full_precision(student_features).flatten(1)))
+        teacher = unit(self.teacher_map(full_precision(teacher_features).flatten(1)))
+        total = 0.0
+        for which, (anchor, positive, bank) in enumerate(
+            ((student, teacher, self.teacher_bank), (teacher, student, self.student_bank))
+        ):
+            drawn, negative = bank.negatives(index, labels, self.number)
+            itself = bank.entries[index] if self.loss == "nce" else positive
+            scores = (
+                torch.cat([(anchor * itself).sum(1, keepdim=True), anchor @ bank.entries[drawn].T], 1)
+                / self.temperature
+            )
+            if self.loss == "info_nce":
+                candidates = scores[:, 1:].masked_fill(~negative, -torch.inf)
+                total = total + (torch.cat([scores[:, :1], candidates], 1).logsumexp(1) - scores[:, 0]).mean()
+            else:
+                self._set_normaliser(which, scores, negative)
+                total = total + crd_nce(scores, negative, self.normalisers[which], examples)
+        if self.training:
+            self.teacher_bank.update(index, teacher, labels)
+            self.student_bank.update(index, student, labels)
+        return total
+
+    @torch.no_grad()
+    def _set_normaliser(self, which, scores, negative):
+        """Z = n · mean exp(score) of the first batch, over all ranks; later calls change nothing."""
+        counted = torch.cat([torch.ones_like(negative[:, :1]), negative], 1)
+        sums = torch.stack([scores.exp().where(counted, 0.0).sum(), counted.sum()])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        first = len(self.student_bank.entries) * sums[0] / sums[1]
+        self.normalisers[which] = self.normalisers[which].where(self.normalisers[which] > 0, first)

@@ -1,0 +1,261 @@
+r"""Divergences between teacher and student: how far apart two distributions over the classes are.
+
+Convention of the whole file: :math:`p = \operatorname{softmax}(t/T)` is the teacher, :math:`q =
+\operatorname{softmax}(z/T)` the student, :math:`z` and :math:`t` their logits. None has a factor :math:`T^2`. All are
+in nats (total variation has no unit), non-negative, exactly zero at equality, and differentiable in both arguments.
+They take and raise the same as :func:`forward_kl`; each costs two passes over the logits and keeps a few tensors of
+their size.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .checks import check_fraction, check_same_shape
+from .reduction import reduce
+from .softening import log_soften
+
+
+def _pair(student_logits, teacher_logits, temperature):
+    """log p, log q."""
+    check_same_shape(student_logits, teacher_logits)
+    return log_soften(teacher_logits, temperature), log_soften(student_logits, temperature)
+
+
+def _kl(log_p, log_q, log_ratio=None):
+    r"""KL(p‖q) for each distribution, as a sum of terms none of which is negative.
+
+    Since p and q both sum to one, Σ p·log(p/q) = Σ (p·r + q − p) with r = log p − log q, and each term is
+    p·φ(r) ≥ 0 with φ(r) = e^{−r} − 1 + r. At high temperature all r are small: φ, by expm1, keeps far more digits than
+    the textbook sum, which is lost in cancellation, and T² multiplies what is left of it. Where q ≫ p, e^{−r} could
+    overflow, and the terms are taken as they stand; the clamp removes what rounding leaves below zero.
+    """
+    r = log_p - log_q if log_ratio is None else log_ratio
+    p = log_p.exp()
+    small = r.clamp(min=-1.0)
+    near = p * (torch.expm1(-small) + small)
+    return torch.where(r > -1.0, near, p * r + log_q.exp() - p).clamp(min=0.0).sum(-1)
+
+
+def _kl_to_mixture(log_p, log_q, weight):
+    """KL(p‖m) with m = weight·p + (1 − weight)·q, for 0 < weight < 1.
+
+    log(p/m) = −log(weight + (1 − weight)·e^δ) with δ = log q − log p; for small δ it is −log1p((1 − weight)·expm1(δ)),
+    which keeps its digits where p and q are nearly equal.
+    """
+    log_w, log_v = math.log(weight), math.log1p(-weight)
+    delta = log_q - log_p
+    near = torch.log1p((1 - weight) * torch.expm1(delta.clamp(-1.0, 1.0)))
+    far = torch.logaddexp(torch.full_like(delta, log_w), delta + log_v)
+    log_ratio = -torch.where(delta.abs() < 1.0, near, far)
+    return _kl(log_p, torch.logaddexp(log_p + log_w, log_q + log_v), log_ratio)
+
+
+def forward_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature=1.0,
+    mask: Tensor | None = None,
+    count=None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""Forward Kullback–Leibler divergence, teacher to student: mode covering.
+
+    .. math:: D_{\mathrm{KL}}(p \,\|\, q) = \sum_i p_i \log \frac{p_i}{q_i},
+        \qquad \frac{\partial}{\partial z_i} = \frac{q_i - p_i}{T}
+
+    Convention: expectation under the **teacher**; no :math:`T^2`; nats.
+
+    Args:
+        student_logits: :math:`z`, shape ``(..., N)``.
+        teacher_logits: :math:`t`, the same shape.
+        temperature: :math:`T > 0`; a number, or a tensor of shape ``(..., 1)`` with one a distribution.
+        mask: boolean, shape ``(...)``; False positions (padding) do not count.
+        count: what ``"batchmean"`` divides by; None is the number of positions that count. See
+            :func:`~kdlab.objectives.reduction.global_count`.
+        reduction: see :func:`~kdlab.objectives.reduction.reduce`.
+
+    Returns:
+        A scalar, or shape ``(...)`` for ``reduction="none"``; float32 for half-precision logits.
+
+    Raises:
+        TypeError: for logits that are not floating-point tensors, or a mask that is not boolean.
+        ValueError: for shapes that differ, logits that are not finite, or a temperature that is not positive.
+
+    Source: Kullback & Leibler (1951); as a distillation loss, Hinton, Vinyals & Dean (2015), section 2.
+
+    >>> teacher, student = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    >>> forward_kl(student, teacher)
+    tensor(0.3278)
+    """
+    log_p, log_q = _pair(student_logits, teacher_logits, temperature)
+    return reduce(_kl(log_p, log_q), mask, reduction, count)
+
+
+def reverse_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature=1.0,
+    mask: Tensor | None = None,
+    count=None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""Reverse Kullback–Leibler divergence, student to teacher: mode seeking.
+
+    .. math:: D_{\mathrm{KL}}(q \,\|\, p) = \sum_i q_i \log \frac{q_i}{p_i},
+        \qquad \frac{\partial}{\partial z_i} = \frac{q_i}{T}\Bigl(\log\frac{q_i}{p_i} - D_{\mathrm{KL}}(q\,\|\,p)\Bigr)
+
+    Convention: expectation under the **student**; no :math:`T^2`; nats.
+
+    Source: for language models, Gu et al. (2024), MiniLLM, eq. 1.
+
+    >>> teacher, student = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    >>> reverse_kl(student, teacher)
+    tensor(0.4338)
+    """
+    log_p, log_q = _pair(student_logits, teacher_logits, temperature)
+    return reduce(_kl(log_q, log_p), mask, reduction, count)
+
+
+def skewed_forward_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    skew: float = 0.1,
+    temperature=1.0,
+    mask: Tensor | None = None,
+    count=None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""Forward KL to a mixture that holds a little of the teacher, so that it is never larger than :math:`-\log\lambda`.
+
+    .. math:: D_{\mathrm{KL}}\bigl(p \,\|\, \lambda p + (1-\lambda) q\bigr), \qquad
+        \frac{\partial}{\partial z_i} = \frac{1-\lambda}{T}\, q_i \Bigl(\sum_k \frac{p_k q_k}{m_k} - \frac{p_i}{m_i}\Bigr)
+
+    with :math:`m = \lambda p + (1-\lambda) q`. Convention: no :math:`T^2`; nats; :math:`\lambda = 0` is
+    :func:`forward_kl`, :math:`\lambda = 1` is zero.
+
+    Args:
+        skew: :math:`\lambda \in [0, 1]`.
+
+    Source: Ko et al. (2024), DistiLLM, section 3.1.
+
+    >>> teacher, student = torch.tensor([[90.0, 0.0]]), torch.tensor([[0.0, 90.0]])
+    >>> skewed_forward_kl(student, teacher, skew=0.1), forward_kl(student, teacher)
+    (tensor(2.3026), tensor(90.))
+    """
+    check_fraction("skew", skew)
+    log_p, log_q = _pair(student_logits, teacher_logits, temperature)
+    return reduce(_skewed(log_p, log_q, skew), mask, reduction, count)
+
+
+def skewed_reverse_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    skew: float = 0.1,
+    temperature=1.0,
+    mask: Tensor | None = None,
+    count=None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""Reverse KL to a mixture that holds a little of the student.
+
+    .. math:: D_{\mathrm{KL}}\bigl(q \,\|\, (1-\lambda) p + \lambda q\bigr)
+
+    Convention: no :math:`T^2`; nats; :math:`\lambda = 0` is :func:`reverse_kl`, :math:`\lambda = 1` is zero.
+
+    Args:
+        skew: :math:`\lambda \in [0, 1]`.
+
+    Source: Ko et al. (2024), DistiLLM, section 3.1.
+
+    >>> teacher, student = torch.tensor([[90.0, 0.0]]), torch.tensor([[0.0, 90.0]])
+    >>> skewed_reverse_kl(student, teacher, skew=0.1), reverse_kl(student, teacher)
+    (tensor(2.3026), tensor(90.))
+    """
+    check_fraction("skew", skew)
+    log_p, log_q = _pair(student_logits, teacher_logits, temperature)
+    return reduce(_skewed(log_q, log_p, skew), mask, reduction, count)
+
+
+def _skewed(log_p, log_q, skew):
+    if skew == 0:
+        return _kl(log_p, log_q)
+    if skew == 1:
+        return 0.0 * _kl(log_p, log_q)
+    return _kl_to_mixture(log_p, log_q, skew)
+
+
+def generalised_jsd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    beta: float = 0.5,
+    scaled: bool = False,
+    temperature=1.0,
+    mask: Tensor | None = None,
+    count=None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""Generalised Jensen–Shannon divergence: from forward to reverse KL, without their infinities.
+
+    .. math:: \beta D_{\mathrm{KL}}(p\,\|\,m) + (1-\beta) D_{\mathrm{KL}}(q\,\|\,m), \qquad m = \beta p + (1-\beta) q,
+        \qquad \frac{\partial}{\partial z_i} = (1-\beta)\frac{q_i}{T}\Bigl(\log\frac{q_i}{m_i} - D_{\mathrm{KL}}(q\,\|\,m)\Bigr)
+
+    Convention: :math:`\beta` weights the **teacher**; no :math:`T^2`; nats; at most :math:`\log 2` for
+    :math:`\beta = 1/2`. It goes to zero at both ends, and is zero there: continuous. Divided by
+    :math:`\beta(1-\beta)` (``scaled=True``) it goes to :func:`forward_kl` as :math:`\beta \to 0` and to :func:`reverse_kl`
+    as :math:`\beta \to 1`, and is those there: continuous too. Code that returns the KLs at the ends of the unscaled form
+    jumps.
+
+    Args:
+        beta: :math:`\beta \in [0, 1]`.
+        scaled: divide by :math:`\beta(1-\beta)`.
+
+    Source: Agarwal et al. (2024), GKD, section 2, eq. 1.
+
+    >>> teacher, student = torch.tensor([[90.0, 0.0]]), torch.tensor([[0.0, 90.0]])
+    >>> generalised_jsd(student, teacher)
+    tensor(0.6931)
+    """
+    check_fraction("beta", beta)
+    log_p, log_q = _pair(student_logits, teacher_logits, temperature)
+    if beta == 0:
+        losses = _kl(log_p, log_q) * scaled
+    elif beta == 1:
+        losses = _kl(log_q, log_p) * scaled
+    else:
+        to_mixture = _kl_to_mixture(log_p, log_q, beta), _kl_to_mixture(log_q, log_p, 1 - beta)
+        losses = beta * to_mixture[0] + (1 - beta) * to_mixture[1]
+        losses = losses / (beta * (1 - beta)) if scaled else losses
+    return reduce(losses, mask, reduction, count)
+
+
+def total_variation(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature=1.0,
+    mask: Tensor | None = None,
+    count=None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""Total variation: the largest difference in the probability of any event.
+
+    .. math:: \mathrm{TV} = \tfrac12\sum_i |p_i - q_i| \in [0, 1], \qquad
+        \frac{\partial}{\partial z_i} = \frac{q_i}{2T}\Bigl(s_i - \sum_k q_k s_k\Bigr), \quad s = \operatorname{sign}(q - p)
+
+    Convention: symmetric; no :math:`T^2`. One minus it is the rate at which speculative decoding accepts a draft token. It
+    has a kink where :math:`p_i = q_i`; the gradient there is taken as zero.
+
+    Source: Wen et al. (2023), f-distill; for drafts, Zhou et al. (2024), DistillSpec.
+
+    >>> total_variation(torch.tensor([[0.0, 90.0]]), torch.tensor([[90.0, 0.0]]))
+    tensor(1.)
+    """
+    log_p, log_q = _pair(student_logits, teacher_logits, temperature)
+    return reduce((log_p.exp() - log_q.exp()).abs().sum(-1) / 2, mask, reduction, count)

@@ -1,0 +1,215 @@
+r"""Feature-based objectives: match what the teacher computes on the way to its answer.
+
+Features have the shape ``(B, ..., D)``: the examples first, the features last. A map ``(B, C, H, W)`` of a convolutional
+network is brought to it by :func:`channels_last`. Half precision is computed in float32.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checks import check_features
+from .reduction import reduce
+
+
+def hidden_mse(
+    student_hidden: Tensor,
+    teacher_hidden: Tensor,
+    *,
+    mask: Tensor | None = None,
+    count=None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""Mean squared difference of hidden states.
+
+    .. math:: \frac1D \sum_d (s_d - t_d)^2, \qquad \frac{\partial}{\partial s_d} = \frac{2(s_d - t_d)}{D}
+
+    Convention: mean over features **and** over positions, as ``torch.nn.MSELoss``; no ½.
+
+    Args:
+        student_hidden: :math:`s`, shape ``(B, ..., D)``.
+        teacher_hidden: :math:`t`, the same shape.
+        mask: boolean, shape ``(B, ...)``; False positions (padding) do not count.
+        count, reduction: as in :func:`~kdlab.objectives.divergences.forward_kl`.
+
+    Raises:
+        TypeError: for features that are not floating-point tensors.
+        ValueError: for shapes that differ (then a :class:`Projector` is needed), or entries that are not finite.
+
+    Source: FitNets, Romero et al. (2015), eq. 3; for transformers, Jiao et al. (2020), TinyBERT, eq. 8.
+
+    >>> hidden_mse(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
+    tensor(2.)
+    """
+    check_features(student_hidden, teacher_hidden)
+    difference = full_precision(student_hidden) - full_precision(teacher_hidden)
+    return reduce(difference.square().mean(-1), mask, reduction, count)
+
+
+def hidden_cosine(
+    student_hidden: Tensor,
+    teacher_hidden: Tensor,
+    *,
+    mask: Tensor | None = None,
+    count=None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""One minus the cosine of hidden states: their direction, not their length.
+
+    .. math:: 1 - \frac{s \cdot t}{\|s\|\,\|t\|} \in [0, 2]
+
+    Convention: mean over positions. A zero vector has cosine 0 with everything, and no gradient. Arguments and errors as
+    in :func:`hidden_mse`.
+
+    Source: DistilBERT, Sanh et al. (2019), section 3.
+
+    >>> hidden_cosine(torch.tensor([[1.0, 0.0]]), torch.tensor([[5.0, 0.0]]))
+    tensor(0.)
+    """
+    check_features(student_hidden, teacher_hidden)
+    directions = unit(full_precision(student_hidden)) * unit(full_precision(teacher_hidden))
+    return reduce(1 - directions.sum(-1), mask, reduction, count)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Half precision as float32, everything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def unit(x: Tensor, dim: int = -1) -> Tensor:
+    """Vectors of length one; a zero vector stays zero, with gradient zero.
+
+    >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    largest = x.detach().abs().amax(dim, keepdim=True)  # so that squares neither overflow nor vanish
+    x = x / largest.where(largest > 0, 1.0)
+    squared = x.square().sum(dim, keepdim=True)
+    return x / squared.where(squared > 0, 1.0).sqrt()
+
+
+def channels_last(features: Tensor) -> Tensor:
+    """Maps ``(B, C, H, W)`` as ``(B, H, W, C)``; everything else as it is."""
+    return features.movedim(1, -1) if features.ndim == 4 else features
+
+
+def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps ``(B, C, H, W)`` of one height and width: the larger is averaged down to the smaller (adaptive pooling).
+
+    >>> [x.shape[2:] for x in same_size(torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, 4, 6))]
+    [torch.Size([4, 6]), torch.Size([4, 6])]
+    """
+    if student.ndim != 4 or teacher.ndim != 4:
+        return student, teacher
+    size = [min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)]
+    return tuple(
+        x if list(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, size) for x in (student, teacher)
+    )
+
+
+class Projector(nn.Module):
+    r"""A learned map from the student's features to the teacher's width.
+
+    ``"linear"``: :math:`Ws + b`; on maps ``(B, C, H, W)`` it acts on the channels of every position, which is a 1×1
+    convolution with bias. ``"conv"``: a 1×1 convolution without bias, and batch normalisation, for maps alone.
+    ``"mlp"``: two linear maps with a ReLU between, as wide as the teacher. ``"orthogonal"``: a linear map without bias whose
+    matrix keeps orthonormal rows or columns (:math:`W^\top W = I` or :math:`WW^\top = I`) all through training, so that it can
+    turn the student's space but not stretch it.
+
+    It belongs to the objective: what it learns is thrown away after training.
+
+    Args:
+        kind: ``"linear"``, ``"conv"``, ``"mlp"`` or ``"orthogonal"``.
+        student_width: features of the student's layer (channels of a map).
+        teacher_width: features of the teacher's.
+
+    Source: the regressor of FitNets, Romero et al. (2015); orthogonal, Miles & Mikolajczyk (2024).
+
+    >>> Projector("linear", 16, 64)(torch.zeros(8, 10, 16)).shape
+    torch.Size([8, 10, 64])
+    >>> Projector("conv", 16, 64)(torch.zeros(8, 16, 4, 4)).shape
+    torch.Size([8, 64, 4, 4])
+    """
+
+    KINDS = ("linear", "conv", "mlp", "orthogonal")
+
+    def __init__(self, kind: str, student_width: int, teacher_width: int):
+        super().__init__()
+        if kind not in self.KINDS:
+            raise ValueError(f"a projector is one of {', '.join(self.KINDS)}, not {kind!r}.")
+        self.kind, self.widths = kind, (student_width, teacher_width)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Draw new weights."""
+        inputs, outputs = self.widths
+        device = next((p.device for p in self.parameters()), None)
+        if self.kind == "linear":
+            self.map = nn.Linear(inputs, outputs)
+        elif self.kind == "conv":
+            self.map = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        elif self.kind == "mlp":
+            self.map = nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Linear(outputs, outputs))
+        else:
+            plain = nn.init.orthogonal_(nn.Linear(inputs, outputs, bias=False).weight)
+            self.map = nn.utils.parametrizations.orthogonal(nn.Linear(inputs, outputs, bias=False))
+            self.map.weight = plain.detach()
+        self.map.to(device)
+
+    def forward(self, features: Tensor) -> Tensor:
+        axis = 1 if features.ndim == 4 else -1
+        if features.shape[axis] != self.widths[0]:
+            raise ValueError(
+                f"{self!r} takes features of width {self.widths[0]}, but these have shape {tuple(features.shape)}."
+            )
+        if self.kind == "conv":
+            if features.ndim != 4:
+                raise ValueError(
+                    f"{self!r} takes maps (batch, channels, height, width), not shape {tuple(features.shape)}."
+                )
+            return self.map(full_precision(features))
+        projected = self.map(channels_last(full_precision(features)))
+        return projected.movedim(-1, 1) if features.ndim == 4 else projected
+
+    def __repr__(self):
+        return f"Projector({self.kind!r}, {self.widths[0]}, {self.widths[1]})"
+
+
+def match_layers(student: list[str], teacher: list[str], how: str = "uniform") -> list[tuple[str, str]]:
+    r"""Which layer of the teacher each layer of the student is to match.
+
+    ``"uniform"``: spread over the whole depth, the last with the last: student layer :math:`i` of :math:`n` with teacher
+    layer :math:`\operatorname{round}(im/n)` of :math:`m`. ``"last"``: the last :math:`n` of the teacher. ``"skip"``: every
+    :math:`\lfloor m/n \rfloor`-th of the teacher from the start. The three are one for equal depths.
+
+    Args:
+        student, teacher: module paths, in order of depth.
+        how: ``"uniform"``, ``"last"`` or ``"skip"``.
+
+    Returns:
+        Pairs of paths, for terms that match layers.
+
+    Raises:
+        ValueError: for another strategy, or a student deeper than the teacher.
+
+    Source: last and skip, Sun et al. (2019), Patient KD, section 3.2; uniform, Jiao et al. (2020), section 3.
+
+    >>> match_layers(["a", "b"], ["1", "2", "3", "4", "5"], "uniform")
+    [('a', '2'), ('b', '5')]
+    >>> match_layers(["a", "b"], ["1", "2", "3", "4", "5"], "last")
+    [('a', '4'), ('b', '5')]
+    >>> match_layers(["a", "b"], ["1", "2", "3", "4", "5"], "skip")
+    [('a', '2'), ('b', '4')]
+    """
+    n, m = len(student), len(teacher)
+    if not 0 < n <= m:
+        raise ValueError(f"{n} student layers cannot be spread over {m} teacher layers.")
+    chosen = {
+        "uniform": [round((i + 1) * m / n) - 1 for i in range(n)],
+        "last": list(range(m - n, m)),
+        "skip": [(i + 1) * (m // n) - 1 for i in range(n)],
+    }
+    if how not in chosen:
+        raise ValueError(f"layers are matched by {', '.join(chosen)}, not {how!r}.")
+    return [(s, teacher[i]) for s, i in zip(student, chosen[how], strict=True)]

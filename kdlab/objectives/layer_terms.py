@@ -1,0 +1,217 @@
+r"""Terms that look into the models: at hidden states, attention, relations between examples, embeddings.
+
+Layers are named by module path, such as ``"layer2"`` or ``"model.layers.3"``, and captured by
+:class:`~kdlab.training.taps.Taps`, which :func:`~kdlab.training.loop.fit` does by itself; no model is edited. A name alone
+stands for the same path in student and teacher; a pair ``("layer2", "stages.1")`` for one each. ``"input:fc"`` is what
+goes *into* ``fc``. With several layers, a term is the **sum** over them.
+
+>>> HiddenMSE(("layer2", "stages.1"), projector=Projector("conv", 32, 64))
+HiddenMSE(('layer2', 'stages.1'), projector=Projector('conv', 32, 64))
+"""
+
+import copy
+
+from torch import nn
+
+from .attention import activation_attention, attention_map_mse
+from .checks import check_temperature
+from .contrastive import ContrastiveMemory, info_nce
+from .features import Projector, channels_last, hidden_cosine, hidden_mse, same_size
+from .relational import rkd_angle, rkd_distance, similarity_preserving
+from .terms import Term, _shown
+
+
+class _LayerTerm(Term):
+    """A function of a layer of each model, summed over pairs of layers."""
+
+    function = None
+    prefix = ""
+
+    def __init__(self, *layers, **options):
+        super().__init__()
+        pairs = [(layer, layer) if isinstance(layer, str) else tuple(layer) for layer in layers]
+        if not pairs or not all(
+            len(pair) == 2 and all(isinstance(path, str) for path in pair) for pair in pairs
+        ):
+            raise ValueError(
+                f"{type(self).__name__} takes module paths, or pairs of them (student, teacher), not {layers!r}."
+            )
+        self.pairs, self.options = pairs, options
+        self.student_layers = tuple(self.prefix + student for student, _ in pairs)
+        self.teacher_layers = tuple(self.prefix + teacher for _, teacher in pairs)
+
+    def extra_repr(self):
+        pairs = [repr(s) if s == t else repr((s, t)) for s, t in self.pairs]
+        return ", ".join(pairs + [f"{k}={_shown(v)}" for k, v in self.options.items()])
+
+    def captured(self, student_hidden, teacher_hidden):
+        """The pairs of tensors; the teacher's without gradient."""
+        for student, teacher in zip(self.student_layers, self.teacher_layers, strict=True):
+            for who, path, hidden in (
+                ("student", student, student_hidden),
+                ("teacher", teacher, teacher_hidden),
+            ):
+                if hidden is None or path not in hidden:
+                    raise ValueError(
+                        f"{self!r} needs {path!r} of the {who}: capture objective.{who}_layers with kdlab.training.Taps "
+                        f"and pass {who}_hidden."
+                    )
+            yield student_hidden[student], teacher_hidden[teacher].detach()
+
+    def forward(self, *, student_hidden=None, teacher_hidden=None, **_):
+        captured = self.captured(student_hidden, teacher_hidden)
+        return sum(type(self).function(s, t, **self.options) for s, t in captured)
+
+
+class _Hidden(_LayerTerm):
+    """A loss of hidden states, each pair of layers with a projector of its own."""
+
+    def __init__(self, *layers, projector: Projector | None = None):
+        super().__init__(*layers, **({} if projector is None else {"projector": projector}))
+        self.projectors = None
+        if projector is not None:
+            self.projectors = nn.ModuleList(copy.deepcopy(projector) for _ in self.pairs)
+            for copied in self.projectors[1:]:
+                copied.reset_parameters()
+
+    def forward(self, *, student_hidden=None, teacher_hidden=None, hidden_mask=None, hidden_count=None, **_):
+        total = 0.0
+        for i, (student, teacher) in enumerate(self.captured(student_hidden, teacher_hidden)):
+            student = student if self.projectors is None else self.projectors[i](student)
+            student, teacher = map(channels_last, same_size(student, teacher))
+            total = total + type(self).function(student, teacher, mask=hidden_mask, count=hidden_count)
+        return total
+
+
+class HiddenMSE(_Hidden):
+    """Squared error of hidden states: :func:`~kdlab.objectives.features.hidden_mse`.
+
+    On a map of a convolutional network, with ``projector=Projector("conv", …)``, it is the **hint** of FitNets (published
+    with weight 100, on the middle stage).
+
+    Args:
+        layers: module paths, or pairs of them (student, teacher); see
+            :func:`~kdlab.objectives.features.match_layers`. Maps of different size are averaged down to the smaller.
+        projector: where widths differ; every pair gets a copy with weights of its own.
+    """
+
+    function = hidden_mse
+
+
+class HiddenCosine(_Hidden):
+    """One minus the cosine of hidden states: :func:`~kdlab.objectives.features.hidden_cosine`. Arguments as in
+    :class:`HiddenMSE`."""
+
+    function = hidden_cosine
+
+
+class AttentionMaps(_LayerTerm):
+    """Attention maps of transformers: :func:`~kdlab.objectives.attention.attention_map_mse`.
+
+    Args:
+        layers: module paths of *attention* modules. Where a module computes fused attention, its maps are recovered from
+            queries and keys as it runs.
+        heads: ``"match"``, ``"mean"`` or ``"group"``.
+        normalise: ``"none"`` (the article's formula), ``"queries"`` or ``"entries"``.
+    """
+
+    prefix = "attention:"
+
+    def __init__(self, *layers, heads: str = "match", normalise: str = "none"):
+        super().__init__(*layers, heads=heads, normalise=normalise)
+
+    def forward(self, *, student_hidden=None, teacher_hidden=None, hidden_mask=None, **_):
+        captured = self.captured(student_hidden, teacher_hidden)
+        return sum(attention_map_mse(s, t, mask=hidden_mask, **self.options) for s, t in captured)
+
+
+class ActivationAttention(_LayerTerm):
+    """Attention transfer (AT) between maps of convolutional networks:
+    :func:`~kdlab.objectives.attention.activation_attention`; published with weight 1000, all stages.
+
+    Args:
+        layers: module paths, or pairs of them.
+        form: ``"released"`` or ``"paper"``.
+    """
+
+    function = activation_attention
+
+    def __init__(self, *layers, form: str = "released"):
+        super().__init__(*layers, form=form)
+
+
+class RKDDistance(_LayerTerm):
+    """Relative distances between examples: :func:`~kdlab.objectives.relational.rkd_distance`; published with weight 25,
+    on the embedding."""
+
+    function = rkd_distance
+
+
+class RKDAngle(_LayerTerm):
+    """Angles between three examples: :func:`~kdlab.objectives.relational.rkd_angle`; published with weight 50, on the
+    embedding."""
+
+    function = rkd_angle
+
+
+class SimilarityPreserving(_LayerTerm):
+    """Similarities between examples (SP): :func:`~kdlab.objectives.relational.similarity_preserving`; published with
+    weight 3000, on the last stage."""
+
+    function = similarity_preserving
+
+
+class InfoNCE(_LayerTerm):
+    """Contrast within the batch: :func:`~kdlab.objectives.contrastive.info_nce`.
+
+    Args:
+        layer: a module path, or a pair of them. Features are flattened.
+        projector: where widths differ.
+        temperature: of the similarities.
+        same_class: whether other examples of the same class are negatives.
+    """
+
+    def __init__(
+        self, layer, *, projector: Projector | None = None, temperature: float = 0.1, same_class: bool = True
+    ):
+        check_temperature(temperature)
+        options = {} if projector is None else {"projector": projector}
+        super().__init__(layer, **options, temperature=temperature, same_class=same_class)
+        self.projector = projector
+
+    def forward(self, *, student_hidden=None, teacher_hidden=None, labels=None, **_):
+        ((student, teacher),) = self.captured(student_hidden, teacher_hidden)
+        student = student if self.projector is None else self.projector(student)
+        return info_nce(
+            student.flatten(1),
+            teacher.flatten(1),
+            temperature=self.options["temperature"],
+            labels=None if self.options["same_class"] else labels,
+        )
+
+
+class CRD(_LayerTerm):
+    """Contrast with a memory of the whole training set: :class:`~kdlab.objectives.contrastive.ContrastiveMemory`;
+    published with weight 0.8, on the embedding.
+
+    It needs ``index``, the examples' places in the training set, and ``labels``.
+
+    Args:
+        layer: a module path, or a pair of them; ``"input:fc"`` is the embedding of most image models.
+        student_width, teacher_width: features of the layer, flattened.
+        examples: size of the training set.
+        options: of :class:`~kdlab.objectives.contrastive.ContrastiveMemory`; ``loss="info_nce"`` is memory-bank InfoNCE.
+    """
+
+    def __init__(self, layer, *, student_width: int, teacher_width: int, examples: int, **options):
+        widths = {"student_width": student_width, "teacher_width": teacher_width, "examples": examples}
+        super().__init__(layer, **widths, **options)
+        self.memory = ContrastiveMemory(**self.options)
+
+    def forward(self, *, student_hidden=None, teacher_hidden=None, labels=None, index=None, **_):
+        if labels is None or index is None:
+            raise ValueError(
+                f"{self!r} needs labels=… and index=…, the examples' places in the training set."
+            )
+        ((student, teacher),) = self.captured(student_hidden, teacher_hidden)
+        return self.memory(student, teacher, labels, index)

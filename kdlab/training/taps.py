@@ -1,0 +1,170 @@
+r"""Taps: what the layers of a model compute, captured as it runs, without editing it."""
+
+import difflib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..objectives.attention import attention_from_qk
+
+
+class Taps:
+    """A model that also says what some of its layers computed.
+
+    Calling it runs the model and returns its logits and a dict from each layer's name to what was captured there. A
+    layer is named by module path, as ``named_modules`` does: ``"layer2"`` is the output of ``layer2`` (its first tensor),
+    ``"input:fc"`` the first input of ``fc``, and ``"attention:encoder.0.attn"`` the attention maps ``(B, heads, L, S)`` of that
+    module: those that it returns, or, where it calls PyTorch's fused attention, which returns none, those recovered from
+    the queries and keys of the call (before dropout).
+
+    The hooks stay until :meth:`close`; they do nothing while the model is called directly. Layers are captured with their
+    gradient. Run a teacher under ``torch.no_grad()``.
+
+    A layer that runs more than once in a pass gives its last output. A layer whose output is then changed in place
+    (such as by ``nn.ReLU(inplace=True)``) gives the changed one. Tap before ``torch.compile``; ``"attention:"`` works
+    in eager mode alone.
+
+    Args:
+        model: any module; its output may be logits, a tuple that starts with them, or an object with ``.logits``.
+        layers: names, as above.
+
+    Raises:
+        ValueError: for a name that is not in the model.
+
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> with Taps(model, ["0", "input:2"]) as taps:
+    ...     logits, hidden = taps(torch.ones(1, 4))
+    >>> logits.shape, {name: tuple(value.shape) for name, value in hidden.items()}
+    (torch.Size([1, 2]), {'0': (1, 3), 'input:2': (1, 3)})
+    """
+
+    def __init__(self, model: nn.Module, layers=()):
+        self.model, self.layers = model, tuple(layers)
+        self._captured, self._running, self._hooks = {}, False, []
+        modules = {
+            name.removeprefix("module."): module for name, module in model.named_modules()
+        }  # DataParallel's
+        for layer in self.layers:
+            kind, _, path = layer.rpartition(":")
+            if kind not in ("", "input", "attention"):
+                raise ValueError(f'a layer is "path", "input:path" or "attention:path", not {layer!r}.')
+            if path not in modules:
+                near = difflib.get_close_matches(path, modules, n=3, cutoff=0.3)
+                raise ValueError(
+                    f"{type(model).__name__} has no module {path!r}"
+                    + (f"; there are {', '.join(map(repr, near))}, among others." if near else ".")
+                )
+            getattr(self, f"_tap_{kind or 'output'}")(layer, modules[path])
+
+    def __call__(self, *args, **kwargs) -> tuple[Tensor, dict[str, Tensor]]:
+        self._captured = {}
+        self._running = True
+        try:
+            output = self.model(*args, **kwargs)
+        finally:
+            self._running = False
+        captured, self._captured = self._captured, {}
+        if missing := [layer for layer in self.layers if layer not in captured]:
+            raise RuntimeError(
+                f"{type(self.model).__name__} did not run, or gave no tensor at, {', '.join(missing)}."
+            )
+        return logits_of(output), captured
+
+    def _tap_output(self, layer, module):
+        def hook(module, args, output):
+            if self._running and (found := _first_tensor(output)) is not None:
+                self._captured[layer] = found
+
+        self._hooks.append(module.register_forward_hook(hook))
+
+    def _tap_input(self, layer, module):
+        def hook(module, args, kwargs):
+            if self._running and (found := _first_tensor([*args, *kwargs.values()])) is not None:
+                self._captured[layer] = found
+
+        self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _tap_attention(self, layer, module):
+        modes = []
+
+        def enter(module, args):
+            if self._running:
+                modes.append(_FusedAttention())
+                modes[-1].__enter__()
+
+        def leave(module, args, output):
+            if not modes:
+                return
+            mode = modes.pop()
+            mode.__exit__(None, None, None)
+            maps = mode.maps
+            if maps is None and isinstance(output, (tuple, list)):  # the module returns its maps
+                maps = next((x for x in output[1:] if isinstance(x, Tensor) and x.ndim in (3, 4)), None)
+            if maps is not None:
+                self._captured[layer] = maps if maps.ndim == 4 else maps.unsqueeze(1)  # averaged over heads
+
+        self._hooks += [
+            module.register_forward_pre_hook(enter),
+            module.register_forward_hook(leave, always_call=True),
+        ]
+
+    def close(self) -> None:
+        """Take the hooks out of the model."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Sees the calls of fused attention, and what its maps would be."""
+
+    maps = None
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is F.multi_head_attention_forward:  # of nn.MultiheadAttention: let it return its maps
+            output, self.maps = function(
+                *args, **{**kwargs, "need_weights": True, "average_attn_weights": False}
+            )
+            return output, None if not kwargs.get("need_weights", True) else self._as_asked(kwargs)
+        if function is F.scaled_dot_product_attention:
+            self._recover(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    def _as_asked(self, kwargs):
+        return self.maps.mean(1) if kwargs.get("average_attn_weights", True) else self.maps
+
+    def _recover(
+        self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+    ):
+        self.maps = attention_from_qk(query, key, causal=is_causal, mask=attn_mask, scale=scale)
+
+
+def logits_of(output) -> Tensor:
+    """The logits in what a model returned: a tensor, an object with ``.logits``, or a tuple that starts with them."""
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "logits"):
+        return output.logits
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise TypeError(
+        f"a model must return logits, a tuple that starts with them, or .logits, not {type(output).__name__}."
+    )
+
+
+def _first_tensor(output):
+    if isinstance(output, Tensor):
+        return output
+    parts = (
+        output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    )
+    return next((part for part in parts if isinstance(part, Tensor)), None)
