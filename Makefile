@@ -26,11 +26,12 @@ wheel: $(READY)
 	@$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls dist
 
-# Resolve pyproject.toml again, for every supported Python. torch brings its own CUDA packages where it wants them.
+# Resolve pyproject.toml again, for every supported Python. torch brings its own CUDA packages where it wants them;
+# triton stays pinned, since liger-kernel asks for it beside a CPU torch too.
 lock:
 	@echo "# Locked by 'make lock' from pyproject.toml, for Python 3.11 to 3.13." > requirements.lock.new
 	@printf 'torch==2.13.0\nnumpy<2.5\n' | uv pip compile pyproject.toml -c - --all-extras --universal --python-version 3.11 \
-	  --no-header --no-annotate --quiet | grep -vE '^(nvidia|cuda|triton|kdlab)' >> requirements.lock.new
+	  --no-header --no-annotate --quiet | grep -vE '^(nvidia|cuda|kdlab)' >> requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
 clean:

@@ -34,6 +34,7 @@ from kdlab.figures import (
     GREEN,
     ORANGE,
     PURPLE,
+    heatmap,
     show,
     table,
     temperature_dial,
@@ -428,25 +429,11 @@ for panel, temperature in zip(panels, (1, 4, 20), strict=True):
             for c in members
         ]
     )
-    panel.imshow(rows, cmap="cividis", vmin=0)
-    for a, row in enumerate(rows):
-        for b, value in enumerate(row):
-            colour = "white" if value < rows.max() / 2 else "black"
-            panel.text(
-                b,
-                a,
-                f"{100 * value:.0f}" if value >= 0.01 else f"{100 * value:.1f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color=colour,
-            )
-    panel.set(
-        title=f"$T={temperature}$", xticks=range(len(members)), yticks=range(len(members))
+    names = [data.classes[c] for c in members]
+    heatmap(
+        panel, 100 * rows, names, names, text=lambda v: f"{v:.0f}" if v >= 1 else f"{v:.1f}"
     )
-    panel.set_xticklabels([data.classes[c] for c in members], rotation=60)
-    panel.set_yticklabels([data.classes[c] for c in members])
-    panel.grid(visible=False)
+    panel.set_title(f"$T={temperature}$")
 panels[0].set_ylabel("the image shows")
 show(
     figure,

@@ -29,7 +29,7 @@ import torch
 from IPython.display import display
 
 from kdlab.data import load_images
-from kdlab.figures import BLUE, ORANGE, PURPLE, show, table, use_style
+from kdlab.figures import BLUE, ORANGE, PURPLE, heatmap, show, table, use_style
 from kdlab.models import count_parameters
 from kdlab.objectives import CrossEntropy, SoftTargets, distillation_loss
 from kdlab.study import (
@@ -293,25 +293,10 @@ panels_of = {
 }
 panels_of["teacher"] = confusion(teacher_test)
 figure, panels = plt.subplots(1, 4, figsize=(8.4, 2.9), sharey=True)
+names = [data.classes[c].replace("_tree", "") for c in members]
 for panel, (name, values) in zip(panels, panels_of.items(), strict=True):
-    panel.imshow(values, cmap="cividis", vmin=0, vmax=0.7)
-    for a in range(len(members)):
-        for b in range(len(members)):
-            panel.text(
-                b,
-                a,
-                f"{100 * values[a, b]:.0f}",
-                ha="center",
-                va="center",
-                fontsize=7.5,
-                color="white" if values[a, b] < 0.35 else "black",
-            )
-    panel.set(title=name, xticks=range(len(members)), yticks=range(len(members)))
-    panel.set_xticklabels(
-        [data.classes[c].replace("_tree", "") for c in members], rotation=60
-    )
-    panel.set_yticklabels([data.classes[c].replace("_tree", "") for c in members])
-    panel.grid(visible=False)
+    heatmap(panel, 100 * values, names, names, largest=70, fontsize=7.5)
+    panel.set_title(name)
 panels[0].set_ylabel("the image shows")
 show(
     figure,

@@ -1,6 +1,7 @@
 """The book's figures: one style, one function a kind. Needs Matplotlib (``pip install 'kdlab[figures]'``)."""
 
 from .dial import temperature_dial
+from .heatmap import heatmap
 from .style import (
     BLUE,
     GREEN,
@@ -25,6 +26,7 @@ __all__ = [
     "SKY",
     "VERMILION",
     "Shown",
+    "heatmap",
     "mathematics",
     "show",
     "table",

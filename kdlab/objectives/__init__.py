@@ -5,6 +5,7 @@ May import torch alone.
 
 from .attention import activation_attention, attention_from_qk, attention_map_mse
 from .contrastive import ContrastiveMemory, MemoryBank, info_nce
+from .conventions import Convention, loss_as_in, weight_factor
 from .divergences import (
     forward_kl,
     generalised_jsd,
@@ -65,6 +66,7 @@ __all__ = [
     "CRD",
     "Constant",
     "ContrastiveMemory",
+    "Convention",
     "Cosine",
     "CrossEntropy",
     "DIST",
@@ -108,6 +110,7 @@ __all__ = [
     "info_nce",
     "log_soften",
     "logit_mse",
+    "loss_as_in",
     "match_layers",
     "next_token",
     "permute_dark_knowledge",
@@ -124,4 +127,5 @@ __all__ = [
     "soften",
     "standardise",
     "total_variation",
+    "weight_factor",
 ]

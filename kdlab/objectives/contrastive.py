@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_features, check_labels, check_temperature
-from .features import full_precision, unit
+from .features import Projector, full_precision, unit
 
 
 def info_nce(
@@ -60,6 +60,10 @@ def info_nce(
         scores = scores.masked_fill(alike, -torch.inf)
     positive = scores.diagonal()
     if negatives is not None:
+        if negatives.shape[1:] != teacher.shape[1:]:
+            raise ValueError(
+                f"negatives of shape {tuple(negatives.shape)} do not fit embeddings of width {teacher.shape[1]}."
+            )
         scores = torch.cat([scores, student @ unit(full_precision(negatives)).T / temperature], 1)
     return (scores.logsumexp(1) - positive).mean()
 
@@ -116,10 +120,12 @@ class MemoryBank(nn.Module):
             number: of examples to draw, M; at most the size of the bank.
 
         Returns:
-            Indices ``(M,)`` of what was drawn, and a boolean ``(B, M)``, True where it is a negative of the example.
+            Indices ``(M,)`` of what was drawn; what to add to the scores, shape ``(B, M)``: 0 where it is a negative of the
+            example, −∞ where it is not; and the number of negatives of each example, shape ``(B,)``.
         """
         drawn = torch.randperm(len(self.entries), device=self.entries.device)[:number]
-        return drawn, (self.labels[drawn] != labels.unsqueeze(1)) & (drawn != index.unsqueeze(1))
+        alike = (self.labels[drawn] == labels.unsqueeze(1)) | (drawn == index.unsqueeze(1))
+        return drawn, torch.where(alike, -torch.inf, 0.0), len(drawn) - alike.count_nonzero(1)
 
 
 def _from_all_ranks(x: Tensor) -> Tensor:
@@ -130,7 +136,7 @@ def _from_all_ranks(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def crd_nce(scores: Tensor, negative: Tensor, normaliser: Tensor, examples: int) -> Tensor:
+def crd_nce(positive: Tensor, negatives: Tensor, number: Tensor, normaliser: Tensor, examples: int) -> Tensor:
     r"""The noise-contrastive loss of CRD.
 
     With :math:`u = e^{\text{score}}/Z` and :math:`m/n`, the number of negatives over that of examples,
@@ -138,20 +144,21 @@ def crd_nce(scores: Tensor, negative: Tensor, normaliser: Tensor, examples: int)
     .. math:: -\frac1B \sum_i \Bigl[\log\frac{u_i^+}{u_i^+ + m/n} + \sum_{j} \log\frac{m/n}{u_{ij}^- + m/n}\Bigr]
 
     Args:
-        scores: similarities over temperature, shape ``(B, 1 + M)``, the positive first.
-        negative: boolean, shape ``(B, M)``, True where a candidate is a negative of the example.
+        positive: similarities over temperature of the positives, shape ``(B,)``.
+        negatives: those of the negatives, shape ``(B, M)``; −∞ where there is none.
+        number: :math:`m`, of negatives of each example, shape ``(B,)``.
         normaliser: :math:`Z`, a scalar.
         examples: :math:`n`.
 
-    Source: Tian et al. (2020), eqs. 9–11 and 17–19; the normaliser as in their code.
+    Source: Tian, Krishnan & Isola (2020), section 3.1; the normaliser as in their code.
 
-    >>> crd_nce(torch.zeros(1, 3), torch.ones(1, 2, dtype=torch.bool), torch.tensor(1.0), 2)
+    >>> crd_nce(torch.zeros(1), torch.zeros(1, 2), torch.tensor([2]), torch.tensor(1.0), 2)
     tensor(2.0794)
     """
-    log_ratio = scores - normaliser.log() - (negative.sum(1, keepdim=True) / examples).log()
+    # log(Z·m/n), so that u/(m/n) = exp(score − it). Without any negative there is nothing to tell apart: zero, not NaN.
+    log_noise = normaliser.log() + (number / examples).clamp(min=1e-30).log()
     softplus = nn.functional.softplus
-    losses = softplus(-log_ratio[:, 0]) + softplus(log_ratio[:, 1:]).where(negative, 0.0).sum(1)
-    return losses.mean()
+    return (softplus(log_noise - positive) + softplus(negatives - log_noise.unsqueeze(1)).sum(1)).mean()
 
 
 class ContrastiveMemory(nn.Module):
@@ -198,17 +205,19 @@ class ContrastiveMemory(nn.Module):
             raise ValueError(f"negatives must be a positive number of examples, not {negatives!r}.")
         check_temperature(temperature)
         self.number, self.temperature, self.loss = negatives, temperature, loss
-        self.student_map = nn.Linear(student_width, width)
-        self.teacher_map = nn.Linear(teacher_width, width)
+        self.student_map = Projector("linear", student_width, width)
+        self.teacher_map = Projector("linear", teacher_width, width)
         self.student_bank = MemoryBank(examples, width, momentum=momentum)
         self.teacher_bank = MemoryBank(examples, width, momentum=momentum)
         self.register_buffer("normalisers", torch.zeros(2))  # 0: not yet set
+        self._normalised = False
 
     def reset_parameters(self):
         """Draw everything anew."""
         for part in (self.student_map, self.teacher_map, self.student_bank, self.teacher_bank):
             part.reset_parameters()
         self.normalisers.zero_()
+        self._normalised = False
 
     def forward(
         self, student_features: Tensor, teacher_features: Tensor, labels: Tensor, index: Tensor
@@ -228,35 +237,38 @@ class ContrastiveMemory(nn.Module):
                 f"{len(student_features)} examples have {len(index)} indices and {len(labels)} labels."
             )
         check_labels(index, student_features.new_empty(()).expand(len(index), examples), "index")
-        student = unit(self.student_map(full_precision(student_features).flatten(1)))
-        teacher = unit(self.teacher_map(full_precision(teacher_features).flatten(1)))
+        student = unit(self.student_map(student_features.flatten(1)))
+        teacher = unit(self.teacher_map(teacher_features.flatten(1)))
+        drawn, mask, number = self.teacher_bank.negatives(index, labels, self.number)  # the same of both banks
         total = 0.0
         for which, (anchor, positive, bank) in enumerate(
             ((student, teacher, self.teacher_bank), (teacher, student, self.student_bank))
         ):
-            drawn, negative = bank.negatives(index, labels, self.number)
-            itself = bank.entries[index] if self.loss == "nce" else positive
-            scores = (
-                torch.cat([(anchor * itself).sum(1, keepdim=True), anchor @ bank.entries[drawn].T], 1)
-                / self.temperature
-            )
+            anchor = anchor / self.temperature
+            negatives = torch.addmm(mask, anchor, bank.entries.index_select(0, drawn).T)
             if self.loss == "info_nce":
-                candidates = scores[:, 1:].masked_fill(~negative, -torch.inf)
-                total = total + (torch.cat([scores[:, :1], candidates], 1).logsumexp(1) - scores[:, 0]).mean()
+                scores = torch.cat([(anchor * positive).sum(1, keepdim=True), negatives], 1)
+                total = total + (scores.logsumexp(1) - scores[:, 0]).mean()
             else:
-                self._set_normaliser(which, scores, negative)
-                total = total + crd_nce(scores, negative, self.normalisers[which], examples)
+                score = (anchor * bank.entries[index]).sum(1)
+                if not self._normalised:
+                    self._set_normaliser(which, score, negatives, number)
+                total = total + crd_nce(score, negatives, number, self.normalisers[which], examples)
+        self._normalised = True
         if self.training:
             self.teacher_bank.update(index, teacher, labels)
             self.student_bank.update(index, student, labels)
         return total
 
     @torch.no_grad()
-    def _set_normaliser(self, which, scores, negative):
-        """Z = n · mean exp(score) of the first batch, over all ranks; later calls change nothing."""
-        counted = torch.cat([torch.ones_like(negative[:, :1]), negative], 1)
-        sums = torch.stack([scores.exp().where(counted, 0.0).sum(), counted.sum()])
+    def _set_normaliser(self, which, score, negatives, number):
+        """Z = n · mean exp(score) of the first batch, over all ranks, unless a checkpoint has set it."""
+        sums = torch.stack([score.exp().sum() + negatives.exp().sum(), len(score) + number.sum()])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
         first = len(self.student_bank.entries) * sums[0] / sums[1]
         self.normalisers[which] = self.normalisers[which].where(self.normalisers[which] > 0, first)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._normalised = False  # look again at what was loaded

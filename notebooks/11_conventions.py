@@ -1,0 +1,465 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Conventions: the same name, six losses
+#
+# A recipe says "KD, $T=4$, weight 0.9". You have the same data, the same networks and another library. You set $T=4$ and 0.9, and
+# train on a different loss. Nothing warns you: each library calls its own loss by that name, and each is right by its own lights.
+#
+# **At the end you will know** what seven libraries compute under that name, by what factor a weight has to change between them, where no
+# factor exists, and which option makes a $T^2$ vanish.
+#
+# *Needs: one CPU core and a few seconds.*
+
+# %% tags=["parameters"]
+profile = "cpu"
+
+# %% tags=["hide-input"]
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, show, table, use_style
+from kdlab.objectives import cross_entropy, generalised_jsd
+from kdlab.objectives.conventions import CONVENTIONS, loss_as_in, weight_factor
+
+use_style()
+
+# %% [markdown]
+# ## Four questions to ask of a library
+#
+# All of them add, at weight $w$, a term for the teacher of the form
+#
+# $$\frac{T^2 \text{ or } 1}{n}\sum_{\text{positions that count}} D(p, q).$$
+#
+# Which divergence $D$? Is there a $T^2$? Does padding count? What is $n$? The answers were read in the sources: of
+# RepDistiller {cite}`tian2020contrastive`, mdistiller {cite}`zhao2022decoupled`, torchdistill {cite}`matsubara2021torchdistill`,
+# TRL {cite}`vonwerra2020trl`, Liger Kernel {cite}`hsu2024liger`, DistillKit {cite}`goddard2024distillkit` in its first and its present form, and
+# TextBrewer {cite}`yang2020textbrewer`. `CONVENTIONS` holds them, with file and version, and `loss_as_in` computes any of them out of kdlab's own
+# functions. The tests compare it with TRL and Liger themselves, and with the published formula of the others.
+
+# %% tags=["hide-input"]
+table(
+    ["library", "$D$", "$T^2$", "padding", "$n$", "default $T$", "default weights"],
+    [
+        [
+            name,
+            c.divergence,
+            "yes" if c.squared else "no",
+            "left out" if c.masked else "counts",
+            c.divides_by,
+            "–" if c.temperature is None else f"{c.temperature:g}",
+            "–"
+            if c.weights is None
+            else f"{c.weights[0]:g} labels, {c.weights[1]:g} teacher",
+        ]
+        for name, c in CONVENTIONS.items()
+    ],
+    caption="What each library does when it is given labels. A dash: there is no default. “Positions” are those that count.",
+)
+
+# %% [markdown]
+# ## One batch, one temperature, one weight
+#
+# Four sequences of different length, so that some positions are padding; a hundred classes; $T=4$; weight one. Libraries made for images know
+# no padding: they are given all positions in a row, as one would do.
+
+# %%
+T, MAX_LENGTH = 4.0, 4096
+
+
+def make_batch(N=100, lengths=(32, 24, 16, 8), seed=0):
+    """Student logits, teacher logits, and which positions are real."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(lengths), max(lengths), N)
+    teacher, noise = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return (1.5 * teacher + 1.5 * noise).requires_grad_(), 3 * teacher, real
+
+
+def teachers_part(library, z, t, real, T=T, beta=0.5, labels=True):
+    """What a library adds to the loss for the teacher, at weight one."""
+    convention = CONVENTIONS[library]
+    how = {"temperature": T, "beta": beta, "max_length": MAX_LENGTH}
+    if convention.masked:
+        return loss_as_in(library, z, t, mask=real, **how)
+    if convention.images:
+        z, t = z.flatten(0, 1), t.flatten(0, 1)
+    if library == "torchdistill" and labels:  # the whole loss, less that of the labels
+        y = t.argmax(-1)
+        whole = loss_as_in(library, z, t, y, hard_weight=1.0, soft_weight=1.0, **how)
+        return whole - cross_entropy(z, y)
+    return loss_as_in(library, z, t, **how)
+
+
+def gradient(*arguments, **options):
+    loss = teachers_part(*arguments, **options)
+    return loss.item(), torch.autograd.grad(loss, arguments[1])[0]
+
+
+# %% [markdown]
+# What trains is the gradient. Three numbers describe it beside our own: its size and its direction at the real positions, and
+# the part of it that is spent on padding.
+
+
+# %%
+def beside_ours(library, z, t, real, **options):
+    """Loss; size and cosine of the gradient at real positions beside kdlab's; share of its square on padding."""
+    loss, g = gradient(library, z, t, real, **options)
+    _, ours = gradient("kdlab", z, t, real, T=options.get("T", T))
+    a, b = g[real], ours[real]
+    size = (a.norm() / b.norm()).item()
+    cosine = ((a * b).sum() / a.norm() / b.norm()).item()
+    return loss, size, cosine, (g[~real].square().sum() / g.square().sum()).item()
+
+
+z, t, real = make_batch()
+cases = {name: beside_ours(name, z, t, real) for name in CONVENTIONS if name != "kdlab"} | {
+    "torchdistill, alpha = 0": beside_ours("torchdistill", z, t, real, labels=False)
+}
+
+# %% tags=["hide-input"]
+order = sorted(cases, key=lambda name: cases[name][1])
+colours = [
+    PURPLE if cases[name][2] < 0.999 else VERMILION if cases[name][3] > 0.001 else BLUE
+    for name in order
+]
+figure, axis = plt.subplots(figsize=(7.2, 3.6))
+for row, (name, colour) in enumerate(zip(order, colours, strict=True)):
+    axis.plot([cases[name][1], 1], [row, row], color=colour, linewidth=1.2, alpha=0.6)
+    axis.plot(cases[name][1], row, "o", color=colour, markersize=7)
+axis.axvline(1.0, color="grey", linewidth=1)
+axis.set(
+    xscale="log",
+    xlabel="gradient of the teacher's part, over kdlab's",
+    yticks=range(len(order)),
+)
+axis.set_yticklabels(order)
+show(
+    figure,
+    label="sizes",
+    caption="The same logits, the same temperature, the same weight. Blue: the gradient points where ours does; vermilion: it does, but part of "
+    "it is spent on padding; purple: it points elsewhere. The grey line is kdlab.",
+    alt="Dots on a logarithmic axis, one a library: one lies on the line of kdlab, the image libraries a little below, TextBrewer, TRL, Liger and "
+    "torchdistill with alpha zero far below, and DistillKit 0.1 furthest.",
+)
+
+# %% tags=["hide-input"]
+table(
+    ["library", "KD loss", "gradient over ours", "cosine with ours", "spent on padding"],
+    [
+        [name, f"{loss:.4f}", f"{size:.4f}", f"{cosine:.4f}", f"{padding:.0%}"]
+        for name, (loss, size, cosine, padding) in ((n, cases[n]) for n in order[::-1])
+    ],
+    caption=f"The numbers of the figure: {real.numel()} positions, {int(real.sum())} of them real, $N={z.shape[-1]}$, $T={T:g}$, $\\beta=0.5$ for "
+    "TRL and Liger.",
+)
+
+# %% [markdown]
+# How many different losses are these? Two count as one if they pull the student in the same direction with the same force.
+
+# %%
+different = {tuple(round(number, 9) for number in case[1:]) for case in cases.values()}
+print(f"{len(cases)} rows, {len(different)} losses")
+assert len(different) == 6
+
+# %% [markdown]
+# The values of the loss say little. TextBrewer's is larger than most, since it is a cross-entropy, which contains the teacher's entropy, and its
+# gradient is among the smallest. Comparing loss curves between libraries is comparing nothing.
+#
+# ## The factor
+#
+# Where the direction is the same, a factor repairs the size. `weight_factor(source, target, …)` is what to multiply the teacher's weight
+# by when a recipe moves from `source` to `target`. It needs what the constants depend on: the temperature and the shape of the batch.
+
+# %% tags=["hide-input"]
+unpadded = make_batch(lengths=(32, 32, 32, 32))
+shape = unpadded[0].shape[:-1]
+measured, stated = {}, {}
+for name in CONVENTIONS:
+    try:
+        stated[name] = weight_factor(
+            "mdistiller", name, temperature=T, shape=shape, max_length=MAX_LENGTH
+        )
+    except ValueError as error:
+        stated[name], refusal = None, error
+    measured[name] = 1 / beside_ours(name, *unpadded)[1]
+table(
+    ["to", "factor", "measured"],
+    [
+        [
+            name,
+            "none" if stated[name] is None else f"{stated[name]:g}",
+            f"{measured[name]:.4f}",
+        ]
+        for name in CONVENTIONS
+    ],
+    caption=f"From mdistiller to each: the factor, and the ratio of the gradients' sizes, on {shape[0]} sequences of {shape[1]} without padding, $T={T:g}$. Where "
+    "there is none, the ratio is that of this batch and of no other.",
+)
+
+# %%
+assert all(np.isclose(f, measured[name]) for name, f in stated.items() if f is not None)
+print(refusal)
+
+# %% [markdown]
+# ## What the factor depends on
+#
+# The same ratio to our gradient, now as the temperature, the share of padding and the number of classes change.
+
+# %% tags=["hide-input"]
+LINES = {
+    "mdistiller": (BLUE, "-"),
+    "DistillKit 1.0": (GREEN, "--"),
+    "DistillKit 0.1": (ORANGE, "-"),
+    "TextBrewer": (VERMILION, "-"),
+    "TRL": (PURPLE, "-"),
+}
+temperatures = np.geomspace(0.5, 20, 13)
+paddings = np.arange(0, 32, 4)
+classes = (4, 16, 64, 256, 1024, 4096)
+of_T = {n: [beside_ours(n, *unpadded, T=x)[1] for x in temperatures] for n in LINES}
+batches = [make_batch(lengths=(32, *[32 - int(k)] * 3)) for k in paddings]
+of_padding = {n: [beside_ours(n, *batch)[1] for batch in batches] for n in LINES}
+share = [1 - batch[2].double().mean().item() for batch in batches]
+wide = [make_batch(N=N, lengths=(32, 32, 32, 32)) for N in classes]
+of_N = {n: [beside_ours(n, *batch)[1] for batch in wide] for n in LINES}
+
+figure, panels = plt.subplots(1, 3, figsize=(8.6, 3.4), sharey=True)
+for name, (colour, style) in LINES.items():
+    panels[0].loglog(temperatures, of_T[name], style, color=colour)
+    panels[1].semilogy(100 * np.array(share), of_padding[name], style, color=colour)
+    panels[2].loglog(classes, of_N[name], style, color=colour, label=name)
+panels[2].loglog(classes, 1 / np.array(classes), ":", color="grey", label="÷ N")
+panels[0].set(xlabel="temperature", ylabel="gradient over kdlab's")
+panels[1].set(xlabel="padding (% of positions)")
+panels[2].set(xlabel="classes $N$")
+figure.legend(
+    *panels[2].get_legend_handles_labels(),
+    loc="outside lower center",
+    ncols=6,
+    fontsize="small",
+)
+show(
+    figure,
+    label="dependence",
+    caption="Size of the gradient at real positions, over kdlab's. Left: without $T^2$ it falls as $1/T^2$. Middle: where padding counts, the real "
+    "positions share the gradient with it. Right: no library divides by the number of classes, as PyTorch's reduction “mean” would (dotted).",
+    alt="Three panels of lines. Against temperature, TextBrewer and TRL fall with slope minus two and the rest are flat. Against padding, mdistiller "
+    "and DistillKit 0.1 fall, the rest are flat. Against the number of classes all are nearly flat, and a dotted line falls.",
+)
+
+# %% [markdown]
+# Three things to take from it.
+#
+# - **Temperature.** A sweep over $T$ in TextBrewer or TRL is a sweep over the weight as well: the hotter, the less teacher.
+# - **Padding.** Where it counts, the teacher's weight depends on how the batch happened to be padded, from step to step. That is not a
+#   factor, and `weight_factor` refuses. DistillKit 0.1 divides by the *configured* length besides: filling the batch to the brim is the only case
+#   in which that is a mean over positions.
+# - **Classes.** PyTorch's own default reduction would: a second $1/N$ beside the one of {doc}`04_the_one_over_n_question`.
+#
+# TRL has no factor to a KL at any finite temperature. When everything is hot it acquires one: for $p\approx q$,
+# $\mathrm{JSD}_\beta \approx \beta(1-\beta)\,D_{\mathrm{KL}}$, and the ratio tends to $\beta(1-\beta)/T^2$:
+
+# %%
+for hot in (4.0, 20.0, 100.0):
+    _, size, cosine, _ = beside_ours("TRL", *unpadded, T=hot)
+    print(f"T={hot:5g}   ratio × T² = {size * hot**2:.4f}   cosine {cosine:.6f}")
+assert np.isclose(size * hot**2, 0.25, atol=1e-3)
+
+# %% [markdown]
+# ## A T² that comes and goes
+#
+# torchdistill multiplies by $T^2$ in the same line in which it adds the labels. Where there are none, or where their weight `alpha` is zero, it
+# returns earlier: the bare divergence, with neither $T^2$ nor `beta`. Turn the labels' weight down towards zero and look at the teacher's part:
+
+# %%
+flat = z.flatten(0, 1), t.flatten(0, 1), t.flatten(0, 1).argmax(-1)
+bare = torch.autograd.grad(loss_as_in("torchdistill", *flat[:2], temperature=T), z)[0]
+rows = []
+for alpha in (1.0, 0.1, 0.01, 0.001, 0.0):
+    loss = loss_as_in(
+        "torchdistill", *flat, temperature=T, hard_weight=alpha, soft_weight=1.0
+    )
+    teacher = loss - alpha * cross_entropy(flat[0], flat[2])
+    ratio = (torch.autograd.grad(teacher, z)[0].norm() / bare.norm()).item()
+    rows.append([f"{alpha:g}", f"{ratio:.4f}"])
+assert np.isclose(float(rows[-2][1]), T**2) and np.isclose(float(rows[-1][1]), 1)
+table(
+    ["alpha", "teacher's gradient, over that of the bare KL"],
+    rows,
+    caption=f"torchdistill's KDLoss with beta = 1, $T={T:g}$.",
+)
+
+# %% [markdown]
+# Whoever distils on unlabelled data after tuning on labelled data meets this step. So does the ablation "no labels".
+#
+# TRL's `GKDTrainer` is the other case. Its configuration has a `temperature`, and its loss has one too, but the trainer does not hand it
+# on: the option is for sampling, and the loss is always taken at $T=1$. Raising it changes what the student writes and nothing else. (A test
+# calls the trainer's own `compute_loss` to hold this.) How far is the loss that one may have thought to train on?
+
+# %%
+_, thought = gradient("TRL", z, t, real, T=T)
+_, trained = gradient("TRL", z, t, real, T=1.0)
+print(
+    f"gradient at T={T:g} over that at T=1: {(thought.norm() / trained.norm()).item():.3f}, "
+    f"cosine {(thought * trained).sum().item() / (thought.norm() * trained.norm()).item():.3f}"
+)
+
+# %% [markdown]
+# ## The jump at both ends
+#
+# TRL and Liger take the generalised Jensen–Shannon divergence of GKD {cite}`agarwal2024onpolicy`,
+#
+# $$\beta D_{\mathrm{KL}}(p\,\|\,m) + (1-\beta) D_{\mathrm{KL}}(q\,\|\,m), \qquad m = \beta p + (1-\beta) q,$$
+#
+# and describe $\beta$ as a dial from forward KL ($\beta=0$) to reverse KL ($\beta=1$). As a formula it is zero at both ends, where the
+# mixture *is* one of the two. So the code has a branch for each end, and there the loss jumps.
+
+# %% tags=["hide-input"]
+betas = np.linspace(0.002, 0.998, 167)
+
+
+def at(beta, function):
+    with torch.no_grad():
+        return function(beta).item()
+
+
+def as_trl(beta):
+    return loss_as_in("TRL", z, t, mask=real, temperature=1.0, beta=float(beta))
+
+
+def as_kdlab(beta, scaled=False):
+    return generalised_jsd(z, t, mask=real, beta=float(beta), scaled=scaled)
+
+
+ends = {beta: at(beta, as_trl) for beta in (0, 1)}
+figure, axis = plt.subplots(figsize=(7.0, 3.6))
+axis.plot(betas, [at(b, as_trl) for b in betas], color=BLUE, label="TRL, Liger")
+axis.plot(list(ends), list(ends.values()), "o", color=BLUE, markersize=8)
+axis.plot(
+    [0, 1], [at(b, as_kdlab) for b in (0, 1)], "o", mfc="none", color=GREEN, markersize=8
+)
+axis.plot(
+    betas,
+    [at(b, lambda x: as_kdlab(x, scaled=True)) for b in betas],
+    "--",
+    color=ORANGE,
+    label="divided by $\\beta(1-\\beta)$",
+)
+axis.set(xlabel="$\\beta$", ylabel="loss (nats)", ylim=(-0.05, None))
+axis.legend()
+show(
+    figure,
+    label="jump",
+    caption="The loss against $\\beta$ at $T=1$. Full dots: what TRL and Liger return at the ends; rings: the value of the formula, and of kdlab. Dashed: "
+    "divided by $\\beta(1-\\beta)$ it runs into the dots, and is a dial.",
+    alt="A low arch that goes to zero at both ends, with dots high above its ends; a dashed curve that joins the two dots.",
+)
+
+# %%
+for beta in (0.0, 0.001, 0.01, 0.1, 0.5):
+    print(
+        f"beta={beta:<6g} TRL {at(beta, as_trl):.4f}   "
+        f"scaled {at(beta, lambda x: as_kdlab(x, scaled=True)):.4f}"
+    )
+assert at(0.001, as_trl) < 0.01 * ends[0]
+assert np.isclose(at(1e-4, lambda x: as_kdlab(x, scaled=True)), ends[0], rtol=0.01)
+
+# %% [markdown]
+# A sweep of $\beta$ over 0, 0.1, 0.5, 0.9 and 1 thus compares five divergences at five weights. The interior loses most of its force
+# to $\beta(1-\beta)$ before its shape has said anything. `generalised_jsd(…, scaled=True)` takes that out. (Neither convention is wrong. The branch
+# is what the name promises, and the unscaled formula what the paper prints.)
+#
+# ## Moving a recipe
+#
+# mdistiller's default is 0.1 for the labels and 0.9 for the teacher at $T=4$. In TextBrewer the labels keep their weight and the teacher's is
+# multiplied by the factor:
+
+# %%
+recipe = {"hard_weight": 0.1, "soft_weight": 0.9}
+factor = weight_factor("mdistiller", "TextBrewer", temperature=T)
+moved = {"hard_weight": 0.1, "soft_weight": 0.9 * factor}
+print(dict(zip(CONVENTIONS["TextBrewer"].names, moved.values(), strict=False)))
+
+before = loss_as_in("mdistiller", *flat, temperature=T, **recipe)
+naive = loss_as_in("TextBrewer", *flat, temperature=T, **recipe)
+after = loss_as_in("TextBrewer", *flat, temperature=T, **moved)
+wanted, copied, converted = (
+    torch.autograd.grad(loss, z)[0] for loss in (before, naive, after)
+)
+print(f"copied:    off by {((copied - wanted).norm() / wanted.norm()).item():.0%}")
+print(f"converted: off by {((converted - wanted).norm() / wanted.norm()).item():.0e}")
+assert torch.allclose(converted, wanted)
+
+# %% [markdown]
+# Some libraries leave no room for it. DistillKit 1.0 divides its weights by their sum, DistillKit 0.1 gives the labels what the teacher
+# does not take, and their one $\alpha$ sets the ratio alone. Then the ratio is to be moved, and what is left over goes into the learning rate.
+#
+# ## One library, four losses
+#
+# A name does not pin a loss within one library either. TRL's GKD, as its pull requests tell it (they were read, not run):
+#
+# - the mixture had the weights of teacher and student exchanged, until [#3043](https://github.com/huggingface/trl/pull/3043);
+# - without labels it divided by the vocabulary as well, until [#4105](https://github.com/huggingface/trl/pull/4105);
+# - with Liger it trained half on the labels, and at another temperature, until [#5731](https://github.com/huggingface/trl/pull/5731);
+# - each micro-batch was averaged over its own tokens, until [#6006](https://github.com/huggingface/trl/pull/6006).
+#
+# So a recipe is a formula, or a library *with its version*.
+#
+# ## Limits
+#
+# - What is compared is the loss function. A trainer around it may shift labels, accumulate gradients, clip, or average over ranks, and moves the
+#   loss again: DistillKit 1.0, for one, takes its mask from the labels before they are shifted, one position off.
+# - The sources were read at the versions that `CONVENTIONS` names. Libraries change; that is the point of the section above.
+# - RepDistiller, mdistiller, torchdistill, DistillKit and TextBrewer are compared with their formula, written out a second time in the tests, not with their code
+#   as it runs.
+# - The logits are random. The factors are not: they hold for any logits. The cosines, and the ratios without a factor, are of this batch.
+#
+# ## Exercises
+#
+# ```{exercise}
+# :label: ex-conventions-recipe
+#
+# A paper distils in TextBrewer with $T=2$ and `kd_loss_weight = 1`, without labels. Write it as an objective of kdlab.
+# ```
+#
+# ```{solution} ex-conventions-recipe
+# :class: dropdown
+#
+# `weight_factor("TextBrewer", "kdlab", temperature=2.0)` is $1/T^2$, so `0.25 * SoftTargets(temperature=2)`. Its loss is lower by the
+# teacher's entropy; its gradient is the same.
+# ```
+#
+# ```{exercise}
+# :label: ex-conventions-length
+#
+# With DistillKit 0.1 you halve `max_length`, since no example is that long. Not one token of the data changes. What does?
+# ```
+#
+# ```{solution} ex-conventions-length
+# :class: dropdown
+#
+# The teacher's term doubles, and the cross-entropy, a mean over real tokens, stays: with $\alpha$ unchanged the teacher has twice
+# the weight. `loss_as_in("DistillKit 0.1", …, max_length=2048)` shows it. (Its batches are padded to `max_length`, so that padding halves as well: what
+# doubles is the part at real positions.)
+# ```
+#
+# ```{exercise}
+# :label: ex-conventions-beta
+#
+# Someone finds that forward KL ($\beta=0$ in TRL) "learns much faster than $\beta=0.1$". Which experiment would tell the divergence from the weight?
+# ```
+#
+# ```{solution} ex-conventions-beta
+# :class: dropdown
+#
+# Train $\beta=0.1$ with the weight divided by $\beta(1-\beta)$, or tune the learning rate for each. If the difference vanishes it was the
+# weight.
+# ```

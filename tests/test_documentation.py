@@ -1,0 +1,116 @@
+"""The code in the reference pages runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+class Stage(nn.Module):
+    """A stage as torchvision writes it: a convolution and a ReLU in place."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.relu(self.conv(x))
+
+
+class ResNetLike(nn.Module):
+    """Modules of the names, strides and relative widths of torchvision's ResNets."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, 2, padding=1)
+        for k, (inputs, outputs) in enumerate([(1, 1), (1, 2), (2, 4), (4, 8)], start=1):
+            setattr(self, f"layer{k}", Stage(width * inputs, width * outputs, 1 if k == 1 else 2))
+        self.fc = nn.Linear(8 * width, 10)
+
+    def forward(self, x):
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.fixture
+def llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(width, layers, heads):
+        config = LlamaConfig(
+            vocab_size=50,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+        )
+        return LlamaForCausalLM(config)
+
+    return make
+
+
+def text_batch():
+    tokens, real = torch.randint(50, (2, 12)), torch.ones(2, 12, dtype=torch.int64)
+    real[1, 8:] = 0
+    return {"input_ids": tokens, "attention_mask": real, "labels": tokens.masked_fill(real == 0, -100)}
+
+
+def test_the_loop_for_images_of_the_api_page():
+    student, teacher = ResNetLike(64), ResNetLike(256)
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    loader = [(torch.randn(4, 3, 32, 32), torch.randint(10, (4,)))]
+    names = {"torch": torch, "student": student, "teacher": teacher, "loader": loader}
+    exec(blocks("book/api.md")[0], names)
+    assert torch.isfinite(names["loss"]) and len(names["terms"]) == 4
+    assert all(not torch.equal(before[k], v) for k, v in student.state_dict().items())
+
+
+def test_the_loop_for_language_models_of_the_api_page(llama):
+    from kdlab.training import Taps
+
+    names = {"torch": torch, "Taps": Taps, "student": llama(64, 2, 4), "teacher": llama(128, 4, 8)}
+    exec(blocks("book/api.md")[1], names | {"loader": [text_batch()]})
+
+
+def test_the_trainer_of_the_api_page(llama, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    from kdlab.objectives import CrossEntropy, SoftTargets, next_token
+
+    code = blocks("book/api.md")[2]
+    assert len(code.strip().splitlines()) < 10
+    student, teacher = llama(64, 2, 4), llama(128, 4, 8).eval()
+    names = {"torch": torch, "Trainer": Trainer, "teacher": teacher, "next_token": next_token}
+    names["objective"] = CrossEntropy() + SoftTargets(temperature=1)
+    exec(code, names)
+    rows = [{k: v[i] for k, v in text_batch().items()} for i in range(2) for _ in range(4)]
+    arguments = TrainingArguments(
+        tmp_path,
+        max_steps=2,
+        gradient_accumulation_steps=2,
+        per_device_train_batch_size=2,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        save_strategy="no",
+        logging_strategy="no",
+        dataloader_pin_memory=False,
+    )
+    before = student.model.embed_tokens.weight.clone()
+    done = names["Distiller"](student, arguments, train_dataset=rows).train()
+    assert done.training_loss > 0 and not torch.equal(before, student.model.embed_tokens.weight)
+
+
+def test_the_first_example_of_the_readme():
+    exec(blocks("README.md")[0], {})
