@@ -112,5 +112,15 @@ def test_the_trainer_of_the_api_page(llama, tmp_path):
     assert done.training_loss > 0 and not torch.equal(before, student.model.embed_tokens.weight)
 
 
-def test_the_first_example_of_the_readme():
-    exec(blocks("README.md")[0], {})
+def test_the_examples_of_the_readme_follow_on_each_other(monkeypatch):
+    from dataclasses import replace
+
+    from kdlab import data
+
+    whole = data.load_digits()
+    few = replace(whole, train=whole.train[:64], validation=whole.validation[:32], test=whole.test[:32])
+    monkeypatch.setattr(data, "load_digits", lambda: few)
+    names = {}
+    for block in blocks("README.md"):
+        exec(block, names)
+    assert len(names["objective"].terms) == 4

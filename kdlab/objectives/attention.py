@@ -100,7 +100,7 @@ def _entries(mask, maps):
     batch, _, queries, keys = maps.shape
     if mask is None:
         return torch.ones(batch, 1, queries, keys, dtype=torch.bool, device=maps.device)
-    if mask.ndim == 3:
+    if isinstance(mask, Tensor) and mask.ndim == 3:
         check_mask(mask, maps[:, 0])
         return mask.unsqueeze(1)
     check_mask(mask, maps[:, 0, :, 0])
@@ -124,15 +124,15 @@ def attention_from_qk(
     row of zeros.
 
     Args:
-        queries: shape ``(B, heads, L, d)``.
-        keys: shape ``(B, key_heads, S, d)``; where ``key_heads`` divides ``heads``, each serves a group of neighbouring
+        queries: shape ``(B, heads, L, d)``, or ``(B, L, d)`` for one head.
+        keys: shape ``(B, key_heads, S, d)``, or ``(B, S, d)``; where ``key_heads`` divides ``heads``, each serves a group of neighbouring
             query heads (grouped-query attention).
         causal: query :math:`i` sees keys up to :math:`i`.
-        mask: boolean (True may be seen) or additive, to be broadcast to ``(B, heads, L, S)``.
+        mask: boolean (True may be seen) or additive, to be broadcast to what is returned.
         scale: :math:`s`.
 
     Returns:
-        Shape ``(B, heads, L, S)``; float32 for half precision.
+        Shape ``(B, heads, L, S)``, or ``(B, L, S)``; float32 for half precision.
 
     >>> q = k = torch.zeros(1, 1, 3, 4)
     >>> attention_from_qk(q, k, causal=True)[0, 0]
@@ -141,15 +141,15 @@ def attention_from_qk(
             [0.3333, 0.3333, 0.3333]])
     """
     check_features(queries, keys, ("queries", "keys"), same_width=False)
-    if queries.ndim != 4 or keys.ndim != 4 or queries.shape[-1] != keys.shape[-1]:
+    if queries.ndim not in (3, 4) or queries.ndim != keys.ndim or queries.shape[-1] != keys.shape[-1]:
         raise ValueError(
-            f"queries and keys have shape (batch, heads, length, width), not {tuple(queries.shape)} and "
+            f"queries and keys have shape (batch, heads, length, width) or (batch, length, width), not {tuple(queries.shape)} and "
             f"{tuple(keys.shape)}."
         )
-    if queries.shape[1] % keys.shape[1]:
-        raise ValueError(f"{keys.shape[1]} key heads do not divide {queries.shape[1]} query heads.")
+    if queries.shape[-3] % keys.shape[-3]:
+        raise ValueError(f"{keys.shape[-3]} key heads do not divide {queries.shape[-3]} query heads.")
     queries, keys = full_precision(queries), full_precision(keys)
-    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
+    keys = keys.repeat_interleave(queries.shape[-3] // keys.shape[-3], dim=-3)
     scores = queries @ keys.transpose(-1, -2) * (queries.shape[-1] ** -0.5 if scale is None else scale)
     seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
     if causal:

@@ -110,9 +110,15 @@ def check_mask(mask, losses, empty=False):
         raise ValueError("mask leaves no position to average over.")
 
 
+def check_several(counted):
+    """For losses that compare examples with each other; ``counted`` is 1.0 or 0.0 for each."""
+    if counted.numel() < 2 or (_inspectable(counted) and counted.sum() < 2):
+        raise ValueError("examples are compared with each other: at least two that count are needed.")
+
+
 def check_count(count):
     if isinstance(count, Tensor):
-        if count.numel() != 1:
+        if count.ndim:
             raise ValueError(f"count must be one number, not a tensor of shape {tuple(count.shape)}.")
         if not _inspectable(count):
             return
@@ -123,6 +129,11 @@ def check_count(count):
 def check_fraction(name, value):
     if not (isinstance(value, Real) and 0 <= value <= 1):
         raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}.")
+
+
+def check_weight(name, value):
+    if not (isinstance(value, Real) and math.isfinite(value)):
+        raise ValueError(f"{name} must be a finite number, not {value!r}.")
 
 
 def counted_labels(labels, logits, mask=None):
@@ -164,3 +175,5 @@ def check_tokens(tokens, logits):
         raise ValueError(
             f"tokens must lie in 0 … {logits.shape[-1] - 1}, but reach from {tokens.min()} to {tokens.max()}."
         )
+    if _inspectable(tokens) and (tokens.sort(-1).values.diff() == 0).any():
+        raise ValueError("tokens name one token twice.")

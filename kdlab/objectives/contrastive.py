@@ -125,7 +125,8 @@ class MemoryBank(nn.Module):
         """
         drawn = torch.randperm(len(self.entries), device=self.entries.device)[:number]
         alike = (self.labels[drawn] == labels.unsqueeze(1)) | (drawn == index.unsqueeze(1))
-        return drawn, torch.where(alike, -torch.inf, 0.0), len(drawn) - alike.count_nonzero(1)
+        mask = torch.zeros_like(alike, dtype=self.entries.dtype).masked_fill(alike, -torch.inf)
+        return drawn, mask, len(drawn) - alike.count_nonzero(1)
 
 
 def _from_all_ranks(x: Tensor) -> Tensor:
@@ -237,6 +238,7 @@ class ContrastiveMemory(nn.Module):
                 f"{len(student_features)} examples have {len(index)} indices and {len(labels)} labels."
             )
         check_labels(index, student_features.new_empty(()).expand(len(index), examples), "index")
+        index, labels = index.long(), labels.long()
         student = unit(self.student_map(student_features.flatten(1)))
         teacher = unit(self.teacher_map(teacher_features.flatten(1)))
         drawn, mask, number = self.teacher_bank.negatives(index, labels, self.number)  # the same of both banks

@@ -38,15 +38,15 @@ def _kl(log_p, log_q, log_ratio=None):
     return torch.where(r > -1.0, near, p * r + log_q.exp() - p).clamp(min=0.0).sum(-1)
 
 
-def _kl_to_mixture(log_p, log_q, weight):
-    """KL(p‖m) with m = weight·p + (1 − weight)·q, for 0 < weight < 1.
+def _kl_to_mixture(log_p, log_q, w, v):
+    """KL(p‖m) with m = w·p + v·q, for w and v that are positive and sum to one.
 
-    log(p/m) = −log(weight + (1 − weight)·e^δ) with δ = log q − log p; for small δ it is −log1p((1 − weight)·expm1(δ)),
-    which keeps its digits where p and q are nearly equal.
+    log(p/m) = −log(w + v·e^δ) with δ = log q − log p; for small δ it is −log1p(v·expm1(δ)), which keeps its digits where
+    p and q are nearly equal.
     """
-    log_w, log_v = math.log(weight), math.log1p(-weight)
+    log_w, log_v = math.log(w), math.log(v)
     delta = log_q - log_p
-    near = torch.log1p((1 - weight) * torch.expm1(delta.clamp(-1.0, 1.0)))
+    near = torch.log1p(v * torch.expm1(delta.clamp(-1.0, 1.0)))
     far = torch.logaddexp(torch.full_like(delta, log_w), delta + log_v)
     log_ratio = -torch.where(delta.abs() < 1.0, near, far)
     return _kl(log_p, torch.logaddexp(log_p + log_w, log_q + log_v), log_ratio)
@@ -187,7 +187,7 @@ def _skewed(log_p, log_q, skew):
         return _kl(log_p, log_q)
     if skew == 1:
         return 0.0 * _kl(log_p, log_q)
-    return _kl_to_mixture(log_p, log_q, skew)
+    return _kl_to_mixture(log_p, log_q, skew, 1 - skew)
 
 
 def generalised_jsd(
@@ -216,7 +216,7 @@ def generalised_jsd(
         beta: :math:`\beta \in [0, 1]`.
         scaled: divide by :math:`\beta(1-\beta)`.
 
-    Source: Agarwal et al. (2024), GKD, section 2, eq. 1.
+    Source: Agarwal et al. (2024), GKD, section 2.
 
     >>> teacher, student = torch.tensor([[90.0, 0.0]]), torch.tensor([[0.0, 90.0]])
     >>> generalised_jsd(student, teacher)
@@ -229,7 +229,7 @@ def generalised_jsd(
     elif beta == 1:
         losses = _kl(log_q, log_p) * scaled
     else:
-        to_mixture = _kl_to_mixture(log_p, log_q, beta), _kl_to_mixture(log_q, log_p, 1 - beta)
+        to_mixture = _kl_to_mixture(log_p, log_q, beta, 1 - beta), _kl_to_mixture(log_q, log_p, 1 - beta, beta)
         losses = beta * to_mixture[0] + (1 - beta) * to_mixture[1]
         losses = losses / (beta * (1 - beta)) if scaled else losses
     return reduce(losses, mask, reduction, count)

@@ -4,12 +4,13 @@ Features have the shape ``(B, ..., D)``: the examples first, the features last. 
 network is brought to it by :func:`channels_last`. Half precision is computed in float32.
 """
 
-import torch
+import torch  # noqa: F401 (the examples use it)
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_features
 from .reduction import reduce
+from .softening import full_precision
 
 
 def hidden_mse(
@@ -36,7 +37,7 @@ def hidden_mse(
         TypeError: for features that are not floating-point tensors.
         ValueError: for shapes that differ (then a :class:`Projector` is needed), or entries that are not finite.
 
-    Source: FitNets, Romero et al. (2015), eq. 3; for transformers, Jiao et al. (2020), TinyBERT, eq. 8.
+    Source: FitNets, Romero et al. (2015), eq. 3, without its ½; for transformers, Jiao et al. (2020), TinyBERT, eq. 8.
 
     >>> hidden_mse(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
     tensor(2.)
@@ -58,8 +59,9 @@ def hidden_cosine(
 
     .. math:: 1 - \frac{s \cdot t}{\|s\|\,\|t\|} \in [0, 2]
 
-    Convention: mean over positions. A zero vector has cosine 0 with everything, and no gradient. Arguments and errors as
-    in :func:`hidden_mse`.
+    Convention: mean over positions. A zero vector has cosine 0 with everything, and no gradient. Computed as half the
+    squared distance of the directions, which is the same and never negative. Arguments and errors as in
+    :func:`hidden_mse`.
 
     Source: DistilBERT, Sanh et al. (2019), section 3.
 
@@ -67,13 +69,9 @@ def hidden_cosine(
     tensor(0.)
     """
     check_features(student_hidden, teacher_hidden)
-    directions = unit(full_precision(student_hidden)) * unit(full_precision(teacher_hidden))
-    return reduce(1 - directions.sum(-1), mask, reduction, count)
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """Half precision as float32, everything else as it is."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    student, teacher = unit(full_precision(student_hidden)), unit(full_precision(teacher_hidden))
+    losses = (student - teacher).square().sum(-1) / 2
+    return reduce(losses.where(student.any(-1) & teacher.any(-1), 1.0), mask, reduction, count)
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:
@@ -86,7 +84,7 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
     largest = x.detach().abs().amax(dim, keepdim=True)  # so that squares neither overflow nor vanish
     x = x / largest.where(largest > 0, 1.0)
     squared = x.square().sum(dim, keepdim=True)
-    return x / squared.where(squared > 0, 1.0).sqrt()
+    return (x / squared.where(squared > 0, 1.0).sqrt()).where(squared > 0, 0.0)
 
 
 def channels_last(features: Tensor) -> Tensor:
@@ -124,7 +122,7 @@ class Projector(nn.Module):
         student_width: features of the student's layer (channels of a map).
         teacher_width: features of the teacher's.
 
-    Source: the regressor of FitNets, Romero et al. (2015); orthogonal, Miles & Mikolajczyk (2024).
+    Source: the regressor of FitNets, Romero et al. (2015); orthogonal, Miles, Elezi & Deng (2024).
 
     >>> Projector("linear", 16, 64)(torch.zeros(8, 10, 16)).shape
     torch.Size([8, 10, 64])
@@ -153,7 +151,10 @@ class Projector(nn.Module):
             self.map = nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Linear(outputs, outputs))
         else:
             plain = nn.init.orthogonal_(nn.Linear(inputs, outputs, bias=False).weight)
-            self.map = nn.utils.parametrizations.orthogonal(nn.Linear(inputs, outputs, bias=False))
+            # Not PyTorch's default for matrices that are not square, householder: weight decay makes its columns zero.
+            self.map = nn.utils.parametrizations.orthogonal(
+                nn.Linear(inputs, outputs, bias=False), orthogonal_map="cayley"
+            )
             self.map.weight = plain.detach()
         self.map.to(device)
 

@@ -29,7 +29,7 @@ class _LayerTerm(Term):
 
     def __init__(self, *layers, **options):
         super().__init__()
-        pairs = [(layer, layer) if isinstance(layer, str) else tuple(layer) for layer in layers]
+        pairs = [tuple(layer) if isinstance(layer, (tuple, list)) else (layer, layer) for layer in layers]
         if not pairs or not all(
             len(pair) == 2 and all(isinstance(path, str) for path in pair) for pair in pairs
         ):
@@ -177,9 +177,11 @@ class InfoNCE(_LayerTerm):
         check_temperature(temperature)
         options = {} if projector is None else {"projector": projector}
         super().__init__(layer, **options, temperature=temperature, same_class=same_class)
-        self.projector = projector
+        self.projector = copy.deepcopy(projector)
 
     def forward(self, *, student_hidden=None, teacher_hidden=None, labels=None, **_):
+        if labels is None and not self.options["same_class"]:
+            raise ValueError(f"{self!r} needs labels=… to leave out examples of the same class.")
         ((student, teacher),) = self.captured(student_hidden, teacher_hidden)
         student = student if self.projector is None else self.projector(student)
         return info_nce(

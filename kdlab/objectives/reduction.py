@@ -27,8 +27,8 @@ def reduce(
         count: the number to divide by; None takes the number of counted positions of these losses.
 
     Raises:
-        ValueError: for another reduction, a mask of another shape, a count that is not positive, or, without a count, a
-            mask that is False everywhere.
+        ValueError: for another reduction, a mask of another shape, a count that is not positive, or, without a count,
+            where no position counts.
 
     >>> losses, mask = torch.tensor([1.0, 3.0, 7.0]), torch.tensor([True, True, False])
     >>> reduce(losses, mask), reduce(losses, mask, count=4)
@@ -46,6 +46,8 @@ def reduce(
     if reduction == "sum":
         return losses.sum()
     if count is None:
+        if not losses.numel():
+            raise ValueError("there is no position to average over.")
         count = losses.numel() if mask is None else mask.sum()
     return losses.sum() / count
 

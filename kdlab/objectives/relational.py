@@ -5,7 +5,7 @@ batch is not the mean of its parts' losses. Features are flattened to ``(B, D)``
 angle :math:`O(B^3)` more; similarity preserving :math:`O(B^2)`.
 """
 
-import torch
+import torch  # noqa: F401 (the examples use it)
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,9 +16,10 @@ from .features import full_precision, unit
 def _rows(student, teacher):
     """Both as (B, D), after the checks."""
     check_features(student, teacher, same_width=False)
-    if student.ndim < 2 or len(student) < 2:
+    if min(student.ndim, teacher.ndim) < 2 or len(student) < 2:
         raise ValueError(
-            f"relations need at least two examples of shape (B, ...), not shape {tuple(student.shape)}."
+            f"relations need at least two examples of shape (B, ...), not shapes {tuple(student.shape)} and "
+            f"{tuple(teacher.shape)}."
         )
     return full_precision(student).flatten(1), full_precision(teacher).flatten(1)
 
@@ -40,7 +41,7 @@ def rkd_distance(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         TypeError: for features that are not floating-point tensors.
         ValueError: for fewer than two examples, or different numbers of them.
 
-    Source: Park et al. (2019), eqs. 4–7.
+    Source: Park et al. (2019), section 3.2.1.
 
     >>> student, teacher = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0], [10.0], [20.0]])
     >>> rkd_distance(student, teacher)
@@ -67,7 +68,7 @@ def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Convention: mean over all :math:`B^3` triples, as in the released code, to which the published weight 50 belongs.
     Arguments and errors as in :func:`rkd_distance`.
 
-    Source: Park et al. (2019), eqs. 8–9.
+    Source: Park et al. (2019), section 3.2.2.
 
     >>> corner = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     >>> rkd_angle(corner, 7 * corner)
@@ -91,7 +92,7 @@ def similarity_preserving(student_features: Tensor, teacher_features: Tensor) ->
     Convention: mean over all :math:`B^2` entries; published with weight 3000. Arguments and errors as in
     :func:`rkd_distance`.
 
-    Source: Tung & Mori (2019), eqs. 1–4.
+    Source: Tung & Mori (2019), section 3.
 
     >>> similarity_preserving(torch.eye(3), 2 * torch.eye(3))
     tensor(0.)

@@ -15,13 +15,13 @@ from .checks import (
     check_fraction,
     check_labels,
     check_logits,
-    check_mask,
     check_same_shape,
+    check_several,
     counted_labels,
 )
 from .divergences import _kl, forward_kl
 from .reduction import reduce
-from .softening import log_soften
+from .softening import full_precision, log_soften, log_softmax
 
 
 def _squared(temperature):
@@ -139,10 +139,8 @@ def distillation_loss(
     """
     if (hard_weight is None) == (soft_weight is None):
         raise TypeError("give exactly one of hard_weight and soft_weight; the other is one minus it.")
-    given = hard_weight if soft_weight is None else soft_weight
-    if not 0 <= given <= 1:
-        raise ValueError(f"a weight must lie between 0 and 1, not {given!r}.")
-    hard_weight = given if soft_weight is None else 1 - given
+    check_fraction("a weight", hard_weight if soft_weight is None else soft_weight)
+    hard_weight = hard_weight if soft_weight is None else 1 - soft_weight
     how = {"mask": mask, "count": count, "reduction": reduction}
     hard = cross_entropy(student_logits, labels, **how)
     soft = soft_targets(student_logits, teacher_logits, temperature=temperature, **how)
@@ -165,7 +163,7 @@ def logit_mse(
     With ``centred``, both logits have their mean subtracted, which no softmax can see; **half** of that is the limit of
     :func:`soft_targets` as :math:`T \to \infty`. Convention: mean over classes and distributions; no temperature.
 
-    Source: Ba & Caruana (2014), eq. 1; the limit, Hinton, Vinyals & Dean (2015), eq. 4.
+    Source: Ba & Caruana (2014), eq. 1, without its ½; the limit, Hinton, Vinyals & Dean (2015), eq. 4.
 
     >>> logit_mse(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0]]))
     tensor(2.)
@@ -173,15 +171,10 @@ def logit_mse(
     tensor(1.)
     """
     check_same_shape(student_logits, teacher_logits)
-    difference = _full(student_logits) - _full(teacher_logits)
+    difference = full_precision(student_logits) - full_precision(teacher_logits)
     if centred:
         difference = difference - difference.mean(-1, keepdim=True)
     return reduce(difference.square().mean(-1), mask, reduction, count)
-
-
-def _full(logits):
-    """Half precision as float32."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def standardise(logits: Tensor) -> Tensor:
@@ -198,9 +191,11 @@ def standardise(logits: Tensor) -> Tensor:
     tensor([-1.,  0.,  1.])
     """
     check_logits("logits", logits)
-    centred = _full(logits) - _full(logits).mean(-1, keepdim=True)
+    logits = full_precision(logits)
+    shifted = logits - logits.detach().amax(-1, keepdim=True)  # exactly zero where all are equal
+    centred = shifted - shifted.mean(-1, keepdim=True)
     variance = centred.square().sum(-1, keepdim=True) / (logits.shape[-1] - 1)
-    return centred / variance.clamp(min=1e-14).sqrt()
+    return centred / variance.where(variance > 0, 1.0).sqrt()
 
 
 def decoupled_kd(
@@ -230,7 +225,7 @@ def decoupled_kd(
         target_weight: :math:`\alpha`.
         other_weight: :math:`\beta`.
 
-    Source: Zhao et al. (2022), eq. 7; the factor :math:`T^2` and the defaults are those of their code.
+    Source: Zhao et al. (2022), section 3; the factor :math:`T^2` and the defaults are those of their code.
 
     >>> z, t = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[2.0, 1.0, 0.0]])
     >>> decoupled_kd(z, t, torch.tensor([0]), temperature=1.0)
@@ -239,19 +234,20 @@ def decoupled_kd(
     check_same_shape(student_logits, teacher_logits)
     labels = counted_labels(labels, student_logits, mask)
     (p_true, p_other), (q_true, q_other) = (
-        _decoupled(log_soften(logits, temperature), labels) for logits in (teacher_logits, student_logits)
+        _decoupled(logits, labels, temperature) for logits in (teacher_logits, student_logits)
     )
     losses = target_weight * _kl(p_true, q_true) + other_weight * _kl(p_other, q_other)
     return reduce(_squared(temperature) * losses, mask, reduction, count)
 
 
-def _decoupled(log_q, labels):
+def _decoupled(logits, labels, temperature):
     """(log q_y, log(1 − q_y)), and the log-probabilities of the other classes among themselves."""
-    true = log_q.gather(-1, labels.unsqueeze(-1))
-    rank = torch.arange(log_q.shape[-1] - 1, device=log_q.device)
-    others = log_q.gather(-1, rank + (rank >= labels.unsqueeze(-1)).long())
-    rest = others.logsumexp(-1, keepdim=True)
-    return torch.cat([true, rest], -1), others - rest
+    true = labels.unsqueeze(-1)
+    rank = torch.arange(logits.shape[-1] - 1, device=logits.device)
+    others = rank + (rank >= true).long()
+    log_q = log_soften(logits, temperature)
+    rest = log_q.gather(-1, others).logsumexp(-1, keepdim=True)
+    return torch.cat([log_q.gather(-1, true), rest], -1), log_softmax(logits.gather(-1, others), temperature)
 
 
 def dist(
@@ -280,7 +276,7 @@ def dist(
     Raises:
         ValueError: also for fewer than two examples.
 
-    Source: Huang et al. (2022), eqs. 7–9; the factor :math:`T^2` is that of their code.
+    Source: Huang et al. (2022), section 3; the factor :math:`T^2` is that of their code.
 
     >>> z = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 1.0]])
     >>> dist(z, z).abs() < 1e-6, dist(z, -z) > 1
@@ -290,11 +286,11 @@ def dist(
     p, q = log_soften(teacher_logits, temperature).exp(), log_soften(student_logits, temperature).exp()
     inter = reduce(_squared(temperature) * (1 - _correlation(p, q, -1)), mask)
     counted = torch.ones_like(q[..., 0]) if mask is None else mask.to(q.dtype)
-    if counted.numel() < 2:
-        raise ValueError("dist compares examples with each other and needs at least two in a batch.")
+    check_several(counted)
     rows = p.flatten(0, -2), q.flatten(0, -2)
     intra = (1 - _correlation(*rows, 0, counted.flatten().unsqueeze(-1))).mean()
-    return inter_weight * inter + intra_weight * intra * torch.as_tensor(_squared(temperature)).mean()
+    squared = (_squared(temperature) * counted).sum() / counted.sum()
+    return inter_weight * inter + intra_weight * squared * intra
 
 
 def _correlation(a, b, dim, weight=1.0):

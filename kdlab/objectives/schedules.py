@@ -41,6 +41,9 @@ class Scaled(Schedule):
     schedule: Schedule
     factor: float
 
+    def __post_init__(self):
+        _check_numbers(self, self.factor)
+
     def __call__(self, progress):
         return self.factor * self.schedule(progress)
 
@@ -118,23 +121,12 @@ class Step(Schedule):
 
     def __post_init__(self):
         _check_numbers(self, self.start, *self.then, *self.then.values())
+        if not all(0 <= part <= 1 for part in self.then):
+            raise ValueError(f"Step takes parts of the training, from 0 to 1, not {[*self.then]}.")
 
     def __call__(self, progress):
         reached = [part for part in self.then if progress >= part]
         return self.then[max(reached)] if reached else self.start
-
-
-class _ReverseGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by −strength."""
-
-    @staticmethod
-    def forward(ctx, x, strength):
-        ctx.strength = strength
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return -ctx.strength * gradient, None
 
 
 class LearnedTemperature(nn.Module):
@@ -152,7 +144,7 @@ class LearnedTemperature(nn.Module):
         minimum, maximum: the ends of the range; :math:`\theta = 0` is its middle.
         strength: :math:`\lambda`, a number or a schedule.
 
-    Source: Li et al. (2023), eqs. 4–7 (global temperature).
+    Source: Li et al. (2023), section 3 (global temperature).
 
     >>> temperature = LearnedTemperature(minimum=1, maximum=21)
     >>> temperature(progress=0.5).item()
@@ -161,7 +153,8 @@ class LearnedTemperature(nn.Module):
 
     def __init__(self, minimum: float = 1.0, maximum: float = 21.0, strength=Cosine(0, 1, until=10 / 240)):
         super().__init__()
-        if not 0 < minimum < maximum < math.inf:
+        _check_numbers(self, minimum, maximum, at(strength, 0.0))
+        if not 0 < minimum < maximum:
             raise ValueError(
                 f"temperatures from {minimum!r} to {maximum!r} are no range of positive numbers."
             )
@@ -172,7 +165,8 @@ class LearnedTemperature(nn.Module):
         nn.init.zeros_(self.theta)
 
     def forward(self, progress: float | None = None) -> Tensor:
-        theta = _ReverseGradient.apply(self.theta, at(self.strength, progress))
+        # Its value is theta, and its derivative by theta −strength.
+        theta = self.theta + (1 + at(self.strength, progress)) * (self.theta.detach() - self.theta)
         return self.minimum + (self.maximum - self.minimum) * torch.sigmoid(theta)
 
     def __repr__(self):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_logits, check_tokens
+from .softening import full_precision
 
 
 def next_token(
@@ -66,10 +67,11 @@ def restrict_vocabulary(logits: Tensor, tokens: Tensor, *, rest: bool = False) -
         tokens: different token numbers, of shape ``(k,)``, or ``(..., k)`` where they differ from position to position.
 
     Returns:
-        Logits of shape ``(..., k)``, or ``(..., k + 1)`` with ``rest``.
+        Logits of shape ``(..., k)``; with ``rest`` ``(..., k + 1)``, and float32 for half precision.
 
     Raises:
-        ValueError: for tokens out of range, or with ``rest`` if none is left over.
+        TypeError: for tokens that are not whole numbers.
+        ValueError: for tokens out of range or named twice, or with ``rest`` if none is left over.
 
     Source: the tail bucket of sparse teachers; see Anshumann et al. (2025).
 
@@ -82,10 +84,10 @@ def restrict_vocabulary(logits: Tensor, tokens: Tensor, *, rest: bool = False) -
     check_logits("logits", logits)
     check_tokens(tokens, logits)
     index = tokens.long().expand(*logits.shape[:-1], tokens.shape[-1])
-    kept = logits.gather(-1, index)
     if not rest:
-        return kept
+        return logits.gather(-1, index)
     if index.shape[-1] >= logits.shape[-1]:
         raise ValueError("all tokens are kept, so that there is no rest: leave rest=True out.")
+    logits = full_precision(logits)
     others = logits.scatter(-1, index, -torch.inf).logsumexp(-1, keepdim=True)
-    return torch.cat([kept, others], -1)
+    return torch.cat([logits.gather(-1, index), others], -1)

@@ -32,9 +32,18 @@ def log_soften(logits: Tensor, temperature=1.0) -> Tensor:
     """
     check_logits("logits", logits)
     check_temperature(temperature)
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    return log_softmax(logits, temperature)
+
+
+def log_softmax(logits, temperature):
+    """What :func:`log_soften` computes, unchecked, and of a single class too."""
+    logits = full_precision(logits)
     return torch.log_softmax((logits - logits.detach().amax(-1, keepdim=True)) / temperature, dim=-1)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Half precision as float32, everything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def soften(logits: Tensor, temperature=1.0) -> Tensor:

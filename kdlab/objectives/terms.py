@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import divergences, response
-from .checks import check_fraction, check_temperature
+from .checks import check_fraction, check_temperature, check_weight, counted_labels
 from .schedules import Schedule, at
 
 #: What a training step has to offer. ``mask`` is True where a position of the logits counts, ``hidden_mask`` where one of
@@ -212,7 +212,7 @@ class SmoothedLabels(Term):
         return f"smoothing={_shown(self.smoothing)}"
 
     def forward(self, *, student_logits, labels, mask=None, count=None, **_):
-        labels = labels if mask is None else labels.where(mask, 0)
+        labels = counted_labels(labels, student_logits, mask)
         target = response.smooth_labels(labels, student_logits.shape[-1], smoothing=self.smoothing)
         return response.cross_entropy(student_logits, target, mask=mask, count=count)
 
@@ -224,8 +224,8 @@ class _Softened(Term):
 
     def __init__(self, temperature=1.0, **options):
         super().__init__()
-        for progress in (0.0, 1.0):
-            check_temperature(at(temperature, progress))
+        for percent in range(101):
+            check_temperature(at(temperature, percent / 100))
         self.temperature, self.options = temperature, options
 
     def extra_repr(self):
@@ -323,6 +323,8 @@ class DecoupledKD(_Softened):
     """DKD: :func:`~kdlab.objectives.response.decoupled_kd`."""
 
     def __init__(self, target_weight: float = 1.0, other_weight: float = 8.0, temperature=4.0):
+        check_weight("target_weight", target_weight)
+        check_weight("other_weight", other_weight)
         super().__init__(temperature, target_weight=target_weight, other_weight=other_weight)
 
     def forward(self, *, student_logits, teacher_logits, labels, mask=None, count=None, progress=None, **_):
@@ -334,6 +336,8 @@ class DIST(_Softened):
     """Correlation between classes and between examples: :func:`~kdlab.objectives.response.dist`."""
 
     def __init__(self, inter_weight: float = 1.0, intra_weight: float = 1.0, temperature=1.0):
+        check_weight("inter_weight", inter_weight)
+        check_weight("intra_weight", intra_weight)
         super().__init__(temperature, inter_weight=inter_weight, intra_weight=intra_weight)
 
     @staticmethod
@@ -345,6 +349,7 @@ class PermutedSoftTargets(SoftTargets):
     """Soft targets whose wrong classes are shuffled anew at every step:
     :func:`~kdlab.objectives.response.permute_dark_knowledge`. The control of the study, not a method."""
 
-    def forward(self, *, teacher_logits, labels, **seen):
+    def forward(self, *, teacher_logits, labels, mask=None, **seen):
+        labels = counted_labels(labels, teacher_logits, mask)
         shuffled = response.permute_dark_knowledge(teacher_logits.detach(), labels)
-        return super().forward(teacher_logits=shuffled, labels=labels, **seen)
+        return super().forward(teacher_logits=shuffled, mask=mask, **seen)

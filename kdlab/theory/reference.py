@@ -59,6 +59,28 @@ def jensen_shannon(student_logits, teacher_logits, temperature=1.0, beta=0.5):
     return beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m)
 
 
+def skewed_forward_kl(student_logits, teacher_logits, temperature=1.0, skew=0.1):
+    r""":math:`D_{\mathrm{KL}}(p\,\|\,m)`, :math:`m = \lambda p + (1-\lambda) q`."""
+    log_p, log_q = log_softmax(teacher_logits, temperature), log_softmax(student_logits, temperature)
+    return kl(log_p, np.logaddexp(np.log(skew) + log_p, np.log1p(-skew) + log_q))
+
+
+def skewed_reverse_kl(student_logits, teacher_logits, temperature=1.0, skew=0.1):
+    r""":math:`D_{\mathrm{KL}}(q\,\|\,m)`, :math:`m = (1-\lambda) p + \lambda q`."""
+    return skewed_forward_kl(teacher_logits, student_logits, temperature, skew)
+
+
+def total_variation(student_logits, teacher_logits, temperature=1.0):
+    r""":math:`\frac12\sum_i |p_i - q_i|`."""
+    return np.abs(softmax(teacher_logits, temperature) - softmax(student_logits, temperature)).sum(-1) / 2
+
+
+def logit_mse(student_logits, teacher_logits):
+    r""":math:`\frac1N\sum_i (z_i - t_i)^2`."""
+    difference = np.asarray(student_logits, dtype=np.float64) - np.asarray(teacher_logits, dtype=np.float64)
+    return (difference**2).mean(-1)
+
+
 def cross_entropy_gradient(student_logits, target, temperature=1.0):
     r""":math:`\partial/\partial z_i` of :math:`-\sum_k p_k\log q_k`: :math:`(q_i\sum_k p_k - p_i)/T`."""
     target = np.asarray(target, dtype=np.float64)
@@ -81,6 +103,35 @@ def jensen_shannon_gradient(student_logits, teacher_logits, temperature=1.0, bet
     log_p, log_q = log_softmax(teacher_logits, temperature), log_softmax(student_logits, temperature)
     log_m = np.logaddexp(np.log(beta) + log_p, np.log1p(-beta) + log_q)
     return (1 - beta) * np.exp(log_q) * (log_q - log_m - kl(log_q, log_m)[..., None]) / temperature
+
+
+def skewed_forward_kl_gradient(student_logits, teacher_logits, temperature=1.0, skew=0.1):
+    r""":math:`\frac{1-\lambda}{T} q_i\bigl(\sum_k q_k \frac{p_k}{m_k} - \frac{p_i}{m_i}\bigr)`."""
+    log_p, log_q = log_softmax(teacher_logits, temperature), log_softmax(student_logits, temperature)
+    ratio = np.exp(log_p - np.logaddexp(np.log(skew) + log_p, np.log1p(-skew) + log_q))
+    q = np.exp(log_q)
+    return (1 - skew) * q * ((q * ratio).sum(-1, keepdims=True) - ratio) / temperature
+
+
+def skewed_reverse_kl_gradient(student_logits, teacher_logits, temperature=1.0, skew=0.1):
+    r""":math:`\frac{q_i}{T}\bigl(g_i - \sum_k q_k g_k\bigr)`, :math:`g = \log\frac{q}{m} - \lambda\frac{q}{m}`."""
+    log_p, log_q = log_softmax(teacher_logits, temperature), log_softmax(student_logits, temperature)
+    log_ratio = log_q - np.logaddexp(np.log1p(-skew) + log_p, np.log(skew) + log_q)
+    q, slope = np.exp(log_q), log_ratio - skew * np.exp(log_ratio)
+    return q * (slope - (q * slope).sum(-1, keepdims=True)) / temperature
+
+
+def total_variation_gradient(student_logits, teacher_logits, temperature=1.0):
+    r""":math:`\frac{q_i}{2T}\bigl(s_i - \sum_k q_k s_k\bigr)`, :math:`s = \operatorname{sign}(q - p)`."""
+    q = softmax(student_logits, temperature)
+    sign = np.sign(q - softmax(teacher_logits, temperature))
+    return q * (sign - (q * sign).sum(-1, keepdims=True)) / (2 * temperature)
+
+
+def logit_mse_gradient(student_logits, teacher_logits):
+    r""":math:`2(z_i - t_i)/N`."""
+    difference = np.asarray(student_logits, dtype=np.float64) - np.asarray(teacher_logits, dtype=np.float64)
+    return 2 * difference / difference.shape[-1]
 
 
 def softmax_high_temperature(logits, temperature, order=1):

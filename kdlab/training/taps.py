@@ -1,6 +1,7 @@
 r"""Taps: what the layers of a model compute, captured as it runs, without editing it."""
 
 import difflib
+import re
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,12 @@ class Taps:
     gradient. Run a teacher under ``torch.no_grad()``.
 
     A layer that runs more than once in a pass gives its last output. A layer whose output is then changed in place
-    (such as by ``nn.ReLU(inplace=True)``) gives the changed one. Tap before ``torch.compile``; ``"attention:"`` works
-    in eager mode alone.
+    (such as by ``nn.ReLU(inplace=True)``) gives the changed one. A compiled model is tapped before its first call, since
+    hooks that come later are not compiled; ``"attention:"`` may break its graph, which ``fullgraph=True`` forbids.
 
     Args:
         model: any module; its output may be logits, a tuple that starts with them, or an object with ``.logits``.
-        layers: names, as above.
+        layers: names, as above. What DataParallel and ``torch.compile`` put before them may be left out.
 
     Raises:
         ValueError: for a name that is not in the model.
@@ -42,21 +43,23 @@ class Taps:
 
     def __init__(self, model: nn.Module, layers=()):
         self.model, self.layers = model, tuple(layers)
-        self._captured, self._running, self._hooks = {}, False, []
-        modules = {
-            name.removeprefix("module."): module for name, module in model.named_modules()
-        }  # DataParallel's
+        self._captured, self._running, self._hooks, self._modes = {}, False, [], []
+        named = dict(model.named_modules())
+        plain = {re.sub(r"^((module|_orig_mod)\.)+", "", name): module for name, module in named.items()}
+        found = []
         for layer in self.layers:
             kind, _, path = layer.rpartition(":")
             if kind not in ("", "input", "attention"):
                 raise ValueError(f'a layer is "path", "input:path" or "attention:path", not {layer!r}.')
-            if path not in modules:
-                near = difflib.get_close_matches(path, modules, n=3, cutoff=0.3)
+            if path not in named and path not in plain:
+                near = difflib.get_close_matches(path, plain, n=3, cutoff=0.3)
                 raise ValueError(
                     f"{type(model).__name__} has no module {path!r}"
                     + (f"; there are {', '.join(map(repr, near))}, among others." if near else ".")
                 )
-            getattr(self, f"_tap_{kind or 'output'}")(layer, modules[path])
+            found.append((getattr(self, f"_tap_{kind or 'output'}"), layer, named.get(path) or plain[path]))
+        for tap, layer, module in found:
+            tap(layer, module)
 
     def __call__(self, *args, **kwargs) -> tuple[Tensor, dict[str, Tensor]]:
         self._captured = {}
@@ -65,7 +68,10 @@ class Taps:
             output = self.model(*args, **kwargs)
         finally:
             self._running = False
-        captured, self._captured = self._captured, {}
+            captured, self._captured = self._captured, {}
+            for modes in self._modes:  # after an interrupt, which no hook is told of
+                while modes:
+                    modes.pop().__exit__(None, None, None)
         if missing := [layer for layer in self.layers if layer not in captured]:
             raise RuntimeError(
                 f"{type(self.model).__name__} did not run, or gave no tensor at, {', '.join(missing)}."
@@ -87,7 +93,7 @@ class Taps:
         self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def _tap_attention(self, layer, module):
-        modes = []
+        self._modes.append(modes := [])
 
         def enter(module, args):
             if self._running:
@@ -130,22 +136,18 @@ class _FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is F.multi_head_attention_forward:  # of nn.MultiheadAttention: let it return its maps
-            output, self.maps = function(
-                *args, **{**kwargs, "need_weights": True, "average_attn_weights": False}
-            )
-            return output, None if not kwargs.get("need_weights", True) else self._as_asked(kwargs)
-        if function is F.scaled_dot_product_attention:
+        if function is F.multi_head_attention_forward:  # of nn.MultiheadAttention: once for its maps, once as asked
+            asked = {**kwargs, "training": False, "need_weights": True, "average_attn_weights": False}
+            self.maps = function(*args, **asked)[1]
+        elif function is F.scaled_dot_product_attention:
             self._recover(*args, **kwargs)
         return function(*args, **kwargs)
-
-    def _as_asked(self, kwargs):
-        return self.maps.mean(1) if kwargs.get("average_attn_weights", True) else self.maps
 
     def _recover(
         self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
     ):
-        self.maps = attention_from_qk(query, key, causal=is_causal, mask=attn_mask, scale=scale)
+        with torch.autocast(query.device.type, enabled=False):
+            self.maps = attention_from_qk(query, key, causal=is_causal, mask=attn_mask, scale=scale)
 
 
 def logits_of(output) -> Tensor:
