@@ -11,7 +11,7 @@ book: $(READY)
 	@$(VENV)/bin/python book/build.py --profile $(PROFILE)
 
 test: $(READY)
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest --cov=kdlab.objectives --cov-report=term:skip-covered --cov-fail-under=100
 
 # The environment is made anew when the lock changes; kdlab itself is installed in place.
 $(READY): requirements.lock pyproject.toml

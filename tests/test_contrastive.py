@@ -352,9 +352,11 @@ def test_no_gradient_passes_through_the_memory(loss):
 
 
 @both_losses
-def test_a_memory_comes_back_from_its_state(loss):
+@pytest.mark.parametrize("used", [True, False])
+def test_a_memory_comes_back_from_its_state(loss, used):
     memory, again = memory_of(loss), memory_of(loss, seed=1)
-    memory(*BATCH)
+    if used:
+        memory(*BATCH)
     again(*BATCH)  # whatever it had learned, and its normaliser, is written over
     again.load_state_dict(memory.state_dict())
     values = []

@@ -205,6 +205,18 @@ def test_ends_are_reached_without_a_jump(family, end):
         assert off(e) <= 100 * e + 1e-14
 
 
+@given(pairs32, fractions)
+def test_mixtures_are_exactly_zero_at_equality(logits, fraction):
+    t = logits[0]
+    for mixture in (
+        partial(skewed_forward_kl, skew=fraction),
+        partial(skewed_reverse_kl, skew=fraction),
+        partial(generalised_jsd, beta=fraction),
+        partial(generalised_jsd, beta=fraction, scaled=True),
+    ):
+        assert mixture(t, t.clone()) == 0 and not gradient(mixture, t, t.clone()).any()
+
+
 @given(pairs, temperatures, fractions)
 def test_bounds(logits, T, fraction):
     z, t = logits
@@ -339,6 +351,15 @@ def test_near_equality_each_is_its_curvature_times_a_variance(name, dtype, apart
     variance = (p * difference**2).sum(-1) - (p * difference).sum(-1) ** 2
     found = losses_of(DIVERGENCES[name], z, t).double().numpy()
     np.testing.assert_allclose(found, CURVATURES[name] / 2 * variance, rtol=right)
+
+
+@both_skewed
+@pytest.mark.parametrize("skew", [0.001, 0.9, 0.999])
+def test_a_mixture_that_is_nearly_one_of_its_parts_keeps_its_digits(skewed, skew):
+    z, t, _ = batch(64, 10)
+    found = skewed(z.float(), t.float(), skew=skew, reduction="none")
+    oracle = skewed(z, t, skew=skew, reduction="none")
+    torch.testing.assert_close(found.double(), oracle, rtol=2e-4, atol=0)
 
 
 def test_near_equality_the_textbook_formula_loses_its_digits():

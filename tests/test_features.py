@@ -334,6 +334,8 @@ def test_layers_are_matched_in_order_of_depth(n, more, how):
     assert [student for student, _ in pairs] == [f"s{i}" for i in range(n)]
     chosen = [int(teacher[1:]) for _, teacher in pairs]
     assert chosen == sorted(set(chosen)) and set(chosen) <= set(range(m))
+    if how == "uniform":
+        assert all(abs(t + 1 - i * m / n) <= 0.5 for i, t in enumerate(chosen, start=1))
     if how != "skip" or m % n == 0:
         assert chosen[-1] == m - 1
     steps = {b - a for a, b in zip([-1, *chosen], chosen, strict=False)}
@@ -383,5 +385,7 @@ def test_what_is_no_map_is_left_alone():
 
 @given(pairs)
 def test_unit_vectors_have_length_one(features):
-    lengths = unit(features, 1).norm(dim=1)
+    lengths, slope = unit(features, 1).norm(dim=1), gradient(lambda x: unit(x, 1).sum(), features)
     torch.testing.assert_close(lengths, features.any(1).to(lengths.dtype), rtol=1e-13, atol=0)
+    assert not slope.movedim(1, -1)[~features.any(1)].any()  # a zero vector stays zero, without a gradient
+    torch.testing.assert_close((slope * features).sum(1), torch.zeros_like(lengths), rtol=0, atol=1e-12)

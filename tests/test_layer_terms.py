@@ -394,3 +394,15 @@ def test_a_run_leaves_its_spec_as_it_was(digits, resnet):
         torch.rand(3)  # what else is drawn in between does not matter
     assert records[0] == records[1]
     assert all(torch.equal(before[name], value) for name, value in objective.state_dict().items())
+
+
+@pytest.mark.parametrize("term", [AttentionMaps("a"), ActivationAttention("a")])
+def test_the_count_of_examples_makes_micro_batches_add_up(term):
+    student, teacher = torch.rand(2, 4, 2, 3, 3)
+    layer = term.student_layers[0]
+    whole = term(student_hidden={layer: student}, teacher_hidden={layer: teacher})
+    parts = [
+        term(student_hidden={layer: s}, teacher_hidden={layer: t}, example_count=4)
+        for s, t in zip(student.split([1, 3]), teacher.split([1, 3]), strict=True)
+    ]
+    torch.testing.assert_close(sum(parts), whole)

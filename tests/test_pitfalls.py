@@ -1,7 +1,11 @@
-"""Mistakes that real distillation code made: each criterion holds here, and catches the planted mistake."""
+"""Mistakes that real distillation code made: each criterion holds here, and catches the planted mistake.
+
+``mutations.py`` plants the same mistakes in copies of the package, and shows that these tests catch them there too.
+"""
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,35 +13,94 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdlab.data import KnownPosterior, Split
+from kdlab import objectives, training
+from kdlab.data import Split
 from kdlab.objectives import (
+    CRD,
+    DIST,
+    ActivationAttention,
+    AttentionMaps,
+    Constant,
+    ContrastiveMemory,
+    Cosine,
     CrossEntropy,
+    DecoupledKD,
     ForwardKL,
+    GeneralisedJSD,
+    HiddenCosine,
+    HiddenMSE,
+    InfoNCE,
+    LearnedTemperature,
+    Linear,
+    LogitMSE,
+    MemoryBank,
     PermutedSoftTargets,
+    Projector,
     ReverseKL,
+    RKDAngle,
+    RKDDistance,
+    SimilarityPreserving,
+    SkewedForwardKL,
+    SkewedReverseKL,
+    SmoothedLabels,
     SoftTargets,
+    Step,
     Term,
+    TotalVariation,
+    activation_attention,
+    attention_from_qk,
+    attention_map_mse,
     cross_entropy,
+    decoupled_kd,
+    dist,
     distillation_loss,
     entropy,
     forward_kl,
+    generalised_jsd,
+    global_count,
+    hidden_cosine,
+    hidden_mse,
+    info_nce,
     log_soften,
+    logit_mse,
+    loss_as_in,
+    match_layers,
+    next_token,
     permute_dark_knowledge,
+    reduce,
+    restrict_vocabulary,
     reverse_kl,
+    rkd_angle,
+    rkd_distance,
+    similarity_preserving,
+    skewed_forward_kl,
+    skewed_reverse_kl,
+    smooth_labels,
     soft_targets,
     soften,
+    standardise,
+    terms,
+    total_variation,
+    weight_factor,
 )
+from kdlab.objectives.conventions import CONVENTIONS
 from kdlab.study import Spec, plans, run
 from kdlab.theory import reference
 from kdlab.training import (
     Recipe,
+    Taps,
     accuracy,
+    agreement,
     checkpoint,
     expected_calibration_error,
+    fast_precision,
     fit,
+    load_model,
     loop,
     measure,
     predict,
+    save_model,
+    taps,
 )
 
 QUICK = Recipe(epochs=3, batch_size=32, learning_rate=0.01, schedule="cosine")
@@ -54,213 +117,857 @@ def gradient(loss, z, *arguments, **options):
     return torch.autograd.grad(loss(z, *arguments, **options), z)[0]
 
 
-def near(a, b):
-    return torch.allclose(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-9, atol=1e-12)
+def near(a, b, rtol=1e-9, atol=1e-12):
+    a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (a, b))
+    return a.shape == b.shape and torch.allclose(a, b, rtol=rtol, atol=atol)
+
+
+def without_labels(loss):
+    return lambda z, t, y, **how: loss(z, t, **how)
+
+
+DIVERGENCES = {
+    "forward KL": forward_kl,
+    "reverse KL": reverse_kl,
+    "skewed forward KL": skewed_forward_kl,
+    "skewed reverse KL": skewed_reverse_kl,
+    "JSD": partial(generalised_jsd, beta=0.3),
+    "scaled JSD": partial(generalised_jsd, beta=0.3, scaled=True),
+    "total variation": total_variation,
+}
+LOSSES = {name: without_labels(divergence) for name, divergence in DIVERGENCES.items()} | {
+    "cross-entropy": lambda z, t, y, **how: cross_entropy(z, y, **how),
+    "soft targets": without_labels(soft_targets),
+    "hard and soft": partial(distillation_loss, hard_weight=0.3),
+    "decoupled": decoupled_kd,
+}
+MEANS = LOSSES | {  # everything that is a mean over positions; hidden states are given in place of logits
+    "logit MSE": without_labels(logit_mse),
+    "hidden MSE": without_labels(hidden_mse),
+    "hidden cosine": without_labels(hidden_cosine),
+}
+MASKED = MEANS | {"DIST": without_labels(dist)}
+
+each_divergence = pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=DIVERGENCES)
+each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+each_mean = pytest.mark.parametrize("loss", MEANS.values(), ids=MEANS)
+each_masked = pytest.mark.parametrize("loss", MASKED.values(), ids=MASKED)
 
 
 # Losses
 
 
-def test_temperature_squared():
+def has_the_factor(loss):
+    """Whether the gradient is T times that of the softened logits: without T², it would be 1/T of it."""
+    z, t, y = pair(5, 4)
+
+    def fits(T):
+        return near(
+            gradient(loss, z, t, y, temperature=T), T * gradient(loss, z / T, t / T, y, temperature=1.0)
+        )
+
+    return fits(2.0) and fits(8.0)
+
+
+def seeded(loss):
+    def call(*arguments, **options):
+        torch.manual_seed(0)
+        return loss(*arguments, **options)
+
+    return call
+
+
+def as_function(term):
+    return seeded(
+        lambda z, t, y, temperature: term(temperature=temperature)(
+            student_logits=z, teacher_logits=t, labels=y
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        without_labels(soft_targets),
+        partial(distillation_loss, soft_weight=1),
+        partial(decoupled_kd),
+        without_labels(dist),
+        *(as_function(term) for term in (SoftTargets, PermutedSoftTargets, DecoupledKD, DIST)),
+    ],
+    ids=["soft targets", "hard and soft", "decoupled", "DIST", "SoftTargets", "Permuted", "DecoupledKD", "DIST()"],
+)  # fmt: skip
+def test_temperature_squared(loss):
     """T² is left out, or applied only when another option is set."""
+    assert has_the_factor(loss)
+    assert not has_the_factor(without_labels(forward_kl))
 
-    def has_the_factor(loss):
+
+def test_temperature_squared_in_closed_form():
+    """T² is left out, or applied only when another option is set."""
+    z, t, y = pair(4, 6)
+    for T in (1.0, 2.0, 8.0):
+        closed = T * (reference.softmax(z, T) - reference.softmax(t, T)) / len(z)
+        assert near(gradient(soft_targets, z, t, temperature=T), closed)
+        assert near(gradient(distillation_loss, z, t, y, temperature=T, hard_weight=0.0), closed)
+        for how in ({"mask": torch.ones_like(y, dtype=torch.bool)}, {"count": 4}, {"reduction": "sum"}):
+            scale = 4 if "reduction" in how else 1
+            assert near(gradient(soft_targets, z, t, temperature=T, **how), scale * closed)
+        two = T * (reference.softmax(z[:, :2], T) - reference.softmax(t[:, :2], T)) / len(z)
+        assert near(gradient(decoupled_kd, z[:, :2], t[:, :2], y % 2, temperature=T), two)
+
+
+@each_divergence
+def test_no_temperature_squared_where_none_is_said(divergence):
+    """T² slips into a divergence that is said to be without."""
+
+    def has_no_factor(loss):
         z, t, _ = pair(4, 6)
-        closed = [T * (reference.softmax(z, T) - reference.softmax(t, T)) / len(z) for T in (1.0, 2.0, 8.0)]
-        return all(
-            near(gradient(loss, z, t, temperature=T), g) for T, g in zip((1.0, 2.0, 8.0), closed, strict=True)
+        return near(
+            gradient(loss, z, t, temperature=4.0), gradient(loss, z / 4, t / 4, temperature=1.0) / 4.0
         )
 
-    assert has_the_factor(soft_targets)
-    assert has_the_factor(
-        lambda z, t, temperature: SoftTargets(temperature)(student_logits=z, teacher_logits=t)
-    )
-    assert has_the_factor(
-        lambda z, t, temperature: distillation_loss(
-            z, t, t.argmax(-1), temperature=temperature, soft_weight=1
-        )
-    )
-    assert not has_the_factor(forward_kl)
+    assert has_no_factor(divergence)
+    assert not has_no_factor(soft_targets)
 
 
-def test_mean_over_classes():
+@each_loss
+def test_mean_over_classes(loss):
     """The mean divides by the number of classes too where the mean over examples was meant."""
 
     def ignores_empty_classes(loss):
-        z, t, _ = pair(4, 6)
+        z, t, y = pair(4, 6)
         more = [torch.cat([x, x.new_full((4, 6), -1e4)], -1) for x in (z, t)]
-        return near(loss(*more), loss(z, t))
+        return near(loss(*more, y), loss(z, t, y))
 
-    assert all(ignores_empty_classes(loss) for loss in (forward_kl, reverse_kl, soft_targets))
+    assert ignores_empty_classes(loss)
     assert not ignores_empty_classes(
-        lambda z, t: F.kl_div(
+        lambda z, t, y: F.kl_div(
             F.log_softmax(z, -1), F.log_softmax(t, -1), log_target=True, reduction="none"
         ).mean()
     )
 
 
-def test_padding_weighs_nothing():
+def test_sums_and_means_are_those_of_the_published_weights():
+    """A sum over heads, features or pairs stands where a mean was meant, or one form of a loss for another."""
+    generator = torch.Generator().manual_seed(0)
+    s, t = torch.randn(2, 3, 8, generator=generator)
+    maps = torch.rand(2, 3, 2, 5, 5, generator=generator)
+    assert near(hidden_mse(s.repeat(1, 2), t.repeat(1, 2)), hidden_mse(s, t), rtol=1e-6)
+    doubled = attention_map_mse(*maps.repeat_interleave(2, dim=2))
+    assert near(doubled, attention_map_mse(*maps), rtol=1e-6)
+    assert near(attention_map_mse(*maps), (maps[0] - maps[1]).square().sum((-1, -2)).mean(), rtol=1e-6)
+    one, other = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0]]]])
+    assert activation_attention(one, other) == 1.0  # the mean of two squares, as released
+    assert near(activation_attention(one, other, form="paper"), math.sqrt(2), rtol=1e-6)  # the norm
+    points, wider = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0], [1.0], [5.0]])
+    assert near(rkd_distance(points, wider), 4 * 0.45**2 / 2 / 9, rtol=1e-6)  # nine pairs, the diagonal too
+    assert near(similarity_preserving(torch.eye(2), torch.ones(2, 2)), 1 - math.sqrt(0.5), rtol=1e-6)
+
+
+@each_masked
+def test_padding_weighs_nothing(loss):
     """The sum over masked tokens is divided by the count of all tokens, so that padded batches weigh less."""
-    z, t, _ = pair(3, 5, 6)
+    z, t, y = pair(3, 5, 6)
     mask = torch.rand(3, 5) < 0.6
 
     def is_padding_invariant(loss):
-        padded = [F.pad(x, (0, 0, 0, 4)) for x in (z, t)]
-        return near(loss(*padded, mask=F.pad(mask, (0, 4))), loss(z, t, mask=mask))
+        padded = torch.cat([torch.stack([z, t]), 5 * torch.randn(2, 3, 4, 6)], 2)
+        return near(
+            loss(*padded, F.pad(y, (0, 4)), mask=F.pad(mask, (0, 4))), loss(z, t, y, mask=mask), rtol=1e-6
+        )
 
-    assert all(is_padding_invariant(loss) for loss in (forward_kl, reverse_kl, soft_targets))
-    assert not is_padding_invariant(lambda z, t, mask: forward_kl(z, t, mask=mask, reduction="none").mean())
-
-
-def test_gradient_accumulation():
-    """Accumulated gradients are normalised by each micro-batch, so that N of one differ from one of N."""
-    z, t, _ = pair(2, 6, 5)
-    mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
-    whole = gradient(soft_targets, z, t, mask=mask)
-
-    def accumulated(loss):
-        return torch.stack([gradient(loss, *part) for part in zip(z, t, mask, strict=True)])
-
-    assert near(accumulated(lambda z, t, m: soft_targets(z, t, mask=m, reduction="sum") / mask.sum()), whole)
-    assert not near(accumulated(lambda z, t, m: soft_targets(z, t, mask=m) / 2), whole)
-
-
-def test_labels_in_step_with_logits():
-    """Labels are shifted by one against the logits."""
-    z, _, y = pair(2, 6, 5)
-
-    def each_position_sees_itself_alone(loss):
-        before = loss(z, y)
-        for position in range(before.shape[1]):
-            z2, y2 = z.clone(), y.clone()
-            z2[:, position] = z2[:, position].flip(-1)
-            y2[:, position] = (y2[:, position] + 1) % 5
-            for after in (loss(z2, y), loss(z, y2)):
-                changed = after != before
-                changed[:, position] = False
-                if changed.any():
-                    return False
-        return True
-
-    assert each_position_sees_itself_alone(lambda z, y: cross_entropy(z, y, reduction="none"))
-    assert not each_position_sees_itself_alone(
-        lambda z, y: cross_entropy(z[:, 1:], y[:, :-1], reduction="none")
+    assert is_padding_invariant(loss)
+    assert not is_padding_invariant(
+        lambda z, t, y, mask: forward_kl(z, t, mask=mask, reduction="none").mean()
     )
 
 
-def test_end_of_sequence_is_learned_though_it_is_also_the_padding():
-    """The end of a sequence is masked because padding has its number: the student never learns to stop."""
-    pad = end = 0
-    z, t, _ = pair(1, 5, 4)
-    y = torch.tensor([[2, 3, end, pad, pad]])
-    by_length, by_value = torch.tensor([[True, True, True, False, False]]), y != pad
+@pytest.mark.parametrize("normalise", ["none", "queries", "entries"])
+def test_padding_weighs_nothing_in_attention(normalise):
+    """Padded queries and keys count, so that padded batches weigh less."""
+    maps = torch.rand(2, 3, 2, 5, 5)
+    mask = torch.tensor([[True] * 5, [True] * 4 + [False], [True] * 2 + [False] * 3])
 
-    def learns_to_stop(mask):
-        slope = gradient(distillation_loss, z, t, y, hard_weight=0.5, mask=mask)
-        return bool(slope[0, 2].any()) and not slope[0, 3:].any()
+    def is_padding_invariant(loss):
+        padded = [F.pad(x, (0, 3, 0, 3), value=v) for x, v in zip(maps, (7.0, 3.0), strict=True)]
+        return near(
+            loss(*padded, mask=F.pad(mask, (0, 3)), normalise=normalise),
+            loss(*maps, mask=mask, normalise=normalise),
+            rtol=1e-6,
+        )
 
-    assert learns_to_stop(by_length)
-    assert not learns_to_stop(by_value)
+    def by_the_term(s, t, mask, normalise):
+        layers = {"student_hidden": {"attention:a": s}, "teacher_hidden": {"attention:a": t}}
+        return AttentionMaps("a", normalise=normalise)(**layers, hidden_mask=mask)
+
+    assert is_padding_invariant(attention_map_mse) and is_padding_invariant(by_the_term)
+    assert not is_padding_invariant(
+        lambda s, t, mask, normalise: attention_map_mse(s, t, normalise=normalise)
+    )
+
+
+@each_mean
+def test_gradient_accumulation(loss):
+    """Accumulated gradients are normalised by each micro-batch, so that N of one differ from one of N."""
+    z, t, y = pair(2, 6, 5)
+    mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
+    whole = gradient(loss, z, t, y, mask=mask)
+
+    def accumulated(loss):
+        return torch.stack([gradient(loss, *part) for part in zip(z, t, y, mask, strict=True)])
+
+    assert near(accumulated(lambda z, t, y, m: loss(z, t, y, mask=m, count=mask.sum())), whole)
+    assert near(accumulated(lambda z, t, y, m: loss(z, t, y, mask=m, reduction="sum") / mask.sum()), whole)
+    assert not near(accumulated(lambda z, t, y, m: loss(z, t, y, mask=m) / 2), whole)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        CrossEntropy(), SmoothedLabels(), ForwardKL(), ReverseKL(), SkewedForwardKL(), SkewedReverseKL(),
+        GeneralisedJSD(), TotalVariation(), SoftTargets(), SoftTargets(standardised=True), LogitMSE(), DecoupledKD(),
+        HiddenMSE("h"), HiddenCosine("h"), HiddenMSE("h", projector=Projector("linear", 5, 5)),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_masks_and_counts_reach_every_term(term):
+    """A term leaves the mask or the count out, so that its weight depends on the padding."""
+    z, t, y = pair(2, 6, 5)
+    mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
+    term = term.double()
+
+    def slopes(rows, count):
+        def loss(h):
+            return term(
+                student_logits=h, teacher_logits=t[rows], labels=y[rows].where(mask[rows], -100), mask=mask[rows],
+                count=count, student_hidden={"h": h}, teacher_hidden={"h": t[rows]}, hidden_mask=mask[rows],
+                hidden_count=count,
+            )  # fmt: skip
+
+        return gradient(loss, z[rows])
+
+    whole = slopes(slice(None), None)
+    assert whole[mask].any() and not whole[~mask].any()
+    assert near(torch.cat([slopes(slice(i, i + 1), mask.sum()) for i in (0, 1)]), whole)
+
+
+def test_ranks_divide_by_the_count_of_all(monkeypatch):
+    """Each rank divides by its own count, so that tokens weigh more on a rank with more padding."""
+    z, t, _ = pair(2, 6, 5)
+    mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
+
+    def averaged(count):  # as DistributedDataParallel averages the gradients of the ranks
+        ranks = zip(z, t, mask, strict=True)
+        return torch.stack([gradient(soft_targets, z, t, mask=m, count=count(m)) for z, t, m in ranks]) / 2
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.fill_(mask.sum()))
+    whole = gradient(soft_targets, z, t, mask=mask)
+    assert near(averaged(global_count), whole)
+    assert not near(averaged(lambda m: m.sum()), whole)
 
 
 def test_divergence_not_squared_error_of_probabilities():
     """The mean squared error of probabilities times T² stands in for the divergence."""
+    z, t, _ = pair(4, 6)
+    limit = reference.logit_matching(z, t).mean()
 
     def becomes_logit_matching(loss):
-        z, t, _ = pair(4, 6)
-        T = 1e5
-        return np.allclose(loss(z, t, temperature=T), reference.logit_matching(z, t).mean(), rtol=1e-3)
+        return near(loss(z, t, temperature=1e5), limit, rtol=1e-3)
 
     assert becomes_logit_matching(soft_targets)
+    assert near(logit_mse(z, t, centred=True) / 2, limit)
     assert not becomes_logit_matching(
         lambda z, t, temperature: temperature**2 * F.mse_loss(soften(z, temperature), soften(t, temperature))
     )
 
 
-def test_divergence_not_cross_entropy():
+@each_mean
+def test_divergence_not_cross_entropy(loss):
     """What is called KL is a cross-entropy, or the other way round."""
+    z, t, y = pair(4, 6)
 
     def is_zero_at_equality(loss):
-        _, t, _ = pair(4, 6)
-        return loss(t, t).item() == 0
+        return near(loss(t, t, y), 0.0) and near(gradient(loss, t, t, y), torch.zeros_like(t))
 
-    assert all(is_zero_at_equality(loss) for loss in (forward_kl, reverse_kl, soft_targets))
-    assert not is_zero_at_equality(lambda z, t: cross_entropy(z, soften(t)))
+    has_labels = loss in (LOSSES["cross-entropy"], LOSSES["hard and soft"])
+    assert is_zero_at_equality(loss) != has_labels
+    assert not is_zero_at_equality(lambda z, t, y: cross_entropy(z, soften(t)))
+    assert near(cross_entropy(z, soften(t)), forward_kl(z, t) + entropy(t).mean())
+    one_hot = torch.full_like(t, -1e4).scatter(-1, y.unsqueeze(-1), 0.0)
+    assert near(cross_entropy(z, y), forward_kl(z, one_hot))
 
 
-def test_direction():
+def fidelity(z, t, y):
+    return torch.tensor(measure(z, y, t)["kl_to_teacher"])
+
+
+KNOWN = {  # for a teacher of logits (2, 1, 0), a student of equal ones and label 0; and with the two exchanged; by hand
+    "forward KL": (LOSSES["forward KL"], ForwardKL(), 0.2662, 0.3090),
+    "reverse KL": (LOSSES["reverse KL"], ReverseKL(), 0.3090, 0.2662),
+    "skewed forward KL": (LOSSES["skewed forward KL"], SkewedForwardKL(), 0.2165, 0.2345),
+    "skewed reverse KL": (LOSSES["skewed reverse KL"], SkewedReverseKL(), 0.2345, 0.2165),
+    "JSD": (LOSSES["JSD"], GeneralisedJSD(beta=0.3), 0.0565, 0.0596),
+    "soft targets": (
+        partial(LOSSES["soft targets"], temperature=1),
+        SoftTargets(temperature=1),
+        0.2662,
+        0.3090,
+    ),
+    "decoupled": (partial(decoupled_kd, temperature=1), DecoupledKD(temperature=1), 1.1166, 1.1898),
+    "measured": (fidelity, None, 0.2662, 0.3090),
+}
+
+
+@pytest.mark.parametrize(("loss", "term", "value", "exchanged"), KNOWN.values(), ids=KNOWN)
+def test_direction(loss, term, value, exchanged):
     """KL(student‖teacher) stands in for KL(teacher‖student)."""
-    teacher, student = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 0.0])
-    seen = {"teacher_logits": teacher, "student_logits": student}
+    student, teacher, label = torch.zeros(1, 3), torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0])
 
-    def is_from_the_teacher(value):
-        return round(float(value), 4) == 0.3278
+    def is_in_the_right_direction(loss):
+        return round(loss(student, teacher, label).item(), 4) == value
 
-    def is_from_the_student(value):
-        return round(float(value), 4) == 0.4338
-
-    assert is_from_the_teacher(forward_kl(student, teacher)) and is_from_the_teacher(ForwardKL()(**seen))
-    assert is_from_the_teacher(soft_targets(student, teacher, temperature=1))
-    assert is_from_the_teacher(measure(student[None], torch.tensor([0]), teacher[None])["kl_to_teacher"])
-    assert is_from_the_student(reverse_kl(student, teacher)) and is_from_the_student(ReverseKL()(**seen))
-    assert not is_from_the_teacher(forward_kl(teacher, student))
+    assert is_in_the_right_direction(loss)
+    assert not is_in_the_right_direction(lambda z, t, y: loss(t, z, y))
+    assert round(loss(teacher, student, label).item(), 4) == exchanged
+    if term is not None:
+        assert is_in_the_right_direction(lambda z, t, y: term(student_logits=z, teacher_logits=t, labels=y))
 
 
-def test_log_of_softmax():
-    """log(softmax(x)) stands in for log_softmax."""
+ENDS = {  # a family, and what it is at its two ends
+    "JSD": (lambda z, t, beta: generalised_jsd(z, t, beta=beta), None, None),
+    "scaled JSD": (lambda z, t, beta: generalised_jsd(z, t, beta=beta, scaled=True), forward_kl, reverse_kl),
+    "skewed forward KL": (lambda z, t, skew: skewed_forward_kl(z, t, skew=skew), forward_kl, None),
+    "skewed reverse KL": (lambda z, t, skew: skewed_reverse_kl(z, t, skew=skew), reverse_kl, None),
+}
 
-    def survives_extremes(log_probabilities):
-        z = torch.tensor([[1e4, -1e4, 0.0]])
+
+@pytest.mark.parametrize(("family", "first", "last"), ENDS.values(), ids=ENDS)
+def test_divergences_do_not_jump_at_their_ends(family, first, last):
+    """A Jensen–Shannon divergence jumps at β = 0 and β = 1."""
+    z, t, _ = pair(4, 6)
+    z, t = z / 3, t / 3
+
+    def is_continuous(family):
+        gaps = [(abs(family(z, t, e) - family(z, t, 0)), abs(family(z, t, 1 - e) - family(z, t, 1)))
+                for e in (1e-2, 1e-4, 1e-6, 1e-8)]  # fmt: skip
+        return all(gap < 1e-6 for gap in gaps[-1]) and gaps == sorted(gaps, key=sum, reverse=True)
+
+    def jumping(z, t, beta):
+        return {0: forward_kl, 1: reverse_kl}.get(beta, partial(generalised_jsd, beta=beta))(z, t)
+
+    assert is_continuous(family)
+    assert near(family(z, t, 0), first(z, t) if first else 0.0)
+    assert near(family(z, t, 1), last(z, t) if last else 0.0)
+    assert all(family(z, t, beta) > 0 for beta in np.linspace(0.05, 0.95, 19))
+    assert not is_continuous(jumping)
+
+
+def oracle(name, z, t, y, T):
+    """A loss by its textbook formula in float64, on log-probabilities."""
+
+    def others(logits):
+        log = reference.log_softmax(logits, T)
+        rest = log[np.arange(log.shape[-1]) != y[:, None]].reshape(len(log), -1)
+        total = np.logaddexp.reduce(rest, -1, keepdims=True)
+        return np.concatenate([np.take_along_axis(log, y[:, None], -1), total], -1), rest - total
+
+    def hard(T):
+        return -np.take_along_axis(reference.log_softmax(z, T), y[:, None], -1)[:, 0]
+
+    (p_true, p_other), (q_true, q_other) = others(t), others(z)
+    values = {
+        "forward KL": reference.forward_kl(z, t, T),
+        "reverse KL": reference.reverse_kl(z, t, T),
+        "skewed forward KL": reference.skewed_forward_kl(z, t, T),
+        "skewed reverse KL": reference.skewed_reverse_kl(z, t, T),
+        "JSD": reference.jensen_shannon(z, t, T, beta=0.3),
+        "scaled JSD": reference.jensen_shannon(z, t, T, beta=0.3) / 0.21,
+        "total variation": reference.total_variation(z, t, T),
+        "cross-entropy": hard(T),
+        "soft targets": T**2 * reference.forward_kl(z, t, T),
+        "hard and soft": 0.3 * hard(1.0) + 0.7 * T**2 * reference.forward_kl(z, t, T),
+        "decoupled": T**2 * (reference.kl(p_true, q_true) + 8 * reference.kl(p_other, q_other)),
+    }
+    return values[name]
+
+
+def survives_extremes(name, loss):
+    generator = torch.Generator().manual_seed(0)
+    for size in (1.0, 1e2, 1e4):
+        logits = size * (2 * torch.rand(2, 6, 5, generator=generator) - 1)
+        logits[:, 0] = size * torch.tensor([1.0, -1.0, 0.0, 0.5, -0.5])  # one example where both agree
+        y = torch.tensor([0, 1, 2, 3, 4, 0])
         for dtype in (torch.float16, torch.bfloat16, torch.float32):
-            value = log_probabilities(z.to(dtype)).double()
-            if not torch.allclose(
-                value, torch.from_numpy(reference.log_softmax(z.to(dtype).double())), rtol=1e-6
-            ):
+            z, t = logits.to(dtype)
+            for T in (0.05, 1.0, 4.0):
+                value = loss(z, t, y, temperature=T, reduction="none")
+                exact = oracle(name, z.double().numpy(), t.double().numpy(), y.numpy(), T)
+                close = near(value, exact, rtol=1e-4, atol=1e-5 * max(1, T**2))
+                if not close or value.dtype != torch.float32:
+                    return False
+    return True
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_log_of_softmax(name):
+    """log(softmax(x)) stands in for log_softmax, or the softmax is taken in half precision."""
+
+    def textbook(z, t, y, temperature, reduction):
+        p, q = ((x.float() / temperature).softmax(-1) for x in (t, z))
+        return (p * (p / q).log()).sum(-1)
+
+    assert survives_extremes(name, LOSSES[name])
+    assert not survives_extremes("forward KL", textbook)
+
+
+def test_masks_of_minus_a_thousand():
+    """A class is masked by adding −1000 to its logit: at extreme logits or low temperature it comes through."""
+
+    def by_a_thousand(z, t, y, temperature, reduction):
+        true = F.one_hot(y, z.shape[-1])
+        p, q = (torch.log_softmax(x.float() / temperature, -1) for x in (t, z))
+        both = [torch.stack([(x.exp() * m).sum(-1) for m in (true, 1 - true)], -1).log() for x in (p, q)]
+        rest = [torch.log_softmax(x.float() / temperature - 1000.0 * true, -1) for x in (t, z)]
+        losses = [(a.exp() * (a - b)).sum(-1) for a, b in (both, rest)]
+        return temperature**2 * (losses[0] + 8 * losses[1])
+
+    assert survives_extremes("decoupled", decoupled_kd)
+    assert not survives_extremes("decoupled", by_a_thousand)
+
+    ahead = torch.tensor([[-1e3], [0.0], [1e3]]).expand(1, 1, 3, 1)  # whoever comes later looks far better
+    for mask in ({"causal": True}, {"mask": torch.ones(3, 3, dtype=torch.bool).tril()}):
+        maps = attention_from_qk(torch.full((1, 1, 3, 1), 10.0), ahead, scale=1.0, **mask)
+        assert torch.equal(maps[0, 0], torch.eye(3))
+
+    z = torch.randn(3, 8) - 1e4
+    kept = restrict_vocabulary(z, torch.tensor([0, 3]), rest=True)
+    assert near(soften(kept)[:, -1], 1 - soften(z)[:, [0, 3]].sum(-1), rtol=1e-3)
+
+    s, t = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    far = torch.tensor([[0.0, -1.0]])  # and the other example of the class would be nearest of all
+    alike = info_nce(s, t, labels=torch.tensor([1, 1]), temperature=1e-4, negatives=far)
+    alone = [info_nce(s[i : i + 1], t[i : i + 1], temperature=1e-4, negatives=far) for i in (0, 1)]
+    assert near(alike, sum(alone) / 2)
+
+
+# Sequences
+
+
+def aligned_losses(z, t, y):
+    """The loss at each position, of logits and labels as a language model gives them."""
+    return distillation_loss(**next_token(z, t, y), hard_weight=0.5, reduction="none")
+
+
+def test_labels_in_step_with_logits():
+    """Labels are shifted by one against the logits."""
+
+    def each_label_is_that_of_the_next_token(losses):
+        z, t, y = pair(2, 6, 5)
+        before = losses(z, t, y)
+
+        def changed_by(z, t, y):
+            return (losses(z, t, y) != before).any(0).nonzero().flatten().tolist()
+
+        for position in range(6):
+            z2, t2, y2 = z.clone(), t.clone(), y.clone()
+            z2[:, position], t2[:, position] = z[:, position].flip(-1), t[:, position].flip(-1)
+            y2[:, position] = (y[:, position] + 1) % 5
+            predicts = [position] if position < 5 else []
+            predicted = [position - 1] if position > 0 else []
+            found = changed_by(z2, t, y), changed_by(z, t2, y), changed_by(z, t, y2)
+            if before.shape != (2, 5) or found != (predicts, predicts, predicted):
                 return False
         return True
 
-    assert survives_extremes(log_soften)
-    assert not survives_extremes(lambda z: torch.log(torch.softmax(z.float(), -1)))
+    def unshifted(z, t, y):
+        return distillation_loss(z, t, y, hard_weight=0.5, reduction="none")[:, 1:]
+
+    def shifted_twice(z, t, y):
+        return aligned_losses(z, t, y.roll(-1, 1))
+
+    assert each_label_is_that_of_the_next_token(aligned_losses)
+    assert not each_label_is_that_of_the_next_token(unshifted)
+    assert not each_label_is_that_of_the_next_token(shifted_twice)
+
+
+@pytest.mark.parametrize("ignored", [-100, 3])
+def test_ignored_tokens_weigh_nothing(ignored):
+    """The number of ignored labels is not used, or only by one of the losses."""
+    z, t, y = pair(2, 6, 5)
+    y[0, 4:], y[1, 2], y[1, 5] = ignored, ignored, 1
+    counted = y[:, 1:] != ignored
+
+    def ignores(mask):
+        seen = next_token(z, t, y, ignore_index=ignored)
+        teacher, mask = seen["teacher_logits"], seen["mask"] if mask is None else mask
+        slope = gradient(lambda z: soft_targets(z, teacher, mask=mask), seen["student_logits"])
+        return torch.equal(slope.any(-1), counted)
+
+    def both(z):
+        return distillation_loss(**next_token(z, t, y, ignore_index=ignored), hard_weight=0.5)
+
+    assert ignores(None)
+    assert not ignores(torch.ones_like(counted))
+    slope = gradient(both, z)
+    assert torch.equal(slope[:, :-1].any(-1), counted) and not slope[:, -1].any()
+
+
+def test_end_of_sequence_is_learned_though_it_is_also_the_padding():
+    """The end of a sequence is masked because padding has its number: the student never learns to stop."""
+    pad = end = 0
+    z, t, _ = pair(1, 6, 4)
+    y = torch.tensor([[1, 2, 3, end, -100, -100]])  # padding is marked; the end is a label like others
+
+    def learns_to_stop(mask):
+        def loss(z):
+            seen = next_token(z, t, y)
+            return distillation_loss(**seen | ({} if mask is None else {"mask": mask}), hard_weight=0.5)
+
+        slope = gradient(loss, z)
+        return bool(slope[0, 2].any()) and not slope[0, 3:].any()
+
+    assert learns_to_stop(None)
+    by_value = torch.tensor([[1, 2, 3, end, pad, pad]])[:, 1:] != pad
+    assert not learns_to_stop(by_value)
+
+
+def test_top_k_teacher():
+    """The top k of the teacher are renormalised and called KL: it can be negative, or is biased."""
+    z, t, _ = pair(64, 12)
+    tokens = t.topk(4).indices
+    kept = soften(t).gather(-1, tokens)
+    renormalised = kept / kept.sum(-1, keepdim=True)
+    surer = t.scatter_add(-1, tokens, torch.full_like(kept, 0.5))  # a student with more on the kept tokens
+
+    def restricted(z, t, rest=True):
+        return forward_kl(*(restrict_vocabulary(x, tokens, rest=rest) for x in (z, t)), reduction="none")
+
+    def cut(z, t):
+        return (kept * (kept.log() - log_soften(z).gather(-1, tokens))).sum(-1)
+
+    def against_the_whole(z, t):
+        return (renormalised * (renormalised.log() - log_soften(z).gather(-1, tokens))).sum(-1)
+
+    def slope(loss, z):
+        return gradient(lambda z: loss(z, t).sum(), z).gather(-1, tokens)
+
+    def is_a_divergence(loss):
+        return bool((loss(z, t) >= 0).all() and (loss(surer, t) >= 0).all()) and near(
+            loss(t, t), torch.zeros(64)
+        )
+
+    def is_unbiased(loss):
+        """Whether the kept tokens are pulled as by the whole vocabulary, by q − p, and not at all at equality."""
+        expected = (soften(z) - soften(t)).gather(-1, tokens)
+        return near(slope(loss, z), expected) and near(slope(loss, t), torch.zeros_like(kept))
+
+    assert is_a_divergence(restricted) and is_unbiased(restricted)
+    assert bool((restricted(z, t) <= forward_kl(z, t, reduction="none") + 1e-12).all())
+    given_the_kept = partial(
+        restricted, rest=False
+    )  # a divergence, but blind to what the student puts elsewhere
+    assert is_a_divergence(given_the_kept) and not is_unbiased(given_the_kept)
+    assert near(slope(given_the_kept, z).sum(-1), torch.zeros(64))
+    assert not is_a_divergence(cut)  # negative
+    assert not is_a_divergence(
+        against_the_whole
+    )  # more than zero at equality, where it pulls the kept tokens up:
+    assert bool((slope(against_the_whole, t) < 0).all())
 
 
 def test_vocabularies_of_different_size():
     """Vocabularies of different size are padded with zeros, which are not impossible but likely."""
-    z, t, _ = pair(4, 6)
-    for loss in (forward_kl, reverse_kl, soft_targets):
-        with pytest.raises(
-            ValueError, match="must share one set of classes, but the student has 6 and the teacher 5"
-        ):
-            loss(z, t[:, :5])
+    z, t, y = pair(4, 6)
+    sentence = "must share one set of classes, but the student has 6 and the teacher 5"
+    for name in LOSSES.keys() - {"cross-entropy"}:
+        with pytest.raises(ValueError, match=sentence):
+            LOSSES[name](z, t[:, :5], y % 5)
     narrow = forward_kl(z[:, :5], t[:, :5])
     impossible, zeros = (forward_kl(*(F.pad(x[:, :5], (0, 1), value=v) for x in (z, t))) for v in (-1e4, 0.0))
     assert near(impossible, narrow) and not near(zeros, narrow)
+    padded = restrict_vocabulary(F.pad(t[:, :5], (0, 3)), torch.arange(5))
+    assert near(forward_kl(z[:, :5], padded), narrow)
+    order = torch.tensor([3, 0, 4, 1, 2])  # the same tokens, by the numbers of another vocabulary
+    assert near(forward_kl(restrict_vocabulary(z[:, :5], order), t[:, order]), narrow)
 
 
-def test_distilled_from_itself():
-    """The student is distilled from itself because the wrong logits were passed."""
+# Models
 
-    def student_learns(term):
-        z, t, y = pair(4, 6)
-        z.requires_grad_()
-        term(student_logits=z, teacher_logits=t, labels=y).backward()
-        return bool(z.grad.any()) and t.grad is None
+
+class Attends(nn.Module):
+    """An attention that calls PyTorch's fused one."""
+
+    def __init__(self, key_heads=4, **options):
+        super().__init__()
+        self.key_heads, self.options = key_heads, options
+
+    def forward(self, x):
+        q, k, v = x, x[:, : self.key_heads].flip(-1), x[:, : self.key_heads].roll(1, -2)
+        return F.scaled_dot_product_attention(q, k, v, **self.options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"is_causal": True},
+        {"scale": 0.9},
+        {"attn_mask": torch.ones(5, 5).tril(1).bool()},
+        {"attn_mask": 3 * torch.randn(5, 5, generator=torch.Generator().manual_seed(0))},
+        {"key_heads": 2, "enable_gqa": True},
+        {"key_heads": 2, "enable_gqa": True, "is_causal": True, "scale": 0.5},
+    ],
+    ids=["plain", "causal", "scale", "boolean mask", "additive mask", "grouped", "together"],
+)
+def test_fused_path_is_the_reference_path(options, monkeypatch):
+    """The fused path differs from the reference path: a mask, a scale or the grouping is ignored."""
+    x = torch.randn(2, 4, 5, 3)
+    model = nn.Sequential(Attends(**options))
+
+    def agrees():
+        with Taps(model, ["attention:0"]) as tapped:
+            output, captured = tapped(x)
+        groups = 4 // options.get("key_heads", 4)
+        v = x[:, : options.get("key_heads", 4)].roll(1, -2).repeat_interleave(groups, 1)
+        assert torch.equal(output, model(x))
+        return near(captured["attention:0"] @ v, output, rtol=1e-5, atol=1e-6)
+
+    assert agrees()
+    monkeypatch.setattr(taps, "attention_from_qk", lambda q, k, **_: attention_from_qk(2 * q, k))
+    assert not agrees()
+
+
+def step(seed=0):
+    """What a training step shows to the terms: logits, labels, layers of both models, as leaves that want gradients."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator).requires_grad_()
+
+    def layers():
+        maps = torch.randn(8, 2, 5, 5, generator=generator).softmax(-1).requires_grad_()
+        return {"map": draw(8, 6, 4, 4), "embedding": draw(8, 6), "attention:block": maps}
+
+    return {
+        "student_logits": draw(8, 5), "teacher_logits": draw(8, 5), "student_hidden": layers(),
+        "teacher_hidden": layers(), "labels": torch.arange(8) % 5, "index": torch.arange(8), "progress": 0.5,
+    }  # fmt: skip
+
+
+def every_term():
+    """One of each term, with its defaults wherever it has any."""
+    torch.manual_seed(0)
+    return {
+        **{term.__name__: term() for term in (
+            CrossEntropy, SmoothedLabels, ForwardKL, ReverseKL, SkewedForwardKL, SkewedReverseKL, GeneralisedJSD,
+            TotalVariation, SoftTargets, LogitMSE, DecoupledKD, DIST, PermutedSoftTargets)},
+        **{term.__name__: term("map") for term in (ActivationAttention, HiddenMSE, HiddenCosine)},
+        **{term.__name__: term("embedding") for term in (RKDDistance, RKDAngle, SimilarityPreserving, InfoNCE)},
+        "AttentionMaps": AttentionMaps("block"),
+        "CRD": CRD("embedding", student_width=6, teacher_width=6, examples=32),
+    }  # fmt: skip
+
+
+def leaves(seen, who):
+    return [seen[f"{who}_logits"], *seen[f"{who}_hidden"].values()]
+
+
+@pytest.mark.parametrize("name", every_term())
+def test_distilled_from_itself(name):
+    """The student is distilled from itself because the wrong logits or the wrong layers were passed."""
+
+    def learns_from_the_teacher(make):
+        seen, other = step(), step()
+        for kind in ("logits", "hidden"):
+            other[f"teacher_{kind}"] = step(seed=1)[f"teacher_{kind}"]
+        torch.manual_seed(0)
+        loss = make()(**seen)
+        loss.backward()
+        torch.manual_seed(0)
+        moved = any(leaf.grad is not None and leaf.grad.any() for leaf in leaves(seen, "student"))
+        kept = all(leaf.grad is None for leaf in leaves(seen, "teacher"))
+        return moved and kept and loss.item() != make()(**other).item()
 
     class FromItself(SoftTargets):
         def forward(self, *, student_logits, **_):
             return soft_targets(student_logits, student_logits.detach(), temperature=self.temperature)
 
-    assert all(
-        student_learns(term) for term in (ForwardKL(), ReverseKL(), SoftTargets(), PermutedSoftTargets())
-    )
-    assert not student_learns(FromItself())
+    class WithoutDetach(SoftTargets):
+        def forward(self, *, student_logits, teacher_logits, **_):
+            return soft_targets(student_logits, teacher_logits, temperature=self.temperature)
+
+    term = every_term()[name]
+    assert learns_from_the_teacher(lambda: every_term()[name]) == term.needs_teacher
+    assert term.needs_teacher == (name not in ("CrossEntropy", "SmoothedLabels"))
+    assert not learns_from_the_teacher(FromItself) and not learns_from_the_teacher(WithoutDetach)
+
+
+def test_positive_is_among_the_candidates():
+    """The positive is not in the denominator of InfoNCE: the loss can be negative, and bounds nothing."""
+    same = torch.eye(4)
+    memory = ContrastiveMemory(4, 4, 32, width=4, negatives=16, loss="info_nce")
+    memory.teacher_map.load_state_dict(memory.student_map.state_dict())
+    labels = index = torch.arange(4)
+
+    def is_a_bound(loss):
+        return bool(loss >= 0)
+
+    assert is_a_bound(info_nce(same, same, temperature=0.5))
+    assert near(info_nce(same, same, temperature=0.5), math.log(1 + 3 * math.exp(-2.0)), rtol=1e-6)
+    assert is_a_bound(info_nce(same, same, temperature=0.5, negatives=torch.randn(3, 4)))
+    assert is_a_bound(memory(same, same, labels, index))
+    scores = same @ same.T / 0.5
+    without = scores.masked_fill(torch.eye(4, dtype=torch.bool), -torch.inf).logsumexp(1) - scores.diagonal()
+    assert not is_a_bound(without.mean())
+
+
+def test_memory_is_keyed_by_example():
+    """A memory bank is keyed by the position in the batch, while the data are shuffled."""
+    embeddings, labels = torch.randn(32, 4), torch.randint(5, (32,))
+
+    def after_an_epoch(order, key):
+        torch.manual_seed(0)
+        bank = MemoryBank(32, 4)
+        for index in order.split(8):
+            bank.update(key(index), embeddings[index], labels[index])
+        return torch.cat([bank.entries, bank.labels.unsqueeze(1)], 1)
+
+    def does_not_see_the_order(key):
+        return near(after_an_epoch(torch.arange(32), key), after_an_epoch(torch.randperm(32), key))
+
+    assert does_not_see_the_order(lambda index: index)
+    assert not does_not_see_the_order(lambda index: torch.arange(len(index)))
+
+
+# Temperatures and weights that change
+
+
+def learned(maximum=21.0, theta=0.0, strength=1.0):
+    temperature = LearnedTemperature(1.0, maximum, strength).double()
+    nn.init.constant_(temperature.theta, theta)
+    return temperature
+
+
+@pytest.mark.parametrize("theta", [-2.0, 0.0, 3.0])
+def test_curriculum_temperature_ascends(theta):
+    """The gradient of a curriculum temperature has the wrong sign, so that it makes the task easy."""
+    z, t, _ = pair(4, 6)
+    theta = torch.tensor(theta, dtype=torch.float64)
+
+    def plain(theta):  # the same temperature, without the reversed gradient
+        return 1.0 + 20.0 * torch.sigmoid(theta)
+
+    def loss_at(theta):
+        return soft_targets(z, t, temperature=plain(theta))
+
+    def slope_of(temperature, progress=0.5):
+        soft_targets(z, t, temperature=temperature(progress)).backward()
+        return temperature.theta.grad
+
+    def makes_it_harder(slope):  # a step of descent along what the optimiser is given
+        return bool(loss_at(theta - 1e-2 * slope.sign()) > loss_at(theta))
+
+    slope = gradient(loss_at, theta)
+    assert makes_it_harder(slope_of(learned(theta=theta)))
+    assert not makes_it_harder(slope)
+    for strength, progress, factor in ((0.3, 0.5, 0.3), (Linear(0, 1), 0.25, 0.25), (Linear(0, 1), 0.0, 0.0)):
+        assert near(slope_of(learned(theta=theta, strength=strength), progress), -factor * slope)
+
+
+def test_curriculum_temperature_stays_in_its_range():
+    """A curriculum temperature leaves its range, or collapses to its floor unseen."""
+    z, t, _ = pair(8, 6)
+
+    def stays(temperature):
+        optimiser = torch.optim.SGD(temperature.parameters(), lr=100.0)
+        for _ in range(50):
+            optimiser.zero_grad()
+            soft_targets(z, t, temperature=temperature(0.5)).backward()
+            optimiser.step()
+            if not 1.0 <= temperature(0.5) <= 3.0:
+                return False
+        return True
+
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.T = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, progress):
+            return 2 * self.T.detach() - self.T  # which ascends too
+
+    assert stays(learned(maximum=3.0)) and not stays(Bare())
+    for theta, end in ((-1e4, 1.0), (1e4, 3.0)):
+        assert learned(maximum=3.0, theta=theta)(0.5) == end
+    _, values = (1.0 * SoftTargets(temperature=learned(maximum=3.0, theta=-1e4)))(**step())
+    assert values["SoftTargets.temperature"] == 1.0  # a collapse is seen in the log
+
+
+SCHEDULES = {  # and what each is, by hand, when x of the training is done
+    "constant": (Constant(3.0), lambda x: 3.0),
+    "linear": (Linear(8, 2), lambda x: 8 - 6 * x),
+    "until": (Linear(8, 2, until=0.5), lambda x: max(8 - 12 * x, 2)),
+    "cosine": (Cosine(8, 2), lambda x: 5 + 3 * math.cos(math.pi * x)),
+    "step": (Step(8.0, {0.5: 4.0, 0.75: 2.0}), lambda x: 8 if x < 0.5 else 4 if x < 0.75 else 2),
+    "times": (2 * Linear(4, 1), lambda x: 8 - 6 * x),
+}
+each_schedule = pytest.mark.parametrize(("schedule", "closed"), SCHEDULES.values(), ids=SCHEDULES)
+
+
+class One(Term):
+    """A term that is always one, so that the loss is its weight."""
+
+    needs_teacher = False
+
+    def forward(self, *, student_logits, **_):
+        return 1.0 + 0.0 * student_logits.sum()
+
+
+@each_schedule
+def test_schedules_of_weights_and_temperatures_fire(schedule, closed, digits, linear, monkeypatch):
+    """The schedule of a weight or a temperature has a typo and never fires."""
+    recipe = replace(QUICK, epochs=4, learning_rate=1e-30, augment=False)
+    expected = [np.mean([closed((epoch + step / 3) / 4) for step in range(3)]) for epoch in range(4)]
+
+    def fires():
+        objective = schedule * One() + 1e-30 * SoftTargets(temperature=schedule)
+        history = fit(linear(), objective, train=digits.train, recipe=recipe, teacher=linear(1))
+        logged = (
+            [entry.get(name, math.nan) for entry in history] for name in ("loss", "SoftTargets.temperature")
+        )
+        return all(near(values, expected, rtol=1e-5) for values in logged)
+
+    assert fires()
+    if not isinstance(schedule, Constant):
+        monkeypatch.setattr(terms, "at", lambda value, progress: value(0.0) if callable(value) else value)
+        assert not fires()
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        ForwardKL, ReverseKL, SkewedForwardKL, SkewedReverseKL, GeneralisedJSD, TotalVariation, SoftTargets,
+        PermutedSoftTargets, DecoupledKD, DIST,
+    ],
+)  # fmt: skip
+@each_schedule
+def test_schedules_of_temperatures_reach_every_term(term, schedule, closed):
+    """A term takes a schedule for its temperature, and stays at the first value."""
+    term = seeded(term(temperature=schedule)), seeded(term(temperature=closed(0.6)))
+    seen = step() | {"progress": 0.6}
+    assert near(term[0](**seen), term[1](**seen).detach(), rtol=1e-6)
 
 
 # The loop
 
 
 class Watching(Term):
-    extra_repr = "".format
     """Keeps what the loop shows to an objective."""
+
+    student_layers = teacher_layers = ("model.1", "input:model.4")  # of what Noting holds
+    extra_repr = "".format
 
     def __init__(self):
         super().__init__()
@@ -284,15 +991,39 @@ class Noting(nn.Module):
         return self.model(inputs)
 
 
-def test_student_and_teacher_logits_are_their_own(digits, linear):
-    """The loop passes one model's logits for the other's."""
-    student, teacher, watching = Noting(linear(0)), Noting(linear(1)), Watching()
+def network(width, seed):
+    """The smallest network that has maps ("1"), batch normalisation and an embedding ("input:4")."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.AvgPool2d(8), nn.Conv2d(3, width, 1), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(16 * width, 10)
+    )  # fmt: skip
+
+
+def everything_learned(seed=0):
+    """An objective with all that can be learned or remembered: projectors, a temperature, memory banks, random numbers."""
+    torch.manual_seed(seed)
+    return (
+        0.2 * CrossEntropy()
+        + 0.5 * PermutedSoftTargets(temperature=LearnedTemperature(1, 8))
+        + 0.1 * HiddenMSE("1", projector=Projector("conv", 4, 6))
+        + 0.1 * HiddenCosine("1", projector=Projector("orthogonal", 4, 6))
+        + 0.1 * InfoNCE("input:4", projector=Projector("mlp", 64, 96))
+        + 0.1 * CRD("input:4", student_width=64, teacher_width=96, examples=96, width=4, negatives=16)
+    )
+
+
+def test_student_and_teacher_are_their_own(digits):
+    """The loop passes one model's logits or layers for the other's."""
+    student, teacher, watching = Noting(network(4, 0)), Noting(network(6, 1)), Watching()
     tiny = replace(QUICK, epochs=1, learning_rate=1e-30)
-    fit(student, watching, train=digits.train, recipe=tiny, teacher=teacher)
+    fit(student, watching, train=digits.train, recipe=tiny, teacher=teacher.eval())
+    assert len(watching.seen) == 3
     for seen, inputs in zip(watching.seen, student.inputs, strict=True):
-        assert torch.equal(seen["student_logits"], student.model(inputs))
-        assert torch.equal(seen["teacher_logits"], teacher.model(inputs))
-        assert seen["student_logits"].requires_grad and not seen["teacher_logits"].requires_grad
+        for who, model in (("student", student.model), ("teacher", teacher.model)):
+            shown = [seen[f"{who}_logits"], *seen[f"{who}_hidden"].values()]
+            layers = model[:2](inputs), model[:4](inputs)
+            assert all(map(near, shown, (model(inputs), *layers)))
+            assert all(tensor.requires_grad == (who == "student") for tensor in shown)
 
 
 def test_teacher_sees_what_the_student_sees(digits, linear):
@@ -303,31 +1034,61 @@ def test_teacher_sees_what_the_student_sees(digits, linear):
     assert not torch.equal(student.inputs[0], student.inputs[3])  # each epoch is shuffled and augmented anew
 
 
-def teacher_is_untouched(digits, student, teacher):
+def test_memory_knows_the_examples_of_a_shuffled_epoch(digits):
+    """A memory bank is keyed by the position in the batch, while the data are shuffled."""
+
+    def knows_every_example(memory):
+        options = {"recipe": replace(QUICK, epochs=1), "teacher": network(6, 1)}
+        fit(network(4, 0), memory, train=digits.train, **options)
+        banks = memory.memory.student_bank, memory.memory.teacher_bank
+        return all(torch.equal(bank.labels, digits.train.labels) for bank in banks)
+
+    class ByPosition(CRD):
+        def forward(self, *, index, **seen):
+            return super().forward(index=torch.arange(len(index)), **seen)
+
+    widths = {"student_width": 64, "teacher_width": 96, "examples": 96}
+    assert knows_every_example(CRD("input:4", **widths))
+    assert not knows_every_example(ByPosition("input:4", **widths))
+
+
+def teacher_is_untouched(digits, teacher):
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    mode = teacher.training
-    fit(student, SoftTargets(), train=digits.train, recipe=replace(QUICK, epochs=1), teacher=teacher)
-    same = all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
-    return same and teacher.training == mode and all(p.grad is None for p in teacher.parameters())
+    modes = [module.training for module in teacher.modules()]
+    fit(
+        network(4, 0),
+        everything_learned(),
+        train=digits.train,
+        recipe=replace(QUICK, epochs=1),
+        teacher=teacher,
+    )
+    return (
+        all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+        and [module.training for module in teacher.modules()] == modes
+        and all(p.grad is None and p.requires_grad for p in teacher.parameters())
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules())
+    )
 
 
-def test_teacher_in_training_mode(digits, resnet, monkeypatch):
-    """The teacher is in training mode, is updated, or keeps gradients."""
-    assert teacher_is_untouched(digits, resnet(0), resnet(1).train())
-    teacher = resnet(1).train()
+def test_teacher_is_left_as_it_was(digits, monkeypatch):
+    """The teacher is in training mode, is updated, keeps gradients, or keeps the hooks of those who looked into it."""
+    teacher = network(6, 1).train()
+    teacher[2].eval()  # a layer that was frozen stays frozen
+    assert teacher_is_untouched(digits, teacher)
+    teacher = network(6, 1).train()
+    assert teacher_is_untouched(digits, teacher)
     monkeypatch.setattr(teacher, "eval", lambda: teacher)
-    assert not teacher_is_untouched(digits, resnet(0), teacher)
+    assert not teacher_is_untouched(digits, teacher)
 
 
 def test_student_left_in_evaluation_mode(digits, linear, monkeypatch):
     """The student is left in evaluation mode after the first evaluation."""
 
     def trains_in_training_mode():
-        student = Noting(linear(0))
+        student = Noting(linear(0)).eval()
         fit(student, CrossEntropy(), train=digits.train, recipe=QUICK, validation=digits.validation)
-        return [
-            mode for mode, inputs in zip(student.modes, student.inputs, strict=True) if len(inputs) == 32
-        ] == [True] * 9
+        modes = [(mode, len(inputs)) for mode, inputs in zip(student.modes, student.inputs, strict=True)]
+        return modes == 3 * [(True, 32), (True, 32), (True, 32), (False, 48)]
 
     assert trains_in_training_mode()
 
@@ -340,34 +1101,32 @@ def test_student_left_in_evaluation_mode(digits, linear, monkeypatch):
     assert not trains_in_training_mode()
 
 
-class Learned(Term):
-    extra_repr = "".format
-    """A term with a projector that learns, and a memory that grows."""
+def test_what_the_objective_learns_is_learned(digits):
+    """Projectors and a learned temperature are not given to the optimiser, or memories stay as they were drawn."""
 
-    needs_teacher = False
+    def everything_moves(objective):
+        before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+        recipe = replace(QUICK, epochs=1, weight_decay=0)
+        fit(network(4, 0), objective.eval(), train=digits.train, recipe=recipe, teacher=network(6, 1))
+        after = objective.state_dict()
+        fixed = [name for name in before if torch.equal(before[name], after[name])]
+        return all(name.endswith("weight.0.base") for name in fixed)  # the orthogonal map's origin
 
-    def __init__(self, seed=0):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.projector = nn.Linear(10, 4)
-        self.register_buffer("memory", torch.zeros(4))
-
-    def forward(self, *, student_logits, **_):
-        projected = self.projector(student_logits).mean(0)
-        self.memory.lerp_(projected.detach(), 0.5)
-        return (projected - self.memory + 1).square().mean()
+    assert everything_moves(everything_learned())
+    frozen = 1.0 * HiddenMSE("1", projector=Projector("linear", 4, 6))
+    frozen.parameters = lambda recurse=True: iter(())
+    assert not everything_moves(frozen)
 
 
-def resumes_bit_for_bit(digits, linear, folder, optimizer):
+def resumes_bit_for_bit(digits, folder, optimizer):
     def options(seed):
-        objective = 0.2 * CrossEntropy() + 0.5 * PermutedSoftTargets(temperature=4) + 0.3 * Learned(seed)
-        return {"objective": objective, "train": digits.train, "teacher": linear(1)}
+        return {"objective": everything_learned(seed), "train": digits.train[:64], "teacher": network(6, 1)}
 
     def everything(student, given):
         return [*student.state_dict().values(), *given["objective"].state_dict().values()]
 
-    recipe = replace(QUICK, optimizer=optimizer, learning_rate=1e-3)
-    whole, given = linear(0), options(0)
+    recipe = replace(QUICK, epochs=2, optimizer=optimizer, learning_rate=1e-3)
+    whole, given = network(4, 0), options(0)
     torch.manual_seed(11)
     history = fit(whole, recipe=recipe, **given)
     expected = everything(whole, given)
@@ -378,53 +1137,66 @@ def resumes_bit_for_bit(digits, linear, folder, optimizer):
     def kill(entry):
         raise Killed
 
-    first, given = linear(0), options(0)
+    first, given = network(4, 0), options(0)
     torch.manual_seed(11)
     with pytest.raises(Killed):
         fit(first, recipe=recipe, checkpoint=folder / "run", report=kill, **given)
-    second, given = linear(5), options(5)
+    second, given = network(4, 5), options(5)
     resumed = fit(second, recipe=recipe, checkpoint=folder / "run", **given)
     same = all(torch.equal(a, b) for a, b in zip(everything(second, given), expected, strict=True))
     return same and [entry["loss"] for entry in resumed] == [entry["loss"] for entry in history]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_everything_is_in_the_checkpoint(digits, linear, tmp_path, optimizer):
+def test_everything_is_in_the_checkpoint(digits, tmp_path, optimizer):
     """Projectors, memory banks, random numbers or the data cursor are not in the checkpoint."""
-    assert resumes_bit_for_bit(digits, linear, tmp_path, optimizer)
+    assert resumes_bit_for_bit(digits, tmp_path, optimizer)
 
 
 @pytest.mark.parametrize(
     "forgotten",
     [
-        "student.",
-        "objective.terms.2.projector",
-        "objective.terms.2.memory",
+        "student.1",
+        "student.2.running_mean",
+        "objective.terms.1.temperature.theta",
+        "objective.terms.2.projectors.0.map.0.weight",
+        "objective.terms.2.projectors.0.map.1.running_mean",
+        "objective.terms.3.projectors",
+        "objective.terms.4.projector",
+        "objective.terms.5.memory.student_map",
+        "objective.terms.5.memory.teacher_map",
+        "objective.terms.5.memory.student_bank.entries",
+        "objective.terms.5.memory.teacher_bank.entries",
+        "objective.terms.5.memory.teacher_bank.labels",
+        "objective.terms.5.memory.normalisers",
         "optimizer.",
         "random.data",
         "random.torch",
     ],
 )
-def test_each_part_of_the_checkpoint_is_needed(digits, linear, tmp_path, forgotten, monkeypatch):
+def test_each_part_of_the_checkpoint_is_needed(digits, tmp_path, forgotten, monkeypatch):
     """One part of the checkpoint is forgotten, and nobody notices."""
-    save = checkpoint.save_tensors
+    save, found = checkpoint.save_tensors, []
 
     def forgetful(path, tensors, header):
         kept = {}
         for name, tensor in tensors.items():
             if not name.startswith(forgotten):
                 kept[name] = tensor
-            elif name.startswith("random."):
+                continue
+            found.append(name)
+            if name.startswith("random."):
                 kept[name] = torch.Generator().manual_seed(77).get_state()
             elif not name.startswith("optimizer."):
                 kept[name] = torch.zeros_like(tensor)
         save(path, kept, header)
 
     monkeypatch.setattr(checkpoint, "save_tensors", forgetful)
-    assert not resumes_bit_for_bit(digits, linear, tmp_path, "sgd")
+    assert not resumes_bit_for_bit(digits, tmp_path, "sgd")
+    assert found
 
 
-def follows_the_schedule(digits, student, recipe):
+def follows_the_schedule(digits, student, recipe, closed):
     """Whether each step moves every weight by the closed form's rate: the loss is the sum of the weights."""
     sums = []
 
@@ -441,23 +1213,26 @@ def follows_the_schedule(digits, student, recipe):
     fit(student, SumOfWeights(), train=digits.train, recipe=recipe)
     sum_of_weights()
     rates = -np.diff(sums) / sum(p.numel() for p in student.parameters())
-    return np.allclose(rates, [1.0] * 6 + [0.1] * 3 + [0.01] * 3, rtol=1e-3)
+    return near(rates, [closed(step / 3) for step in range(12)], rtol=1e-3, atol=1e-6)
 
 
-def test_schedule_fires(digits, linear, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "closed"),
+    [
+        ({"milestones": (2, 3)}, lambda e: 1.0 if e < 2 else 0.1 if e < 3 else 0.01),
+        ({"schedule": "cosine"}, lambda e: (1 + math.cos(math.pi * e / 4)) / 2),
+        ({"schedule": "constant", "warmup_epochs": 2}, lambda e: min(e / 2, 1.0)),
+    ],
+    ids=["step", "cosine", "warm-up"],
+)
+def test_schedule_of_the_learning_rate_fires(digits, linear, monkeypatch, options, closed):
     """The learning-rate schedule has a typo and never fires."""
     recipe = Recipe(
-        epochs=4,
-        batch_size=32,
-        learning_rate=1.0,
-        momentum=0,
-        weight_decay=0,
-        milestones=(2, 3),
-        augment=False,
+        epochs=4, batch_size=32, learning_rate=1.0, momentum=0, weight_decay=0, augment=False, **options
     )
-    assert follows_the_schedule(digits, linear(0), recipe)
+    assert follows_the_schedule(digits, linear(0), recipe, closed)
     monkeypatch.setattr(Recipe, "learning_rate_at", lambda self, epoch: self.learning_rate)
-    assert not follows_the_schedule(digits, linear(0), recipe)
+    assert not follows_the_schedule(digits, linear(0), recipe, closed)
 
 
 # The study
@@ -514,28 +1289,103 @@ def test_every_arm_is_treated_alike(plan):
     assert len({replace(spec.recipe, seed=0) for spec in specs}) == 1
 
 
-def test_every_default_runs(digits, resnet):
+def every_default():
+    """Every public name of the objectives, called with nothing but what it needs."""
+    z, t, y = pair(4, 6)
+    s, h = torch.randn(2, 4, 6)
+    maps, attention = torch.randn(2, 4, 3, 5, 5), torch.randn(2, 4, 3, 5, 5).softmax(-1)
+    memory = {"labels": y, "index": torch.arange(4)}
+
+    def of_logits(function):
+        return lambda: function(z, t)
+
+    def of_layers(function, layers=(s, h)):
+        return lambda: function(*layers)
+
+    def of_terms(term):
+        return lambda: term(**step())
+
+    return {
+        **{f.__name__: of_logits(f) for f in (
+            forward_kl, reverse_kl, skewed_forward_kl, skewed_reverse_kl, generalised_jsd, total_variation, soft_targets,
+            logit_mse, dist)},
+        **{f.__name__: of_layers(f) for f in (
+            hidden_mse, hidden_cosine, rkd_distance, rkd_angle, similarity_preserving, info_nce)},
+        **{f.__name__: of_layers(f, maps) for f in (activation_attention, attention_from_qk)},
+        **{name: of_terms(term) for name, term in every_term().items()},
+        "attention_map_mse": of_layers(attention_map_mse, attention),
+        "soften": lambda: soften(z),
+        "log_soften": lambda: log_soften(z),
+        "entropy": lambda: entropy(z),
+        "standardise": lambda: standardise(z),
+        "cross_entropy": lambda: cross_entropy(z, y),
+        "decoupled_kd": lambda: decoupled_kd(z, t, y),
+        "distillation_loss": lambda: distillation_loss(z, t, y, hard_weight=0.5),
+        "smooth_labels": lambda: smooth_labels(y, 6),
+        "permute_dark_knowledge": lambda: permute_dark_knowledge(t, y),
+        "reduce": lambda: reduce(s),
+        "global_count": lambda: global_count(s > 0),
+        "next_token": lambda: next_token(z[None], t[None], y[None])["student_logits"],
+        "restrict_vocabulary": lambda: restrict_vocabulary(z, torch.arange(3)),
+        "match_layers": lambda: torch.tensor(len(match_layers(["a", "b"], ["1", "2", "3"]))),
+        "Projector": lambda: torch.cat([Projector(kind, 3, 4)(maps[0]) for kind in Projector.KINDS]),
+        "MemoryBank": lambda: MemoryBank(8, 6).negatives(memory["index"], y, 4)[0],
+        "ContrastiveMemory": lambda: ContrastiveMemory(6, 6, 8)(s, h, **memory),
+        "Objective": lambda: sum(every_term().values())(**step())[0],
+        "Convention": lambda: torch.tensor(CONVENTIONS["kdlab"].temperature),
+        "loss_as_in": lambda: loss_as_in("kdlab", z, t, temperature=4.0),
+        "weight_factor": lambda: torch.tensor(weight_factor("TextBrewer", "kdlab", temperature=4.0)),
+        "Term": lambda: One()(student_logits=z),
+        "Constant": lambda: torch.tensor(Constant(4)(0.5)),
+        "Linear": lambda: torch.tensor(Linear(8, 1)(0.5)),
+        "Cosine": lambda: torch.tensor(Cosine(8, 1)(0.5)),
+        "Step": lambda: torch.tensor(Step(8, {0.5: 1})(0.5)),
+        "LearnedTemperature": lambda: LearnedTemperature()(0.5),
+    }  # fmt: skip
+
+
+def complaint(call):
+    """What goes wrong when it is called, or nothing."""
+    try:
+        value = call()
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        return repr(error)
+    return "" if torch.isfinite(value).all() else "not finite"
+
+
+@pytest.mark.parametrize("name", objectives.__all__)
+def test_every_default_runs(name):
+    """A default argument was never run, and its path crashes."""
+    assert complaint(every_default()[name]) == ""
+    assert complaint(lambda: soft_targets(*pair(4, 6)[:2], temperature=None)) != ""
+
+
+@pytest.mark.parametrize("name", [name for name in training.__all__ if name != "CheckpointError"])
+def test_every_default_of_training_runs(name, digits, resnet, tmp_path):
     """A default argument was never run, and its path crashes."""
     z, t, y = pair(4, 6)
-    seen = {"student_logits": z, "teacher_logits": t, "labels": y}
-    for value in (
-        *(f(z) for f in (soften, log_soften, entropy)),
-        *(f(z, t) for f in (forward_kl, reverse_kl, soft_targets)),
-        cross_entropy(z, y),
-        distillation_loss(z, t, y, hard_weight=0.5),
-        permute_dark_knowledge(t, y),
-        *(term()(**seen) for term in (CrossEntropy, ForwardKL, ReverseKL, SoftTargets, PermutedSoftTargets)),
-    ):
-        assert torch.isfinite(value).all()
-    assert math.isfinite(expected_calibration_error(z, y)) and measure(z, y)
-    assert len(KnownPosterior.draw().sample(5)) == 5
-    epoch = replace(Recipe(), epochs=1)
-    history = fit(
-        resnet(),
-        0.1 * CrossEntropy() + 0.9 * SoftTargets(),
-        train=digits.train,
-        recipe=epoch,
-        teacher=resnet(1),
-    )
-    assert math.isfinite(history[0]["loss"])
-    assert predict(resnet(), digits.test).shape == (64, 10)
+    model, epoch = resnet(), Recipe(epochs=1)
+
+    def distil():
+        objective = 0.1 * CrossEntropy() + 0.9 * SoftTargets()
+        (entry,) = fit(model, objective, train=digits.train, recipe=epoch, teacher=resnet(1))
+        return torch.tensor(entry["loss"])
+
+    def store():
+        save_model(tmp_path / "model", model, {})
+        return torch.tensor(len(load_model(tmp_path / "model", model)))
+
+    calls = {
+        "Recipe": lambda: torch.tensor(Recipe().learning_rate_at(0.0)),
+        "Taps": lambda: Taps(model)(torch.zeros(1, 3, 32, 32))[0],
+        "accuracy": lambda: torch.tensor(accuracy(z, y)),
+        "agreement": lambda: torch.tensor(agreement(z, t)),
+        "expected_calibration_error": lambda: torch.tensor(expected_calibration_error(z, y)),
+        "fast_precision": lambda: torch.tensor(len(fast_precision())),
+        "fit": distil,
+        "load_model": store,
+        "measure": lambda: torch.tensor([*measure(z, y).values()]),
+        "predict": lambda: predict(model, digits.test),
+        "save_model": store,
+    }
+    assert complaint(calls[name]) == ""

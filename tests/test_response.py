@@ -278,6 +278,13 @@ def test_reductions():
     assert reduce(losses, mask).item() == pytest.approx(13 / 3)
     assert reduce(losses, mask, "sum").item() == 13
     assert reduce(losses, mask, "none").tolist() == [[1, 2], [0, 10]]
+    assert (
+        reduce(losses, mask, count=8).item() == reduce(losses, mask, count=torch.tensor(8)).item() == 13 / 8
+    )
+    unknown = losses.where(mask, math.nan).requires_grad_()
+    assert reduce(unknown, mask) == reduce(losses, mask)
+    reduce(unknown, mask, "sum").backward()
+    assert torch.equal(unknown.grad, mask.float())
 
 
 @each(ALL)

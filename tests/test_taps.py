@@ -1,3 +1,4 @@
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
@@ -223,15 +224,17 @@ def test_a_module_that_is_named_module_keeps_its_name():
     class Wrapper(nn.Module):
         def __init__(self):
             super().__init__()
-            self.module, self.head = nn.Sequential(nn.Linear(4, 3)), nn.Linear(3, 2)
+            self.head, self.module = nn.Linear(3, 2), nn.Sequential(OrderedDict(head=nn.Linear(4, 3)))
 
         def forward(self, x):
             return self.head(self.module(x))
 
     model, x = Wrapper(), torch.ones(1, 4)
-    with Taps(model, ["module.0", "head", "module"]) as taps:
+    with Taps(model, ["module.head", "head", "module"]) as taps:
         logits, hidden = taps(x)
-    assert torch.equal(hidden["module.0"], model.module(x)) and torch.equal(hidden["module"], model.module(x))
+    assert torch.equal(hidden["module.head"], model.module(x)) and torch.equal(
+        hidden["module"], model.module(x)
+    )
     assert torch.equal(hidden["head"], logits)
 
 

@@ -18,7 +18,15 @@ from torch import nn
 from kdlab.data import ExactTeacher, KnownPosterior
 from kdlab.files import atomic_write, sha256
 from kdlab.models import mlp
-from kdlab.objectives import CrossEntropy, PermutedSoftTargets, SoftTargets, Term, cross_entropy, forward_kl
+from kdlab.objectives import (
+    CrossEntropy,
+    LearnedTemperature,
+    PermutedSoftTargets,
+    SoftTargets,
+    Term,
+    cross_entropy,
+    forward_kl,
+)
 from kdlab.training import (
     CheckpointError,
     Recipe,
@@ -609,3 +617,19 @@ def test_predict_leaves_frozen_layers_frozen(digits, resnet):
     model.bn1.eval()
     predict(model, digits.test)
     assert model.training and not model.bn1.training
+
+
+def test_a_student_is_not_its_own_teacher(digits, linear):
+    student = linear()
+    with pytest.raises(ValueError, match="one and the same model"):
+        fit(student, SoftTargets(), train=digits.train, recipe=Recipe(epochs=1), teacher=student)
+
+
+def test_a_learned_temperature_does_not_decay(digits, linear):
+    """With a strength of zero nothing but decay could move it."""
+    temperature = LearnedTemperature(1, 21, strength=0.0)
+    with torch.no_grad():
+        temperature.theta.fill_(2.0)
+    recipe = Recipe(epochs=1, batch_size=32, weight_decay=0.1, augment=False)
+    fit(linear(0), SoftTargets(temperature), train=digits.train, recipe=recipe, teacher=linear(1))
+    assert temperature.theta.item() == 2.0

@@ -229,7 +229,10 @@ def generalised_jsd(
     elif beta == 1:
         losses = _kl(log_q, log_p) * scaled
     else:
-        to_mixture = _kl_to_mixture(log_p, log_q, beta, 1 - beta), _kl_to_mixture(log_q, log_p, 1 - beta, beta)
+        to_mixture = (
+            _kl_to_mixture(log_p, log_q, beta, 1 - beta),
+            _kl_to_mixture(log_q, log_p, 1 - beta, beta),
+        )
         losses = beta * to_mixture[0] + (1 - beta) * to_mixture[1]
         losses = losses / (beta * (1 - beta)) if scaled else losses
     return reduce(losses, mask, reduction, count)

@@ -150,12 +150,10 @@ class Projector(nn.Module):
         elif self.kind == "mlp":
             self.map = nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Linear(outputs, outputs))
         else:
-            plain = nn.init.orthogonal_(nn.Linear(inputs, outputs, bias=False).weight)
             # Not PyTorch's default for matrices that are not square, householder: weight decay makes its columns zero.
             self.map = nn.utils.parametrizations.orthogonal(
                 nn.Linear(inputs, outputs, bias=False), orthogonal_map="cayley"
             )
-            self.map.weight = plain.detach()
         self.map.to(device)
 
     def forward(self, features: Tensor) -> Tensor:

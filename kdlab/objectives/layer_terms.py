@@ -5,6 +5,10 @@ Layers are named by module path, such as ``"layer2"`` or ``"model.layers.3"``, a
 stands for the same path in student and teacher; a pair ``("layer2", "stages.1")`` for one each. ``"input:fc"`` is what
 goes *into* ``fc``. With several layers, a term is the **sum** over them.
 
+Under gradient accumulation, means over positions and over examples take their ``hidden_count`` and ``example_count`` from the
+whole batch. Terms that compare the examples of a batch with each other (relations, contrast, DIST) cannot: they are means over
+the examples at hand, so that M micro-batches add them up M times.
+
 >>> HiddenMSE(("layer2", "stages.1"), projector=Projector("conv", 32, 64))
 HiddenMSE(('layer2', 'stages.1'), projector=Projector('conv', 32, 64))
 """
@@ -120,9 +124,10 @@ class AttentionMaps(_LayerTerm):
     def __init__(self, *layers, heads: str = "match", normalise: str = "none"):
         super().__init__(*layers, heads=heads, normalise=normalise)
 
-    def forward(self, *, student_hidden=None, teacher_hidden=None, hidden_mask=None, **_):
+    def forward(self, *, student_hidden=None, teacher_hidden=None, hidden_mask=None, example_count=None, **_):
         captured = self.captured(student_hidden, teacher_hidden)
-        return sum(attention_map_mse(s, t, mask=hidden_mask, **self.options) for s, t in captured)
+        how = {**self.options, "mask": hidden_mask, "count": example_count}
+        return sum(attention_map_mse(student, teacher, **how) for student, teacher in captured)
 
 
 class ActivationAttention(_LayerTerm):
@@ -134,10 +139,13 @@ class ActivationAttention(_LayerTerm):
         form: ``"released"`` or ``"paper"``.
     """
 
-    function = activation_attention
-
     def __init__(self, *layers, form: str = "released"):
         super().__init__(*layers, form=form)
+
+    def forward(self, *, student_hidden=None, teacher_hidden=None, example_count=None, **_):
+        captured = self.captured(student_hidden, teacher_hidden)
+        how = {**self.options, "count": example_count}
+        return sum(activation_attention(student, teacher, **how) for student, teacher in captured)
 
 
 class RKDDistance(_LayerTerm):

@@ -18,10 +18,10 @@ from .checks import check_fraction, check_temperature, check_weight, counted_lab
 from .schedules import Schedule, at
 
 #: What a training step has to offer. ``mask`` is True where a position of the logits counts, ``hidden_mask`` where one of
-#: the hidden states does; ``count`` and ``hidden_count`` are what means divide by; ``index`` is that of the examples in
-#: the training set; ``progress`` is the part of the training that is done, 0 to 1.
+#: the hidden states does; ``count``, ``hidden_count`` and ``example_count`` are what means over them and over examples divide
+#: by; ``index`` is that of the examples in the training set; ``progress`` is the part of the training that is done, 0 to 1.
 SEEN = frozenset(
-    "student_logits teacher_logits labels mask count student_hidden teacher_hidden hidden_mask hidden_count index progress".split()
+    "student_logits teacher_logits labels mask count student_hidden teacher_hidden hidden_mask hidden_count example_count index progress".split()
 )
 
 
@@ -32,7 +32,7 @@ class Objective(nn.Module):
     name, before weighting. There are ``student_logits``, ``teacher_logits``, ``labels``; ``mask`` (True where a position
     counts) and ``count`` (what means divide by, if not by the positions of this batch); ``student_hidden``,
     ``teacher_hidden`` (dicts from layer to tensor, as :class:`~kdlab.training.taps.Taps` gives them), ``hidden_mask``,
-    ``hidden_count``; ``index`` of the examples; ``progress`` of the training. A term takes what it needs and leaves the
+    ``hidden_count``, ``example_count``; ``index`` of the examples; ``progress`` of the training. A term takes what it needs and leaves the
     rest; an argument that no term knows is refused. Terms are modules, so what they learn is in ``parameters()`` and
     ``state_dict()``.
 

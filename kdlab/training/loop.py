@@ -25,7 +25,12 @@ def fast_precision(device="cpu") -> str:
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
-def _optimizer(recipe: Recipe, parameters):
+def _optimizer(recipe: Recipe, student, objective):
+    """The recipe's optimiser. A single number that an objective learns, such as a temperature, does not decay."""
+    learned = list(objective.parameters())
+    parameters = [{"params": [*student.parameters(), *(p for p in learned if p.ndim)]}]
+    if numbers := [p for p in learned if not p.ndim]:
+        parameters.append({"params": numbers, "weight_decay": 0.0})
     if recipe.optimizer == "adam":
         return torch.optim.Adam(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(
@@ -72,7 +77,7 @@ def fit(
         the terms' ``gradient_norm`` if asked for, ``validation`` (see :func:`~kdlab.training.measures.measure`), ``seconds`` and ``examples_per_second`` of training.
 
     Raises:
-        ValueError: if the objective needs a teacher and there is none.
+        ValueError: if the objective needs a teacher and there is none, or the teacher is the student itself.
         FloatingPointError: if the loss stops being finite; the last checkpoint stays.
         CheckpointError: if ``checkpoint`` is damaged or belongs to another run.
     """
@@ -80,12 +85,14 @@ def fit(
         objective = 1.0 * objective
     if objective.needs_teacher and teacher is None:
         raise ValueError(f"the objective {objective!r} needs a teacher, but none was given.")
+    if teacher is student:
+        raise ValueError("student and teacher are one and the same model: nothing would be learned.")
     if checkpoint is not None:
         require_safetensors()
     train = train.to(device)
     student.to(device).to(memory_format=torch.channels_last)
     objective.to(device)
-    optimizer = _optimizer(recipe, [*student.parameters(), *objective.parameters()])
+    optimizer = _optimizer(recipe, student, objective)
     generator = torch.Generator().manual_seed(recipe.seed)
     identity = {
         "recipe": _plain(recipe),

@@ -1,0 +1,894 @@
+"""Mistakes planted in copies of the package, one at a time, each with the test that must notice it.
+
+``python tests/mutations.py`` plants all of them and prints who noticed; ``python tests/mutations.py jsd bank`` only those
+whose description has one of these words in it. ``test_mutations.py`` does the same.
+
+A mutation replaces a snippet that occurs exactly once in its file, so that code that has moved is an error here and not
+a mistake that was never planted. It counts as caught if the test passes on the package as it is, and fails on the copy by
+an assertion of its own: not by an error of syntax or import, nor by any other exception.
+"""
+
+import ast
+import compileall
+import gc
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+PACKAGE = TESTS.parent / "kdlab"
+SECONDS = 300  # that a child may take
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A mistake to plant.
+
+    Attributes:
+        pitfall: what goes wrong, in words.
+        file: where, inside the package.
+        old, new: the snippet, and the mistake in its place.
+        test: what must fail, as pytest selects it, inside ``test_pitfalls.py``.
+        also: further (file, old, new), where the package has a second safeguard.
+    """
+
+    pitfall: str
+    file: str
+    old: str
+    new: str
+    test: str
+    also: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def node(self) -> str:
+        return f"{TESTS / 'test_pitfalls.py'}::{self.test}"
+
+
+SOFT = "objectives/response.py"
+DIVERGENCES = "objectives/divergences.py"
+SEQUENCE = "objectives/sequence.py"
+TERMS = "objectives/terms.py"
+LAYERS = "objectives/layer_terms.py"
+MEMORY = "objectives/contrastive.py"
+SCHEDULES = "objectives/schedules.py"
+LOOP = "training/loop.py"
+CHECKPOINT = "training/checkpoint.py"
+
+MUTATIONS = [
+    # T²
+    Mutation(
+        "T squared is left out of the soft targets",
+        SOFT,
+        "reduce(_squared(temperature) * losses, mask, reduction, count)\n\n\ndef cross_entropy",
+        "reduce(losses, mask, reduction, count)\n\n\ndef cross_entropy",
+        "test_temperature_squared_in_closed_form",
+    ),
+    Mutation(
+        "T squared is left out of decoupled distillation",
+        SOFT,
+        "reduce(_squared(temperature) * losses, mask, reduction, count)\n\n\ndef _decoupled",
+        "reduce(losses, mask, reduction, count)\n\n\ndef _decoupled",
+        "test_temperature_squared[decoupled]",
+    ),
+    Mutation(
+        "T squared is left out of one half of DIST",
+        SOFT,
+        "intra_weight * squared * intra",
+        "intra_weight * intra",
+        "test_temperature_squared[DIST]",
+    ),
+    Mutation(
+        "T squared is applied only where the labels have a weight too",
+        SOFT,
+        "temperature=temperature, **how)\n    return hard_weight",
+        "temperature=temperature, **how) / (1 if hard_weight else temperature**2)\n    return hard_weight",
+        "test_temperature_squared_in_closed_form",
+    ),
+    Mutation(
+        "T squared slips into the Jensen-Shannon divergence",
+        DIVERGENCES,
+        "(beta * (1 - beta)) if scaled else losses",
+        "(beta * (1 - beta)) if scaled else losses * temperature**2",
+        "test_no_temperature_squared_where_none_is_said[JSD]",
+    ),
+    # What is summed, and what is averaged
+    Mutation(
+        "the mean divides by the classes too",
+        DIVERGENCES,
+        "p * r + log_q.exp() - p).clamp(min=0.0).sum(-1)",
+        "p * r + log_q.exp() - p).clamp(min=0.0).mean(-1)",
+        "test_mean_over_classes",
+    ),
+    Mutation(
+        "total variation divides by the classes too",
+        DIVERGENCES,
+        ".abs().sum(-1) / 2",
+        ".abs().mean(-1) / 2",
+        "test_mean_over_classes[total variation]",
+    ),
+    Mutation(
+        "attention maps are summed over heads",
+        "objectives/attention.py",
+        ".sum((2, 3)).mean(1)",
+        ".sum((2, 3)).sum(1)",
+        "test_sums_and_means_are_those_of_the_published_weights",
+    ),
+    Mutation(
+        "the paper's and the released form of attention transfer are exchanged",
+        "objectives/attention.py",
+        'if form == "released":',
+        'if form == "paper":',
+        "test_sums_and_means_are_those_of_the_published_weights",
+    ),
+    Mutation(
+        "hidden states are summed over features",
+        "objectives/features.py",
+        "reduce(difference.square().mean(-1)",
+        "reduce(difference.square().sum(-1)",
+        "test_sums_and_means_are_those_of_the_published_weights",
+    ),
+    Mutation(
+        "masked losses are divided by the count of all tokens",
+        "objectives/reduction.py",
+        "losses.numel() if mask is None else mask.sum()",
+        "losses.numel()",
+        "test_padding_weighs_nothing",
+    ),
+    Mutation(
+        "the mask of DIST leaves padding among the examples",
+        SOFT,
+        "torch.ones_like(q[..., 0]) if mask is None else mask.to(q.dtype)",
+        "torch.ones_like(q[..., 0])",
+        "test_padding_weighs_nothing[DIST]",
+    ),
+    Mutation(
+        "padded keys count in attention maps",
+        "objectives/attention.py",
+        "counted & mask[:, None, None, :] if queries == keys else",
+        "counted.expand(-1, -1, -1, keys) if queries == keys else",
+        "test_padding_weighs_nothing_in_attention",
+    ),
+    Mutation(
+        "the term of attention maps leaves the mask out",
+        LAYERS,
+        '"mask": hidden_mask, ',
+        "",
+        "test_padding_weighs_nothing_in_attention",
+    ),
+    Mutation(
+        "accumulated gradients are normalised by each micro-batch",
+        "objectives/reduction.py",
+        "    if count is None:\n        ",
+        "    if True:\n        ",
+        "test_gradient_accumulation",
+    ),
+    Mutation(
+        "the hard loss leaves the mask out",
+        TERMS,
+        "return response.cross_entropy(student_logits, labels, mask=mask, count=count)",
+        "return response.cross_entropy(student_logits, labels.clamp(min=0), count=count)",
+        "test_masks_and_counts_reach_every_term",
+    ),
+    Mutation(
+        "hidden states leave the count out",
+        LAYERS,
+        "mask=hidden_mask, count=hidden_count)",
+        "mask=hidden_mask)",
+        "test_masks_and_counts_reach_every_term",
+    ),
+    Mutation(
+        "each rank divides by its own count",
+        "objectives/reduction.py",
+        "torch.distributed.all_reduce(count)\n        count = count / torch.distributed.get_world_size()",
+        "pass",
+        "test_ranks_divide_by_the_count_of_all",
+    ),
+    Mutation(
+        "the count of all ranks is not divided by their number",
+        "objectives/reduction.py",
+        "        count = count / torch.distributed.get_world_size()\n",
+        "",
+        "test_ranks_divide_by_the_count_of_all",
+    ),
+    # Which divergence
+    Mutation(
+        "squared error of probabilities stands in for the divergence",
+        SOFT,
+        'losses = forward_kl(student_logits, teacher_logits, temperature=temperature, reduction="none")',
+        "losses = (log_soften(student_logits, temperature).exp() - log_soften(teacher_logits, temperature).exp())"
+        ".square().mean(-1)",
+        "test_divergence_not_squared_error_of_probabilities",
+    ),
+    Mutation(
+        "what is called KL is a cross-entropy",
+        DIVERGENCES,
+        "return reduce(_kl(log_p, log_q), mask, reduction, count)",
+        "return reduce(-(log_p.exp() * log_q).sum(-1), mask, reduction, count)",
+        "test_divergence_not_cross_entropy",
+    ),
+    Mutation(
+        "what is called cross-entropy is a KL",
+        SOFT,
+        "losses = -(target.to(log_q.dtype) * log_q).sum(-1)",
+        "losses = (target.to(log_q.dtype) * (target.to(log_q.dtype).log() - log_q)).sum(-1)",
+        "test_divergence_not_cross_entropy",
+    ),
+    Mutation(
+        "forward KL goes from student to teacher",
+        DIVERGENCES,
+        "return reduce(_kl(log_p, log_q), mask, reduction, count)",
+        "return reduce(_kl(log_q, log_p), mask, reduction, count)",
+        "test_direction[forward KL]",
+    ),
+    Mutation(
+        "every term passes the student for the teacher and the teacher for the student",
+        TERMS,
+        "return type(self).function(student_logits, teacher_logits.detach(), **self.options, **how)",
+        "return type(self).function(teacher_logits.detach(), student_logits, **self.options, **how)",
+        "test_direction",
+    ),
+    Mutation(
+        "beta of the Jensen-Shannon divergence weights the student",
+        DIVERGENCES,
+        "losses = beta * to_mixture[0] + (1 - beta) * to_mixture[1]",
+        "losses = (1 - beta) * to_mixture[0] + beta * to_mixture[1]",
+        "test_direction[JSD]",
+    ),
+    Mutation(
+        "skewed reverse KL goes from the teacher",
+        DIVERGENCES,
+        "reduce(_skewed(log_q, log_p, skew)",
+        "reduce(_skewed(log_p, log_q, skew)",
+        "test_direction[skewed reverse KL]",
+    ),
+    Mutation(
+        "decoupled distillation goes from student to teacher",
+        SOFT,
+        "_kl(p_true, q_true)",
+        "_kl(q_true, p_true)",
+        "test_direction[decoupled]",
+    ),
+    Mutation(
+        "the unscaled Jensen-Shannon divergence jumps to the KL at beta 0",
+        DIVERGENCES,
+        "losses = _kl(log_p, log_q) * scaled",
+        "losses = _kl(log_p, log_q)",
+        "test_divergences_do_not_jump_at_their_ends[JSD]",
+    ),
+    Mutation(
+        "the scaled Jensen-Shannon divergence jumps at beta 1",
+        DIVERGENCES,
+        "losses / (beta * (1 - beta)) if scaled",
+        "losses / beta if scaled",
+        "test_divergences_do_not_jump_at_their_ends[scaled JSD]",
+    ),
+    # Numbers
+    Mutation(
+        "log of softmax",
+        "objectives/softening.py",
+        "torch.log_softmax((logits - logits.detach().amax(-1, keepdim=True)) / temperature, dim=-1)",
+        "torch.log(torch.softmax((logits - logits.detach().amax(-1, keepdim=True)) / temperature, dim=-1))",
+        "test_log_of_softmax",
+    ),
+    Mutation(
+        "half precision is not left before the softmax",
+        "objectives/softening.py",
+        "    logits = full_precision(logits)\n    return torch.log_softmax(",
+        "    return torch.log_softmax(",
+        "test_log_of_softmax",
+    ),
+    Mutation(
+        "the true class is masked by -1000",
+        SOFT,
+        "log_softmax(logits.gather(-1, others), temperature)",
+        "torch.log_softmax(log_q.scatter_add(-1, true, torch.full_like(log_q, -1000.0)), -1)",
+        "test_masks_of_minus_a_thousand",
+    ),
+    Mutation(
+        "keys that may not be seen are masked by -1000",
+        "objectives/attention.py",
+        "scores = scores.masked_fill(~seen, -math.inf)",
+        "scores = scores - 1000.0 * ~seen",
+        "test_masks_of_minus_a_thousand",
+    ),
+    Mutation(
+        "chosen tokens are masked by -1000 among the rest",
+        SEQUENCE,
+        "logits.scatter(-1, index, -torch.inf)",
+        "logits.scatter(-1, index, -1000.0)",
+        "test_masks_of_minus_a_thousand",
+    ),
+    Mutation(
+        "examples of the same class are masked by -1000",
+        MEMORY,
+        "scores.masked_fill(alike, -torch.inf)",
+        "(scores - 1000.0 * alike)",
+        "test_masks_of_minus_a_thousand",
+    ),
+    # Sequences
+    Mutation(
+        "labels are not shifted against the logits",
+        SEQUENCE,
+        "following = labels[:, 1:]",
+        "following = labels[:, :-1]",
+        "test_labels_in_step_with_logits",
+    ),
+    Mutation(
+        "the teacher's logits are shifted the other way",
+        SEQUENCE,
+        "else teacher_logits[:, :-1]",
+        "else teacher_logits[:, 1:]",
+        "test_labels_in_step_with_logits",
+    ),
+    Mutation(
+        "the number of ignored labels is not used",
+        SEQUENCE,
+        "following != ignore_index",
+        "following != -1",
+        "test_ignored_tokens_weigh_nothing",
+    ),
+    Mutation(
+        "the mask is that of the labels before they are shifted",
+        SEQUENCE,
+        "following != ignore_index",
+        "labels[:, :-1] != ignore_index",
+        "test_ignored_tokens_weigh_nothing",
+    ),
+    Mutation(
+        "the end is masked because padding has its number",
+        SEQUENCE,
+        "following != ignore_index",
+        "(following != ignore_index) & (following != 0)",
+        "test_end_of_sequence_is_learned_though_it_is_also_the_padding",
+    ),
+    Mutation(
+        "the rest is left out, and the top k are renormalised",
+        SEQUENCE,
+        "if not rest:",
+        "if True:",
+        "test_top_k_teacher",
+    ),
+    Mutation(
+        "the rest counts the chosen tokens again",
+        SEQUENCE,
+        "logits.scatter(-1, index, -torch.inf)",
+        "logits",
+        "test_top_k_teacher",
+    ),
+    Mutation(
+        "vocabularies of different size are padded with zeros",
+        DIVERGENCES,
+        "    check_same_shape(student_logits, teacher_logits)\n",
+        "    size = max(student_logits.shape[-1], teacher_logits.shape[-1])\n"
+        "    student_logits, teacher_logits = (\n"
+        "        torch.nn.functional.pad(x, (0, size - x.shape[-1])) for x in (student_logits, teacher_logits)\n"
+        "    )\n",
+        "test_vocabularies_of_different_size",
+    ),
+    # Models
+    Mutation(
+        "the recovered maps forget the scale of fused attention",
+        "training/taps.py",
+        "mask=attn_mask, scale=scale)",
+        "mask=attn_mask)",
+        "test_fused_path_is_the_reference_path",
+    ),
+    Mutation(
+        "the recovered maps forget that fused attention is causal",
+        "training/taps.py",
+        "causal=is_causal",
+        "causal=False",
+        "test_fused_path_is_the_reference_path",
+    ),
+    Mutation(
+        "grouped keys are repeated in the wrong order",
+        "objectives/attention.py",
+        "keys.repeat_interleave(queries.shape[-3] // keys.shape[-3], dim=-3)",
+        "torch.cat([keys] * (queries.shape[-3] // keys.shape[-3]), dim=-3)",
+        "test_fused_path_is_the_reference_path",
+    ),
+    Mutation(
+        "the teacher's logits keep their gradient",
+        TERMS,
+        "return type(self).function(student_logits, teacher_logits.detach(), **self.options, **how)",
+        "return type(self).function(student_logits, teacher_logits, **self.options, **how)",
+        "test_distilled_from_itself",
+    ),
+    Mutation(
+        "the teacher's layers keep their gradient",
+        LAYERS,
+        "yield student_hidden[student], teacher_hidden[teacher].detach()",
+        "yield student_hidden[student], teacher_hidden[teacher]",
+        "test_distilled_from_itself",
+    ),
+    Mutation(
+        "the student's layers are passed for the teacher's",
+        LAYERS,
+        "yield student_hidden[student], teacher_hidden[teacher].detach()",
+        "yield student_hidden[student], student_hidden[student].detach()",
+        "test_distilled_from_itself",
+    ),
+    Mutation(
+        "the positive is missing from the denominator",
+        MEMORY,
+        "return (scores.logsumexp(1) - positive).mean()",
+        "own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)\n"
+        "    return (scores.masked_fill(own, -torch.inf).logsumexp(1) - positive).mean()",
+        "test_positive_is_among_the_candidates",
+    ),
+    Mutation(
+        "the positive is missing from the denominator of the memory",
+        MEMORY,
+        "total + (scores.logsumexp(1) - scores[:, 0]).mean()",
+        "total + (scores[:, 1:].logsumexp(1) - scores[:, 0]).mean()",
+        "test_positive_is_among_the_candidates",
+    ),
+    Mutation(
+        "the memory bank is keyed by the position in the batch",
+        MEMORY,
+        "self.entries[index] = unit(moved)",
+        "self.entries[: len(index)] = unit(moved)",
+        "test_memory_is_keyed_by_example",
+    ),
+    # Temperatures and weights that change
+    Mutation(
+        "the curriculum temperature descends on the loss",
+        SCHEDULES,
+        "(1 + at(self.strength, progress)) * (self.theta.detach() - self.theta)",
+        "(1 - at(self.strength, progress)) * (self.theta.detach() - self.theta)",
+        "test_curriculum_temperature_ascends",
+    ),
+    Mutation(
+        "the strength of the curriculum does not follow its schedule",
+        SCHEDULES,
+        "at(self.strength, progress)) * (self",
+        "at(self.strength, 1.0)) * (self",
+        "test_curriculum_temperature_ascends",
+    ),
+    Mutation(
+        "the curriculum temperature can leave its range",
+        SCHEDULES,
+        "(self.maximum - self.minimum) * torch.sigmoid(theta)",
+        "(self.maximum - self.minimum) * (0.5 + theta / 4).clamp(min=0.0)",
+        "test_curriculum_temperature_stays_in_its_range",
+    ),
+    Mutation(
+        "the temperature is not logged",
+        TERMS,
+        'if not isinstance(getattr(term, "temperature", 0), Real):',
+        "if False:",
+        "test_schedules_of_weights_and_temperatures_fire",
+    ),
+    Mutation(
+        "the schedule of a weight stays at its start",
+        TERMS,
+        "sum(at(w, progress) * v",
+        "sum(at(w, 0.0) * v",
+        "test_schedules_of_weights_and_temperatures_fire",
+    ),
+    Mutation(
+        "a step of a schedule never fires",
+        SCHEDULES,
+        "if progress >= part]",
+        "if 100 * part <= progress]",
+        "test_schedules_of_weights_and_temperatures_fire[step]",
+    ),
+    Mutation(
+        "the schedule of a temperature stays at its start",
+        TERMS,
+        'how = {"temperature": at(self.temperature, progress), "mask": mask, "count": count}\n'
+        "        return type(self).function(",
+        'how = {"temperature": at(self.temperature, 0.0), "mask": mask, "count": count}\n'
+        "        return type(self).function(",
+        "test_schedules_of_temperatures_reach_every_term",
+    ),
+    Mutation(
+        "the schedule of the temperature of decoupled distillation stays at its start",
+        TERMS,
+        'how = {"temperature": at(self.temperature, progress), "mask": mask, "count": count}\n'
+        "        return response.decoupled_kd(",
+        'how = {"temperature": at(self.temperature, 0.0), "mask": mask, "count": count}\n'
+        "        return response.decoupled_kd(",
+        "test_schedules_of_temperatures_reach_every_term",
+    ),
+    Mutation(
+        "the loop never says how much of the training is done",
+        LOOP,
+        "            progress=progress,",
+        "            progress=0.0,",
+        "test_schedules_of_weights_and_temperatures_fire",
+    ),
+    Mutation(
+        "progress counts the steps of an epoch alone",
+        LOOP,
+        "(epoch + step / steps) / recipe.epochs",
+        "step / steps",
+        "test_schedules_of_weights_and_temperatures_fire",
+    ),
+    Mutation(
+        "a milestone fires at one step alone",
+        "training/recipe.py",
+        "sum(epoch >= milestone for",
+        "sum(epoch == milestone for",
+        "test_schedule_of_the_learning_rate_fires[step]",
+    ),
+    Mutation(
+        "the warm-up never fires",
+        "training/recipe.py",
+        "if epoch < self.warmup_epochs:",
+        "if epoch < 0:",
+        "test_schedule_of_the_learning_rate_fires[warm-up]",
+    ),
+    Mutation(
+        "a typo keeps the learning rate from the optimiser",
+        LOOP,
+        'group["lr"] = recipe',
+        'group["learning_rate"] = recipe',
+        "test_schedule_of_the_learning_rate_fires",
+    ),
+    # The loop
+    Mutation(
+        "the loop passes the student's logits for the teacher's",
+        LOOP,
+        "            teacher_logits=teacher_logits,",
+        "            teacher_logits=student_logits,",
+        "test_student_and_teacher_are_their_own",
+    ),
+    Mutation(
+        "the loop passes the student's layers for the teacher's",
+        LOOP,
+        "            teacher_hidden=teacher_hidden,",
+        "            teacher_hidden=student_hidden,",
+        "test_student_and_teacher_are_their_own",
+    ),
+    Mutation(
+        "the teacher runs with gradients",
+        LOOP,
+        "with torch.no_grad():\n                    teacher_logits",
+        "with torch.enable_grad():\n                    teacher_logits",
+        "test_student_and_teacher_are_their_own",
+    ),
+    Mutation(
+        "the teacher sees other images than the student",
+        LOOP,
+        "teacher_logits, teacher_hidden = teacher(inputs)",
+        "teacher_logits, teacher_hidden = teacher(inputs.flip(0))",
+        "test_teacher_sees_what_the_student_sees",
+    ),
+    Mutation(
+        "the teacher is in training mode",
+        "training/measures.py",
+        "    model.eval()\n",
+        "    model.train()\n",
+        "test_teacher_is_left_as_it_was",
+    ),
+    Mutation(
+        "the teacher is not put back in its mode",
+        "training/measures.py",
+        "module.training = training",
+        "pass",
+        "test_teacher_is_left_as_it_was",
+    ),
+    Mutation(
+        "the teacher keeps the hooks",
+        "training/taps.py",
+        "hook.remove()",
+        "pass",
+        "test_teacher_is_left_as_it_was",
+    ),
+    Mutation(
+        "the student stays in evaluation mode after the first evaluation",
+        LOOP,
+        "    student.model.train()\n",
+        "",
+        "test_student_left_in_evaluation_mode",
+        also=(("training/measures.py", "module.training = training", "pass"),),
+    ),
+    Mutation(
+        "the objective is left in evaluation mode, and its memory stays as it was",
+        LOOP,
+        "    objective.train()\n",
+        "",
+        "test_what_the_objective_learns_is_learned",
+    ),
+    Mutation(
+        "projectors are not given to the optimiser",
+        LOOP,
+        "[*student.parameters(), *(p for p in learned if p.ndim)]",
+        "[*student.parameters()]",
+        "test_what_the_objective_learns_is_learned",
+    ),
+    Mutation(
+        "the data say the position in the batch for the index of the example",
+        "data/images.py",
+        "yield self.normalise(images), self.labels[index], index",
+        "yield self.normalise(images), self.labels[index], torch.arange(len(index))",
+        "test_memory_knows_the_examples_of_a_shuffled_epoch",
+    ),
+    Mutation(
+        "the loop says the position in the batch for the index of the example",
+        LOOP,
+        "            index=index,",
+        "            index=torch.arange(len(index)),",
+        "test_memory_knows_the_examples_of_a_shuffled_epoch",
+    ),
+    # Checkpoints
+    Mutation(
+        "the memory bank is not in the checkpoint",
+        MEMORY,
+        'self.register_buffer("entries", torch.empty(examples, width))',
+        'self.register_buffer("entries", torch.empty(examples, width), persistent=False)',
+        "test_everything_is_in_the_checkpoint",
+    ),
+    Mutation(
+        "the normaliser of the contrast is not in the checkpoint",
+        MEMORY,
+        'self.register_buffer("normalisers", torch.zeros(2))',
+        'self.register_buffer("normalisers", torch.zeros(2), persistent=False)',
+        "test_each_part_of_the_checkpoint_is_needed[objective.terms.5.memory.normalisers]",
+    ),
+    Mutation(
+        "nothing that the objective learned is in the checkpoint",
+        CHECKPOINT,
+        'tensors |= {f"objective.{k}": v for k, v in objective.state_dict().items()}',
+        "pass",
+        "test_everything_is_in_the_checkpoint",
+        also=((CHECKPOINT, 'objective.load_state_dict(part("objective."))', "pass"),),
+    ),
+    Mutation(
+        "the state of the optimiser is not put back",
+        CHECKPOINT,
+        'optimizer.load_state_dict({**optimizer.state_dict(), "state": state})',
+        "pass",
+        "test_everything_is_in_the_checkpoint",
+    ),
+    Mutation(
+        "the random numbers are not put back",
+        CHECKPOINT,
+        'torch.set_rng_state(tensors["random.torch"])',
+        "pass",
+        "test_everything_is_in_the_checkpoint",
+    ),
+    Mutation(
+        "the data start again from their first epoch",
+        CHECKPOINT,
+        'generator.set_state(tensors["random.data"])',
+        "pass",
+        "test_everything_is_in_the_checkpoint",
+    ),
+    Mutation(
+        "the epochs that are done are done again",
+        LOOP,
+        "range(len(history), recipe.epochs)",
+        "range(recipe.epochs)",
+        "test_everything_is_in_the_checkpoint",
+    ),
+    # The study
+    Mutation(
+        "the best epoch can be chosen on the test split",
+        "study/run.py",
+        "validation=data.validation,",
+        "validation=data.test,",
+        "test_test_split_is_touched_once",
+    ),
+    Mutation(
+        "the seed is a hyper-parameter of the method",
+        "study/plans.py",
+        "replace(recipe, seed=seed), source",
+        "replace(recipe, seed=seed if source is None else seed + 100), source",
+        "test_every_arm_is_treated_alike",
+    ),
+    Mutation(
+        "the baseline is not tuned",
+        "study/plans.py",
+        "replace(recipe, seed=seed), source",
+        "replace(recipe, seed=seed, learning_rate=recipe.learning_rate if source else 0.01), source",
+        "test_every_arm_is_treated_alike",
+    ),
+    Mutation(
+        "a default of attention transfer crashes",
+        "objectives/attention.py",
+        '    form: str = "released",',
+        '    form: str = "published",',
+        "test_every_default_runs[activation_attention]",
+    ),
+    Mutation(
+        "a default of the soft targets crashes",
+        SOFT,
+        "    temperature=4.0,\n    mask: Tensor | None = None,\n    count=None,\n"
+        '    reduction: str = "batchmean",\n) -> Tensor:\n    r"""The soft-target',
+        "    temperature=None,\n    mask: Tensor | None = None,\n    count=None,\n"
+        '    reduction: str = "batchmean",\n) -> Tensor:\n    r"""The soft-target',
+        "test_every_default_runs[soft_targets]",
+    ),
+    Mutation(
+        "a default of training crashes",
+        "training/measures.py",
+        "batch_size: int = 500",
+        "batch_size: int = 0",
+        "test_every_default_of_training_runs[predict]",
+    ),
+]
+
+#: What must not count as caught, and how the complaint begins.
+CONTROLS = {
+    "survived": Mutation("nothing", TERMS, "SEEN = frozenset(", "SEEN = frozenset(  #", "test_direction"),
+    "not planted: the snippet occurs 0": Mutation("moved", TERMS, "no such code", "", "test_direction"),
+    "not planted: the snippet occurs 2": Mutation(
+        "twice", TERMS, "return response.cross_entropy(", "", "test_direction"
+    ),
+    "not planted: the mistake is no Python": Mutation(
+        "syntax", TERMS, "SEEN = ", "SEEN = = ", "test_direction"
+    ),
+    "no assertion failed, but tests": Mutation(
+        "import", TERMS, "SEEN = ", "SEEN = no_such_name or ", "test_direction"
+    ),
+    "no assertion failed, but test_direction": Mutation(
+        "crash",
+        DIVERGENCES,
+        "return reduce(_kl(log_p, log_q), mask",
+        "return reduce(no_such_name, mask",
+        "test_direction",
+    ),
+}
+
+
+class NotPlanted(Exception):
+    """A snippet that is not there, or not once, or a mistake that is no Python."""
+
+
+def plant(mutation: Mutation, package: Path) -> None:
+    """Write the mistake into a copy of the package."""
+    for file, old, new in ((mutation.file, mutation.old, mutation.new), *mutation.also):
+        path = package / file
+        source = path.read_text(encoding="utf-8")
+        if source.count(old) != 1:
+            raise NotPlanted(f"the snippet occurs {source.count(old)} times in kdlab/{file}:\n{old}")
+        source = source.replace(old, new)
+        try:
+            ast.parse(source)
+        except SyntaxError as error:
+            raise NotPlanted(f"the mistake is no Python in kdlab/{file}: {error}") from None
+        path.write_text(source, encoding="utf-8")
+        for stale in path.parent.glob(f"__pycache__/{path.stem}.*"):
+            stale.unlink()
+
+
+class Witness:
+    """What pytest saw: each exception of the package's copy, and whether an assertion of a test raised it."""
+
+    def __init__(self, package: Path):
+        self.package, self.seen, self.passed = str(package), [], 0
+
+    def pytest_runtest_makereport(self, item, call):
+        import pytest
+
+        if call.excinfo is None:
+            self.passed += call.when == "call"
+        else:
+            asserted = issubclass(call.excinfo.type, (AssertionError, pytest.fail.Exception))
+            outside = not str(call.excinfo.traceback[-1].path).startswith(self.package)
+            self.seen.append(
+                (item.name, call.excinfo.exconly(), asserted and outside and call.when == "call")
+            )
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self.seen.append((report.nodeid, str(report.longrepr), False))
+
+
+def run_in_child(nodes: list[str], room: Path, *options: str) -> dict:
+    """Fork; in the child import the package from ``room`` and run the tests. What it saw comes back by a file."""
+    answer = room / "answer.json"
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(SECONDS)
+            sink = os.open(room / "output.txt", os.O_WRONLY | os.O_CREAT)
+            os.dup2(sink, 1)
+            os.dup2(sink, 2)
+            answer.write_text(json.dumps(_tested(nodes, room, options)))
+            status = 0
+        except BaseException:  # noqa: BLE001 - the parent is told, whatever it is
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    if status != 0:
+        output = (room / "output.txt").read_text(errors="replace")
+        return {"passed": 0, "seen": [["the child", f"ended with status {status}: {output[-2000:]}", False]]}
+    return json.loads(answer.read_text())
+
+
+def _tested(nodes, room, options):
+    import pytest
+
+    sys.path.insert(0, str(room))
+    import kdlab
+
+    witness = Witness(Path(kdlab.__file__).parent)
+    assert witness.package == str(room / "kdlab"), witness.package
+    code = pytest.main(
+        [*nodes, *options, f"-c{TESTS.parent / 'pyproject.toml'}", "-oaddopts=", "-pno:cacheprovider", "--assert=plain",
+         "--tb=no", f"--basetemp={room / 'temporary'}"],
+        plugins=[witness],
+    )  # fmt: skip
+    if code not in (0, 1):
+        witness.seen.append(("pytest", f"ended with {code!r}", False))
+    return {"passed": witness.passed, "seen": witness.seen}
+
+
+def warm_up() -> None:
+    """Import once what every child needs; not the package itself."""
+    import hypothesis  # noqa: F401
+    import pytest  # noqa: F401
+    import safetensors.torch  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import sklearn.datasets  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)  # a process that has threads cannot be forked
+    layer = torch.nn.Linear(2, 2)
+    for kind in (torch.optim.SGD, torch.optim.Adam):
+        layer(torch.ones(1, 2)).sum().backward()
+        kind(layer.parameters(), 0.1).step()
+    gc.collect()
+    gc.freeze()  # so that children copy less of the memory
+    assert "kdlab" not in sys.modules
+
+
+def outcomes(mutations: list[Mutation]):
+    """Plant each mutation and yield (mutation, what came of it, seconds); it is ``"caught"`` or a complaint."""
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    warm_up()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder).resolve()
+        sound = folder / "sound"
+        shutil.copytree(PACKAGE, sound / "kdlab")  # once: all mutations are of one state of the package
+        compileall.compile_dir(sound, quiet=2)
+        before = run_in_child(sorted({mutation.node for mutation in mutations}), sound)
+        for name, error, _ in before["seen"]:
+            raise SystemExit(f"{name} fails without any mutation: {error}")
+        for number, mutation in enumerate(mutations):
+            started, room = time.perf_counter(), folder / str(number)
+            shutil.copytree(sound / "kdlab", room / "kdlab")
+            try:
+                plant(mutation, room / "kdlab")
+            except NotPlanted as error:
+                yield mutation, f"not planted: {error}", time.perf_counter() - started
+                continue
+            after = run_in_child([mutation.node], room, "--maxfail=1")
+            shutil.rmtree(room)
+            yield mutation, verdict(after), time.perf_counter() - started
+
+
+def verdict(result: dict) -> str:
+    """``"caught"`` if a test's own assertion failed, and nothing else did."""
+    for name, error, asserted in result["seen"]:
+        if not asserted:
+            return f"no assertion failed, but {name} ended by {error}"
+    return "caught" if result["seen"] else f"survived: {result['passed']} tests passed"
+
+
+def main(words: list[str]) -> int:
+    chosen = [m for m in MUTATIONS if not words or any(word.lower() in m.pitfall.lower() for word in words)]
+    started, caught = time.perf_counter(), 0
+    for mutation, outcome, seconds in outcomes(chosen):
+        caught += outcome == "caught"
+        print(f"{seconds:5.1f} s  {mutation.pitfall:<80}  {mutation.file:<26}  {mutation.test}", flush=True)
+        if outcome != "caught":
+            print(f"         ^ {outcome}", flush=True)
+    print(f"caught {caught} of {len(chosen)} in {time.perf_counter() - started:.0f} s")
+    return 0 if chosen and caught == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
