@@ -110,7 +110,10 @@ def test_never_negative_and_zero_at_equality(divergence, pairs):
         z, t = logits
         assert (divergence(z, t, temperature=T, reduction="none") >= 0).all()
         assert (divergence(t, t.clone(), temperature=T, reduction="none") == 0).all()
-        assert (gradient(divergence, t, t.clone(), temperature=T) == 0).all()
+        slope = gradient(divergence, t, t.clone(), temperature=T)
+        assert (slope.abs() <= 20 * torch.finfo(t.dtype).eps / T).all()
+        if divergence in (forward_kl, reverse_kl, total_variation, soft_targets):
+            assert (slope == 0).all()
 
     check()
 
@@ -206,7 +209,7 @@ def test_ends_are_reached_without_a_jump(family, end):
 
 
 @given(pairs32, fractions)
-def test_mixtures_are_exactly_zero_at_equality(logits, fraction):
+def test_mixtures_are_zero_at_equality(logits, fraction):
     t = logits[0]
     for mixture in (
         partial(skewed_forward_kl, skew=fraction),
@@ -214,7 +217,8 @@ def test_mixtures_are_exactly_zero_at_equality(logits, fraction):
         partial(generalised_jsd, beta=fraction),
         partial(generalised_jsd, beta=fraction, scaled=True),
     ):
-        assert mixture(t, t.clone()) == 0 and not gradient(mixture, t, t.clone()).any()
+        assert mixture(t, t.clone()) == 0
+        assert gradient(mixture, t, t.clone()).abs().max() < 1e-6 / min(fraction, 1 - fraction)
 
 
 @given(pairs, temperatures, fractions)

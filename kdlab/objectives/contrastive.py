@@ -241,9 +241,7 @@ class ContrastiveMemory(nn.Module):
         index, labels = index.long(), labels.long()
         student = unit(self.student_map(student_features.flatten(1)))
         teacher = unit(self.teacher_map(teacher_features.flatten(1)))
-        drawn, mask, number = self.teacher_bank.negatives(
-            index, labels, self.number
-        )  # the same of both banks
+        drawn, mask, number = self.teacher_bank.negatives(index, labels, self.number)  # the same of both
         total = 0.0
         for which, (anchor, positive, bank) in enumerate(
             ((student, teacher, self.teacher_bank), (teacher, student, self.student_bank))

@@ -41,14 +41,12 @@ def _kl(log_p, log_q, log_ratio=None):
 def _kl_to_mixture(log_p, log_q, w, v):
     """KL(p‖m) with m = w·p + v·q, for w and v that are positive and sum to one.
 
-    log(p/m) = −log(w + v·e^δ) with δ = log q − log p; for small δ it is −log1p(v·expm1(δ)), which keeps its digits where
-    p and q are nearly equal.
+    log(p/m) = −log(w + v·q/p), and not log p − log m, whose rounding is that of log p: where p and q are nearly equal,
+    log(p/m) is much smaller.
     """
     log_w, log_v = math.log(w), math.log(v)
     delta = log_q - log_p
-    near = torch.log1p(v * torch.expm1(delta.clamp(-1.0, 1.0)))
-    far = torch.logaddexp(torch.full_like(delta, log_w), delta + log_v)
-    log_ratio = -torch.where(delta.abs() < 1.0, near, far)
+    log_ratio = -torch.logaddexp(torch.full_like(delta, log_w), delta + log_v)
     return _kl(log_p, torch.logaddexp(log_p + log_w, log_q + log_v), log_ratio)
 
 

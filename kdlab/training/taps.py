@@ -136,9 +136,7 @@ class _FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if (
-            function is F.multi_head_attention_forward
-        ):  # of nn.MultiheadAttention: once for its maps, once as asked
+        if function is F.multi_head_attention_forward:  # nn.MultiheadAttention: once for maps, once as asked
             asked = {**kwargs, "training": False, "need_weights": True, "average_attn_weights": False}
             self.maps = function(*args, **asked)[1]
         elif function is F.scaled_dot_product_attention:
