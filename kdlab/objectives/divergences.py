@@ -59,7 +59,7 @@ def forward_kl(
     count=None,
     reduction: str = "batchmean",
 ) -> Tensor:
-    r"""Forward Kullback–Leibler divergence, teacher to student: mode covering.
+    r"""Forward Kullback–Leibler divergence, teacher to student: mode covering, for a student that cannot fit them all.
 
     .. math:: D_{\mathrm{KL}}(p \,\|\, q) = \sum_i p_i \log \frac{p_i}{q_i},
         \qquad \frac{\partial}{\partial z_i} = \frac{q_i - p_i}{T}
@@ -101,7 +101,7 @@ def reverse_kl(
     count=None,
     reduction: str = "batchmean",
 ) -> Tensor:
-    r"""Reverse Kullback–Leibler divergence, student to teacher: mode seeking.
+    r"""Reverse Kullback–Leibler divergence, student to teacher: mode seeking, for a student that cannot fit them all.
 
     .. math:: D_{\mathrm{KL}}(q \,\|\, p) = \sum_i q_i \log \frac{q_i}{p_i},
         \qquad \frac{\partial}{\partial z_i} = \frac{q_i}{T}\Bigl(\log\frac{q_i}{p_i} - D_{\mathrm{KL}}(q\,\|\,p)\Bigr)
@@ -134,7 +134,7 @@ def skewed_forward_kl(
         \frac{\partial}{\partial z_i} = \frac{1-\lambda}{T}\, q_i \Bigl(\sum_k \frac{p_k q_k}{m_k} - \frac{p_i}{m_i}\Bigr)
 
     with :math:`m = \lambda p + (1-\lambda) q`. Convention: no :math:`T^2`; nats; :math:`\lambda = 0` is
-    :func:`forward_kl`, :math:`\lambda = 1` is zero.
+    :func:`forward_kl`, :math:`\lambda = 1` is zero. A large :math:`\lambda` changes sides: then it seeks modes.
 
     Args:
         skew: :math:`\lambda \in [0, 1]`.
@@ -164,7 +164,8 @@ def skewed_reverse_kl(
 
     .. math:: D_{\mathrm{KL}}\bigl(q \,\|\, (1-\lambda) p + \lambda q\bigr)
 
-    Convention: no :math:`T^2`; nats; :math:`\lambda = 0` is :func:`reverse_kl`, :math:`\lambda = 1` is zero.
+    Convention: no :math:`T^2`; nats; :math:`\lambda = 0` is :func:`reverse_kl`, :math:`\lambda = 1` is zero. A large
+    :math:`\lambda` changes sides: then it covers.
 
     Args:
         skew: :math:`\lambda \in [0, 1]`.
