@@ -99,7 +99,7 @@ def test_each_term_is_its_function_of_the_captured_layers(term, function, seen):
     s, t = seen["student_hidden"], seen["teacher_hidden"]
     assert torch.equal(term("a")(**seen), function(s["a"], t["a"]))
     assert torch.equal(term(("a", "y"))(**seen), function(s["a"], t["y"]))
-    assert torch.equal(term(["b", "b"])(**seen), function(s["b"], t["b"]))
+    assert torch.equal(term(("b", "b"))(**seen), function(s["b"], t["b"]))
     both = term("a", ("b", "b"), ("a", "y"))(**seen)
     expected = function(s["a"], t["a"]) + function(s["b"], t["b"]) + function(s["a"], t["y"])
     torch.testing.assert_close(both, expected)
@@ -406,3 +406,12 @@ def test_the_count_of_examples_makes_micro_batches_add_up(term):
         for s, t in zip(student.split([1, 3]), teacher.split([1, 3]), strict=True)
     ]
     torch.testing.assert_close(sum(parts), whole)
+
+
+@pytest.mark.parametrize("term", [HiddenMSE("a"), AttentionMaps("a")])
+def test_a_mask_of_the_logits_alone_is_refused_where_it_leaves_something_out(term):
+    layer, hidden = term.student_layers[0], torch.rand(2, 2, 3, 3)
+    seen = {"student_hidden": {layer: hidden}, "teacher_hidden": {layer: hidden}}
+    term(**seen, mask=torch.ones(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="pass hidden_mask=…"):
+        term(**seen, mask=torch.tensor([[True, False], [True, True]]))

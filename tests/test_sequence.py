@@ -258,3 +258,13 @@ def test_tokens_that_are_none_are_refused():
     refused(restrict_vocabulary, ValueError, "leave rest=True out", z, torch.arange(5), rest=True)
     refused(restrict_vocabulary, TypeError, "logits must be a torch.Tensor", [0.0], torch.arange(5))
     assert torch.equal(restrict_vocabulary(z, torch.arange(2, dtype=torch.int32)), z[:, :2])
+
+
+def test_the_attention_mask_comes_along_and_padding_on_the_left_predicts_nothing():
+    logits, labels = torch.zeros(1, 5, 8), torch.tensor([[-100, -100, 5, 6, 7]])
+    aligned = next_token(logits, logits, labels, attention_mask=torch.tensor([[0, 0, 1, 1, 1]]))
+    assert aligned["mask"].tolist() == [[False, False, True, True]]
+    assert aligned["hidden_mask"].tolist() == [[False, False, True, True, True]]
+    assert "hidden_mask" not in next_token(logits, logits, labels)
+    with pytest.raises(ValueError, match=r"attention_mask of shape \(1, 4\)"):
+        next_token(logits, logits, labels, attention_mask=torch.ones(1, 4))

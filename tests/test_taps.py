@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
@@ -580,3 +581,52 @@ def test_attention_of_a_language_model_is_distilled(llama, heads):
     objective = 1.0 * AttentionMaps(*layers, heads=heads, normalise="queries")
     history = fit(student, objective, train=train, recipe=recipe, teacher=teacher)
     assert history[-1]["AttentionMaps"] < 0.9 * history[0]["AttentionMaps"]
+
+
+class Checkpointed(nn.Module):
+    """A block whose inside is run again in the backward pass."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.embed, self.attn, self.head = nn.Linear(4, 8), Block(), nn.Linear(8, 3)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        block = torch.utils.checkpoint.checkpoint
+        return self.head(block(self.attn, self.embed(x), use_reentrant=self.reentrant))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x):
+        q, k, v = (y.unflatten(-1, (2, 4)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def test_layers_inside_gradient_checkpointing_keep_their_gradient():
+    model, x = Checkpointed(False), torch.randn(2, 5, 4)
+    with Taps(model, ["attn", "attention:attn"]) as taps:
+        gradients = []
+        for checkpointed in (True, False):
+            if not checkpointed:
+                model.forward = lambda x: model.head(model.attn(model.embed(x)))
+            _, hidden = taps(x)
+            loss = hidden["attn"].square().sum() + (hidden["attention:attn"] ** 3).sum()
+            gradients.append(torch.autograd.grad(loss, model.attn.qkv.weight)[0])
+    torch.testing.assert_close(*gradients)
+
+
+def test_reentrant_checkpointing_which_has_no_gradient_is_refused():
+    with (
+        Taps(Checkpointed(True), ["attention:attn"]) as taps,
+        pytest.raises(RuntimeError, match="pass use_reentrant=False"),
+    ):
+        taps(torch.randn(2, 5, 4))
+
+
+def test_one_name_is_no_list_of_names():
+    with pytest.raises(TypeError, match="layers is a list of names"):
+        Taps(nn.Linear(2, 2), "layer2")

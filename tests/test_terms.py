@@ -440,3 +440,33 @@ def test_what_was_learned_is_drawn_anew():
 def test_every_default_runs(seen):
     for kind in FUNCTIONS:
         assert torch.isfinite(kind()(**seen))
+
+
+def test_what_a_term_lacks_is_said_by_name():
+    z = torch.zeros(2, 3)
+    with pytest.raises(TypeError, match="SoftTargets needs teacher_logits=…"):
+        (1 * SoftTargets())(student_logits=z)
+    with pytest.raises(TypeError, match="give each thing by its name"):
+        (1 * SoftTargets())(z, z)
+
+
+def test_a_term_gives_one_number():
+    class Several(Term):
+        def forward(self, *, student_logits, **_):
+            return student_logits.mean(-1)
+
+    with pytest.raises(ValueError, match="a term gives one number"):
+        (1 * Several())(student_logits=torch.zeros(2, 3))
+
+
+def test_progress_is_a_part_of_the_training():
+    objective = Linear(1, 0) * CrossEntropy()
+    with pytest.raises(ValueError, match="progress is the part of the training that is done, 0 … 1, not 3"):
+        objective(student_logits=torch.zeros(2, 3), labels=torch.tensor([0, 1]), progress=3)
+
+
+def test_gradient_norms_take_any_iterable_of_tensors():
+    model = torch.nn.Linear(3, 2)
+    objective = CrossEntropy() + CrossEntropy()
+    _, values = objective(student_logits=model(torch.ones(1, 3)), labels=torch.tensor([0]))
+    assert all(norm > 0 for norm in objective.gradient_norms(values, model.parameters()).values())

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from kdlab.data import ExactTeacher, KnownPosterior
+from kdlab.data import Examples, ExactTeacher, KnownPosterior
 from kdlab.files import atomic_write, sha256
 from kdlab.models import mlp
 from kdlab.objectives import (
@@ -633,3 +633,22 @@ def test_a_learned_temperature_does_not_decay(digits, linear):
     recipe = Recipe(epochs=1, batch_size=32, weight_decay=0.1, augment=False)
     fit(linear(0), SoftTargets(temperature), train=digits.train, recipe=recipe, teacher=linear(1))
     assert temperature.theta.item() == 2.0
+
+
+def test_tied_weights_can_be_saved(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    save_model(tmp_path / "tied.safetensors", model, {})
+    again = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    load_model(tmp_path / "tied.safetensors", again)
+    assert all(torch.equal(again[i].weight, model[i].weight) for i in (0, 1))
+
+
+def test_what_is_no_data_or_no_objective_is_refused_in_a_sentence(linear):
+    data = (torch.zeros(2, 3), torch.zeros(2))
+    with pytest.raises(TypeError, match="train is a Split or kdlab.data.Examples.*, not tuple"):
+        fit(linear(), CrossEntropy(), train=data, recipe=Recipe(epochs=1))
+    with pytest.raises(TypeError, match="the objective is a term or a sum of terms"):
+        fit(linear(), cross_entropy, train=data, recipe=Recipe(epochs=1))
+    with pytest.raises(ValueError, match="3 inputs have 2 labels"):
+        Examples(torch.zeros(3, 5), torch.zeros(2))

@@ -14,6 +14,10 @@ class Examples:
     inputs: Tensor
     labels: Tensor
 
+    def __post_init__(self):
+        if len(self.inputs) != len(self.labels):
+            raise ValueError(f"{len(self.inputs)} inputs have {len(self.labels)} labels.")
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -16,6 +16,7 @@ from .style import (
     table,
     use_style,
 )
+from .transfer import transfer_points
 
 __all__ = [
     "BLUE",
@@ -31,5 +32,6 @@ __all__ = [
     "show",
     "table",
     "temperature_dial",
+    "transfer_points",
     "use_style",
 ]

@@ -41,7 +41,7 @@ def check_same_shape(student_logits, teacher_logits):
     if student_logits.shape[-1] != teacher_logits.shape[-1]:
         raise ValueError(
             f"student and teacher must share one set of classes, but the student has {student_logits.shape[-1]} "
-            f"and the teacher {teacher_logits.shape[-1]}; map one vocabulary onto the other first."
+            f"and the teacher {teacher_logits.shape[-1]}; map one vocabulary onto the other first (restrict_vocabulary)."
         )
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
@@ -78,7 +78,8 @@ def check_labels(labels, logits, name="labels"):
         and not (0 <= labels.min() and labels.max() < logits.shape[-1])
     ):
         raise ValueError(
-            f"{name} must lie in 0 … {logits.shape[-1] - 1}, but reach from {labels.min()} to {labels.max()}."
+            f"{name} must lie in 0 … {logits.shape[-1] - 1}, but reach from {labels.min()} to {labels.max()}"
+            + (f"; where {name} are not to be learned, pass mask={name} >= 0." if labels.min() < 0 else ".")
         )
 
 
@@ -107,7 +108,9 @@ def check_mask(mask, losses, empty=False):
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be boolean (True where a position counts), not {mask.dtype}.")
     if not empty and _inspectable(mask) and not mask.any():
-        raise ValueError("mask leaves no position to average over.")
+        raise ValueError(
+            "mask leaves no position to average over; of a part of a batch, give the count of the whole."
+        )
 
 
 def check_several(counted):
@@ -177,3 +180,12 @@ def check_tokens(tokens, logits):
         )
     if _inspectable(tokens) and (tokens.sort(-1).values.diff() == 0).any():
         raise ValueError("tokens name one token twice.")
+
+
+def check_hidden_mask(mask, hidden_mask):
+    """A mask of the logits says nothing of the hidden states, which are not shifted."""
+    if hidden_mask is None and mask is not None and _inspectable(mask) and not mask.all():
+        raise ValueError(
+            "the mask of the logits leaves positions out, but the hidden states have none: pass hidden_mask=…, True where a "
+            "token is no padding."
+        )

@@ -215,7 +215,7 @@ def weight_factor(
         shape: that of the labels, ``logits.shape[:-1]``.
         tokens: how many of these positions are not padding; None is all.
         beta, max_length: as in :func:`loss_as_in`.
-        labels: whether the loss is given labels, with a weight that is not zero.
+        labels: whether the loss is given labels, with a weight that is not zero; compare with :func:`loss_as_in` given some.
 
     Raises:
         ValueError: where no factor will do: for divergences whose gradients differ in direction, and for padding that
@@ -230,7 +230,7 @@ def weight_factor(
     if kinds[0] != kinds[1]:
         raise ValueError(
             f"{source} takes the {kinds[0]} and {target} the {kinds[1]}: their gradients differ in direction, and no "
-            "factor turns one into the other."
+            "factor turns one into the other. (The terms ForwardKL, ReverseKL and GeneralisedJSD compute each of them.)"
         )
     positions = prod(shape)
     real = positions if tokens is None else tokens

@@ -18,7 +18,7 @@ import copy
 from torch import nn
 
 from .attention import activation_attention, attention_map_mse
-from .checks import check_temperature
+from .checks import check_hidden_mask, check_temperature
 from .contrastive import ContrastiveMemory, info_nce
 from .features import Projector, channels_last, hidden_cosine, hidden_mse, same_size
 from .relational import rkd_angle, rkd_distance, similarity_preserving
@@ -33,12 +33,13 @@ class _LayerTerm(Term):
 
     def __init__(self, *layers, **options):
         super().__init__()
-        pairs = [tuple(layer) if isinstance(layer, (tuple, list)) else (layer, layer) for layer in layers]
+        pairs = [tuple(layer) if isinstance(layer, tuple) else (layer, layer) for layer in layers]
         if not pairs or not all(
             len(pair) == 2 and all(isinstance(path, str) for path in pair) for pair in pairs
         ):
             raise ValueError(
-                f"{type(self).__name__} takes module paths, or pairs of them (student, teacher), not {layers!r}."
+                f"{type(self).__name__} takes module paths, or pairs of them (student, teacher), not "
+                f"{layers!r}; a list is unpacked with *."
             )
         self.pairs, self.options = pairs, options
         self.student_layers = tuple(self.prefix + student for student, _ in pairs)
@@ -78,7 +79,10 @@ class _Hidden(_LayerTerm):
             for copied in self.projectors[1:]:
                 copied.reset_parameters()
 
-    def forward(self, *, student_hidden=None, teacher_hidden=None, hidden_mask=None, hidden_count=None, **_):
+    def forward(
+        self, *, student_hidden=None, teacher_hidden=None, mask=None, hidden_mask=None, hidden_count=None, **_
+    ):
+        check_hidden_mask(mask, hidden_mask)
         total = 0.0
         for i, (student, teacher) in enumerate(self.captured(student_hidden, teacher_hidden)):
             student = student if self.projectors is None else self.projectors[i](student)
@@ -124,7 +128,17 @@ class AttentionMaps(_LayerTerm):
     def __init__(self, *layers, heads: str = "match", normalise: str = "none"):
         super().__init__(*layers, heads=heads, normalise=normalise)
 
-    def forward(self, *, student_hidden=None, teacher_hidden=None, hidden_mask=None, example_count=None, **_):
+    def forward(
+        self,
+        *,
+        student_hidden=None,
+        teacher_hidden=None,
+        mask=None,
+        hidden_mask=None,
+        example_count=None,
+        **_,
+    ):
+        check_hidden_mask(mask, hidden_mask)
         captured = self.captured(student_hidden, teacher_hidden)
         how = {**self.options, "mask": hidden_mask, "count": example_count}
         return sum(attention_map_mse(student, teacher, **how) for student, teacher in captured)

@@ -178,10 +178,13 @@ def at(value, progress: float | None):
 
     Raises:
         TypeError: if it is a schedule and progress is None.
+        ValueError: if progress is not between 0 and 1.
 
     >>> at(4, None), at(Linear(8, 1), 0.5)
     (4, 4.5)
     """
     if isinstance(value, Schedule) and progress is None:
         raise TypeError(f"{value!r} is a schedule: say how much of the training is done, progress=0 … 1.")
+    if progress is not None and not 0 <= progress <= 1:
+        raise ValueError(f"progress is the part of the training that is done, 0 … 1, not {progress!r}.")
     return value(progress) if isinstance(value, (Schedule, LearnedTemperature)) else value

@@ -12,7 +12,12 @@ from .softening import full_precision
 
 
 def next_token(
-    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, *, ignore_index: int = -100
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    ignore_index: int = -100,
 ) -> dict[str, Tensor | None]:
     """Put the logits of a causal language model beside the tokens that they predict.
 
@@ -23,10 +28,13 @@ def next_token(
     Args:
         student_logits, teacher_logits: shape ``(B, T, V)``; the teacher's may be None.
         labels: token numbers, shape ``(B, T)``, **not** shifted; ``ignore_index`` where there is nothing to predict.
+        attention_mask: shape ``(B, T)``, not zero where a token is no padding. With it, what is predicted from padding (the
+            first token after padding on the left) does not count either, and ``hidden_mask`` comes along for terms that
+            look at hidden states.
 
     Returns:
-        ``student_logits``, ``teacher_logits`` of shape ``(B, T − 1, V)``, ``labels`` and ``mask`` of shape ``(B, T − 1)``:
-        what an :class:`~kdlab.objectives.terms.Objective` takes.
+        ``student_logits``, ``teacher_logits`` of shape ``(B, T − 1, V)``, ``labels`` and ``mask`` of shape ``(B, T − 1)``, and
+        with ``attention_mask`` ``hidden_mask`` of shape ``(B, T)``: what an :class:`~kdlab.objectives.terms.Objective` takes.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -42,12 +50,20 @@ def next_token(
             f"{tuple(student_logits.shape)} and {tuple(labels.shape)}."
         )
     following = labels[:, 1:]
-    return {
+    aligned = {
         "student_logits": student_logits[:, :-1],
         "teacher_logits": None if teacher_logits is None else teacher_logits[:, :-1],
         "labels": following,
         "mask": following != ignore_index,
     }
+    if attention_mask is not None:
+        if attention_mask.shape != labels.shape:
+            raise ValueError(
+                f"attention_mask of shape {tuple(attention_mask.shape)} does not fit labels of shape {tuple(labels.shape)}."
+            )
+        real = attention_mask != 0
+        aligned |= {"mask": aligned["mask"] & real[:, :-1], "hidden_mask": real}
+    return aligned
 
 
 def restrict_vocabulary(logits: Tensor, tokens: Tensor, *, rest: bool = False) -> Tensor:

@@ -29,7 +29,7 @@ class Objective(nn.Module):
     """A weighted sum of terms.
 
     Calling it with what the training step has seen, each by name, returns the total and the value of each term by its
-    name, before weighting. There are ``student_logits``, ``teacher_logits``, ``labels``; ``mask`` (True where a position
+    name, before weighting (and of a temperature that changes, as ``name.temperature``). There are ``student_logits``, ``teacher_logits``, ``labels``; ``mask`` (True where a position
     counts) and ``count`` (what means divide by, if not by the positions of this batch); ``student_hidden``,
     ``teacher_hidden`` (dicts from layer to tensor, as :class:`~kdlab.training.taps.Taps` gives them), ``hidden_mask``,
     ``hidden_count``, ``example_count``; ``index`` of the examples; ``progress`` of the training. A term takes what it needs and leaves the
@@ -57,7 +57,12 @@ class Objective(nn.Module):
             kind if kinds.count(kind) == 1 else f"{kind}_{kinds[: i + 1].count(kind)}"
             for i, kind in enumerate(kinds)
         )
-        self._accepted = SEEN.union(*(inspect.signature(term.forward).parameters for term in self.terms))
+        signatures = [inspect.signature(term.forward).parameters for term in self.terms]
+        self._accepted = SEEN.union(*signatures)
+        self._needed = [
+            [key for key, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+            for parameters in signatures
+        ]
 
     @property
     def needs_teacher(self) -> bool:
@@ -73,11 +78,19 @@ class Objective(nn.Module):
         """The layers of the teacher that the terms look at."""
         return tuple(dict.fromkeys(layer for term in self.terms for layer in term.teacher_layers))
 
-    def forward(self, **seen) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, *unnamed, **seen) -> tuple[Tensor, dict[str, Tensor]]:
+        if unnamed:
+            raise TypeError("give each thing by its name: student_logits=…, teacher_logits=…, labels=….")
         if unknown := seen.keys() - self._accepted:
             raise TypeError(f"no term of {self!r} takes {', '.join(sorted(unknown))}.")
         progress = seen.get("progress")
-        values = {name: term(**seen) for name, term in zip(self.names, self.terms, strict=True)}
+        values = {}
+        for name, term, needed in zip(self.names, self.terms, self._needed, strict=True):
+            if missing := [f"{key}=…" for key in needed if seen.get(key) is None]:
+                raise TypeError(f"{name} needs {', '.join(missing)}.")
+            values[name] = term(**seen)
+            if not isinstance(values[name], Tensor) or values[name].ndim:
+                raise ValueError(f"a term gives one number, a tensor without axes, and {name} does not.")
         total = sum(at(w, progress) * v for w, v in zip(self.weights, values.values(), strict=True))
         for name, term in zip(self.names, self.terms, strict=True):
             if not isinstance(getattr(term, "temperature", 0), Real):
@@ -90,7 +103,7 @@ class Objective(nn.Module):
         """The norm of each weighted term's gradient: which of them moves the student.
 
         Args:
-            values: what calling the objective returned, before ``backward``.
+            values: what calling the objective returned; before ``backward``, which frees what is needed here.
             wrt: tensors to differentiate by, such as ``list(student.parameters())`` or ``[student_logits]``.
             progress: needed if a weight is a schedule.
 
@@ -100,7 +113,7 @@ class Objective(nn.Module):
         >>> objective.gradient_norms(values, [z])
         {'CrossEntropy': tensor(0.3536)}
         """
-        norms = {}
+        norms, wrt = {}, list(wrt)
         for name, weight in zip(self.names, self.weights, strict=True):
             term = at(weight, progress) * values[name]
             found = (
@@ -222,11 +235,11 @@ class _Softened(Term):
 
     function = None
 
-    def __init__(self, temperature=1.0, **options):
+    def __init__(self, temperature=1.0, *, options=None):
         super().__init__()
         for percent in range(101):
             check_temperature(at(temperature, percent / 100))
-        self.temperature, self.options = temperature, options
+        self.temperature, self.options = temperature, options or {}
 
     def extra_repr(self):
         return ", ".join(
@@ -257,7 +270,7 @@ class SkewedForwardKL(_Softened):
 
     def __init__(self, skew: float = 0.1, temperature=1.0):
         check_fraction("skew", skew)
-        super().__init__(temperature, skew=skew)
+        super().__init__(temperature, options={"skew": skew})
 
 
 class SkewedReverseKL(_Softened):
@@ -267,7 +280,7 @@ class SkewedReverseKL(_Softened):
 
     def __init__(self, skew: float = 0.1, temperature=1.0):
         check_fraction("skew", skew)
-        super().__init__(temperature, skew=skew)
+        super().__init__(temperature, options={"skew": skew})
 
 
 class GeneralisedJSD(_Softened):
@@ -277,7 +290,7 @@ class GeneralisedJSD(_Softened):
 
     def __init__(self, beta: float = 0.5, scaled: bool = False, temperature=1.0):
         check_fraction("beta", beta)
-        super().__init__(temperature, beta=beta, scaled=scaled)
+        super().__init__(temperature, options={"beta": beta, "scaled": scaled})
 
 
 class TotalVariation(_Softened):
@@ -294,7 +307,7 @@ class SoftTargets(_Softened):
     """
 
     def __init__(self, temperature=4.0, standardised: bool = False):
-        super().__init__(temperature, **({"standardised": True} if standardised else {}))
+        super().__init__(temperature, options={"standardised": True} if standardised else {})
 
     @staticmethod
     def function(student_logits, teacher_logits, *, standardised=False, **how):
@@ -325,7 +338,7 @@ class DecoupledKD(_Softened):
     def __init__(self, target_weight: float = 1.0, other_weight: float = 8.0, temperature=4.0):
         check_weight("target_weight", target_weight)
         check_weight("other_weight", other_weight)
-        super().__init__(temperature, target_weight=target_weight, other_weight=other_weight)
+        super().__init__(temperature, options={"target_weight": target_weight, "other_weight": other_weight})
 
     def forward(self, *, student_logits, teacher_logits, labels, mask=None, count=None, progress=None, **_):
         how = {"temperature": at(self.temperature, progress), "mask": mask, "count": count}
@@ -338,7 +351,7 @@ class DIST(_Softened):
     def __init__(self, inter_weight: float = 1.0, intra_weight: float = 1.0, temperature=1.0):
         check_weight("inter_weight", inter_weight)
         check_weight("intra_weight", intra_weight)
-        super().__init__(temperature, inter_weight=inter_weight, intra_weight=intra_weight)
+        super().__init__(temperature, options={"inter_weight": inter_weight, "intra_weight": intra_weight})
 
     @staticmethod
     def function(student_logits, teacher_logits, *, count=None, **how):

@@ -25,6 +25,11 @@ def require_safetensors():
 def save_tensors(path, tensors: dict[str, Tensor], header: dict) -> None:
     """Write tensors and a JSON-able header to ``path`` in one step; an older file survives a failure."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    seen = set()  # safetensors takes no memory twice, and tied weights are two names of one
+    for name, tensor in contiguous.items():
+        if (place := tensor.untyped_storage().data_ptr()) in seen:
+            contiguous[name] = tensor.clone()
+        seen.add(place)
     content = require_safetensors().torch.save(contiguous, {"kdlab": json.dumps(header)})
     with atomic_write(path) as part:
         part.write_bytes(content)

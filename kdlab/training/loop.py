@@ -83,6 +83,14 @@ def fit(
     """
     if isinstance(objective, Term):
         objective = 1.0 * objective
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"the objective is a term or a sum of terms, such as SoftTargets(), not {objective!r}."
+        )
+    if not hasattr(train, "batches"):
+        raise TypeError(
+            f"train is a Split or kdlab.data.Examples(inputs, labels), not {type(train).__name__}."
+        )
     if objective.needs_teacher and teacher is None:
         raise ValueError(f"the objective {objective!r} needs a teacher, but none was given.")
     if teacher is student:

@@ -25,7 +25,9 @@ class Taps:
 
     A layer that runs more than once in a pass gives its last output. A layer whose output is then changed in place
     (such as by ``nn.ReLU(inplace=True)``) gives the changed one. A compiled model is tapped before its first call, since
-    hooks that come later are not compiled; ``"attention:"`` may break its graph, which ``fullgraph=True`` forbids.
+    hooks that come later are not compiled; ``"attention:"`` may break its graph, which ``fullgraph=True`` forbids. With
+    gradient checkpointing, choose ``use_reentrant=False``: the other kind leaves what is inside it without gradient, and is
+    refused. A tapped model cannot be pickled; :meth:`close` first.
 
     Args:
         model: any module; its output may be logits, a tuple that starts with them, or an object with ``.logits``.
@@ -42,6 +44,8 @@ class Taps:
     """
 
     def __init__(self, model: nn.Module, layers=()):
+        if isinstance(layers, str):
+            raise TypeError(f"layers is a list of names: [{layers!r}].")
         self.model, self.layers = model, tuple(layers)
         self._captured, self._running, self._hooks, self._modes = {}, False, [], []
         named = dict(model.named_modules())
@@ -63,7 +67,7 @@ class Taps:
 
     def __call__(self, *args, **kwargs) -> tuple[Tensor, dict[str, Tensor]]:
         self._captured = {}
-        self._running = True
+        self._running, self._with_gradient = True, torch.is_grad_enabled()
         try:
             output = self.model(*args, **kwargs)
         finally:
@@ -74,21 +78,31 @@ class Taps:
                     modes.pop().__exit__(None, None, None)
         if missing := [layer for layer in self.layers if layer not in captured]:
             raise RuntimeError(
-                f"{type(self.model).__name__} did not run, or gave no tensor at, {', '.join(missing)}."
+                f"{type(self.model).__name__} did not run, or gave no tensor at, {', '.join(missing)}. (A module with "
+                "attention returns its maps or calls fused attention; a compiled model is tapped before its first call.)"
             )
-        return logits_of(output), captured
+        # Maps are recovered out here: what is computed inside a checkpointed module would be computed again.
+        return logits_of(output), {layer: x() if callable(x) else x for layer, x in captured.items()}
+
+    def _capture(self, layer, found):
+        if self._with_gradient and not torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{layer} of {type(self.model).__name__} runs without gradient, as re-entrant gradient checkpointing has it: "
+                "pass use_reentrant=False."
+            )
+        self._captured[layer] = found
 
     def _tap_output(self, layer, module):
         def hook(module, args, output):
             if self._running and (found := _first_tensor(output)) is not None:
-                self._captured[layer] = found
+                self._capture(layer, found)
 
         self._hooks.append(module.register_forward_hook(hook))
 
     def _tap_input(self, layer, module):
         def hook(module, args, kwargs):
             if self._running and (found := _first_tensor([*args, *kwargs.values()])) is not None:
-                self._captured[layer] = found
+                self._capture(layer, found)
 
         self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
@@ -108,8 +122,10 @@ class Taps:
             maps = mode.maps
             if maps is None and isinstance(output, (tuple, list)):  # the module returns its maps
                 maps = next((x for x in output[1:] if isinstance(x, Tensor) and x.ndim in (3, 4)), None)
+            if isinstance(maps, Tensor) and maps.ndim == 3:  # averaged over heads
+                maps = maps.unsqueeze(1)
             if maps is not None:
-                self._captured[layer] = maps if maps.ndim == 4 else maps.unsqueeze(1)  # averaged over heads
+                self._capture(layer, maps)
 
         self._hooks += [
             module.register_forward_pre_hook(enter),
@@ -130,7 +146,7 @@ class Taps:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Sees the calls of fused attention, and what its maps would be."""
+    """Sees the calls of fused attention; ``maps`` is then a function that computes its maps."""
 
     maps = None
 
@@ -138,16 +154,19 @@ class _FusedAttention(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is F.multi_head_attention_forward:  # nn.MultiheadAttention: once for maps, once as asked
             asked = {**kwargs, "training": False, "need_weights": True, "average_attn_weights": False}
-            self.maps = function(*args, **asked)[1]
+            self.maps = lambda: function(*args, **asked)[1]
         elif function is F.scaled_dot_product_attention:
-            self._recover(*args, **kwargs)
+            self.maps = lambda: _recovered(*args, **kwargs)
         return function(*args, **kwargs)
 
-    def _recover(
-        self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
-    ):
-        with torch.autocast(query.device.type, enabled=False):
-            self.maps = attention_from_qk(query, key, causal=is_causal, mask=attn_mask, scale=scale)
+
+def _recovered(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
+    """The maps of a call of fused attention; one head has no axis of its own there."""
+    with torch.autocast(query.device.type, enabled=False):
+        maps = attention_from_qk(query, key, causal=is_causal, mask=attn_mask, scale=scale)
+    return maps if maps.ndim == 4 else maps.unsqueeze(1)
 
 
 def logits_of(output) -> Tensor:
