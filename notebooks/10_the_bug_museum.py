@@ -1,0 +1,1524 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The bug museum
+#
+# A distillation that is wrong seldom crashes. It trains, the loss falls, the student is better than chance, and the table gets its row.
+# This chapter collects mistakes that people make again and again, plants each of them on purpose, and asks what it *costs*.
+#
+# Every exhibit has the same four labels: what was written, what was meant, the difference that it makes in a small paired
+# experiment, and the test in `tests/test_pitfalls.py` that catches it. Before you read a result, guess it. Some exhibits ruin the student,
+# some nobody could find by looking at results, and a few make the student *better*. All of them stand side by side in
+# {ref}`the last figure <whole-museum>`.
+#
+# **At the end you will know** how large the usual mistakes are; why accuracy hides many of them; and a criterion for each that finds it
+# without training anything.
+#
+# *Needs: one CPU core and about two minutes.*
+
+# %% tags=["parameters"]
+profile = "cpu"
+
+# %% tags=["hide-input"]
+import copy
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kdlab.data import ExactTeacher, Examples, KnownPosterior, load_digits
+from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, show, table, use_style
+from kdlab.models import mlp, resnet8, resnet14
+from kdlab.objectives import (
+    CrossEntropy,
+    ForwardKL,
+    LearnedTemperature,
+    MemoryBank,
+    ReverseKL,
+    SoftTargets,
+    Term,
+    cross_entropy,
+    distillation_loss,
+    entropy,
+    forward_kl,
+    log_soften,
+    next_token,
+    restrict_vocabulary,
+    soft_targets,
+    soften,
+)
+from kdlab.study import mean_interval, paired_difference
+from kdlab.study.display import device_for
+from kdlab.theory import reference
+from kdlab.training import Recipe, accuracy, fit, predict
+
+use_style()
+device = device_for(profile)
+
+# %% [markdown]
+# ## The bench
+#
+# To weigh a mistake one needs a scale, and a run without it. Most exhibits use the task of {doc}`01_what_a_teacher_knows`: twenty Gaussian
+# classes whose posterior is known exactly. The teacher *is* that posterior. So whatever goes wrong is the
+# mistake's doing, not the teacher's, and a student can be measured against the truth.
+#
+# There are eight seeds. A seed draws its own task, its own 640 training examples and the student's initial weights. To save
+# time, the eight students are trained side by side as one model whose parts share nothing.
+
+# %%
+SEEDS = 8
+tasks = [KnownPosterior.draw(noise=1.2, seed=seed) for seed in range(SEEDS)]
+
+
+class SideBySide(nn.Module):
+    """Models that share nothing, run at once: the second axis of inputs and logits is the seed."""
+
+    def __init__(self, models):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, inputs):
+        pairs = zip(self.models, inputs.unbind(1), strict=True)
+        return torch.stack([model(own) for model, own in pairs], 1)
+
+
+def side_by_side(parts):
+    return Examples(
+        torch.stack([part.inputs for part in parts], 1),
+        torch.stack([part.labels for part in parts], 1),
+    )
+
+
+def draw(n, stream):
+    """``n`` examples of each seed's task."""
+    generators = [torch.Generator().manual_seed(100 * stream + s) for s in range(SEEDS)]
+    return side_by_side(
+        [task.sample(n, generator=g) for task, g in zip(tasks, generators, strict=True)]
+    )
+
+
+def seeded(seed, make):
+    torch.manual_seed(seed)
+    return make()
+
+
+train, validation, test = draw(640, 1), draw(640, 2), draw(4000, 3)
+truth = SideBySide([ExactTeacher(task) for task in tasks])
+test_truth = predict(truth, test)
+
+# %% [markdown]
+# Two things are measured: **accuracy** on 4,000 test examples, and how far the student is from the truth,
+# $D_{\mathrm{KL}}(\text{truth}\,\|\,q)$ at temperature one, in nats. Of each exhibit the right and the wrong version are run from the same
+# weights on the same batches, and what is kept is the difference *wrong − right*, seed by seed, with its 95 % interval.
+
+# %%
+BASE = Recipe(
+    epochs=25, batch_size=64, optimizer="adam", learning_rate=1e-2, weight_decay=0.0, schedule="cosine", augment=False,
+)  # fmt: skip
+
+
+def right_in_percent(logits, split):
+    return 100 * (logits.argmax(-1) == split.labels).double().mean(0).numpy()
+
+
+def score(students):
+    """Accuracy in points, distance from the truth in nats and entropy, one entry a seed."""
+    logits = predict(students, test)
+    return {
+        "accuracy": right_in_percent(logits, test),
+        "nats": forward_kl(logits, test_truth, reduction="none").mean(0).numpy(),
+        "entropy": entropy(logits).mean(0).numpy(),
+        "logits": logits,
+    }
+
+
+def distil(objective, *, report=None, gradient_norms=False, **changes):
+    """Train the students of all seeds, and score them."""
+    students = SideBySide([seeded(s, lambda: mlp(16, 20)) for s in range(SEEDS)])
+    history = fit(
+        students,
+        objective,
+        train=train,
+        teacher=truth,
+        recipe=Recipe(**{**vars(BASE), **changes}),
+        report=None if report is None else lambda entry: report(students),
+        gradient_norms=gradient_norms,
+    )
+    return {**score(students), "history": history, "students": students}
+
+
+effects = {}
+
+
+def compare(name, wrong, right):
+    """Keep and print the paired difference of a mistake."""
+    shared = [key for key in ("accuracy", "nats") if key in wrong and key in right]
+    effects[name] = {key: paired_difference(wrong[key], right[key]) for key in shared}
+    shown = [
+        f"{i.mean:{form}} [{i.low:{form}}, {i.high:{form}}] {unit}"
+        for key, form, unit in (("accuracy", "+.2f", "points"), ("nats", "+.4f", "nats"))
+        if (i := effects[name].get(key))
+    ]
+    print(f"{name}: {', '.join(shown)} (n = {effects[name][shared[0]].n})")
+
+
+# %% [markdown]
+# The right run, to which most others are compared, gives half its weight to the labels and half to the teacher. Beside it, a student
+# without a teacher.
+
+# %%
+RIGHT = 0.5 * CrossEntropy() + 0.5 * SoftTargets(temperature=4)
+right = distil(RIGHT, gradient_norms=True)
+labels_alone = distil(1.0 * CrossEntropy())
+for name, run in (("labels alone", labels_alone), ("distilled", right)):
+    print(f"accuracy (%), {name}: {mean_interval(run['accuracy']):.1f}")
+    print(f"nats from the truth, {name}: {mean_interval(run['nats']):.3f}")
+
+# %% [markdown]
+# The distance between these two rows is what a mistake has to destroy before nothing is left of the teacher.
+#
+# Is a student who learns beside others the one it would be alone? The loss is a mean over all eight, so that each gets an eighth of its gradient, and Adam, but for its $\epsilon$, takes no notice of a constant factor:
+
+# %%
+alone = seeded(0, lambda: mlp(16, 20))
+fit(
+    alone,
+    RIGHT,
+    train=Examples(train.inputs[:, 0], train.labels[:, 0]),
+    teacher=ExactTeacher(tasks[0]),
+    recipe=BASE,
+)
+own = forward_kl(
+    predict(alone, Examples(test.inputs[:, 0], test.labels[:, 0])), test_truth[:, 0]
+)
+print(f"student 0: {right['nats'][0]:.4f} nats beside the others, {own:.4f} alone")
+assert abs(own - right["nats"][0]) < 0.003
+
+# %% [markdown]
+# Mistakes are planted as terms made from a plain function, so that the wrong line stands in the open.
+
+
+# %%
+class Loss(Term):
+    """A term made from a function of student logits, teacher logits and labels, whatever it computes."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def extra_repr(self):
+        return self.function.__name__
+
+    def forward(self, *, student_logits, teacher_logits, labels, **_):
+        return self.function(student_logits, teacher_logits.detach(), labels)
+
+
+# %% [markdown]
+# ## Room one: constants
+#
+# ### Exhibit 1. $T^2$ is lost
+#
+# **Written:** `0.5 * ce + 0.5 * kl(teacher / T, student / T)`. **Meant:** the same with `T**2` before the divergence.
+#
+# The gradient of the divergence shrinks with the temperature, in the limit like $1/T^2$ ({doc}`03_why_t_squared`); that of the labels does not. At fixed weights
+# the teacher's voice fades, and nothing says so. How much of the students' gradient comes from the teacher?
+
+# %%
+without = distil(0.5 * CrossEntropy() + 0.5 * ForwardKL(temperature=4), gradient_norms=True)
+
+
+def teachers_share(run, term):
+    """The teacher's part in the sum of the two gradient norms, mean over epochs."""
+    hard, soft = (
+        np.array([entry[f"{t}.gradient_norm"] for entry in run["history"]])
+        for t in ("CrossEntropy", term)
+    )
+    return (soft / (hard + soft)).mean()
+
+
+share = {
+    "with": teachers_share(right, "SoftTargets"),
+    "without": teachers_share(without, "ForwardKL"),
+}
+print(f"the teacher's share: {share['with']:.0%} with T², {share['without']:.0%} without")
+compare("T² lost, beside labels", without, right)
+
+# %% [markdown]
+# Is it a mistake, or only another parametrisation? A constant factor can be put into the weight. So we tune the weight, for both
+# losses over the same four ratios, and let the validation split choose.
+
+# %%
+ODDS = (1 / 16, 1, 16, 256)  # weight of the teacher over weight of the labels
+at_one = {SoftTargets: right, ForwardKL: without}  # 1 : 1 has been run
+
+
+def at_odds(kind, odds):
+    hard = 1 / (1 + odds)
+    return distil(hard * CrossEntropy() + (1 - hard) * kind(temperature=4))
+
+
+def validation_accuracy(run):
+    return right_in_percent(predict(run["students"], validation), validation).mean()
+
+
+sweep = {
+    kind: [run if odds == 1 else at_odds(kind, odds) for odds in ODDS]
+    for kind, run in at_one.items()
+}
+tuned = {}
+for kind, runs in sweep.items():
+    chosen = np.argmax([validation_accuracy(run) for run in runs])
+    tuned[kind] = runs[chosen]
+    print(f"{kind.__name__:11s} validation chooses {ODDS[chosen]:g} : 1")
+compare("T² lost, weight tuned", tuned[ForwardKL], tuned[SoftTargets])
+
+# %% tags=["hide-input"]
+figure, axis = plt.subplots(figsize=(6.4, 3.3))
+for runs, colour, label in zip(
+    sweep.values(), (BLUE, ORANGE), ("with $T^2$", "without"), strict=True
+):
+    intervals = [mean_interval(run["nats"]) for run in runs]
+    means = np.array([i.mean for i in intervals])
+    axis.errorbar(
+        ODDS,
+        means,
+        [means - [i.low for i in intervals], [i.high for i in intervals] - means],
+        color=colour,
+        marker="o",
+        capsize=3,
+        label=label,
+    )
+axis.axhline(labels_alone["nats"].mean(), color="grey", linestyle=":", linewidth=1.2)
+axis.text(
+    ODDS[-1], labels_alone["nats"].mean(), "labels alone", ha="right", va="top", color="grey"
+)  # fmt: skip
+axis.set(
+    xscale="log",
+    xlabel="weight of the teacher : weight of the labels",
+    ylabel="nats from the truth",
+    xticks=ODDS,
+    xticklabels=["1 : 16", "1 : 1", "16 : 1", "256 : 1"],
+    ylim=(0, None),
+)
+axis.minorticks_off()
+axis.legend()
+show(
+    figure,
+    label="lost-square",
+    caption="Distance from the truth against the ratio of the weights. The two curves are one curve, "
+    r"shifted by $T^2=16$: what is lost can be given back by the weight, by who knows that it is lost.",
+    alt="Two falling curves on a logarithmic axis of weight ratios. The curve without T squared is the other one moved right by a factor of sixteen.",
+)
+
+# %% [markdown]
+# Both halves matter. At the weights of somebody else's recipe the loss of $T^2$ is expensive. With a weight tuned for it, it costs
+# nothing. And where the teacher is the *only* term, Adam divides the factor out again, so that the mistake cannot be seen in any result:
+
+# %%
+teacher_alone = distil(1.0 * SoftTargets(temperature=4))
+compare("T² lost, teacher alone", distil(1.0 * ForwardKL(temperature=4)), teacher_alone)
+loud, quiet = effects["T² lost, beside labels"], effects["T² lost, teacher alone"]
+assert loud["nats"].low > 0 and abs(quiet["nats"].mean) < loud["nats"].mean / 100
+assert share["with"] > 2 * share["without"]
+
+# %% [markdown]
+# **Caught by** `test_temperature_squared`. *Compare the gradient with the closed form $T(q-p)$, not values with each other,* at several temperatures;
+# any value can be met by a wrong weight.
+#
+# ### Exhibit 2. The mean over the classes
+#
+# **Written:** a mean over everything, `kl_div(..., reduction="mean")`. **Meant:** the mean over examples, `"batchmean"`.
+#
+# The loss is too small by the number of classes: here 20, in a language model a hundred thousand.
+
+
+# %%
+def mean_over_everything(z, t, y):
+    losses = F.kl_div(log_soften(z, 4), soften(t, 4), reduction="none")
+    return 16 * losses.mean()  # meant: losses.sum(-1).mean()
+
+
+compare(
+    "mean over the classes", distil(0.5 * CrossEntropy() + 0.5 * Loss(mean_over_everything)), right
+)  # fmt: skip
+
+# %% [markdown]
+# The criterion costs nothing. Give both models as many classes again, to which neither gives any probability. A divergence does
+# not change.
+
+# %%
+generator = torch.Generator().manual_seed(0)
+z, t = torch.randn(2, 64, 20, generator=generator)
+wider = [torch.cat([x, torch.full_like(x, -1e4)], -1) for x in (z, t)]
+for name, loss in (
+    ("mean over everything", mean_over_everything),
+    ("kdlab", lambda z, t, y: soft_targets(z, t)),
+):
+    print(
+        f"{name:21s} {loss(z, t, None):.4f}; with 20 empty classes more {loss(*wider, None):.4f}"
+    )
+assert torch.isclose(soft_targets(*wider), soft_targets(z, t))
+assert effects["mean over the classes"]["nats"].low > 0
+
+# %% [markdown]
+# **Caught by** `test_mean_over_classes`. *The loss is unchanged when classes of probability zero are added.*
+#
+# ## Room two: functions
+#
+# ### Exhibit 3. The arrow is turned round
+#
+# **Written:** `kl_div(teacher_log_probabilities, student_probabilities)`. **Meant:** the other way round; PyTorch wants the
+# *second* distribution of $D_{\mathrm{KL}}(p\,\|\,q)$ first.
+#
+# Whether that matters depends on the temperature. When it is high, both directions have the same limit; {doc}`02_gradients` shows
+# their gradients bend to one line.
+
+# %%
+for temperature in (4, 1):
+    arrows = {
+        kind: 0.5 * CrossEntropy() + 0.5 * temperature**2 * kind(temperature=temperature)
+        for kind in (ForwardKL, ReverseKL)
+    }
+    compare(
+        f"arrow turned, T = {temperature}", distil(arrows[ReverseKL]), distil(arrows[ForwardKL])
+    )  # fmt: skip
+assert effects["arrow turned, T = 1"]["nats"].mean > 5 * abs(
+    effects["arrow turned, T = 4"]["nats"].mean
+)
+
+# %% [markdown]
+# At $T=4$ one would never know. A test at one temperature with one symmetric example would not either.
+#
+# **Caught by** `test_direction`. *An asymmetric example with a known value:* for teacher logits $(2, 0)$ and student logits $(0, 0)$ the forward
+# divergence is 0.3278 and the reverse one 0.4338.
+
+# %%
+student_example, teacher_example = torch.zeros(1, 2), torch.tensor([[2.0, 0.0]])
+assert round(forward_kl(student_example, teacher_example).item(), 4) == 0.3278
+assert round(forward_kl(teacher_example, student_example).item(), 4) == 0.4338
+
+# %% [markdown]
+# ### Exhibit 4. A cross-entropy, called KL
+#
+# **Written:** `kd = -(p * log_q).sum(-1).mean()`, logged as "KL". **Meant:** $\sum p \log (p/q)$.
+#
+# The two differ by the teacher's entropy, which no student can change. So the gradients are equal and a run with a fixed number of
+# epochs is the same run. It looks harmless. But a loss is also *read*: by a stopping rule, by a scheme that balances terms by their size, by a person. One run
+# serves both names, since the students are the same:
+
+# %%
+epochs = []
+
+
+def note(students):
+    """After each epoch: the validation loss under both names, and how good the students are."""
+    logits, target = predict(students, validation), predict(truth, validation)
+    how = {"temperature": 4, "reduction": "none"}
+    scored = score(students)
+    epochs.append(
+        {
+            "KL": forward_kl(logits, target, **how).mean(0).numpy(),
+            "cross-entropy": cross_entropy(logits, soften(target, 4), **how).mean(0).numpy(),
+            "accuracy": scored["accuracy"],
+            "nats": scored["nats"],
+            "test": scored["logits"].argmax(-1) == test.labels,
+            "validation": logits.argmax(-1) == validation.labels,
+        }
+    )  # fmt: skip
+
+
+distil(1.0 * SoftTargets(temperature=4), report=note, epochs=40, schedule="constant")
+curve = {key: np.stack([np.asarray(e[key]) for e in epochs]) for key in epochs[0]}
+
+
+def stopped(loss):
+    """Stop at the first epoch that improves the validation loss by less than one per cent."""
+    slow = curve[loss][1:] > 0.99 * curve[loss][:-1]
+    epoch = np.where(slow.any(0), slow.argmax(0) + 1, len(curve[loss]) - 1)
+    kept = {key: curve[key][epoch, np.arange(SEEDS)] for key in ("accuracy", "nats")}
+    return {**kept, "epoch": epoch + 1}
+
+
+stop = {loss: stopped(loss) for loss in ("KL", "cross-entropy")}
+for loss, found in stop.items():
+    print(f"epochs until the {loss} stops: {mean_interval(found['epoch']):.1f}")
+compare("cross-entropy called KL, stopped by it", stop["cross-entropy"], stop["KL"])
+
+# %% tags=["hide-input"]
+figure, axis = plt.subplots(figsize=(6.4, 3.2))
+for loss, colour in (("cross-entropy", ORANGE), ("KL", BLUE)):
+    mean = curve[loss].mean(1)
+    axis.plot(range(1, len(mean) + 1), mean, color=colour, label=loss)
+    at = stop[loss]["epoch"].mean()
+    axis.plot(
+        at, np.interp(at, range(1, len(mean) + 1), mean), "o", color=colour, markersize=9
+    )
+axis.set(
+    yscale="log",
+    xlabel="epoch",
+    ylabel="validation loss (nats)",
+    title="one run under two names",
+)
+axis.legend()
+show(
+    figure,
+    label="two-names",
+    caption="The same students, read as a cross-entropy and as a divergence. The first flattens at the teacher's entropy, and a rule "
+    "that waits for an improvement of less than one per cent stops it (dot) while there is most to learn. Means over seeds.",
+    alt="Two curves over epochs on a logarithmic axis. The cross-entropy is almost flat from the start; the KL falls by two orders of magnitude.",
+)
+
+# %%
+logits, target = z.clone().requires_grad_(), t
+slopes = [
+    torch.autograd.grad(loss, logits)[0]
+    for loss in (forward_kl(logits, t), cross_entropy(logits, soften(t)))
+]
+assert torch.allclose(*slopes, atol=1e-7)  # the same student …
+assert effects["cross-entropy called KL, stopped by it"]["nats"].low > 0  # … read otherwise
+
+# %% [markdown]
+# **Caught by** `test_divergence_not_cross_entropy`. *Zero at equality:* the divergence of a distribution from itself is nothing.
+#
+# ### Exhibit 5. Where digits die
+#
+# **Written:** `log(softmax(z))`, with a small number added for safety, in half precision. **Meant:** `log_softmax(z)`, in float32.
+#
+# The softmax of a class far below the top becomes zero, and the logarithm of zero is gone. *How* far depends on the type.
+
+# %%
+gaps = torch.linspace(0, 130, 1000, dtype=torch.float64)
+rows = torch.stack([torch.zeros_like(gaps), -gaps], -1)
+by_type = {
+    str(dtype).split(".")[1]: torch.log(torch.softmax(rows.to(dtype), -1))[:, 1].double()
+    for dtype in (torch.float16, torch.bfloat16, torch.float32)
+}
+cliff = {name: gaps[values.isfinite()].max().item() for name, values in by_type.items()}
+print({name: f"dies at {gap:.1f}" for name, gap in cliff.items()})
+print("1e-8 in float16 is", torch.tensor(1e-8).half().item())
+masked_first = torch.tensor([0.0 - 1000, -5000, -5001])
+print(f"probability of a class masked by −1000: {masked_first.softmax(-1)[0].item()}")
+
+# %% [markdown]
+# The usual rescue, adding $10^{-8}$, adds *zero* in float16. And a mask that adds −1000 to a logit lies beyond every one of these cliffs, so that `p * log(p)`
+# is $0\cdot\infty$, which is not a number. Nor is −1000 infinite: among logits of that size the masked class comes through.
+#
+# Digits die a second way, where nobody sees an infinity. Near its teacher, a student's divergence is a small difference of large terms. Below, students at smaller
+# and smaller distance from their teacher, at $T=4$. The logits are rounded to bfloat16 first, as mixed precision gives them; the error is that of the *arithmetic* alone, against the closed
+# form in float64.
+
+# %%
+generator = torch.Generator().manual_seed(1)
+teacher_rows, noise = 4 * torch.randn(2, 512, 20, generator=generator)
+
+
+def textbook(dtype, logarithm):
+    """Σ p (log p − log q) at T = 4, each step in one type."""
+
+    def divergence(z, t):
+        log_q, log_p = (logarithm(x.to(dtype) / 4) for x in (z, t))
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+    return divergence
+
+
+ways = {
+    "log of softmax, bfloat16": textbook(torch.bfloat16, lambda x: x.softmax(-1).log()),
+    "log_softmax, bfloat16": textbook(torch.bfloat16, lambda x: x.log_softmax(-1)),
+    "log_softmax, float32": textbook(torch.float32, lambda x: x.log_softmax(-1)),
+    "kdlab": lambda z, t: forward_kl(z, t, temperature=4, reduction="none"),
+}
+exact, errors = [], {name: [] for name in ways}
+for distance in np.geomspace(2, 0.01, 9):
+    pair = [x.bfloat16() for x in (teacher_rows + distance * noise / 4, teacher_rows)]
+    oracle = reference.forward_kl(*(x.double().numpy() for x in pair), 4)
+    exact.append(oracle.mean())
+    for name, way in ways.items():
+        off = way(*pair).double().numpy() - oracle
+        errors[name].append(np.sqrt((off**2).mean()) / oracle.mean())
+negative = (ways["log_softmax, bfloat16"](*pair) < 0).float().mean()
+print(f"of the nearest, {negative:.0%} come out negative in bfloat16")
+
+# %% tags=["hide-input"]
+figure, (left, right_panel) = plt.subplots(1, 2, figsize=(7.8, 3.4))
+for name, colour in (("float32", PURPLE), ("bfloat16", ORANGE), ("float16", VERMILION)):
+    values = by_type[name]
+    alive = values.isfinite()
+    left.plot(gaps[alive], values[alive], color=colour, label=name, linewidth=3)
+    left.plot(cliff[name], values[alive].min(), "x", color=colour, markersize=9, mew=2.5)
+left.plot(gaps, -gaps, color="grey", linestyle=":", linewidth=1.2, label="log_softmax")
+left.set(xlabel="logits below the top", ylabel="log(softmax)")
+left.legend(fontsize="small")
+for (name, values), colour in zip(
+    errors.items(), (VERMILION, ORANGE, GREEN, BLUE), strict=True
+):
+    right_panel.loglog(exact, values, marker="o", color=colour, label=name)
+right_panel.axhline(1, color="grey", linestyle=":", linewidth=1.2)
+right_panel.axvline(curve["KL"][-1].mean(), ymax=0.62, color="grey", linewidth=1)
+right_panel.set(xlabel="true divergence (nats)", ylabel="relative error", ylim=(1e-8, 1e8))
+right_panel.legend(fontsize="x-small", loc="upper right")
+show(
+    figure,
+    label="digits",
+    caption="Left: the logarithm of a probability, until it is minus infinity (cross). Right: the error of the divergence of an example, root mean "
+    "square over the mean divergence. Above the dotted line the error is larger than the value; the grey line is where the students of exhibit 4 end.",
+    alt="Left: three lines that follow the diagonal and end, float16 first. Right: relative errors that grow as the divergence shrinks; "
+    "the two in bfloat16 cross one near the vertical line, float32 loses fewer digits, and kdlab fewest.",
+)
+
+# %% [markdown]
+# What does it do to a student? With the teacher alone, in half precision throughout:
+
+
+# %%
+def half_precision(dtype, temperature):
+    """T² KL as log(softmax + 1e-8), all of it in half precision."""
+
+    def log_of_softmax(z, t, y):
+        p, q = (torch.softmax(x.to(dtype) / temperature, -1) for x in (t, z))
+        losses = (p * (torch.log(p + 1e-8) - torch.log(q + 1e-8))).sum(-1)
+        return temperature**2 * losses.float().mean()
+
+    return 1.0 * Loss(log_of_softmax)
+
+
+compare(
+    "log of softmax, bfloat16", distil(half_precision(torch.bfloat16, 4)), teacher_alone
+)
+for temperature in (1, 4):
+    try:
+        distil(half_precision(torch.float16, temperature))
+        print(f"float16, T = {temperature}: no mishap")
+    except FloatingPointError as error:
+        print(f"float16, T = {temperature}: {str(error).split(';')[0]}")
+
+# %% [markdown]
+# Float16 is loud: the run is stopped. Bfloat16, which has the range of float32 with fewer digits, does not die, and the noise of its gradient averages out: in the student there is next to
+# nothing to see. What is ruined is the *measurement*. Who logs such a divergence, stops by it, or compares students by it, reads noise.
+
+# %%
+assert max(errors["kdlab"]) < 1e-3 < max(errors["log_softmax, float32"])
+assert all(errors[f"{way}, bfloat16"][-1] > 10 for way in ("log of softmax", "log_softmax"))
+assert abs(effects["log of softmax, bfloat16"]["nats"].mean) < 0.002
+
+# %% [markdown]
+# **Caught by** `test_log_of_softmax` and `test_masks_of_minus_a_thousand`. *Logits of ±10,000, in float16, bfloat16 and float32, against an
+# oracle in float64.*
+#
+# ### Exhibit 6. The top of the teacher
+#
+# A teacher over a large vocabulary is stored as its $k$ largest logits. **Written:** the softmax of these $k$, as target for the student's whole vocabulary; or both models
+# restricted to the $k$. **Meant:** a divergence from the teacher, of whom only this is known.
+#
+# The first tells the student that everything else is impossible. The second tells it nothing about everything else. A third way adds one class for "any
+# other", with all the probability that is left: `restrict_vocabulary(..., rest=True)`. Here $k=3$ of 20, at $T=1$, the teacher alone.
+
+
+# %%
+def renormalised(z, t, y):
+    top = t.topk(3)
+    target = torch.zeros_like(t).scatter(-1, top.indices, top.values.softmax(-1))
+    return cross_entropy(z, target)
+
+
+def restricted(z, t, y):
+    top = t.topk(3).indices
+    return forward_kl(restrict_vocabulary(z, top), restrict_vocabulary(t, top))
+
+
+def with_rest(z, t, y):
+    top = t.topk(3).indices
+    return forward_kl(
+        restrict_vocabulary(z, top, rest=True), restrict_vocabulary(t, top, rest=True)
+    )
+
+
+whole = distil(1.0 * ForwardKL())
+top3 = {f.__name__: distil(1.0 * Loss(f)) for f in (renormalised, restricted, with_rest)}
+compare("top 3 renormalised", top3["renormalised"], whole)
+compare("both restricted to the top 3", top3["restricted"], whole)
+compare("top 3 and the rest", top3["with_rest"], whole)
+
+# %% tags=["hide-input"]
+order = test_truth.argsort(-1, descending=True)
+profiles = {
+    "the truth": (test_truth, "grey", ":"),
+    "whole teacher": (whole["logits"], BLUE, "-"),
+    "top 3 and the rest": (top3["with_rest"]["logits"], GREEN, "-"),
+    "top 3 renormalised": (top3["renormalised"]["logits"], ORANGE, "-"),
+    "both restricted": (top3["restricted"]["logits"], VERMILION, "-"),
+}
+figure, axis = plt.subplots(figsize=(6.4, 3.5))
+for name, (values, colour, style) in profiles.items():
+    by_rank = values.softmax(-1).gather(-1, order).mean((0, 1))
+    axis.plot(range(1, 21), by_rank, color=colour, linestyle=style, marker=".", label=name)
+axis.axvline(3.5, color="grey", linewidth=0.8)
+axis.set(
+    yscale="log",
+    xlabel="rank of the class, by the teacher",
+    ylabel="mean probability",
+    xticks=[1, 5, 10, 15, 20],
+)
+axis.legend(fontsize="small")
+show(
+    figure,
+    label="top-k",
+    caption="Mean probability of the class of each rank. Renormalised (orange), the ranks behind the cut lose mass to those before it; with both restricted (red), they "
+    "are left to chance; with a class for the rest (green) the student is nearly that of the whole teacher.",
+    alt="Curves of probability against rank on a logarithmic axis. With both restricted the tail is far too high; with the top renormalised it is too low.",
+)
+
+# %%
+truth_entropy = entropy(test_truth).mean(0).numpy()
+
+
+def behind_the_cut(values):
+    """Probability outside the teacher's top three, mean over examples, in per cent."""
+    return 100 * values.softmax(-1).gather(-1, order)[..., 3:].sum(-1).mean(0).numpy()
+
+
+table(
+    ["student of", "probability behind the cut (%)", "entropy less the truth's (nats)"],
+    [["the truth itself", f"{behind_the_cut(test_truth).mean():.1f}", "0"]]
+    + [
+        [
+            name,
+            f"{behind_the_cut(run['logits']).mean():.1f}",
+            f"{paired_difference(run['entropy'], truth_entropy):+.3f}",
+        ]
+        for name, run in (
+            ("the whole teacher", whole),
+            ("top 3 and the rest", top3["with_rest"]),
+            ("top 3 renormalised", top3["renormalised"]),
+            ("both restricted", top3["restricted"]),
+        )
+    ],
+    caption="Test examples, means over seeds. A negative difference of entropy is overconfidence.",
+)
+
+# %%
+bias = {
+    name: paired_difference(run["entropy"], whole["entropy"]) for name, run in top3.items()
+}
+assert bias["renormalised"].high < 0 < bias["restricted"].low
+assert (
+    effects["top 3 and the rest"]["nats"].mean
+    < effects["top 3 renormalised"]["nats"].low
+    < effects["both restricted to the top 3"]["nats"].low
+)
+
+# %% [markdown]
+# The averages flatter the renormalised student. A small network blurs, so that the student of the whole teacher has a little too much behind the cut; renormalising takes some of it away. But
+# the entropy shows a student that is too sure, and the distance from the truth, which is taken example by example, is larger.
+#
+# **Caught by** `test_top_k_teacher`. *Never negative, zero for the teacher itself, and on the kept tokens the gradient of the whole
+# vocabulary, $q - p$.* Renormalising fails the second, since it pulls even at equality; restricting both fails the third.
+#
+# ## Room three: tokens
+#
+# Sentences add their own mistakes, as they have lengths. The bench for them is a small grammar with two kinds of document, short notes and long letters, each with its own
+# transitions between ten words. The teacher reads the whole prefix and knows the exact probability of the next token: it weighs the two kinds by Bayes' rule. The student
+# sees one token back. That is too little to know the kind, so it must compromise, and *how tokens are weighted decides on what*.
+
+# %%
+WORDS, END, START, LONGEST = 12, 0, 1, 40  # token 0 ends a sentence; it is also the padding
+
+
+class Grammar(nn.Module):
+    """Next-token log-probabilities, exact, of sentences that are short notes or long letters."""
+
+    def __init__(self, seed):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        scores = 1.5 * torch.randn(2, WORDS, WORDS, generator=generator)
+        scores[..., [END, START]] = -30.0
+        stop = torch.tensor([1 / 4, 1 / 25]).view(2, 1, 1)
+        first = torch.arange(WORDS).view(1, -1, 1) == START  # no sentence is empty
+        stop = torch.where(first, 1e-13, stop)
+        ends = torch.arange(WORDS) == END
+        next_word = torch.where(ends, stop, (1 - stop) * scores.softmax(-1))
+        next_word[:, END] = torch.where(ends, 1.0, 1e-13)  # after the end, only padding
+        self.register_buffer("table", next_word.clamp(min=1e-13).log())
+
+    def forward(self, tokens):
+        steps = self.table[:, tokens[:, :-1], tokens[:, 1:]]
+        kind = F.pad(steps.cumsum(-1), (1, 0)).log_softmax(0)  # given the prefix
+        return (kind.unsqueeze(-1) + self.table[:, tokens]).logsumexp(0)
+
+    def sample(self, n, generator):
+        """Sentences, and their labels with -100 behind the end."""
+        kind = torch.randint(2, (n,), generator=generator)
+        tokens = torch.full((n, LONGEST), START)
+        for i in range(1, LONGEST):
+            probabilities = self.table[kind, tokens[:, i - 1]].exp()
+            tokens[:, i] = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        padding = (tokens == END).cumsum(1) > 1
+        return Examples(tokens, tokens.masked_fill(padding, -100))
+
+
+grammars = [Grammar(seed) for seed in range(SEEDS)]
+reader = SideBySide(grammars)
+
+
+def sentences(n, stream):
+    streams = [torch.Generator().manual_seed(100 * stream + s) for s in range(SEEDS)]
+    return side_by_side(
+        [grammar.sample(n, g) for grammar, g in zip(grammars, streams, strict=True)]
+    )
+
+
+written, unseen = sentences(1024, 1), sentences(500, 2)
+real = unseen.labels[..., 1:] != -100
+reader_says = predict(reader, unseen)
+
+
+def write(model, seed, n=200, longest=200):
+    """Lengths of the sentences that a student writes, cut at ``longest``."""
+    generator = torch.Generator().manual_seed(seed)
+    token, length = torch.full((n,), START), torch.zeros(n)
+    following = model(torch.arange(WORDS)).detach().softmax(-1)
+    for _ in range(longest):
+        token = torch.multinomial(following[token], 1, generator=generator)[:, 0].where(
+            token != END, END
+        )
+        length += token != END
+    return length
+
+
+def teach(loss):
+    """Train the one-token students of all seeds on a loss of (student logits, teacher logits, labels)."""
+    students = SideBySide(
+        [
+            seeded(s, lambda: nn.Sequential(nn.Embedding(WORDS, 16), nn.Linear(16, WORDS)))
+            for s in range(SEEDS)
+        ]
+    )
+    recipe = Recipe(**{**vars(BASE), "epochs": 5, "batch_size": 32, "learning_rate": 2e-2})
+    fit(students, 1.0 * Loss(loss), train=written, teacher=reader, recipe=recipe)
+    logits = predict(students, unseen)[..., :-1, :]
+    tokens = real.sum((0, 2))
+    hits = ((logits.argmax(-1) == unseen.labels[..., 1:]) & real).sum((0, 2)) / tokens
+    nats = forward_kl(logits, reader_says[..., :-1, :], mask=real, reduction="none")
+    return {
+        "accuracy": 100 * hits.double().numpy(),
+        "nats": (nats.sum((0, 2)) / tokens).double().numpy(),
+        "lengths": torch.stack([write(m, s) for s, m in enumerate(students.models)]),
+    }
+
+
+# %% [markdown]
+# ### Exhibit 7. Tokens that weigh more than others
+#
+# **Written:** each micro-batch returns its own mean, and the gradients are averaged. **Meant:** the mean over the tokens of the whole batch.
+#
+# With micro-batches of one sentence each, a token in a short sentence counts more than one in a long sentence. A second common form divides by all positions,
+# padding included. `distillation_loss` with `reduction="none"` gives the loss of each token, half of it from the label, half from the teacher.
+
+
+# %%
+def aligned(z, t, y):
+    """Logits beside the tokens that they predict, sentences of all seeds in one axis."""
+    return next_token(*(x.flatten(0, 1) for x in (z, t, y)))
+
+
+def of_each_token(seen):
+    return distillation_loss(**seen, temperature=1, hard_weight=0.5, reduction="none")
+
+
+def mean_over_tokens(z, t, y):
+    seen = aligned(z, t, y)
+    return of_each_token(seen).sum() / seen["mask"].sum()
+
+
+def mean_of_means(z, t, y):
+    seen = aligned(z, t, y)
+    return (of_each_token(seen).sum(1) / seen["mask"].sum(1)).mean()
+
+
+def mean_over_positions(z, t, y):
+    return of_each_token(aligned(z, t, y)).mean()
+
+
+fair = teach(mean_over_tokens)
+by_sentence = teach(mean_of_means)
+compare("each micro-batch its own mean", by_sentence, fair)
+compare("padding in the denominator", teach(mean_over_positions), fair)
+
+# %% tags=["hide-input"]
+lengths = real.sum(-1).flatten().float()  # with the end
+figure, (left, right_panel) = plt.subplots(1, 2, figsize=(7.8, 3.3))
+some = np.arange(2, LONGEST)
+left.loglog(some, lengths.mean().item() / some, color=ORANGE, label="each its own mean")
+left.axhline(1, color=BLUE, label="mean over tokens")
+left.set(
+    xlabel="tokens in the sentence",
+    ylabel="weight of each",
+    xticks=[2, 5, 10, 20, 40],
+    xticklabels=["2", "5", "10", "20", "40"],
+    yticks=[0.5, 1, 2, 5],
+    yticklabels=["0.5", "1", "2", "5"],
+)
+left.minorticks_off()
+left.legend(fontsize="small")
+
+
+def survival(panel, values, colour, label, **style):
+    grid = np.arange(0, 200)
+    panel.plot(
+        grid,
+        [(values.flatten() > g).float().mean() for g in grid],
+        color=colour,
+        label=label,
+        **style,
+    )
+
+
+survival(right_panel, fair["lengths"], BLUE, "mean over tokens")
+survival(right_panel, by_sentence["lengths"], ORANGE, "each its own mean")
+survival(right_panel, lengths - 1, "grey", "real sentences", linestyle=":")
+right_panel.set(xlim=(0, 60), xlabel="words", ylabel="share that is longer")
+right_panel.legend(fontsize="small")
+show(
+    figure,
+    label="weights",
+    caption="Left: what a token weighs, relative to a fair share, if every sentence is a micro-batch. Right: the lengths of what the students write. "
+    f"Short sentences weigh more, and so the student writes shorter ones. Real sentences were cut at {LONGEST - 1} tokens.",
+    alt="Left: a falling line against sentence length, crossing the horizontal line of equal weight. Right: falling curves of sentence lengths; the one of the wrong loss lies lowest.",
+)
+
+# %%
+words = {
+    "real sentences, cut": mean_interval((lengths - 1).view(-1, SEEDS).mean(0)),
+    "mean over tokens": mean_interval(fair["lengths"].mean(1)),
+    "each micro-batch its own mean": mean_interval(by_sentence["lengths"].mean(1)),
+}
+for name, interval in words.items():
+    print(f"words, {name}: {interval:.1f}")
+assert effects["each micro-batch its own mean"]["nats"].low > 0
+assert words["each micro-batch its own mean"].high < words["mean over tokens"].low
+assert abs(effects["padding in the denominator"]["nats"].mean) < 0.001
+
+# %% [markdown]
+# Padding in the denominator does next to nothing here: it scales all gradients of a batch alike, Adam divides a constant scale out, and
+# in shuffled batches the scale is nearly constant. Under SGD, or with batches sorted by length, it would be a learning rate that depends on the padding.
+#
+# **Caught by** `test_gradient_accumulation` and `test_padding_weighs_nothing`. *One batch of N sentences and N batches of one give the same
+# gradient; more padding changes nothing.* In `kdlab` the number to divide by can be given, as `count`.
+#
+# ### Exhibit 8. The student that never stops
+#
+# **Written:** `mask = labels != pad_token`, where the padding is the end-of-sentence token. **Meant:** a mask of the padding. The end of
+# every sentence is masked with it.
+
+
+# %%
+def end_is_masked(z, t, y):
+    seen = aligned(z, t, y)
+    seen["mask"] = seen["mask"] & (seen["labels"] != END)
+    return of_each_token(seen).sum() / seen["mask"].sum()
+
+
+def labels_only(z, t, y):
+    seen = aligned(z, t, y)
+    return cross_entropy(seen["student_logits"], seen["labels"], mask=seen["mask"])
+
+
+def labels_only_end_masked(z, t, y):
+    seen = aligned(z, t, y)
+    mask = seen["mask"] & (seen["labels"] != END)
+    return cross_entropy(seen["student_logits"], seen["labels"], mask=mask)
+
+
+endless, untaught, untaught_endless = (
+    teach(loss) for loss in (end_is_masked, labels_only, labels_only_end_masked)
+)
+compare("end masked, labels alone", untaught_endless, untaught)
+compare("end masked, distilled", endless, fair)
+
+# %% tags=["hide-input"]
+figure, axis = plt.subplots(figsize=(6.4, 3.3))
+survival(axis, fair["lengths"], BLUE, "distilled")
+survival(axis, untaught["lengths"], PURPLE, "labels alone", linestyle="--")
+survival(axis, endless["lengths"], ORANGE, "distilled, end masked")
+survival(
+    axis, untaught_endless["lengths"], VERMILION, "labels alone, end masked", linestyle="--"
+)
+axis.set(xlabel="words", ylabel="share that is longer")
+axis.legend(fontsize="small")
+show(
+    figure,
+    label="endless",
+    caption="Lengths of what the students write, cut at 200 words. A student of labels alone whose ends were masked hardly ever stops (red). "
+    "A distilled one stops, too late: at every other position its teacher still mentions the end (orange).",
+    alt="Four falling curves. Two fall quickly and lie on each other, one falls more slowly, and one stays near the top to the right edge.",
+)
+
+# %%
+for name, run in (("labels alone", untaught_endless), ("distilled", endless)):
+    print(f"words, end masked, {name}: {mean_interval(run['lengths'].mean(1)):.0f}")
+masked = effects["end masked, labels alone"]
+assert masked["nats"].low > 0 and abs(masked["accuracy"].mean) < 0.5
+assert effects["end masked, distilled"]["nats"].mean < masked["nats"].low
+assert untaught_endless["lengths"].mean() > 5 * untaught["lengths"].mean()
+
+# %% [markdown]
+# Look at the accuracy. It does not move, for both: the end is hardly ever the *likeliest* next token, so that no top-1 count misses it. The
+# teacher's probabilities repair part of the mistake and thereby hide it.
+#
+# A relative: the labels are not shifted against the logits, so that each position is asked for the token that it was given. The soft part
+# is still right, since teacher and student are in step with each other.
+
+
+# %%
+def labels_not_shifted(z, t, y):
+    seen = aligned(z, t, y)
+    seen["labels"] = y.flatten(0, 1)[:, :-1]  # meant: [:, 1:]
+    seen["mask"] = seen["labels"] != -100
+    return of_each_token(seen).sum() / seen["mask"].sum()
+
+
+compare("labels not shifted", teach(labels_not_shifted), fair)
+
+# %% [markdown]
+# That one is loud: the student learns to repeat.
+#
+# **Caught by** `test_end_of_sequence_is_learned_though_it_is_also_the_padding` and `test_labels_in_step_with_logits`. *A batch in which padding is the end: the end has a gradient, the padding
+# has none. Change one label: the loss changes at one position, and it is the one before.*
+#
+# ## Room four: modes and keys
+#
+# ### Exhibit 9. A teacher that studies, a student that does not
+#
+# **Written:** nothing; `teacher.eval()` was forgotten. **Meant:** a teacher that stays as it is. With batch normalisation a teacher in training mode answers by the statistics of the
+# batch, and keeps changing its own.
+#
+# This needs networks with batch normalisation and real images: the handwritten digits, 8×8 pixels, a ResNet-14 that teaches a ResNet-8 on 400 of
+# them, five seeds. The exact posterior is not known here; the difference in test *cross-entropy* estimates the same difference in nats.
+
+# %%
+digits = load_digits()
+
+
+def small(split):
+    return Examples(F.avg_pool2d(next(split.batches(len(split)))[0], 4), split.labels)
+
+
+images, test_images = small(digits.train), small(digits.test)
+PICTURES = Recipe(**{**vars(BASE), "epochs": 8, "batch_size": 32, "learning_rate": 3e-3})
+expert = seeded(0, lambda: resnet14(10))
+fit(expert, CrossEntropy(), train=images, recipe=Recipe(**{**vars(PICTURES), "epochs": 12}))
+expert_accuracy = 100 * accuracy(predict(expert, test_images), test_images.labels)
+
+
+class StaysInTraining(nn.Module):
+    """A model that nobody can put into evaluation mode."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs):
+        self.model.train()
+        return self.model(inputs)
+
+
+def looks_like(darker, seed):
+    """400 of the training images; or the same, darker and with less contrast than the teacher ever saw."""
+    index = torch.randperm(
+        len(images.labels), generator=torch.Generator().manual_seed(seed)
+    )[:400]
+    seen = images.inputs[index]
+    return Examples(0.5 * seen - 0.3 if darker else seen, images.labels[index])
+
+
+def show_pictures(darker=False, wrap=lambda teacher: teacher, report=None, **changes):
+    """Distil for five seeds. The teacher is a copy each time, and is tested afterwards."""
+    kept = {"accuracy": [], "nats": [], "teacher": [], "diverged": 0}
+    for seed in range(5):
+        student, teacher = seeded(seed, lambda: resnet8(10)), copy.deepcopy(expert)
+        try:
+            fit(
+                student,
+                SoftTargets(temperature=4),
+                train=looks_like(darker, seed),
+                teacher=wrap(teacher),
+                recipe=Recipe(**{**vars(PICTURES), "seed": seed, **changes}),
+                report=None if report is None else lambda entry, s=student: report(s),
+            )
+        except FloatingPointError:
+            kept["diverged"] += 1
+            continue
+        logits = predict(student, test_images)
+        kept["accuracy"].append(100 * accuracy(logits, test_images.labels))
+        kept["nats"].append(cross_entropy(logits, test_images.labels).item())
+        kept["teacher"].append(
+            100 * accuracy(predict(teacher, test_images), test_images.labels)
+        )
+    return kept
+
+
+calm = {darker: show_pictures(darker) for darker in (False, True)}
+studying = {darker: show_pictures(darker, StaysInTraining) for darker in (False, True)}
+compare("teacher in training mode", studying[False], calm[False])
+compare("the same, on darker images", studying[True], calm[True])
+
+# %% tags=["hide-input"]
+figure, axis = plt.subplots(figsize=(6.4, 3.2))
+places = {
+    "teacher,\nits own images": (0, [expert_accuracy] * 5, studying[False]["teacher"]),
+    "teacher,\ndarker images": (1, [expert_accuracy] * 5, studying[True]["teacher"]),
+    "student,\nits own images": (2.4, calm[False]["accuracy"], studying[False]["accuracy"]),
+    "student,\ndarker images": (3.4, calm[True]["accuracy"], studying[True]["accuracy"]),
+}
+for place, before, after in places.values():
+    axis.plot([place - 0.2, place + 0.2], [before, after], color="grey", linewidth=0.8)
+    axis.plot([place - 0.2] * 5, before, "o", color=BLUE, label="evaluation mode")
+    axis.plot([place + 0.2] * 5, after, "o", color=ORANGE, label="training mode")
+axis.set(
+    xticks=[place for place, _, _ in places.values()],
+    xticklabels=list(places),
+    ylabel="test accuracy (%)",
+)
+axis.legend(*(part[:2] for part in axis.get_legend_handles_labels()), fontsize="small")
+show(
+    figure,
+    label="modes",
+    caption="Test accuracy on the ordinary digits, five seeds. A teacher in training mode is damaged by images unlike its own (second group), while the "
+    "student that it taught is better for it (fourth).",
+    alt="Four groups of paired dots. On its own images nothing moves; on darker ones the teacher falls and the student rises.",
+)
+
+# %%
+damage = paired_difference(studying[True]["teacher"], [expert_accuracy] * 5)
+print(f"points, the teacher after it taught on darker images: {damage:+.1f}")
+assert damage.high < 0 < effects["the same, on darker images"]["accuracy"].low
+assert abs(effects["teacher in training mode"]["accuracy"].mean) < 1.5
+assert effects["teacher in training mode"]["nats"].mean < 0
+
+# %% [markdown]
+# On the teacher's own images the mistake hardly shows, and what shows is a gain. On darker images the gain is large: normalised by the batch, they look to the teacher like its own, and it answers
+# better than the frozen teacher would. This is known as test-time adaptation, and one may want it. But then one has to say so; it is not what "a frozen teacher" means. And
+# the teacher that remains is damaged, and whoever uses it next does not know.
+#
+# Its mirror image is the student that was put into evaluation mode by the first evaluation and left there: it trains on, with normalisation frozen after one epoch.
+
+
+# %%
+def leave_in_evaluation_mode(student):
+    student.eval()
+    student.train = lambda mode=True: student  # nobody calls it again
+
+
+frozen = show_pictures(report=leave_in_evaluation_mode)
+compare("student left in evaluation mode", frozen, calm[False])
+fast = {"optimizer": "sgd", "learning_rate": 0.1}
+frozen_fast = show_pictures(report=leave_in_evaluation_mode, **fast)
+calm_fast = show_pictures(**fast)
+print(
+    f"with SGD at 0.1: {frozen_fast['diverged']} of 5 diverge; in training mode {calm_fast['diverged']}"
+)
+assert frozen_fast["diverged"] > calm_fast["diverged"] == 0
+
+# %% [markdown]
+# With a careful optimiser nothing is measured. At a learning rate that batch normalisation makes possible it ends the run.
+#
+# **Caught by** `test_teacher_is_left_as_it_was` and `test_student_left_in_evaluation_mode`. *Every parameter and buffer of the teacher is the same before and after; the mode is
+# asserted at each step.*
+#
+# ### Exhibit 10. Answers to other questions
+#
+# **Written:** teacher outputs are stored in the first epoch and read again *in the same order*. **Meant:** in the order of the examples. From the second epoch
+# on the data are shuffled anew, and each student is graded by the answers to other questions.
+
+
+# %%
+class Stored(Term):
+    """Soft targets from teacher logits that were stored in the first epoch."""
+
+    def __init__(self, by_example):
+        super().__init__()
+        self.by_example, self.step = by_example, 0
+        self.logits = torch.empty(len(train), SEEDS, 20)
+
+    def extra_repr(self):
+        return f"by_example={self.by_example}"
+
+    def forward(self, *, student_logits, teacher_logits, index, **_):
+        first = self.step < len(train)
+        place = torch.arange(self.step, self.step + len(index)) % len(train)
+        self.step += len(index)
+        key = index if self.by_example else place
+        if first:
+            self.logits[key] = teacher_logits
+        return soft_targets(student_logits, self.logits[key], temperature=4)
+
+
+stored = {
+    by_example: distil(0.5 * CrossEntropy() + 0.5 * Stored(by_example))
+    for by_example in (True, False)
+}
+assert np.array_equal(stored[True]["nats"], right["nats"])  # as if nothing were stored
+compare("stored by position", stored[False], right)
+losses = [entry["loss"] for entry in stored[False]["history"]]
+print("loss:", ", ".join(f"{loss:.1f}" for loss in losses[:6]), "…", f"{losses[-1]:.1f}")
+assert losses[0] < losses[-1] < losses[1] and stored[False]["accuracy"].min() > 100 / 20
+
+# %% [markdown]
+# What is left of the teacher is the average answer, the same for every example. The labels keep the student above chance. The loss tells on it once: it jumps as the second epoch begins, and from then on it falls as it
+# should. Who looks at the end alone sees a falling loss.
+#
+# Memory banks have the same disease. Kept by position in the batch, a bank for 640 examples moves as many entries as a batch has:
+
+# %%
+moved = {}
+for key in ("index", "position"):
+    bank = MemoryBank(len(train), 8)
+    before = bank.entries.clone()
+    for _, batch_labels, index in train.batches(
+        64, generator=torch.Generator().manual_seed(0)
+    ):
+        place = index if key == "index" else torch.arange(len(index))
+        bank.update(place, torch.randn(len(index), 8), batch_labels[:, 0])
+    moved[key] = int((bank.entries != before).any(1).sum())
+print("entries that moved in one epoch:", moved)
+assert moved == {"index": 640, "position": 64}
+
+# %% [markdown]
+# **Caught by** `test_teacher_sees_what_the_student_sees` and `test_memory_is_keyed_by_example`. *Teacher and student get the same tensor at each step of a shuffled, augmented epoch; an epoch in
+# another order leaves the same memory.*
+#
+# ## Room five: the quiet ones
+#
+# ### Exhibit 11. Itself for a teacher, and a sign
+#
+# **Written:** `soft_targets(student_logits, student_logits.detach())`. **Meant:** the teacher's logits. In code with two models and three
+# variables called `logits` it takes one slip.
+
+
+# %%
+def from_itself(z, t, y):
+    return soft_targets(z, z.detach(), temperature=4)
+
+
+itself = distil(0.5 * CrossEntropy() + 0.5 * Loss(from_itself), gradient_norms=True)
+print("soft loss, epoch by epoch:", {entry["Loss"] for entry in itself["history"]})
+print("its gradient:", {entry["Loss.gradient_norm"] for entry in itself["history"]})
+compare("distilled from itself", itself, right)
+assert np.allclose(itself["nats"], labels_alone["nats"], rtol=0.2)
+
+# %% [markdown]
+# The soft loss is exactly zero from the first step, which looks like success. The student is the one of labels alone.
+#
+# The second quiet one. Curriculum temperature {cite}`li2023curriculum` learns $T$ *against* the student: the temperature ascends on the loss on which the student descends.
+# **Written:** the gradient without its minus. **Meant:** reversed.
+
+# %%
+curriculum = {}
+for sign in (1, -1):
+    learned = LearnedTemperature(minimum=1, maximum=21, strength=sign)
+    curriculum[sign] = distil(0.5 * CrossEntropy() + 0.5 * SoftTargets(temperature=learned))
+compare("sign of the curriculum", curriculum[-1], curriculum[1])
+compare("a curriculum at all", curriculum[1], right)
+
+# %% tags=["hide-input"]
+figure, axis = plt.subplots(figsize=(6.0, 2.8))
+for sign, colour, label in ((1, BLUE, "ascends, as meant"), (-1, ORANGE, "descends")):
+    path = [entry["SoftTargets.temperature"] for entry in curriculum[sign]["history"]]
+    axis.plot(range(1, len(path) + 1), path, color=colour, label=label)
+axis.set(xlabel="epoch", ylabel="temperature $T$")
+axis.legend()
+show(
+    figure,
+    label="sign",
+    caption="The learned temperature of the last batch of each epoch. With the wrong sign it goes the other way; "
+    "both students are trained without complaint.",
+    alt="Two curves that start at the same temperature; one rises, the other falls.",
+)
+
+# %%
+paths = {
+    s: [e["SoftTargets.temperature"] for e in run["history"]]
+    for s, run in curriculum.items()
+}
+assert paths[1][-1] > paths[1][0] and paths[-1][-1] < paths[-1][0]
+assert abs(effects["sign of the curriculum"]["nats"].mean) < 0.01
+assert effects["a curriculum at all"]["nats"].mean > -0.001
+del effects["a curriculum at all"]  # not a mistake, but worth knowing
+
+# %% [markdown]
+# The temperature goes the wrong way, and the students can hardly be told apart. On this bench the right sign is not even the better one, and a constant $T=4$ does no worse than either.
+# No benchmark would have found this bug. The sign of one derivative does.
+#
+# **Caught by** `test_distilled_from_itself` and `test_curriculum_temperature_ascends`. *The student's gradient is not zero; one step along what the optimiser is given makes the loss larger.*
+#
+# ## Room six: comparisons
+#
+# ### Exhibit 12. The flattered method
+#
+# The last room holds mistakes in code that is otherwise right. **Written:** `best = max(test_accuracy)` over epochs. **Meant:** the epoch that the *validation*
+# split chooses. The curves of exhibit 4 serve: 40 epochs, the first 500 test examples as "the test split", and the other 3,500 as fresh ones that nobody has looked at.
+
+# %%
+SHOWN = 500
+on_test = 100 * curve["test"][:, :SHOWN].mean(1)
+on_fresh = 100 * curve["test"][:, SHOWN:].mean(1)
+on_validation = 100 * curve["validation"].mean(1)
+seeds = np.arange(SEEDS)
+best, chosen = on_test.argmax(0), on_validation.argmax(0)
+compare(
+    "reported: best epoch on the test split",
+    {"accuracy": on_test[best, seeds]},
+    {"accuracy": on_test[chosen, seeds]},
+)
+fresh = paired_difference(on_fresh[best, seeds], on_fresh[chosen, seeds])
+print(f"points, the same epochs on fresh examples: {fresh:+.2f}")
+
+# %% tags=["hide-input"]
+sizes = (100, 200, 500, 1000, 2000)
+optimism = []
+for size in sizes:
+    seen = 100 * curve["test"][:, :size].mean(1)
+    at = seen.argmax(0)
+    optimism.append(paired_difference(seen[at, seeds], seen[chosen, seeds]))
+figure, (left, right_panel) = plt.subplots(1, 2, figsize=(7.8, 3.3))
+left.plot(range(1, 41), on_test[:, 0], color=ORANGE, label=f"{SHOWN} test examples")
+left.plot(range(1, 41), on_fresh[:, 0], color=BLUE, label="fresh examples")
+left.plot(best[0] + 1, on_test[best[0], 0], "*", color=ORANGE, markersize=15)
+left.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(on_fresh[:, 0].max() - 12, None))
+left.legend(fontsize="small")
+means = np.array([i.mean for i in optimism])
+right_panel.errorbar(
+    sizes,
+    means,
+    [means - [i.low for i in optimism], [i.high for i in optimism] - means],
+    color=ORANGE,
+    marker="o",
+    capsize=3,
+)
+right_panel.axhline(0, color="grey", linewidth=1)
+right_panel.set(
+    xscale="log",
+    xlabel="size of the test split",
+    ylabel="best − chosen (points)",
+    xticks=sizes,
+    xticklabels=[str(s) for s in sizes],
+)
+right_panel.minorticks_off()
+show(
+    figure,
+    label="optimism",
+    caption="Left: one seed; the star is what would be reported. Right: by how much the best of 40 epochs on the test split exceeds the one that validation "
+    f"chooses, mean and 95 % interval over {SEEDS} seeds. On the whole, the smaller the test split, the larger the gift.",
+    alt="Left: a noisy curve around a smooth one, a star on its highest peak. Right: a curve that falls towards zero as the test split grows.",
+)
+
+# %% [markdown]
+# And a mistake without one wrong number in it: the method was tuned, the baseline was not. **Written:** one learning rate for both, the one that the method
+# likes. **Meant:** four learning rates for each, and the validation split chooses for each.
+
+# %%
+grid = {
+    "distilled": {BASE.learning_rate: right},
+    "labels": {BASE.learning_rate: labels_alone},
+}
+for rate in (1e-3, 3e-3, 3e-2):
+    grid["distilled"][rate] = distil(RIGHT, learning_rate=rate)
+    grid["labels"][rate] = distil(1.0 * CrossEntropy(), learning_rate=rate)
+
+
+likes = {
+    arm: max(runs, key=lambda rate, runs=runs: validation_accuracy(runs[rate]))
+    for arm, runs in grid.items()
+}
+print("chosen by validation:", likes)
+method = grid["distilled"][likes["distilled"]]
+baselines = {
+    "tuned": grid["labels"][likes["labels"]],
+    "untuned": grid["labels"][likes["distilled"]],
+}
+advantage = {
+    name: {
+        "accuracy": method["accuracy"] - baseline["accuracy"],
+        "nats": baseline["nats"] - method["nats"],
+    }
+    for name, baseline in baselines.items()
+}
+for name, gain in advantage.items():
+    print(f"points gained over the {name} baseline: {mean_interval(gain['accuracy']):+.2f}")
+    print(f"nats gained over the {name} baseline:   {mean_interval(gain['nats']):+.3f}")
+compare("reported: gain over an untuned baseline", advantage["untuned"], advantage["tuned"])
+
+# %%
+assert effects["reported: best epoch on the test split"]["accuracy"].low > 0
+assert abs(fresh.mean) < effects["reported: best epoch on the test split"]["accuracy"].mean
+assert effects["reported: gain over an untuned baseline"]["accuracy"].low > 0
+assert (
+    mean_interval(advantage["tuned"]["accuracy"]).low > 0
+)  # distillation helps all the same
+
+# %% [markdown]
+# **Caught by** `test_test_split_is_touched_once` and `test_every_arm_is_treated_alike`. *The test split notes when it is looked at: once, after the last epoch. The arms of a study have equal recipes but for what
+# is compared.*
+#
+# (whole-museum)=
+# ## The whole museum
+
+
+# %% tags=["hide-input"]
+REMEDIES = ("T² lost, weight tuned", "top 3 and the rest")
+
+
+def nats_of(name):
+    return effects[name]["nats"].mean if "nats" in effects[name] else -np.inf
+
+
+order = sorted(effects, key=nats_of)
+figure, panels = plt.subplots(1, 2, figsize=(8.4, 7.0), sharey=True)
+for panel, key in zip(panels, ("accuracy", "nats"), strict=True):
+    for row, name in enumerate(order):
+        if key not in effects[name]:
+            continue
+        interval = effects[name][key]
+        colour = PURPLE if name.startswith("reported") else BLUE
+        colour = GREEN if name in REMEDIES else colour
+        panel.plot([interval.low, interval.high], [row, row], color=colour, linewidth=1.6)
+        panel.plot(
+            interval.mean,
+            row,
+            "o",
+            markeredgecolor=colour,
+            color=colour if interval.excludes_zero else "white",
+            markersize=6,
+        )
+    panel.axvline(0, color="grey", linewidth=1)
+panels[0].set_xscale("symlog", linthresh=1)
+panels[1].set_xscale("symlog", linthresh=0.01)
+panels[0].set(
+    yticks=range(len(order)),
+    yticklabels=order,
+    title="accuracy",
+    xlabel="points (left is worse)",
+    xticks=[-30, -6, -1, 0, 1, 6, 30],
+    xticklabels=["−30", "−6", "−1", "0", "1", "6", "30"],
+)
+panels[1].set(
+    title="distance from the truth",
+    xlabel="nats (right is worse)",
+    xticks=[-0.1, -0.01, 0, 0.01, 0.1, 1],
+    xticklabels=["−0.1", "−0.01", "0", "0.01", "0.1", "1"],
+)
+for panel in panels:
+    panel.minorticks_off()
+    panel.tick_params(labelsize="small")
+show(
+    figure,
+    label="effects",
+    caption="Wrong minus right, mean and 95 % interval over paired seeds (8; for the digits 5), sorted by the distance from the truth. Hollow: the interval "
+    "contains zero, nothing was measured. Green: a remedy, measured like a mistake. Purple: the student is the same, what is reported of it differs. Axes are linear near zero and logarithmic beyond.",
+    alt="Two columns of dots with intervals, one row for each mistake: difference in accuracy on the left, difference in nats from the truth on the right. "
+    "Many rows have a clear effect in nats and little or none in accuracy.",
+)
+
+# %%
+silent = {
+    key: [n for n in effects if key in effects[n] and not effects[n][key].excludes_zero]
+    for key in ("accuracy", "nats")
+}
+only_nats = [
+    name
+    for name in silent["accuracy"]
+    if "nats" in effects[name] and name not in silent["nats"]
+]
+print("not to be seen in accuracy, though in nats:", "; ".join(only_nats), "\n")
+both = [name for name in silent["accuracy"] if name in silent["nats"]]
+print("not to be seen at all:", "; ".join(both))
+
+# %% [markdown]
+# Three lessons hang on this wall. **Accuracy is a poor detector.** Some mistakes spoil the distribution and leave the first choice alone, and distillation is about the distribution.
+# **A mistake has no size of its own.** The lost $T^2$ is large beside labels and nothing without; the turned arrow is large when cold and nothing when hot; the mode of the
+# teacher harms, or helps, or neither. So a result that looks right is no evidence that the code is. **And some leave no trace at all**; they will be met by whoever changes the temperature, the optimiser or the
+# data next.
+#
+# ## A checklist of criteria
+#
+# Not what the code should look like, but what must be true of it. None of these takes a training run.
+#
+# | of | criterion |
+# |---|---|
+# | a loss | Its gradient is the closed form, at several temperatures. |
+# | | It is zero at equality and never negative. |
+# | | An asymmetric example has the value worked out by hand. |
+# | | Classes of no probability change nothing. Nor does padding. |
+# | | One batch of N is N batches of one. |
+# | | Logits of ±10,000 in half precision give what float64 gives. |
+# | sequences | Changing one label changes the loss at one position, the one before. |
+# | | Where padding and end are one token, the end has a gradient and the padding has none. |
+# | teachers cut to $k$ | Zero for the teacher itself; on the kept tokens the gradient of the whole. |
+# | a training step | Teacher and student get the same tensor. The student's gradient from the teacher is not zero. |
+# | | The teacher's parameters, buffers and mode are the same before and after. The student is in training mode. |
+# | | What is remembered is remembered of the example, not of its place. |
+# | | Whatever is learned against the loss makes the loss larger. |
+# | a comparison | Validation chooses; the test split is looked at once. Every arm gets the same tuning. |
+#
+# A test that cannot fail is one more exhibit. So each criterion in `tests/test_pitfalls.py` is run on the right code *and* on the planted mistake. And `python tests/mutations.py` goes one step
+# further: it plants the mistakes in copies of the package itself, one at a time, and shows the test that fails.
+#
+# ## Limits
+#
+# - The sizes are those of a small bench: twenty classes, a teacher that knows the truth, small networks, Adam. They tell which mistakes *can* be large or silent, and why. They do not
+#   tell how large yours is.
+# - One setting a mistake. Most rows would move with the temperature, the weights, the optimiser or the length of training; exhibits 1, 3, 5 and 9 vary one of these.
+# - With so many intervals at 95 %, a few should be expected to miss.
+# - The digits have one teacher. Their five seeds vary the student, its images and their order.
+#
+# ## Exercises
+#
+# ```{exercise}
+# :label: ex-sgd-square
+#
+# With the teacher alone, Adam hides the lost $T^2$. Is it hidden from SGD with momentum too?
+# ```
+#
+# ```{solution} ex-sgd-square
+# :class: dropdown
+#
+# `distil(1.0 * ForwardKL(temperature=4), optimizer="sgd", learning_rate=0.5)` against the same with `SoftTargets`. No: under SGD a factor on the loss is a factor on
+# the learning rate, here 16, and the student is trained far less. Now give the wrong one sixteen times the learning rate.
+# ```
+#
+# ```{exercise}
+# :label: ex-jump
+#
+# Some code returns the forward KL for $\beta=0$, the reverse KL for $\beta=1$, and the unscaled Jensen–Shannon divergence between. Somebody tries $\beta=0$ and $\beta=0.02$, which
+# should be neighbours, beside labels. Write the mistake as a `Loss`, and its criterion.
+# ```
+#
+# ```{solution} ex-jump
+# :class: dropdown
+#
+# With `generalised_jsd` from `kdlab.objectives` and `near = lambda z, t, y: generalised_jsd(z, t, beta=0.02)`, compare `distil(0.5 * CrossEntropy() + 0.5 * Loss(near))` with the same for
+# `ForwardKL()`: near $\beta = 0$ the divergence is about $\beta$ times the forward KL, so the teacher is all but gone. With `scaled=True` they are neighbours. The
+# criterion is continuity: let $\beta$ run to the ends, and the loss must run to its values there (`test_divergences_do_not_jump_at_their_ends`).
+# ```
+#
+# ```{exercise}
+# :label: ex-best-seed
+#
+# The seed can be a hyper-parameter too. How much does one gain on 500 test examples by reporting the best of eight seeds of *one* task?
+# ```
+#
+# ```{solution} ex-best-seed
+# :class: dropdown
+#
+# Set `tasks = [KnownPosterior.draw(noise=1.2, seed=0)] * SEEDS`, run the cells of the bench again, and take the accuracy on the first 500 test examples from
+# `distil(RIGHT)["logits"]`: compare the largest of the eight with their mean. Even if all students were equally good, an accuracy $a$ on $n$ examples has a standard deviation of $\sqrt{a(1-a)/n}$,
+# and the largest of eight independent draws lies about 1.4 deviations above their mean.
+# ```
