@@ -1068,7 +1068,7 @@ def show_pictures(darker=False, wrap=lambda teacher: teacher, report=None, **cha
 calm = {darker: show_pictures(darker) for darker in (False, True)}
 studying = {darker: show_pictures(darker, StaysInTraining) for darker in (False, True)}
 compare("teacher in training mode", studying[False], calm[False])
-compare("the same, on darker images", studying[True], calm[True])
+compare("teacher in training mode, darker images", studying[True], calm[True])
 
 # %% tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(6.4, 3.2))
@@ -1099,7 +1099,7 @@ show(
 # %%
 damage = paired_difference(studying[True]["teacher"], [expert_accuracy] * 5)
 print(f"points, the teacher after it taught on darker images: {damage:+.1f}")
-assert damage.high < 0 < effects["the same, on darker images"]["accuracy"].low
+assert damage.high < 0 < effects["teacher in training mode, darker images"]["accuracy"].low
 assert abs(effects["teacher in training mode"]["accuracy"].mean) < 1.5
 assert effects["teacher in training mode"]["nats"].mean < 0
 
@@ -1406,14 +1406,16 @@ panels[0].set(
     yticklabels=order,
     title="accuracy",
     xlabel="points (left is worse)",
+    xlim=(-60, 60),
     xticks=[-30, -6, -1, 0, 1, 6, 30],
     xticklabels=["−30", "−6", "−1", "0", "1", "6", "30"],
 )
 panels[1].set(
     title="distance from the truth",
     xlabel="nats (right is worse)",
-    xticks=[-0.1, -0.01, 0, 0.01, 0.1, 1],
-    xticklabels=["−0.1", "−0.01", "0", "0.01", "0.1", "1"],
+    xlim=(-3, 3),
+    xticks=[-1, -0.1, -0.01, 0, 0.01, 0.1, 1],
+    xticklabels=["−1", "−0.1", "−0.01", "0", "0.01", "0.1", "1"],
 )
 for panel in panels:
     panel.minorticks_off()
