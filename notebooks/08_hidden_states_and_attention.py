@@ -286,7 +286,7 @@ show(
 
 # %% [markdown]
 # Which to take? MSE asks for the length too, and coordinates with a large variance dominate it. The cosine ignores
-# length, which suits features that are normalised later, as in DistilBERT {cite}`sanh2019distilbert`. Both compare coordinate with coordinate. That needs
+# length, which suits features that are normalised later, as a transformer's are; DistilBERT uses it {cite}`sanh2019distilbert`. Both compare coordinate with coordinate. That needs
 # one width:
 
 # %%
@@ -872,7 +872,15 @@ for panel, title, numbers in zip(panels, ("value", "gradient"), change, strict=T
         numbers,
         list(OBJECTIVES),
         list(TRANSFORMS),
-        text=lambda v: "0" if v < 1e-6 else f"{v:.0%}" if v < 9.995 else "> 999%",
+        text=lambda v: (
+            "0"
+            if v < 1e-6
+            else "< 1%"
+            if v < 0.005
+            else f"{v:.0%}"
+            if v < 9.995
+            else "> 999%"
+        ),
         largest=1,
         fontsize=7.5,
         rotation=35,
@@ -892,7 +900,7 @@ show(
 # %% [markdown]
 # The rows sort themselves by *what they compare*, not by whether they contrast. InfoNCE compares
 # by the dot product $\langle s_i, t_j\rangle$, and a dot product is a sum over coordinates: it needs both
-# vectors in one coordinate system exactly as the squared error does. Activation attention sums squares over the channels first, and
+# vectors in one coordinate system exactly as the squared error does. For vectors of length one it *is* their cosine. Activation attention sums squares over the channels first, and
 # relations compare the teacher with itself; they have no common coordinates to lose. Everything else owes its freedom to a **learned map**. With
 # one on the student's side rotations are absorbed; with one on each side, as in CRD, so is every invertible matrix.
 #
@@ -997,7 +1005,7 @@ show(
     figure,
     label="trained",
     caption="Students trained from the same teacher in other coordinates, against the teacher as it is: change of what they miss, each dot a "
-    "seed, the bar its 95 % interval (n = 5). Right of zero they learned less. Red: the interval lies above zero.",
+    "seed, the bar its 95 % interval (n = 5). Right of zero they learned less. Red: the interval lies above zero; green: below.",
     alt="Dot plot of nine comparisons. MSE and InfoNCE from a rotated teacher lie to the right of zero, MSE "
     "furthest; those with a projector, similarity preserving, permuted teachers and students without a last ReLU lie near zero.",
 )
@@ -1010,7 +1018,7 @@ table(
             method,
             f"{runs[method, 'as it is', 'ReLU'][:, 0].mean():.2f}",
             f"{runs[method, 'rotated', 'ReLU'][:, 0].mean():.2f}",
-            f"{effect(method, 'rotated'):+.2f}".partition(", n")[0],
+            f"{effect(method, 'rotated'):+z.2f}".partition(", n")[0],
             f"{runs[method, 'as it is', 'ReLU'][:, 1].mean():.2g}",
             f"{runs[method, 'rotated', 'ReLU'][:, 1].mean():.2g}",
         ]
@@ -1023,8 +1031,8 @@ table(
 # %% [markdown]
 # No cost of a permutation can be seen, nor should there be one: the student's units are born equal, and any of them may become the teacher's
 # first. A rotation costs the *plain* losses something, and the last two rows of the figure say why. The teacher's features come out of a ReLU and are
-# not negative. Rotated, they are, and a student whose own features leave a ReLU cannot follow. Take that ReLU away, and no
-# loss is left to see: the layers before can learn any rotation. So alignment is a demand on the student's *architecture*; InfoNCE makes
+# not negative. Rotated, they are, and a student whose own features leave a ReLU cannot follow. Take that ReLU away, and nothing
+# is lost any more: the layers before can learn any rotation. So alignment is a demand on the student's *architecture*; InfoNCE makes
 # it as MSE does, though it is more lenient, since it asks for directions only, and only well enough to tell examples apart.
 
 # %% tags=["hide-input"]
@@ -1105,8 +1113,8 @@ table(
 )
 
 # %% [markdown]
-# With the paper's form every example pulls with the same force, however near it is. With the released one, far maps pull harder, and
-# later stages, which have fewer places, pull much harder than early ones. Neither is wrong; a weight tuned for one is useless for the other.
+# In the paper's form the gradient by a map has length one, however near the teacher's map is: every example pulls with the same force. In the
+# released one, far maps pull harder, and later stages, which have fewer places, pull much harder than early ones. Neither is wrong; a weight tuned for one is useless for the other.
 #
 # ### Does the student look where the teacher looks?
 #
@@ -1162,23 +1170,24 @@ per_stage = [
 table(
     ["", *STAGES],
     [
-        ["cosine: a map that is the same everywhere", *(f"{v:.2f}" for v in everywhere)],
+        ["cosine, the same everywhere", *(f"{v:.2f}" for v in everywhere)],
         *(
-            [f"{name}: student, {arm}", *(f"{v:.2f}" for v in alike[arm][:, :, i].mean(0))]
-            for i, name in enumerate(("cosine", "correlation of the image's own part"))
+            [f"{name}, {arm}", *(f"{v:z.2f}" for v in alike[arm][:, :, i].mean(0))]
+            for i, name in enumerate(("cosine", "own part"))
             for arm in alike
         ),
         [
-            "difference of the latter, paired",
-            *(f"{interval:+.2f}".partition(", n")[0] for interval in per_stage),
+            "own part, difference",
+            *(f"{interval:+z.2f}".partition(", n")[0] for interval in per_stage),
         ],
     ],
-    caption=f"Likeness of students' and teacher's maps on {len(held_out)} held-out images, mean of {len(SEEDS)} seeds; the last row with its 95 % interval.",
+    caption=f"Likeness to the teacher's maps on {len(held_out)} held-out images: cosine, of a map that is the same everywhere and of the students; and correlation of the "
+    f"images' own part, of the students. Mean of {len(SEEDS)} seeds; the paired difference with its 95 % interval.",
 )
 
 # %% [markdown]
-# By the cosine, the student that was trained to attend is hardly ahead of a map that says nothing. The images' own
-# part is what tells: next to none of it is shared by a student alone, and a good part by one that was trained for it.
+# By the cosine, the student that was trained to attend is not much ahead of a map that says nothing, and the one alone is behind it. The images' own
+# part is what tells: next to none of it is shared by a student alone, and some of it by one that was trained for it, most in the last stage.
 
 # %% tags=["hide-input"]
 stage_shown = "layer3"
@@ -1213,7 +1222,7 @@ show(
     caption="Where the last stage is more active than it is on average over images (bright) for six held-out images: teacher, student alone, student "
     "trained with activation attention, of the first seed.",
     alt="Six photographs in a row, and below each three maps of 8 by 8 places: the teacher's, that of the student "
-    "alone and that of the student trained with attention, which resembles the teacher's more.",
+    "alone and that of the student trained with attention, which resembles the teacher's somewhat more.",
 )
 
 # %% tags=["hide-input"]
@@ -1277,7 +1286,7 @@ SMALL = {"width": 48, "layers": 2, "heads": 4, "key_heads": 4}
 large, small = llama(0, **LARGE), llama(1, **SMALL)
 generator = torch.Generator().manual_seed(0)
 optimizer = torch.optim.AdamW(large.parameters(), 3e-3)
-for step in range(160):
+for step in range(140):
     optimizer.param_groups[0]["lr"] = 3e-3 * min(1, (step + 1) / 20)
     batch = windows(to_train, 8, 64, generator)
     loss = CrossEntropy()(**next_token(large(batch).logits, None, batch))
@@ -1524,7 +1533,6 @@ hidden_weight, maps_weight = (
 )
 LANGUAGE = {
     "outputs": outputs,
-    "and hidden states": lambda: outputs() + hidden_weight * hidden_states(),
     "and attention": lambda: outputs() + maps_weight * attention_maps(),
     "all three": lambda: (
         outputs() + hidden_weight * hidden_states() + maps_weight * attention_maps()
@@ -1582,42 +1590,40 @@ figure, (one, other) = plt.subplots(
 for (name, curve), colour in zip(curves.items(), (BLUE, ORANGE, GREEN), strict=True):
     one.plot(np.array(curve) / curve[0], color=colour, label=name)
 one.set(
-    xlabel="step", ylabel="relative to the first step", yscale="log", title="loss by term"
+    xlabel="step", ylabel="relative to the first step", ylim=(0, None), title="loss by term"
 )
 one.legend(fontsize="small")
 for seed in SEEDS:
     other.plot(
-        range(4),
+        range(len(LANGUAGE)),
         [worth[arm][seed] for arm in LANGUAGE],
         color="grey",
         linewidth=0.8,
         alpha=0.6,
     )
-for place, (arm, colour) in enumerate(
-    zip(LANGUAGE, (BLUE, ORANGE, GREEN, PURPLE), strict=True)
-):
+for place, (arm, colour) in enumerate(zip(LANGUAGE, (BLUE, GREEN, PURPLE), strict=True)):
     other.plot([place] * len(SEEDS), worth[arm], "o", color=colour)
 other.axhline(judged_by(large), color="grey", linestyle=":", linewidth=1)
 other.text(-0.3, judged_by(large) + 0.01, "teacher", fontsize=8, va="bottom")
 other.set(
-    xticks=range(4),
-    xlim=(-0.4, 3.4),
+    xticks=range(len(LANGUAGE)),
+    xlim=(-0.4, len(LANGUAGE) - 0.6),
     ylabel="nats a byte, held out",
-    title="after 60 steps",
+    title="what the students are worth",
 )
-other.set_xticklabels([arm.removeprefix("and ") for arm in LANGUAGE], rotation=20)
+other.set_xticklabels([arm.replace("and ", "and\n") for arm in LANGUAGE])
 show(
     figure,
     label="language",
     caption="Left: the three terms of one student, each relative to its first value; all fall together. Right: cross-entropy of the next byte on "
-    "held-out text (less is better), each dot a student, lines join those of one seed: outputs alone, with hidden states, with attention, with both.",
-    alt="Left: three falling curves on a logarithmic axis. Right: four columns of dots joined by seed, with the "
+    "held-out text (less is better) at the end, each dot a student, lines join those of one seed: outputs alone, with attention, with attention and hidden states.",
+    alt="Left: three falling curves. Right: three columns of dots joined by seed, with the "
     "teacher's value as a dotted line below.",
 )
 
 # %% [markdown]
-# The added terms do different things to a young student, and "more to imitate" is not by itself "better guided". What sixty steps show may be gone
-# after six thousand: most of the gap to the teacher closes with time alone. Only trainings to the end, each with weights of its own, can tell.
+# All three terms can be followed at once. Whether the student is the better for it is another matter: more to imitate is not by itself better guidance, and
+# sixty steps are the beginning of a training, not its end. Only trainings to the end, each with weights of its own, can tell.
 
 # %% tags=["hide-input"]
 growth = by_length["none"][-1] / by_length["none"][0]
@@ -1699,8 +1705,8 @@ print(
 # - “Explained variance” credits a projector for what it can do. It is measured on images that the projector was not fitted to, but no one number separates
 #   what a student knows from what a map makes of it.
 # - The rotation was tested on one task, one architecture and one temperature of InfoNCE, with 5 seeds. The invariances of
-#   the losses are exact and general; the size of what a training loses is that of this task. Nine intervals of 95 % are looked at, so that one in twenty may miss zero by chance;
-#   Adam, moreover, is itself not blind to a rotation.
+#   the losses are exact and general; the size of what a training loses is that of this task. Of so many intervals of 95 % some miss zero by chance, and
+#   Adam, which treats each coordinate by itself, is not blind to a rotation either: small differences, to both sides, may be its own.
 # - The language models are tiny, hardly trained, and of one vocabulary. Different vocabularies need a map between them first.
 #
 # ## Exercises
@@ -1715,7 +1721,8 @@ print(
 # ```{solution} ex-hint-alone
 # :class: dropdown
 #
-# `layer3` and `fc` get no gradient at all (weight decay merely shrinks them), so that the accuracy stays near chance, however well `layer2` matches.
+# `layer3` and `fc` get no gradient at all and keep the weights that they were born with (the optimiser passes over them, weight decay and all), so that
+# the accuracy stays near chance, however well `layer2` matches.
 # FitNets trains in two stages for this reason: first the hint, up to its layer, then the whole network on the outputs.
 # ```
 #

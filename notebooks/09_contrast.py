@@ -24,6 +24,7 @@
 profile = "cpu"
 
 # %% tags=["hide-input"]
+import functools
 import itertools
 import math
 import time
@@ -141,33 +142,29 @@ def gaussian_pairs(information, n, generator):
     return s, rho * s + math.sqrt(1 - rho**2) * noise
 
 
-def train_pair(loss, information, *, batch, steps, seed=0, every=None):
-    """Train an encoder for s and one for t to minimise ``loss``; also how often the positive is found."""
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    encoders = [mlp(DIMENSIONS, 32, hidden_layers=1) for _ in range(2)]
-    optimiser = torch.optim.Adam(
-        [*encoders[0].parameters(), *encoders[1].parameters()], 3e-3
-    )
+def train_pair(loss, information, *, batch, steps, every=None):
+    """Train an encoder for s and one for t; also how often the positive is found among 64."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    of_s, of_t = (mlp(DIMENSIONS, 32, hidden_layers=1) for _ in range(2))
+    optimiser = torch.optim.Adam([*of_s.parameters(), *of_t.parameters()], 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    found = []
+    found, places = [], torch.arange(64)
     for step in range(steps + 1):
         if every and step % every == 0:
+            tests = [gaussian_pairs(information, 64, generator) for _ in range(8)]
             with torch.no_grad():
-                tests = [gaussian_pairs(information, 64, generator) for _ in range(8)]
                 hits = [
-                    similarities(encoders[0](s), encoders[1](t)).argmax(1)
-                    == torch.arange(64)
-                    for s, t in tests
+                    similarities(of_s(s), of_t(t)).argmax(1) == places for s, t in tests
                 ]
             found.append(torch.cat(hits).float().mean().item())
         s, t = gaussian_pairs(information, batch, generator)
-        value = loss(encoders[0](s), encoders[1](t))
+        value = loss(of_s(s), of_t(t))
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
         schedule.step()
-    return encoders, found, value.item()
+    return of_s, of_t, found, value.item()
 
 
 trained = {
@@ -190,7 +187,7 @@ for (name, loss), colour, style in zip(
     left.plot(axis, loss(axis), color=colour, linestyle=style, label=name)
     right.plot(
         range(0, 151, 10),
-        [100 * f for f in trained[name][1]],
+        [100 * f for f in trained[name][2]],
         color=colour,
         linestyle=style,
     )
@@ -209,10 +206,10 @@ show(
 )
 
 # %%
-for name, (_, found, value) in trained.items():
+for name, (*_, found, value) in trained.items():
     print(f"{name:18s} last loss {value:+6.2f}   positive found {found[-1]:6.1%}")
-assert trained["InfoNCE"][2] > 0 > trained["positive left out"][2]
-assert trained["inverted too"][1][-1] < 1 / 64 < trained["InfoNCE"][1][-1] / 10
+assert trained["InfoNCE"][-1] > 0 > trained["positive left out"][-1]
+assert trained["inverted too"][2][-1] < 1 / 64 < trained["InfoNCE"][2][-1] / 10
 
 # %% [markdown]
 # The inverted loss learns to avoid the positive. The one without the positive *learns well*, and it would be unjust to pass over
@@ -246,7 +243,6 @@ assert trained["inverted too"][1][-1] < 1 / 64 < trained["InfoNCE"][1][-1] / 10
 # them all: three values of $s$, four of $t$, a critic that is wrong on purpose. Each part is computed by its own definition.
 
 # %%
-rng = np.random.default_rng(3)
 joint = np.array([[30.0, 1, 1, 1], [1, 30, 1, 1], [1, 1, 15, 15]])
 joint /= joint.sum()
 p_s, p_t = joint.sum(1), joint.sum(0)
@@ -272,12 +268,12 @@ def information_of_the_set(K):
     """I(S; T_1 … T_K) from the joint table of s and the shuffled tuple."""
     tuples, _ = outcomes(K)
     of_tuple = p_t[tuples].prod(1)
-    table_ = np.mean(
-        [joint[:, tuples[:, k]] * (of_tuple / p_t[tuples[:, k]]) for k in range(K)], 0
-    )
-    return (table_ * np.log(table_ / np.outer(p_s, of_tuple))).sum()
+    pairs = [joint[:, tuples[:, k]] * (of_tuple / p_t[tuples[:, k]]) for k in range(K)]
+    shuffled = np.mean(pairs, 0)
+    return (shuffled * np.log(shuffled / np.outer(p_s, of_tuple))).sum()
 
 
+rng = np.random.default_rng(3)
 critic = ratio**0.5 * np.exp(0.5 * rng.normal(size=ratio.shape))
 sizes = range(1, 9)
 parts = []
@@ -300,7 +296,7 @@ for part, colour, label in zip(
     axis.bar(sizes, part, bottom=bottom, color=colour, label=label, width=0.7)
     bottom = bottom + part
 axis.axhline(truth, color="grey", linewidth=1)
-axis.text(8.5, truth, " $I(S;T)$", va="center")
+axis.text(8.6, truth, " $I(S;T)$", va="center")
 axis.plot(
     sizes[1:], above, "o", color=VERMILION, label=r"positive left out, $\log (K-1) - L$"
 )
@@ -308,6 +304,7 @@ axis.set(
     xlabel="number of candidates $K$",
     ylabel="nats",
     ylim=(0, 1.6 * max(truth, *above[1:])),
+    xlim=(0.4, 8.6),
     xticks=list(sizes),
 )
 axis.legend(fontsize="small", ncols=2, loc="upper right")
@@ -381,29 +378,21 @@ for K in SIZES:
 
 # %%
 def learn(information, temperature, K=512, steps=200):
-    """Train by info_nce; return what is then shown for each K on new pairs, and the embeddings."""
-    encoders, _, _ = train_pair(
-        lambda s, t: info_nce(s, t, temperature=temperature),
-        information,
-        batch=K,
-        steps=steps,
-    )
+    """Train by info_nce; embeddings of 4096 new pairs."""
+
+    def loss(s, t):
+        return info_nce(s, t, temperature=temperature)
+
+    of_s, of_t, *_ = train_pair(loss, information, batch=K, steps=steps)
     s, t = gaussian_pairs(information, 4096, torch.Generator().manual_seed(1))
     with torch.no_grad():
-        s, t = encoders[0](s), encoders[1](t)
-        return (
-            {
-                k: shown(s, t, k, lambda a, b: similarities(a, b, temperature))
-                for k in SIZES
-            },
-            s,
-            t,
-        )
+        return of_s(s), of_t(t)
 
 
 learned_at = (1, 2, 4, 6, 8, 10, 12)
-learned_all = {information: learn(information, 0.05) for information in learned_at}
-learned = {K: np.array([learned_all[i][0][K][:2] for i in learned_at]) for K in SIZES}
+embedded = {information: learn(information, 0.05) for information in learned_at}
+cold = functools.partial(similarities, temperature=0.05)
+learned = {K: np.array([shown(*embedded[i], K, cold) for i in learned_at]) for K in SIZES}
 for K in SIZES:
     ceiling = np.minimum(learned_at, np.log(K))
     assert (learned[K][:, 0] - 4 * learned[K][:, 1] < ceiling).all()
@@ -415,13 +404,8 @@ for panel, title in zip(panels, ("best critic", "learned critic"), strict=True):
     for K, colour in zip(SIZES, (PURPLE, GREEN, BLUE), strict=True):
         panel.axhline(np.log(K), color=colour, linewidth=1, linestyle=":")
         x, y = (truths, best[K]) if title == "best critic" else (learned_at, learned[K])
-        panel.plot(
-            x,
-            y[:, 0],
-            color=colour,
-            marker="o" if panel is panels[1] else None,
-            label=f"$K={K}$",
-        )
+        marker = "o" if panel is panels[1] else None
+        panel.plot(x, y[:, 0], color=colour, marker=marker, label=f"$K={K}$")
     panel.set(title=title, xlabel="true information (nats)", ylim=(0, 9), xlim=(0, 12))
 panels[0].plot(
     truths,
@@ -436,7 +420,7 @@ show(
     figure,
     label="gaussians",
     caption=r"What InfoNCE shows of the mutual information of Gaussian vectors. It follows the diagonal, then bends under its ceiling $\log K$ "
-    "(dotted): with eight candidates it cannot tell four nats from twelve. The learned critic comes near the best one, and no "
+    "(dotted): with eight candidates it can hardly tell four nats from twelve. The learned critic comes near the best one, and no "
     "nearer than the ceiling allows. With the positive left out (dashed) the best critic shows too much.",
     alt="Two panels of three curves each against the true information. Each follows the grey diagonal at first and then "
     "levels off at its dotted ceiling; a dashed curve rises above the diagonal.",
@@ -444,7 +428,7 @@ show(
 
 # %% tags=["hide-input"]
 at = int(np.argmin(np.abs(truths - 6.25)))
-literal = trained["inverted too"][1][-1]
+literal = trained["inverted too"][2][-1]
 verdict(
     "A12", "corrected",
     rf"The positive belongs among the candidates: $L=-\log\bigl(e^{{\sigma_+}}/\sum_{{k=1}}^K e^{{\sigma_k}}\bigr)$, the positive being one of the $K$. Only then is it a cross-entropy and "
@@ -471,13 +455,13 @@ verdict(
 temperatures = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 by_temperature, effective = [], []
 for tau in temperatures:
-    seen, s, t = learned_all[6] if tau == 0.05 else learn(6, tau)
-    by_temperature.append(seen[512][:2])
-    logits = similarities(s[:512], t[:512], tau).fill_diagonal_(-torch.inf)
+    s, t = embedded[6] if tau == 0.05 else learn(6, tau)
+    at_tau = functools.partial(similarities, temperature=tau)
+    by_temperature.append(shown(s, t, 512, at_tau)[0])
+    logits = at_tau(s[:512], t[:512]).fill_diagonal_(-torch.inf)
     weights = torch.softmax(logits, 1)
     effective.append(torch.special.entr(weights).sum(1).exp().median().item())
-by_temperature = np.array(by_temperature)
-assert (by_temperature[:, 0] < np.minimum(np.log(512), 1 / np.array(temperatures))).all()
+assert (by_temperature < np.minimum(np.log(512), 1 / np.array(temperatures))).all()
 
 # %% tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.4))
@@ -490,7 +474,7 @@ left.plot(
     label=r"$\min(\log K, 1/\tau)$",
 )
 left.axhline(6, color="grey", linewidth=1, label="true information")
-left.plot(temperatures, by_temperature[:, 0], "o-", color=BLUE, label="shown")
+left.plot(temperatures, by_temperature, "o-", color=BLUE, label="shown")
 left.set(xscale="log", xlabel=r"$\tau$", ylabel="nats", ylim=(0, 7.2))
 left.legend(fontsize="small", loc="lower left")
 right.plot(temperatures, effective, "o-", color=ORANGE)
@@ -823,19 +807,11 @@ claimed = {name: np.array(values) for name, values in claimed.items()}
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(7.8, 3.4), sharey=True)
-for panel, (name, title) in zip(
-    panels,
-    {"now": "positive of this moment", "bank": "positive from the bank"}.items(),
-    strict=True,
-):
+titles = {"now": "positive of this moment", "bank": "positive from the bank"}
+for panel, (name, title) in zip(panels, titles.items(), strict=True):
     epochs = np.arange(1, EPOCHS + 1)
-    panel.plot(
-        epochs,
-        claimed[name][:, 0],
-        color=ORANGE,
-        linestyle="--",
-        label="by the bank's negatives",
-    )
+    by_bank = {"color": ORANGE, "linestyle": "--", "label": "by the bank's negatives"}
+    panel.plot(epochs, claimed[name][:, 0], **by_bank)
     panel.plot(epochs, claimed[name][:, 1], color=BLUE, label="by fresh ones")
     panel.axhline(0, color="grey", linewidth=0.8)
     panel.set(title=title, xlabel="epoch")
@@ -846,9 +822,8 @@ show(
     label="freshness",
     caption="The same student, trained by the softmax over a bank. Left: with a positive newer than the negatives the loss shows much, "
     f"and fresh negatives show that little was learned. At the end two embeddings of different examples have a cosine of {claimed['now'][-1, 2]:.2f} on average. "
-    f"Right: with a positive as old as the negatives the loss shows less than there is (cosine {claimed['bank'][-1, 2]:.2f}).",
-    alt="Two panels of two curves. Left: the dashed curve is high and the solid one low. Right: the solid curve lies above "
-    "the dashed one, and both rise.",
+    f"Right: with a positive as old as the negatives both soon agree, and rise (cosine {claimed['bank'][-1, 2]:.2f}).",
+    alt="Two panels of two curves. Left: the dashed curve is high and the solid one low. Right: both rise, close together.",
 )
 
 # %%
@@ -877,10 +852,8 @@ for _ in range(DRAWS):
     drawn, added, _ = memory.teacher_bank.negatives(asks, train.labels[asks], M)
     counts[:, drawn] += (added == 0).float()
 eligible = train.labels != train.labels[asks][:, None]
-expected, spread = (
-    DRAWS * M / len(train),
-    math.sqrt(DRAWS * M / len(train) * (1 - M / len(train))),
-)
+chance = M / len(train)
+expected, spread = DRAWS * chance, math.sqrt(DRAWS * chance * (1 - chance))
 z_scores = (counts - expected)[eligible] / spread
 assert (counts[~eligible] == 0).all() and z_scores.abs().max() < 5
 print(
@@ -888,35 +861,20 @@ print(
 )
 
 # %%
-anchors = embeddings(student, memory)[0][:64]
-own = train.labels[:64]
+embedded_now, entries = embeddings(student, memory)[0], memory.teacher_bank.entries
 
 
-def direction(anchors, labels, start):
-    """Gradient of the softmax over a bank's draw by the anchors, averaged over them: shape (width,)."""
-    drawn, added, _ = memory.teacher_bank.negatives(
-        torch.arange(start, start + len(anchors)), labels, M
-    )
-    entries = memory.teacher_bank.entries
-    positive = (anchors * entries[start : start + len(anchors)]).sum(1, keepdim=True) / TAU
-    weights = torch.softmax(
-        torch.cat([positive, anchors @ entries[drawn].T / TAU + added], 1), 1
-    )
-    pushed = weights[:, 1:] @ entries[drawn]
-    return (pushed - (1 - weights[:, :1]) * entries[start : start + len(anchors)]).mean(
-        0
-    ) / TAU
+def gradient(examples):
+    """Of the softmax with one draw for these examples, by their embeddings, summed: shape (width,)."""
+    anchors = embedded_now[examples].requires_grad_()
+    drawn, added, _ = memory.teacher_bank.negatives(examples, train.labels[examples], M)
+    loss = softmax_loss(anchors, entries[examples], entries[drawn], added) * len(examples)
+    return torch.autograd.grad(loss, anchors)[0].sum(0)
 
 
-one_draw = torch.stack([direction(anchors, own, 0) for _ in range(300)])
-each_its_own = torch.stack(
-    [
-        torch.stack(
-            [direction(anchors[i : i + 1], own[i : i + 1], i) for i in range(64)]
-        ).mean(0)
-        for _ in range(60)
-    ]
-)
+of_batch = torch.arange(64)
+one_draw = torch.stack([gradient(of_batch) for _ in range(300)]) / 64
+each_its_own = torch.stack([sum(map(gradient, of_batch.split(1))) for _ in range(60)]) / 64
 noise = [x.var(0).sum().sqrt().item() for x in (one_draw, each_its_own)]
 apart = (one_draw.mean(0) - each_its_own.mean(0)).norm().item()
 standard_error = math.sqrt(noise[0] ** 2 / 300 + noise[1] ** 2 / 60)
@@ -944,44 +902,30 @@ assert apart < 3 * standard_error
 
 
 # %%
-def candidates(student, memory, batch):
-    """Anchors, positives, negatives and what to add to the negatives' scores, student to teacher, for a batch."""
+def compare_weights(student, memory, factor=1.0):
+    """Student to teacher, 128 examples: what NCE and the softmax make of the same candidates."""
     torch.manual_seed(0)
-    drawn, added, number = memory.teacher_bank.negatives(batch, train.labels[batch], 341)
-    entries = memory.teacher_bank.entries
-    return (
-        embeddings(student, memory)[0][batch],
-        entries[batch],
-        entries[drawn],
-        added,
-        number,
-    )
-
-
-def compare_weights(student, memory, batch, factor=1.0):
-    """Scores, threshold, weights of the negatives, and gradients by the anchors, for NCE and softmax."""
-    anchors, positives, negatives, added, number = candidates(student, memory, batch)
-    anchors.requires_grad_()
+    bank = memory.teacher_bank
+    drawn, added, number = bank.negatives(batch, train.labels[batch], len(train) // 3)
+    positives, negatives = bank.entries[batch], bank.entries[drawn]
+    anchors = embeddings(student, memory)[0][batch].requires_grad_()
     right, wrong = (anchors * positives).sum(1) / TAU, anchors @ negatives.T / TAU + added
     Z = factor * memory.normalisers[0]
-    threshold = (Z * number / len(train)).log()
     nce = crd_nce(right, wrong, number, Z, len(train))
-    softmax = (torch.cat([right[:, None], wrong], 1).logsumexp(1) - right).mean()
+    softmax = softmax_loss(anchors, positives, negatives, added)
     gradients = [
         torch.autograd.grad(x, anchors, retain_graph=True)[0] for x in (nce, softmax)
     ]
+    c = (Z * number / len(train)).log()
     with torch.no_grad():
-        h, pi = (
-            torch.sigmoid(wrong - threshold[:, None]),
-            torch.softmax(torch.cat([right[:, None], wrong], 1), 1),
-        )
-        pulls = torch.stack([1 - torch.sigmoid(right - threshold), 1 - pi[:, 0]])
-        by_hand = (h @ negatives - pulls[0][:, None] * positives) / TAU / len(batch)
-        assert torch.allclose(by_hand, gradients[0], atol=1e-6)
+        h, h_positive = torch.sigmoid(wrong - c[:, None]), torch.sigmoid(right - c)
+        pi = torch.softmax(torch.cat([right[:, None], wrong], 1), 1)
+    by_hand = (h @ negatives - (1 - h_positive[:, None]) * positives) / TAU / len(batch)
+    assert torch.allclose(by_hand, gradients[0], atol=1e-6)
     return {
-        "score": (wrong - threshold[:, None]).detach(),
-        "pushes": (h, pi[:, 1:]),
-        "pulls": pulls,
+        "score": (wrong - c[:, None]).detach(),
+        "pi": pi[:, 1:],
+        "sums": (1 - h_positive, h.sum(1), 1 - pi[:, 0], pi[:, 1:].sum(1)),
         "cosine": F.cosine_similarity(*gradients, dim=1).median().item(),
     }
 
@@ -990,41 +934,37 @@ batch = torch.arange(128)
 untrained = new_student(0)
 torch.manual_seed(0)
 unused = crd().memory.eval()
-hidden = [
-    Taps(model, [LAYER])(train.inputs[batch])[1][LAYER] for model in (untrained, teacher)
-]
 with torch.no_grad():
+    hidden = [Taps(m, [LAYER])(train.inputs[batch])[1][LAYER] for m in (untrained, teacher)]
     unused(*hidden, train.labels[batch], batch)  # sets Z, as the first batch does
 assert (unused.normalisers > 0).all() and "normalisers" in unused.state_dict()
 stages = {
-    "first batch": compare_weights(untrained, unused, batch),
-    f"after {EPOCHS} epochs": compare_weights(*runs[0.5], batch),
+    "first batch": compare_weights(untrained, unused),
+    "Z / 10": compare_weights(untrained, unused, 0.1),
+    "Z · 10": compare_weights(untrained, unused, 10.0),
+    f"after {EPOCHS} epochs": compare_weights(*runs[0.5]),
 }
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(7.8, 3.6), sharex=True, sharey=True)
-for panel, (name, stage) in zip(panels, stages.items(), strict=True):
+for panel, name in zip(panels, ("first batch", f"after {EPOCHS} epochs"), strict=True):
+    stage = stages[name]
     finite = torch.isfinite(stage["score"])
-    score, push = stage["score"][finite], stage["pushes"][1][finite]
+    score, push = stage["score"][finite], stage["pi"][finite]
     some = torch.randperm(len(score), generator=torch.Generator().manual_seed(0))[:1500]
-    panel.semilogy(
-        score[some],
-        push[some],
-        ".",
-        color=ORANGE,
-        alpha=0.25,
-        markersize=3,
-        label="softmax",
-    )
+    x, y = score[some], push[some]
+    panel.semilogy(x, y, ".", color=ORANGE, alpha=0.25, markersize=3, label="softmax")
     line = torch.linspace(-16, 4, 100)
     panel.semilogy(line, torch.sigmoid(line), color=BLUE, label="NCE")
     panel.set(
         title=f"{name}: cosine {stage['cosine']:.2f}",
         xlabel=r"similarity less NCE's threshold, $\sigma_j - c$",
-        ylim=(1e-7, 2),
+        ylim=(1e-6, 2),
+        xlim=(-13.5, 3),
     )
 panels[0].set_ylabel("weight of a negative")
-panels[0].legend(fontsize="small", loc="lower right")
+legend = panels[0].legend(fontsize="small", loc="lower right", markerscale=4)
+legend.legend_handles[0].set_alpha(1)
 show(
     figure,
     label="weights",
@@ -1036,21 +976,18 @@ show(
 )
 
 # %% tags=["hide-input"]
-rows = []
-for name, (pair, factor) in {
-    "first batch": ((untrained, unused), 1),
-    "first batch, $Z$ ten times smaller": ((untrained, unused), 0.1),
-    "first batch, $Z$ ten times larger": ((untrained, unused), 10),
-    f"after {EPOCHS} epochs": (runs[0.5], 1),
-}.items():
-    stage = compare_weights(*pair, batch, factor)
-    values = (
-        stage["pulls"][0].mean(),
-        stage["pushes"][0].sum(1).mean(),
-        stage["pulls"][1].mean(),
-        stage["pushes"][1].sum(1).mean(),
-    )
-    rows.append([name, *(f"{v:.2f}" for v in values), f"{stage['cosine']:.2f}"])
+named = {
+    "Z / 10": "first batch, $Z$ ten times smaller",
+    "Z · 10": "first batch, $Z$ ten times larger",
+}
+rows = [
+    [
+        named.get(name, name),
+        *(f"{v.mean():.2f}" for v in stage["sums"]),
+        f"{stage['cosine']:.2f}",
+    ]
+    for name, stage in stages.items()
+]
 table(
     ["", "NCE: pull", "NCE: pushes", "softmax: pull", "softmax: pushes", "cosine"],
     rows,
@@ -1403,8 +1340,8 @@ verdict(
 #
 #     ARMS["decoupled"] = (MORE, decoupled)
 #
-# and the loop of the experiment for this arm alone. When we tried it, it could not be told apart from *batch*: here few positives are so
-# clearly ahead that InfoNCE's gradient fades.
+# and the loop of the experiment for this arm alone. When we tried it, it was a shade better than *batch* at each weight, by no more than five
+# seeds can vouch for. Its gradient does not fade; here there was little fading to prevent.
 # ```
 #
 # ```{exercise}
@@ -1417,6 +1354,6 @@ verdict(
 # ```{solution} ex-slower
 # :class: dropdown
 #
-# `recipe(epochs=150, learning_rate=1e-3)`. The harm that so large a weight does in the short training is mostly gone when we try
-# it, and the mean cosine of entries with embeddings is higher. What the student gains by CRD in this task is still small.
+# `recipe(epochs=150, learning_rate=1e-3)`. The harm that so large a weight does in the short training is gone when we try it. Whether
+# there is then a gain, three seeds did not tell: the interval had both signs.
 # ```
