@@ -137,8 +137,8 @@ class LearnedTemperature(nn.Module):
 
     The student descends on the loss, the temperature *ascends* on it: the gradient that reaches :math:`\theta` is
     multiplied by :math:`-\lambda`. :math:`\lambda` grows from 0 to 1 in the first epochs (of the paper: 10 of 240), so that
-    the task becomes harder. Whether an ascending :math:`T` rises or falls is for the loss to say; with :math:`T^2` in it, it often falls to
-    :math:`T_{\min}`, and the value is therefore logged with the loss. Give it as ``temperature`` to a term.
+    the task becomes harder. Whether an ascending :math:`T` rises or falls is for the loss to say, and the value is
+    therefore logged with the loss. Give it as ``temperature`` to a term.
 
     Args:
         minimum, maximum: the ends of the range; :math:`\theta = 0` is its middle.
