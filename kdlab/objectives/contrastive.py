@@ -166,7 +166,7 @@ class ContrastiveMemory(nn.Module):
     r"""Embeddings of student and teacher, their memory banks, and the two losses that use them.
 
     Each network's features go through a linear map to ``width`` and to length one. The student's embedding looks for the
-    teacher's of the same example, with negatives from the teacher's bank, and the other way round; the loss is the sum
+    teacher's of the same example in the teacher's bank, with negatives from there, and the other way round; the loss is the sum
     of the two. Afterwards both banks are updated, in training mode only.
 
     ``loss="nce"`` is **CRD** as published: noise-contrastive estimation, with the normaliser :math:`Z` set once, at the
@@ -243,16 +243,16 @@ class ContrastiveMemory(nn.Module):
         teacher = unit(self.teacher_map(teacher_features.flatten(1)))
         drawn, mask, number = self.teacher_bank.negatives(index, labels, self.number)  # the same of both
         total = 0.0
-        for which, (anchor, positive, bank) in enumerate(
-            ((student, teacher, self.teacher_bank), (teacher, student, self.student_bank))
-        ):
+        for which, (anchor, bank) in enumerate(((student, self.teacher_bank), (teacher, self.student_bank))):
             anchor = anchor / self.temperature
             negatives = torch.addmm(mask, anchor, bank.entries.index_select(0, drawn).T)
+            score = (anchor * bank.entries[index]).sum(
+                1
+            )  # as old as the negatives, or its age would betray it
             if self.loss == "info_nce":
-                scores = torch.cat([(anchor * positive).sum(1, keepdim=True), negatives], 1)
+                scores = torch.cat([score.unsqueeze(1), negatives], 1)
                 total = total + (scores.logsumexp(1) - scores[:, 0]).mean()
             else:
-                score = (anchor * bank.entries[index]).sum(1)
                 if not self._normalised:
                     self._set_normaliser(which, score, negatives, number)
                 total = total + crd_nce(score, negatives, number, self.normalisers[which], examples)
