@@ -105,6 +105,7 @@ data_note(data)
 
 # %%
 STAGES = ("layer1", "layer2", "layer3")
+torch.manual_seed(0)
 everything = (
     0.1 * CrossEntropy()
     + 0.9 * SoftTargets(temperature=4)
@@ -112,7 +113,6 @@ everything = (
     + 1000 * ActivationAttention(*STAGES)
     + 25 * RKDDistance("input:fc")
 )
-torch.manual_seed(0)
 student = resnet8(data.num_classes)
 
 # %% [markdown]
@@ -341,10 +341,10 @@ def attention():
     return ActivationAttention(*STAGES)
 
 
-def equal_gradients(*terms):
+def equal_gradients(*makers):
     """The weight of each term that makes its gradient, at an untrained student, as long as the labels'."""
     torch.manual_seed(100)
-    untrained = resnet8(data.num_classes)
+    untrained, terms = resnet8(data.num_classes), [make() for make in makers]
     trial = CrossEntropy() + sum(terms)
     inputs, targets, _ = next(few.batches(256))
     with Taps(untrained, STAGES) as one, Taps(teacher, STAGES) as other:
@@ -358,7 +358,7 @@ def equal_gradients(*terms):
     return [(norms["CrossEntropy"] / norms[type(term).__name__]).item() for term in terms]
 
 
-hint_weight, attention_weight = equal_gradients(hint(), attention())
+hint_weight, attention_weight = equal_gradients(hint, attention)
 print(
     f"weight of the hint {hint_weight:.1f}, of activation attention {attention_weight:.0f}"
 )
@@ -1069,7 +1069,7 @@ verdict(
 # $$a = \operatorname{vec}\Bigl(\sum_c A_c^2\Bigr), \qquad \hat a = \frac{a}{\|a\|_2},$$
 #
 # so that neither the number of channels nor the scale matters. Student and teacher should look at the same places. How far apart two
-# maps are is written in two ways. The paper has the *norm* of the difference; the authors' code, and nearly all code since, has the *mean of
+# maps are, is written in two ways. The paper has the *norm* of the difference; the authors' code, and much code since, has the *mean of
 # squares* over the $HW$ places:
 #
 # $$L_{\text{paper}} = \|\hat a_S - \hat a_T\|_2, \qquad L_{\text{released}} = \frac{1}{HW}\,\|\hat a_S - \hat a_T\|_2^2,
@@ -1113,7 +1113,7 @@ table(
 )
 
 # %% [markdown]
-# In the paper's form the gradient by a map has length one, however near the teacher's map is: every example pulls with the same force. In the
+# In the paper's form the gradient by $\hat a_S$ has length one, however near the teacher's map is: every example pulls with the same force. In the
 # released one, far maps pull harder, and later stages, which have fewer places, pull much harder than early ones. Neither is wrong; a weight tuned for one is useless for the other.
 #
 # ### Does the student look where the teacher looks?
@@ -1330,7 +1330,7 @@ print(f"recovered {tuple(captured[layer].shape)}, off by {recovered:.0e} at most
 # %% [markdown]
 # **2. Length.** The norm sums over queries. Let each query disagree by the same amount, and the loss grows as the
 # length $L$ of the text: in a batch of texts the long ones rule. Dividing by the number of queries removes that.
-# Dividing by all entries, as the mean squared error of TinyBERT does {cite}`jiao2020tinybert`, overshoots, and favours the *short* texts.
+# Dividing by all entries, as the mean squared error of TinyBERT does {cite}`jiao2020tinybert` (of the scores before the softmax), overshoots, and favours the *short* texts.
 
 # %%
 lengths = [8, 16, 32, 64, 128, 256]
@@ -1705,7 +1705,7 @@ print(
 # - “Explained variance” credits a projector for what it can do. It is measured on images that the projector was not fitted to, but no one number separates
 #   what a student knows from what a map makes of it.
 # - The rotation was tested on one task, one architecture and one temperature of InfoNCE, with 5 seeds. The invariances of
-#   the losses are exact and general; the size of what a training loses is that of this task. Of so many intervals of 95 % some miss zero by chance, and
+#   the losses are exact and general; the size of what a training loses is that of this task. Of so many intervals of 95 % one may well miss zero by chance, and
 #   Adam, which treats each coordinate by itself, is not blind to a rotation either: small differences, to both sides, may be its own.
 # - The language models are tiny, hardly trained, and of one vocabulary. Different vocabularies need a map between them first.
 #
