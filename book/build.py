@@ -36,6 +36,7 @@ from kdlab.study import provenance
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
 VERDICT = "application/vnd.kdlab.verdict+json"
+OBSERVATION = "application/vnd.kdlab.observation+json"
 SETUP = """\
 # Where kdlab is not installed (Colab, Binder), fetch it with the book's records. Elsewhere this does nothing.
 import importlib.util
@@ -276,6 +277,19 @@ def errata(given) -> str:
     return "\n".join(lines)
 
 
+def unseen(notebooks) -> list[tuple[Path, str]]:
+    """What chapters say of a training and this build did not show: (chapter, statement)."""
+    found = []
+    for path in notebooks:
+        for cell in nbformat.read(path, 4).cells:
+            for said in (
+                o["data"][OBSERVATION] for o in cell.get("outputs", []) if OBSERVATION in o.get("data", {})
+            ):
+                if not said["holds"]:
+                    found.append((path, said["statement"]))
+    return found
+
+
 def status(notebooks) -> str:
     """What ran when, how long, on what, from which commit; and the records that the book holds."""
     rows = []
@@ -303,6 +317,10 @@ def status(notebooks) -> str:
         head = "".join(f'<th scope="col">{h}</th>' for h in header)
         return f'<div class="kd-table" tabindex="0"><table class="table"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
+    differs = "".join(
+        f'<li><a href="../notebooks/{path.stem}.html">chapter {int(path.stem[:2])}</a>: {mathematics(statement)}</li>'
+        for path, statement in unseen(notebooks)
+    )
     origin = made["provenance"]
     text = (ROOT / "book" / "status.md").read_text(encoding="utf-8")
     versions = ", ".join(f"{name} {origin[name]}" for name in ("kdlab", "python", "torch", "numpy"))
@@ -311,6 +329,7 @@ def status(notebooks) -> str:
         .replace(
             "%RECORDS%", table(["run", "test accuracy", "training", "date", "device", "commit"], records)
         )
+        .replace("%UNSEEN%", f"<ul>{differs}</ul>" if differs else "None.")
         .replace("%VERSIONS%", f"{versions}; {origin['device']}; {origin['system']}")
     )
 
@@ -330,8 +349,9 @@ def stage(notebooks) -> Path:
     for path in notebooks:
         notebook = nbformat.read(path, 4)
         for output in (o for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o):
-            # Sphinx does not know it; the ledger reads it from the executed notebook.
+            # Sphinx does not know them; ledger and status page read them from the executed notebook.
             output["data"].pop(VERDICT, None)
+            output["data"].pop(OBSERVATION, None)
         nbformat.write(notebook, new / "notebooks" / path.name)
     given = verdicts(notebooks)
     for name, page in (("claims", ledger(given)), ("errata", errata(given)), ("status", status(notebooks))):

@@ -32,6 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from IPython.display import display
 from torch import nn
 
 from kdlab.data import ExactTeacher, Examples, KnownPosterior, load_digits
@@ -56,7 +57,7 @@ from kdlab.objectives import (
     soften,
 )
 from kdlab.study import mean_interval, paired_difference
-from kdlab.study.display import device_for
+from kdlab.study.display import device_for, observed
 from kdlab.theory import reference
 from kdlab.training import Recipe, accuracy, fit, predict
 
@@ -200,7 +201,10 @@ own = forward_kl(
     predict(alone, Examples(test.inputs[:, 0], test.labels[:, 0])), test_truth[:, 0]
 )
 print(f"student 0: {right['nats'][0]:.4f} nats beside the others, {own:.4f} alone")
-assert abs(own - right["nats"][0]) < 0.003
+observed(
+    "A student who learns beside others ends where it would alone.",
+    abs(own - right["nats"][0]) < 0.003,
+)
 
 # %% [markdown]
 # Mistakes are planted as terms made from a plain function, so that the wrong line stands in the open.
@@ -326,8 +330,12 @@ show(
 teacher_alone = distil(1.0 * SoftTargets(temperature=4))
 compare("T² lost, teacher alone", distil(1.0 * ForwardKL(temperature=4)), teacher_alone)
 loud, quiet = effects["T² lost, beside labels"], effects["T² lost, teacher alone"]
-assert loud["nats"].low > 0 and abs(quiet["nats"].mean) < loud["nats"].mean / 100
-assert share["with"] > 2 * share["without"]
+observed(
+    "Beside labels the lost $T^2$ takes most of the teacher's share and costs nats; where the teacher is alone, it costs next to nothing.",
+    share["with"] > 2 * share["without"]
+    and loud["nats"].low > 0
+    and abs(quiet["nats"].mean) < loud["nats"].mean / 100,
+)
 
 # %% [markdown]
 # **Caught by** `test_temperature_squared`. *Compare the gradient with the closed form $T(q-p)$, not values with each other,* at several temperatures;
@@ -366,7 +374,10 @@ for name, loss in (
         f"{name:21s} {loss(z, t, None):.4f}; with 20 empty classes more {loss(*wider, None):.4f}"
     )
 assert torch.isclose(soft_targets(*wider), soft_targets(z, t))
-assert effects["mean over the classes"]["nats"].low > 0
+observed(
+    "The mean over the classes costs nats.",
+    effects["mean over the classes"]["nats"].low > 0,
+)
 
 # %% [markdown]
 # **Caught by** `test_mean_over_classes`. *The loss is unchanged when classes of probability zero are added.*
@@ -390,8 +401,10 @@ for temperature in (4, 1):
     compare(
         f"arrow turned, T = {temperature}", distil(arrows[ReverseKL]), distil(arrows[ForwardKL])
     )  # fmt: skip
-assert effects["arrow turned, T = 1"]["nats"].mean > 5 * abs(
-    effects["arrow turned, T = 4"]["nats"].mean
+cold, hot = (effects[f"arrow turned, T = {t}"]["nats"] for t in (1, 4))
+observed(
+    "The turned arrow costs nats at $T=1$, and far less at $T=4$.",
+    cold.mean > 5 * abs(hot.mean),
 )
 
 # %% [markdown]
@@ -482,8 +495,11 @@ slopes = [
     torch.autograd.grad(loss, logits)[0]
     for loss in (forward_kl(logits, t), cross_entropy(logits, soften(t)))
 ]
-assert torch.allclose(*slopes, atol=1e-7)  # the same student …
-assert effects["cross-entropy called KL, stopped by it"]["nats"].low > 0  # … read otherwise
+assert torch.allclose(*slopes, atol=1e-7)
+observed(
+    "Stopped by the cross-entropy, the same students are further from the truth.",
+    effects["cross-entropy called KL, stopped by it"]["nats"].low > 0,
+)
 
 # %% [markdown]
 # **Caught by** `test_divergence_not_cross_entropy`. *Zero at equality:* the divergence of a distribution from itself is nothing.
@@ -605,9 +621,22 @@ for temperature in (1, 4):
 # nothing to see. What is ruined is the *measurement*. Who logs such a divergence, stops by it, or compares students by it, reads noise.
 
 # %%
-assert max(errors["kdlab"]) < 1e-3 < max(errors["log_softmax, float32"])
-assert all(errors[f"{way}, bfloat16"][-1] > 10 for way in ("log of softmax", "log_softmax"))
-assert abs(effects["log of softmax, bfloat16"]["nats"].mean) < 0.002
+print(
+    f"largest error: kdlab {max(errors['kdlab']):.0e}, log_softmax in float32 {max(errors['log_softmax, float32']):.0e}"
+)
+display(
+    observed(
+        "In bfloat16 the smallest divergence is lost in its error; in float32 it keeps fewer digits than in kdlab.",
+        max(errors["kdlab"]) < 1e-3 < max(errors["log_softmax, float32"])
+        and all(
+            errors[f"{way}, bfloat16"][-1] > 10 for way in ("log of softmax", "log_softmax")
+        ),
+    )
+)
+observed(
+    "A student trained in bfloat16 is hardly worse for it.",
+    abs(effects["log of softmax, bfloat16"]["nats"].mean) < 0.002,
+)
 
 # %% [markdown]
 # **Caught by** `test_log_of_softmax` and `test_masks_of_minus_a_thousand`. *Logits of ±10,000, in float16, bfloat16 and float32, against an
@@ -708,11 +737,17 @@ table(
 bias = {
     name: paired_difference(run["entropy"], whole["entropy"]) for name, run in top3.items()
 }
-assert bias["renormalised"].high < 0 < bias["restricted"].low
-assert (
+display(
+    observed(
+        "Beside the student of the whole teacher, one of the renormalised top is too sure, and one restricted to it not sure enough.",
+        bias["renormalised"].high < 0 < bias["restricted"].low,
+    )
+)
+observed(
+    "With a class for the rest the student is nearest to the truth, restricted to the top it is furthest.",
     effects["top 3 and the rest"]["nats"].mean
     < effects["top 3 renormalised"]["nats"].low
-    < effects["both restricted to the top 3"]["nats"].low
+    < effects["both restricted to the top 3"]["nats"].low,
 )
 
 # %% [markdown]
@@ -902,9 +937,17 @@ words = {
 }
 for name, interval in words.items():
     print(f"words, {name}: {interval:.1f}")
-assert effects["each micro-batch its own mean"]["nats"].low > 0
-assert words["each micro-batch its own mean"].high < words["mean over tokens"].low
-assert abs(effects["padding in the denominator"]["nats"].mean) < 0.001
+display(
+    observed(
+        "With a mean of its own for each micro-batch the student writes shorter sentences, and is further from the truth.",
+        words["each micro-batch its own mean"].high < words["mean over tokens"].low
+        and effects["each micro-batch its own mean"]["nats"].low > 0,
+    )
+)
+observed(
+    "Padding in the denominator does next to nothing.",
+    abs(effects["padding in the denominator"]["nats"].mean) < 0.001,
+)
 
 # %% [markdown]
 # Padding in the denominator does next to nothing here: it scales all gradients of a batch alike, Adam divides a constant scale out, and
@@ -965,9 +1008,13 @@ show(
 for name, run in (("labels alone", untaught_endless), ("distilled", endless)):
     print(f"words, end masked, {name}: {mean_interval(run['lengths'].mean(1)):.0f}")
 masked = effects["end masked, labels alone"]
-assert masked["nats"].low > 0 and abs(masked["accuracy"].mean) < 0.5
-assert effects["end masked, distilled"]["nats"].mean < masked["nats"].low
-assert untaught_endless["lengths"].mean() > 5 * untaught["lengths"].mean()
+observed(
+    "A student of labels alone whose ends were masked hardly stops, which costs nats and no accuracy; the teacher repairs part of it.",
+    untaught_endless["lengths"].mean() > 5 * untaught["lengths"].mean()
+    and masked["nats"].low > 0
+    and abs(masked["accuracy"].mean) < 0.5
+    and effects["end masked, distilled"]["nats"].mean < masked["nats"].low,
+)
 
 # %% [markdown]
 # Look at the accuracy. It does not move, for both: the end is hardly ever the *likeliest* next token, so that no top-1 count misses it. The
@@ -1055,6 +1102,8 @@ def show_pictures(darker=False, wrap=lambda teacher: teacher, report=None, **cha
             )
         except FloatingPointError:
             kept["diverged"] += 1
+            for key in ("accuracy", "nats", "teacher"):
+                kept[key].append(float("nan"))
             continue
         logits = predict(student, test_images)
         kept["accuracy"].append(100 * accuracy(logits, test_images.labels))
@@ -1099,9 +1148,19 @@ show(
 # %%
 damage = paired_difference(studying[True]["teacher"], [expert_accuracy] * 5)
 print(f"points, the teacher after it taught on darker images: {damage:+.1f}")
-assert damage.high < 0 < effects["teacher in training mode, darker images"]["accuracy"].low
-assert abs(effects["teacher in training mode"]["accuracy"].mean) < 1.5
-assert effects["teacher in training mode"]["nats"].mean < 0
+display(
+    observed(
+        "On darker images a teacher in training mode is damaged, and its students are on average better for it.",
+        damage.mean
+        < 0
+        < effects["teacher in training mode, darker images"]["accuracy"].mean,
+    )
+)
+at_home = effects["teacher in training mode"]
+observed(
+    "On the teacher's own images the mistake hardly shows, and what shows is a gain.",
+    abs(at_home["accuracy"].mean) < 1.5 and at_home["nats"].mean < 0,
+)
 
 # %% [markdown]
 # On the teacher's own images the mistake hardly shows, and what shows is a gain. On darker images the gain is large: normalised by the batch, they look to the teacher like its own, and it answers
@@ -1125,7 +1184,10 @@ calm_fast = show_pictures(**fast)
 print(
     f"with SGD at 0.1: {frozen_fast['diverged']} of 5 diverge; in training mode {calm_fast['diverged']}"
 )
-assert frozen_fast["diverged"] > calm_fast["diverged"] == 0
+observed(
+    "At a learning rate at which students in training mode are well, some left in evaluation mode diverge.",
+    frozen_fast["diverged"] > calm_fast["diverged"] == 0,
+)
 
 # %% [markdown]
 # With a careful optimiser nothing is measured. At a learning rate that batch normalisation makes possible it ends the run.
@@ -1165,11 +1227,19 @@ stored = {
     by_example: distil(0.5 * CrossEntropy() + 0.5 * Stored(by_example))
     for by_example in (True, False)
 }
-assert np.array_equal(stored[True]["nats"], right["nats"])  # as if nothing were stored
 compare("stored by position", stored[False], right)
 losses = [entry["loss"] for entry in stored[False]["history"]]
 print("loss:", ", ".join(f"{loss:.1f}" for loss in losses[:6]), "…", f"{losses[-1]:.1f}")
-assert losses[0] < losses[-1] < losses[1] and stored[False]["accuracy"].min() > 100 / 20
+display(
+    observed(
+        "Stored by example, the answers make the students that they made fresh.",
+        np.allclose(stored[True]["nats"], right["nats"], atol=1e-3),
+    )
+)
+observed(
+    "Stored by position, the loss jumps as the second epoch begins and falls from then on; the labels keep the student above chance.",
+    losses[0] < losses[-1] < losses[1] and stored[False]["accuracy"].min() > 100 / 20,
+)
 
 # %% [markdown]
 # What is left of the teacher is the average answer, the same for every example. The labels keep the student above chance. The loss tells on it once: it jumps as the second epoch begins, and from then on it falls as it
@@ -1212,7 +1282,10 @@ itself = distil(0.5 * CrossEntropy() + 0.5 * Loss(from_itself), gradient_norms=T
 print("soft loss, epoch by epoch:", {entry["Loss"] for entry in itself["history"]})
 print("its gradient:", {entry["Loss.gradient_norm"] for entry in itself["history"]})
 compare("distilled from itself", itself, right)
-assert np.allclose(itself["nats"], labels_alone["nats"], rtol=0.2)
+observed(
+    "Distilled from itself, each student is about as far from the truth as one of labels alone.",
+    np.allclose(itself["nats"], labels_alone["nats"], rtol=0.2),
+)
 
 # %% [markdown]
 # The soft loss is exactly zero from the first step, which looks like success. The student is the one of labels alone.
@@ -1248,10 +1321,16 @@ paths = {
     s: [e["SoftTargets.temperature"] for e in run["history"]]
     for s, run in curriculum.items()
 }
-assert paths[1][-1] > paths[1][0] and paths[-1][-1] < paths[-1][0]
-assert abs(effects["sign of the curriculum"]["nats"].mean) < 0.01
-assert effects["a curriculum at all"]["nats"].mean > -0.001
-del effects["a curriculum at all"]  # not a mistake, but worth knowing
+display(
+    observed(
+        "With the wrong sign the temperature goes the wrong way, and the students can hardly be told apart.",
+        paths[1][-1] > paths[1][0]
+        and paths[-1][-1] < paths[-1][0]
+        and abs(effects["sign of the curriculum"]["nats"].mean) < 0.01,
+    )
+)
+no_mistake = effects.pop("a curriculum at all")
+observed("A constant temperature does no worse.", no_mistake["nats"].mean > -0.001)
 
 # %% [markdown]
 # The temperature goes the wrong way, and the students can hardly be told apart. On this bench the right sign is not even the better one, and a constant $T=4$ does no worse than either.
@@ -1357,12 +1436,18 @@ for name, gain in advantage.items():
 compare("reported: gain over an untuned baseline", advantage["untuned"], advantage["tuned"])
 
 # %%
-assert effects["reported: best epoch on the test split"]["accuracy"].low > 0
-assert abs(fresh.mean) < effects["reported: best epoch on the test split"]["accuracy"].mean
-assert effects["reported: gain over an untuned baseline"]["accuracy"].low > 0
-assert (
-    mean_interval(advantage["tuned"]["accuracy"]).low > 0
-)  # distillation helps all the same
+flattery = effects["reported: best epoch on the test split"]["accuracy"]
+display(
+    observed(
+        "The best epoch on the test split flatters; on fresh examples less is left of it.",
+        flattery.low > 0 and abs(fresh.mean) < flattery.mean,
+    )
+)
+observed(
+    "An untuned baseline flatters too; beside a tuned one, distillation still helps.",
+    effects["reported: gain over an untuned baseline"]["accuracy"].low > 0
+    and mean_interval(advantage["tuned"]["accuracy"]).low > 0,
+)
 
 # %% [markdown]
 # **Caught by** `test_test_split_is_touched_once` and `test_every_arm_is_treated_alike`. *The test split notes when it is looked at: once, after the last epoch. The arms of a study have equal recipes but for what

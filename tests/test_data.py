@@ -490,8 +490,10 @@ def test_each_image_is_moved_on_its_own():
 
 
 def test_digits_are_never_mirrored(whole_digits, monkeypatch):
-    flips = []
-    monkeypatch.setattr(images, "crop_and_flip", lambda x, generator, *, flip: flips.append(flip) or x)
+    flips, draw = [], images.draw_crops
+    monkeypatch.setattr(
+        images, "draw_crops", lambda n, g, *, flip: flips.append(flip) or draw(n, g, flip=flip)
+    )
     list(whole_digits.train[:8].batches(4, generator=torch.Generator(), augment=True))
     assert flips == [False, False]
 

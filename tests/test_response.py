@@ -43,6 +43,7 @@ from kdlab.objectives import (
     forward_kl,
     logit_mse,
     permute_dark_knowledge,
+    spread_dark_knowledge,
     reduce,
     smooth_labels,
     soft_targets,
@@ -525,6 +526,20 @@ def test_permutation_changes_the_order_and_differs_between_examples():
     shuffled = permute_dark_knowledge(t, y)
     assert (shuffled != t).float().mean() > 0.8
     assert len({tuple(row) for row in shuffled.tolist()}) == 50
+
+
+@given(st.integers(0, 10_000), st.integers(2, 9), st.floats(0.1, 50))
+def test_spreading_keeps_the_true_probability_and_evens_the_rest(seed, classes, temperature):
+    _, t, y = batch(3, 4, classes, seed=seed)
+    p, even = (
+        soften(x, temperature=temperature) for x in (t, spread_dark_knowledge(t, y, temperature=temperature))
+    )
+    true_class = torch.nn.functional.one_hot(y, classes).bool()
+    torch.testing.assert_close(even[true_class], p[true_class])
+    torch.testing.assert_close(
+        even, torch.where(true_class, p, (1 - p[true_class]).reshape(y.shape)[..., None] / (classes - 1)),
+        rtol=1e-5, atol=1e-7,
+    )  # fmt: skip
 
 
 def test_permutation_is_reproducible():

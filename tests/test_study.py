@@ -17,7 +17,6 @@ from kdlab.study import (
     Interval,
     RecordError,
     Spec,
-    __main__,
     book_folder,
     find_record,
     mean_interval,
@@ -139,7 +138,7 @@ def test_a_record_is_read_as_it_was_written(book):
     assert (
         written["spec"] == STUDENT.describe()
         and written["spec_hash"] == STUDENT.hash
-        and written["schema"] == 1
+        and written["schema"] == 2
     )
     (path,) = (book / "records").iterdir()
     assert read_record(path) == written
@@ -182,6 +181,15 @@ def test_a_changed_record_is_refused(book, field):
         find_record(STUDENT, book / "records")
 
 
+def test_a_changed_result_is_refused(book):
+    record = write_record(STUDENT, book / "records", {"test": {"accuracy": 0.5}})
+    (path,) = (book / "records").iterdir()
+    record["test"]["accuracy"] = 0.9
+    path.write_text(json.dumps(record))
+    with pytest.raises(RecordError, match="was changed: its checksum does not fit what it holds"):
+        find_record(STUDENT, book / "records")
+
+
 @pytest.mark.parametrize("part", [0, 1, 50, -3])
 def test_a_truncated_record_is_refused(book, part):
     write_record(STUDENT, book / "records", {})
@@ -191,7 +199,7 @@ def test_a_truncated_record_is_refused(book, part):
         read_record(path)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '"text"', '{"schema": 2}', '{"schema": "1", "spec": {}}'])
+@pytest.mark.parametrize("content", ["[]", "{}", '"text"', '{"schema": 3}', '{"schema": "1", "spec": {}}'])
 def test_a_record_of_another_schema_is_refused(book, content):
     (book / "foreign.json").write_text(content)
     with pytest.raises(RecordError, match="is not a record of schema 1"):
@@ -249,7 +257,7 @@ def test_the_book_folder(monkeypatch, tmp_path, book):
 def finished(digits, tmp_path_factory):
     """A teacher and its student, run and recorded."""
     book = tmp_path_factory.mktemp("study") / "book"
-    teacher = run(TEACHER, digits, book=book, keep_student=True)
+    teacher = run(TEACHER, digits, book=book, keep=[TEACHER.name])
     student = run(STUDENT, digits, teacher=teacher.student, book=book, resume=book.parent / "running")
     return book, teacher, student
 
@@ -260,12 +268,12 @@ def test_a_run_leaves_its_record(finished, digits):
     assert record == json.loads(json.dumps(student.record))
     assert set(record) == {
         "schema", "spec", "spec_hash", "provenance", "data", "recipe", "selection", "parameters", "seconds",
-        "examples_per_second", "epochs", "test",
+        "examples_per_second", "epochs", "test", "students_in_process", "peak_memory_bytes", "sha256",
     }  # fmt: skip
     assert record["provenance"].keys() == provenance().keys()
     split = {"train": 64, "validation": 48, "test": 64}
     assert record["data"] == {"name": "digits", "checksum": digits.checksum, "split": split}
-    assert [entry["epoch"] for entry in record["epochs"]] == [1, 2]
+    assert record["epochs"]["epoch"] == [1, 2]
     assert record["recipe"]["epochs"] == 2 and record["recipe"]["momentum"] == 0.9
     assert record["parameters"] == sum(p.numel() for p in student.student.parameters())
 
@@ -324,7 +332,7 @@ def test_the_checkpoint_of_the_running_training_is_removed_at_its_end(finished):
 def test_a_run_is_repeatable_and_can_be_killed(finished, digits, tmp_path):
     _, teacher, student = finished
 
-    def kill(entry):
+    def kill(spec, entry):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -351,18 +359,6 @@ def test_without_a_book_nothing_is_written(digits, monkeypatch, tmp_path):
     record = run(quick, digits).record
     assert record["spec_hash"] == quick.hash
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_command_runs_what_is_missing(digits, book, monkeypatch, capsys):
-    quick = replace(TEACHER, recipe=replace(TINY, epochs=1), train_examples=32)
-    monkeypatch.setattr(plans, "teacher", lambda: replace(quick, study="teacher"))
-    monkeypatch.setattr(__main__, "load", lambda name: digits)
-    monkeypatch.setattr(sys, "argv", ["study", "teacher", "--book", str(book)])
-    __main__.main()
-    assert "epoch 1/1 loss" in (said := capsys.readouterr().out) and "test accuracy" in said
-    __main__.main()
-    assert "has its record" in capsys.readouterr().out
-    assert stored_student(plans.teacher(), book, 10) is not None
 
 
 # Statistics

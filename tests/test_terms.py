@@ -26,6 +26,7 @@ from kdlab.objectives import (
     SkewedReverseKL,
     SmoothedLabels,
     SoftTargets,
+    SpreadSoftTargets,
     Step,
     Term,
     TotalVariation,
@@ -42,6 +43,7 @@ from kdlab.objectives import (
     skewed_reverse_kl,
     smooth_labels,
     soft_targets,
+    spread_dark_knowledge,
     standardise,
     total_variation,
 )
@@ -67,6 +69,12 @@ FUNCTIONS = {
     PermutedSoftTargets: lambda z, t, y, **how: soft_targets(
         z, permute_dark_knowledge(t, y.clamp(min=0)), **how
     ),
+    SpreadSoftTargets: lambda z, t, y, temperature=4, **how: soft_targets(
+        z,
+        spread_dark_knowledge(t, y.clamp(min=0), temperature=temperature),
+        temperature=temperature,
+        **how,
+    ),
 }
 OPTIONS = {
     SmoothedLabels: [{"smoothing": 0.3}],
@@ -81,6 +89,7 @@ OPTIONS = {
     DecoupledKD: [{"target_weight": 2, "other_weight": 0.5, "temperature": 3}],
     DIST: [{"inter_weight": 2, "intra_weight": 0.5, "temperature": 3}],
     PermutedSoftTargets: [{"temperature": 2}],
+    SpreadSoftTargets: [{"temperature": 2}],
 }
 every_kind = each({kind.__name__: kind for kind in FUNCTIONS}, "kind")
 every_term = pytest.mark.parametrize(

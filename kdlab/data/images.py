@@ -58,24 +58,60 @@ class Split:
         return (images.float() / 255 - mean).div_(std).contiguous(memory_format=torch.channels_last)
 
     def batches(
-        self, batch_size: int, *, generator: torch.Generator | None = None, augment: bool = False
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augment: bool = False,
+        order: Tensor | None = None,
+        start: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches of (normalised images, labels, their indices in the split); in a random order if there is a generator, else in order.
+        """Batches of (normalised images, labels, their indices in the split).
 
-        A shuffled pass drops the last, incomplete batch, so that every step sees ``batch_size`` images (a split
-        smaller than one batch is one batch). An ordered pass drops nothing.
+        In a random order if there is a generator, else in order. A shuffled pass drops the last, incomplete batch, so that
+        every step sees ``batch_size`` images (a split smaller than one batch is one batch). An ordered pass drops nothing.
+
+        Args:
+            order: a shuffled pass in this order, a permutation of the indices; the generator is then for augmentation alone.
+            start: how many batches to leave out; those that follow are the same as without.
         """
-        n = len(self)
-        if generator is None:
-            order, stop = torch.arange(n), n
-        else:
-            order, stop = torch.randperm(n, generator=generator), max(n - n % batch_size, min(n, batch_size))
-        for start in range(0, stop, batch_size):
-            index = order[start : start + batch_size].to(self.labels.device)
+        for number, index in enumerate(batch_indices(len(self), batch_size, generator, order)):
+            draw = draw_crops(len(index), generator, flip=self.flip) if augment else None
+            if number < start:
+                continue
+            index = index.to(self.labels.device)
             images = self.images[index]
-            if augment:
-                images = crop_and_flip(images, generator, flip=self.flip)
+            if draw is not None:
+                images = shift_and_mirror(images, *draw)
             yield self.normalise(images), self.labels[index], index
+
+
+def batch_indices(n: int, batch_size: int, generator=None, order=None) -> Iterator[Tensor]:
+    """Indices of batches: in order and all, or shuffled and none incomplete."""
+    if generator is None and order is None:
+        yield from torch.arange(n).split(batch_size)
+    else:
+        order = torch.randperm(n, generator=generator) if order is None else order
+        yield from order[: max(n - n % batch_size, min(n, batch_size))].split(batch_size)
+
+
+def draw_crops(n: int, generator, *, padding: int = 4, flip: bool = True):
+    """Shifts ``(2, n)``, from 0 to twice the padding, and for each image whether it is mirrored (None: none is)."""
+    shifts = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
+    return shifts, torch.rand(n, generator=generator) < 0.5 if flip else None
+
+
+def shift_and_mirror(images: Tensor, shifts: Tensor, mirrored: Tensor | None, *, padding: int = 4) -> Tensor:
+    """Crop each image out of its zero-padded self at its shift, and mirror those that are to be."""
+    height, width = images.shape[2:]
+    rows = shifts[0][:, None] + torch.arange(height)
+    columns = shifts[1][:, None] + torch.arange(width)
+    if mirrored is not None:
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    rows, columns = (x.to(images.device, non_blocking=True) for x in (rows, columns))
+    padded = torch.nn.functional.pad(images, (padding,) * 4)
+    example = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def crop_and_flip(
@@ -85,17 +121,9 @@ def crop_and_flip(
 
     The augmentation of the published CIFAR recipes (He et al. 2016, section 4.2).
     """
-    n, _, height, width = images.shape
-    top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
-    rows = top[:, None] + torch.arange(height)
-    columns = left[:, None] + torch.arange(width)
-    if flip:
-        mirrored = torch.rand(n, generator=generator) < 0.5
-        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    padded = torch.nn.functional.pad(images, (padding,) * 4)
-    rows, columns = rows.to(images.device), columns.to(images.device)
-    example = torch.arange(n, device=images.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return shift_and_mirror(
+        images, *draw_crops(len(images), generator, padding=padding, flip=flip), padding=padding
+    )
 
 
 @dataclass(frozen=True)

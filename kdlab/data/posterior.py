@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .images import batch_indices
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -25,18 +27,19 @@ class Examples:
         return Examples(self.inputs.to(device), self.labels.to(device))
 
     def batches(
-        self, batch_size: int, *, generator: torch.Generator | None = None, augment: bool = False
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augment: bool = False,
+        order: Tensor | None = None,
+        start: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches of (inputs, labels, indices) in a random order if there is a generator, else in order; there is nothing to augment.
-
-        As with images, a shuffled pass drops the last, incomplete batch.
-        """
-        n = len(self)
-        order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
-        stop = n if generator is None else max(n - n % batch_size, min(n, batch_size))
-        for index in order[:stop].split(batch_size):
-            index = index.to(self.labels.device)
-            yield self.inputs[index], self.labels[index], index
+        """Batches of (inputs, labels, indices), as :meth:`kdlab.data.images.Split.batches`; there is nothing to augment."""
+        for number, index in enumerate(batch_indices(len(self), batch_size, generator, order)):
+            if number >= start:
+                index = index.to(self.labels.device)
+                yield self.inputs[index], self.labels[index], index
 
 
 class ExactTeacher(nn.Module):

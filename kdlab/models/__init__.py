@@ -1,10 +1,19 @@
-"""Students and teachers, each a function of the number of classes. May import torch alone."""
+"""Students and teachers, each a function of the number of classes. May import torch alone.
 
+The families of the CRD benchmark (Tian, Krishnan & Isola 2020) name their parts alike: ``"layer1"``,
+``"layer2"``, … are the stages, under the number that the benchmark gives their features, and ``"fc"`` is the
+last layer, whose input is the embedding.
+"""
+
+from .bottleneck import resnet50
 from .mlp import mlp
+from .mobilenet import mobilenet_v2
 from .resnet import (
     count_parameters,
     resnet,
     resnet8,
+    resnet8_width4,
+    resnet8_width8,
     resnet8x4,
     resnet14,
     resnet20,
@@ -14,10 +23,14 @@ from .resnet import (
     resnet56,
     resnet110,
 )
+from .shufflenet import shufflenet_v1, shufflenet_v2
+from .vgg import vgg, vgg8, vgg11, vgg13, vgg16, vgg19
+from .wide_resnet import wide_resnet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
 __all__ = [
     "count_parameters",
     "mlp",
+    "mobilenet_v2",
     "resnet",
     "resnet110",
     "resnet14",
@@ -25,7 +38,23 @@ __all__ = [
     "resnet32",
     "resnet32x4",
     "resnet44",
+    "resnet50",
     "resnet56",
     "resnet8",
+    "resnet8_width4",
+    "resnet8_width8",
     "resnet8x4",
+    "shufflenet_v1",
+    "shufflenet_v2",
+    "vgg",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg19",
+    "vgg8",
+    "wide_resnet",
+    "wrn_16_1",
+    "wrn_16_2",
+    "wrn_40_1",
+    "wrn_40_2",
 ]

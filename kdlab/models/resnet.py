@@ -138,6 +138,16 @@ def resnet32x4(num_classes: int = 100) -> ResNet:
     return resnet(32, num_classes=num_classes, stem=32, width=64)
 
 
+def resnet8_width4(num_classes: int = 100) -> ResNet:
+    """ResNet-8 with stages of 4, 8 and 16 channels: a student with little capacity."""
+    return resnet(8, num_classes=num_classes, stem=4, width=4)
+
+
+def resnet8_width8(num_classes: int = 100) -> ResNet:
+    """ResNet-8 with stages of 8, 16 and 32 channels."""
+    return resnet(8, num_classes=num_classes, stem=8, width=8)
+
+
 def count_parameters(model: nn.Module) -> int:
     """The number of trainable scalars."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

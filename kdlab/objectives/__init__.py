@@ -37,6 +37,7 @@ from .response import (
     permute_dark_knowledge,
     smooth_labels,
     soft_targets,
+    spread_dark_knowledge,
     standardise,
 )
 from .schedules import Constant, Cosine, LearnedTemperature, Linear, Step
@@ -56,6 +57,7 @@ from .terms import (
     SkewedReverseKL,
     SmoothedLabels,
     SoftTargets,
+    SpreadSoftTargets,
     Term,
     TotalVariation,
 )
@@ -91,6 +93,7 @@ __all__ = [
     "SkewedReverseKL",
     "SmoothedLabels",
     "SoftTargets",
+    "SpreadSoftTargets",
     "Step",
     "Term",
     "TotalVariation",
@@ -125,6 +128,7 @@ __all__ = [
     "smooth_labels",
     "soft_targets",
     "soften",
+    "spread_dark_knowledge",
     "standardise",
     "total_variation",
     "weight_factor",

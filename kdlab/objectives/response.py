@@ -7,6 +7,8 @@ scales by :math:`T^2` is scaled here (:func:`soft_targets`, :func:`decoupled_kd`
 and the errors are those of :func:`~kdlab.objectives.divergences.forward_kl`.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from .checks import (
     check_logits,
     check_same_shape,
     check_several,
+    check_temperature,
     counted_labels,
 )
 from .divergences import _kl, forward_kl
@@ -364,3 +367,36 @@ def permute_dark_knowledge(teacher_logits: Tensor, labels: Tensor, *, generator=
     to = true_class.sort(dim=-1, stable=True).indices
     source = (true_class + keys).argsort(dim=-1)
     return torch.empty_like(teacher_logits).scatter(-1, to, teacher_logits.gather(-1, source))
+
+
+def spread_dark_knowledge(teacher_logits: Tensor, labels: Tensor, *, temperature=1.0) -> Tensor:
+    r"""The teacher's logits with what it gives to wrong classes spread evenly over them.
+
+    .. math:: t'_y = t_y, \qquad t'_j = T \log \frac{1}{N-1} \sum_{k \ne y} e^{t_k/T} \quad (j \ne y)
+
+    At temperature :math:`T` the true class keeps its probability. What is destroyed is every difference between wrong
+    classes, and nothing is drawn at random: beside :func:`permute_dark_knowledge` it tells the loss of the structure from
+    the noise of shuffling.
+
+    Args:
+        teacher_logits: shape ``(..., N)``.
+        labels: class indices, shape ``(...)``.
+        temperature: :math:`T`, at which the result will be softened.
+
+    Returns:
+        Logits of the same shape.
+
+    >>> from kdlab.objectives import soften
+    >>> even = spread_dark_knowledge(torch.tensor([[2.0, 1.0, -1.0]]), torch.tensor([0]))
+    >>> soften(even)[0], soften(torch.tensor([2.0, 1.0, -1.0]))[0]
+    (tensor([0.7054, 0.1473, 0.1473]), tensor(0.7054))
+    """
+    check_logits("teacher_logits", teacher_logits)
+    check_labels(labels, teacher_logits)
+    check_temperature(temperature)
+    true_class = torch.zeros_like(teacher_logits, dtype=torch.bool).scatter(
+        -1, labels.long().unsqueeze(-1), True
+    )
+    softened = (full_precision(teacher_logits) / temperature).masked_fill(true_class, -torch.inf)
+    even = temperature * (softened.logsumexp(-1, keepdim=True) - math.log(teacher_logits.shape[-1] - 1))
+    return torch.where(true_class, teacher_logits, even.to(teacher_logits.dtype))

@@ -21,7 +21,20 @@ from .schedules import Schedule, at
 #: the hidden states does; ``count``, ``hidden_count`` and ``example_count`` are what means over them and over examples divide
 #: by; ``index`` is that of the examples in the training set; ``progress`` is the part of the training that is done, 0 to 1.
 SEEN = frozenset(
-    "student_logits teacher_logits labels mask count student_hidden teacher_hidden hidden_mask hidden_count example_count index progress".split()
+    [
+        "student_logits",
+        "teacher_logits",
+        "labels",
+        "mask",
+        "count",
+        "student_hidden",
+        "teacher_hidden",
+        "hidden_mask",
+        "hidden_count",
+        "example_count",
+        "index",
+        "progress",
+    ]
 )
 
 
@@ -366,3 +379,15 @@ class PermutedSoftTargets(SoftTargets):
         labels = counted_labels(labels, teacher_logits, mask)
         shuffled = response.permute_dark_knowledge(teacher_logits.detach(), labels)
         return super().forward(teacher_logits=shuffled, mask=mask, **seen)
+
+
+class SpreadSoftTargets(SoftTargets):
+    """Soft targets whose wrong classes are all alike: :func:`~kdlab.objectives.response.spread_dark_knowledge`. A control
+    of the study, not a method."""
+
+    def forward(self, *, teacher_logits, labels, mask=None, progress=None, **seen):
+        labels = counted_labels(labels, teacher_logits, mask)
+        even = response.spread_dark_knowledge(
+            teacher_logits.detach(), labels, temperature=at(self.temperature, progress)
+        )
+        return super().forward(teacher_logits=even, mask=mask, progress=progress, **seen)

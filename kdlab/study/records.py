@@ -15,7 +15,8 @@ from .. import __version__
 from ..files import atomic_write, note_read
 from .spec import Spec, spec_hash
 
-SCHEMA = 1
+#: 2 has the epochs as columns, and a checksum of the whole; 1 is still read.
+SCHEMA = 2
 
 
 class RecordError(RuntimeError):
@@ -83,6 +84,31 @@ def record_path(spec: Spec, folder: Path) -> Path:
     return Path(folder) / f"{spec.name}.json"
 
 
+def columns(history: list[dict]) -> dict[str, list]:
+    """What was measured after each epoch, as one list a measure; numbers to six digits.
+
+    >>> columns([{"epoch": 1, "loss": 2.5, "validation": {"accuracy": 0.25}}])
+    {'epoch': [1], 'loss': [2.5], 'validation.accuracy': [0.25]}
+    """
+    rows = [
+        {
+            f"{name}.{part}" if part else name: value
+            for name, entry in row.items()
+            for part, value in (entry.items() if isinstance(entry, dict) else [("", entry)])
+        }
+        for row in history
+    ]
+    return {
+        name: [float(f"{row[name]:.6g}") if isinstance(row[name], float) else row[name] for row in rows]
+        for name in rows[0]
+    }
+
+
+def checksum(record: dict) -> str:
+    """SHA-256 of a record's canonical JSON, without the checksum itself."""
+    return spec_hash({name: value for name, value in record.items() if name != "sha256"})
+
+
 def write_record(spec: Spec, folder: Path, content: dict) -> dict:
     """Write the record of ``spec``: never over another, never one with NaN.
 
@@ -92,13 +118,14 @@ def write_record(spec: Spec, folder: Path, content: dict) -> dict:
     path = record_path(spec, folder)
     if path.exists():
         raise RecordError(f"{path} exists already; a record is never overwritten.")
-    record = {"schema": SCHEMA, "spec": spec.describe(), "spec_hash": spec.hash, **content}
     try:
-        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        record = {"schema": SCHEMA, "spec": spec.describe(), "spec_hash": spec.hash, **content}
+        record = json.loads(json.dumps(record, allow_nan=False))
     except ValueError:
         raise RecordError(f"the record of {spec.name} holds NaN or infinity, and is not written.") from None
+    record["sha256"] = checksum(record)
     with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 
@@ -106,7 +133,7 @@ def read_record(path) -> dict:
     """Read a record and check that it is whole and of the spec that it names.
 
     Raises:
-        RecordError: if it is missing, not JSON, of another schema, or its hash does not fit its spec.
+        RecordError: if it is missing, not JSON, of another schema, or was changed.
     """
     path = note_read(path)
     try:
@@ -115,10 +142,14 @@ def read_record(path) -> dict:
         raise RecordError(f"{path} does not exist.") from None
     except ValueError as error:
         raise RecordError(f"{path} is not a whole JSON file: {error}") from None
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise RecordError(f"{path} is not a record of schema {SCHEMA}.")
+    if not isinstance(record, dict) or record.get("schema") not in (1, SCHEMA):
+        raise RecordError(f"{path} is not a record of schema 1 or {SCHEMA}.")
     if not isinstance(record.get("spec"), dict) or record.get("spec_hash") != spec_hash(record["spec"]):
         raise RecordError(f"{path} was changed: its hash does not fit its spec.")
+    if record["schema"] > 1 and record.get("sha256") != checksum(record):
+        raise RecordError(f"{path} was changed: its checksum does not fit what it holds.")
+    if record["schema"] == 1 and isinstance(record.get("epochs"), list):
+        record["epochs"] = columns(record["epochs"])
     return record
 
 
@@ -131,3 +162,13 @@ def find_record(spec: Spec, folder: Path) -> dict | None:
     if record["spec_hash"] != spec.hash:
         raise RecordError(f"{path} is the record of another spec.")
     return record
+
+
+def write_taken(spec: Spec, path: Path, book: Path, checkpoint: Path | None) -> None:
+    """Copy a verified record into a book, its checkpoint before it, so that no record is without its own."""
+    pairs = [(path, record_path(spec, Path(book) / "records"))]
+    if checkpoint is not None:
+        pairs.insert(0, (checkpoint, Path(book) / "checkpoints" / checkpoint.name))
+    for source, target in pairs:
+        with atomic_write(target) as part:
+            part.write_bytes(source.read_bytes())

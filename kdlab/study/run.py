@@ -1,8 +1,10 @@
-"""From a spec to its record."""
+"""From specs to their records."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import resource
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +14,18 @@ from torch import Tensor, nn
 from .. import models
 from ..data import ImageData, load_cifar10, load_cifar100, load_digits
 from ..files import sha256
-from ..training import fit, load_model, measure, predict, save_model
-from .records import RecordError, find_record, provenance, write_record
+from ..training import Learner, fit_together, load_model, measure, predict, save_model
+from ..training.measures import accuracy
+from .records import RecordError, columns, find_record, provenance, write_record
 from .spec import Spec
 
 
 @dataclass(frozen=True)
 class Run:
-    """What :func:`run` leaves behind: the trained student, its test logits, and the record."""
+    """What :func:`run` leaves behind: the trained student, its test logits (None if it diverged), and the record."""
 
     student: nn.Module
-    test_logits: Tensor
+    test_logits: Tensor | None
     record: dict
 
 
@@ -55,93 +58,199 @@ def stored_student(spec: Spec, book: Path, num_classes: int) -> nn.Module | None
     return model.eval()
 
 
-def run(
-    spec: Spec,
+def run(spec: Spec, data: ImageData, **options) -> Run:
+    """Train what ``spec`` says and measure it on the test split, once, after the last epoch.
+
+    Arguments and errors as in :func:`run_together`, and:
+
+    Raises:
+        FloatingPointError: if it diverged and there is no ``book`` to record that.
+    """
+    (done,) = run_together([spec], data, **options)
+    if done.test_logits is None and options.get("book") is None:
+        raise FloatingPointError(done.record["diverged"])
+    return done
+
+
+def run_together(
+    specs: Sequence[Spec],
     data: ImageData,
     *,
     teacher: nn.Module | None = None,
     book: Path | None = None,
-    keep_student: bool = False,
+    keep: Collection[str] = (),
     device="cpu",
     resume: Path | None = None,
-    report: Callable[[dict], None] | None = None,
-) -> Run:
-    """Train what ``spec`` says and measure it on the test split, once, after the last epoch.
+    checkpoint_seconds: float | None = None,
+    report: Callable[[Spec, dict], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> list[Run]:
+    """Train the students of ``specs`` side by side, and write the record of each.
 
     Args:
-        spec: what to run.
-        data: the data set that it names.
-        teacher: the trained model of ``spec.teacher``; where the spec has none, a model passed here is only
+        specs: what to run: of one data set and its part, and of one teacher or none.
+        data: the data set that they name.
+        teacher: the trained model of their teacher's spec; where a spec has none, a model passed here is only
             compared with.
-        book: folder whose ``records`` receive the record; None writes nothing.
-        keep_student: store the student in ``book/checkpoints`` too, named in its record.
-        device, report: as in :func:`~kdlab.training.loop.fit`.
-        resume: folder for the checkpoint of the running training; it is removed when the record is written.
+        book: folder whose ``records`` receive the records; None writes nothing.
+        keep: names of specs whose students are stored in ``book/checkpoints`` too, named in their records.
+        device, checkpoint_seconds, stop: as in :func:`~kdlab.training.loop.fit`.
+        resume: folder for the checkpoints of running training; each is removed when its record is written.
+        report: called with a spec and an epoch's entry.
 
     Raises:
-        ValueError: if the data are not those of the spec, or it has a teacher and none is given.
-        RecordError: if the record exists already.
+        ValueError: if the specs do not fit each other, the data are not theirs, or their teacher is not given.
+        RecordError: if a record exists already.
+        Stopped: if ``stop`` said so; what was done is in ``resume``.
     """
-    if data.name != spec.data:
-        raise ValueError(f"the spec asks for {spec.data}, but the data are {data.name}.")
-    if spec.teacher is not None and teacher is None:
-        raise ValueError(f"the spec asks for the teacher {spec.teacher.name}, but none was given.")
-    if book is not None and find_record(spec, Path(book) / "records"):
-        raise RecordError(f"{spec.name} has its record already.")
+    first = specs[0]
+    for spec in specs:
+        check(spec, first, data, teacher, book)
     origin = provenance(device)
-    train = data.train if spec.train_examples is None else data.train[: spec.train_examples]
-    torch.manual_seed(spec.recipe.seed)
-    if not hasattr(models, spec.student):
-        raise ValueError(f"kdlab.models has no {spec.student!r}.")
-    student = getattr(models, spec.student)(data.num_classes)
-    objective = copy.deepcopy(spec.objective)  # what it learns belongs to this run
-    objective.reset_parameters()
-    checkpoint = None if resume is None else Path(resume) / f"{spec.name}.safetensors"
-    history = fit(
-        student,
-        objective,
+    train, validation = training_data(first, data)
+    learners = []
+    for spec in specs:
+        torch.manual_seed(spec.recipe.seed)
+        objective = copy.deepcopy(spec.objective)  # what it learns belongs to this run
+        objective.reset_parameters()
+        student = getattr(models, spec.student)(data.num_classes)
+        path = None if resume is None else Path(resume) / f"{spec.name}.safetensors"
+        tell = None if report is None else lambda entry, spec=spec: report(spec, entry)
+        learners.append(Learner(student, objective, spec.recipe, path, tell))
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    histories = fit_together(
+        learners,
         train=train,
-        recipe=spec.recipe,
-        teacher=teacher if spec.teacher is not None else None,
-        validation=data.validation,
+        teacher=teacher,
+        validation=validation,
         device=device,
-        checkpoint=checkpoint,
-        report=report,
+        checkpoint_seconds=checkpoint_seconds,
+        stop=stop,
     )
-    precision = spec.recipe.precision
-    logits = predict(student, data.test, device=device, precision=precision)
-    teacher_logits = (
-        None if teacher is None else predict(teacher, data.test, device=device, precision=precision)
-    )
-    superclass = torch.tensor(data.superclass_of)
-    wrong = logits.argmax(-1) != data.test.labels
-    within = superclass[logits.argmax(-1)[wrong]] == superclass[data.test.labels[wrong]]
-    content = {
+    shared = {
         "provenance": origin,
         "data": {
             "name": data.name,
             "checksum": data.checksum,
-            "split": {"train": len(train), "validation": len(data.validation), "test": len(data.test)},
+            "split": {
+                "train": len(train),
+                "validation": len(data.validation) if first.hold_out else 0,
+                "test": len(data.test),
+            },
         },
-        "recipe": asdict(spec.recipe),
         "selection": "last epoch; the test split was touched once, after it",
-        "parameters": models.count_parameters(student),
-        "seconds": sum(entry["seconds"] for entry in history),
-        "examples_per_second": float(np.median([entry["examples_per_second"] for entry in history])),
-        "epochs": history,
-        "test": {
-            **measure(logits, data.test.labels, teacher_logits),
-            "errors_within_superclass": within.float().mean().item() if len(within) else 0.0,
-        },
+        "students_in_process": len(specs),
+        "peak_memory_bytes": peak_memory(device),
     }
-    if book is not None:
-        if keep_student:
-            path = checkpoint_path(spec, book)
-            save_model(path, student.cpu(), {"spec_hash": spec.hash})
-            content["checkpoint"] = {"file": path.name, "sha256": sha256(path)}
-        record = write_record(spec, Path(book) / "records", content)
-        if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
-    else:
+    precision = first.recipe.precision
+    teacher_logits = (
+        None if teacher is None else predict(teacher, data.test, device=device, precision=precision)
+    )
+    done = []
+    for spec, learner, history in zip(specs, learners, histories, strict=True):
+        content = {
+            **shared,
+            "recipe": asdict(spec.recipe),
+            "parameters": models.count_parameters(learner.student),
+        }
+        logits = None
+        if isinstance(history, FloatingPointError):
+            content |= {"diverged": str(history), "test": None}
+        else:
+            logits = predict(learner.student, data.test, device=device, precision=precision)
+            content |= {
+                "seconds": sum(entry["seconds"] for entry in history),
+                "examples_per_second": float(np.median([entry["examples_per_second"] for entry in history])),
+                "epochs": columns(history),
+                "test": measured(spec, learner.student, logits, data, teacher_logits, device),
+            }
         record = {"spec": spec.describe(), "spec_hash": spec.hash, **content}
-    return Run(student.eval(), logits, record)
+        if book is not None:
+            if spec.name in keep and logits is not None:
+                path = checkpoint_path(spec, book)
+                save_model(path, learner.student, {"spec_hash": spec.hash})
+                content["checkpoint"] = {"file": path.name, "sha256": sha256(path)}
+            record = write_record(spec, Path(book) / "records", content)
+            if learner.checkpoint is not None:
+                learner.checkpoint.unlink(missing_ok=True)
+        done.append(Run(learner.student.eval(), logits, record))
+    return done
+
+
+def check(spec: Spec, first: Spec, data: ImageData, teacher, book) -> None:
+    """That a spec can be run with what is given, beside ``first``."""
+    if data.name != spec.data:
+        raise ValueError(f"the spec asks for {spec.data}, but the data are {data.name}.")
+    if spec.teacher is not None and teacher is None:
+        raise ValueError(f"the spec asks for the teacher {spec.teacher.name}, but none was given.")
+    if not hasattr(models, spec.student):
+        raise ValueError(f"kdlab.models has no {spec.student!r}.")
+    for name in ("train_examples", "omit", "hold_out"):
+        if getattr(spec, name) != getattr(first, name):
+            raise ValueError(f"{spec.name} and {first.name} have other training data ({name}).")
+    if spec.teacher and first.teacher and spec.teacher.hash != first.teacher.hash:
+        raise ValueError(f"{spec.name} and {first.name} have other teachers.")
+    if book is not None and find_record(spec, Path(book) / "records"):
+        raise RecordError(f"{spec.name} has its record already.")
+
+
+def training_data(spec: Spec, data: ImageData):
+    """What a spec trains on and, if it holds it out, what it validates on."""
+    train = data.train
+    if not spec.hold_out:
+        both = (data.train, data.validation)
+        train = replace(
+            train,
+            images=torch.cat([split.images for split in both]),
+            labels=torch.cat([split.labels for split in both]),
+        )
+    if spec.omit:
+        train = train[~torch.isin(train.labels, torch.tensor(spec.omit))]
+    if spec.train_examples is not None:
+        train = train[: spec.train_examples]
+    return train, data.validation if spec.hold_out else None
+
+
+def measured(spec: Spec, student, logits: Tensor, data: ImageData, teacher_logits, device) -> dict:
+    """The measures of a record, on the test split."""
+    labels = data.test.labels
+    superclass = torch.tensor(data.superclass_of)
+    wrong = logits.argmax(-1) != labels
+    within = superclass[logits.argmax(-1)[wrong]] == superclass[labels[wrong]]
+    found = {
+        **measure(logits, labels, teacher_logits),
+        "errors_within_superclass": within.float().mean().item() if len(within) else 0.0,
+    }
+    if spec.omit:
+        found["omitted"] = measured_omission(spec, student, logits, data, device)
+    return found
+
+
+def measured_omission(spec: Spec, student, logits: Tensor, data: ImageData, device) -> dict:
+    """Accuracy on classes that the student was never shown, before and after their bias is raised.
+
+    As in Hinton et al. (2015), section 3: a class that no example has gets too low a bias. What is added to the logits of all
+    omitted classes is the one number that is best on the validation split.
+    """
+    omitted = torch.tensor(spec.omit)
+    unseen = torch.isin(data.test.labels, omitted)
+    validated = predict(student, data.validation, device=device, precision=spec.recipe.precision)
+    raised = torch.zeros(logits.shape[-1]).index_fill(0, omitted, 1.0)
+    choices = [b / 4 for b in range(61)]
+    best = max(choices, key=lambda b: accuracy(validated + b * raised, data.validation.labels))
+    moved = logits + best * raised
+    return {
+        "accuracy": accuracy(logits[unseen], data.test.labels[unseen]),
+        "bias": best,
+        "accuracy_with_bias": accuracy(moved[unseen], data.test.labels[unseen]),
+        "accuracy_of_all_with_bias": accuracy(moved, data.test.labels),
+    }
+
+
+def peak_memory(device) -> int:
+    """The most that was in use, in bytes: of the device, or of this process where that is a CPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -18,8 +18,11 @@ class Spec:
         student: name of a function in ``kdlab.models``.
         objective: what is minimised.
         recipe: how. Its seed also draws the student's initial weights, so that runs with one seed are paired.
-        teacher: the spec of the teacher's own run, or None.
+        teacher: the spec of the teacher's own run, or None. An objective that needs none is only compared with it.
         train_examples: how many examples of the training split, from its start; None is all.
+        omit: classes of which the student is shown no example; the teacher knows them.
+        hold_out: whether the validation split is held out, and measured after every epoch; False is the literature's
+            protocol, which trains on it too.
     """
 
     study: str
@@ -30,6 +33,8 @@ class Spec:
     recipe: Recipe
     teacher: "Spec | None" = None
     train_examples: int | None = None
+    omit: tuple[int, ...] = ()
+    hold_out: bool = True
 
     def describe(self) -> dict:
         """The spec as plain JSON values: the objective as the formula that its ``repr`` prints, the recipe as its
@@ -44,6 +49,8 @@ class Spec:
             "recipe": {f.name: recipe[f.name] for f in fields(Recipe) if recipe[f.name] != f.default},
             "teacher": self.teacher and self.teacher.hash,
             "train_examples": self.train_examples,
+            **({"omit": self.omit} if self.omit else {}),
+            **({} if self.hold_out else {"hold_out": False}),
         }
         return json.loads(json.dumps(plain))
 

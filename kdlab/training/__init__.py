@@ -1,20 +1,23 @@
 """One training loop, recipes, checkpoints and measures. May import objectives, models and data."""
 
 from .checkpoint import CheckpointError, load_model, save_model
-from .loop import fast_precision, fit
+from .loop import Learner, Stopped, fast_precision, fit, fit_together
 from .measures import accuracy, agreement, expected_calibration_error, measure, predict
 from .recipe import Recipe
 from .taps import Taps
 
 __all__ = [
     "CheckpointError",
+    "Learner",
     "Recipe",
+    "Stopped",
     "Taps",
     "accuracy",
     "agreement",
     "expected_calibration_error",
     "fast_precision",
     "fit",
+    "fit_together",
     "load_model",
     "measure",
     "predict",

@@ -73,21 +73,18 @@ def load_model(path, model: nn.Module) -> dict:
     return header
 
 
-def save_run(path: Path, student, objective, optimizer, generator: torch.Generator, header: dict) -> None:
-    """Everything that a run needs to go on bit for bit."""
+def save_run(path: Path, student, objective, optimizer, sums: dict[str, Tensor], header: dict) -> None:
+    """Everything that a run needs to go on bit for bit; what is drawn at random comes from the recipe's seed."""
     tensors = {f"student.{k}": v for k, v in student.state_dict().items()}
     tensors |= {f"objective.{k}": v for k, v in objective.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
-    tensors["random.data"] = generator.get_state()
-    tensors["random.torch"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    tensors |= {f"sum.{k}": v for k, v in sums.items()}
     save_tensors(path, tensors, header)
 
 
-def load_run(path: Path, student, objective, optimizer, generator: torch.Generator, identity: dict) -> dict:
-    """Put back what :func:`save_run` saved, if it is of the run that ``identity`` describes; return the header."""
+def load_run(path: Path, student, objective, optimizer, identity: dict, device="cpu") -> tuple[dict, dict]:
+    """Put back what :func:`save_run` saved, if it is of the run that ``identity`` describes; return header and sums."""
     tensors, header = load_tensors(path)
     if header.get("identity") != identity:
         differs = [k for k in identity if header.get("identity", {}).get(k) != identity[k]]
@@ -105,8 +102,4 @@ def load_run(path: Path, student, objective, optimizer, generator: torch.Generat
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    generator.set_state(tensors["random.data"])
-    torch.set_rng_state(tensors["random.torch"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
-    return header
+    return header, {name: value.to(device) for name, value in part("sum.").items()}

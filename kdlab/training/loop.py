@@ -1,21 +1,47 @@
-"""The one training loop."""
+"""The one training loop: one student, or several beside one teacher."""
 
+import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..objectives import Objective, Term
 from .checkpoint import load_run, require_safetensors, save_run
+from .distributed import average_gradients, rank_and_world, synchronised_batch_norm
+from .graphs import GraphedStep, graphable
 from .measures import evaluation_mode, measure, predict
 from .recipe import Recipe
 from .taps import Taps
+
+
+class Stopped(Exception):
+    """Training was asked to stop, and its checkpoint holds all of it."""
+
+
+@dataclass
+class Learner:
+    """One student, what it minimises and how it is trained: what :func:`fit_together` takes several of.
+
+    Attributes:
+        student: trained in place.
+        objective: a term or a weighted sum of terms.
+        recipe: how to train.
+        checkpoint: its file, or None.
+        report: called with each epoch's entry.
+    """
+
+    student: nn.Module
+    objective: Objective | Term
+    recipe: Recipe
+    checkpoint: str | Path | None = None
+    report: Callable[[dict], None] | None = None
 
 
 def fast_precision(device="cpu") -> str:
@@ -23,19 +49,6 @@ def fast_precision(device="cpu") -> str:
     if torch.device(device).type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
-
-
-def _optimizer(recipe: Recipe, student, objective):
-    """The recipe's optimiser. A single number that an objective learns, such as a temperature, does not decay."""
-    learned = list(objective.parameters())
-    parameters = [{"params": [*student.parameters(), *(p for p in learned if p.ndim)]}]
-    if numbers := [p for p in learned if not p.ndim]:
-        parameters.append({"params": numbers, "weight_decay": 0.0})
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        parameters, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
-    )
 
 
 def fit(
@@ -48,15 +61,22 @@ def fit(
     validation=None,
     device="cpu",
     checkpoint: str | Path | None = None,
+    checkpoint_seconds: float | None = None,
     gradient_norms: bool = False,
     report: Callable[[dict], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> list[dict]:
     """Train ``student`` to minimise ``objective`` and return what was measured after each epoch.
 
     A step is: student and teacher look at one batch, the objective compares them, the optimiser moves the student
     (and whatever the objective learns). Layers that the objective looks at are captured by
-    :class:`~kdlab.training.taps.Taps`. The teacher is in evaluation mode and gets no gradient; its weights, buffers
-    and modes are left as they were (it is moved to ``device``).
+    :class:`~kdlab.training.taps.Taps`. The teacher is in evaluation mode (unless the recipe has it otherwise) and gets no
+    gradient; its weights, buffers and modes are left as they were (it is moved to ``device``).
+
+    Every random draw comes from the recipe's seed, the epoch and the step alone, so that a run depends neither on what was
+    drawn before it nor on what is trained beside it; torch's own random state is left as it was.
+
+    Under ``torchrun``, every process takes its part of each batch, and gradients are averaged over them.
 
     Args:
         student: trained in place, left in training mode.
@@ -68,9 +88,12 @@ def fit(
         device: where to train, such as ``"cuda"``.
         checkpoint: a file that is written after every epoch. If it is there already, the run goes on from it, bit
             for bit as if it had never stopped (on the same device); if it is of another run, it is refused.
+        checkpoint_seconds: write it whenever so many seconds have passed, in the middle of an epoch too, and not
+            after every epoch.
         gradient_norms: also measure, at the first step of each epoch, the norm of each weighted term's gradient by the
             student's parameters.
         report: called with each epoch's entry, for progress.
+        stop: asked before each step; once it says True, the checkpoint is written and :class:`Stopped` raised.
 
     Returns:
         One dict an epoch: ``epoch``, ``learning_rate``, ``loss`` and each term's mean over the epoch,
@@ -80,10 +103,92 @@ def fit(
         ValueError: if the objective needs a teacher and there is none, or the teacher is the student itself.
         FloatingPointError: if the loss stops being finite; the last checkpoint stays.
         CheckpointError: if ``checkpoint`` is damaged or belongs to another run.
+        Stopped: if ``stop`` said so.
     """
-    if isinstance(objective, Term):
-        objective = 1.0 * objective
-    if not isinstance(objective, Objective):
+    (outcome,) = fit_together(
+        [Learner(student, objective, recipe, checkpoint, report)],
+        train=train,
+        teacher=teacher,
+        validation=validation,
+        device=device,
+        checkpoint_seconds=checkpoint_seconds,
+        gradient_norms=gradient_norms,
+        stop=stop,
+    )
+    if isinstance(outcome, FloatingPointError):
+        raise outcome
+    return outcome
+
+
+def fit_together(
+    learners: Sequence[Learner],
+    *,
+    train,
+    teacher: nn.Module | None = None,
+    validation=None,
+    device="cpu",
+    checkpoint_seconds: float | None = None,
+    gradient_norms: bool = False,
+    stop: Callable[[], bool] | None = None,
+    graphs: bool = True,
+) -> list[list[dict] | FloatingPointError]:
+    """Train several students side by side, with one look of the teacher at each batch for all of them.
+
+    Students of one seed see the same batches. Of students with different seeds the teacher sees the batches joined into
+    one on an accelerator, and one after another on a CPU. On a CPU each student ends with the same bits as alone.
+
+    Args:
+        learners: students of one recipe, up to what changes neither batches nor teacher.
+        graphs: on CUDA, capture the step of all students as one graph, each a branch of its own, where no objective
+            changes in the course of training.
+        train, teacher, validation, device, checkpoint_seconds, gradient_norms, stop: as in :func:`fit`.
+
+    Returns:
+        For each learner its history, or the error of one that diverged, which stops no other.
+
+    Raises:
+        ValueError: also if the learners do not fit each other.
+    """
+    for learner in learners:
+        _check_learner(learner, train, teacher)
+    shared = {tuple(getattr(learner.recipe, name) for name in _SHARED) for learner in learners}
+    if len(shared) > 1:
+        raise ValueError(f"students that train side by side share {', '.join(_SHARED)}.")
+    if len({id(learner.student) for learner in learners}) < len(learners):
+        raise ValueError("two learners have one and the same student.")
+    train = train.to(device)
+    with ExitStack() as stack:
+        stack.enter_context(_own_random_state(device))
+        if teacher is not None:
+            teacher = teacher.to(device).to(memory_format=torch.channels_last)
+        students = [stack.enter_context(_Student(x, train, teacher, device)) for x in learners]
+        tapped_teacher = None
+        if layers := [s.objective.teacher_layers for s in students if s.objective.needs_teacher]:
+            if learners[0].recipe.teacher_mode == "train":
+                teacher = _unchanged_copy(teacher)
+            else:
+                stack.enter_context(evaluation_mode(teacher))
+            tapped_teacher = stack.enter_context(Taps(teacher, dict.fromkeys(sum(layers, ()))))
+        steps = max(len(train) // learners[0].recipe.batch_size, 1)
+        group = _Group(tapped_teacher, train, steps, device, checkpoint_seconds, gradient_norms, stop, graphs)
+        while going := [s for s in students if not s.ended]:
+            position = min(s.position for s in going)  # after a kill some may be further than others
+            active = [s for s in going if s.position == position]
+            ahead = [s.step for s in going if s.position[0] == position[0] and s.position > position]
+            group.train(active, until=min([steps, *ahead]))
+            for s in active:
+                if s.step == steps and not s.ended:
+                    s.end_epoch(validation, steps, always_save=checkpoint_seconds is None)
+            group.save_if_due(students)
+        return [s.failure or s.history for s in students]
+
+
+_SHARED = ("batch_size", "augment", "precision", "teacher_mode")
+
+
+def _check_learner(learner: Learner, train, teacher) -> None:
+    objective = learner.objective
+    if not isinstance(objective, (Objective, Term)):
         raise TypeError(
             f"the objective is a term or a sum of terms, such as SoftTargets(), not {objective!r}."
         )
@@ -93,94 +198,77 @@ def fit(
         )
     if objective.needs_teacher and teacher is None:
         raise ValueError(f"the objective {objective!r} needs a teacher, but none was given.")
-    if teacher is student:
+    if teacher is learner.student:
         raise ValueError("student and teacher are one and the same model: nothing would be learned.")
-    if checkpoint is not None:
+    if learner.checkpoint is not None:
         require_safetensors()
-    train = train.to(device)
-    student.to(device).to(memory_format=torch.channels_last)
-    objective.to(device)
-    optimizer = _optimizer(recipe, student, objective)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    identity = {
-        "recipe": _plain(recipe),
-        "objective": repr(objective),
-        "examples": len(train),
-        "labels": hashlib.sha256(train.labels.cpu().numpy().tobytes()).hexdigest(),
-        "student": repr([(name, tuple(value.shape)) for name, value in student.state_dict().items()]),
-        "teacher": None if teacher is None else _fingerprint(teacher),
-    }
-    history = []
-    if checkpoint is not None and Path(checkpoint).exists():
-        history = load_run(Path(checkpoint), student, objective, optimizer, generator, identity)["history"]
-
-    student.train()
-    with ExitStack() as stack:
-        tapped_student, tapped_teacher = stack.enter_context(Taps(student, objective.student_layers)), None
-        if objective.needs_teacher:
-            stack.enter_context(evaluation_mode(teacher.to(device).to(memory_format=torch.channels_last)))
-            tapped_teacher = stack.enter_context(Taps(teacher, objective.teacher_layers))
-        for epoch in range(len(history), recipe.epochs):
-            entry = _epoch(
-                tapped_student,
-                tapped_teacher,
-                objective,
-                optimizer,
-                train,
-                recipe,
-                generator,
-                epoch,
-                device,
-                gradient_norms,
-            )
-            if validation is not None:
-                logits = predict(student, validation, device=device, precision=recipe.precision)
-                _check_finite({"validation logits": logits.sum().item()}, epoch, recipe)
-                entry["validation"] = measure(logits, validation.labels.cpu())
-            history.append(entry)
-            if checkpoint is not None:
-                header = {"identity": identity, "history": history}
-                save_run(Path(checkpoint), student, objective, optimizer, generator, header)
-            if report is not None:
-                report(entry)
-    return history
 
 
-def _epoch(
-    student: Taps,
-    teacher: Taps | None,
-    objective,
-    optimizer,
-    train,
-    recipe,
-    generator,
-    epoch,
-    device,
-    gradient_norms,
-) -> dict:
-    student.model.train()
-    objective.train()
-    steps = max(len(train) // recipe.batch_size, 1)
-    sums, examples, started = {}, 0, time.perf_counter()
-    batches = train.batches(recipe.batch_size, generator=generator, augment=recipe.augment)
-    norms = {}
-    for step, (inputs, labels, index) in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate_at(epoch + step / steps)
+class _Student:
+    """A student in training: all that changes from step to step, and what its checkpoint holds."""
+
+    def __init__(self, learner: Learner, train, teacher, device):
+        self.model, self.recipe, self.device = learner.student, learner.recipe, device
+        self.objective = learner.objective
+        if isinstance(self.objective, Term):
+            self.objective = 1.0 * self.objective
+        self.checkpoint = None if learner.checkpoint is None else Path(learner.checkpoint)
+        self.report = learner.report
+        self.model.to(device).to(memory_format=torch.channels_last)
+        synchronised_batch_norm(self.model, device)
+        self.objective.to(device)
+        self.optimizer = _optimizer(self.recipe, self.model, self.objective, device)
+        self.history, self.step, self.seconds, self.sums, self.norms = [], 0, 0.0, {}, {}
+        self.failure = None
+        self.identity = {
+            "recipe": _plain(self.recipe),
+            "objective": repr(self.objective),
+            "examples": len(train),
+            "labels": hashlib.sha256(train.labels.cpu().numpy().tobytes()).hexdigest(),
+            "student": repr([(name, tuple(value.shape)) for name, value in self.model.state_dict().items()]),
+            "teacher": None if teacher is None else _fingerprint(teacher),
+        }
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self.load()
+        self.model.train()
+        self.objective.train()
+
+    def __enter__(self):
+        self.taps = Taps(self.model, self.objective.student_layers)
+        return self
+
+    def __exit__(self, *_):
+        self.taps.close()
+
+    @property
+    def ended(self) -> bool:
+        return self.failure is not None or len(self.history) >= self.recipe.epochs
+
+    @property
+    def position(self) -> tuple[int, int]:
+        return len(self.history), self.step
+
+    def progress(self, steps: int) -> float:
+        return (len(self.history) + self.step / steps) / self.recipe.epochs
+
+    def set_learning_rate(self, steps: int) -> None:
+        rate = self.recipe.learning_rate_at(len(self.history) + self.step / steps)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def learn(self, inputs, labels, index, teacher_logits, teacher_hidden, steps, gradient_norms) -> None:
+        """One step of gradient descent."""
         with torch.autocast(
-            torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
+            torch.device(self.device).type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"
         ):
-            student_logits, student_hidden = student(inputs)
-            teacher_logits, teacher_hidden = None, {}
-            if teacher is not None:
-                with torch.no_grad():
-                    teacher_logits, teacher_hidden = teacher(inputs)
-        if (
-            student_logits.device.type == "cpu"
-        ):  # a glance there; on an accelerator, the epoch's mean is looked at
-            _check_finite({"student logits": student_logits.detach().sum().item()}, epoch, recipe)
-        progress = (epoch + step / steps) / recipe.epochs
-        loss, terms = objective(
+            student_logits, student_hidden = self.taps(inputs)
+        if student_logits.device.type == "cpu":  # a glance; elsewhere the epoch's mean is looked at
+            self.check_finite({"student logits": student_logits.detach().sum().item()})
+        progress = self.progress(steps)
+        loss, terms = self.objective(
             student_logits=student_logits,
             teacher_logits=teacher_logits,
             student_hidden=student_hidden,
@@ -189,34 +277,259 @@ def _epoch(
             index=index,
             progress=progress,
         )
-        if gradient_norms and step == 0:
-            found = objective.gradient_norms(terms, list(student.model.parameters()), progress)
-            norms = {f"{name}.gradient_norm": norm.item() for name, norm in found.items()}
-        optimizer.zero_grad()
+        if gradient_norms and self.step == 0:
+            found = self.objective.gradient_norms(terms, list(self.model.parameters()), progress)
+            self.norms = {f"{name}.gradient_norm": norm.item() for name, norm in found.items()}
+        self.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        for name, value in {"loss": loss, **terms}.items():  # summed on the device: no step waits for it
-            sums[name] = sums.get(name, 0) + value.detach()
-        examples += len(labels)
-    means = {name: (total / steps).item() for name, total in sums.items()}
-    seconds = time.perf_counter() - started
-    _check_finite(means, epoch, recipe)
-    return {
-        "epoch": epoch + 1,
-        "learning_rate": optimizer.param_groups[0]["lr"],
-        **means,
-        **norms,
-        "seconds": seconds,
-        "examples_per_second": examples / seconds,
-    }
+        average_gradients(self.optimizer)
+        self.optimizer.step()
+        with torch.no_grad():  # summed on the device: no step waits for it
+            for name, value in {"loss": loss, **terms}.items():
+                if name in self.sums:
+                    self.sums[name] += value
+                else:
+                    self.sums[name] = value.detach().clone()
 
+    def end_epoch(self, validation, steps: int, always_save: bool) -> None:
+        """Measure, and begin the next epoch; a student whose numbers are not finite ends here."""
+        try:
+            means = {name: (total / steps).item() for name, total in self.sums.items()}
+            self.check_finite(means)
+            rate = self.optimizer.param_groups[0]["lr"]
+            examples = steps * min(self.recipe.batch_size, self.identity["examples"])
+            entry = {
+                "epoch": len(self.history) + 1,
+                "learning_rate": rate.item() if isinstance(rate, Tensor) else rate,
+                **means,
+                **self.norms,
+                "seconds": self.seconds,
+                "examples_per_second": examples / self.seconds,
+            }
+            if validation is not None:
+                logits = predict(self.model, validation, device=self.device, precision=self.recipe.precision)
+                self.check_finite({"validation logits": logits.sum().item()})
+                entry["validation"] = measure(logits, validation.labels.cpu())
+        except FloatingPointError as error:
+            self.failure = error
+            return
+        self.history.append(entry)
+        self.step, self.seconds, self.sums, self.norms = 0, 0.0, {}, {}
+        if always_save or self.ended:
+            self.save()
+        if self.report is not None:
+            self.report(entry)
 
-def _check_finite(values: dict[str, float], epoch: int, recipe: Recipe) -> None:
-    if not all(map(math.isfinite, values.values())):
-        raise FloatingPointError(
-            f"training diverged in epoch {epoch + 1} of {recipe.epochs}: {', '.join(values)} stopped being finite; "
-            "a lower learning rate or a warm-up usually mends this."
+    def check_finite(self, values: dict[str, float]) -> None:
+        if not all(map(math.isfinite, values.values())):
+            raise FloatingPointError(
+                f"training diverged in epoch {len(self.history) + 1} of {self.recipe.epochs}: {', '.join(values)} stopped "
+                "being finite; a lower learning rate or a warm-up usually mends this."
+            )
+
+    def save(self) -> None:
+        if self.checkpoint is None or rank_and_world()[0] != 0:
+            return
+        header = {
+            "identity": self.identity,
+            "history": self.history,
+            "step": self.step,
+            "seconds": self.seconds,
+            "norms": self.norms,
+        }
+        save_run(self.checkpoint, self.model, self.objective, self.optimizer, self.sums, header)
+
+    def load(self) -> None:
+        header, self.sums = load_run(
+            self.checkpoint, self.model, self.objective, self.optimizer, self.identity, self.device
         )
+        self.history, self.step = header["history"], header["step"]
+        self.seconds, self.norms = header["seconds"], header["norms"]
+
+
+class _Group:
+    """What the students of one process share: the batches, the teacher's look at them, the clock."""
+
+    def __init__(
+        self, teacher: Taps | None, train, steps, device, checkpoint_seconds, gradient_norms, stop, graphs
+    ):
+        self.teacher, self.data, self.steps, self.device = teacher, train, steps, torch.device(device)
+        self.checkpoint_seconds, self.gradient_norms, self.stop = checkpoint_seconds, gradient_norms, stop
+        self.saved = time.monotonic()
+        self.graphs = graphs and self.device.type == "cuda"
+
+    def train(self, students: list[_Student], until: int) -> None:
+        """Train students that stand at one position up to step ``until`` of their epoch."""
+        for s in students:
+            s.model.train()
+            s.objective.train()
+        epoch, start = students[0].position
+        seeds = list(dict.fromkeys(s.recipe.seed for s in students))
+        recipe = students[0].recipe
+        streams = [self.batches(recipe, seed, epoch, start, "student") for seed in seeds]
+        own_views = list(dict.fromkeys(s.recipe.seed for s in students if s.recipe.teacher_view == "own"))
+        own_streams = [self.batches(recipe, seed, epoch, start, "teacher") for seed in own_views]
+        capture = self.graphs and rank_and_world()[1] == 1 and all(graphable(s.objective) for s in students)
+        graphed = GraphedStep(self.step, students) if capture else None
+        began, elapsed = time.perf_counter(), [s.seconds for s in students]
+
+        def clock():
+            for s, before in zip(students, elapsed, strict=True):
+                s.seconds = before + time.perf_counter() - began
+
+        for _ in range(start, until):
+            if self.stop is not None and self.stop():
+                clock()
+                for s in students:
+                    s.save()
+                raise Stopped
+            batches = dict(zip(seeds, (next(stream) for stream in streams), strict=True))
+            views = dict(zip(own_views, (next(stream)[0] for stream in own_streams), strict=True))
+            for s in students:
+                s.set_learning_rate(self.steps)
+            measuring = self.gradient_norms and students[0].step == 0
+            if graphed is None or measuring:
+                self.step(students, batches, views)
+            else:
+                graphed(batches, views)
+            for s in students:
+                s.step += 1
+            students = [s for s in students if s.failure is None]
+            if not students:
+                return
+            if self.due():
+                clock()
+                self.save_if_due(students)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # else the clock would run ahead of the work
+        clock()
+
+    def batches(self, recipe: Recipe, seed: int, epoch: int, start: int, who: str):
+        """The batches of an epoch, this process's part of each."""
+        order = torch.randperm(len(self.data), generator=_generator(seed, epoch, "order"))
+        stream = self.data.batches(
+            recipe.batch_size,
+            generator=_generator(seed, epoch, f"augmentation of the {who}"),
+            augment=recipe.augment,
+            order=order,
+            start=start,
+        )
+        rank, world = rank_and_world()
+        if world > 1:
+            return (tuple(part[rank::world] for part in batch) for batch in stream)
+        return stream
+
+    def step(self, students: list[_Student], batches: dict, views: dict) -> None:
+        """One look of the teacher, one step of every student. ``batches`` and ``views`` are keyed by seed."""
+        looked = self.look(students, batches, views)
+        streams = [torch.cuda.Stream() for _ in students] if self.capturing() else None
+        for number, s in enumerate(students):
+            key = (s.recipe.seed, s.recipe.teacher_view)
+            teacher_logits, teacher_hidden = looked.get(key, (None, {}))
+            seed_torch(self.device, s.recipe.seed, *s.position)
+            with ExitStack() as stack:
+                if streams is not None:  # branches of one graph
+                    streams[number].wait_stream(torch.cuda.current_stream())
+                    stack.enter_context(torch.cuda.stream(streams[number]))
+                try:
+                    s.learn(
+                        *batches[s.recipe.seed],
+                        teacher_logits,
+                        teacher_hidden,
+                        self.steps,
+                        self.gradient_norms,
+                    )
+                except FloatingPointError as error:
+                    s.failure = error
+        for stream in streams or ():
+            torch.cuda.current_stream().wait_stream(stream)
+
+    @torch.no_grad()
+    def look(self, students, batches, views) -> dict:
+        """The teacher's logits and hidden states for each distinct view of a batch."""
+        wanted = dict.fromkeys(
+            (s.recipe.seed, s.recipe.teacher_view) for s in students if s.objective.needs_teacher
+        )
+        if not wanted:
+            return {}
+        inputs = [views[seed] if view == "own" else batches[seed][0] for seed, view in wanted]
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=students[0].recipe.precision == "bfloat16"
+        ):
+            if len(inputs) == 1 or self.device.type == "cpu":
+                return dict(zip(wanted, map(self.teacher, inputs), strict=True))
+            logits, hidden = self.teacher(torch.cat(inputs))
+        size = len(inputs[0])
+        return {
+            key: (
+                logits[i * size : (i + 1) * size],
+                {name: value[i * size : (i + 1) * size] for name, value in hidden.items()},
+            )
+            for i, key in enumerate(wanted)
+        }
+
+    def capturing(self) -> bool:
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def due(self) -> bool:
+        return (
+            self.checkpoint_seconds is not None and time.monotonic() - self.saved >= self.checkpoint_seconds
+        )
+
+    def save_if_due(self, students) -> None:
+        if self.due():
+            for s in students:
+                if not s.ended:
+                    s.save()
+            self.saved = time.monotonic()
+
+
+def _generator(*what) -> torch.Generator:
+    return torch.Generator().manual_seed(_number(*what))
+
+
+def _number(*what) -> int:
+    """A seed of 63 bits from what it is for."""
+    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], "big") >> 1
+
+
+def seed_torch(device: torch.device, *what) -> None:
+    """Seed what terms and models draw from (inside a captured graph, the graph draws from the seed at its replay)."""
+    if device.type == "cuda":
+        if not torch.cuda.is_current_stream_capturing():
+            torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(_number(*what))
+    else:
+        torch.default_generator.manual_seed(_number(*what))
+
+
+@contextmanager
+def _own_random_state(device):
+    on_cuda = torch.device(device).type == "cuda"
+    state = torch.cuda.get_rng_state(device) if on_cuda else torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.cuda.set_rng_state(state, device) if on_cuda else torch.set_rng_state(state)
+
+
+def _optimizer(recipe: Recipe, student, objective, device):
+    """The recipe's optimiser. A single number that an objective learns, such as a temperature, does not decay."""
+    on_cuda = torch.device(device).type == "cuda"
+    rate = torch.tensor(recipe.learning_rate, device=device) if on_cuda else recipe.learning_rate
+    learned = list(objective.parameters())
+    parameters = [{"params": [*student.parameters(), *(p for p in learned if p.ndim)]}]
+    if numbers := [p for p in learned if not p.ndim]:
+        parameters.append({"params": numbers, "weight_decay": 0.0})
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(
+            parameters, rate, weight_decay=recipe.weight_decay, fused=on_cuda, capturable=on_cuda
+        )
+    return torch.optim.SGD(parameters, rate, recipe.momentum, weight_decay=recipe.weight_decay, fused=on_cuda)
+
+
+def _unchanged_copy(teacher: nn.Module) -> nn.Module:
+    """A copy in training mode, whose running statistics move in place of the teacher's."""
+    return copy.deepcopy(teacher).train()
 
 
 def _fingerprint(model: nn.Module) -> str:

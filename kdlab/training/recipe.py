@@ -18,6 +18,9 @@ class Recipe:
         warmup_epochs: the rate rises linearly from zero over these.
         weight_decay: added to the gradient of every parameter.
         augment: random crop and flip.
+        teacher_view: ``"same"``: the teacher sees the student's crops (consistent teaching, Beyer et al. 2022);
+            ``"own"``: it sees crops of its own of the same images.
+        teacher_mode: ``"eval"``; or ``"train"``, the well-known mistake, for measuring it: batch normalisation by the batch.
         precision: ``"float32"``, or ``"bfloat16"`` for autocast.
         seed: of the order and the augmentation of the examples. Runs that share it see the same batches.
     """
@@ -35,12 +38,16 @@ class Recipe:
     augment: bool = True
     precision: str = "float32"
     seed: int = 0
+    teacher_view: str = "same"
+    teacher_mode: str = "eval"
 
     def __post_init__(self):
         for name, allowed in (
             ("optimizer", ("sgd", "adam")),
             ("schedule", ("step", "cosine", "constant")),
             ("precision", ("float32", "bfloat16")),
+            ("teacher_view", ("same", "own")),
+            ("teacher_mode", ("eval", "train")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")

@@ -1,0 +1,170 @@
+"""kdlab: status, run, show, take, verify (and bench, of kdlab.benchmarks)."""
+
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from .data import DataError
+from .study.plans import PLANS
+from .study.records import RecordError, book_folder, read_record
+from .study.runner import PlanError, duration, every_spec, missing, plan, run_plan, take, verify
+from .training import CheckpointError, Stopped
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="The study of kdlab."
+)
+
+Book = Annotated[
+    Path | None, typer.Option(help="The folder with records and checkpoints; else the book's own.")
+]
+PlanName = Annotated[str, typer.Argument(help=f"One of {', '.join(PLANS)}.")]
+
+
+@contextmanager
+def sentences():
+    """Errors for people end the command with their sentence."""
+    try:
+        yield
+    except (PlanError, RecordError, CheckpointError, DataError) as error:
+        typer.echo(f"{error}", err=True)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        typer.echo(
+            f"{error.strerror or error}: {error.filename or 'writing'}. Nothing that was written before is lost.",
+            err=True,
+        )
+        raise typer.Exit(1) from None
+
+
+def seconds(text: str) -> float:
+    """A budget such as ``"9m"``.
+
+    >>> seconds("9m"), seconds("90"), seconds("1.5h")
+    (540.0, 90.0, 5400.0)
+    """
+    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())):
+        raise typer.BadParameter(f"a budget is a number of seconds, or such as 9m or 1.5h, not {text!r}.")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+@app.command()
+def status(name: PlanName, book: Book = None):
+    """What of a plan has its record, and what comes next."""
+    with sentences():
+        place = book or book_folder()
+        specs = plan(name)
+        todo = missing(specs, place)
+        typer.echo(f"{name}: {len(specs) - len(todo)} of {len(specs)} runs recorded in {place / 'records'}.")
+        arms = {}
+        for spec in specs:
+            arms.setdefault((spec.study, spec.arm), []).append(spec)
+        left = {spec.hash for spec in todo}
+        for (study, arm), runs in arms.items():
+            done = sum(spec.hash not in left for spec in runs)
+            typer.echo(f"  {done}/{len(runs)}  {study}: {arm}")
+        if todo:
+            typer.echo(f"Next: {todo[0].name}. To run it: kdlab run {name}")
+
+
+@app.command()
+def run(
+    name: PlanName,
+    budget: Annotated[str | None, typer.Option(help="Time, such as 9m; else until the plan is done.")] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cuda; else the best that there is.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where records go; else the book's own folder.")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: the i-th of n parts of the plan.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="A regular expression that the name of a run must match.")
+    ] = None,
+    beside: Annotated[int, typer.Option(help="At most so many students in one process.", min=1)] = 6,
+    checkpoint: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 30.0,
+    book: Book = None,
+):
+    """Run what is missing of a plan; go on where it was stopped."""
+    with sentences():
+        specs = plan(name, shard)
+        if only:
+            specs = [spec for spec in specs if re.search(only, spec.name)]
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise PlanError("no CUDA device is visible here: leave --device out, or say --device cpu.")
+        place = book or book_folder_or(out)
+        limit = None if budget is None else seconds(budget)
+        try:
+            written = run_plan(
+                specs, book=place, out=out, budget=limit, device=device, limit=beside, checkpoint_seconds=checkpoint,
+                say=lambda line: typer.echo(line),
+            )  # fmt: skip
+        except Stopped:
+            typer.echo("Stopped; the same command goes on from here.")
+            return
+        left = len(missing(specs, out or place))
+        typer.echo(f"{written} records written; {left} of {len(specs)} runs are still without one.")
+
+
+@app.command()
+def show(record: Annotated[Path, typer.Argument(help="A record's file.")]):
+    """What a record says."""
+    with sentences():
+        found = read_record(record)
+        spec, origin, test = found["spec"], found["provenance"], found["test"]
+        typer.echo(f"{spec['study']}: {spec['arm']}, seed {found['recipe']['seed']}")
+        typer.echo(f"  student    {spec['student']}, {found['parameters']:,} parameters; data {spec['data']}")
+        typer.echo(f"  objective  {spec['objective']}")
+        typer.echo(f"  device     {origin['device']}; torch {origin['torch']}; {origin['started']}")
+        typer.echo(
+            f"  code       kdlab {origin['kdlab']}, commit {origin['commit']}{' and changes' if origin['dirty'] else ''}"
+        )
+        if test is None:
+            typer.echo(f"  outcome    {found['diverged']}")
+            return
+        typer.echo(f"  training   {duration(found['seconds'])}, {found['examples_per_second']:,.0f} images/s")
+        for measure, value in test.items():
+            typer.echo(
+                f"  {measure:<26} {value:.4f}" if isinstance(value, float) else f"  {measure:<26} {value}"
+            )
+
+
+@app.command(name="take")
+def take_in(
+    source: Annotated[Path, typer.Argument(help="A folder that kdlab run --out wrote.")], book: Book = None
+):
+    """Take in records from another machine, all verified first."""
+    with sentences():
+        names = take(source, book or book_folder(), every_spec())
+        for name in names:
+            typer.echo(name)
+        typer.echo(f"{len(names)} records taken in.")
+
+
+@app.command(name="verify")
+def verify_book(book: Book = None):
+    """Check every record and checkpoint: schema, spec, checksums, no orphan."""
+    with sentences():
+        place = book or book_folder()
+        wrong = verify(place, every_spec())
+        for sentence in wrong:
+            typer.echo(sentence, err=True)
+        if wrong:
+            raise typer.Exit(1)
+        typer.echo(
+            f"{len(list((place / 'records').glob('*.json')))} records and their checkpoints are whole."
+        )
+
+
+def book_folder_or(out: Path | None) -> Path:
+    """The book's folder; where there is none, such as on a bare machine, the folder of the results."""
+    try:
+        return book_folder()
+    except RecordError:
+        if out is None:
+            raise
+        return out
+
+
+if __name__ == "__main__":
+    app(prog_name="kdlab")

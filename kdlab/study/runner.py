@@ -1,0 +1,347 @@
+"""The runner: takes the missing specs of a plan, one group after another, within a budget, and can be killed at any moment."""
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .plans import PLANS
+from .records import RecordError, find_record, read_record, record_path, write_taken
+from .run import checkpoint_path, load, run_together, stored_student
+from .spec import Spec
+
+#: A run is stopped so many seconds before its budget ends, to write its checkpoint.
+MARGIN = 4.0
+
+
+class PlanError(ValueError):
+    """A plan that there is not, or that cannot be run as asked."""
+
+
+def plan(name: str, shard: str | None = None) -> list[Spec]:
+    """The specs of a plan, or of one part of it.
+
+    Args:
+        name: of a plan.
+        shard: ``"i/n"``: every n-th group of runs that share a seed and teacher, from the i-th on, for array jobs; i from 1.
+
+    Raises:
+        PlanError: for a plan or shard that there is not.
+    """
+    if name not in PLANS:
+        raise PlanError(f"there is no plan {name!r}; there are {', '.join(PLANS)}.")
+    specs = list({spec.hash: spec for spec in PLANS[name]()}.values())
+    if shard is None:
+        return specs
+    part, _, parts = shard.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise PlanError(f'a shard is "i/n", such as "1/4", not {shard!r}.')
+    return [spec for place, spec in enumerate(specs) if place % int(parts) == int(part) - 1]
+
+
+def missing(specs: Sequence[Spec], book: Path) -> list[Spec]:
+    """The specs that have no record."""
+    return [spec for spec in specs if find_record(spec, Path(book) / "records") is None]
+
+
+def beside(first: Spec, others: Sequence[Spec], *, device, limit: int) -> list[Spec]:
+    """``first`` and those of ``others`` that can train beside it, at most ``limit``.
+
+    They share data, teacher and what of the recipe fixes batches and their number; on a CPU, where one look of the teacher
+    serves only one batch, also the seed.
+    """
+
+    def key(spec):
+        recipe = spec.recipe
+        return (
+            spec.data, spec.train_examples, spec.omit, spec.hold_out, spec.teacher and spec.teacher.hash,
+            recipe.epochs, recipe.batch_size, recipe.augment, recipe.precision, recipe.teacher_mode,
+            recipe.seed if torch.device(device).type == "cpu" else None,
+        )  # fmt: skip
+
+    return [first, *(spec for spec in others if spec is not first and key(spec) == key(first))][:limit]
+
+
+@contextmanager
+def claimed(specs: Sequence[Spec], folder: Path):
+    """Those of ``specs`` that no other process is running, claimed until the block ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held, free = [], []
+    try:
+        for spec in specs:
+            handle = os.open(folder / f"{spec.name}.lock", os.O_CREAT | os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(handle)
+                continue
+            held.append((handle, spec))
+            free.append(spec)
+        yield free
+    finally:
+        for handle, spec in held:
+            (folder / f"{spec.name}.lock").unlink(missing_ok=True)
+            os.close(handle)
+
+
+class Clock:
+    """Says when to stop: at the end of the budget, or when the process is asked to end."""
+
+    def __init__(self, budget: float | None):
+        self.end = None if budget is None else time.monotonic() + budget
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked or (self.end is not None and time.monotonic() > self.end - MARGIN)
+
+    @contextmanager
+    def listening(self):
+        """Within the block, SIGTERM and SIGINT ask to stop and no more."""
+
+        def ask(*_):
+            self.asked = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run_plan(
+    specs: Sequence[Spec],
+    *,
+    book: Path,
+    out: Path | None = None,
+    budget: float | None = None,
+    device="cpu",
+    limit: int = 6,
+    checkpoint_seconds: float = 30.0,
+    say: Callable[[str], None] = print,
+    stop: Callable[[], bool] | None = None,
+) -> int:
+    """Run the missing specs, as many beside each other as can be, and return how many records were written.
+
+    Several processes may run one plan at once: each takes what no other holds.
+
+    Args:
+        specs: of a plan, most valuable first.
+        book: where records and teachers are looked for.
+        out: where new ones go; ``book`` if None. What it holds already counts as done.
+        budget: seconds; kept by stopping, with a checkpoint, a few seconds before.
+        device: where to train.
+        limit: of students in one process.
+        checkpoint_seconds: at most so much is lost when the process is killed.
+        say: called with lines for people.
+        stop: asked before each step, besides the budget.
+
+    Raises:
+        PlanError: if a teacher is missing that the specs do not make.
+        Stopped: at the end of the budget, or when ``stop`` said so.
+    """
+    out = Path(out or book)
+    clock = Clock(budget)
+    running = out / "running"
+    with clock.listening():
+        return _run(specs, [out, Path(book)], running, clock, stop, device, limit, checkpoint_seconds, say)
+
+
+def _run(specs, places, running, clock, stop, device, limit, checkpoint_seconds, say) -> int:
+    out, written, skipped, data, teachers = places[0], 0, set(), {}, {}
+    taught = {spec.teacher.hash for spec in specs if spec.teacher}
+
+    def stopping():
+        return clock() or (stop is not None and stop())
+
+    while not stopping():
+        open_specs = [
+            spec
+            for spec in specs
+            if spec.hash not in skipped and all(not find_record(spec, place / "records") for place in places)
+        ]
+        ready = [spec for spec in open_specs if _taught(spec, places)]
+        if not ready:
+            if open_specs and (waiting := [s for s in open_specs if not _made(s.teacher, specs, skipped)]):
+                teacher = waiting[0].teacher
+                raise PlanError(
+                    f"{waiting[0].name} needs its teacher {teacher.name}, which is not in {places[-1] / 'checkpoints'}; "
+                    "run the plan that makes it first."
+                )
+            return written
+        with claimed(beside(ready[0], ready, device=device, limit=limit), running) as group:
+            group = [s for s in group if all(not find_record(s, place / "records") for place in places)]
+            if not group:
+                skipped.add(ready[0].hash)  # another process has it
+                continue
+            first = group[0]
+            images = data.setdefault(first.data, None) or load(first.data)
+            data[first.data] = images
+            teacher = None
+            if first.teacher is not None:
+                if first.teacher.hash not in teachers:
+                    teachers = {first.teacher.hash: _teacher(first.teacher, places, images.num_classes)}
+                teacher = teachers[first.teacher.hash]
+            progress = Progress(group, len(open_specs), clock, say)
+            say(
+                f"{len(group)} beside each other: {', '.join(f'{s.arm} (seed {s.recipe.seed})' for s in group)}"
+            )
+            done = run_together(
+                group,
+                images,
+                teacher=teacher,
+                book=out,
+                keep=[s.name for s in group if s.hash in taught or s.study == "teacher"],
+                device=device,
+                resume=running,
+                checkpoint_seconds=checkpoint_seconds,
+                report=progress,
+                stop=stopping,
+            )
+            for spec, finished in zip(group, done, strict=True):
+                test = finished.record["test"]
+                say(
+                    f"{spec.name}: "
+                    + (
+                        f"test accuracy {100 * test['accuracy']:.2f} %"
+                        if test
+                        else finished.record["diverged"]
+                    )
+                )
+            written += len(done)
+    return written
+
+
+def _taught(spec: Spec, places) -> bool:
+    return spec.teacher is None or any(
+        find_record(spec.teacher, place / "records") and checkpoint_path(spec.teacher, place).exists()
+        for place in places
+    )
+
+
+def _made(teacher: Spec | None, specs, skipped) -> bool:
+    """Whether a run of this plan, here or in another process, will make it."""
+    return teacher is None or any(spec.hash == teacher.hash for spec in specs)
+
+
+def _teacher(spec: Spec, places, num_classes: int):
+    for place in places:
+        if (model := stored_student(spec, place, num_classes)) is not None:
+            return model
+    raise PlanError(f"{checkpoint_path(spec, places[-1])} is missing.")
+
+
+class Progress:
+    """A line an epoch: which runs, how far, how fast, how long still."""
+
+    def __init__(self, group, open_runs: int, clock: Clock, say):
+        self.group, self.open_runs, self.say = group, open_runs, say
+        self.entries = {}
+
+    def __call__(self, spec: Spec, entry: dict) -> None:
+        self.entries[spec.hash] = entry
+        if spec is not self.group[-1]:
+            return
+        epochs, seconds = spec.recipe.epochs, entry["seconds"]
+        run = (epochs - entry["epoch"]) * seconds
+        rest = run + (self.open_runs - len(self.group)) / len(self.group) * epochs * seconds
+        losses = ", ".join(f"{e['loss']:.3f}" for e in self.entries.values())
+        rate = entry["examples_per_second"] * len(self.group)
+        self.say(
+            f"epoch {entry['epoch']}/{epochs} · loss {losses} · {rate:,.0f} images/s · left: run {duration(run)}, "
+            f"plan {duration(rest)}"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration(45), duration(600), duration(9000)
+    ('45 s', '10 min', '2 h 30 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def take(source: Path, book: Path, known: Sequence[Spec]) -> list[str]:
+    """Take the records, and their checkpoints, of another machine into the book, each verified; return their names.
+
+    Nothing is taken unless all of it is whole. A record that the book has already is left as it is.
+
+    Raises:
+        RecordError: if a record is damaged, of no plan, or its checkpoint is not the one that it names.
+    """
+    source, book = Path(source), Path(book)
+    by_name = {spec.name: spec for spec in known}
+    found = sorted((source / "records").glob("*.json"))
+    if not found:
+        raise RecordError(f"{source / 'records'} has no records.")
+    new = []
+    for path in found:
+        record = read_record(path)
+        if (spec := by_name.get(path.stem)) is None:
+            raise RecordError(f"{path.name} is a record of no plan.")
+        if record["spec_hash"] != spec.hash:
+            raise RecordError(f"{path.name} is the record of another spec.")
+        if not record_path(spec, book / "records").exists():
+            new.append((spec, path, checked_checkpoint(record, source)))
+    for spec, path, stored in new:
+        write_taken(spec, path, book, stored)
+    return [spec.name for spec, *_ in new]
+
+
+def checked_checkpoint(record: dict, place: Path) -> Path | None:
+    """The path of the checkpoint that a record names; None if it names none.
+
+    Raises:
+        RecordError: if it is missing or another.
+    """
+    from ..files import sha256
+
+    if "checkpoint" not in record:
+        return None
+    path = Path(place) / "checkpoints" / record["checkpoint"]["file"]
+    if not path.is_file():
+        raise RecordError(f"{path} is missing, and a record names it.")
+    if sha256(path) != record["checkpoint"]["sha256"]:
+        raise RecordError(f"{path} is not the checkpoint that its record names.")
+    return path
+
+
+def verify(book: Path, known: Sequence[Spec]) -> list[str]:
+    """What is wrong with the records and checkpoints of a book, a sentence each; none if all is well."""
+    book, wrong, named = Path(book), [], set()
+    by_name = {spec.name: spec for spec in known}
+    for path in sorted((book / "records").glob("*.json")):
+        try:
+            record = read_record(path)
+            if path.stem not in by_name:
+                wrong.append(f"{path} is a record of no plan.")
+            elif by_name[path.stem].hash != record["spec_hash"]:
+                wrong.append(f"{path} is the record of another spec.")
+            if stored := checked_checkpoint(record, book):
+                named.add(stored.name)
+        except RecordError as error:
+            wrong.append(str(error))
+    for path in sorted((book / "checkpoints").glob("*")):
+        if path.name not in named:
+            wrong.append(f"{path} is named by no record.")
+    return wrong
+
+
+def every_spec() -> list[Spec]:
+    """The specs of all plans, each once, with those of teachers."""
+    found = {}
+    for make in PLANS.values():
+        for spec in make():
+            found[spec.hash] = spec
+            if spec.teacher:
+                found.setdefault(spec.teacher.hash, spec.teacher)
+    return list(found.values())
