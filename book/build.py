@@ -344,7 +344,7 @@ def stage(notebooks) -> Path:
     (new / "notebooks").mkdir(parents=True)
     for name in ("_config.yml", "_toc.yml"):
         shutil.copyfile(ROOT / name, new / name)
-    skip = shutil.ignore_patterns("*.py", "*.toml", "__pycache__", "records", "checkpoints")
+    skip = shutil.ignore_patterns("*.py", "*.toml", "__pycache__", "records", "checkpoints", "running")
     shutil.copytree(ROOT / "book", new / "book", ignore=skip)
     for path in notebooks:
         notebook = nbformat.read(path, 4)
@@ -482,6 +482,8 @@ def main() -> int:
             notebooks.append(path)
         if given.only:
             return 0
+        for path, statement in unseen(notebooks):
+            say(f"chapter {int(path.stem[:2])} says, and this build did not show: {statement}")
         say("pages …")
         changed = sphinx(stage(notebooks))
         say(f"pages {'built' if changed else 'unchanged'};", started)

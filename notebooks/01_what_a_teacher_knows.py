@@ -51,7 +51,7 @@ from kdlab.objectives import (
     soften,
 )
 from kdlab.study import book_teacher, mean_interval
-from kdlab.study.display import data_note, device_for, verdict
+from kdlab.study.display import data_note, device_for, observed, verdict
 from kdlab.theory import reference
 from kdlab.theory.symbolic import T, k, l, log_softmax, partial, same, softmax, total, z
 from kdlab.training import Recipe, accuracy, fit, predict
@@ -114,28 +114,30 @@ assert soften(random_logits, 1e-6).max(-1).values.min() > 1 - 1e-12
 
 # %% [markdown]
 # (printed-softmax)=
-# ### A softmax printed upside down
+# ### A softmax upside down
 #
-# One of the articles that this book examines prints the softmax with numerator and denominator exchanged. It is a slip
-# of typesetting, but a formula is either right or wrong, and a wrong one is easy to catch: its values do not sum to
+# In the plain text of one of the articles that this book examines, the softmax has its denominator first. So do its other
+# fractions (its $1/N_h$ reads "$N_h\,1$"): plain text that is taken from a typeset page does that, and on the page the
+# formula is most likely right. Read as it stands it is wrong, and a wrong softmax is easy to catch: its values do not sum to
 # one, and they rank the classes backwards.
 
 # %%
 printed = torch.exp(logits).sum() / torch.exp(logits)
 right = soften(logits)
 table(
-    ["class", "logit", "as printed", "softmax"],
+    ["class", "logit", "as it reads", "softmax"],
     [[i, f"{logits[i]:.0f}", f"{printed[i]:.3g}", f"{right[i]:.4f}"] for i in range(5)]
     + [["sum", "", f"{printed.sum():.3g}", f"{right.sum():.4f}"]],
-    caption="The printed fraction and the softmax, for the logits of the figure above.",
+    caption="The fraction as the text has it and the softmax, for the logits of the figure above.",
 )
 
 # %% tags=["hide-input"]
 assert printed.argmax() == logits.argmin() and not np.isclose(printed.sum(), 1)
 verdict(
     "A2", "corrected",
-    rf"The fraction is upside down. As printed, the values for the five logits above sum to {printed.sum():.0f} and the "
-    r"least likely class comes first. Right is $q_i = e^{z_i/T} / \sum_k e^{z_k/T}$.",
+    rf"In the plain text that we have, the denominator comes first, probably by the way the text was taken from the page. Read so, the "
+    rf"values for the five logits above sum to {printed.sum():.0f} and the least likely class leads. Right is "
+    r"$q_i = e^{z_i/T} / \sum_k e^{z_k/T}$.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -386,9 +388,14 @@ table(
 )
 
 # %%
-for n in sizes:
-    assert np.mean(error["teacher", n]) < np.mean(error["hard labels", n])
-    assert np.mean(error["teacher", n]) < np.mean(error["teacher, shuffled", n])
+observed(
+    "At every $n$ the teacher's soft targets bring a student nearer to the truth than labels, and than the same targets with the wrong classes shuffled.",
+    all(
+        np.mean(error["teacher", n]) < np.mean(error[other, n])
+        for n in sizes
+        for other in ("hard labels", "teacher, shuffled")
+    ),
+)
 
 # %% [markdown]
 # Whether the same holds on photographs, where no truth is known, is tested in {doc}`06_first_distillation`.

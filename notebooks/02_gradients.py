@@ -418,11 +418,13 @@ verdict(
 )  # fmt: skip
 
 # %% [markdown]
-# ## The sum that article A prints
+# ## A name and a sum that disagree
 #
-# Article A names its loss $D_{\mathrm{KL}}(p_S\,\|\,p_T)$ and prints $\sum p_T\log(p_S/p_T)$. The name and the sum disagree,
-# and the sum is $-D_{\mathrm{KL}}(p_T\,\|\,p_S)$: never positive, and largest where the student is *right*. Minimising it
-# drives the student away from its teacher. One gradient step shows it.
+# Article A names its loss $D_{\mathrm{KL}}(p_S\,\|\,p_T)$. In the plain text that we have the sum reads
+# $\sum p_T\log(p_S/p_T)$. That text puts denominators first (see {ref}`chapter 1 <printed-softmax>`), so the page itself most likely has
+# $\sum p_T\log(p_T/p_S)$, the right sum under the wrong name. Read as it stands, the sum is
+# $-D_{\mathrm{KL}}(p_T\,\|\,p_S)$: never positive, and largest where the student is *right*. Minimising it drives the
+# student away from its teacher. One gradient step tells the three apart.
 
 # %%
 student_logits = torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
@@ -437,7 +439,7 @@ def printed(student_logits, teacher_logits):
 before = forward_kl(student_logits, teacher_logits).item()
 rows = []
 for name, loss in {
-    "as printed": printed,
+    "the sum as it reads": printed,
     "forward KL, teacher to student": forward_kl,
     "reverse KL, as named": reverse_kl,
 }.items():
@@ -457,10 +459,10 @@ table(
 # %% tags=["hide-input"]
 verdict(
     "A3", "corrected",
-    r"The sum as printed is $-D_{\mathrm{KL}}(p_T\|p_S)$: for the example above it is "
-    rf"{rows[0][1]:.3f}, and a step of descent on it moves the student away from the teacher by {rows[0][2]:.3f} nats. "
-    r"Hinton's loss is $T^2 D_{\mathrm{KL}}(p_T\|p_S) = T^2\sum p_T\log(p_T/p_S)$. The divergence that is named, "
-    r"$D_{\mathrm{KL}}(p_S\|p_T)$, is a different, mode-seeking loss.",
+    r"The divergence that is named, $D_{\mathrm{KL}}(p_S\|p_T)$, is not Hinton's loss but a mode-seeking one. His is "
+    r"$T^2 D_{\mathrm{KL}}(p_T\|p_S) = T^2\sum p_T\log(p_T/p_S)$, which the sum gives if the text has its fraction upside down "
+    r"only by the way it was taken from the page. As the sum reads it has the wrong sign: for the example above it is "
+    rf"{rows[0][1]:.3f}, and a step of descent on it moves the student away from the teacher by {rows[0][2]:.3f} nats.",
 )  # fmt: skip
 
 # %% [markdown]

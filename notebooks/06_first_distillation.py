@@ -35,14 +35,14 @@ from kdlab.objectives import CrossEntropy, SoftTargets, distillation_loss
 from kdlab.study import (
     book_folder,
     book_teacher,
-    find_record,
     mean_interval,
     paired_difference,
     plans,
+    results,
     run,
-    stored_student,
 )
 from kdlab.study.display import data_note, device_for, not_yet_run, source_note, verdict
+from kdlab.study.runner import plan, run_plan
 from kdlab.training import accuracy, fast_precision, predict
 
 use_style()
@@ -156,9 +156,7 @@ def by_arm(records, value):
 def curve_and_points(records, label, caption, alt):
     """Validation curves by epoch, and test accuracy by seed with the pairs joined."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.8, 3.5))
-    curves = by_arm(
-        records, lambda r: [entry["validation"]["accuracy"] for entry in r["epochs"]]
-    )
+    curves = by_arm(records, lambda r: r["epochs"]["validation.accuracy"])
     points = by_arm(records, lambda r: r["test"]["accuracy"])
     for arm in ARMS:
         epochs = np.arange(1, curves[arm].shape[1] + 1)
@@ -198,8 +196,8 @@ curve_and_points(
 
 
 # %% tags=["hide-input"]
-def results(records, caption):
-    measures = {
+def measures(records, caption):
+    kinds = {
         "accuracy": ("accuracy", 100, "%"),
         "agreement with the teacher": ("agreement", 100, "%"),
         "KL from the teacher (nats)": ("kl_to_teacher", 1, ""),
@@ -207,7 +205,7 @@ def results(records, caption):
         "errors inside the superclass": ("errors_within_superclass", 100, "%"),
     }
     rows = []
-    for name, (key, factor, unit) in measures.items():
+    for name, (key, factor, unit) in kinds.items():
         values = by_arm(
             records, lambda r, key=key, factor=factor: factor * r["test"].get(key, np.nan)
         )
@@ -222,7 +220,7 @@ def results(records, caption):
     return table(["test split, last epoch", *ARMS], rows, caption=caption)
 
 
-results(
+measures(
     live_records,
     f"Live runs: mean and 95 % interval (Student's t), n = {len(live) // 3} seeds.",
 )
@@ -309,30 +307,22 @@ show(
 # %% [markdown]
 # ## The same at full size: records
 #
-# Four minutes are not a study. The plan `first_distillation_cpu` runs the same three arms on the whole training split. What has been
+# Four minutes are not a study. The plan `first-distillation-cpu` runs the same three arms on the whole training split. What has been
 # run of it is in the repository, and this page only reads it.
 
 
 # %% tags=["hide-input"]
-def load_plan(specs):
-    found = [find_record(spec, book_folder() / "records") for spec in specs]
-    complete = {s.recipe.seed for s in specs}
-    for spec, record in zip(specs, found, strict=True):
-        if record is None:
-            complete.discard(spec.recipe.seed)
-    return [record for record in found if record and record["recipe"]["seed"] in complete]
+def whole_seeds(found):
+    """The records of those seeds that every arm has."""
+    seeds = set.intersection(*({r["recipe"]["seed"] for r in found.arm(a)} for a in ARMS))
+    return [r for r in found.all(ARMS) if r["recipe"]["seed"] in seeds]
 
 
-cpu_plan = plans.first_distillation_cpu()
-recorded = load_plan(cpu_plan)
+cpu_plan = results("first-distillation-cpu")
+recorded = whole_seeds(cpu_plan)
 seeds = len(recorded) // 3
-if len(recorded) < len(cpu_plan):
-    display(
-        not_yet_run(
-            f"{len(cpu_plan) - len(recorded)} of {len(cpu_plan)} runs of this plan",
-            "python -m kdlab.study first_distillation_cpu",
-        )
-    )
+if cpu_plan.missing:
+    display(not_yet_run(f"{cpu_plan.missing} runs of this plan", cpu_plan.command))
 if recorded:
     display(source_note(recorded))
 
@@ -342,10 +332,10 @@ if seeds >= 2:
         curve_and_points(
             recorded,
             label="recorded",
-            caption=f"Recorded: {cpu_plan[0].recipe.epochs} epochs on {recorded[0]['data']['split']['train']:,} images, {seeds} seeds, on a CPU.",
+            caption=f"Recorded: {recorded[0]['recipe']['epochs']} epochs on {recorded[0]['data']['split']['train']:,} images, {seeds} seeds, on a CPU.",
             alt="Left: validation curves of the three arms. Right: test accuracy of each run, joined by seed.",
         ),
-        results(
+        measures(
             recorded,
             f"Recorded runs: mean and 95 % interval, n = {seeds} seeds. A dash: not measured in these records.",
         ),
@@ -360,26 +350,17 @@ if seeds >= 2:
 # profile `gpu` this chapter runs what is missing and writes the records.
 
 # %% tags=["hide-input"]
-gpu_plan = plans.first_distillation_gpu()
 if profile == "gpu" and not data.fallback:
-    strong_spec = plans.published_teacher()
-    if stored_student(strong_spec, book_folder(), data.num_classes) is None:
-        run(strong_spec, data, book=book_folder(), keep_student=True, device=device)
-    strong = stored_student(strong_spec, book_folder(), data.num_classes)
-    for spec in gpu_plan:
-        if find_record(spec, book_folder() / "records") is None:
-            run(spec, data, teacher=strong, book=book_folder(), device=device)
-on_gpu = load_plan(gpu_plan)
-if len(on_gpu) < len(gpu_plan):
+    run_plan(plan("first-distillation-gpu"), book=book_folder(), device=device)
+gpu_plan = results("first-distillation-gpu")
+on_gpu = whole_seeds(gpu_plan)
+if gpu_plan.missing:
     display(
-        not_yet_run(
-            f"{len(gpu_plan) - len(on_gpu)} of {len(gpu_plan)} runs by the published recipe",
-            "make book PROFILE=gpu",
-        )
+        not_yet_run(f"{gpu_plan.missing} runs by the published recipe", gpu_plan.command)
     )
 if len(on_gpu) >= 6:
     display(
-        source_note(on_gpu), results(on_gpu, "Published recipe: mean and 95 % interval.")
+        source_note(on_gpu), measures(on_gpu, "Published recipe: mean and 95 % interval.")
     )
 
 # %% [markdown]
@@ -411,8 +392,8 @@ verdict(
 # - One pair of networks, one data set, one temperature, one weight, and none of them tuned. The baseline was not tuned either.
 #   The trainings are short, which favours whatever speeds up learning: a gain here may be *earlier* rather than *better*.
 # - The control shuffles anew at every step, so it adds noise to the targets as well as taking their structure. Its expectation is a
-#   smoothed label; an arm that trains on that expectation, without the noise, is the first exercise. Until it is run, what the
-#   permuted student loses is an upper bound on what structure is worth.
+#   smoothed label; training on that, without the noise, is the first exercise, and chapter 14 has it as an arm of the study.
+#   Here, what the permuted student loses is an upper bound on what structure is worth.
 # - Seeds bound the noise of initialisation and order, not that of the data or of the teacher: there is one teacher.
 #
 # ## Exercises

@@ -1163,7 +1163,7 @@ observed(
 )
 
 # %% [markdown]
-# On the teacher's own images the mistake hardly shows, and what shows is a gain. On darker images the gain is large: normalised by the batch, they look to the teacher like its own, and it answers
+# On the teacher's own images the mistake hardly shows, and what shows is a gain. On darker images the gain is larger: normalised by the batch, they look to the teacher like its own, and it answers
 # better than the frozen teacher would. This is known as test-time adaptation, and one may want it. But then one has to say so; it is not what "a frozen teacher" means. And
 # the teacher that remains is damaged, and whoever uses it next does not know.
 #

@@ -5,7 +5,10 @@ import re
 from pathlib import Path
 
 import jupytext
+import nbformat
 import pytest
+
+from kdlab.study.runner import every_spec, verify
 
 ROOT = Path(__file__).resolve().parents[1]
 spec = importlib.util.spec_from_file_location("book_build", ROOT / "book" / "build.py")
@@ -172,3 +175,24 @@ def test_executed_notebooks_are_not_in_the_repository():
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.stem)
 def test_plain_papermill_finds_the_kernel_of_a_converted_chapter(chapter):
     assert jupytext.read(chapter).metadata["kernelspec"]["language"] == "python"
+
+
+def test_what_a_build_did_not_show_is_listed(tmp_path):
+    said = [{"statement": "One is $1$.", "holds": True}, {"statement": "Two < one.", "holds": False}]
+    outputs = [nbformat.v4.new_output("display_data", {build.OBSERVATION: s}) for s in said]
+    cell = nbformat.v4.new_code_cell("…", outputs=outputs)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "09_a.ipynb")
+    assert build.unseen([tmp_path / "09_a.ipynb"]) == [(tmp_path / "09_a.ipynb", "Two < one.")]
+
+
+@pytest.mark.parametrize("chapter", [c for c in CHAPTERS if int(c.stem[:2]) >= 12], ids=lambda c: c.stem)
+def test_prose_states_no_measured_number(chapter):
+    """What was measured is said by cells, which compute it from records; prose has only what was set or published."""
+    cells = jupytext.read(chapter).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    text = re.sub(r"```.*?```|`[^`]*`|\$[^$]*\$|95 % interval", " ", text, flags=re.DOTALL)
+    assert re.findall(r"\d+(?:\.\d+)?\s*(?:%|per cent|points?\b|nats?\b|images/s)", text) == []
+
+
+def test_the_books_records_are_whole():
+    assert verify(ROOT / "book", every_spec()) == []

@@ -1,6 +1,7 @@
 """The book's figures: one style, one function a kind. Needs Matplotlib (``pip install 'kdlab[figures]'``)."""
 
 from .dial import temperature_dial
+from .dots import dots
 from .heatmap import heatmap
 from .style import (
     BLUE,
@@ -27,6 +28,7 @@ __all__ = [
     "SKY",
     "VERMILION",
     "Shown",
+    "dots",
     "heatmap",
     "mathematics",
     "show",

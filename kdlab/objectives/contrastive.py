@@ -95,6 +95,8 @@ class MemoryBank(nn.Module):
 
     def reset_parameters(self):
         """Random directions, of classes unknown."""
+        if self.entries.is_meta:  # a shape without memory, which holds nothing yet
+            return
         nn.init.normal_(self.entries)
         self.entries.copy_(unit(self.entries))
         self.labels.fill_(-1)

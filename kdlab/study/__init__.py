@@ -1,7 +1,8 @@
 """Specs, plans, runs, records and statistics. May import every other room."""
 
 from .records import RecordError, book_folder, find_record, provenance, read_record, write_record
-from .run import Run, run, stored_student
+from .results import Results, results
+from .run import Run, run, run_together, stored_student
 from .spec import Spec
 from .statistics import Interval, mean_interval, paired_difference
 from .teachers import book_teacher
@@ -9,6 +10,7 @@ from .teachers import book_teacher
 __all__ = [
     "Interval",
     "RecordError",
+    "Results",
     "Run",
     "Spec",
     "book_folder",
@@ -18,7 +20,9 @@ __all__ = [
     "paired_difference",
     "provenance",
     "read_record",
+    "results",
     "run",
+    "run_together",
     "stored_student",
     "write_record",
 ]

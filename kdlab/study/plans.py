@@ -6,6 +6,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from ..objectives import (
     CRD,
     DIST,
@@ -141,7 +143,8 @@ def methods(student: str, teacher: str, examples: int, other_weight: float) -> d
     kd = 0.1 * CrossEntropy() + 0.9 * SoftTargets(temperature=4)
     found = {"alone": 1.0 * CrossEntropy(), "kd": kd}
     embedding = {"student_width": _EMBEDDING[student], "teacher_width": _EMBEDDING[teacher]}
-    crd = CRD("input:fc", **embedding, examples=examples)
+    with torch.device("meta"):  # its memories take their space when a run begins, not in every plan
+        crd = CRD("input:fc", **embedding, examples=examples)
     warm_up = Linear(0.0, 1.0, until=20 / 240)
     found |= {
         "dkd": CrossEntropy() + warm_up * DecoupledKD(1.0, other_weight, temperature=4),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 
 from ..objectives import Objective
 from ..training import Recipe
@@ -54,7 +55,7 @@ class Spec:
         }
         return json.loads(json.dumps(plain))
 
-    @property
+    @cached_property
     def hash(self) -> str:
         return spec_hash(self.describe())
 

@@ -21,6 +21,6 @@ def book_teacher(data: ImageData, *, device="cpu") -> nn.Module:
     if model is None:
         raise RecordError(
             f"{checkpoint_path(spec, book_folder())} is missing: it comes with the repository, or is made by "
-            "'python -m kdlab.study teacher' in about 20 minutes."
+            "'kdlab run teacher' in about 20 minutes."
         )
     return model.to(device)

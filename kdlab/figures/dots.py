@@ -1,0 +1,40 @@
+"""Runs as dots, their mean with its interval: what a study shows of each arm."""
+
+from .style import BLUE, VERMILION
+
+
+def dots(
+    panel, rows: dict, intervals: dict, *, reference: dict | None = None, factor=1.0, colours=None
+) -> None:
+    """Draw one row an arm into a Matplotlib panel, the first on top: a faint dot a run, the mean, the interval.
+
+    Args:
+        panel: a Matplotlib ``Axes``.
+        rows: from the arm's name to its values, one a run; an empty list leaves the row empty.
+        intervals: from the arm's name to ``(mean, low, high)`` or an object with these attributes, or None.
+        reference: from the arm's name to a value to compare with, drawn as a diamond; arms may be left out.
+        factor: what values are multiplied by, such as 100 for per cent.
+        colours: from the arm's name to its colour; blue if left out.
+    """
+    for place, (name, values) in enumerate(rows.items()):
+        colour = (colours or {}).get(name, BLUE)
+        panel.plot(
+            [factor * v for v in values],
+            [place] * len(values),
+            "o",
+            color=colour,
+            alpha=0.35,
+            markersize=4.5,
+            mew=0,
+        )
+        if (interval := intervals.get(name)) is not None:
+            mean, low, high = (
+                (interval.mean, interval.low, interval.high) if hasattr(interval, "mean") else interval
+            )
+            panel.plot([factor * low, factor * high], [place, place], color=colour, linewidth=2.2)
+            panel.plot([factor * mean], [place], "|", color=colour, markersize=13, mew=2.2)
+        if reference and name in reference:
+            panel.plot([reference[name]], [place], "D", color=VERMILION, markersize=5, mfc="none", mew=1.4)
+    panel.set_yticks(range(len(rows)), list(rows))
+    panel.set_ylim(len(rows) - 0.5, -0.5)
+    panel.grid(axis="y", visible=False)

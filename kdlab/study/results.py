@@ -1,0 +1,91 @@
+"""What a plan's records say, arm by arm: values by seed, means with intervals, differences paired by seed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .plans import PLANS
+from .records import book_folder, find_record
+from .spec import Spec
+from .statistics import Interval, mean_interval, paired_difference
+
+#: A key of a record's ``test``, or a function of a record.
+Measure = str | Callable[[dict], float]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The specs of a plan and the records that they have so far.
+
+    Attributes:
+        plan: its name, as ``kdlab run`` takes it.
+        specs: all of them.
+        records: by the hash of the spec.
+    """
+
+    plan: str
+    specs: tuple[Spec, ...]
+    records: dict[str, dict]
+
+    @property
+    def missing(self) -> int:
+        """How many runs have no record yet."""
+        return sum(spec.hash not in self.records for spec in self.specs)
+
+    @property
+    def command(self) -> str:
+        """What fills the empty slots."""
+        return f"kdlab run {self.plan}"
+
+    def arm(self, name: str) -> list[dict]:
+        """The records of an arm in the order of their seeds, those that diverged among them.
+
+        Raises:
+            KeyError: for an arm that the plan has not.
+        """
+        specs = [spec for spec in self.specs if spec.arm == name]
+        if not specs:
+            raise KeyError(f"the plan {self.plan} has no arm {name!r}.")
+        specs.sort(key=lambda spec: spec.recipe.seed)
+        return [self.records[spec.hash] for spec in specs if spec.hash in self.records]
+
+    def all(self, names: Sequence[str]) -> list[dict]:
+        """The records of several arms."""
+        return [record for name in names for record in self.arm(name)]
+
+    def values(self, name: str, measure: Measure = "accuracy") -> dict[int, float]:
+        """A measure of an arm by seed; runs that diverged have none."""
+        take = measure if callable(measure) else lambda record: record["test"][measure]
+        return {r["recipe"]["seed"]: take(r) for r in self.arm(name) if r["test"] is not None}
+
+    def diverged(self, name: str) -> int:
+        """How many runs of an arm diverged."""
+        return sum(record["test"] is None for record in self.arm(name))
+
+    def mean(self, name: str, measure: Measure = "accuracy") -> Interval | None:
+        """Mean and 95 % interval over seeds; None for fewer than two."""
+        values = list(self.values(name, measure).values())
+        return mean_interval(values) if len(values) > 1 else None
+
+    def difference(self, treated: str, control: str, measure: Measure = "accuracy") -> Interval | None:
+        """``treated`` minus ``control``, paired by seed, over the seeds that both have; None for fewer than two."""
+        ours, theirs = self.values(treated, measure), self.values(control, measure)
+        seeds = sorted(ours.keys() & theirs.keys())
+        if len(seeds) < 2:
+            return None
+        return paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds])
+
+
+def results(plan: str, book: Path | None = None) -> Results:
+    """The records of a plan in ``book`` (the book's own folder if None).
+
+    Raises:
+        KeyError: for a plan that there is not.
+        RecordError: if a record is damaged.
+    """
+    if plan not in PLANS:
+        raise KeyError(f"there is no plan {plan!r}; there are {', '.join(PLANS)}.")
+    folder = Path(book or book_folder()) / "records"
+    specs = tuple({spec.hash: spec for spec in PLANS[plan]()}.values())
+    found = {spec.hash: find_record(spec, folder) for spec in specs}
+    return Results(plan, specs, {key: record for key, record in found.items() if record is not None})

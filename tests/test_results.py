@@ -1,0 +1,149 @@
+"""What a plan's records say, and a plan spread over a cluster."""
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from kdlab.objectives import CrossEntropy, SoftTargets
+from kdlab.study import Spec, paired_difference, plans, results, run_together, write_record
+from kdlab.study.cluster import spread
+from kdlab.study.display import observed
+from kdlab.study.records import columns, find_record
+from kdlab.study.runner import plan
+from kdlab.training import Recipe
+
+RECIPE = Recipe(epochs=1, batch_size=32, schedule="constant", learning_rate=0.01, augment=False)
+TEACHER = Spec("teacher", "wise", "digits", "resnet8", 1.0 * CrossEntropy(), RECIPE, train_examples=64)
+
+
+def arm(name, objective, seeds, **options):
+    return [
+        Spec(
+            "tiny",
+            name,
+            "digits",
+            "resnet8_width4",
+            objective,
+            replace(RECIPE, seed=s),
+            TEACHER,
+            64,
+            **options,
+        )
+        for s in range(seeds)
+    ]
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """A plan of two arms and three seeds, and an empty book."""
+    specs = [TEACHER, *arm("alone", 1.0 * CrossEntropy(), 3), *arm("kd", 1.0 * SoftTargets(), 3)]
+    monkeypatch.setitem(plans.PLANS, "tiny", lambda: specs)
+    (tmp_path / "book" / "records").mkdir(parents=True)
+    return specs, tmp_path / "book"
+
+
+def note(spec, book, accuracy):
+    test = None if accuracy is None else {"accuracy": accuracy}
+    write_record(spec, book / "records", {"recipe": {"seed": spec.recipe.seed}, "test": test})
+
+
+def test_arms_are_read_in_the_order_of_their_seeds_and_paired_by_them(tiny):
+    specs, book = tiny
+    for spec, accuracy in zip(reversed(specs[1:4]), (0.3, 0.2, 0.1), strict=True):
+        note(spec, book, accuracy)
+    for spec, accuracy in zip(specs[5:], (0.4, 0.6), strict=True):
+        note(spec, book, accuracy)
+    found = results("tiny", book)
+    assert found.values("alone") == {0: 0.1, 1: 0.2, 2: 0.3} and found.values("kd") == {1: 0.4, 2: 0.6}
+    assert found.difference("kd", "alone") == paired_difference([0.4, 0.6], [0.2, 0.3])
+    assert found.mean("alone", lambda r: 2 * r["test"]["accuracy"]).mean == pytest.approx(0.4)
+    assert found.missing == 2 and found.command == "kdlab run tiny" and len(found.all(["kd", "alone"])) == 5
+
+
+def test_what_is_not_run_or_diverged_is_no_number(tiny):
+    specs, book = tiny
+    note(specs[1], book, None)
+    note(specs[2], book, 0.5)
+    found = results("tiny", book)
+    assert found.mean("alone") is None and found.difference("kd", "alone") is None
+    assert found.diverged("alone") == 1 and found.arm("kd") == [] and found.values("alone") == {1: 0.5}
+
+
+def test_unknown_plans_and_arms_are_named(tiny):
+    with pytest.raises(KeyError, match="there is no plan 'large'; there are"):
+        results("large", tiny[1])
+    with pytest.raises(KeyError, match="the plan tiny has no arm 'fitnet'"):
+        results("tiny", tiny[1]).arm("fitnet")
+
+
+def test_epochs_are_kept_as_columns_of_six_digits():
+    history = [
+        {"epoch": 1, "loss": 1 / 3, "validation": {"accuracy": 0.5}},
+        {"epoch": 2, "loss": 0.25, "validation": {"accuracy": 2 / 3}},
+    ]
+    assert columns(history) == {
+        "epoch": [1, 2],
+        "loss": [0.333333, 0.25],
+        "validation.accuracy": [0.5, 0.666667],
+    }
+
+
+def test_an_omitted_class_is_not_shown_and_is_measured(digits):
+    (spec,) = arm("omitted", 1.0 * CrossEntropy(), 1, omit=(3, 7))
+    spec = replace(spec, teacher=None, train_examples=None)
+    (done,) = run_together([spec], digits)
+    assert done.record["data"]["split"]["train"] == sum(int(y) not in (3, 7) for y in digits.train.labels)
+    omitted = done.record["test"]["omitted"]
+    assert set(omitted) == {"accuracy", "bias", "accuracy_with_bias", "accuracy_of_all_with_bias"}
+    assert omitted["accuracy_with_bias"] >= omitted["accuracy"] and 0 <= omitted["bias"] <= 15
+    assert spec.hash != replace(spec, omit=()).hash
+
+
+def test_the_literatures_protocol_trains_on_the_validation_split_too(digits):
+    (spec,) = arm("all", 1.0 * CrossEntropy(), 1, hold_out=False)
+    (done,) = run_together([replace(spec, teacher=None, train_examples=None)], digits)
+    assert done.record["data"]["split"] == {
+        "train": len(digits.train) + len(digits.validation), "validation": 0, "test": len(digits.test),
+    }  # fmt: skip
+    assert "validation.accuracy" not in done.record["epochs"]
+
+
+def test_what_a_training_shows_is_said_either_way():
+    assert "Seen in this build" in observed("It learns.", True).markup
+    not_seen = observed("It is $< 1$ & learns.", False)
+    assert "Not seen in this build" in not_seen.markup and "&amp; learns" in not_seen.markup
+    said = not_seen._repr_mimebundle_()["application/vnd.kdlab.observation+json"]
+    assert said == {"statement": "It is $< 1$ & learns.", "holds": False}
+
+
+class OnThisMachine:
+    """A stand-in for Ray: what it would run elsewhere runs here, with arguments and results as bytes."""
+
+    def remote(self, **needs):
+        assert needs == {"num_cpus": 1, "max_retries": 3}
+        return lambda function: SimpleNamespace(remote=function)
+
+    def init(self, **_):
+        pass
+
+    def get(self, results):
+        return list(results)
+
+
+def test_a_plan_spreads_over_a_cluster(tiny, digits, monkeypatch, tmp_path):
+    specs, book = tiny
+    monkeypatch.setitem(sys.modules, "ray", OnThisMachine())
+    monkeypatch.setattr("kdlab.study.runner.load", lambda name: digits)
+    run_together([TEACHER], digits, book=book, keep=[TEACHER.name])
+    names = spread("tiny", 2, book=book, out=tmp_path / "out", device="cpu")
+    assert sorted(names) == sorted(spec.name for spec in specs[1:])
+    assert all(find_record(spec, tmp_path / "out" / "records") for spec in specs[1:])
+    assert len(plan("tiny", "1/2")) == 4 and len(plan("tiny", "2/2")) == 3
+
+
+def test_without_ray_it_says_how_to_get_it(tiny, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match="pip install ray"):
+        spread("tiny", 2, book=tiny[1], out=tmp_path)
