@@ -1,5 +1,6 @@
-"""kdlab: status, run, show, take, verify (and bench, of kdlab.benchmarks)."""
+"""kdlab: status, run, show, take, verify, bench."""
 
+import json
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Annotated
 import torch
 import typer
 
+from .benchmarks import BENCHMARKS, BenchmarkError, Settings, measured, table
 from .data import DataError
+from .files import atomic_write
 from .study.plans import PLANS
 from .study.records import RecordError, book_folder, read_record
 from .study.runner import PlanError, duration, every_spec, missing, plan, run_plan, take, verify
 from .training import CheckpointError, Stopped
+from .training.distributed import processes, rank_and_world
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="The study of kdlab."
@@ -29,7 +33,7 @@ def sentences():
     """Errors for people end the command with their sentence."""
     try:
         yield
-    except (PlanError, RecordError, CheckpointError, DataError) as error:
+    except (BenchmarkError, PlanError, RecordError, CheckpointError, DataError) as error:
         typer.echo(f"{error}", err=True)
         raise typer.Exit(1) from None
     except OSError as error:
@@ -43,11 +47,14 @@ def sentences():
 def seconds(text: str) -> float:
     """A budget such as ``"9m"``.
 
+    Raises:
+        PlanError: for anything else.
+
     >>> seconds("9m"), seconds("90"), seconds("1.5h")
     (540.0, 90.0, 5400.0)
     """
     if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())):
-        raise typer.BadParameter(f"a budget is a number of seconds, or such as 9m or 1.5h, not {text!r}.")
+        raise PlanError(f"a budget is a number of seconds, or such as 9m or 1.5h, not {text!r}.")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
@@ -88,22 +95,22 @@ def run(
     with sentences():
         specs = plan(name, shard)
         if only:
-            specs = [spec for spec in specs if re.search(only, spec.name)]
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise PlanError("no CUDA device is visible here: leave --device out, or say --device cpu.")
+            specs = [spec for spec in specs if matches(only, spec.name)]
         place = book or book_folder_or(out)
         limit = None if budget is None else seconds(budget)
-        try:
-            written = run_plan(
-                specs, book=place, out=out, budget=limit, device=device, limit=beside, checkpoint_seconds=checkpoint,
-                say=lambda line: typer.echo(line),
-            )  # fmt: skip
-        except Stopped:
-            typer.echo("Stopped; the same command goes on from here.")
-            return
-        left = len(missing(specs, out or place))
-        typer.echo(f"{written} records written; {left} of {len(specs)} runs are still without one.")
+        device = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        with processes(device) as device:
+            say = typer.echo if rank_and_world()[0] == 0 else lambda line: None
+            try:
+                written = run_plan(
+                    specs, book=place, out=out, budget=limit, device=device, limit=beside,
+                    checkpoint_seconds=checkpoint, say=say,
+                )  # fmt: skip
+            except Stopped:
+                say("Stopped; the same command goes on from here.")
+                return
+            left = len(missing(missing(specs, place), out or place))
+            say(f"{written} records written; {left} of {len(specs)} runs are still without one.")
 
 
 @app.command()
@@ -154,6 +161,52 @@ def verify_book(book: Book = None):
         typer.echo(
             f"{len(list((place / 'records').glob('*.json')))} records and their checkpoints are whole."
         )
+
+
+@app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(help=f"One of {', '.join(BENCHMARKS)}; none lists them.")] = None,
+    device: Annotated[str, typer.Option(help="Such as cuda.")] = "cpu",
+    budget: Annotated[str, typer.Option("--seconds", help="Time, such as 90 or 5m; at least 5 rounds.")] = "60",
+    teacher: Annotated[str | None, typer.Option(help="Of kdlab.models; together with --student.")] = None,
+    student: Annotated[str | None, typer.Option(help="Of kdlab.models; together with --teacher.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of each round.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for every round's time, and where it ran.")] = None,
+):  # fmt: skip
+    """Measure kdlab side by side with what it is compared with."""
+    if name is None:
+        for known, benchmark in BENCHMARKS.items():
+            typer.echo(f"{known:<8} {benchmark.__doc__.splitlines()[0]}")
+        return
+    with sentences():
+        result = measured(name, Settings(usable(device), seconds(budget), teacher, student, steps))
+        typer.echo(table(result))
+        if out is not None:
+            with atomic_write(out) as part:
+                part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def matches(pattern: str, name: str) -> bool:
+    try:
+        return re.search(pattern, name) is not None
+    except re.error as error:
+        raise PlanError(f"{pattern!r} is no regular expression: {error}.") from None
+
+
+def usable(device: str) -> str:
+    """``device``, if there is one.
+
+    Raises:
+        PlanError: if there is none.
+    """
+    try:
+        found = torch.device(device)
+        there = found.type == "cpu" or (found.index or 0) < torch.get_device_module(found).device_count()
+    except (AttributeError, RuntimeError):
+        there = False
+    if not there:
+        raise PlanError(f"no device {device!r} is visible here: leave --device out, or say --device cpu.")
+    return device
 
 
 def book_folder_or(out: Path | None) -> Path:

@@ -12,7 +12,7 @@ import pytest
 import kdlab
 
 PACKAGE = Path(kdlab.__file__).parent
-ROOMS = ("objectives", "models", "data", "training", "theory", "study")
+ROOMS = ("objectives", "models", "data", "training", "theory", "study", "benchmarks")
 ALLOWED = {  # besides the standard library and the room itself
     "objectives": {"torch"},
     "models": {"torch"},
@@ -23,12 +23,14 @@ ALLOWED = {  # besides the standard library and the room itself
         "torch",
         "numpy",
         "scipy",
+        "ray",
         "kdlab",
         "kdlab.files",
-        *(f"kdlab.{room}" for room in (*ROOMS, "figures")),
+        *(f"kdlab.{room}" for room in (*ROOMS[:-1], "figures")),
     },
+    "benchmarks": {"torch", "numpy", *(f"kdlab.{room}" for room in ROOMS)},
 }
-LAZY = {"data": {"pooch", "sklearn"}, "training": {"safetensors"}, "study": {"scipy", "kdlab.figures"}}
+LAZY = {"data": {"pooch", "sklearn"}, "training": {"safetensors"}, "study": {"scipy", "ray", "kdlab.figures"}}
 
 
 def parsed(folder):
@@ -91,7 +93,7 @@ if "sympy" not in sys.modules:
     BLOCKED.add("sympy")
 sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
 import kdlab
-import kdlab.data, kdlab.models, kdlab.objectives, kdlab.training, kdlab.study
+import kdlab.data, kdlab.models, kdlab.objectives, kdlab.training, kdlab.study, kdlab.benchmarks
 from kdlab.theory import reference
 BLOCKED.discard("sympy")  # torch itself looks for it when it makes an optimiser
 from kdlab.data import ExactTeacher, KnownPosterior

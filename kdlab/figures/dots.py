@@ -12,8 +12,9 @@ def dots(
         panel: a Matplotlib ``Axes``.
         rows: from the arm's name to its values, one a run; an empty list leaves the row empty.
         intervals: from the arm's name to ``(mean, low, high)`` or an object with these attributes, or None.
-        reference: from the arm's name to a value to compare with, drawn as a diamond; arms may be left out.
-        factor: what values are multiplied by, such as 100 for per cent.
+        reference: from the arm's name to a value to compare with, in the panel's own units, drawn as a diamond; arms may
+            be left out.
+        factor: what values and intervals are multiplied by, such as 100 for per cent.
         colours: from the arm's name to its colour; blue if left out.
     """
     for place, (name, values) in enumerate(rows.items()):
@@ -29,7 +30,7 @@ def dots(
         )
         if (interval := intervals.get(name)) is not None:
             mean, low, high = (
-                (interval.mean, interval.low, interval.high) if hasattr(interval, "mean") else interval
+                (interval.mean, interval.low, interval.high) if hasattr(interval, "low") else interval
             )
             panel.plot([factor * low, factor * high], [place, place], color=colour, linewidth=2.2)
             panel.plot([factor * mean], [place], "|", color=colour, markersize=13, mew=2.2)

@@ -6,6 +6,7 @@ r"""Terms around the pure functions, and the weighted sum that composes them as 
 A weight or a temperature may be a schedule (:mod:`~kdlab.objectives.schedules`).
 """
 
+import copy
 import inspect
 import math
 from numbers import Real
@@ -141,6 +142,22 @@ class Objective(nn.Module):
     def reset_parameters(self) -> None:
         """Draw anew whatever the terms have learned."""
         _reset(self.terms)
+
+    def fresh(self) -> "Objective":
+        """A copy of its own, whatever terms learn drawn anew.
+
+        An objective of a plan (:mod:`kdlab.study.plans`) may be on the meta device, where its memories take no space; its
+        fresh copy is on the CPU.
+
+        >>> objective = 1.0 * CrossEntropy()
+        >>> objective.fresh(), objective.fresh() is objective
+        (1 * CrossEntropy(), False)
+        """
+        copied = copy.deepcopy(self)
+        if any(tensor.is_meta for tensor in copied.state_dict().values()):
+            copied.to_empty(device="cpu")
+        copied.reset_parameters()
+        return copied
 
     def __add__(self, other):
         if not isinstance(other, (Term, Objective)):

@@ -48,7 +48,7 @@ def teacher(data: str = "cifar100") -> Spec:
 
 def published_teacher(name: str = "resnet56", *, hold_out: bool = True) -> Spec:
     """A teacher by the published recipe, for a GPU."""
-    recipe = _published_recipe(name)
+    recipe = published_recipe(name)
     return Spec("teacher", name, "cifar100", name, 1.0 * CrossEntropy(), recipe, hold_out=hold_out)
 
 
@@ -93,7 +93,7 @@ def first_distillation_cpu() -> list[Spec]:
 def first_distillation_gpu() -> list[Spec]:
     """The same three arms by the published recipe, ResNet-56 to ResNet-20, five seeds: for a GPU."""
     source = published_teacher()
-    recipe = _published_recipe("resnet20")
+    recipe = published_recipe("resnet20")
     return [
         source,
         *_three_arms("first-distillation-gpu", "cifar100", "resnet20", source, recipe, range(5), None),
@@ -103,7 +103,7 @@ def first_distillation_gpu() -> list[Spec]:
 # ---------------------------------------------------------------- the published table
 
 
-def _published_recipe(student: str) -> Recipe:
+def published_recipe(student: str) -> Recipe:
     """Tian et al. (2020): 240 epochs; MobileNetV2 and the ShuffleNets with a fifth of the learning rate."""
     slow = student.startswith(("mobilenet", "shufflenet"))
     return Recipe(learning_rate=0.01 if slow else 0.05, precision="bfloat16")
@@ -115,7 +115,7 @@ _EMBEDDING = {
     **dict.fromkeys(["wrn_16_2", "wrn_40_2"], 128),
     **dict.fromkeys(["resnet8x4", "resnet32x4"], 256),
     **dict.fromkeys(["vgg8", "vgg13"], 512),
-    "mobilenet_v2": 640,
+    "mobilenet_v2": 1280,
     "shufflenet_v1": 960,
     "shufflenet_v2": 1024,
     "resnet50": 2048,
@@ -194,7 +194,7 @@ def table(*, hold_out: bool = False) -> list[Spec]:
         specs += [
             Spec(
                 name, f"{teacher_name}-{student}-{arm}", "cifar100", student, objective,
-                replace(_published_recipe(student), seed=seed), source, hold_out=hold_out,
+                replace(published_recipe(student), seed=seed), source, hold_out=hold_out,
             )
             for arm, objective in arms.items()
             for seed in range(5)
@@ -301,7 +301,7 @@ def _questions(
 def questions() -> list[Spec]:
     """The questions by the published recipe, ResNet-56 to ResNet-20, five seeds: for a GPU."""
     return _questions(
-        "questions", published_teacher(), "resnet20", ("resnet8", "resnet8_width8"), _published_recipe("resnet20"),
+        "questions", published_teacher(), "resnet20", ("resnet8", "resnet8_width8"), published_recipe("resnet20"),
         examples=45_000, seeds=5, temperatures=(1.0, 2.0, 4.0, 8.0, 16.0), soft_weights=(0.1, 0.5, 0.9, 1.0),
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ import torch
 
 from .. import __version__
 from ..files import atomic_write, note_read
+from ..training.distributed import rank_and_world
 from .spec import Spec, spec_hash
 
 #: 2 has the epochs as columns, and a checksum of the whole; 1 is still read.
@@ -64,6 +65,8 @@ def provenance(device="cpu") -> dict:
         ]
         cpu = names[0] if names else cpu
     on_cpu = torch.device(device).type == "cpu"
+    hardware = f"{cpu}, {torch.get_num_threads()} threads" if on_cpu else torch.cuda.get_device_name(device)
+    _, world = rank_and_world()
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
@@ -71,11 +74,11 @@ def provenance(device="cpu") -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": metadata.version("numpy"),
-        "device": f"{cpu}, {torch.get_num_threads()} threads"
-        if on_cpu
-        else torch.cuda.get_device_name(device),
+        "device": hardware if world == 1 else f"{hardware}, {world} processes",
         "system": f"{platform.system()} {platform.machine()}",
-        "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+        "command": " ".join(
+            Path(a).name if i == 0 or Path(a).is_absolute() else a for i, a in enumerate(sys.argv)
+        ),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -1,6 +1,5 @@
 """From specs to their records."""
 
-import copy
 import resource
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -15,6 +14,8 @@ from .. import models
 from ..data import ImageData, load_cifar10, load_cifar100, load_digits
 from ..files import sha256
 from ..training import Learner, fit_together, load_model, measure, predict, save_model
+from ..training.distributed import rank_and_world
+from ..training.loop import Interruptible
 from ..training.measures import accuracy
 from .records import RecordError, columns, find_record, provenance, write_record
 from .spec import Spec
@@ -94,7 +95,8 @@ def run_together(
             compared with.
         book: folder whose ``records`` receive the records; None writes nothing.
         keep: names of specs whose students are stored in ``book/checkpoints`` too, named in their records.
-        device, checkpoint_seconds, stop: as in :func:`~kdlab.training.loop.fit`.
+        device, checkpoint_seconds: as in :func:`~kdlab.training.loop.fit`.
+        stop: as there, and asked between the batches of the test split too.
         resume: folder for the checkpoints of running training; each is removed when its record is written.
         report: called with a spec and an epoch's entry.
 
@@ -111,8 +113,7 @@ def run_together(
     learners = []
     for spec in specs:
         torch.manual_seed(spec.recipe.seed)
-        objective = copy.deepcopy(spec.objective)  # what it learns belongs to this run
-        objective.reset_parameters()
+        objective = spec.objective.fresh()  # what it learns belongs to this run
         student = getattr(models, spec.student)(data.num_classes)
         path = None if resume is None else Path(resume) / f"{spec.name}.safetensors"
         tell = None if report is None else lambda entry, spec=spec: report(spec, entry)
@@ -143,10 +144,10 @@ def run_together(
         "students_in_process": len(specs),
         "peak_memory_bytes": peak_memory(device),
     }
-    precision = first.recipe.precision
-    teacher_logits = (
-        None if teacher is None else predict(teacher, data.test, device=device, precision=precision)
-    )
+    writes = book is not None and rank_and_world()[0] == 0
+    data = replace(data, test=Interruptible(data.test, stop), validation=Interruptible(data.validation, stop))
+    how = {"device": device, "precision": first.recipe.precision}
+    teacher_logits = None if teacher is None else predict(teacher, data.test, **how)
     done = []
     for spec, learner, history in zip(specs, learners, histories, strict=True):
         content = {
@@ -158,7 +159,7 @@ def run_together(
         if isinstance(history, FloatingPointError):
             content |= {"diverged": str(history), "test": None}
         else:
-            logits = predict(learner.student, data.test, device=device, precision=precision)
+            logits = predict(learner.student, data.test, **how)
             content |= {
                 "seconds": sum(entry["seconds"] for entry in history),
                 "examples_per_second": float(np.median([entry["examples_per_second"] for entry in history])),
@@ -166,7 +167,7 @@ def run_together(
                 "test": measured(spec, learner.student, logits, data, teacher_logits, device),
             }
         record = {"spec": spec.describe(), "spec_hash": spec.hash, **content}
-        if book is not None:
+        if writes:
             if spec.name in keep and logits is not None:
                 path = checkpoint_path(spec, book)
                 save_model(path, learner.student, {"spec_hash": spec.hash})

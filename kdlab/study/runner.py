@@ -5,11 +5,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
+from ..files import sha256
+from ..training import Stopped
+from ..training.distributed import anywhere, by_the_first, rank_and_world
 from .plans import PLANS
 from .records import RecordError, find_record, read_record, record_path, write_taken
 from .run import checkpoint_path, load, run_together, stored_student
@@ -28,7 +31,8 @@ def plan(name: str, shard: str | None = None) -> list[Spec]:
 
     Args:
         name: of a plan.
-        shard: ``"i/n"``: every n-th group of runs that share a seed and teacher, from the i-th on, for array jobs; i from 1.
+        shard: ``"i/n"``, for array jobs; i from 1: every n-th arm, all its seeds, and with it the arms that its students teach.
+            A teacher of the whole plan is in the first part, which is run before the others.
 
     Raises:
         PlanError: for a plan or shard that there is not.
@@ -41,7 +45,16 @@ def plan(name: str, shard: str | None = None) -> list[Spec]:
     part, _, parts = shard.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise PlanError(f'a shard is "i/n", such as "1/4", not {shard!r}.')
-    return [spec for place, spec in enumerate(specs) if place % int(parts) == int(part) - 1]
+    arms = list(dict.fromkeys(_root(spec) for spec in specs if spec.study != "teacher"))
+    mine = set(arms[int(part) - 1 :: int(parts)])
+    return [s for s in specs if (int(part) == 1 if s.study == "teacher" else _root(s) in mine)]
+
+
+def _root(spec: Spec) -> str:
+    """The arm that comes first in a chain of assistants."""
+    while spec.teacher is not None and spec.teacher.study != "teacher":
+        spec = spec.teacher
+    return spec.arm
 
 
 def missing(specs: Sequence[Spec], book: Path) -> list[Spec]:
@@ -49,8 +62,8 @@ def missing(specs: Sequence[Spec], book: Path) -> list[Spec]:
     return [spec for spec in specs if find_record(spec, Path(book) / "records") is None]
 
 
-def beside(first: Spec, others: Sequence[Spec], *, device, limit: int) -> list[Spec]:
-    """``first`` and those of ``others`` that can train beside it, at most ``limit``.
+def beside(first: Spec, others: Sequence[Spec], *, device) -> list[Spec]:
+    """``first`` and those of ``others`` that can train beside it.
 
     They share data, teacher and what of the recipe fixes batches and their number; on a CPU, where one look of the teacher
     serves only one batch, also the seed.
@@ -64,29 +77,39 @@ def beside(first: Spec, others: Sequence[Spec], *, device, limit: int) -> list[S
             recipe.seed if torch.device(device).type == "cpu" else None,
         )  # fmt: skip
 
-    return [first, *(spec for spec in others if spec is not first and key(spec) == key(first))][:limit]
+    return [first, *(spec for spec in others if spec is not first and key(spec) == key(first))]
 
 
 @contextmanager
-def claimed(specs: Sequence[Spec], folder: Path):
-    """Those of ``specs`` that no other process is running, claimed until the block ends, however it ends."""
+def claimed(specs: Sequence[Spec], folder: Path, limit: int | None = None):
+    """Those of ``specs`` that no other process is running, the first ``limit``, claimed until the block ends, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    held, free = [], []
+    held = {}
     try:
-        for spec in specs:
-            handle = os.open(folder / f"{spec.name}.lock", os.O_CREAT | os.O_RDWR)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(handle)
-                continue
-            held.append((handle, spec))
-            free.append(spec)
-        yield free
+        for place, spec in enumerate(specs):
+            if len(held) == limit:
+                break
+            if (handle := _locked(folder / f"{spec.name}.lock")) is not None:
+                held[place] = handle
+        yield [specs[place] for place in held]
     finally:
-        for handle, spec in held:
-            (folder / f"{spec.name}.lock").unlink(missing_ok=True)
+        for place, handle in held.items():
+            (folder / f"{specs[place].name}.lock").unlink(missing_ok=True)
             os.close(handle)
+
+
+def _locked(path: Path) -> int | None:
+    """A handle that holds the lock of ``path``; None where another process holds it."""
+    while True:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        if os.fstat(handle).st_nlink:
+            return handle
+        os.close(handle)  # who held it has removed it meanwhile: another process may hold a new one
 
 
 class Clock:
@@ -147,60 +170,56 @@ def run_plan(
     """
     out = Path(out or book)
     clock = Clock(budget)
-    running = out / "running"
+    if rank_and_world()[0] > 0:  # one process speaks
+        say = _silent
     with clock.listening():
-        return _run(specs, [out, Path(book)], running, clock, stop, device, limit, checkpoint_seconds, say)
+        return _run(specs, [out, Path(book)], clock, stop, device, limit, checkpoint_seconds, say)
 
 
-def _run(specs, places, running, clock, stop, device, limit, checkpoint_seconds, say) -> int:
-    out, written, skipped, data, teachers = places[0], 0, set(), {}, {}
+def _silent(line: str) -> None:
+    pass
+
+
+def _run(specs, places, clock, stop, device, limit, checkpoint_seconds, say) -> int:
+    out, written, data, teachers = places[0], 0, {}, {}
+    running = out / "running"
     taught = {spec.teacher.hash for spec in specs if spec.teacher}
 
     def stopping():
         return clock() or (stop is not None and stop())
 
-    while not stopping():
-        open_specs = [
-            spec
-            for spec in specs
-            if spec.hash not in skipped and all(not find_record(spec, place / "records") for place in places)
-        ]
-        ready = [spec for spec in open_specs if _taught(spec, places)]
-        if not ready:
-            if open_specs and (waiting := [s for s in open_specs if not _made(s.teacher, specs, skipped)]):
-                teacher = waiting[0].teacher
-                raise PlanError(
-                    f"{waiting[0].name} needs its teacher {teacher.name}, which is not in {places[-1] / 'checkpoints'}; "
-                    "run the plan that makes it first."
-                )
-            return written
-        with claimed(beside(ready[0], ready, device=device, limit=limit), running) as group:
-            group = [s for s in group if all(not find_record(s, place / "records") for place in places)]
-            if not group:
-                skipped.add(ready[0].hash)  # another process has it
-                continue
+    by_the_first(lambda: _tidy([spec for spec in specs if _recorded(spec, places)], out))
+    while True:
+        with ExitStack() as claims:
+            chosen, still_open = by_the_first(lambda: _claim(specs, places, device, limit, claims))
+            if not chosen:
+                return written
+            if anywhere(stopping()):
+                raise Stopped
+            group = [specs[place] for place in chosen]
             first = group[0]
-            images = data.setdefault(first.data, None) or load(first.data)
-            data[first.data] = images
+            if first.data not in data:
+                data[first.data] = load(first.data)
             teacher = None
             if first.teacher is not None:
                 if first.teacher.hash not in teachers:
-                    teachers = {first.teacher.hash: _teacher(first.teacher, places, images.num_classes)}
+                    teachers = {
+                        first.teacher.hash: _teacher(first.teacher, places, data[first.data].num_classes)
+                    }
                 teacher = teachers[first.teacher.hash]
-            progress = Progress(group, len(open_specs), clock, say)
             say(
                 f"{len(group)} beside each other: {', '.join(f'{s.arm} (seed {s.recipe.seed})' for s in group)}"
             )
             done = run_together(
                 group,
-                images,
+                data[first.data],
                 teacher=teacher,
                 book=out,
-                keep=[s.name for s in group if s.hash in taught or s.study == "teacher"],
+                keep=[s.name for s in group if s.hash in taught or _assisted(s) or s.study == "teacher"],
                 device=device,
                 resume=running,
                 checkpoint_seconds=checkpoint_seconds,
-                report=progress,
+                report=Progress(group, still_open, say),
                 stop=stopping,
             )
             for spec, finished in zip(group, done, strict=True):
@@ -214,7 +233,50 @@ def _run(specs, places, running, clock, stop, device, limit, checkpoint_seconds,
                     )
                 )
             written += len(done)
-    return written
+
+
+def _claim(specs, places, device, limit, claims: ExitStack) -> tuple[list[int], int]:
+    """The places in ``specs`` of what to run next, claimed until ``claims`` closes, and how many have no record.
+
+    No place where other processes run or make all that is left.
+
+    Raises:
+        PlanError: if all that is left needs a teacher that nobody makes.
+    """
+    open_specs = [spec for spec in specs if not _recorded(spec, places)]
+    waiting = [spec for spec in open_specs if not _taught(spec, places)]
+    ready = [spec for spec in open_specs if spec not in waiting]
+    while ready:
+        alike = beside(ready[0], ready, device=device)
+        group = claims.enter_context(claimed(alike, places[0] / "running", limit))
+        if group := [spec for spec in group if not _recorded(spec, places)]:  # not finished meanwhile
+            _tidy(group, places[0], "")
+            return [specs.index(spec) for spec in group], len(open_specs)
+        ready = [spec for spec in ready if spec not in alike]
+    made = {spec.hash for spec in open_specs}
+    if lost := [spec for spec in waiting if spec.teacher.hash not in made]:
+        raise PlanError(
+            f"{lost[0].name} needs its teacher {lost[0].teacher.name}, which is not in {places[-1] / 'checkpoints'}; "
+            "run the plan that makes it first."
+        )
+    return [], len(open_specs)
+
+
+def _tidy(specs, out: Path, needless: str = "running/{}.*") -> None:
+    """Remove what killed processes left of runs that none is running: files half written, and what is ``needless``."""
+    for spec in specs:
+        for pattern in filter(None, ("running/.{}.*", "records/.{}.*", "checkpoints/.{}.*", needless)):
+            for path in out.glob(pattern.format(spec.name)):
+                path.unlink(missing_ok=True)
+
+
+def _recorded(spec: Spec, places) -> bool:
+    return any(find_record(spec, place / "records") for place in places)
+
+
+def _assisted(spec: Spec) -> bool:
+    """Whether its teacher had a teacher: such a student is kept, to be compared with the first of them."""
+    return spec.teacher is not None and spec.teacher.teacher is not None
 
 
 def _taught(spec: Spec, places) -> bool:
@@ -222,11 +284,6 @@ def _taught(spec: Spec, places) -> bool:
         find_record(spec.teacher, place / "records") and checkpoint_path(spec.teacher, place).exists()
         for place in places
     )
-
-
-def _made(teacher: Spec | None, specs, skipped) -> bool:
-    """Whether a run of this plan, here or in another process, will make it."""
-    return teacher is None or any(spec.hash == teacher.hash for spec in specs)
 
 
 def _teacher(spec: Spec, places, num_classes: int):
@@ -239,7 +296,7 @@ def _teacher(spec: Spec, places, num_classes: int):
 class Progress:
     """A line an epoch: which runs, how far, how fast, how long still."""
 
-    def __init__(self, group, open_runs: int, clock: Clock, say):
+    def __init__(self, group, open_runs: int, say):
         self.group, self.open_runs, self.say = group, open_runs, say
         self.entries = {}
 
@@ -291,23 +348,23 @@ def take(source: Path, book: Path, known: Sequence[Spec]) -> list[str]:
         if record["spec_hash"] != spec.hash:
             raise RecordError(f"{path.name} is the record of another spec.")
         if not record_path(spec, book / "records").exists():
-            new.append((spec, path, checked_checkpoint(record, source)))
+            new.append((spec, path, checked_checkpoint(record, path)))
     for spec, path, stored in new:
         write_taken(spec, path, book, stored)
     return [spec.name for spec, *_ in new]
 
 
-def checked_checkpoint(record: dict, place: Path) -> Path | None:
-    """The path of the checkpoint that a record names; None if it names none.
+def checked_checkpoint(record: dict, file: Path) -> Path | None:
+    """The path of the checkpoint that a record, read from ``file``, names; None if it names none.
 
     Raises:
         RecordError: if it is missing or another.
     """
-    from ..files import sha256
-
     if "checkpoint" not in record:
         return None
-    path = Path(place) / "checkpoints" / record["checkpoint"]["file"]
+    path = file.parents[1] / "checkpoints" / f"{file.stem}.safetensors"
+    if record["checkpoint"]["file"] != path.name:
+        raise RecordError(f"{file} names the checkpoint of another run.")
     if not path.is_file():
         raise RecordError(f"{path} is missing, and a record names it.")
     if sha256(path) != record["checkpoint"]["sha256"]:
@@ -326,7 +383,7 @@ def verify(book: Path, known: Sequence[Spec]) -> list[str]:
                 wrong.append(f"{path} is a record of no plan.")
             elif by_name[path.stem].hash != record["spec_hash"]:
                 wrong.append(f"{path} is the record of another spec.")
-            if stored := checked_checkpoint(record, book):
+            if stored := checked_checkpoint(record, path):
                 named.add(stored.name)
         except RecordError as error:
             wrong.append(str(error))

@@ -1,6 +1,8 @@
 """Tensors on disk as safetensors with a JSON header: no pickle, whole or not there."""
 
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -73,6 +75,15 @@ def load_model(path, model: nn.Module) -> dict:
     return header
 
 
+def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of named tensors, in their order."""
+    digest = hashlib.sha256()
+    for name, value in tensors:
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(name.encode() + content.tobytes())
+    return digest.hexdigest()
+
+
 def save_run(path: Path, student, objective, optimizer, sums: dict[str, Tensor], header: dict) -> None:
     """Everything that a run needs to go on bit for bit; what is drawn at random comes from the recipe's seed."""
     tensors = {f"student.{k}": v for k, v in student.state_dict().items()}
@@ -80,12 +91,14 @@ def save_run(path: Path, student, objective, optimizer, sums: dict[str, Tensor],
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
     tensors |= {f"sum.{k}": v for k, v in sums.items()}
-    save_tensors(path, tensors, header)
+    save_tensors(path, tensors, {**header, "checksum": checksum(sorted(tensors.items()))})
 
 
 def load_run(path: Path, student, objective, optimizer, identity: dict, device="cpu") -> tuple[dict, dict]:
     """Put back what :func:`save_run` saved, if it is of the run that ``identity`` describes; return header and sums."""
     tensors, header = load_tensors(path)
+    if "checksum" in header and header["checksum"] != checksum(sorted(tensors.items())):
+        raise CheckpointError(f"{path} is damaged: its checksum does not fit what it holds.")
     if header.get("identity") != identity:
         differs = [k for k in identity if header.get("identity", {}).get(k) != identity[k]]
         raise CheckpointError(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..objectives import Objective, Term
-from .checkpoint import load_run, require_safetensors, save_run
-from .distributed import average_gradients, rank_and_world, synchronised_batch_norm
+from .checkpoint import checksum, load_run, require_safetensors, save_run
+from .distributed import anywhere, average, average_gradients, rank_and_world, synchronised_batch_norm
 from .graphs import GraphedStep, graphable
 from .measures import evaluation_mode, measure, predict
 from .recipe import Recipe
@@ -42,6 +42,19 @@ class Learner:
     recipe: Recipe
     checkpoint: str | Path | None = None
     report: Callable[[dict], None] | None = None
+
+
+class Interruptible:
+    """A split whose batches end in :class:`Stopped` once ``stop`` says so; None never does."""
+
+    def __init__(self, split, stop: Callable[[], bool] | None):
+        self.split, self.labels, self.stop = split, split.labels, stop
+
+    def batches(self, *arguments, **options):
+        for batch in self.split.batches(*arguments, **options):
+            if self.stop is not None and anywhere(self.stop()):
+                raise Stopped
+            yield batch
 
 
 def fast_precision(device="cpu") -> str:
@@ -76,7 +89,9 @@ def fit(
     Every random draw comes from the recipe's seed, the epoch and the step alone, so that a run depends neither on what was
     drawn before it nor on what is trained beside it; torch's own random state is left as it was.
 
-    Under ``torchrun``, every process takes its part of each batch, and gradients are averaged over them.
+    Under ``torchrun`` (within :func:`~kdlab.training.distributed.processes`), every process takes its part of each batch,
+    and gradients are averaged over them. Terms that compare the examples of a batch with each other see one part; the first
+    process alone writes.
 
     Args:
         student: trained in place, left in training mode.
@@ -93,7 +108,8 @@ def fit(
         gradient_norms: also measure, at the first step of each epoch, the norm of each weighted term's gradient by the
             student's parameters.
         report: called with each epoch's entry, for progress.
-        stop: asked before each step; once it says True, the checkpoint is written and :class:`Stopped` raised.
+        stop: asked before each step, and between the batches of a validation; once it says True, the checkpoint is written
+            and :class:`Stopped` raised.
 
     Returns:
         One dict an epoch: ``epoch``, ``learning_rate``, ``loss`` and each term's mean over the epoch,
@@ -154,8 +170,10 @@ def fit_together(
     shared = {tuple(getattr(learner.recipe, name) for name in _SHARED) for learner in learners}
     if len(shared) > 1:
         raise ValueError(f"students that train side by side share {', '.join(_SHARED)}.")
-    if len({id(learner.student) for learner in learners}) < len(learners):
-        raise ValueError("two learners have one and the same student.")
+    _check_apart(learners)
+    size, (_, world) = min(learners[0].recipe.batch_size, len(train)), rank_and_world()
+    if size % world:
+        raise ValueError(f"a batch of {size} cannot be spread evenly over {world} processes.")
     train = train.to(device)
     with ExitStack() as stack:
         stack.enter_context(_own_random_state(device))
@@ -171,15 +189,21 @@ def fit_together(
             tapped_teacher = stack.enter_context(Taps(teacher, dict.fromkeys(sum(layers, ()))))
         steps = max(len(train) // learners[0].recipe.batch_size, 1)
         group = _Group(tapped_teacher, train, steps, device, checkpoint_seconds, gradient_norms, stop, graphs)
-        while going := [s for s in students if not s.ended]:
-            position = min(s.position for s in going)  # after a kill some may be further than others
-            active = [s for s in going if s.position == position]
-            ahead = [s.step for s in going if s.position[0] == position[0] and s.position > position]
-            group.train(active, until=min([steps, *ahead]))
-            for s in active:
-                if s.step == steps and not s.ended:
-                    s.end_epoch(validation, steps, always_save=checkpoint_seconds is None)
-            group.save_if_due(students)
+        if validation is not None:
+            validation = Interruptible(validation, stop)
+        try:
+            while going := [s for s in students if not s.ended]:
+                position = min(s.position for s in going)  # after a kill some may be further than others
+                active = [s for s in going if s.position == position]
+                ahead = [s.step for s in going if s.position[0] == position[0] and s.position > position]
+                group.train(active, until=min([steps, *ahead]))
+                for s in active:
+                    if s.step == steps and not s.ended:
+                        s.end_epoch(validation, steps, always_save=checkpoint_seconds is None)
+                group.save_if_due(students)
+        except Stopped:
+            group.save(students)
+            raise
         return [s.failure or s.history for s in students]
 
 
@@ -204,6 +228,18 @@ def _check_learner(learner: Learner, train, teacher) -> None:
         require_safetensors()
 
 
+def _check_apart(learners) -> None:
+    paths = [Path(learner.checkpoint).absolute() for learner in learners if learner.checkpoint is not None]
+    if len(set(paths)) < len(paths):
+        raise ValueError("two learners have one and the same checkpoint.")
+    held = [
+        {id(value) for part in (x.student, x.objective) for value in part.state_dict(keep_vars=True).values()}
+        for x in learners
+    ]
+    if len(set().union(*held)) < sum(map(len, held)):
+        raise ValueError("two learners share weights, of a student or an objective: give each its own.")
+
+
 class _Student:
     """A student in training: all that changes from step to step, and what its checkpoint holds."""
 
@@ -226,7 +262,7 @@ class _Student:
             "examples": len(train),
             "labels": hashlib.sha256(train.labels.cpu().numpy().tobytes()).hexdigest(),
             "student": repr([(name, tuple(value.shape)) for name, value in self.model.state_dict().items()]),
-            "teacher": None if teacher is None else _fingerprint(teacher),
+            "teacher": None if teacher is None else checksum(teacher.state_dict().items()),
         }
         if self.checkpoint is not None and self.checkpoint.exists():
             self.load()
@@ -294,13 +330,12 @@ class _Student:
     def end_epoch(self, validation, steps: int, always_save: bool) -> None:
         """Measure, and begin the next epoch; a student whose numbers are not finite ends here."""
         try:
-            means = {name: (total / steps).item() for name, total in self.sums.items()}
+            means = {name: average(total / steps).item() for name, total in self.sums.items()}
             self.check_finite(means)
-            rate = self.optimizer.param_groups[0]["lr"]
             examples = steps * min(self.recipe.batch_size, self.identity["examples"])
             entry = {
                 "epoch": len(self.history) + 1,
-                "learning_rate": rate.item() if isinstance(rate, Tensor) else rate,
+                "learning_rate": self.recipe.learning_rate_at(len(self.history) + (steps - 1) / steps),
                 **means,
                 **self.norms,
                 "seconds": self.seconds,
@@ -314,21 +349,26 @@ class _Student:
             self.failure = error
             return
         self.history.append(entry)
-        self.step, self.seconds, self.sums, self.norms = 0, 0.0, {}, {}
+        self.step, self.seconds, self.norms = 0, 0.0, {}
+        for total in self.sums.values():  # in place: a captured graph adds to these
+            total.zero_()
         if always_save or self.ended:
             self.save()
         if self.report is not None:
             self.report(entry)
 
     def check_finite(self, values: dict[str, float]) -> None:
-        if not all(map(math.isfinite, values.values())):
+        if anywhere(not all(map(math.isfinite, values.values()))):
             raise FloatingPointError(
                 f"training diverged in epoch {len(self.history) + 1} of {self.recipe.epochs}: {', '.join(values)} stopped "
                 "being finite; a lower learning rate or a warm-up usually mends this."
             )
 
     def save(self) -> None:
-        if self.checkpoint is None or rank_and_world()[0] != 0:
+        if self.checkpoint is None:
+            return
+        sums = {name: average(value) for name, value in self.sums.items()}
+        if rank_and_world()[0] != 0:
             return
         header = {
             "identity": self.identity,
@@ -337,7 +377,7 @@ class _Student:
             "seconds": self.seconds,
             "norms": self.norms,
         }
-        save_run(self.checkpoint, self.model, self.objective, self.optimizer, self.sums, header)
+        save_run(self.checkpoint, self.model, self.objective, self.optimizer, sums, header)
 
     def load(self) -> None:
         header, self.sums = load_run(
@@ -357,6 +397,7 @@ class _Group:
         self.checkpoint_seconds, self.gradient_norms, self.stop = checkpoint_seconds, gradient_norms, stop
         self.saved = time.monotonic()
         self.graphs = graphs and self.device.type == "cuda"
+        self.graphed = None
 
     def train(self, students: list[_Student], until: int) -> None:
         """Train students that stand at one position up to step ``until`` of their epoch."""
@@ -369,19 +410,16 @@ class _Group:
         streams = [self.batches(recipe, seed, epoch, start, "student") for seed in seeds]
         own_views = list(dict.fromkeys(s.recipe.seed for s in students if s.recipe.teacher_view == "own"))
         own_streams = [self.batches(recipe, seed, epoch, start, "teacher") for seed in own_views]
-        capture = self.graphs and rank_and_world()[1] == 1 and all(graphable(s.objective) for s in students)
-        graphed = GraphedStep(self.step, students) if capture else None
-        began, elapsed = time.perf_counter(), [s.seconds for s in students]
+        graphed = self.graphed_step(students)
+        began, elapsed = time.perf_counter(), {s: s.seconds for s in students}
 
         def clock():
-            for s, before in zip(students, elapsed, strict=True):
-                s.seconds = before + time.perf_counter() - began
+            for s in students:
+                s.seconds = elapsed[s] + time.perf_counter() - began
 
         for _ in range(start, until):
-            if self.stop is not None and self.stop():
+            if self.stop is not None and anywhere(self.stop()):
                 clock()
-                for s in students:
-                    s.save()
                 raise Stopped
             batches = dict(zip(seeds, (next(stream) for stream in streams), strict=True))
             views = dict(zip(own_views, (next(stream)[0] for stream in own_streams), strict=True))
@@ -391,6 +429,7 @@ class _Group:
             if graphed is None or measuring:
                 self.step(students, batches, views)
             else:
+                seed_torch(self.device, *seeds, *students[0].position)  # what a replay draws from
                 graphed(batches, views)
             for s in students:
                 s.step += 1
@@ -403,6 +442,14 @@ class _Group:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # else the clock would run ahead of the work
         clock()
+
+    def graphed_step(self, students: list[_Student]) -> GraphedStep | None:
+        """The captured step of these students; the same as long as they are the same. None where nothing can be captured."""
+        if not self.graphs or rank_and_world()[1] > 1 or not all(graphable(s.objective) for s in students):
+            return None
+        if self.graphed is None or self.graphed.students != students:
+            self.graphed = GraphedStep(self.step, students)
+        return self.graphed
 
     def batches(self, recipe: Recipe, seed: int, epoch: int, start: int, who: str):
         """The batches of an epoch, this process's part of each."""
@@ -457,7 +504,11 @@ class _Group:
             self.device.type, torch.bfloat16, enabled=students[0].recipe.precision == "bfloat16"
         ):
             if len(inputs) == 1 or self.device.type == "cpu":
-                return dict(zip(wanted, map(self.teacher, inputs), strict=True))
+                looked = {}
+                for (seed, view), part in zip(wanted, inputs, strict=True):
+                    seed_torch(self.device, seed, *students[0].position, f"teacher's {view} view")
+                    looked[seed, view] = self.teacher(part)
+                return looked
             logits, hidden = self.teacher(torch.cat(inputs))
         size = len(inputs[0])
         return {
@@ -472,16 +523,18 @@ class _Group:
         return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def due(self) -> bool:
-        return (
-            self.checkpoint_seconds is not None and time.monotonic() - self.saved >= self.checkpoint_seconds
-        )
+        seconds = self.checkpoint_seconds
+        return seconds is not None and anywhere(time.monotonic() - self.saved >= seconds)
 
     def save_if_due(self, students) -> None:
         if self.due():
-            for s in students:
-                if not s.ended:
-                    s.save()
-            self.saved = time.monotonic()
+            self.save(students)
+
+    def save(self, students) -> None:
+        for s in students:
+            if not s.ended:
+                s.save()
+        self.saved = time.monotonic()
 
 
 def _generator(*what) -> torch.Generator:
@@ -530,16 +583,6 @@ def _optimizer(recipe: Recipe, student, objective, device):
 def _unchanged_copy(teacher: nn.Module) -> nn.Module:
     """A copy in training mode, whose running statistics move in place of the teacher's."""
     return copy.deepcopy(teacher).train()
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a model's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(
-            name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()
 
 
 def _plain(recipe: Recipe) -> dict:

@@ -1,0 +1,1221 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Temperature and weight
+#
+# Two numbers stand in every distillation loss: the temperature $T$ and the weight of the soft targets. Both articles say
+# that they need tuning, and then give values all the same. How much is there to gain? Which way should one turn them when
+# the student is small? And does it help to turn them *during* training?
+#
+# **At the end you will know** how far apart two temperatures are in what they ask of a student; how flat the map of
+# temperature and weight is, and how to tell a hill from the noise of three seeds; what choosing on a validation split buys
+# over a default; how the best temperature is asked to depend on the student's width, and what Hinton, Vinyals and Dean
+# really wrote of it; and what to do with a budget of three runs.
+#
+# *Needs: one CPU core and about a minute for the live part. The recorded runs took longer; each section says where.*
+
+# %% tags=["parameters"]
+profile = "cpu"
+
+# %% tags=["hide-input"]
+import copy
+import re
+from itertools import product
+from math import comb
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython.display import display
+from scipy.stats import f as f_distribution
+
+from kdlab.data import load_images
+from kdlab.figures import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PALETTE,
+    PURPLE,
+    VERMILION,
+    dots,
+    heatmap,
+    show,
+    table,
+    use_style,
+)
+from kdlab.models import resnet8
+from kdlab.objectives import CrossEntropy, SoftTargets, soft_targets
+from kdlab.study import book_teacher, mean_interval, results
+from kdlab.study.display import (
+    data_note,
+    device_for,
+    not_yet_run,
+    observed,
+    source_note,
+    verdict,
+)
+from kdlab.training import Recipe, accuracy, fast_precision, fit, predict
+
+use_style()
+device = device_for(profile)
+data = load_images()
+data_note(data)
+
+# %% [markdown]
+# ## What a temperature asks for
+#
+# Before any comparison of trained students, look at one step. A student of the book, a ResNet-8, is trained for a few
+# epochs on a slice of the data with the book's default, and stopped three times on the way: untrained, after the first
+# epoch, after the last. (It is one student, of one seed: gradients are looked at here, not trainings compared.) At each stop
+# we ask the same question of several temperatures: *which way would you move the weights, and how far?*
+
+# %%
+teacher = book_teacher(data, device=device)
+slice_of_training = data.train[torch.arange(min(3000, len(data.train) - 768))]
+recipe = Recipe(
+    epochs=4, batch_size=64, learning_rate=0.1, schedule="cosine", warmup_epochs=0.5, augment=not data.fallback,
+    precision=fast_precision(device),
+)  # fmt: skip
+torch.manual_seed(0)
+student = resnet8(data.num_classes).to(device)
+stages = {"untrained": copy.deepcopy(student)}
+
+
+def keep(entry):
+    if entry["epoch"] == 1:
+        stages["after one epoch"] = copy.deepcopy(student)
+
+
+fit(
+    student,
+    0.1 * CrossEntropy() + 0.9 * SoftTargets(temperature=4),
+    train=slice_of_training,
+    teacher=teacher,
+    recipe=recipe,
+    device=device,
+    report=keep,
+)
+stages["after four epochs"] = student
+reached = accuracy(predict(student, data.validation, device=device), data.validation.labels)
+print(f"after four epochs: {reached:.1%} of the validation images right")
+
+# %% [markdown]
+# One objective holds the hard term and the soft term at every temperature. Each term's gradient by all the student's weights,
+# flattened, is one row of a matrix; there is one such matrix for each of several batches that the student has not been trained on: four for
+# the two younger students, twelve for the last.
+
+# %%
+temperatures = (1, 1.5, 2, 4, 8, 16)
+looks = CrossEntropy() + sum(SoftTargets(temperature=T) for T in temperatures)
+fresh = data.train[torch.arange(len(data.train) - 768, len(data.train))]
+batches = [
+    (inputs.to(device), labels.to(device)) for inputs, labels, _ in fresh.batches(64)
+]
+teacher.eval()
+
+
+def gradients(model, inputs, labels):
+    """The gradient by the weights, one row a term: the labels, then T²KL at each temperature. And the student's logits."""
+    model.train()
+    parameters = list(model.parameters())
+    with torch.no_grad():
+        teacher_logits = teacher(inputs)
+    logits = model(inputs)
+    _, values = looks(student_logits=logits, teacher_logits=teacher_logits, labels=labels)
+    rows = [torch.autograd.grad(v, parameters, retain_graph=True) for v in values.values()]
+    flat = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    return flat.cpu(), logits.detach().cpu()
+
+
+rows_of, logits_of = {}, {}
+for name, model in stages.items():
+    few = batches if model is student else batches[:4]
+    found = [gradients(model, *batch) for batch in few]
+    rows_of[name] = torch.stack([rows for rows, _ in found])  # batches, terms, weights
+    logits_of[name] = torch.cat([logits for _, logits in found[:4]])
+teacher_logits = predict(teacher, fresh, device=device)
+
+# %% tags=["hide-input"]
+fine = np.geomspace(1, 21, 61)
+share, height = {}, {}
+for name, rows in rows_of.items():
+    norms = rows[:4].norm(dim=2).mean(0)
+    share[name], logits = (norms[1:] / norms[0]).numpy(), logits_of[name]
+    height[name] = np.array(
+        [
+            soft_targets(logits, teacher_logits[: len(logits)], temperature=T).item()
+            for T in fine.tolist()
+        ]
+    )
+squared = np.square(temperatures)
+figure, (left, right) = plt.subplots(1, 2, figsize=(7.8, 3.5))
+for (name, values), colour in zip(share.items(), (PURPLE, GREEN, BLUE), strict=True):
+    left.loglog(temperatures, values, "o-", color=colour, label=name)
+    left.loglog(temperatures, values / squared, ":", color=colour)
+    right.semilogx(fine, height[name], color=colour)
+    summit = height[name].argmax()
+    right.plot(fine[summit], height[name][summit], "v", color=colour, markersize=8)
+for panel in (left, right):
+    panel.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    panel.minorticks_off()
+    panel.set_xlabel("temperature $T$")
+left.set_ylabel("soft gradient : hard gradient")
+right.set_ylabel("$T^2$KL (nats)")
+right.set_ylim(0, None)
+left.legend(fontsize="small")
+show(
+    figure,
+    label="pull",
+    caption="One student at three ages, mean over four fresh batches. Left: how hard the soft term pulls on the weights, compared with the "
+    "labels; with $T^2$ (solid) and without (dotted). Right: the soft term itself, its summit marked. A temperature that ascends on the loss, as in "
+    "curriculum temperature, moves up this curve: to the right where it rises, to the left where it falls.",
+    alt="Left: three solid curves of the ratio of gradient norms against temperature, and three dotted curves that fall steeply. "
+    "Right: the value of T squared times KL against temperature for the three ages of the student, with a summit each.",
+)
+
+
+# %% tags=["hide-input"]
+def swing(values):
+    """The largest over the smallest."""
+    return values.max() / values.min()
+
+
+kept = {name: (swing(v), swing(v / squared)) for name, v in share.items()}
+observed(
+    f"From $T={temperatures[0]}$ to $T={temperatures[-1]}$ the soft term's pull, relative to the labels', changes by a factor of "
+    + ", ".join(f"{a:.1f} ({name})" for name, (a, _) in kept.items())
+    + f" with $T^2$; without it by {min(b for _, b in kept.values()):.0f} or more.",
+    all(a < b for a, b in kept.values()),
+)
+
+# %% [markdown]
+# This is claim A5 once more, now with a network between logits and weights; its verdict is in {doc}`03_why_t_squared`. What matters here is
+# the remainder. A factor that $T^2$ does not remove is a change of *weight*: whoever compares temperatures at a fixed weight
+# compares a little of the weight as well.
+#
+# The direction of the pull says more than its length. If two temperatures pull the same way they are one objective, whatever the
+# curve of accuracy looks like. There are two ways to ask. *In one step*: the cosine of two objectives' gradients on the same batch, and for a
+# yardstick that of the same objective on two different batches, a disagreement that SGD lives with at every step. *In the long run*: the cosine of
+# the two *mean* gradients, in which the noise of batches has averaged out. It can be estimated without noise from pairs of different batches, since
+# $\mathbb E\,\langle g_a, h_b\rangle = \langle \mathbb E g, \mathbb E h\rangle$ for batches $a\neq b$.
+
+# %%
+rows = rows_of["after four epochs"]
+inner = torch.einsum("aip,bjp->abij", rows, rows)
+same = torch.eye(len(rows), dtype=torch.bool)
+
+
+def cosine(products):
+    """Inner products of each objective with each, divided by the lengths."""
+    lengths = products.diagonal().sqrt()
+    return (products / lengths[:, None] / lengths).numpy()
+
+
+in_one_step = np.mean([cosine(one) for one in inner[same]], 0)
+in_the_long_run = cosine(inner[~same].mean(0))
+without_one = []  # the same with each batch left out in turn: how sure is it?
+for left_out in range(len(rows)):
+    rest = torch.arange(len(rows)) != left_out
+    without_one.append(cosine(inner[(~same) & rest[:, None] & rest].mean(0)))
+
+
+def between_batches(rows):
+    """The cosine of each objective with itself on another batch."""
+    unit = rows / rows.norm(dim=2, keepdim=True)
+    products = torch.einsum("aip,bip->abi", unit, unit)
+    return products[~torch.eye(len(rows), dtype=torch.bool)].mean(0).numpy()
+
+
+yardstick = between_batches(rows)
+at_first = between_batches(rows_of["untrained"])
+
+# %% tags=["hide-input"]
+figure, panels = plt.subplots(1, 2, figsize=(8.0, 3.9), sharey=True)
+ticks = ["labels", *(f"{T:g}" for T in temperatures)]
+for panel, values, title in zip(
+    panels,
+    (in_one_step, in_the_long_run),
+    ("in one step", "in the long run"),
+    strict=True,
+):
+    heatmap(panel, values, ticks, ticks, text="{:.2f}", largest=1, rotation=0)
+    panel.set(title=title, xlabel="labels, or soft targets at $T$")
+panels[0].set_ylabel("labels, or soft targets at $T$")
+show(
+    figure,
+    label="directions",
+    caption=f"Cosines between gradients by the weights, student after four epochs. Left: on the same batch of 64, mean over {len(rows)} batches. Right: "
+    f"between mean gradients, estimated from the {len(rows) * (len(rows) - 1) // 2} pairs of different batches (an estimate, which may pass one). For comparison: the same objective on two batches has a cosine of "
+    f"{yardstick.min():.2f} to {yardstick.max():.2f} ({at_first.min():.2f} to {at_first.max():.2f} for the untrained student).",
+    alt="Two heat maps of cosines between the gradients of labels and of soft targets at six temperatures; neighbours agree closely, labels and "
+    "the hottest temperature least.",
+)
+
+# %% tags=["hide-input"]
+apart = in_one_step[1:, 1:].min()
+corners = [values[1, -1] for values in without_one]
+hot_pair = in_the_long_run[temperatures.index(4) + 1, -1]
+observed(
+    f"On one batch, gradients at different temperatures have a cosine of {apart:.2f} at least; gradients of one and the same objective on two batches, "
+    f"{yardstick[1:].max():.2f} at most. In the long run, $T=1$ and $T=16$ have {in_the_long_run[1, -1]:.2f} ({min(corners):.2f} to {max(corners):.2f} with a batch left out), $T=4$ and $T=16$ have {hot_pair:.2f}.",
+    apart > yardstick[1:].max() and max(corners) < hot_pair,
+)
+
+# %% [markdown]
+# Where that is seen, two temperatures differ less in one step than two batches do. Unlike the noise of batches, though, their difference does not average
+# out, and the right panel is the one to judge by: look at the neighbours of the diagonal, and at the far corners. Hot temperatures have little to differ in. From some $T$ on,
+# $T^2$KL *is* logit matching ({doc}`03_why_t_squared`), whose gradient has no temperature in it. So one should expect a map that is flat where it is hot, and
+# has its slope where it is cool. Whether the slope matters for accuracy has to be measured.
+#
+# ## The records
+#
+# The plan `small` asks the questions of this part of the book at a CPU's scale. The plan `questions` asks the same ones by the published
+# recipe, on a GPU. Three rules hold throughout.
+#
+# - **Pairs.** Runs of one seed share their initial weights (at one width) and their batches. Differences are taken seed by seed.
+# - **The validation split chooses, the test split reports.** Both are measured on the last epoch.
+# - **Intervals.** Every mean has its 95 % interval, of Student's $t$. With three seeds that is $\pm4.3$ standard errors, so
+#   intervals are wide; and of many comparisons some exclude zero by chance.
+
+# %% tags=["hide-input"]
+small, large = results("small"), results("questions")
+studies = (small, large)
+
+
+def arm(temperature, soft_weight):
+    """The name of a point of the map; the book's default has a name of its own."""
+    at_home = (temperature, soft_weight) == (4, 0.9)
+    return "kd" if at_home else f"T{temperature:g}-soft{soft_weight:g}"
+
+
+def axes_of(study):
+    """The temperatures and the weights of a plan's map."""
+    found = [re.fullmatch(r"T([\d.]+)-soft([\d.]+)", spec.arm) for spec in study.specs]
+    pairs = {(float(m[1]), float(m[2])) for m in found if m}
+    return [sorted(set(values)) for values in zip(*pairs, strict=True)]
+
+
+def map_of(study):
+    """The arms of a plan's map, by temperature, then by weight."""
+    return [arm(T, weight) for T, weight in product(*axes_of(study))]
+
+
+def validated(record):
+    """Accuracy on the validation split after the last epoch."""
+    return record["epochs"]["validation.accuracy"][-1]
+
+
+def planned(study, arms):
+    return sum(spec.arm in arms for spec in study.specs)
+
+
+def complete(study, arms):
+    return len(study.all(arms)) == planned(study, arms)
+
+
+def ready(study, arms):
+    """Those of the arms that have a mean: at least two runs that did not diverge."""
+    return [name for name in arms if study.mean(name) is not None]
+
+
+def matrix(study, arms, measure="accuracy"):
+    """A measure, shape (arms, seeds), over the seeds that all of these arms have."""
+    values = [study.values(name, measure) for name in arms]
+    seeds = sorted(set.intersection(*map(set, values))) if values else []
+    found = np.array([[v[seed] for seed in seeds] for v in values])
+    return found.reshape(len(arms), len(seeds))
+
+
+def slot(arms, what):
+    """Says what of the small plan has still to be run for this section, if anything."""
+    if missing := planned(small, arms) - len(small.all(arms)):
+        display(
+            not_yet_run(f"{missing} of {planned(small, arms)} runs: {what}", small.command)
+        )
+
+
+def called(model):
+    """A model's name for people."""
+    return re.sub(r"resnet(\d+)", r"ResNet-\1", model).replace("_width", ", width ")
+
+
+def described(study):
+    spec = next(spec for spec in study.specs if spec.arm == "kd")
+    return f"{called(spec.teacher.student)} to {called(spec.student)}, {spec.recipe.epochs} epochs"
+
+
+def spoken(name):
+    """A point of the map for people: temperature, and weight of the soft targets."""
+    found = re.fullmatch(r"T([\d.]+)-soft([\d.]+)", "T4-soft0.9" if name == "kd" else name)
+    return f"$T={found[1]}$, {found[2]}" if found else name
+
+
+def points(i, factor=100):
+    """A difference with its interval, in points."""
+    low, high = factor * i.low, factor * i.high
+    return f"{factor * i.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def deciding(arms_of):
+    """The plan whose records decide: the larger where it has them all, else the smaller; None where neither has."""
+    return next((s for s in reversed(studies) if complete(s, arms_of(s))), None)
+
+
+def paired(study, arms, control, measure="accuracy"):
+    """Differences from the control, seed by seed: rows and intervals as the dots want them."""
+    theirs = study.values(control, measure)
+    rows, intervals = {}, {}
+    for name in arms:
+        ours, title = study.values(name, measure), spoken(name)
+        rows[title] = [ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys())]
+        intervals[title] = study.difference(name, control, measure)
+    return rows, intervals
+
+
+# %% [markdown]
+# ## The map
+#
+# Temperatures down, weights across. The default of this book, and of many published tables, is $T=4$ with $w_{\text{soft}}=0.9$. Five panels show what
+# can be wanted of a student: accuracy on the split that chooses and on the one that reports; agreement with the teacher; KL from it at $T=1$;
+# and calibration. They need not have their best cell in one place. A student may come close to its teacher and no closer to the truth.
+
+# %% tags=["hide-input"]
+PANELS = (
+    ("validation", validated, 100, "{:.1f}", 1),
+    ("test", "accuracy", 100, "{:.1f}", 1),
+    ("agreement", "agreement", 100, "{:.1f}", 1),
+    ("KL from teacher", "kl_to_teacher", 1, "{:.2f}", -1),
+    ("calibration error", "calibration_error", 100, "{:.1f}", -1),
+)
+
+
+def map_figure(study):
+    """The means of five measures over temperature and weight; the best cell of each is boxed."""
+    down, across = axes_of(study)
+    figure, panels = plt.subplots(
+        1, len(PANELS), figsize=(8.6, 0.42 * len(down) + 1.3), sharey=True
+    )
+    best = {}
+    for panel, (title, measure, factor, text, better) in zip(panels, PANELS, strict=True):
+        means = [[study.mean(arm(T, w), measure) for w in across] for T in down]
+        values = np.array(
+            [[np.nan if i is None else factor * i.mean for i in row] for row in means]
+        )
+        low, high = np.nanmin(values), np.nanmax(values)
+        span = (high - low) or 1.0
+        goodness = (values - low if better > 0 else high - values) / span
+
+        def number(g, low=low, high=high, span=span, text=text, better=better):
+            value = low + g * span if better > 0 else high - g * span
+            return "" if np.isnan(g) else text.format(value)
+
+        heatmap(
+            panel,
+            goodness,
+            [f"$T={T:g}$" for T in down],
+            [f"{w:g}" for w in across],
+            text=number,
+            largest=1,
+            rotation=0,
+        )
+        row, column = np.unravel_index(np.nanargmax(goodness), goodness.shape)
+        box = plt.Rectangle(
+            (column - 0.5, row - 0.5), 1, 1, fill=False, color=VERMILION, linewidth=2.5
+        )
+        panel.add_patch(box).set_clip_on(False)
+        panel.set_title(title, fontsize="small")
+        panel.set_xlabel("$w_{\\mathrm{soft}}$")
+        best[title] = f"$T={down[row]:g}$, {across[column]:g}"
+    arms = ready(study, map_of(study))
+    return show(
+        figure,
+        label=f"map-{study.plan}",
+        caption=f"{described(study)}: means over seeds, {len(arms)} of {len(map_of(study))} points with two runs or more. Bright is good, a box marks "
+        "the best of a panel (in %, KL in nats). Colours run from the worst to the best of each panel, which may be close together: read the numbers. Best cells: "
+        + "; ".join(f"{title}, {where}" for title, where in best.items())
+        + ".",
+        alt="Five heat maps over temperature and weight of the soft targets: validation accuracy, test accuracy, agreement with the teacher, "
+        "KL from the teacher, and calibration error.",
+    )
+
+
+slot(map_of(small), "the map of temperature and weight")
+for study in studies:
+    if len(ready(study, map_of(study))) >= 2:
+        display(map_figure(study), source_note(study.all(map_of(study))))
+
+# %% [markdown]
+# Means hide the seeds. Here is each point of the map as a difference from the default, run by run: to the right of the line is better. Read two
+# things: how wide one interval is, and how many of them touch the line.
+
+
+# %% tags=["hide-input"]
+def compared_figure(study):
+    arms = [name for name in ready(study, map_of(study)) if name != "kd"]
+    arms = [name for name in arms if study.difference(name, "kd") is not None]
+    weights = axes_of(study)[1]
+    hue = {w: colour for w, colour in zip(weights, PALETTE, strict=False)}
+    colours = {spoken(arm(T, w)): hue[w] for T, w in product(*axes_of(study))}
+    figure, panels = plt.subplots(1, 2, figsize=(8.0, 0.27 * len(arms) + 1.2), sharey=True)
+    for panel, measure in zip(panels, ("accuracy", "agreement"), strict=True):
+        rows, intervals = paired(study, arms, "kd", measure)
+        panel.axvline(0, color="grey", linewidth=1)
+        dots(panel, rows, intervals, factor=100, colours=colours)
+    panels[0].set_xlabel("test accuracy, against the default (points)")
+    panels[1].set_xlabel("agreement, against the default (points)")
+    apart = sum(study.difference(name, "kd").excludes_zero for name in arms)
+    return show(
+        figure,
+        label=f"compared-{study.plan}",
+        caption=f"{described(study)}. Each run as a faint dot, means with their 95 % intervals; one colour a weight. Of the {len(arms)} intervals of accuracy {apart} "
+        f"leave out zero; were there no differences at all, one in twenty would be expected to.",
+        alt="Rows of dots with intervals, one row a combination of temperature and weight: differences from the default in accuracy and in agreement.",
+    )
+
+
+def map_table(study):
+    rows = []
+    for name in ready(study, map_of(study)):
+        row = [spoken(name)]
+        for _, measure, factor, text, _ in PANELS:
+            i = study.mean(name, measure)
+            row.append(
+                f"{text.format(factor * i.mean)} ± {text.format(factor * (i.high - i.mean))}"
+            )
+        rows.append([*row, study.mean(name).n])
+    return table(
+        ["$T$, $w_{\\text{soft}}$", *(title for title, *_ in PANELS), "$n$"],
+        rows,
+        caption="Mean and half-width of the 95 % interval over seeds; in %, KL in nats. Means of paired runs may differ more surely than their intervals suggest.",
+    )
+
+
+for study in studies:
+    if "kd" in ready(study, map_of(study)) and len(ready(study, map_of(study))) >= 2:
+        display(compared_figure(study), map_table(study))
+
+# %% [markdown]
+# ### How flat, and what does tuning buy?
+#
+# Both questions deserve a number. **Flat**: take the whole matrix, arms by seeds, and remove from each entry the mean of its arm and that of its
+# seed. What is left is noise. If all arms were equal, the variance of their means would be that of the noise over $n$; the ratio of the two is an
+# $F$ statistic, one test instead of eleven. **Tuning**: pick the arm by its mean validation accuracy, and look at its test accuracy. That would still flatter the
+# choice, since the runs that happened to go well are the ones that are chosen. So the choice is made with each seed left out in turn, and reported on *that*
+# seed. The third number is what a practitioner gets who tries the whole map with a single seed.
+
+
+# %%
+def tuning(study, arms, default="kd"):
+    """Spread of the arms' means against the noise, and what choosing on the validation split brings on the test split."""
+    chooser, reported = 100 * matrix(study, arms, validated), 100 * matrix(study, arms)
+    m, n = reported.shape
+    seeds = range(n)
+    gain = reported - reported[arms.index(default)]
+    means = reported.mean(1)
+    noise = reported - reported.mean(0) - means[:, None] + means.mean()
+    noise = np.sqrt(np.square(noise).sum() / ((m - 1) * (n - 1)))
+    ratio = n * means.var(ddof=1) / noise**2
+    by_others = [np.delete(chooser, seed, axis=1).mean(1).argmax() for seed in seeds]
+    return {
+        "arms": m,
+        "worst": (arms[means.argmin()], means.min()),
+        "best": (arms[means.argmax()], means.max()),
+        "default": means[arms.index(default)],
+        "chosen": arms[chooser.mean(1).argmax()],
+        "noise": noise,
+        "F": ratio,
+        "by chance": f_distribution.sf(ratio, m - 1, (m - 1) * (n - 1)),
+        "left out": mean_interval(gain[by_others, seeds]),
+        "one seed": mean_interval(gain[chooser.argmax(0), seeds]),
+        "fidelity": arms[matrix(study, arms, "agreement").mean(1).argmax()],
+    }
+
+
+tuned = {}
+for study in studies:
+    arms = ready(study, map_of(study))
+    if "kd" in arms and len(arms) > 2 and matrix(study, arms).shape[1] >= 2:
+        tuned[study.plan] = said = tuning(study, arms)
+        print(
+            f"{study.plan}: {said['arms']} arms, test accuracy {said['worst'][1]:.2f} % ({said['worst'][0]}) "
+            f"to {said['best'][1]:.2f} % ({said['best'][0]}); default {said['default']:.2f} %"
+        )
+        print(
+            f"  noise of one run, arm and seed removed: {said['noise']:.2f} points; F = {said['F']:.1f}, "
+            f"by chance with probability {said['by chance']:.2g}"
+        )
+        print(
+            f"  chosen on validation: {said['chosen']}; most agreement: {said['fidelity']}"
+        )
+        print(
+            f"  gain over the default, chosen by the other seeds: {points(said['left out'], 1)} points, n = {said['left out'].n}"
+        )
+        print(
+            f"  gain over the default, chosen by the seed itself: {points(said['one seed'], 1)} points, n = {said['one seed'].n}"
+        )
+
+# %% tags=["hide-input"]
+if (study := deciding(map_of)) and study.plan in tuned:
+    said = tuned[study.plan]
+    given = verdict(
+        "A7", "depends",
+        f"It depends on where one starts and on what is wanted ({described(study)}). Over {said['arms']} pairs of temperature and weight of the soft targets test accuracy goes from "
+        f"{said['worst'][1]:.2f} % ({spoken(said['worst'][0])}) to {said['best'][1]:.2f} % ({spoken(said['best'][0])}), with a noise of {said['noise']:.2f} points a run "
+        f"(F = {said['F']:.1f}, p = {said['by chance']:.2g}). The worst pair costs {said['default'] - said['worst'][1]:.2f} points against the default; choosing on the "
+        f"validation split instead of taking the default buys {points(said['left out'], 1)}, n = {said['left out'].n}. Agreement is highest at {spoken(said['fidelity'])}.",
+        data=data,
+    )  # fmt: skip
+    display(given)
+
+# %% [markdown]
+# ## Which weight?
+#
+# Article B gives the soft loss 0.9 to 0.99, and 1 at first for language models. Hinton, Vinyals and Dean {cite}`hinton2015distilling` ask for “a considerably lower
+# weight” on the labels, which is the same advice. In {doc}`06_first_distillation` it is shown why the letter $\alpha$ must not be carried from one article to the other; here $w_{\text{soft}}$ is B's
+# $\alpha$. It is varied at every temperature, and the question has an answer for each temperature and one for their mean, where seed noise is smaller.
+
+
+# %%
+def weight_effect(study, weight, against, measure="accuracy", factor=100):
+    """The effect of one weight against another, a value a seed: paired at each temperature, then averaged over these."""
+    both = ([arm(T, weight), arm(T, against)] for T in axes_of(study)[0])
+    both = [pair for pair in both if len(ready(study, pair)) == 2]
+    values = matrix(study, [name for pair in both for name in pair], measure)
+    if not both or values.shape[1] < 2:
+        return None
+    return factor * (values[0::2] - values[1::2]).mean(0)
+
+
+# %% tags=["hide-input"]
+def weight_figure(study):
+    down, across = axes_of(study)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(8.0, 3.4), gridspec_kw={"width_ratios": [1, 1.1]}
+    )
+    for T, colour in zip(down, PALETTE, strict=False):
+        means = [
+            (x, 100 * study.mean(arm(T, w)).mean)
+            for x, w in enumerate(across)
+            if study.mean(arm(T, w)) is not None
+        ]
+        if means:
+            left.plot(*zip(*means, strict=True), "o-", color=colour, label=f"$T={T:g}$")
+    left.set_xticks(range(len(across)), [f"{w:g}" for w in across])
+    left.set(xlabel="$w_{\\mathrm{soft}}$", ylabel="test accuracy (%)")
+    left.margins(y=0.25)
+    left.legend(fontsize="x-small", ncols=3, loc="lower center")
+    rows, intervals = {}, {}
+    for measure, title in (("accuracy", "accuracy"), ("agreement", "agreement")):
+        for weight in across:
+            values = None if weight == 0.9 else weight_effect(study, weight, 0.9, measure)
+            if values is not None:
+                rows[f"{title}, {weight:g}"] = values
+                intervals[f"{title}, {weight:g}"] = mean_interval(values)
+    colours = {name: BLUE if name.startswith("acc") else ORANGE for name in rows}
+    right.axvline(0, color="grey", linewidth=1)
+    dots(right, rows, intervals, colours=colours)
+    right.set_xlabel("against $w_{\\mathrm{soft}}=0.9$, mean over $T$ (points)")
+    return show(
+        figure,
+        label=f"weight-{study.plan}",
+        caption=f"{described(study)}. Left: mean test accuracy by weight, one line a temperature. Right: each weight against 0.9, averaged over the temperatures that have both, "
+        "a dot a seed. "
+        + " ".join(f"{name}: {points(i, 1)}." for name, i in intervals.items()),
+        alt="Left: lines of test accuracy against the weight of the soft targets. Right: differences from the weight 0.9 with intervals.",
+    )
+
+
+for study in studies:
+    if (
+        weight_effect(study, 0.5, 0.9) is not None
+        or weight_effect(study, 1, 0.9) is not None
+    ):
+        display(weight_figure(study), source_note(study.all(map_of(study))))
+if len(ready(small, map_of(small))) < 2:
+    display(not_yet_run("the weights: the same runs as those of the map", small.command))
+
+# %% tags=["hide-input"]
+if (study := deciding(map_of)) and weight_effect(study, 0.5, 0.9) is not None:
+    half, whole = (mean_interval(weight_effect(study, w, 0.9)) for w in (0.5, 1))
+    faithful = mean_interval(weight_effect(study, 1, 0.9, "agreement"))
+    down, across = axes_of(study)
+    preferred = {
+        T: max(
+            ready(study, [arm(T, w) for w in across]),
+            key=lambda name: study.mean(name, validated).mean,
+        )
+        for T in down
+        if ready(study, [arm(T, w) for w in across])
+    }
+    given = verdict(
+        "B2", "depends",
+        f"For images ({described(study)}): averaged over the temperatures, and against $w_{{\\text{{soft}}}}=0.9$, an even split changes test accuracy by {points(half, 1)} points, "
+        f"no labels at all by {points(whole, 1)} and agreement with the teacher by {points(faithful, 1)}, n = {half.n} seeds. Best on the validation split: "
+        + "; ".join(spoken(name) for name in preferred.values())
+        + ". Weights between 0.9 and 1 and the sentence on language models are not tested here.",
+        data=data,
+    )  # fmt: skip
+    display(given)
+
+# %% [markdown]
+# ## Does a small student want another temperature?
+#
+# Article B says that Hinton recommends temperatures from 1 to 5, small ones for capable students and large ones where the gap is large. The paper
+# {cite}`hinton2015distilling` says something else. Its first experiment, on MNIST, uses a temperature of 20 (section 3). Students with 300 units or more in each of two layers did about equally well
+# at every temperature above 8. With 30 units a layer, 2.5 to 4 worked clearly better than anything higher or lower. There is a reason given, too: at a high
+# temperature the student must also match the very negative logits, of which a small student had better not know. So by the paper a *small*
+# student wants the *lower* temperature, the reverse of the article; and the capable one does not mind.
+#
+# The two readings predict opposite signs, which makes a clean experiment. Students of three widths, the same teacher, $w_{\text{soft}}=0.9$. For each seed fit a line
+# to accuracy against $\log_2 T$: its slope is what a doubling of the temperature brings. If the paper is right the slope of the wide student is larger than that
+# of the narrow one; if the article is right, it is smaller.
+
+
+# %%
+def widths_of(study):
+    """For each student, narrow to wide: the arm without a teacher, and the arms by temperature."""
+    cool, _ = axes_of(study)
+    narrower = {
+        spec.student: (spec.arm, [f"{spec.student}-T{T:g}" for T in cool])
+        for spec in study.specs
+        if spec.arm == f"{spec.student}-alone"
+    }
+    full = next(spec.student for spec in study.specs if spec.arm == "kd")
+    return dict(reversed(narrower.items())) | {full: ("alone", [arm(T, 0.9) for T in cool])}
+
+
+def arms_of_widths(study):
+    return [name for alone, arms in widths_of(study).values() for name in (alone, *arms)]
+
+
+def slopes(study, *students):
+    """Points of accuracy a doubling of the temperature, for each student's arms a value a seed; None unless all are there."""
+    arms = [name for group in students for name in group]
+    values = 100 * matrix(study, arms)
+    if len(ready(study, arms)) < len(arms) or values.shape[1] < 2:
+        return None
+    doublings = np.log2(axes_of(study)[0])
+    centred = doublings - doublings.mean()
+    values = values.reshape(len(students), len(doublings), -1)
+    return np.einsum("t,stn->sn", centred, values) / np.square(centred).sum()
+
+
+# %% tags=["hide-input"]
+def width_figure(study):
+    widths, temperatures = widths_of(study), axes_of(study)[0]
+    figure, panels = plt.subplots(
+        1, len(widths), figsize=(8.2, 3.2), sharex=True, sharey=True
+    )
+    lines, chosen = [], {}
+    for panel, (name, (alone, arms)) in zip(panels, widths.items(), strict=True):
+        rows, _ = paired(study, arms, alone)
+        for T, one in zip(temperatures, arms, strict=True):
+            panel.plot(
+                [T] * len(rows[spoken(one)]),
+                [100 * v for v in rows[spoken(one)]],
+                "o",
+                color=BLUE,
+                alpha=0.35,
+                mew=0,
+            )
+        means = [
+            (T, 100 * d.mean)
+            for T, one in zip(temperatures, arms, strict=True)
+            if (d := study.difference(one, alone)) is not None
+        ]
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(temperatures, [f"{T:g}" for T in temperatures])
+        panel.axhline(0, color="grey", linewidth=1)
+        records = study.all([alone, *arms])
+        size = f"\n{records[0]['parameters']:,} parameters" if records else ""
+        panel.set_title(f"{called(name)}{size}", fontsize="small")
+        panel.set_xlabel("temperature $T$")
+        if means:
+            panel.plot(*zip(*means, strict=True), "-", color=BLUE)
+        there = [
+            T for T, one in zip(temperatures, arms, strict=True) if ready(study, [one])
+        ]
+        if len(there) == len(arms):
+            best = max(
+                range(len(arms)),
+                key=lambda i, arms=arms: study.mean(arms[i], validated).mean,
+            )
+            chosen[called(name)] = temperatures[best]
+            panel.axvline(temperatures[best], color=ORANGE, linestyle="--", linewidth=1.4)
+        if (values := slopes(study, arms)) is not None:
+            lines.append(f"{called(name)}, {points(mean_interval(values[0]), 1)}")
+    panels[0].set_ylabel("gain over training alone (points)")
+    return show(
+        figure,
+        label=f"width-{study.plan}",
+        caption=f"{described(study)} and narrower. Gain in test accuracy over the same student alone, a dot a seed; the dashed line is the temperature with the best validation accuracy"
+        + (
+            " (" + ", ".join(f"{k}: {v:g}" for k, v in chosen.items()) + ")"
+            if chosen
+            else ""
+        )
+        + "."
+        + (f" Slopes, in points a doubling of $T$: {'; '.join(lines)}." if lines else ""),
+        alt="One panel for each width of the student: gain over training alone against temperature on a logarithmic axis.",
+    )
+
+
+def widths_apart(study):
+    """The slope of the widest student minus that of the narrowest; None unless both are there."""
+    groups = [arms for _, arms in widths_of(study).values()]
+    both = slopes(study, groups[0], groups[-1])
+    return None if both is None else mean_interval(both[1] - both[0])
+
+
+slot(arms_of_widths(small), "temperature and the student's width")
+for study in studies:
+    shown = [
+        len(ready(study, arms)) >= 2 and bool(ready(study, [alone]))
+        for alone, arms in widths_of(study).values()
+    ]
+    if sum(shown) >= 2:
+        display(width_figure(study), source_note(study.all(arms_of_widths(study))))
+    if (difference := widths_apart(study)) is not None:
+        print(
+            f"{study.plan}: slope of the widest minus that of the narrowest student: {points(difference, 1)} points "
+            f"a doubling of T, n = {difference.n}"
+        )
+
+# %% tags=["hide-input"]
+if (study := deciding(arms_of_widths)) and (difference := widths_apart(study)):
+    chosen = {
+        name: axes_of(study)[0][int(matrix(study, arms, validated).mean(1).argmax())]
+        for name, (_, arms) in widths_of(study).items()
+    }
+    side = (
+        "on the side of the paper" if difference.low > 0
+        else "on the side of the article" if difference.high < 0
+        else "undecided between the two"
+    )  # fmt: skip
+    given = verdict(
+        "B3", "corrected",
+        "The paper reports the reverse of what it is cited for: with 300 units a layer all temperatures above 8 did about as well, with 30 those from 2.5 to 4 did best. "
+        f"Here ({described(study)}) the temperature with the best validation accuracy is "
+        + ", ".join(f"{T:g} ({called(name)})" for name, T in chosen.items())
+        + f"; a doubling of $T$ brings the widest student {points(difference, 1)} points more than the narrowest, n = {difference.n}: {side}.",
+        data=data,
+    )  # fmt: skip
+    display(given)
+
+# %% [markdown]
+# ## Temperatures that change
+#
+# “Start high and let it decay” is article B's advice, with a paper for it that does something else: curriculum temperature {cite}`li2023curriculum` *learns* its
+# temperature, against the student, by ascending on the loss on which the student descends. Four schedules are tried. `T-falling` goes from 8 to 1, `T-rising` from 1 to 8,
+# each in a straight line; `T-learned` is curriculum temperature between 1 and 21, starting in the middle; `soft-falling` keeps $T=4$ and hands the weight over from the teacher to the labels.
+#
+# Against what? A schedule has had one try, so it is fair to compare it with the one constant that the *validation* split picks among four only if one remembers that
+# the constant has been tuned and the schedule has not. The sharpest test needs no constant at all: **falling against rising**. Both spend the same time at the
+# same temperatures; only the order differs, and the order is what the advice is about.
+
+
+# %%
+SCHEDULES = ("T-falling", "T-rising", "T-learned", "soft-falling")
+
+
+def constants_of(study):
+    return [arm(T, 0.9) for T in axes_of(study)[0]]
+
+
+def best_constant(study):
+    """The constant temperature with the best mean validation accuracy; None unless all are there."""
+    arms = constants_of(study)
+    if len(ready(study, arms)) < len(arms):
+        return None
+    return max(arms, key=lambda name: study.mean(name, validated).mean)
+
+
+# %% tags=["hide-input"]
+def schedule_figure(study):
+    arms = [*SCHEDULES, *(name for name in constants_of(study) if name != "kd")]
+    arms = [name for name in arms if study.difference(name, "kd") is not None]
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(8.0, 3.6), gridspec_kw={"width_ratios": [1.25, 1]}
+    )
+    rows, intervals = paired(study, arms, "kd")
+    colours = {spoken(a): ORANGE if a in SCHEDULES else BLUE for a in arms}
+    left.axvline(0, color="grey", linewidth=1)
+    dots(left, rows, intervals, factor=100, colours=colours)
+    left.set_xlabel("test accuracy, against constant $T=4$ (points)")
+    ends = []
+    for name, colour in (("T-falling", BLUE), ("T-rising", GREEN), ("T-learned", ORANGE)):
+        for number, record in enumerate(study.arm(name)):
+            path = (record.get("epochs") or {}).get("SoftTargets.temperature")
+            if path:
+                done = (np.arange(len(path)) + 0.5) / len(path)
+                right.plot(
+                    done,
+                    path,
+                    "o-" if len(path) < 20 else "-",
+                    color=colour,
+                    markersize=4,
+                    label=None if number else name,
+                )
+                ends += [(path[0], path[-1])] if name == "T-learned" else []
+    right.set(
+        xlabel="part of training done",
+        ylabel="temperature, mean of an epoch",
+        ylim=(0, None),
+        xlim=(0, 1),
+    )
+    if right.lines:
+        right.legend(fontsize="small")
+    learned = (
+        f" The learned temperature starts in the middle of its range, at 11; its mean is {np.mean([a for a, _ in ends]):.1f} in the first epoch and "
+        f"{np.mean([b for _, b in ends]):.1f} in the last, where 1 is the floor and 21 the ceiling."
+        if ends
+        else ""
+    )
+    return show(
+        figure,
+        label=f"schedules-{study.plan}",
+        caption=f"{described(study)}. Left: schedules (orange) and constants (blue) against constant $T=4$, all with $w_{{\\mathrm{{soft}}}}=0.9$ but soft-falling. "
+        f"Right: the temperatures that were in use, a line a run.{learned}",
+        alt="Left: rows of dots with intervals for four schedules and the constant temperatures. Right: temperature against the part of training done.",
+    )
+
+
+schedule_arms = [*SCHEDULES, *constants_of(small)]
+slot(schedule_arms, "schedules against constant temperatures")
+order = {}
+for study in studies:
+    there = [name for name in SCHEDULES if study.difference(name, "kd") is not None]
+    if there:
+        display(schedule_figure(study), source_note(study.all(schedule_arms)))
+    if (turn := study.difference("T-falling", "T-rising")) is not None:
+        order[study.plan] = turn
+        print(f"{study.plan}: falling minus rising {points(turn)} points, n = {turn.n}")
+    if there and (constant := best_constant(study)):
+        for name in there:
+            d = study.difference(name, constant)
+            print(
+                f"{study.plan}: {name} minus {constant} (the constant that validation picks) {points(d)} points, n = {d.n}"
+            )
+
+# %% [markdown]
+# ### Where the adversary goes
+#
+# The path of a learned temperature is no mystery, given the right panel of the first figure. The adversary climbs $T^2$KL: where that rises with $T$ it heats, where it falls it cools.
+# For a student that knows nothing yet, all logits equal, the curve can be written down. Let $\kappa_2,\kappa_3,\kappa_4$ be the cumulants of the teacher's logits over the classes (variance, third central moment, …). With
+# $K(x)=\log\frac1N\sum_i e^{xt_i}$ and $x=1/T$,
+#
+# $$T^2 D_{\mathrm{KL}}(p\,\|\,\text{uniform}) = T^2\bigl(xK'(x)-K(x)\bigr) = \frac{\kappa_2}{2} + \frac{\kappa_3}{3T} + \frac{\kappa_4}{8T^2} + \dots$$
+#
+# A teacher that is sure of one class has one large logit and many small ones: it is skewed to the right, $\kappa_3>0$. Then the curve lies *above* its hot limit when $T$ is large, and it vanishes
+# for $T\to0$, since the KL from the uniform distribution is at most $\log N$. So it has a summit in between. An adversary that starts above the summit cools, and one that starts below it heats.
+
+# %%
+t = teacher_logits.double()
+centred = t - t.mean(-1, keepdim=True)
+second, third = centred.square().mean(-1), (centred**3).mean(-1)
+fourth = (centred**4).mean(-1) - 3 * second**2
+hot = 100.0
+exact = soft_targets(torch.zeros_like(t), t, temperature=hot, reduction="none")
+without_skew = exact - second / 2
+rest = without_skew - third / (3 * hot) - fourth / (8 * hot**2)
+assert rest.abs().max() < 1e-2 * without_skew.abs().max()
+skewed = (third > 0).double().mean().item()
+print(f"skewed to the right: the teacher's logits on {skewed:.1%} of the fresh images")
+
+# %% tags=["hide-input"]
+summits = {name: fine[values.argmax()] for name, values in height.items()}
+observed(
+    "On the live student the loss that the adversary climbs has its summit at "
+    + ", ".join(f"$T={T:.1f}$ ({name})" for name, T in summits.items())
+    + ": inside the range from 1 to 21 in which curriculum temperature moves, and below its middle, from which it starts. So at first it cools.",
+    all(1 < T < 11 for T in summits.values()),
+)
+
+# %% [markdown]
+# How far it goes is a matter of its own learning rate, and of where the summit wanders as the student learns. Readers of the published code have met both ends: in
+# [one thread](https://github.com/zhengli97/CTKD/issues/16) the temperature first ran up to its ceiling, which an author calls not normal, and then,
+# in another run, sank within a few epochs to little above one, which he takes for convergence. A temperature that rests at the end of its range is a constant that the *range* has chosen.
+
+# %% tags=["hide-input"]
+study = deciding(lambda study: [*SCHEDULES, *constants_of(study)])
+if study and study.plan in order and (constant := best_constant(study)):
+    d = study.difference("T-falling", constant)
+    given = verdict(
+        "B4", "depends",
+        f"Falling from 8 to 1 against rising from 1 to 8: {points(order[study.plan])} points of test accuracy; against the constant that validation picks "
+        f"({spoken(constant)}): {points(d)}, n = {d.n} paired seeds ({described(study)}). The learning rate falls as well, so the order of the temperatures also decides at which rate each is "
+        f"learned. The paper that is cited learns its temperature; it does not let it decay.",
+        data=data,
+    )  # fmt: skip
+    display(given)
+
+# %% [markdown]
+# ## Times N, in a deep network
+#
+# In {doc}`04_the_one_over_n_question` a linear student showed that $N$ times the loss is the same run at a learning rate of $1/N$, and that Adam hardly notices. A deep network has
+# batch normalisation, momentum, warm-up and weight decay. Five arms, soft targets alone at $T=4$, ask again: the loss as it is; times $N$ at the same rate; times
+# $N$ at rate$/N$ with the decay times $N$; and Adam without and with the factor.
+#
+# Algebra says that the third *is* the first: the step is $-\eta(\nabla L+\lambda w)$, and $\frac{\eta}{N}(N\nabla L+N\lambda w)$ is the same. In floating point it is not. Rounding grows along a
+# training until the two are as different as two runs can be that mean the same. Their difference is therefore worth having for another reason: it shows how
+# much of any difference in this chapter is chaos. Of the second arm algebra promises nothing: batch normalisation makes a layer's function indifferent to the length of its weights, and a step that is too
+# long may lengthen them until it no longer is.
+
+# %% tags=["hide-input"]
+TIMES_N = {
+    "T4-soft1": "SGD",
+    "timesN-sgd": "SGD, ×N, same rate",
+    "timesN-sgd-scaled": "SGD, ×N, rate/N, decay·N",
+    "times1-adam": "Adam",
+    "timesN-adam": "Adam, ×N",
+}
+
+
+def times_n_figure(study):
+    rows, intervals = {}, {}
+    for name, title in TIMES_N.items():
+        if study.arm(name):
+            lost = study.diverged(name)
+            title += f"\n({lost} of {len(study.arm(name))} diverged)" if lost else ""
+            rows[title] = list(study.values(name).values())
+            intervals[title] = study.mean(name)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(8.2, 3.3), gridspec_kw={"width_ratios": [1.1, 1]}
+    )
+    hue = (BLUE, VERMILION, ORANGE, GREEN, PURPLE)
+    dots(left, rows, intervals, factor=100, colours=dict(zip(rows, hue, strict=False)))
+    left.set_xlabel("test accuracy (%)")
+    for colour, (name, title) in zip(hue, TIMES_N.items(), strict=True):
+        for number, record in enumerate(study.arm(name)):
+            path = (record.get("epochs") or {}).get("SoftTargets")
+            if path:
+                style = "s--" if "scaled" in name else "o-"
+                right.plot(
+                    range(1, len(path) + 1),
+                    path,
+                    style,
+                    color=colour,
+                    markersize=3.5,
+                    linewidth=1.3,
+                    label=None if number else title,
+                )
+    right.set(xlabel="epoch", ylabel="$T^2$KL, without the factor (nats)")
+    if right.lines:
+        right.legend(fontsize="x-small")
+    return show(
+        figure,
+        label=f"times-n-{study.plan}",
+        caption=f"{described(study)}, soft targets alone. Left: test accuracy, a dot a run. Right: the training loss by epoch, before the factor, a line a run; dashes lie on the blue line "
+        "as long as rounding lets them.",
+        alt="Left: rows of dots with intervals for five optimisers and weights. Right: training loss by epoch.",
+    )
+
+
+slot(list(TIMES_N), "the factor N in a deep network")
+for study in studies:
+    there = [name for name in TIMES_N if len(study.arm(name)) >= 2]
+    if len(there) >= 2:
+        display(times_n_figure(study), source_note(study.all(there)))
+    for name, control in (
+        ("timesN-sgd", "T4-soft1"),
+        ("timesN-sgd-scaled", "T4-soft1"),
+        ("timesN-adam", "times1-adam"),
+    ):
+        if (d := study.difference(name, control)) is not None:
+            print(f"{study.plan}: {name} minus {control} {points(d)} points, n = {d.n}")
+        elif study.diverged(name):
+            print(
+                f"{study.plan}: {name}: {study.diverged(name)} of {len(study.arm(name))} runs diverged"
+            )
+
+
+# %% tags=["hide-input"]
+def first_epoch(record):
+    return record["epochs"]["SoftTargets"][0]
+
+
+for study in studies:
+    plain, scaled = matrix(study, ["T4-soft1", "timesN-sgd-scaled"], first_epoch)
+    if len(plain) >= 2:
+        off = np.abs(scaled / plain - 1).max()
+        display(
+            observed(
+                f"×N at rate/N with the decay times N is the same run up to rounding: over the first epoch the training losses differ by {off:.2%} at most ({study.plan}, {len(plain)} seeds).",
+                off < 0.05,
+            )
+        )
+
+# %% [markdown]
+# The verdict on B10 is that of {doc}`04_the_one_over_n_question`; this is the same question where it is met in practice. (SGD and Adam are not compared with each other here: they differ in their weight decay, too, and
+# neither rate was tuned.)
+#
+# ## With a budget of three runs
+#
+# Nobody tunes on twelve points times three seeds. What does a small budget buy? The map answers, since all its runs are there: draw $k$ of its points at random, train each *once*, keep the
+# one with the best validation accuracy, and note its test accuracy. The mean over all draws needs no simulation. If the points of a seed are ranked by validation accuracy, the
+# $r$-th of $m$ is the winner with probability $\binom{m-r}{k-1}\big/\binom{m}{k}$. The zero line is the default, taken without any tuning.
+
+
+# %%
+def bought(study, arms, default="kd"):
+    """Expected gain in test accuracy over the default, shape (budget, seed), with the best of k random points by validation."""
+    chooser, reported = matrix(study, arms, validated), 100 * matrix(study, arms)
+    gain = reported - reported[arms.index(default)]
+    m = len(gain)
+    ranked = np.take_along_axis(gain, (-chooser).argsort(0), 0)
+    wins = [
+        [comb(m - r, k - 1) / comb(m, k) for r in range(1, m + 1)] for k in range(1, m + 1)
+    ]
+    assert np.allclose(np.sum(wins, 1), 1)
+    return np.array(wins) @ ranked
+
+
+def of_three(study, three, default="kd"):
+    """The same for three given points: a value a seed."""
+    chooser = matrix(study, [*three, default], validated)[:3]
+    reported = 100 * matrix(study, [*three, default])
+    gain = reported[:3] - reported[3]
+    return gain[chooser.argmax(0), np.arange(gain.shape[1])]
+
+
+#: Three ways to spend three runs, each with the default among them.
+TRIPLES = {
+    "$T = 2, 4, 8$": [arm(T, 0.9) for T in (2, 4, 8)],
+    "$w = 0.5, 0.9, 1$": [arm(4, w) for w in (0.5, 0.9, 1)],
+    "default, $T = 2$, $w = 0.5$": [arm(4, 0.9), arm(2, 0.9), arm(4, 0.5)],
+}
+
+
+# %% tags=["hide-input"]
+def budget_figure(study, arms):
+    gains = bought(study, arms)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(8.2, 3.2), gridspec_kw={"width_ratios": [1, 1.05]}
+    )
+    budgets = range(1, len(gains) + 1)
+    left.plot(budgets, gains, color="grey", linewidth=0.9, alpha=0.7)
+    left.plot(budgets, gains.mean(1), "o-", color=BLUE, markersize=4)
+    left.axhline(0, color="grey", linewidth=1)
+    left.set_xticks(range(2, len(gains) + 1, 2))
+    left.set(xlabel="points tried, one run each", ylabel="against the default (points)")
+    rows = {"three at random": gains[2]} | {
+        name: of_three(study, three) for name, three in TRIPLES.items()
+    }
+    intervals = {name: mean_interval(values) for name, values in rows.items()}
+    right.axvline(0, color="grey", linewidth=1)
+    dots(right, rows, intervals)
+    right.set_xlabel("test accuracy, against the default (points)")
+    return show(
+        figure,
+        label=f"budget-{study.plan}",
+        caption=f"What a budget buys ({described(study)}). Left: expected gain over the untuned default when the best of $k$ random points is taken by validation; grey a seed, blue the mean. Right: three runs, at random "
+        "or spent by a rule; a dot a seed. "
+        + " ".join(f"{name}: {points(i, 1)}." for name, i in intervals.items()),
+        alt="Left: expected gain against the number of points tried. Right: gain of four ways to spend three runs, with intervals.",
+    ), intervals
+
+
+shown = False
+for study in studies:
+    if complete(study, map_of(study)) and len(ready(study, map_of(study))) == len(
+        map_of(study)
+    ):
+        drawn, intervals = budget_figure(study, map_of(study))
+        rule = max(TRIPLES, key=lambda name: intervals[name].mean)
+        helps = intervals[rule].low > 0
+        display(drawn, source_note(study.all(map_of(study))))
+        print(
+            f"{study.plan}: of the three rules, “{rule.replace('$', '')}” does best here: {points(intervals[rule], 1)} points, n = {intervals[rule].n}; "
+            + (
+                "its gain over the default is beyond the noise of the seeds."
+                if helps
+                else "its gain over the default is within the noise of the seeds: the default is a sound choice."
+            )
+        )
+        shown = True
+if not shown:
+    display(not_yet_run("what a budget buys; it takes the whole map", small.command))
+
+# %% [markdown]
+# The procedure that can be recommended hardly needs the numbers of this page. **First run:** the default. **Second run:** the default again with another seed, which costs a run and tells you the size of the
+# differences that you may believe. **Third run:** one large move, not a small one (half or twice the temperature, or an even split of the weights), in the direction that your problem suggests: cooler for a
+# student that is far too small, if you believe the paper and the slopes above; more weight on the labels where the teacher often errs; all of it on the teacher where fidelity is the aim. If the third run does not win by more than the first two
+# differ, keep the default and spend what is left on training longer.
+
+# %% tags=["hide-input"]
+used = sorted(
+    {
+        *map_of(large),
+        *arms_of_widths(large),
+        *SCHEDULES,
+        *TIMES_N,
+    }
+)
+if not complete(large, used):
+    display(
+        not_yet_run(
+            f"{planned(large, used) - len(large.all(used))} of {planned(large, used)} runs: all questions of this chapter by the published recipe "
+            f"({described(large)}), with more temperatures, weights and seeds",
+            large.command,
+        )
+    )
+
+# %% [markdown]
+# ## Limits
+#
+# - The small study is *short*. A few epochs reward whatever speeds up learning, and a hot, soft target may do that without being better in the end. Where the full-size runs
+#   are missing, read the map as one of early training.
+# - One teacher, one data set, one learning rate. The rate was not tuned anew for each point of the map, although the soft term's pull is not quite the same at every $T$ (the first figure). How the map
+#   looks with a rate of its own at each point is open.
+# - A grid of powers of two cannot see a narrow optimum; the gradients of the first section are the reason to expect none.
+# - The live part looks at one student, one seed, and a dozen batches. Widths change the parameters, not the depth.
+# - Where the test split reports on many arms it has been looked at many times. The choices were made on the validation split, so this costs nothing but the temptation to quote the best.
+#
+# ## Exercises
+#
+# ```{exercise}
+# :label: ex-winners-curse
+#
+# Suppose that all twelve points of the map were equally good, and that the validation accuracy of a run had a standard deviation of half a point. By how much would the best of twelve single runs seem
+# to beat a given one? And by how much on the test split, if its noise were independent?
+# ```
+#
+# ```{solution} ex-winners-curse
+# :class: dropdown
+#
+# `0.5 * np.random.default_rng(0).normal(size=(100_000, 12)).max(1).mean()` gives about 0.8 points on the split that chose, since the largest of twelve standard normal numbers is 1.63 on average.
+# On the test split: nothing. This is why one split chooses and another reports.
+# ```
+#
+# ```{exercise}
+# :label: ex-hot-limit
+#
+# Which limit do the cosines between two hot temperatures approach, and the norm of the soft term's gradient? Check the first on the live student at $T=16,32,64$.
+# ```
+#
+# ```{solution} ex-hot-limit
+# :class: dropdown
+#
+# The gradient of $T^2D_{\mathrm{KL}}$ by the logits tends to $(\tilde z-\tilde t)/N$. It has no $T$, so the cosine tends to one and the norm to a constant. Set
+# `looks = CrossEntropy() + sum(SoftTargets(temperature=T) for T in (16, 32, 64))`, take `g, _ = gradients(student, *batches[0])`, and `cosine(g @ g.T)` is nearly one everywhere but in the row of the labels.
+# The lengths `g.norm(dim=1)[1:]` are nearly equal, too.
+# ```
+#
+# ```{exercise}
+# :label: ex-order-and-rate
+#
+# Falling and rising differ in the order of the temperatures, and so in the learning rate at which each is learned, since the rate falls in both. Write two arms that separate order from rate.
+# ```
+#
+# ```{solution} ex-order-and-rate
+# :class: dropdown
+#
+# Train both with `Recipe(schedule="constant", …)`: `SoftTargets(temperature=Linear(8.0, 1.0))` and `SoftTargets(temperature=Linear(1.0, 8.0))` then meet each temperature at the same rate. Whatever difference
+# remains is order alone. It may be small for a reason that has nothing to do with temperature: without a falling rate every student ends noisy.
+# ```
