@@ -12,6 +12,7 @@ import typer
 from .benchmarks import BENCHMARKS, BenchmarkError, Settings, measured, table
 from .data import DataError
 from .files import atomic_write
+from .study.cluster import spread
 from .study.plans import PLANS
 from .study.records import RecordError, book_folder, read_record
 from .study.runner import PlanError, duration, every_spec, missing, plan, run_plan, take, verify
@@ -33,7 +34,7 @@ def sentences():
     """Errors for people end the command with their sentence."""
     try:
         yield
-    except (BenchmarkError, PlanError, RecordError, CheckpointError, DataError) as error:
+    except (BenchmarkError, PlanError, RecordError, CheckpointError, DataError, ImportError) as error:
         typer.echo(f"{error}", err=True)
         raise typer.Exit(1) from None
     except OSError as error:
@@ -89,6 +90,9 @@ def run(
     ] = None,
     beside: Annotated[int, typer.Option(help="At most so many students in one process.", min=1)] = 6,
     checkpoint: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 30.0,
+    ray: Annotated[
+        int | None, typer.Option(help="Spread over so many workers of a Ray cluster.", min=1)
+    ] = None,
     book: Book = None,
 ):
     """Run what is missing of a plan; go on where it was stopped."""
@@ -98,6 +102,12 @@ def run(
             specs = [spec for spec in specs if matches(only, spec.name)]
         place = book or book_folder_or(out)
         limit = None if budget is None else seconds(budget)
+        if ray is not None:
+            if shard or only:
+                raise PlanError("--ray makes its own shards of the whole plan: leave --shard and --only out.")
+            names = spread(name, ray, book=place, out=out or place, device=device or "cuda", budget=limit)
+            typer.echo(f"{len(names)} records came back.")
+            return
         device = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         with processes(device) as device:
             say = typer.echo if rank_and_world()[0] == 0 else lambda line: None
@@ -129,7 +139,11 @@ def show(record: Annotated[Path, typer.Argument(help="A record's file.")]):
         if test is None:
             typer.echo(f"  outcome    {found['diverged']}")
             return
-        typer.echo(f"  training   {duration(found['seconds'])}, {found['examples_per_second']:,.0f} images/s")
+        beside = found.get("students_in_process", 1)
+        typer.echo(
+            f"  training   {duration(found['seconds'])}, {found['examples_per_second']:,.0f} images/s"
+            + (f", beside {beside - 1} others" if beside > 1 else "")
+        )
         for measure, value in test.items():
             typer.echo(
                 f"  {measure:<26} {value:.4f}" if isinstance(value, float) else f"  {measure:<26} {value}"

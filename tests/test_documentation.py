@@ -112,6 +112,13 @@ def test_the_trainer_of_the_api_page(llama, tmp_path):
     assert done.training_loss > 0 and not torch.equal(before, student.model.embed_tokens.weight)
 
 
+def test_the_study_of_the_api_page(digits, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kdlab.study.runner.load", lambda name: digits)
+    exec(blocks("book/api.md")[3], names := {})
+    assert names["mine"].missing == 0 and "n = 3" in capsys.readouterr().out
+
+
 def test_the_examples_of_the_readme_follow_on_each_other(monkeypatch):
     from dataclasses import replace
 

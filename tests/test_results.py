@@ -5,7 +5,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
+from kdlab.__main__ import app
 from kdlab.objectives import CrossEntropy, SoftTargets
 from kdlab.study import Spec, paired_difference, plans, results, run_together, write_record
 from kdlab.study.cluster import spread
@@ -141,6 +143,17 @@ def test_a_plan_spreads_over_a_cluster(tiny, digits, monkeypatch, tmp_path):
     assert sorted(names) == sorted(spec.name for spec in specs[1:])
     assert all(find_record(spec, tmp_path / "out" / "records") for spec in specs[1:])
     assert len(plan("tiny", "1/2")) == 4 and len(plan("tiny", "2/2")) == 3
+
+
+def test_the_command_spreads_too(tiny, digits, monkeypatch, tmp_path):
+    specs, book = tiny
+    monkeypatch.setitem(sys.modules, "ray", OnThisMachine())
+    monkeypatch.setattr("kdlab.study.runner.load", lambda name: digits)
+    where = ["--device", "cpu", "--book", str(book)]
+    said = CliRunner().invoke(app, ["run", "tiny", "--ray", "1", *where])
+    assert said.exit_code == 0 and f"{len(specs)} records came back" in said.output
+    said = CliRunner().invoke(app, ["run", "tiny", "--ray", "2", "--shard", "1/2", *where])
+    assert said.exit_code == 1 and "--ray makes its own shards" in said.output
 
 
 def test_without_ray_it_says_how_to_get_it(tiny, monkeypatch, tmp_path):

@@ -76,16 +76,24 @@ class Results:
         return paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds])
 
 
-def results(plan: str, book: Path | None = None) -> Results:
+def results(plan: str | Sequence[Spec], book: Path | None = None) -> Results:
     """The records of a plan in ``book`` (the book's own folder if None).
+
+    Args:
+        plan: a plan's name, or specs of your own.
+        book: the folder whose ``records`` are read.
 
     Raises:
         KeyError: for a plan that there is not.
         RecordError: if a record is damaged.
     """
-    if plan not in PLANS:
-        raise KeyError(f"there is no plan {plan!r}; there are {', '.join(PLANS)}.")
+    if isinstance(plan, str):
+        if plan not in PLANS:
+            raise KeyError(f"there is no plan {plan!r}; there are {', '.join(PLANS)}.")
+        name, specs = plan, PLANS[plan]()
+    else:
+        name, specs = plan[-1].study, plan
     folder = Path(book or book_folder()) / "records"
-    specs = tuple({spec.hash: spec for spec in PLANS[plan]()}.values())
+    specs = tuple({spec.hash: spec for spec in specs}.values())
     found = {spec.hash: find_record(spec, folder) for spec in specs}
-    return Results(plan, specs, {key: record for key, record in found.items() if record is not None})
+    return Results(name, specs, {key: record for key, record in found.items() if record is not None})

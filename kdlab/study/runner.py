@@ -170,6 +170,8 @@ def run_plan(
     """
     out = Path(out or book)
     clock = Clock(budget)
+    if torch.device(device).type == "cuda":
+        torch.backends.cudnn.deterministic = True  # else a resumed run ends with other bits
     if rank_and_world()[0] > 0:  # one process speaks
         say = _silent
     with clock.listening():

@@ -342,7 +342,14 @@ class _Student:
                 "examples_per_second": examples / self.seconds,
             }
             if validation is not None:
-                logits = predict(self.model, validation, device=self.device, precision=self.recipe.precision)
+                size = 500 if torch.device(self.device).type == "cpu" else 2500
+                logits = predict(
+                    self.model,
+                    validation,
+                    batch_size=size,
+                    device=self.device,
+                    precision=self.recipe.precision,
+                )
                 self.check_finite({"validation logits": logits.sum().item()})
                 entry["validation"] = measure(logits, validation.labels.cpu())
         except FloatingPointError as error:
