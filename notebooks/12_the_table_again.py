@@ -864,7 +864,7 @@ else:
 # ## How many seeds?
 #
 # Let $\sigma_d$ be the deviation between seeds of a *paired* difference. How many pairs does it take so that a true
-# difference of 0.4 points is found (its 95 % interval misses zero) in 80 of 100 studies? The statistic of a paired test
+# difference of $0.4$ points is found (its 95 % interval misses zero) in 80 of 100 studies? The statistic of a paired test
 # has a noncentral $t$ distribution, so the answer is a small search.
 
 

@@ -508,8 +508,8 @@ MUTATIONS = [
     Mutation(
         "progress counts the steps of an epoch alone",
         LOOP,
-        "(epoch + step / steps) / recipe.epochs",
-        "step / steps",
+        "(len(self.history) + self.step / steps) / self.recipe.epochs",
+        "self.step / steps",
         "test_schedules_of_weights_and_temperatures_fire",
     ),
     Mutation(
@@ -529,8 +529,8 @@ MUTATIONS = [
     Mutation(
         "a typo keeps the learning rate from the optimiser",
         LOOP,
-        'group["lr"] = recipe',
-        'group["learning_rate"] = recipe',
+        'group["lr"] = rate',
+        'group["learning_rate"] = rate',
         "test_schedule_of_the_learning_rate_fires",
     ),
     # The loop
@@ -551,15 +551,15 @@ MUTATIONS = [
     Mutation(
         "the teacher runs with gradients",
         LOOP,
-        "with torch.no_grad():\n                    teacher_logits",
-        "with torch.enable_grad():\n                    teacher_logits",
+        "@torch.no_grad()\n    def look",
+        "@torch.enable_grad()\n    def look",
         "test_student_and_teacher_are_their_own",
     ),
     Mutation(
         "the teacher sees other images than the student",
         LOOP,
-        "teacher_logits, teacher_hidden = teacher(inputs)",
-        "teacher_logits, teacher_hidden = teacher(inputs.flip(0))",
+        "looked[seed, view] = self.teacher(part)",
+        "looked[seed, view] = self.teacher(part.flip(0))",
         "test_teacher_sees_what_the_student_sees",
     ),
     Mutation(
@@ -586,7 +586,7 @@ MUTATIONS = [
     Mutation(
         "the student stays in evaluation mode after the first evaluation",
         LOOP,
-        "    student.model.train()\n",
+        "            s.model.train()\n",
         "",
         "test_student_left_in_evaluation_mode",
         also=(("training/measures.py", "module.training = training", "pass"),),
@@ -594,9 +594,10 @@ MUTATIONS = [
     Mutation(
         "the objective is left in evaluation mode, and its memory stays as it was",
         LOOP,
-        "    objective.train()\n",
+        "            s.objective.train()\n",
         "",
         "test_what_the_objective_learns_is_learned",
+        also=((LOOP, "        self.objective.train()\n", ""),),
     ),
     Mutation(
         "projectors are not given to the optimiser",
@@ -650,31 +651,27 @@ MUTATIONS = [
         "test_everything_is_in_the_checkpoint",
     ),
     Mutation(
-        "the random numbers are not put back",
-        CHECKPOINT,
-        'torch.set_rng_state(tensors["random.torch"])',
-        "pass",
+        "random numbers go on from whatever was drawn before",
+        LOOP,
+        "            seed_torch(self.device, s.recipe.seed, *s.position)\n",
+        "",
         "test_everything_is_in_the_checkpoint",
-    ),
-    Mutation(
-        "the data start again from their first epoch",
-        CHECKPOINT,
-        'generator.set_state(tensors["random.data"])',
-        "pass",
-        "test_everything_is_in_the_checkpoint",
+        also=(
+            (LOOP, 'seed_torch(self.device, seed, *students[0].position, f"teacher\'s {view} view")', "pass"),
+        ),
     ),
     Mutation(
         "the epochs that are done are done again",
         LOOP,
-        "range(len(history), recipe.epochs)",
-        "range(recipe.epochs)",
+        'self.history, self.step = header["history"], header["step"]',
+        'self.step = header["step"]',
         "test_everything_is_in_the_checkpoint",
     ),
     # The study
     Mutation(
         "the best epoch can be chosen on the test split",
         "study/run.py",
-        "validation=data.validation,",
+        "validation=validation,",
         "validation=data.test,",
         "test_test_split_is_touched_once",
     ),
