@@ -1,7 +1,9 @@
 """kdlab: status, run, show, take, verify, bench."""
 
 import json
+import os
 import re
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +39,9 @@ def sentences():
     except (BenchmarkError, PlanError, RecordError, CheckpointError, DataError, ImportError) as error:
         typer.echo(f"{error}", err=True)
         raise typer.Exit(1) from None
+    except BrokenPipeError:  # such as of head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
     except OSError as error:
         typer.echo(
             f"{error.strerror or error}: {error.filename or 'writing'}. Nothing that was written before is lost.",
@@ -60,12 +65,16 @@ def seconds(text: str) -> float:
 
 
 @app.command()
-def status(name: PlanName, book: Book = None):
+def status(
+    name: PlanName,
+    book: Book = None,
+    out: Annotated[Path | None, typer.Option(help="Records of kdlab run --out count as well.")] = None,
+):
     """What of a plan has its record, and what comes next."""
     with sentences():
-        place = book or book_folder()
+        place = existing(book) or book_folder()
         specs = plan(name)
-        todo = missing(specs, place)
+        todo = missing(missing(specs, place), out or place)
         typer.echo(f"{name}: {len(specs) - len(todo)} of {len(specs)} runs recorded in {place / 'records'}.")
         arms = {}
         for spec in specs:
@@ -99,7 +108,12 @@ def run(
     with sentences():
         specs = plan(name, shard)
         if only:
+            names = [spec.name for spec in specs]
             specs = [spec for spec in specs if matches(only, spec.name)]
+            if not specs:
+                raise PlanError(
+                    f"--only {only!r} fits none of {len(names)} runs; the name of one is {names[-1]}."
+                )
         place = book or book_folder_or(out)
         limit = None if budget is None else seconds(budget)
         if ray is not None:
@@ -120,7 +134,8 @@ def run(
                 say("Stopped; the same command goes on from here.")
                 return
             left = len(missing(missing(specs, place), out or place))
-            say(f"{written} records written; {left} of {len(specs)} runs are still without one.")
+            held = " (another process has them)" if left and not written else ""
+            say(f"{written} records written; {left} of {len(specs)} runs are still without one{held}.")
 
 
 @app.command()
@@ -159,14 +174,15 @@ def take_in(
         names = take(source, book or book_folder(), every_spec())
         for name in names:
             typer.echo(name)
-        typer.echo(f"{len(names)} records taken in.")
+        there = len(list((source / "records").glob("*.json"))) - len(names)
+        typer.echo(f"{len(names)} records taken in" + (f"; {there} were there already." if there else "."))
 
 
 @app.command(name="verify")
 def verify_book(book: Book = None):
     """Check every record and checkpoint: schema, spec, checksums, no orphan."""
     with sentences():
-        place = book or book_folder()
+        place = existing(book) or book_folder()
         wrong = verify(place, every_spec())
         for sentence in wrong:
             typer.echo(sentence, err=True)
@@ -221,6 +237,13 @@ def usable(device: str) -> str:
     if not there:
         raise PlanError(f"no device {device!r} is visible here: leave --device out, or say --device cpu.")
     return device
+
+
+def existing(book: Path | None) -> Path | None:
+    """A book that was named, if it is one."""
+    if book is not None and not (book / "records").is_dir():
+        raise RecordError(f"{book} is no book: it has no folder records.")
+    return book
 
 
 def book_folder_or(out: Path | None) -> Path:

@@ -64,6 +64,13 @@ def test_arms_are_read_in_the_order_of_their_seeds_and_paired_by_them(tiny):
     assert found.missing == 2 and found.command == "kdlab run tiny" and len(found.all(["kd", "alone"])) == 5
 
 
+def test_a_spec_takes_a_term_and_names_that_are_files():
+    spec = Spec("tiny", "kd+at-0.5", "digits", "resnet8", SoftTargets(temperature=4), RECIPE)
+    assert repr(spec.objective) == "1 * SoftTargets(temperature=4)"
+    with pytest.raises(ValueError, match="study and arm name files: letters, digits, and .* not 'lr/N'"):
+        replace(spec, arm="lr/N")
+
+
 def test_what_is_not_run_or_diverged_is_no_number(tiny):
     specs, book = tiny
     note(specs[1], book, None)

@@ -634,7 +634,7 @@ def test_the_command_takes_in_and_verifies(whole, taught, monkeypatch):
     for name in set(PLANS) - {"tiny"}:
         monkeypatch.delitem(PLANS, name)
     result = cli("take", whole, "--book", taught)
-    assert result.exit_code == 0 and result.stdout.endswith("9 records taken in.\n")
+    assert result.exit_code == 0 and result.stdout.endswith("9 records taken in; 1 were there already.\n")
     result = cli("verify", "--book", taught)
     assert (result.exit_code, result.stdout) == (0, "10 records and their checkpoints are whole.\n")
 

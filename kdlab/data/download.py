@@ -35,7 +35,9 @@ def fetch_archive(url: str, known_hash: str, name: str, *, download: bool = True
     if target.is_dir():
         return target
     if not download or os.environ.get("KDLAB_OFFLINE"):
-        raise DataError(f"{target} does not exist, and downloading is turned off.")
+        raise DataError(
+            f"{target} does not exist, and downloading is turned off; set KDLAB_DATA to the folder that holds {name}."
+        )
     try:
         with warnings.catch_warnings():  # in a notebook, its progress bar complains of missing widgets
             warnings.simplefilter("ignore")

@@ -212,6 +212,7 @@ def _run(specs, places, clock, stop, device, limit, checkpoint_seconds, say) -> 
             say(
                 f"{len(group)} beside each other: {', '.join(f'{s.arm} (seed {s.recipe.seed})' for s in group)}"
             )
+            progress = Progress(group, still_open, say)
             done = run_together(
                 group,
                 data[first.data],
@@ -221,7 +222,8 @@ def _run(specs, places, clock, stop, device, limit, checkpoint_seconds, say) -> 
                 device=device,
                 resume=running,
                 checkpoint_seconds=checkpoint_seconds,
-                report=Progress(group, still_open, say),
+                report=progress,
+                stands=progress.stands,
                 stop=stopping,
             )
             for spec, finished in zip(group, done, strict=True):
@@ -296,25 +298,38 @@ def _teacher(spec: Spec, places, num_classes: int):
 
 
 class Progress:
-    """A line an epoch: which runs, how far, how fast, how long still."""
+    """Lines for people: which runs, how far, how fast since this process has them, how long still."""
 
     def __init__(self, group, open_runs: int, say):
         self.group, self.open_runs, self.say = group, open_runs, say
-        self.entries = {}
+        self.epochs, self.losses, self.began = group[0].recipe.epochs, {}, None
+
+    def stands(self, epochs: int, step: int, steps: int) -> None:
+        """A line at each checkpoint; the first call only says where this process begins."""
+        if self.began is None:
+            self.began = (time.monotonic(), epochs + step / steps)
+        else:
+            self.say(
+                f"epoch {epochs + 1}/{self.epochs}, step {step}/{steps} · {self.left(epochs + step / steps)}"
+            )
 
     def __call__(self, spec: Spec, entry: dict) -> None:
-        self.entries[spec.hash] = entry
-        if spec is not self.group[-1]:
-            return
-        epochs, seconds = spec.recipe.epochs, entry["seconds"]
-        run = (epochs - entry["epoch"]) * seconds
-        rest = run + (self.open_runs - len(self.group)) / len(self.group) * epochs * seconds
-        losses = ", ".join(f"{e['loss']:.3f}" for e in self.entries.values())
-        rate = entry["examples_per_second"] * len(self.group)
-        self.say(
-            f"epoch {entry['epoch']}/{epochs} · loss {losses} · {rate:,.0f} images/s · left: run {duration(run)}, "
-            f"plan {duration(rest)}"
-        )
+        self.losses[spec.hash] = f"{entry['loss']:.3f}"
+        if spec is self.group[-1]:
+            losses, rate = ", ".join(self.losses.values()), entry["examples_per_second"] * len(self.group)
+            self.say(
+                f"epoch {entry['epoch']}/{self.epochs} · loss {losses} · {rate:,.0f} images/s · {self.left(entry['epoch'])}"
+            )
+
+    def left(self, position: float) -> str:
+        """Time left for these runs and the plan, from the pace since this process began with them."""
+        began, start = self.began
+        if position <= start:
+            return "left: not yet known"
+        epoch = (time.monotonic() - began) / (position - start)
+        run = (self.epochs - position) * epoch
+        plan = run + (self.open_runs / len(self.group) - 1) * self.epochs * epoch
+        return f"left: run {duration(run)}, plan about {duration(plan)}"
 
 
 def duration(seconds: float) -> str:

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 
-from ..objectives import Objective
+from ..objectives import Objective, Term
 from ..training import Recipe
 
 
@@ -13,11 +14,14 @@ from ..training import Recipe
 class Spec:
     """One run: which student learns what, from whom, on which data, how.
 
+    Networks and data are named, so that another machine can make the same run; for your own, use
+    :func:`~kdlab.training.loop.fit`.
+
     Attributes:
         study, arm: names for people, such as ``"first-distillation"`` and ``"kd"``.
         data: ``"cifar100"`` or another data set's name.
         student: name of a function in ``kdlab.models``.
-        objective: what is minimised.
+        objective: what is minimised, a sum of terms or a term.
         recipe: how. Its seed also draws the student's initial weights, so that runs with one seed are paired.
         teacher: the spec of the teacher's own run, or None. An objective that needs none is only compared with it.
         train_examples: how many examples of the training split, from its start; None is all.
@@ -30,12 +34,21 @@ class Spec:
     arm: str
     data: str
     student: str
-    objective: Objective
+    objective: Objective | Term
     recipe: Recipe
     teacher: "Spec | None" = None
     train_examples: int | None = None
     omit: tuple[int, ...] = ()
     hold_out: bool = True
+
+    def __post_init__(self):
+        if isinstance(self.objective, Term):
+            object.__setattr__(self, "objective", 1.0 * self.objective)
+        for name in (self.study, self.arm):
+            if not re.fullmatch(r"[\w.+-]+", name):
+                raise ValueError(
+                    f"study and arm name files: letters, digits, and . + - _ alone, not {name!r}."
+                )
 
     def describe(self) -> dict:
         """The spec as plain JSON values: the objective as the formula that its ``repr`` prints, the recipe as its

@@ -98,7 +98,9 @@ def load_run(path: Path, student, objective, optimizer, identity: dict, device="
     """Put back what :func:`save_run` saved, if it is of the run that ``identity`` describes; return header and sums."""
     tensors, header = load_tensors(path)
     if "checksum" in header and header["checksum"] != checksum(sorted(tensors.items())):
-        raise CheckpointError(f"{path} is damaged: its checksum does not fit what it holds.")
+        raise CheckpointError(
+            f"{path} is damaged: its checksum does not fit what it holds; delete it to start that run anew."
+        )
     if header.get("identity") != identity:
         differs = [k for k in identity if header.get("identity", {}).get(k) != identity[k]]
         raise CheckpointError(

@@ -146,6 +146,7 @@ def fit_together(
     checkpoint_seconds: float | None = None,
     gradient_norms: bool = False,
     stop: Callable[[], bool] | None = None,
+    stands: Callable[[int, int, int], None] | None = None,
     graphs: bool = True,
 ) -> list[list[dict] | FloatingPointError]:
     """Train several students side by side, with one look of the teacher at each batch for all of them.
@@ -155,6 +156,8 @@ def fit_together(
 
     Args:
         learners: students of one recipe, up to what changes neither batches nor teacher.
+        stands: told where the training stands, at its start and whenever checkpoints are written in the middle of it: epochs
+            done, steps of the next, steps of an epoch.
         graphs: on CUDA, capture the step of all students as one graph, each a branch of its own, where no objective
             changes in the course of training.
         train, teacher, validation, device, checkpoint_seconds, gradient_norms, stop: as in :func:`fit`.
@@ -188,7 +191,10 @@ def fit_together(
                 stack.enter_context(evaluation_mode(teacher))
             tapped_teacher = stack.enter_context(Taps(teacher, dict.fromkeys(sum(layers, ()))))
         steps = max(len(train) // learners[0].recipe.batch_size, 1)
-        group = _Group(tapped_teacher, train, steps, device, checkpoint_seconds, gradient_norms, stop, graphs)
+        group = _Group(
+            tapped_teacher, train, steps, device, checkpoint_seconds, gradient_norms, stop, stands, graphs
+        )
+        group.tell(students)
         if validation is not None:
             validation = Interruptible(validation, stop)
         try:
@@ -398,10 +404,20 @@ class _Group:
     """What the students of one process share: the batches, the teacher's look at them, the clock."""
 
     def __init__(
-        self, teacher: Taps | None, train, steps, device, checkpoint_seconds, gradient_norms, stop, graphs
+        self,
+        teacher: Taps | None,
+        train,
+        steps,
+        device,
+        checkpoint_seconds,
+        gradient_norms,
+        stop,
+        stands,
+        graphs,
     ):
         self.teacher, self.data, self.steps, self.device = teacher, train, steps, torch.device(device)
-        self.checkpoint_seconds, self.gradient_norms, self.stop = checkpoint_seconds, gradient_norms, stop
+        self.checkpoint_seconds, self.gradient_norms = checkpoint_seconds, gradient_norms
+        self.stop, self.stands = stop, stands
         self.saved = time.monotonic()
         self.graphs = graphs and self.device.type == "cuda"
         self.graphed = None
@@ -542,6 +558,12 @@ class _Group:
             if not s.ended:
                 s.save()
         self.saved = time.monotonic()
+        self.tell(students)
+
+    def tell(self, students) -> None:
+        going = [s.position for s in students if not s.ended]
+        if self.stands is not None and going:
+            self.stands(*min(going), self.steps)
 
 
 def _generator(*what) -> torch.Generator:
