@@ -57,7 +57,7 @@ device = device_for(profile)
 # ## The table
 #
 # The numbers are facts from the papers, kept in one file with what is known of each row: where the method comes from,
-# which paper's table the number stands in, which epoch it is, of how many runs it is the mean.
+# which paper's table the number stands in, and, where the authors say so, which epoch it is and of how many runs it is the mean.
 
 
 # %%
@@ -72,7 +72,11 @@ METHODS = {row["name"]: row for row in published["method"]}
 PAIRS = {pair["id"]: pair["name"] for pair in published["pair"]}
 FAMILY = [pair for pair in PAIRS if pair in METHODS["FitNet"]["accuracy"]]
 print(f"{len(METHODS)} rows, {len(PAIRS)} pairs, of which {len(FAMILY)} are of one family;")
-print(f"{sum(len(row['accuracy']) for row in METHODS.values())} accuracies.")
+print(
+    f"{sum(len(row['accuracy']) for row in METHODS.values())} accuracies. We know the epoch of"
+)
+known = [sum(key in row for row in METHODS.values()) for key in ("epoch", "runs")]
+print(f"{known[0]} rows, the number of runs of {known[1]}.")
 
 # %% [markdown]
 # Accuracy differs from pair to pair by far more than from method to method. What the table is read for is the difference
@@ -100,14 +104,14 @@ rerun = published["noise"]["rerun"]
 DEVIATION = np.sqrt(np.mean(np.square(list(rerun["deviation"].values()))))
 
 
-def tie(runs):
+def chance_gap(runs):
     """How far two means of so many runs lie apart by chance, in 95 cases of 100, in points."""
     return 1.96 * np.sqrt(2 / runs) * DEVIATION
 
 
 figure, panel = plt.subplots(figsize=(7.2, 4.0))
-panel.axvspan(-tie(1), tie(1), color="grey", alpha=0.13, linewidth=0)
-panel.axvspan(-tie(5), tie(5), color="grey", alpha=0.18, linewidth=0)
+panel.axvspan(-chance_gap(1), chance_gap(1), color="grey", alpha=0.13, linewidth=0)
+panel.axvspan(-chance_gap(5), chance_gap(5), color="grey", alpha=0.18, linewidth=0)
 panel.axvline(0, color="grey", linewidth=0.8)
 rows = {
     name + (" †" if METHODS[name].get("secondary") else ""): list(over_kd(name).values())
@@ -125,15 +129,17 @@ show(
     figure,
     label="published",
     caption=f"The published table as differences to KD: a dot a pair, the stroke their median. The light band is what two single runs of one and "
-    f"the same method differ by ({tie(1):.2f} points in 95 of 100 cases, from an independent rerun of one pair), the dark one what two "
-    f"means of five runs do ({tie(5):.2f}). † copied from a secondary source.",
+    f"the same method differ by ({chance_gap(1):.2f} points in 95 of 100 cases, from an independent rerun of one pair), the dark one what two "
+    f"means of five runs do ({chance_gap(5):.2f}). † copied from a secondary source.",
     alt="Rows of dots, one row a method. Student alone lies left of zero, FitNet, AT and RKD mostly left of zero, CRD, DKD and the later methods right "
     "of it; many dots lie inside the grey bands.",
 )
 
 # %% tags=["hide-input"]
 inside = {
-    runs: np.mean([abs(gap) < tie(runs) for name in ROWS for gap in over_kd(name).values()])
+    runs: np.mean(
+        [abs(gap) < chance_gap(runs) for name in ROWS for gap in over_kd(name).values()]
+    )
     for runs in (1, 5)
 }
 NEWEST = ["CTKD", "DIST", "DKD", "KD (standardised)"]
@@ -148,8 +154,8 @@ print(
     f"Differences to KD inside the light band: {inside[1]:.0%}; inside the dark one: {inside[5]:.0%}."
 )
 print(
-    f"Differences among the four newest rows, {len(last)} of them: {np.mean(np.array(last) < tie(1)):.0%} inside the light band, "
-    f"{np.mean(np.array(last) < tie(5)):.0%} inside the dark one."
+    f"Differences among the four newest rows, {len(last)} of them: {np.mean(np.array(last) < chance_gap(1)):.0%} inside the light band, "
+    f"{np.mean(np.array(last) < chance_gap(5)):.0%} inside the dark one."
 )
 
 # %% [markdown]
@@ -205,13 +211,14 @@ for arm, objective in methods.items():
 # %% [markdown]
 # Two things can be read off before anything is trained. The rows were not tuned alike: the earlier methods have
 # one weight for all pairs, some of the later ones one for each pair. And the recipe trains on
-# all 50,000 images and reports the test split: it leaves no others on which a weight could have been chosen.
+# all 50,000 images and reports the test split: it does not say on what the weights were chosen.
 #
 # ## Seeds, epochs, and what is picked
 #
 # Two numbers of one method differ by the seed. A number can also be *picked*: the best of the epochs, the best of the
 # runs. What picking adds is a matter of arithmetic. Of $k$ numbers with the same mean and independent deviations $\sigma$,
-# the largest is about $\sigma\sqrt{2\ln k}$ above the mean, and nothing is better for it.
+# the largest is expected above the mean by at most $\sigma\sqrt{2\ln k}$, if they are normal; for thirty numbers it is about $2\sigma$. And the
+# method is no better for it.
 #
 # On CIFAR-100 one cannot see how much of a picked number is luck, for there are only 10,000 test images. On a task
 # whose examples can be drawn at will one can. Below, one and the same method, a small network on labels alone, is trained
@@ -314,9 +321,9 @@ show(
 
 # %% tags=["hide-input"]
 for name in curves:
-    luck = mean_interval(promised[name] - kept[name])
+    by_luck = mean_interval(promised[name] - kept[name])
     print(
-        f"{name:9s} picked epoch: {promised[name].mean():+.2f} points on the test set, {kept[name].mean():+.2f} in truth, luck {luck:+.2f}"
+        f"{name:9s} picked epoch: {promised[name].mean():+.2f} points on the test set, {kept[name].mean():+.2f} in truth, luck {by_luck:+.2f}"
     )
 print(
     f"the best of {len(SEEDS)} runs (step, last epoch): {best_run[0]:+.2f} points over their mean on the test set, {best_run[1]:+.2f} in truth"
@@ -325,25 +332,31 @@ print(
     f"deviation between seeds, last epoch, step: {curves['step'][:, -1, 0].std(ddof=1):.2f} on the test set, "
     f"{curves['step'][:, -1, 1].std(ddof=1):.2f} in truth"
 )
-falling = mean_interval(
-    np.concatenate([promised[name] - kept[name] for name in ("step", "cosine")])
+luck = {name: promised[name] - kept[name] for name in curves}
+falling = (luck["step"] + luck["cosine"]) / 2  # one value a seed
+more = mean_interval(luck["constant"] - falling)
+print(
+    f"luck under the constant rate minus luck under the falling ones, paired by seed: {more:+.2f}"
+    + ("" if more.excludes_zero else ": not told apart here")
 )
-flat = mean_interval(promised["constant"] - kept["constant"])
 display(
     observed(
-        "An epoch that is picked on the test set looks better than it is, most of all under a constant learning rate.",
-        falling.mean > 0 and flat.mean > falling.mean,
+        "An epoch that is picked on the test set looks better than it is, under each of the three schedules in the mean over seeds; under the two "
+        f"falling ones, averaged for each seed, luck in points is {mean_interval(falling):+.2f}.",
+        all(values.mean() > 0 for values in luck.values()),
     )
 )
 
 # %% [markdown]
-# A schedule that ends with a small learning rate leaves little to pick from: the last epochs are nearly one network. That
-# is the cheap cure. The sound one is to pick on a validation split, or not at all: our plans report the last epoch.
+# A schedule that ends with a small learning rate should leave less to pick from, since its last epochs are nearly one network; whether our few seeds
+# show that is printed above. That is the cheap cure. The sound one is to pick on a validation split, or not at all: our plans report the last epoch.
 #
 # ## How noisy the published numbers are
 #
 # Three sources say something of that. One pair was rerun independently with five seeds. Published training logs
-# let one compare the best epoch with the last. And a user of one method's own code reported what came out.
+# let one compare the best epoch with the last. And a user of one method's own code reported what came out. The last can be read where it was written.
+# For the first two we have no source to cite: we know them from secondary reports and have not checked the originals. What is computed from the rerun's
+# deviation, here and below, is no surer than that; our own deviations stand beside it at the end.
 
 # %% tags=["hide-input"]
 users, logs = published["noise"]["users"], published["noise"]["best_minus_last"]
@@ -366,9 +379,9 @@ show(
     figure,
     label="reruns",
     caption=f"Published numbers (diamonds) and what others found: mean and 95 % interval of {rerun['runs']} seeds, last epoch; for DKD a user's {len(users['found'])} runs as dots. "
-    f"Published rows report the best epoch or the last one; in {logs['logs']} published logs the best is {logs['mean']:.2f} points above the "
+    f"The rerun is known to us at second hand. Published rows report the best epoch or the last one; in {logs['logs']} published logs, by a secondary report, the best is {logs['mean']:.2f} points above the "
     f"last on average ({logs['smallest']:.2f} to {logs['largest']:.2f}).",
-    alt="Five rows: student alone, KD, CRD, CRD plus KD and DKD; intervals of a few tenths of a point, diamonds at or above their upper part.",
+    alt="Five rows: student alone, KD, CRD, CRD plus KD and DKD; intervals of a few tenths of a point. The diamond of the student alone is at the mean, those of KD, CRD and CRD plus KD in the upper half of the interval, that of DKD above it.",
 )
 
 # %% tags=["hide-input"]
@@ -390,8 +403,9 @@ print(
 )
 
 # %% [markdown]
-# DKD's authors say that theirs is [the best epoch, mean of five runs](https://github.com/megvii-research/mdistiller/issues/30); the
-# table that it is compared with has the last epoch. The user's runs, and the authors' answer to them, are in [the same
+# DKD's authors say that theirs is [the best epoch, mean of five runs](https://github.com/megvii-research/mdistiller/issues/30), and those of standardised logits
+# that theirs is [the best epoch, too](https://github.com/sunshangquan/logit-standardization-KD/issues/23), a practice that they took over; the
+# table that they are compared with has the last epoch. The user's runs, and the authors' answer to them, are in [the same
 # project's seventh issue](https://github.com/megvii-research/mdistiller/issues/7). The rerun gives its deviations as ±; we
 # read them as standard deviations.
 #
@@ -463,9 +477,10 @@ show(
 # difference to KD is taken seed by seed. This is how a column will be compared:
 #
 # - **Against the published number.** Ours has $n$ runs with mean $\bar x$ and deviation $s$. One more run of ours would
-#   lie within $\bar x \pm t_{n-1}\, s\sqrt{1+1/n}$ in 95 of 100 cases. A published number inside is *within noise*. (Most are
-#   means of several runs, which lie closer together; the test is generous to them.)
-# - **Against KD.** The interval of the paired difference. If it contains zero, that is *a tie*. With several methods some
+#   lie within $\bar x \pm t_{n-1}\, s\sqrt{1+1/n}$ in 95 of 100 cases. A published number inside is *within noise*. (Of most
+#   rows we do not know whether they are single runs. A mean of several would lie closer, so that the test is generous to it.)
+# - **Against KD.** The interval of the paired difference. If it contains zero, the two *cannot be told apart*, which does not make them equal: with few
+#   seeds a true difference of some tenths of a point is mostly missed, as the last section computes. With several methods some
 #   interval misses zero by chance, so Holm's step-down correction says which differences survive all comparisons of the
 #   column.
 # - **Cost.** Wall time relative to the student alone, and minutes more than alone for each point above it. Students that
@@ -532,11 +547,11 @@ def against_published(row):
 
 
 def against_kd(row):
-    """A tie, or the direction, and whether it survives the other comparisons."""
+    """The direction, if there is one to tell, and whether it survives the other comparisons."""
     if row["gap"] is None:
         return "–"
     if not row["gap"].excludes_zero:
-        return "tie"
+        return "cannot be told apart"
     word = "above" if row["gap"].mean > 0 else "below"
     return word + ("" if row.get("holm", 1) < 0.05 else ", not after Holm")
 
@@ -715,16 +730,11 @@ if compared:
 #
 # Spearman's rank correlation between the published column and ours, seed by seed. It has a ceiling: even our own seeds do
 # not order the methods alike. So beside it stands the same correlation between one of our seeds and the mean of the
-# others. If the first is as large as the second, the published order has survived as far as our noise lets one see.
+# others. If the first is as large as the second, the published order has survived as far as our noise lets one see. The values of the second share
+# their runs, so they are shown as they are, without an interval.
 
 
 # %%
-def fisher(correlations):
-    """Mean and 95 % interval of correlations over seeds, taken on the scale of their inverse hyperbolic tangent."""
-    i = mean_interval(np.arctanh(np.clip(correlations, -0.999, 0.999)))
-    return tuple(np.tanh([i.mean, i.low, i.high]))
-
-
 ranked = [name for name, row in ours.items() if row["values"] and row["published"]]
 common = (
     sorted(set.intersection(*(set(ours[n]["values"]) for n in ranked))) if ranked else []
@@ -764,7 +774,7 @@ if enough:
     left.spines[["left", "bottom"]].set_visible(False)
     left.tick_params(length=0)
     rows = {"published order": with_table, "our other seeds": with_others}
-    dots(right, rows, {name: fisher(v) for name, v in rows.items()})
+    dots(right, rows, {})
     right.axvline(0, color="grey", linewidth=0.8)
     right.set(xlabel="rank correlation of a seed with …", xlim=(-1.05, 1.05))
     display(
@@ -778,8 +788,8 @@ if enough:
         )
     )
     for name, found in rows.items():
-        mean, low, high = fisher(found)
-        print(f"{name}: {mean:+.2f} [{low:+.2f}, {high:+.2f}], n = {len(found)} seeds")
+        each = ", ".join(f"{value:+.2f}" for value in found)
+        print(f"{name}: {np.mean(found):+.2f} on average; by seed {each}")
 else:
     display(
         not_yet_run(
@@ -791,7 +801,8 @@ else:
 # %% [markdown]
 # ## The best epoch, in our own curves
 #
-# Every record has the validation accuracy after each epoch, on images that nobody trained on. The best of them minus the
+# Every record has the validation accuracy after each epoch, on 5,000 images that nobody trained on; the published logs have the
+# 10,000 test images, on which luck is smaller. The best of them minus the
 # last is what picking the epoch would have added to our numbers. Our recorded schedules are cosines that end at zero.
 
 # %% tags=["hide-input"]
@@ -845,7 +856,7 @@ if picked:
             figure,
             label="best-epoch",
             caption=f"What picking the best epoch adds: our runs on the validation split, a dot a run ({', '.join(f'{len(v)}' for v in picked.values())} runs). The coloured line and band are mean "
-            f"and range of {logs['logs']} published logs of the step schedule, on the test split: {logs['mean']:.2f}, {logs['smallest']:.2f} to {logs['largest']:.2f}.",
+            f"and range of {logs['logs']} published logs of the step schedule, on the test split of twice as many images, by a secondary report: {logs['mean']:.2f}, {logs['smallest']:.2f} to {logs['largest']:.2f}.",
             alt="Rows of dots for our runs near zero, and a band for published logs to their right.",
         ),
     )
@@ -1000,7 +1011,7 @@ for name, (deviation, *_) in estimates.items():
 #   together; one teacher teaches them all, too.
 # - The weights are taken as published, not tuned for our scale. A method that falls back here may need another weight;
 #   chapter 14 tunes some of them with an equal budget.
-# - Published deviations come from one pair and one rerun. What ± means is not always said; we took it for the
+# - Published deviations come from one pair and one rerun, of which we have only a secondary report. What ± means is not always said; we took it for the
 #   standard deviation.
 # - Wall time in a record depends on the machine and on what else ran there. What a step of each method costs is measured side by
 #   side in chapter 15.

@@ -18,16 +18,15 @@
 #
 # **At the end you will know** why accuracy and fidelity are measured side by side; which contrast isolates the teacher's opinion of the
 # wrong classes; how to compare layers with outputs, and combinations with their parts, without favouring either; how a student can
-# recognise a class of which it never saw an example; and whom a student resembles that was taught by a student.
+# recognise a class of which it never saw an example; and how close a student's student can be to the first teacher.
 #
-# *Needs: one CPU core and about a minute. What took hours was recorded, and this page reads the records; it fills as they come.*
+# *Needs: one CPU core and about half a minute. What took hours was recorded, and this page reads the records; it fills as they come.*
 
 # %% tags=["parameters"]
 profile = "cpu"
 
 # %% tags=["hide-input"]
 import textwrap
-import time
 from itertools import combinations, permutations
 
 import matplotlib.pyplot as plt
@@ -47,7 +46,7 @@ from kdlab.figures import (
     table,
     use_style,
 )
-from kdlab.models import mlp, resnet8
+from kdlab.models import mlp
 from kdlab.objectives import (
     CrossEntropy,
     SoftTargets,
@@ -67,13 +66,10 @@ from kdlab.study.display import (
     source_note,
     verdict,
 )
-from kdlab.study.plans import methods
 from kdlab.training import (
     Learner,
     Recipe,
     accuracy,
-    fast_precision,
-    fit,
     fit_together,
     predict,
 )
@@ -391,8 +387,8 @@ answer(
 # | `permuted` | the same | the teacher's shares, each to some class | which class, at every step |
 # | `kd` | the same | the teacher's shares, each to its own class | nothing |
 #
-# The last three are mixed with labels in the same proportion and have the same temperature. Here is what the five ask for in one photograph, the one whose
-# true class the book's teacher finds likely to a median degree.
+# The last three are mixed with labels in the same proportion and have the same temperature. Here is what the five ask for in one photograph: of a
+# thousand, the one that is in the middle when they are ordered by what the book's teacher thinks of their true class.
 
 # %%
 teacher = book_teacher(data, device=device)
@@ -470,9 +466,11 @@ print(f"from {share.quantile(0.05):.1%} (5th percentile) to {share.quantile(0.95
 # %% [markdown]
 # So each contrast isolates one thing:
 #
-# - *kd − spread* is what it is worth to know **which** wrong class is likely. This is dark knowledge in the narrow sense.
+# - *kd − spread* changes only **which** wrong classes the target names. This is dark knowledge in the narrow sense. Its size belongs to this temperature and weight: the less a student can learn
+#   from a flat target, the larger it is. It is no share of what distillation gains over labels, which is *kd − alone*.
 # - *spread − permuted* is the cost of **noise** in the target, and of nothing else. {doc}`06_first_distillation` could not separate it from the first.
-# - *spread − alone* is what the teacher's **confidence**, image by image, is worth, together with all that a softened loss does to training.
+# - *spread − alone* is what the teacher's **confidence** does, image by image, together with all that a softened loss does to training. It need not be a gain.
+#   At $T=4$ the target keeps little probability for the true class, as the line above says; with the rest spread evenly it is a heavily smoothed label, and labels have only a tenth of the weight.
 # - *smoothed − alone* is what a softer label is worth to which no teacher contributed {cite}`muller2019when,yuan2020revisiting`.
 #
 # *spread − smoothed* looks like the value of image-dependent confidence {cite}`tang2020understanding`. It is not clean: the two also differ in temperature, in weight, and, as the printed line
@@ -616,8 +614,27 @@ def cause_figures(study):
         }
         above = sum(interval.low > 0 for interval in structure.values())
         found.append(
-            f"{scale_of(study)}: to know which wrong class is likely (kd − spread) changes accuracy by {points(structure['accuracy'])} points, agreement "
+            f"{scale_of(study)}: to name the likely wrong classes in place of a flat rest (kd − spread) changes accuracy by {points(structure['accuracy'])} points, agreement "
             f"by {points(structure['agreement'])} and errors within the superclass by {points(structure['errors_within_superclass'])}; {above} of the three intervals lie above zero."
+        )
+    controls = {arm: study.difference(arm, "alone") for arm in ("spread", "permuted")}
+    gain = study.difference("kd", "alone")
+    if gain and all(controls.values()):
+        worse = [arm for arm, interval in controls.items() if interval.high < 0]
+        found.append(
+            f"{scale_of(study)}: against no teacher at all, "
+            + ", ".join(f"{arm} − alone is {points(i)}" for arm, i in controls.items())
+            + f" and kd − alone {points(gain)} points of accuracy (n = {gain.n}). "
+            + (
+                f"At this length of training, temperature and weight, {' and '.join(worse)} {'are' if len(worse) > 1 else 'is'} worse than no teacher."
+                + (
+                    " Little is left to learn from flat targets here, and kd − spread contains that loss: it must not be read as a share of what kd gains."
+                    if "spread" in worse
+                    else ""
+                )
+                if worse
+                else "Neither control is clearly worse than no teacher."
+            )
         )
     if "spread − permuted" in pairs:
         noise = study.difference("spread", "permuted")
@@ -636,7 +653,7 @@ answer(
 
 # %% [markdown]
 # The verdict on A4 is given in {doc}`06_first_distillation`, with `permuted` for its control; *kd − spread* here is the sharper version of that test. If the two
-# differ, believe this one: nothing is drawn at random in it.
+# differ, believe this one: nothing is drawn at random in it. Either shows that the teacher's opinion of the wrong classes makes such a target useful; neither says how much of the gain over labels it is.
 #
 # ## Do layers guide more strongly than outputs?
 #
@@ -713,103 +730,9 @@ answer(
 )
 
 # %% [markdown]
-# ### What does a step cost?
-#
-# The records hold `examples_per_second`, but for this question they are a poor witness. Several students shared one process (`students_in_process`
-# in the record) and one look of the teacher at each batch, so the number belongs to the group rather than to the method; and the machine was shared
-# with other work. We measure it here instead, one method at a time and in processor time, which does not count the time of others: the difference of a longer and a shorter
-# training, so that what is paid once cancels, each the better of two rounds.
-
-# %%
-STEPS = (1, 5)
-costing = methods("resnet8", "resnet20", len(data.train), 2.0)
-clock = time.process_time if device == "cpu" else time.perf_counter
-
-
-def seconds_of(objective, steps):
-    """Processor time of a short training at batch size 128."""
-    torch.manual_seed(0)
-    student = resnet8(data.num_classes)
-    objective = objective.fresh()  # in a plan, memories are shapes without space
-    recipe = Recipe(epochs=1, batch_size=128, precision=fast_precision(device))
-    began = clock()
-    fit(
-        student,
-        objective,
-        train=data.train[: 128 * steps],
-        recipe=recipe,
-        teacher=teacher,
-        device=device,
-    )
-    return clock() - began
-
-
-seconds_of(
-    costing["crd"], 1
-)  # the first training of a session pays for what is loaded once
-least = {(name, steps): np.inf for name in costing for steps in STEPS}
-for _ in range(2):
-    for name, steps in list(least):
-        least[name, steps] = min(least[name, steps], seconds_of(costing[name], steps))
-few, more = STEPS
-cost = {name: (least[name, more] - least[name, few]) / (more - few) for name in costing}
-
-# %% tags=["hide-input"]
-order = [name for name in ("alone", *OUTPUTS, *LAYERS, "crd+kd") if name in cost]
-relative = [cost[name] / cost["alone"] for name in order]
-own = [
-    (cost[name] - cost["kd"]) / cost["alone"]
-    for name in order
-    if name not in ("alone", "kd")
-]
-figure, panel = plt.subplots(figsize=(6.6, 3.0))
-colours = {"alone": PURPLE, "crd+kd": GREEN} | METHOD_COLOURS
-panel.barh(range(len(order)), relative, color=[colours[n] for n in order], height=0.7)
-for place, value in enumerate(relative):
-    panel.text(value + 0.03, place, f"{value:.2f}", va="center", fontsize=8.5)
-panel.axvline(relative[order.index("kd")], color=BLUE, linestyle=":", linewidth=1.2)
-panel.set_yticks(range(len(order)), order)
-panel.set(xlabel="time of a step, in steps of “alone”", xlim=(0, 1.12 * max(relative)))
-panel.invert_yaxis()
-panel.grid(axis="y", visible=False)
-show(
-    figure,
-    label="cost",
-    caption=f"Live: what a step of a ResNet-8 costs beside a ResNet-20, in units of a step without a teacher ({1000 * cost['alone']:.0f} ms here). kd takes {relative[order.index('kd')]:.2f} of "
-    f"them (dotted). Beyond that, what a method adds of its own lies between {min(own):+.2f} and {max(own):+.2f}; rounding of the clock and other work on the machine are in these numbers.",
-    alt="Bars of the time of a training step relative to training without a teacher, for ten objectives.",
-)
-
-# %% tags=["hide-input"]
-rows = []
-for study in STUDIES:
-    for arm in ready(study, ("alone", *OUTPUTS, *LAYERS, "crd+kd")):
-        speed = [
-            r["examples_per_second"] for r in study.arm(arm) if "examples_per_second" in r
-        ]
-        beside = sorted({r["students_in_process"] for r in study.arm(arm)})
-        rows.append(
-            [
-                study.plan,
-                arm,
-                f"{min(speed):,.0f} to {max(speed):,.0f}",
-                ", ".join(map(str, beside)),
-            ]
-        )
-if rows:
-    display(
-        table(
-            ["plan", "arm", "examples a second", "students in the process"],
-            rows,
-            caption="What the records say of speed, for completeness: of a group of students that take their steps in "
-            "turn, on a shared machine. It is no comparison of methods.",
-        )
-    )
-
-# %% [markdown]
 # ### Verdict
 #
-# The claim can be decided only for given methods, weights and networks. What the records show of these is the verdict; it is given once all of
+# What a step of each method costs is measured in {doc}`15_choosing`. The claim can be decided only for given methods, weights and networks. What the records show of these is the verdict; it is given once all of
 # these runs are there.
 
 # %% tags=["hide-input"]
@@ -835,8 +758,9 @@ if study := decisive(lambda study: ASKED_9):
 # will find a better one, even among equals. So each method gets the same budget here: three weights. For `kd` it is the weight of the soft
 # targets, for `at` and `crd` the weight of the term, and for `kd+at` and `kd+crd` the weight of the second term beside a fixed `kd`.
 #
-# The **validation split chooses**: for each method the weight whose mean accuracy over seeds after the last epoch is highest. Only that arm's
-# test accuracy counts. `crd+kd`, with the weights under which it was published, was not tuned and is shown beside.
+# The **validation split chooses**, and no seed is reported by a choice in which it took part: for each seed, the weight is the one whose mean validation accuracy after the last epoch, over the
+# *other* seeds, is highest, and the test accuracy of that weight with the seed left out is what counts. A combination is compared with the better of its parts, chosen in the same way. That rival
+# has had six tries, three for each part, and the combination three: the comparison leans towards the parts, as it should when the question is whether to add a term. `crd+kd`, with the weights under which it was published, was not tuned and is shown beside.
 
 # %%
 BUDGET = {
@@ -859,12 +783,30 @@ def validated(record):
     return record["epochs"]["validation.accuracy"][-1]
 
 
-def chosen(study, arms):
-    """The arm that the validation split prefers; one of which a run diverged is out."""
+def chosen(study, arms, without=None):
+    """The arm that the validation split prefers, by all seeds or without one; an arm of which a run diverged is out."""
     stable = [arm for arm in ready(study, arms) if not study.diverged(arm)]
-    return max(
-        stable, key=lambda arm: study.mean(arm, validated).mean
-    )  # the first, if equal
+
+    def score(arm):
+        values = study.values(arm, validated)
+        return np.mean([v for seed, v in values.items() if seed != without])
+
+    return max(stable, key=score)  # the first, if equal
+
+
+def tuned_tests(study, arms):
+    """Test accuracy of each seed under the weight that the other seeds chose."""
+    stable = [arm for arm in ready(study, arms) if not study.diverged(arm)]
+    seeds = sorted(set.intersection(*(set(study.values(arm)) for arm in stable)))
+    return {s: study.values(chosen(study, arms, s))[s] for s in seeds}
+
+
+def tuned_gain(study, method, parts):
+    """A tuned combination minus the better of its tuned parts, paired by seed."""
+    ours = tuned_tests(study, BUDGET[method])
+    theirs = tuned_tests(study, [arm for part in parts for arm in BUDGET[part]])
+    both = sorted(ours.keys() & theirs.keys())
+    return paired_difference([ours[s] for s in both], [theirs[s] for s in both])
 
 
 def optimism(study, arms):
@@ -920,39 +862,38 @@ def combination_figures(study):
     tuned = show(
         figure,
         label=f"tuned-{study.plan}",
-        caption=f"Three weights a method, mean over seeds ({scale_of(study)}): validation (hollow) chooses (ring), test (filled) is what counts."
+        caption=f"Three weights a method, mean over seeds ({scale_of(study)}): validation (hollow) chooses, test (filled) is what counts. The ring is the choice by all seeds."
         + left_out(study, EVERY),
         alt="One small panel a method with validation and test accuracy at three weights; a ring marks the weight that "
         "the validation split chose.",
     )
-    rows = {"alone": "alone"} | {
-        m if m == arm else f"{m} ({arm})": arm for m, arm in best.items()
-    }
+    rows = {"alone": study.values("alone")}
+    rows |= {method: tuned_tests(study, arms) for method, arms in budget.items()}
+    tints = {"alone": PURPLE} | {m: FAMILIES[family(arm)] for m, arm in best.items()}
     if ready(study, ("crd+kd",)):
-        rows["crd+kd, as published"] = "crd+kd"
+        rows["crd+kd, as published"] = study.values("crd+kd")
+        tints["crd+kd, as published"] = FAMILIES["outputs and layers"]
     figure, panel = plt.subplots(figsize=(6.8, 0.8 + 0.3 * len(rows)))
     dots(
         panel,
-        {name: list(study.values(arm).values()) for name, arm in rows.items()},
-        {name: study.mean(arm) for name, arm in rows.items()},
+        {name: list(runs.values()) for name, runs in rows.items()},
+        {name: mean_interval(list(runs.values())) for name, runs in rows.items()},
         factor=100,
-        colours={
-            name: FAMILIES[family(arm)] for name, arm in rows.items() if name != "alone"
-        }
-        | {"alone": PURPLE},
+        colours=tints,
     )
     panel.set_xlabel("test accuracy (%)")
     tested = show(
         figure,
         label=f"chosen-{study.plan}",
-        caption="Test accuracy of what the validation split chose: outputs blue, layers orange, combinations green.",
-        alt="Dots with intervals: the student alone, the chosen weight of each method, and the published combination.",
+        caption="Test accuracy of each seed under the weight that the validation split chose on the other seeds: outputs blue, layers orange, combinations green.",
+        alt="Dots with intervals: the student alone, each method with the weight chosen for it, and the published combination.",
     )
     shown = [tuned, tested]
     selection = [
         [
             method,
             best[method],
+            ", ".join(chosen(study, arms, seed) for seed in tuned_tests(study, arms)),
             f"{100 * optimism(study, arms):+.2f}",
             f"{100 * regret(study, arms):.2f}",
         ]
@@ -960,21 +901,24 @@ def combination_figures(study):
     ]
     shown.append(
         table(
-            ["method", "chosen", "optimism of choosing", "regret on the test split"],
+            [
+                "method",
+                "chosen by all seeds",
+                "chosen without each seed",
+                "optimism of choosing",
+                "regret on the test split",
+            ],
             selection,
-            caption="In points. Optimism: how much better the chosen weight looks on the split that chose it, beyond what is usual for this method. Regret: what choosing on the test "
+            caption="In points, of the choice by all seeds. Optimism: how much better the chosen weight looks on the split that chose it, beyond what is usual for this method. Regret: what choosing on the test "
             "split would have claimed in addition, which is never negative.",
         )
     )
     for method, parts in PARTS.items():
         if method in best and all(part in best for part in parts):
-            rival = max(
-                (best[part] for part in parts),
-                key=lambda arm: study.mean(arm, validated).mean,
-            )
-            gain = study.difference(best[method], rival)
+            gain = tuned_gain(study, method, parts)
+            rival = f"the better of {parts[0]} and {parts[1]}"
             shown.append(
-                f"{scale_of(study)}: {compared(best[method], rival, gain)}, the better of its parts at the same budget."
+                f"{scale_of(study)}: {compared(method, rival, gain)}, each with the weight that the other seeds chose."
             )
     return shown
 
@@ -992,19 +936,15 @@ answer(
 
 # %% tags=["hide-input"]
 if study := decisive(lambda study: ("alone", *EVERY, "crd+kd")):
-    best = {method: chosen(study, arms) for method, arms in BUDGET.items()}
-    gains = {}
-    for method, parts in PARTS.items():
-        rival = max(
-            (best[p] for p in parts), key=lambda arm: study.mean(arm, validated).mean
-        )
-        gains[method] = (best[method], rival, study.difference(best[method], rival))
-    untuned = study.difference("crd+kd", best["kd"])
+    gains = {method: tuned_gain(study, method, parts) for method, parts in PARTS.items()}
+    published, plain = study.values("crd+kd"), tuned_tests(study, BUDGET["kd"])
+    both = sorted(published.keys() & plain.keys())
+    untuned = paired_difference([published[s] for s in both], [plain[s] for s in both])
     display(verdict(
         "A15", "depends",
-        f"With three weights each and the validation split choosing ({scale_of(study)}, n = {untuned.n} paired seeds), a combination minus the better of its parts, in points of test accuracy: "
-        + "; ".join(f"{a} − {b}: {points(i)}" for a, b, i in gains.values())
-        + f". As published and untuned, crd+kd − {best['kd']}: {points(untuned)}. Whether to combine pays depends on the pair of terms and on the budget that the parts were given.",
+        f"With three weights for each method and the validation split of the other seeds choosing ({scale_of(study)}, n = {untuned.n} paired seeds), a combination minus the better of its two parts (six tries against three), in points of test accuracy: "
+        + "; ".join(f"{method}: {points(i)}" for method, i in gains.items())
+        + f". As published and untuned, crd+kd minus tuned kd: {points(untuned)}. Whether to combine pays depends on the pair of terms and on the budget that the parts were given.",
     ))  # fmt: skip
 
 # %% [markdown]
@@ -1043,7 +983,8 @@ print(f"the {len(omitted)} omitted classes {told.mean():.1%} of its probability 
 # that there are other classes, but not which one an example resembles. `kd` has the teacher's distribution and a tenth of labels, which never name an omitted class; `soft` has
 # the distribution alone.
 #
-# A class that no label names gets too low a bias. As Hinton and co-workers did, we then raise it: one number for all omitted classes, the best on a validation sample.
+# A class that no label names gets too low a bias. Hinton and co-workers then raised it, to the value that did best on their *test* set. We raise it too, one number for all omitted classes, but choose it
+# on a validation sample.
 
 # %%
 T = 2.0
@@ -1178,8 +1119,9 @@ observed(
 )
 
 # %% [markdown]
-# Both halves matter. That `soft` succeeds shows that the information is in the targets. That `spread` fails although it has the same
-# confidence in the true class, image by image, shows *where* in the targets it is: in the relative probabilities of the wrong classes, as B16 says.
+# Both halves matter. That `soft` succeeds shows that the information is in the targets. That `spread` fails is an identity more than a finding: its targets give
+# all omitted classes the same probability in every example, so nothing in them could tell one from another. It has the same
+# confidence in the true class, image by image, and so the two together say *where* the information is: in the relative probabilities of the wrong classes, as B16 says.
 #
 # This task is kind to the experiment. Its teacher is exact, and classes overlap, so that examples of one visit the ground of another. Photographs are less kind.
 #
@@ -1403,7 +1345,7 @@ if study := decisive(lambda study: (*chain(study), "kd")):
         "B17", "depends",
         f"One chain, {study.specs[0].student} → {STUDENT[study.plan]} → {NARROWER[study.plan]} (n = {helps.n} paired seeds): assisted minus taught directly {points(helps)} points of test accuracy; taught "
         f"directly minus alone {points(taught)}. The agreement of the assisted student with the large teacher lies between {low:.1%} and {high:.1%}; taught directly it is "
-        f"{study.mean(direct, 'agreement').mean:.1%}. How large the gap is decides: one pair of sizes, short of the published ones, cannot settle the claim in general.",
+        f"{study.mean(direct, 'agreement').mean:.1%}. How large the gap is may decide: one chain of one set of sizes cannot settle the claim in general.",
     ))  # fmt: skip
 
 # %% [markdown]
@@ -1445,8 +1387,9 @@ answer("how the teacher looks", lambda study: ("kd", *VIEWS), view_figures)
 # %% [markdown]
 # ## Calibration
 #
-# A student that learned from soft targets has also been told how sure to be. At $T=1$, where its predictions are used, that advice may or may not fit: a student
-# that matches a distribution softened at $T=4$ has never been asked for a calibrated one at $T=1$. The expected calibration error {cite}`guo2017calibration` compares confidence with accuracy; it does not say in which direction they
+# A student that learned from soft targets has also been told how sure to be. At $T=1$, where its predictions are used, that advice may or may not fit. An exact match at $T=4$ would be a match
+# at $T=1$ too, since the logits then agree up to a constant, and the student would inherit its teacher's calibration, good or bad. A real student matches only approximately, and a loss at $T=4$ weighs its misses otherwise than
+# a loss at $T=1$ would; most arms also have some cross-entropy with labels at $T=1$. The expected calibration error {cite}`guo2017calibration` compares confidence with accuracy; it does not say in which direction they
 # differ. Cross-entropy, shown beside it, rewards both accuracy and calibration.
 
 # %%
@@ -1508,9 +1451,8 @@ answer(
 # - Seeds measure the noise of initialisation and order. There is one teacher a study and one test split, and no interval on this page knows of their noise.
 # - Many arms are compared. Each caption says how many intervals it shows; none is corrected for that. A single interval that barely excludes zero is a hint.
 # - `smoothed` differs from `spread` in more than one thing, and the layer methods differ from each other in everything. Only the contrasts named above isolate one cause.
-# - Accuracy within the superclass is counted among errors, and arms make different errors: a better student has fewer and harder ones.
+# - Errors within the superclass are a share of a student's own errors. Arms make different errors: a better student has fewer and harder ones.
 # - The omitted classes of the live experiment overlap with shown ones by construction, its teacher is the truth, and there were three seeds.
-# - The cost of a step is that of these small networks on one processor, where the teacher is the larger of the two. It does not carry over to other sizes.
 #
 # ## Exercises
 #

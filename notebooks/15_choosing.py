@@ -261,8 +261,9 @@ for arm, name in NAMES.items():
 # teacher rank the same class first {cite}`stanton2021does`; the **KL divergence** from the teacher's probabilities; and the
 # **calibration error** of the confidence {cite}`guo2017calibration`.
 #
-# An objective is *beaten* if another one costs no more, to within a tenth of a step on labels alone, and is better by a paired difference whose interval
-# excludes zero. What is not beaten stays, even if its mean is not on the front: with three seeds, a mean is not a rank.
+# An objective is *beaten* if another one costs no more, to within two fifths of a step on labels alone, and is better by a paired difference whose interval
+# excludes zero. (That is generous. Costs are measured anew whenever this page is built, and a finer line would be crossed by chance.) What is not beaten stays, even if its mean is not on the front: with three seeds, a mean is not a rank, and two objectives that
+# cannot be told apart are not shown to be equal. {doc}`Chapter 12 <12_the_table_again>` computes how often a true difference of some tenths of a point is missed; it is most of the time.
 
 # %%
 small = results("small")
@@ -275,7 +276,8 @@ MEASURES = {
 }
 ran = [arm for arm in NAMES if small.mean(arm) is not None]
 waiting = [arm for arm in NAMES if arm not in ran]
-SAME_COST = 0.1  # of a step on labels alone: what the timing cannot tell apart
+#: Of a step on labels alone: generous, so that the timing of a build decides nothing.
+SAME_COST = 0.4
 
 
 def better(arm, other, measure):
@@ -427,18 +429,18 @@ if compared:
 # ## By what is wanted
 #
 # The same records, asked the other way round: for each wish, the candidate with the best mean among those that qualify, and all
-# those that it does not beat. A name alone in its row would be a recommendation; a row of ties is an honest
+# those that it does not beat. A name alone in its row would be a recommendation; a row of several that cannot be told apart is an honest
 # answer, too: take the cheapest of them.
 
 # %%
 LOGITS = [arm for arm in NAMES if ACCESS[arm] != "layers"]
 NO_MEMORY = [arm for arm in NAMES if not needs[arm][2] > 2**16]
-AS_CHEAP = [arm for arm in NAMES if COST[arm] <= 1.1 * COST["kd"]]
+AS_CHEAP = [arm for arm in NAMES if COST[arm] <= COST["kd"] + SAME_COST]
 WISHES = {
     "accuracy, whatever it costs": ("accuracy", list(NAMES)),
     "accuracy, with logits only": ("accuracy", LOGITS),
     "accuracy, without a memory of the training set": ("accuracy", NO_MEMORY),
-    "accuracy, at a tenth more than KD at most": ("accuracy", AS_CHEAP),
+    "accuracy, at about the cost of KD at most": ("accuracy", AS_CHEAP),
     "accuracy, without a teacher": (
         "accuracy",
         [a for a in NAMES if ACCESS[a] == "nothing"],
@@ -498,7 +500,7 @@ if len(ran) > 3:
             label="decision",
             caption="What to choose by what is wanted. Full: the best mean of those that qualify. Ring: not beaten by it beyond the noise of the seeds. Small dot: "
             "beaten. Nothing: does not qualify. The triangle is below the cheapest of full and rings (the simplest, where the timing cannot tell). Colours as above.",
-            alt="A grid of wishes by objectives; in each row one full circle, rings for ties and small dots for those that are beaten.",
+            alt="A grid of wishes by objectives; in each row one full circle, rings for those that cannot be told from it and small dots for those that are beaten.",
         )
     )
 display(
@@ -521,7 +523,7 @@ display(
 # 4. **Is the student tiny?** Then a strong teacher's probabilities may be more than it can fit. Try a lower temperature
 #    or an assistant before another objective.
 # 5. **Must its confidence be believed?** Measure calibration on a validation split, and before choosing an objective for its sake, fit
-#    one temperature after the training {cite}`guo2017calibration`: it changes no decision and costs nothing.
+#    one temperature after the training {cite}`guo2017calibration`: it changes no decision and takes no further training, but it does take a validation split.
 # 6. **Must it err where the teacher errs?** Then agreement, not accuracy, is the measure, and the test split cannot say what
 #    happens outside of it.
 #
@@ -537,7 +539,7 @@ def versus(arms, control, measure="accuracy"):
         gap = small.difference(arm, control, key)
         if gap is None:
             continue
-        word = "" if gap.excludes_zero else "  (a tie)"
+        word = "" if gap.excludes_zero else "  (cannot be told apart)"
         lines.append(
             f"{NAMES[arm]:24s} {factor * gap.mean:+.2f} [{factor * gap.low:+.2f}, {factor * gap.high:+.2f}] n = {gap.n}{word}"
         )
@@ -573,12 +575,15 @@ said("Accuracy minus CRD, points:", versus(["crd+kd"], "crd"))
 #
 # In this pair they do not: a ResNet-8 and a ResNet-20 are 16, 32 and 64 channels wide. So our records cannot say what a
 # projector costs in accuracy where it is forced; what it costs in parameters is in the first table. The published table has one
-# teacher with two students of which one is as wide as itself and the other half as wide.
+# teacher with two students of which one is as wide as itself and the other half as wide. They differ in depth, too: the wide one has sixteen layers, the narrow one forty, as many as the teacher. So the
+# two columns below do not isolate the width.
 
 # %% tags=["hide-input"]
 same, half = "wrn_40_2-wrn_16_2", "wrn_40_2-wrn_40_1"
 accuracies = {m.get("arm"): m["accuracy"] for m in published["method"]}
-print("Published accuracy minus published KD, points: student as wide / half as wide")
+print(
+    "Published accuracy minus published KD, points: student as wide, 16 layers / half as wide, 40 layers"
+)
 for arm in ("fitnet", "at", "rkd", "crd", "dkd", "standardised"):
     gaps = [accuracies[arm][pair] - accuracies["kd"][pair] for pair in (same, half)]
     print(f"  {NAMES[arm]:20s}{gaps[0]:+.2f} / {gaps[1]:+.2f}")
@@ -685,15 +690,15 @@ complete = all(len(small.values(arm)) + small.diverged(arm) >= 3 for arm in NAME
 if complete and set(ran) == set(NAMES):
     by = {measure: leader(measure, list(NAMES)) for measure in MEASURES}
     picks = "; ".join(
-        f"{measure}: {NAMES[first]} (not beaten by it: {len(ties)} of {len(NAMES) - 1})"
+        f"{measure}: {NAMES[first]} (cannot be told from it: {len(ties)} of {len(NAMES) - 1})"
         for measure, (first, ties) in by.items()
     )
     slowest = max(NAMES, key=COST.get)
     display(
         verdict(
             "A17", "depends",
-            f"At the scale of a CPU, {len(NAMES)} objectives with their published weights and three paired seeds, the best means are {picks}. A step costs 1 to "
-            f"{COST[slowest]:.1f} times one on labels alone, and {sum(a == 'layers' for a in ACCESS.values())} of the {len(NAMES)} are out without access to the teacher's layers. "
+            f"At the scale of a CPU, {len(NAMES)} objectives with their published weights and three paired seeds, the best means are {picks}. A step costs up to about "
+            f"{round(2 * COST[slowest]) / 2:g} times one on labels alone (to half a step), and {sum(a == 'layers' for a in ACCESS.values())} of the {len(NAMES)} are out without access to the teacher's layers. "
             f"So the choice depends on access, on cost and, with {len({first for first, _ in by.values()})} different leaders for {len(by)} measures, on what is wanted. On models: {len(set(best_of_pair))} different rows lead "
             f"the {len(best_of_pair)} published pairs, and in {close} of them another row is within noise. On data: not tested here.",
         )
@@ -719,7 +724,7 @@ if questions.missing:
 #
 # - One pair, one data set, short training. Short training favours what speeds learning up at the start; at full length the order may
 #   be another.
-# - The weights are the published ones, made for other networks and fifty times as many steps. A method that is beaten here may only be
+# - The weights are the published ones, made for other networks and for a training that shows about fifty times as many images, in about a hundred times as many steps. A method that is beaten here may only be
 #   badly weighted here; {doc}`chapter 12 <12_the_table_again>` says how little three seeds can see.
 # - Time is of a CPU and of our implementation; the memories of CRD count where the training set has millions of examples. The time to *find* a
 #   weight is in no column, and would be the largest of all.
@@ -756,5 +761,5 @@ if questions.missing:
 #
 # For each arm take `i = small.mean(arm)`, a scale `(i.high - i.low) / 2 / 4.30` for three seeds, and a draw of Student's $t$ with two degrees of freedom:
 # `i.mean + scale * rng.standard_t(2)`. Build the front of the draws a thousand times. Cheap arms are on it by their
-# cost; of the dear ones, those that the table calls ties take turns. (Paired differences would be tighter, since seeds are shared.)
+# cost; of the dear ones, those that cannot be told apart take turns. (Paired differences would be tighter, since seeds are shared.)
 # ```
