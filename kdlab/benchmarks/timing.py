@@ -66,7 +66,7 @@ class Settings:
 
     @property
     def pair(self) -> tuple[str, str]:
-        """Teacher and student: the published table's first pair on CUDA, two small ones elsewhere."""
+        """The names of teacher and student, which are the published table's first pair on CUDA, two small ones elsewhere."""
         if self.teacher is not None:
             return self.teacher, self.student
         on_cuda = torch.device(self.device).type == "cuda"

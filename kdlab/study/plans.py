@@ -1,6 +1,6 @@
 """Plans: functions that return specs, most valuable first.
 
-:data:`PLANS` names those that ``kdlab run`` takes. A spec that another one has for teacher comes before it.
+``PLANS`` names those that ``kdlab run`` takes. A spec that another one has for teacher comes before it.
 """
 
 from collections.abc import Callable
