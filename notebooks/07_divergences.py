@@ -1238,14 +1238,14 @@ display(
 )
 mean_kl = {name: np.mean(measured["KL(truth ‖ student)", name]) for name in ARMS}
 observed(
-    "By its own measure the forward KL leads, and so does the reverse KL that began with the forward one; started cold, the reverse KL loses by its own measure and in accuracy.",
+    "By its own measure the forward KL leads on average, and so does the reverse KL that began with the forward one; started cold, the reverse KL loses on average by its own measure and in accuracy.",
     all(
-        mean_kl["forward KL"] + 0.03 < mean_kl[name]
+        mean_kl["forward KL"] < mean_kl[name]
         for name in set(ARMS) - {"forward KL", "labels", towards[0]}
     )
-    and against["KL(student ‖ truth)", "forward, then reverse KL"].high < 0
+    and against["KL(student ‖ truth)", "forward, then reverse KL"].mean < 0
     and too_cold.mean > 0.3
-    and against["accuracy", "reverse KL"].high < 0,
+    and against["accuracy", "reverse KL"].mean < 0,
 )
 
 # %% [markdown]
