@@ -87,11 +87,4 @@ def synchronised_batch_norm(model: nn.Module, device) -> None:
     On a CPU each process normalises by its own part of the batch, as with smaller batches.
     """
     if rank_and_world()[1] > 1 and torch.device(device).type == "cuda":
-        for name, module in list(model.named_modules()):
-            if isinstance(module, nn.BatchNorm2d):
-                parent = model.get_submodule(name.rpartition(".")[0])
-                setattr(
-                    parent,
-                    name.rpartition(".")[2],
-                    nn.SyncBatchNorm.convert_sync_batchnorm(module),
-                )
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place

@@ -11,11 +11,9 @@ WARM_UP = 3
 
 def graphable(objective: Objective) -> bool:
     """Whether nothing of the objective changes with progress: a graph would keep the value of its capture."""
-    changing = (Schedule, LearnedTemperature)
-    return (
-        not any(isinstance(weight, changing) for weight in objective.weights)
-        and not any(isinstance(value, changing) for term in objective.terms for value in vars(term).values())
-        and not any(isinstance(module, LearnedTemperature) for module in objective.modules())
+    numbers = [*objective.weights, *(value for term in objective.terms for value in vars(term).values())]
+    return not any(isinstance(number, Schedule) for number in numbers) and not any(
+        isinstance(module, LearnedTemperature) for module in objective.modules()
     )
 
 
