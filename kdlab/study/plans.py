@@ -321,7 +321,14 @@ def small() -> list[Spec]:
         precision="bfloat16",
     )
     return _questions(
-        "small", teacher(), "resnet8", ("resnet8_width8", "resnet8_width4"), recipe, examples=45_000, seeds=3, combined=("at",)
+        "small",
+        teacher(),
+        "resnet8",
+        ("resnet8_width8", "resnet8_width4"),
+        recipe,
+        examples=45_000,
+        seeds=3,
+        combined=("at",),
     )
 
 
