@@ -12,6 +12,7 @@ import torch
 import typer
 
 from .benchmarks import BENCHMARKS, BenchmarkError, Settings, measured, table
+from .benchmarks import vocabulary as head_logits
 from .data import DataError
 from .files import atomic_write
 from .study.cluster import spread
@@ -61,7 +62,9 @@ def seconds(text: str) -> float:
     """
     if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())):
         raise PlanError(f"a budget is a number of seconds, or such as 9m or 1.5h, not {text!r}.")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+    if not (budget := float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]):
+        raise PlanError("in no time nothing can be run: give a budget such as 9m.")
+    return budget
 
 
 @app.command()
@@ -156,7 +159,7 @@ def show(record: Annotated[Path, typer.Argument(help="A record's file.")]):
             return
         beside = found.get("students_in_process", 1)
         typer.echo(
-            f"  training   {duration(found['seconds'])}, {found['examples_per_second']:,.0f} images/s"
+            f"  training   {duration(found['seconds'])}, {found['examples_per_second']:,.0f} examples/s"
             + (f", beside {beside - 1} others" if beside > 1 else "")
         )
         for measure, value in test.items():
@@ -195,13 +198,19 @@ def verify_book(book: Book = None):
 
 @app.command()
 def bench(
-    name: Annotated[str | None, typer.Argument(help=f"One of {', '.join(BENCHMARKS)}; none lists them.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help=f"One of {', '.join(BENCHMARKS)}; none lists them. Or vocabulary.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Such as cuda.")] = "cpu",
     budget: Annotated[str, typer.Option("--seconds", help="Time, such as 90 or 5m; at least 5 rounds.")] = "60",
     teacher: Annotated[str | None, typer.Option(help="Of kdlab.models; together with --student.")] = None,
     student: Annotated[str | None, typer.Option(help="Of kdlab.models; together with --teacher.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of each round.", min=1)] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for every round's time, and where it ran.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Of vocabulary: tokens×student×teacher×words, as 2048x512x1024x32000.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="Of vocabulary: float32 or bfloat16.")] = None,
 ):  # fmt: skip
     """Measure kdlab side by side with what it is compared with."""
     if name is None:
@@ -209,8 +218,14 @@ def bench(
             typer.echo(f"{known:<8} {benchmark.__doc__.splitlines()[0]}")
         return
     with sentences():
-        result = measured(name, Settings(usable(device), seconds(budget), teacher, student, steps))
-        typer.echo(table(result))
+        if name == "vocabulary":
+            result = head_logits.measured(
+                head_logits.Size.of(usable(device), size, precision), seconds(budget)
+            )
+            typer.echo(head_logits.table(result))
+        else:
+            result = measured(name, Settings(usable(device), seconds(budget), teacher, student, steps))
+            typer.echo(table(result))
         if out is not None:
             with atomic_write(out) as part:
                 part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -469,8 +469,8 @@ MUTATIONS = [
     Mutation(
         "the schedule of a weight stays at its start",
         TERMS,
-        "sum(at(w, progress) * v",
-        "sum(at(w, 0.0) * v",
+        "at(weight, progress) for name, weight in",
+        "at(weight, 0.0) for name, weight in",
         "test_schedules_of_weights_and_temperatures_fire",
     ),
     Mutation(
@@ -602,7 +602,7 @@ MUTATIONS = [
     Mutation(
         "projectors are not given to the optimiser",
         LOOP,
-        "[*student.parameters(), *(p for p in learned if p.ndim)]",
+        "[*student.parameters(), *objective.parameters()]",
         "[*student.parameters()]",
         "test_what_the_objective_learns_is_learned",
     ),
@@ -657,7 +657,7 @@ MUTATIONS = [
         "",
         "test_everything_is_in_the_checkpoint",
         also=(
-            (LOOP, 'seed_torch(self.device, seed, *students[0].position, f"teacher\'s {view} view")', "pass"),
+            (LOOP, 'seed_torch(self.device, seed, *students[0].position, f"teacher\'s {which} view")', "pass"),
         ),
     ),
     Mutation(

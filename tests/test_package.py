@@ -12,12 +12,19 @@ import pytest
 import kdlab
 
 PACKAGE = Path(kdlab.__file__).parent
-ROOMS = ("objectives", "models", "data", "training", "theory", "study", "benchmarks")
+ROOMS = ("objectives", "models", "data", "training", "language", "theory", "study", "benchmarks")
 ALLOWED = {  # besides the standard library and the room itself
     "objectives": {"torch"},
-    "models": {"torch"},
+    "models": {"torch", "kdlab.objectives"},
     "data": {"torch", "numpy", "kdlab.files", "pooch", "sklearn"},
     "training": {"torch", "safetensors", "kdlab.files", "kdlab.objectives", "kdlab.models", "kdlab.data"},
+    "language": {
+        "torch",
+        "numpy",
+        "tokenizers",
+        "kdlab.files",
+        *(f"kdlab.{room}" for room in ("objectives", "models", "data", "training")),
+    },
     "theory": {"sympy", "numpy"},
     "study": {
         "torch",
@@ -28,9 +35,15 @@ ALLOWED = {  # besides the standard library and the room itself
         "kdlab.files",
         *(f"kdlab.{room}" for room in (*ROOMS[:-1], "figures")),
     },
-    "benchmarks": {"torch", "numpy", *(f"kdlab.{room}" for room in ROOMS)},
+    "benchmarks": {"torch", "numpy", "liger_kernel", *(f"kdlab.{room}" for room in ROOMS)},
 }
-LAZY = {"data": {"pooch", "sklearn"}, "training": {"safetensors"}, "study": {"scipy", "ray", "kdlab.figures"}}
+LAZY = {
+    "data": {"pooch", "sklearn"},
+    "training": {"safetensors"},
+    "language": {"tokenizers"},
+    "study": {"scipy", "ray", "kdlab.figures"},
+    "benchmarks": {"liger_kernel"},
+}
 
 
 def parsed(folder):
@@ -77,7 +90,7 @@ def test_rooms_allowed_something_use_it():
         assert LAZY.get(room, set()) - used <= {"kdlab.figures"}
 
 
-BLOCKED = "scipy safetensors matplotlib pooch sklearn tqdm pandas"
+BLOCKED = "scipy safetensors matplotlib pooch sklearn tqdm pandas tokenizers"
 
 CORE = f"""
 import importlib.machinery, sys
@@ -93,7 +106,7 @@ if "sympy" not in sys.modules:
     BLOCKED.add("sympy")
 sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
 import kdlab
-import kdlab.data, kdlab.models, kdlab.objectives, kdlab.training, kdlab.study, kdlab.benchmarks
+import kdlab.data, kdlab.models, kdlab.objectives, kdlab.training, kdlab.language, kdlab.study, kdlab.benchmarks
 from kdlab.theory import reference
 BLOCKED.discard("sympy")  # torch itself looks for it when it makes an optimiser
 from kdlab.data import ExactTeacher, KnownPosterior
@@ -111,6 +124,12 @@ except ImportError as error:
     assert "pip install 'kdlab[study]'" in str(error), error
 else:
     raise AssertionError("safetensors was not blocked")
+try:
+    kdlab.language.train_tokeniser(["text"], 300)
+except ImportError as error:
+    assert "pip install 'kdlab[language]'" in str(error), error
+else:
+    raise AssertionError("tokenizers was not blocked")
 print("fine")
 """
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdlab import objectives, training
-from kdlab.data import Split
+from kdlab.data import Split, Tokens
+from kdlab.models import GPT
 from kdlab.objectives import (
     CRD,
     DIST,
@@ -100,6 +101,7 @@ from kdlab.training import (
     load_model,
     loop,
     measure,
+    measures,
     predict,
     save_model,
     taps,
@@ -1102,7 +1104,7 @@ def test_student_left_in_evaluation_mode(digits, linear, monkeypatch):
         model.train = lambda mode=True: model
         return torch.cat([model(inputs).detach() for inputs, _, _ in split.batches(500)])
 
-    monkeypatch.setattr(loop, "predict", forgetful)
+    monkeypatch.setattr(measures, "predict", forgetful)
     assert not trains_in_training_mode()
 
 
@@ -1296,6 +1298,7 @@ def every_default():
     s, h = torch.randn(2, 4, 6)
     maps, attention = torch.randn(2, 4, 3, 5, 5), torch.randn(2, 4, 3, 5, 5).softmax(-1)
     memory = {"labels": y, "index": torch.arange(4)}
+    few = objectives.SparseTargets(y[:, None], torch.ones(4, 1), 6)
 
     def of_logits(function):
         return lambda: function(z, t)
@@ -1334,6 +1337,10 @@ def every_default():
         "MemoryBank": lambda: MemoryBank(8, 6).negatives(memory["index"], y, 4)[0],
         "ContrastiveMemory": lambda: ContrastiveMemory(6, 6, 8)(s, h, **memory),
         "Objective": lambda: sum(every_term().values())(**step())[0],
+        "SparseTargets": lambda: few.dense(),
+        "SparseForwardKL": lambda: objectives.SparseForwardKL()(student_logits=z, teacher_logits=few),
+        "sparse_forward_kl": lambda: objectives.sparse_forward_kl(z, few),
+        "HeadLogits": lambda: objectives.HeadLogits(s, h).dense(),
         "Convention": lambda: torch.tensor(CONVENTIONS["kdlab"].temperature),
         "loss_as_in": lambda: loss_as_in("kdlab", z, t, temperature=4.0),
         "weight_factor": lambda: torch.tensor(weight_factor("TextBrewer", "kdlab", temperature=4.0)),
@@ -1369,6 +1376,8 @@ def test_every_default_of_training_runs(name, digits, resnet, tmp_path):
     """A default argument was never run, and its path crashes."""
     z, t, y = pair(4, 6)
     model, epoch = resnet(), Recipe(epochs=1)
+    words = GPT(6, width=4, layers=1, heads=1, context=4)
+    text = Tokens(torch.arange(9, dtype=torch.int16) % 6, 4, torch.ones(6, dtype=torch.long))
 
     def distil():
         objective = 0.1 * CrossEntropy() + 0.9 * SoftTargets()
@@ -1389,12 +1398,14 @@ def test_every_default_of_training_runs(name, digits, resnet, tmp_path):
         "Taps": lambda: Taps(model)(torch.zeros(1, 3, 32, 32))[0],
         "accuracy": lambda: torch.tensor(accuracy(z, y)),
         "agreement": lambda: torch.tensor(agreement(z, t)),
+        "evaluation_mode": lambda: training.evaluation_mode(model).__enter__()(torch.zeros(1, 3, 32, 32)),
         "expected_calibration_error": lambda: torch.tensor(expected_calibration_error(z, y)),
         "fast_precision": lambda: torch.tensor(len(fast_precision())),
         "fit": distil,
         "fit_together": several,
         "load_model": store,
         "measure": lambda: torch.tensor([*measure(z, y).values()]),
+        "measure_tokens": lambda: torch.tensor([*training.measure_tokens([words], text)[0].values()]),
         "predict": lambda: predict(model, digits.test),
         "save_model": store,
     }

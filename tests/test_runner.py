@@ -22,7 +22,14 @@ from typer.testing import CliRunner
 from kdlab import models
 from kdlab.__main__ import app, seconds
 from kdlab.data.images import ImageData, Split
-from kdlab.objectives import CRD, CrossEntropy, LearnedTemperature, PermutedSoftTargets, SoftTargets
+from kdlab.objectives import (
+    CRD,
+    CrossEntropy,
+    LearnedTemperature,
+    PermutedSoftTargets,
+    SoftTargets,
+    SparseTargets,
+)
 from kdlab.study import RecordError, Spec, read_record, runner
 from kdlab.study.plans import PLANS
 from kdlab.study.run import checkpoint_path
@@ -741,23 +748,27 @@ def test_every_layer_that_an_objective_looks_at_is_in_its_models():
         teacher = spec.teacher.student if spec.teacher else spec.student
         found[spec.student, teacher, repr(spec.objective)] = spec.objective
     assert len(found) > 60
-    images, labels = (torch.empty(4, *shape, device="meta").to(dtype) for shape, dtype in (
-        ((3, 32, 32), torch.float32), ((), torch.int64),
+    images, labels, tokens = (torch.empty(4, *shape, device="meta").to(dtype) for shape, dtype in (
+        ((3, 32, 32), torch.float32), ((), torch.int64), ((16,), torch.int64),
     ))  # fmt: skip
+    kept = SparseTargets(tokens[..., None], tokens[..., None].float(), 100)
 
     @cache
     def seen(name, layers):
         with torch.device("meta"), Taps(getattr(models, name)(100), layers) as taps:
-            return taps(images)
+            return taps(tokens if name.startswith("gpt") else images)
 
     wrong = set()
     for (student, teacher, _), objective in found.items():
         student_logits, student_hidden = seen(student, objective.student_layers)
         teacher_logits, teacher_hidden = seen(teacher, objective.teacher_layers)
+        if "Sparse" in repr(objective):
+            teacher_logits = kept
         try:
             objective.to("meta")(
                 student_logits=student_logits, teacher_logits=teacher_logits, student_hidden=student_hidden,
-                teacher_hidden=teacher_hidden, labels=labels, index=labels, progress=0.5,
+                teacher_hidden=teacher_hidden, labels=tokens if student.startswith("gpt") else labels, index=labels,
+                progress=0.5,
             )  # fmt: skip
         except ValueError as error:
             wrong.add((student, str(error)))

@@ -349,7 +349,7 @@ def test_wrong_data_or_no_teacher_are_refused(digits):
         ValueError, match=rf"the spec asks for the teacher {TEACHER.name}, but none was given"
     ):
         run(STUDENT, digits)
-    with pytest.raises(ValueError, match="unknown data 'imagenet'; there are cifar100, cifar10, digits"):
+    with pytest.raises(ValueError, match="unknown data 'imagenet': there are cifar100, cifar10, digits"):
         load("imagenet")
 
 

@@ -221,13 +221,19 @@ def test_all_may_diverge(digits):
 
 @pytest.mark.parametrize(
     "change",
-    [{"batch_size": 16}, {"augment": False}, {"precision": "bfloat16"}, {"teacher_mode": "train"}],
+    [
+        {"batch_size": 16},
+        {"augment": False},
+        {"precision": "bfloat16"},
+        {"teacher_mode": "train"},
+        {"epoch_examples": 64},
+    ],
     ids=str,
 )
 def test_students_that_do_not_fit_each_other_are_refused(digits, change):
     with pytest.raises(
         ValueError,
-        match=r"students that train side by side share batch_size, augment, precision, teacher_mode\.",
+        match=r"students that train side by side share batch_size, augment, precision, teacher_mode, epoch_examples\.",
     ):
         fit_together([learner("kd"), learner("alone", **change)], train=digits.train, teacher=pooled(1))
 

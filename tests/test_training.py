@@ -285,11 +285,16 @@ def test_rates_stay_between_zero_and_the_peak_and_fall_after_the_warm_up(epochs,
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"optimizer": "lamb"}, "optimizer must be one of sgd, adam, not 'lamb'"),
+        ({"optimizer": "lamb"}, "optimizer must be one of sgd, adam, adamw, not 'lamb'"),
         ({"schedule": "steps"}, "schedule must be one of step, cosine, constant, not 'steps'"),
         ({"precision": "float16"}, "precision must be one of float32, bfloat16, not 'float16'"),
-        ({"epochs": 0}, "epochs and batch_size must be at least 1, not 0 and 64"),
-        ({"batch_size": 0}, "epochs and batch_size must be at least 1, not 240 and 0"),
+        ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"micro_batches": 0}, "micro_batches must be at least 1, not 0"),
+        ({"micro_batches": 3}, "a batch of 64 cannot be run in 3 equal parts"),
+        ({"epoch_examples": 63}, "an epoch of 63 examples has no batch of 64"),
+        ({"max_gradient_norm": -1.0}, r"max_gradient_norm must be finite and not negative, not -1\.0"),
+        ({"momentum": math.inf}, "momentum must be finite and not negative, not inf"),
         ({"learning_rate": 0.0}, r"learning_rate must be positive and finite, not 0\.0"),
         ({"learning_rate": math.nan}, "learning_rate must be positive and finite, not nan"),
     ],
@@ -297,6 +302,12 @@ def test_rates_stay_between_zero_and_the_peak_and_fall_after_the_warm_up(epochs,
 def test_bad_recipes_are_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         Recipe(**options)
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "micro_batches", "epoch_examples"])
+def test_numbers_of_examples_are_whole(name):
+    with pytest.raises(TypeError, match=rf"{name} must be a whole number, not 100\.0"):
+        Recipe(**{name: 100.0})
 
 
 def test_unknown_options_of_a_recipe_are_refused():

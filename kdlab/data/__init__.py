@@ -1,20 +1,28 @@
-"""Real data in their publishers' layouts, and a task whose posterior is known."""
+"""Real images and texts in their publishers' layouts, and a task whose posterior is known."""
 
 from .download import DataError, folder
 from .images import ImageData, Split, crop_and_flip, load_cifar10, load_cifar100, load_digits, load_images
 from .posterior import ExactTeacher, Examples, KnownPosterior
+from .text import Corpus, corpus_or_fallback, load_corpus, read_documents
+from .tokens import TextData, Tokens
 
 __all__ = [
+    "Corpus",
     "DataError",
     "ExactTeacher",
     "Examples",
     "ImageData",
     "KnownPosterior",
     "Split",
+    "TextData",
+    "Tokens",
+    "corpus_or_fallback",
     "crop_and_flip",
     "folder",
     "load_cifar10",
     "load_cifar100",
+    "load_corpus",
     "load_digits",
     "load_images",
+    "read_documents",
 ]

@@ -1,4 +1,4 @@
-"""Students and teachers, each a function of the number of classes. May import torch alone.
+"""Students and teachers, each a function of the number of classes. May import torch and objectives.
 
 The families of the CRD benchmark (Tian, Krishnan & Isola 2020) name their parts alike: ``"layer1"``,
 ``"layer2"``, … are the stages, under the number that the benchmark gives their features, and ``"fc"`` is the
@@ -6,6 +6,7 @@ last layer, whose input is the embedding.
 """
 
 from .bottleneck import resnet50
+from .gpt import GPT, gpt_64x2, gpt_96x3, gpt_192x4, gpt_224x4, gpt_320x6, gpt_704x13
 from .mlp import mlp
 from .mobilenet import mobilenet_v2
 from .resnet import (
@@ -28,7 +29,14 @@ from .vgg import vgg, vgg8, vgg11, vgg13, vgg16, vgg19
 from .wide_resnet import wide_resnet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
 __all__ = [
+    "GPT",
     "count_parameters",
+    "gpt_192x4",
+    "gpt_224x4",
+    "gpt_320x6",
+    "gpt_64x2",
+    "gpt_704x13",
+    "gpt_96x3",
     "mlp",
     "mobilenet_v2",
     "resnet",

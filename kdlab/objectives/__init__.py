@@ -43,6 +43,7 @@ from .response import (
 from .schedules import Constant, Cosine, LearnedTemperature, Linear, Step
 from .sequence import next_token, restrict_vocabulary
 from .softening import entropy, log_soften, soften
+from .sparse import SparseTargets, sparse_forward_kl
 from .terms import (
     DIST,
     CrossEntropy,
@@ -57,10 +58,12 @@ from .terms import (
     SkewedReverseKL,
     SmoothedLabels,
     SoftTargets,
+    SparseForwardKL,
     SpreadSoftTargets,
     Term,
     TotalVariation,
 )
+from .vocabulary import HeadLogits
 
 __all__ = [
     "ActivationAttention",
@@ -75,6 +78,7 @@ __all__ = [
     "DecoupledKD",
     "ForwardKL",
     "GeneralisedJSD",
+    "HeadLogits",
     "HiddenCosine",
     "HiddenMSE",
     "InfoNCE",
@@ -93,6 +97,8 @@ __all__ = [
     "SkewedReverseKL",
     "SmoothedLabels",
     "SoftTargets",
+    "SparseForwardKL",
+    "SparseTargets",
     "SpreadSoftTargets",
     "Step",
     "Term",
@@ -128,6 +134,7 @@ __all__ = [
     "smooth_labels",
     "soft_targets",
     "soften",
+    "sparse_forward_kl",
     "spread_dark_knowledge",
     "standardise",
     "total_variation",

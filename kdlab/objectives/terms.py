@@ -14,9 +14,11 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from . import divergences, response
+from . import divergences, response, vocabulary
 from .checks import check_fraction, check_temperature, check_weight, counted_labels
 from .schedules import Schedule, at
+from .sparse import SparseTargets, check_targets, sparse_forward_kl
+from .vocabulary import HeadLogits, TokenLogits, by_autograd
 
 #: What a training step has to offer. ``mask`` is True where a position of the logits counts, ``hidden_mask`` where one of
 #: the hidden states does; ``count``, ``hidden_count`` and ``example_count`` are what means over them and over examples divide
@@ -98,18 +100,67 @@ class Objective(nn.Module):
         if unknown := seen.keys() - self._accepted:
             raise TypeError(f"no term of {self!r} takes {', '.join(sorted(unknown))}.")
         progress = seen.get("progress")
-        values = {}
+        weights = {name: at(weight, progress) for name, weight in zip(self.names, self.weights, strict=True)}
+        in_chunks = isinstance(seen.get("student_logits"), HeadLogits)
+        sparse = isinstance(seen.get("teacher_logits"), SparseTargets)
+        values, by_token = {}, {}
         for name, term, needed in zip(self.names, self.terms, self._needed, strict=True):
             if missing := [f"{key}=…" for key in needed if seen.get(key) is None]:
                 raise TypeError(f"{name} needs {', '.join(missing)}.")
+            if sparse and term.needs_teacher and not isinstance(term, SparseForwardKL):
+                raise TypeError(
+                    f"{name} needs all of the teacher, of which SparseTargets keep a few entries: use SparseForwardKL."
+                )
+            if in_chunks and not term.student_layers:
+                if any(True for _ in term.parameters()):
+                    raise TypeError(
+                        f"{name} learns a temperature or more, and so needs student_logits.dense()."
+                    )
+                by_token[name] = term
+                continue
             values[name] = term(**seen)
             if not isinstance(values[name], Tensor) or values[name].ndim:
                 raise ValueError(f"a term gives one number, a tensor without axes, and {name} does not.")
-        total = sum(at(w, progress) * v for w, v in zip(self.weights, values.values(), strict=True))
+        total = sum(weights[name] * value for name, value in values.items())
+        if by_token:
+            together, means = self._in_chunks(by_token, weights, **seen)
+            total = total + together
+            values = {name: {**values, **means}[name] for name in self.names}
         for name, term in zip(self.names, self.terms, strict=True):
             if not isinstance(getattr(term, "temperature", 0), Real):
                 values[f"{name}.temperature"] = torch.as_tensor(at(term.temperature, progress)).detach()
         return total, values
+
+    def _in_chunks(
+        self,
+        terms,
+        weights,
+        *,
+        student_logits,
+        teacher_logits=None,
+        labels=None,
+        mask=None,
+        count=None,
+        progress=None,
+        **_,
+    ):
+        """What terms that look at logits give together, taken from the student's hidden states."""
+        needed = {
+            key
+            for name, needs in zip(self.names, self._needed, strict=True)
+            if name in terms
+            for key in needs
+        }
+        return vocabulary.token_means(
+            {name: term.on_tokens for name, term in terms.items()},
+            {name: weights[name] for name in terms},
+            student_logits,
+            teacher_logits if "teacher_logits" in needed else None,
+            labels if "labels" in needed else None,
+            mask=mask,
+            count=count,
+            progress=progress,
+        )
 
     def gradient_norms(
         self, values: dict[str, Tensor], wrt, progress: float | None = None
@@ -216,6 +267,20 @@ class Term(nn.Module):
             raise TypeError(
                 f"{cls.__name__} has an __init__, so it must write extra_repr: runs are told apart by it."
             )
+        own = vars(cls).keys()
+        if own & {"forward", "function"} and not own & {"on_tokens", "closed_form"}:
+            cls.on_tokens = Term.on_tokens  # another loss has another gradient
+
+    def on_tokens(self, tokens: TokenLogits) -> tuple[Tensor, Tensor]:
+        """What each of some tokens loses, shape ``(n,)`` or their sum, and the gradient of the sum by their logits, ``(n, V)``.
+
+        For :class:`~kdlab.objectives.vocabulary.HeadLogits`. A term that is a sum over tokens divided by ``count`` may say
+        ``on_tokens = by_autograd``; its own formula is faster.
+
+        Raises:
+            TypeError: if the term has none.
+        """
+        raise TypeError(f"{type(self).__name__} looks at all logits at once: give it student_logits.dense().")
 
     def __add__(self, other):
         return Objective(_weighted(self)) + other
@@ -240,6 +305,9 @@ class CrossEntropy(Term):
     def forward(self, *, student_logits, labels, mask=None, count=None, **_):
         return response.cross_entropy(student_logits, labels, mask=mask, count=count)
 
+    def on_tokens(self, tokens):
+        return vocabulary.cross_entropy(tokens.at(1.0), tokens.labels)
+
 
 class SmoothedLabels(Term):
     """Label smoothing, the teacher that knows nothing: :func:`~kdlab.objectives.response.smooth_labels`."""
@@ -259,11 +327,14 @@ class SmoothedLabels(Term):
         target = response.smooth_labels(labels, student_logits.shape[-1], smoothing=self.smoothing)
         return response.cross_entropy(student_logits, target, mask=mask, count=count)
 
+    def on_tokens(self, tokens):
+        return vocabulary.cross_entropy(tokens.at(1.0), tokens.labels, self.smoothing)
+
 
 class _Softened(Term):
-    """A term that is a function of both logits, its options, and a temperature."""
+    """A term that is a function of both logits, its options, and a temperature; ``closed_form`` is the same on tokens."""
 
-    function = None
+    function = closed_form = None
 
     def __init__(self, temperature=1.0, *, options=None):
         super().__init__()
@@ -280,23 +351,30 @@ class _Softened(Term):
         how = {"temperature": at(self.temperature, progress), "mask": mask, "count": count}
         return type(self).function(student_logits, teacher_logits.detach(), **self.options, **how)
 
+    def on_tokens(self, tokens):
+        temperature = at(self.temperature, tokens.progress)
+        return type(self).closed_form(tokens.at(temperature), **self.options)
+
 
 class ForwardKL(_Softened):
     r""":math:`D_{\mathrm{KL}}(p\,\|\,q)` without :math:`T^2`: :func:`~kdlab.objectives.divergences.forward_kl`."""
 
     function = divergences.forward_kl
+    closed_form = vocabulary.forward_kl
 
 
 class ReverseKL(_Softened):
     r""":math:`D_{\mathrm{KL}}(q\,\|\,p)` without :math:`T^2`: :func:`~kdlab.objectives.divergences.reverse_kl`."""
 
     function = divergences.reverse_kl
+    closed_form = vocabulary.reverse_kl
 
 
 class SkewedForwardKL(_Softened):
     r""":math:`D_{\mathrm{KL}}(p\,\|\,\lambda p + (1-\lambda) q)`: :func:`~kdlab.objectives.divergences.skewed_forward_kl`."""
 
     function = divergences.skewed_forward_kl
+    closed_form = vocabulary.skewed_forward_kl
 
     def __init__(self, skew: float = 0.1, temperature=1.0):
         check_fraction("skew", skew)
@@ -307,6 +385,7 @@ class SkewedReverseKL(_Softened):
     r""":math:`D_{\mathrm{KL}}(q\,\|\,(1-\lambda) p + \lambda q)`: :func:`~kdlab.objectives.divergences.skewed_reverse_kl`."""
 
     function = divergences.skewed_reverse_kl
+    closed_form = vocabulary.skewed_reverse_kl
 
     def __init__(self, skew: float = 0.1, temperature=1.0):
         check_fraction("skew", skew)
@@ -317,6 +396,7 @@ class GeneralisedJSD(_Softened):
     r""":math:`\beta D_{\mathrm{KL}}(p\|m) + (1-\beta) D_{\mathrm{KL}}(q\|m)`: :func:`~kdlab.objectives.divergences.generalised_jsd`."""
 
     function = divergences.generalised_jsd
+    closed_form = vocabulary.generalised_jsd
 
     def __init__(self, beta: float = 0.5, scaled: bool = False, temperature=1.0):
         check_fraction("beta", beta)
@@ -327,6 +407,7 @@ class TotalVariation(_Softened):
     r""":math:`\tfrac12\sum|p - q|`: :func:`~kdlab.objectives.divergences.total_variation`."""
 
     function = divergences.total_variation
+    closed_form = vocabulary.total_variation
 
 
 class SoftTargets(_Softened):
@@ -345,9 +426,27 @@ class SoftTargets(_Softened):
             student_logits, teacher_logits = map(response.standardise, (student_logits, teacher_logits))
         return response.soft_targets(student_logits, teacher_logits, **how)
 
+    closed_form = vocabulary.soft_targets
+
+    def on_tokens(self, tokens):
+        return by_autograd(self, tokens) if self.options else super().on_tokens(tokens)
+
+
+class SparseForwardKL(Term):
+    """Forward KL from what a cache keeps of the teacher: :func:`~kdlab.objectives.sparse.sparse_forward_kl`."""
+
+    def forward(self, *, student_logits, teacher_logits, mask=None, count=None, **_):
+        return sparse_forward_kl(student_logits, teacher_logits, mask=mask, count=count)
+
+    def on_tokens(self, tokens):
+        check_targets(tokens.student, tokens.teacher)
+        return vocabulary.sparse_forward_kl(tokens.at(1.0), tokens.teacher)
+
 
 class LogitMSE(Term):
     r""":math:`\frac1N\sum (z_i - t_i)^2`: :func:`~kdlab.objectives.response.logit_mse`."""
+
+    on_tokens = by_autograd
 
     def __init__(self, centred: bool = False):
         super().__init__()
@@ -364,6 +463,8 @@ class LogitMSE(Term):
 
 class DecoupledKD(_Softened):
     """DKD: :func:`~kdlab.objectives.response.decoupled_kd`."""
+
+    on_tokens = by_autograd
 
     def __init__(self, target_weight: float = 1.0, other_weight: float = 8.0, temperature=4.0):
         check_weight("target_weight", target_weight)
@@ -401,6 +502,8 @@ class PermutedSoftTargets(SoftTargets):
 class SpreadSoftTargets(SoftTargets):
     """Soft targets whose wrong classes are all alike: :func:`~kdlab.objectives.response.spread_dark_knowledge`. A control
     of the study, not a method."""
+
+    on_tokens = by_autograd
 
     def forward(self, *, teacher_logits, labels, mask=None, progress=None, **seen):
         labels = counted_labels(labels, teacher_logits, mask)

@@ -27,6 +27,7 @@ from ..objectives import (
     SpreadSoftTargets,
 )
 from ..training import Recipe
+from .language_plans import language, language_small
 from .spec import Spec
 
 #: About 20 minutes of two CPU cores with bfloat16.
@@ -339,6 +340,8 @@ PLANS: dict[str, Callable[[], list[Spec]]] = {
     "table-held-out": table_held_out,
     "questions": questions,
     "small": small,
+    "language-small": language_small,
+    "language": language,
     "first-distillation-cpu": first_distillation_cpu,
     "first-distillation-gpu": first_distillation_gpu,
 }

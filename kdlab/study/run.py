@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
-from ..data import ImageData, load_cifar10, load_cifar100, load_digits
+from ..data import ImageData, TextData, Tokens, folder, load_cifar10, load_cifar100, load_digits
 from ..files import sha256
-from ..training import Learner, fit_together, load_model, measure, predict, save_model
+from ..language import TeacherCache, generate, load_text_data, parse, teacher_text, write_cache
+from ..language.caches import text_checksum
+from ..language.text import text_name
+from ..training import Learner, fit_together, load_model, measure, measure_tokens, predict, save_model
+from ..training.checkpoint import checksum
 from ..training.distributed import rank_and_world
 from ..training.loop import Interruptible
 from ..training.measures import accuracy
@@ -23,19 +27,23 @@ from .spec import Spec
 
 @dataclass(frozen=True)
 class Run:
-    """What :func:`run` leaves behind: the trained student, its test logits (None if it diverged), and the record."""
+    """What :func:`run` leaves behind: the trained student, its test logits (None if it diverged, or of a text), and the record."""
 
     student: nn.Module
     test_logits: Tensor | None
     record: dict
 
 
-def load(name: str) -> ImageData:
-    """The data set that a spec names."""
+def load(name: str) -> ImageData | TextData:
+    """The data set that a spec names: images, or a text as :func:`~kdlab.language.tokeniser.load_text_data` names it."""
     loaders = {"cifar100": load_cifar100, "cifar10": load_cifar10, "digits": load_digits}
-    if name not in loaders:
-        raise ValueError(f"unknown data {name!r}; there are {', '.join(loaders)}.")
-    return loaders[name]()
+    if name in loaders:
+        return loaders[name]()
+    try:
+        parse(name)
+    except ValueError as error:
+        raise ValueError(f"unknown data {name!r}: there are {', '.join(loaders)}; {error}") from None
+    return load_text_data(name)
 
 
 def checkpoint_path(spec: Spec, book: Path) -> Path:
@@ -59,7 +67,7 @@ def stored_student(spec: Spec, book: Path, num_classes: int) -> nn.Module | None
     return model.eval()
 
 
-def run(spec: Spec, data: ImageData, **options) -> Run:
+def run(spec: Spec, data: ImageData | TextData, **options) -> Run:
     """Train what ``spec`` says and measure it on the test split, once, after the last epoch.
 
     Arguments and errors as in :func:`run_together`, and:
@@ -68,14 +76,14 @@ def run(spec: Spec, data: ImageData, **options) -> Run:
         FloatingPointError: if it diverged and there is no ``book`` to record that.
     """
     (done,) = run_together([spec], data, **options)
-    if done.test_logits is None and options.get("book") is None:
+    if "diverged" in done.record and options.get("book") is None:
         raise FloatingPointError(done.record["diverged"])
     return done
 
 
 def run_together(
     specs: Sequence[Spec],
-    data: ImageData,
+    data: ImageData | TextData,
     *,
     teacher: nn.Module | None = None,
     book: Path | None = None,
@@ -112,20 +120,27 @@ def run_together(
         check(spec, first, data, teacher, book)
     origin = provenance(device)
     train, validation = training_data(first, data)
+    source = teacher
+    if isinstance(data, TextData):
+        train, source = language_data(first, train, teacher, device)
     learners = []
     for spec in specs:
         torch.manual_seed(spec.recipe.seed)
         objective = spec.objective.fresh()  # what it learns belongs to this run
         student = getattr(models, spec.student)(data.num_classes)
+        fused(student)
         path = None if resume is None else Path(resume) / f"{spec.name}.safetensors"
         tell = None if report is None else lambda entry, spec=spec: report(spec, entry)
-        learners.append(Learner(student, objective, spec.recipe, path, tell))
+        rewrite = spec.own_text if spec.text == "student" else None
+        learners.append(Learner(student, objective, spec.recipe, path, tell, rewrite))
+    if teacher is not None:
+        fused(teacher)
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     histories = fit_together(
         learners,
         train=train,
-        teacher=teacher,
+        teacher=source,
         validation=validation,
         device=device,
         checkpoint_seconds=checkpoint_seconds,
@@ -150,7 +165,14 @@ def run_together(
     writes = book is not None and rank_and_world()[0] == 0
     data = replace(data, test=Interruptible(data.test, stop), validation=Interruptible(data.validation, stop))
     how = {"device": device, "precision": first.recipe.precision}
-    teacher_logits = None if teacher is None else predict(teacher, data.test, **how)
+    ended = [
+        (spec, learner.student)
+        for spec, learner, history in zip(specs, learners, histories, strict=True)
+        if not isinstance(history, FloatingPointError)
+    ]
+    outcomes = iter(
+        (measured_texts if isinstance(data, TextData) else measured_images)(ended, data, teacher, how)
+    )
     done = []
     for spec, learner, history in zip(specs, learners, histories, strict=True):
         content = {
@@ -162,16 +184,16 @@ def run_together(
         if isinstance(history, FloatingPointError):
             content |= {"diverged": str(history), "test": None}
         else:
-            logits = predict(learner.student, data.test, **how)
+            logits, found = next(outcomes)
             content |= {
                 "seconds": sum(entry["seconds"] for entry in history),
                 "examples_per_second": float(np.median([entry["examples_per_second"] for entry in history])),
                 "epochs": columns(history),
-                "test": measured(spec, learner.student, logits, data, teacher_logits, device),
+                "test": found,
             }
         record = {"spec": spec.describe(), "spec_hash": spec.hash, **content}
         if writes:
-            if spec.name in keep and logits is not None:
+            if spec.name in keep and "diverged" not in content:
                 path = checkpoint_path(spec, book)
                 save_model(path, learner.student, {"spec_hash": spec.hash})
                 content["checkpoint"] = {"file": path.name, "sha256": sha256(path)}
@@ -182,7 +204,7 @@ def run_together(
     return done
 
 
-def check(spec: Spec, first: Spec, data: ImageData, teacher, book) -> None:
+def check(spec: Spec, first: Spec, data: ImageData | TextData, teacher, book) -> None:
     """That a spec can be run with what is given, beside ``first``."""
     if data.name != spec.data:
         raise ValueError(f"the spec asks for {spec.data}, but the data are {data.name}.")
@@ -190,16 +212,21 @@ def check(spec: Spec, first: Spec, data: ImageData, teacher, book) -> None:
         raise ValueError(f"the spec asks for the teacher {spec.teacher.name}, but none was given.")
     if not hasattr(models, spec.student):
         raise ValueError(f"kdlab.models has no {spec.student!r}.")
-    for name in ("train_examples", "omit", "hold_out"):
-        if getattr(spec, name) != getattr(first, name):
-            raise ValueError(f"{spec.name} and {first.name} have other training data ({name}).")
+    if isinstance(data, TextData) and (spec.omit or not spec.hold_out):
+        raise ValueError(
+            f"{spec.name}: of a text no class is omitted, and its validation split is always held out."
+        )
+    if not isinstance(data, TextData) and (spec.own_text or spec.kept):
+        raise ValueError(f"{spec.name}: texts and caches are for language models.")
+    if spec.examples != first.examples:
+        raise ValueError(f"{spec.name} and {first.name} have other training data.")
     if spec.teacher and first.teacher and spec.teacher.hash != first.teacher.hash:
         raise ValueError(f"{spec.name} and {first.name} have other teachers.")
     if book is not None and find_record(spec, Path(book) / "records"):
         raise RecordError(f"{spec.name} has its record already.")
 
 
-def training_data(spec: Spec, data: ImageData):
+def training_data(spec: Spec, data: ImageData | TextData):
     """What a spec trains on and, if it holds it out, what it validates on."""
     train = data.train
     if not spec.hold_out:
@@ -216,19 +243,71 @@ def training_data(spec: Spec, data: ImageData):
     return train, data.validation if spec.hold_out else None
 
 
-def measured(spec: Spec, student, logits: Tensor, data: ImageData, teacher_logits, device) -> dict:
-    """The measures of a record, on the test split."""
-    labels = data.test.labels
-    superclass = torch.tensor(data.superclass_of)
-    wrong = logits.argmax(-1) != labels
-    within = superclass[logits.argmax(-1)[wrong]] == superclass[labels[wrong]]
-    found = {
-        **measure(logits, labels, teacher_logits),
-        "errors_within_superclass": within.float().mean().item() if len(within) else 0.0,
-    }
-    if spec.omit:
-        found["omitted"] = measured_omission(spec, student, logits, data, device)
-    return found
+def fused(model: nn.Module) -> None:
+    """A language model that can leave its logits to the losses does so."""
+    if hasattr(model, "fused"):
+        model.fused = True
+
+
+def language_data(spec: Spec, train: Tokens, teacher, device) -> tuple[Tokens, nn.Module | None]:
+    """What a language model trains on, and who teaches: the corpus or what the teacher wrote, the teacher or its cache.
+
+    What the teacher wrote, and caches, are kept in the data folder, under the checksum of all that made them.
+    """
+    if teacher is None or (spec.text != "teacher" and spec.kept is None):
+        return train, teacher
+    precision = spec.recipe.precision
+    identity = checksum(teacher.state_dict().items()), text_checksum(train)
+    if spec.text == "teacher":
+        own = spec.own_text
+        path = folder() / "written" / f"{text_name(*identity, own)}.bin"
+        how = {"prompt": own.prompt, "temperature": own.temperature, "device": device, "precision": precision}
+        train = teacher_text(path, teacher, train, **how)
+    if spec.kept is None:
+        return train, teacher
+    kind, entries = spec.kept
+    path = folder() / "caches" / text_name(*identity, spec.text, spec.own_text, kind, entries)
+    if not path.exists():
+        write_cache(path, teacher, train, kind=kind, entries=entries, device=device, precision=precision)
+    return train, TeacherCache(path, train, teacher)
+
+
+def measured_images(ended, data: ImageData, teacher, how) -> Iterator[tuple[Tensor, dict]]:
+    """Test logits and the measures of a record, of each student whose training came to its end."""
+    labels, superclass = data.test.labels, torch.tensor(data.superclass_of)
+    teacher_logits = None if teacher is None else predict(teacher, data.test, **how)
+    for spec, student in ended:
+        logits = predict(student, data.test, **how)
+        wrong = logits.argmax(-1) != labels
+        within = superclass[logits.argmax(-1)[wrong]] == superclass[labels[wrong]]
+        found = {
+            **measure(logits, labels, teacher_logits),
+            "errors_within_superclass": within.float().mean().item() if len(within) else 0.0,
+        }
+        if spec.omit:
+            found["omitted"] = measured_omission(spec, student, logits, data, how["device"])
+        yield logits, found
+
+
+def measured_texts(ended, data: TextData, teacher, how) -> Iterator[tuple[None, dict]]:
+    """The same of language models, with a sample of what each writes."""
+    found = (
+        measure_tokens([student for _, student in ended], data.test, teacher=teacher, **how) if ended else []
+    )
+    for (_, student), measures in zip(ended, found, strict=True):
+        yield None, {**measures, "sample": sample_text(student, data, how["device"])}
+
+
+#: How the records' samples begin.
+PROMPT = "It was in the spring of that year that"
+
+
+def sample_text(student: nn.Module, data: TextData, device, *, tokens: int = 80) -> str:
+    """How a language model goes on from ``PROMPT``, drawn at temperature one."""
+    prompt = torch.tensor([data.tokeniser.encode(PROMPT).ids], device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    written = generate(student, prompt, tokens=tokens, generator=generator)
+    return data.tokeniser.decode(written[0].tolist())
 
 
 def measured_omission(spec: Spec, student, logits: Tensor, data: ImageData, device) -> dict:

@@ -72,8 +72,8 @@ def beside(first: Spec, others: Sequence[Spec], *, device) -> list[Spec]:
     def key(spec):
         recipe = spec.recipe
         return (
-            spec.data, spec.train_examples, spec.omit, spec.hold_out, spec.teacher and spec.teacher.hash,
-            recipe.epochs, recipe.batch_size, recipe.augment, recipe.precision, recipe.teacher_mode,
+            spec.examples, spec.teacher and spec.teacher.hash, recipe.epochs, recipe.epoch_examples,
+            recipe.batch_size, recipe.augment, recipe.precision, recipe.teacher_mode,
             recipe.seed if torch.device(device).type == "cpu" else None,
         )  # fmt: skip
 
@@ -228,14 +228,13 @@ def _run(specs, places, clock, stop, device, limit, checkpoint_seconds, say) -> 
             )
             for spec, finished in zip(group, done, strict=True):
                 test = finished.record["test"]
-                say(
-                    f"{spec.name}: "
-                    + (
-                        f"test accuracy {100 * test['accuracy']:.2f} %"
-                        if test
-                        else finished.record["diverged"]
-                    )
-                )
+                if not test:
+                    said = finished.record["diverged"]
+                elif "bits_per_byte" in test:
+                    said = f"{test['bits_per_byte']:.4f} bits per byte of the test text"
+                else:
+                    said = f"test accuracy {100 * test['accuracy']:.2f} %"
+                say(f"{spec.name}: {said}")
             written += len(done)
 
 
@@ -318,7 +317,7 @@ class Progress:
         if spec is self.group[-1]:
             losses, rate = ", ".join(self.losses.values()), entry["examples_per_second"] * len(self.group)
             self.say(
-                f"epoch {entry['epoch']}/{self.epochs} · loss {losses} · {rate:,.0f} images/s · {self.left(entry['epoch'])}"
+                f"epoch {entry['epoch']}/{self.epochs} · loss {losses} · {rate:,.0f} examples/s · {self.left(entry['epoch'])}"
             )
 
     def left(self, position: float) -> str:

@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 
+from ..language import OwnText
 from ..objectives import Objective, Term
 from ..training import Recipe
 
@@ -19,7 +20,7 @@ class Spec:
 
     Attributes:
         study, arm: names for people, such as ``"first-distillation"`` and ``"kd"``.
-        data: ``"cifar100"`` or another data set's name.
+        data: ``"cifar100"`` or another data set's name; of a text with vocabulary and context, ``"books-4096-256"``.
         student: name of a function in ``kdlab.models``.
         objective: what is minimised, a sum of terms or a term.
         recipe: how. Its seed also draws the student's initial weights, so that runs with one seed are paired.
@@ -28,6 +29,11 @@ class Spec:
         omit: classes of which the student is shown no example; the teacher knows them.
         hold_out: whether the validation split is held out, and measured after every epoch; False is the literature's
             protocol, which trains on it too.
+        text: of a language model, where the text comes from, if not from the corpus: ``"teacher"``, sequences that the teacher
+            has written after the prompts of ``own_text``, or ``"student"``, the student's own, as ``own_text`` says.
+        own_text: how that is written.
+        kept: what is kept of the teacher, where the student learns from a cache: a kind of cache and a number of entries, such
+            as ``("sampled", 12)``; None is all.
     """
 
     study: str
@@ -40,8 +46,17 @@ class Spec:
     train_examples: int | None = None
     omit: tuple[int, ...] = ()
     hold_out: bool = True
+    text: str = "corpus"
+    own_text: OwnText | None = None
+    kept: tuple[str, int] | None = None
 
     def __post_init__(self):
+        if self.text not in ("corpus", "teacher", "student") or (self.text == "corpus") != (
+            self.own_text is None
+        ):
+            raise ValueError(
+                'text is "corpus", or "teacher" or "student" with own_text, which says how it is written.'
+            )
         if isinstance(self.objective, Term):
             object.__setattr__(self, "objective", 1.0 * self.objective)
         for name in (self.study, self.arm):
@@ -65,8 +80,16 @@ class Spec:
             "train_examples": self.train_examples,
             **({"omit": self.omit} if self.omit else {}),
             **({} if self.hold_out else {"hold_out": False}),
+            **({} if self.own_text is None else {"text": self.text, "own_text": asdict(self.own_text)}),
+            **({"kept": self.kept} if self.kept else {}),
         }
         return json.loads(json.dumps(plain))
+
+    @property
+    def examples(self) -> tuple:
+        """What makes the examples, and what a teacher says of them: students that train side by side have it in common."""
+        written = self.own_text if self.text == "teacher" else None
+        return self.data, self.train_examples, self.omit, self.hold_out, written, self.kept
 
     @cached_property
     def hash(self) -> str:

@@ -2,7 +2,15 @@
 
 from .checkpoint import CheckpointError, load_model, save_model
 from .loop import Learner, Stopped, fast_precision, fit, fit_together
-from .measures import accuracy, agreement, expected_calibration_error, measure, predict
+from .measures import (
+    accuracy,
+    agreement,
+    evaluation_mode,
+    expected_calibration_error,
+    measure,
+    measure_tokens,
+    predict,
+)
 from .recipe import Recipe
 from .taps import Taps
 
@@ -14,12 +22,14 @@ __all__ = [
     "Taps",
     "accuracy",
     "agreement",
+    "evaluation_mode",
     "expected_calibration_error",
     "fast_precision",
     "fit",
     "fit_together",
     "load_model",
     "measure",
+    "measure_tokens",
     "predict",
     "save_model",
 ]

@@ -12,11 +12,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..objectives import Objective, Term
+from ..objectives import (
+    CRD,
+    DIST,
+    HiddenCosine,
+    HiddenMSE,
+    InfoNCE,
+    Objective,
+    RKDAngle,
+    RKDDistance,
+    SimilarityPreserving,
+    Term,
+)
 from .checkpoint import checksum, load_run, require_safetensors, save_run
 from .distributed import anywhere, average, average_gradients, rank_and_world, synchronised_batch_norm
 from .graphs import GraphedStep, graphable
-from .measures import evaluation_mode, measure, predict
+from .measures import evaluation_mode, measure_split
 from .recipe import Recipe
 from .taps import Taps
 
@@ -35,6 +46,8 @@ class Learner:
         recipe: how to train.
         checkpoint: its file, or None.
         report: called with each epoch's entry.
+        rewrite: what a batch becomes before this student, and its teacher, look at it: called with the student, inputs, labels,
+            the progress of the training and a generator; its ``repr`` says what it does. For on-policy distillation, :class:`~kdlab.language.text.OwnText`.
     """
 
     student: nn.Module
@@ -42,13 +55,17 @@ class Learner:
     recipe: Recipe
     checkpoint: str | Path | None = None
     report: Callable[[dict], None] | None = None
+    rewrite: Callable | None = None
 
 
 class Interruptible:
     """A split whose batches end in :class:`Stopped` once ``stop`` says so; None never does."""
 
     def __init__(self, split, stop: Callable[[], bool] | None):
-        self.split, self.labels, self.stop = split, split.labels, stop
+        self.split, self.stop = split, stop
+
+    def __getattr__(self, name):
+        return getattr(self.split, name)
 
     def batches(self, *arguments, **options):
         for batch in self.split.batches(*arguments, **options):
@@ -96,7 +113,8 @@ def fit(
     Args:
         student: trained in place, left in training mode.
         objective: a term or a weighted sum of terms.
-        train: a :class:`~kdlab.data.images.Split` of images or :class:`~kdlab.data.posterior.Examples` of anything else.
+        train: a :class:`~kdlab.data.images.Split` of images, :class:`~kdlab.data.tokens.Tokens` of a text, or
+            :class:`~kdlab.data.posterior.Examples` of anything else.
         recipe: how to train. Its seed fixes the batches; the student's initial weights are the caller's.
         teacher: needed if the objective needs one.
         validation: a split that is measured after each epoch, in evaluation mode; None measures nothing.
@@ -169,7 +187,7 @@ def fit_together(
         ValueError: also if the learners do not fit each other.
     """
     for learner in learners:
-        _check_learner(learner, train, teacher)
+        _check_learner(learner, train, teacher, gradient_norms)
     shared = {tuple(getattr(learner.recipe, name) for name in _SHARED) for learner in learners}
     if len(shared) > 1:
         raise ValueError(f"students that train side by side share {', '.join(_SHARED)}.")
@@ -182,7 +200,12 @@ def fit_together(
         stack.enter_context(_own_random_state(device))
         if teacher is not None:
             teacher = teacher.to(device).to(memory_format=torch.channels_last)
-        students = [stack.enter_context(_Student(x, train, teacher, device)) for x in learners]
+        shared = {
+            "examples": len(train),
+            "labels": hashlib.sha256(train.labels.cpu().numpy().tobytes()).hexdigest(),
+            "teacher": None if teacher is None else checksum(teacher.state_dict().items()),
+        }
+        students = [stack.enter_context(_Student(x, shared, device)) for x in learners]
         tapped_teacher = None
         if layers := [s.objective.teacher_layers for s in students if s.objective.needs_teacher]:
             if learners[0].recipe.teacher_mode == "train":
@@ -190,7 +213,8 @@ def fit_together(
             else:
                 stack.enter_context(evaluation_mode(teacher))
             tapped_teacher = stack.enter_context(Taps(teacher, dict.fromkeys(sum(layers, ()))))
-        steps = max(len(train) // learners[0].recipe.batch_size, 1)
+        examples = min(learners[0].recipe.epoch_examples or len(train), len(train))
+        steps = max(examples // learners[0].recipe.batch_size, 1)
         group = _Group(
             tapped_teacher, train, steps, device, checkpoint_seconds, gradient_norms, stop, stands, graphs
         )
@@ -213,10 +237,14 @@ def fit_together(
         return [s.failure or s.history for s in students]
 
 
-_SHARED = ("batch_size", "augment", "precision", "teacher_mode")
+_SHARED = ("batch_size", "augment", "precision", "teacher_mode", "epoch_examples")
+
+#: They compare the examples of a batch with each other, or divide by the positions of images: micro-batches do not add up.
+_WHOLE = (CRD, DIST, InfoNCE, RKDAngle, RKDDistance, SimilarityPreserving)
+_WHOLE_OF_IMAGES = (HiddenCosine, HiddenMSE)
 
 
-def _check_learner(learner: Learner, train, teacher) -> None:
+def _check_learner(learner: Learner, train, teacher, gradient_norms) -> None:
     objective = learner.objective
     if not isinstance(objective, (Objective, Term)):
         raise TypeError(
@@ -226,8 +254,15 @@ def _check_learner(learner: Learner, train, teacher) -> None:
         raise TypeError(
             f"train is a Split or kdlab.data.Examples(inputs, labels), not {type(train).__name__}."
         )
+    if learner.rewrite is not None and getattr(teacher, "by_index", False):
+        raise ValueError("a teacher cache knows the examples as they were: it cannot look at rewritten ones.")
     if objective.needs_teacher and teacher is None:
         raise ValueError(f"the objective {objective!r} needs a teacher, but none was given.")
+    if gradient_norms and learner.recipe.micro_batches > 1:
+        raise ValueError("gradient norms are measured where a batch is run as one: micro_batches=1.")
+    whole = _WHOLE if hasattr(train, "token_bytes") else _WHOLE + _WHOLE_OF_IMAGES
+    if learner.recipe.micro_batches > 1 and any(isinstance(part, whole) for part in objective.modules()):
+        raise ValueError(f"the objective {objective!r} needs each batch as a whole: micro_batches=1.")
     if teacher is learner.student:
         raise ValueError("student and teacher are one and the same model: nothing would be learned.")
     if learner.checkpoint is not None:
@@ -249,13 +284,13 @@ def _check_apart(learners) -> None:
 class _Student:
     """A student in training: all that changes from step to step, and what its checkpoint holds."""
 
-    def __init__(self, learner: Learner, train, teacher, device):
+    def __init__(self, learner: Learner, shared: dict, device):
         self.model, self.recipe, self.device = learner.student, learner.recipe, device
         self.objective = learner.objective
         if isinstance(self.objective, Term):
             self.objective = 1.0 * self.objective
         self.checkpoint = None if learner.checkpoint is None else Path(learner.checkpoint)
-        self.report = learner.report
+        self.report, self.rewrite = learner.report, learner.rewrite
         self.model.to(device).to(memory_format=torch.channels_last)
         synchronised_batch_norm(self.model, device)
         self.objective.to(device)
@@ -265,10 +300,11 @@ class _Student:
         self.identity = {
             "recipe": _plain(self.recipe),
             "objective": repr(self.objective),
-            "examples": len(train),
-            "labels": hashlib.sha256(train.labels.cpu().numpy().tobytes()).hexdigest(),
+            "examples": shared["examples"],
+            "labels": shared["labels"],
             "student": repr([(name, tuple(value.shape)) for name, value in self.model.state_dict().items()]),
-            "teacher": None if teacher is None else checksum(teacher.state_dict().items()),
+            "teacher": shared["teacher"],
+            **({} if self.rewrite is None else {"rewrite": repr(self.rewrite)}),
         }
         if self.checkpoint is not None and self.checkpoint.exists():
             self.load()
@@ -287,6 +323,11 @@ class _Student:
         return self.failure is not None or len(self.history) >= self.recipe.epochs
 
     @property
+    def view(self) -> tuple:
+        """What the teacher looks at for this student: one key for all that share it."""
+        return self.recipe.seed, self.recipe.teacher_view if self.rewrite is None else self
+
+    @property
     def position(self) -> tuple[int, int]:
         return len(self.history), self.step
 
@@ -303,14 +344,58 @@ class _Student:
 
     def learn(self, inputs, labels, index, teacher_logits, teacher_hidden, steps, gradient_norms) -> None:
         """One step of gradient descent."""
+        seen = {
+            "inputs": inputs,
+            "labels": labels,
+            "index": index,
+            "teacher_logits": teacher_logits,
+            "teacher_hidden": teacher_hidden,
+        }
+        self.optimizer.zero_grad()
+        progress, sums = self.progress(steps), {}
+        for part, counts in self.parts(labels):
+            loss, terms = self.compare(progress, counts, **{k: _part(v, part) for k, v in seen.items()})
+            if gradient_norms and self.step == 0:
+                found = self.objective.gradient_norms(terms, list(self.model.parameters()), progress)
+                self.norms = {f"{name}.gradient_norm": norm.item() for name, norm in found.items()}
+            loss.backward()
+            for name, value in {"loss": loss, **terms}.items():
+                sums.setdefault(name, []).append(value.detach())
+        average_gradients(self.optimizer)
+        if self.recipe.max_gradient_norm:
+            nn.utils.clip_grad_norm_(self.parameters(), self.recipe.max_gradient_norm)
+        self.optimizer.step()
+        for name, values in sums.items():  # summed on the device: no step waits for it
+            value = values[-1] if name.endswith(".temperature") else sum(values)
+            if name in self.sums:
+                self.sums[name] += value
+            else:
+                self.sums[name] = value.clone()
+
+    def parts(self, labels: Tensor):
+        """The micro-batches of a batch, and what their means divide by: the numbers of the whole."""
+        n = self.recipe.micro_batches
+        if n == 1:
+            return [(slice(None), {})]
+        counted = _counted(labels)
+        counts = {"count": counted.sum(), "example_count": len(labels), "hidden_count": counted.numel()}
+        size = math.ceil(len(labels) / n)
+        return [(slice(start, start + size), counts) for start in range(0, len(labels), size)]
+
+    def compare(self, progress, counts, *, inputs, labels, index, teacher_logits, teacher_hidden):
+        """What the objective says of some examples."""
         with torch.autocast(
             torch.device(self.device).type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"
         ):
             student_logits, student_hidden = self.taps(inputs)
-        if student_logits.device.type == "cpu":  # a glance; elsewhere the epoch's mean is looked at
-            self.check_finite({"student logits": student_logits.detach().sum().item()})
-        progress = self.progress(steps)
-        loss, terms = self.objective(
+        if labels.device.type == "cpu":  # a glance; elsewhere the epoch's mean is looked at
+            seen = getattr(student_logits, "hidden", student_logits)
+            self.check_finite({"student logits": seen.detach().sum().item()})
+        counted = _counted(labels)
+        masks = {}
+        if labels.ndim > 1:  # every token of a block is read, and those with a label are learned from
+            masks = {"mask": counted, "hidden_mask": torch.ones_like(labels, dtype=torch.bool)}
+        return self.objective(
             student_logits=student_logits,
             teacher_logits=teacher_logits,
             student_hidden=student_hidden,
@@ -318,20 +403,12 @@ class _Student:
             labels=labels,
             index=index,
             progress=progress,
+            **masks,
+            **counts,
         )
-        if gradient_norms and self.step == 0:
-            found = self.objective.gradient_norms(terms, list(self.model.parameters()), progress)
-            self.norms = {f"{name}.gradient_norm": norm.item() for name, norm in found.items()}
-        self.optimizer.zero_grad()
-        loss.backward()
-        average_gradients(self.optimizer)
-        self.optimizer.step()
-        with torch.no_grad():  # summed on the device: no step waits for it
-            for name, value in {"loss": loss, **terms}.items():
-                if name in self.sums:
-                    self.sums[name] += value
-                else:
-                    self.sums[name] = value.detach().clone()
+
+    def parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def end_epoch(self, validation, steps: int, always_save: bool) -> None:
         """Measure, and begin the next epoch; a student whose numbers are not finite ends here."""
@@ -348,16 +425,10 @@ class _Student:
                 "examples_per_second": examples / self.seconds,
             }
             if validation is not None:
-                size = 500 if torch.device(self.device).type == "cpu" else 2500
-                logits = predict(
-                    self.model,
-                    validation,
-                    batch_size=size,
-                    device=self.device,
-                    precision=self.recipe.precision,
+                entry["validation"] = measure_split(
+                    self.model, validation, device=self.device, precision=self.recipe.precision
                 )
-                self.check_finite({"validation logits": logits.sum().item()})
-                entry["validation"] = measure(logits, validation.labels.cpu())
+                self.check_finite({"validation logits": entry["validation"]["cross_entropy"]})
         except FloatingPointError as error:
             self.failure = error
             return
@@ -419,6 +490,7 @@ class _Group:
         self.checkpoint_seconds, self.gradient_norms = checkpoint_seconds, gradient_norms
         self.stop, self.stands = stop, stands
         self.saved = time.monotonic()
+        self.by_index = teacher is not None and getattr(teacher.model, "by_index", False)
         self.graphs = graphs and self.device.type == "cuda"
         self.graphed = None
 
@@ -468,7 +540,9 @@ class _Group:
 
     def graphed_step(self, students: list[_Student]) -> GraphedStep | None:
         """The captured step of these students; the same as long as they are the same. None where nothing can be captured."""
-        if not self.graphs or rank_and_world()[1] > 1 or not all(graphable(s.objective) for s in students):
+        if not self.graphs or rank_and_world()[1] > 1 or self.by_index:
+            return None
+        if not all(graphable(s.objective) and s.rewrite is None for s in students):
             return None
         if self.graphed is None or self.graphed.students != students:
             self.graphed = GraphedStep(self.step, students)
@@ -477,6 +551,7 @@ class _Group:
     def batches(self, recipe: Recipe, seed: int, epoch: int, start: int, who: str):
         """The batches of an epoch, this process's part of each."""
         order = torch.randperm(len(self.data), generator=_generator(seed, epoch, "order"))
+        order = order[: recipe.epoch_examples]
         stream = self.data.batches(
             recipe.batch_size,
             generator=_generator(seed, epoch, f"augmentation of the {who}"),
@@ -491,11 +566,11 @@ class _Group:
 
     def step(self, students: list[_Student], batches: dict, views: dict) -> None:
         """One look of the teacher, one step of every student. ``batches`` and ``views`` are keyed by seed."""
-        looked = self.look(students, batches, views)
+        own = {s: self.rewritten(s, *batches[s.recipe.seed]) for s in students if s.rewrite is not None}
+        looked = self.look(students, batches, views, own)
         streams = [torch.cuda.Stream() for _ in students] if self.capturing() else None
         for number, s in enumerate(students):
-            key = (s.recipe.seed, s.recipe.teacher_view)
-            teacher_logits, teacher_hidden = looked.get(key, (None, {}))
+            teacher_logits, teacher_hidden = looked.get(s.view, (None, {}))
             seed_torch(self.device, s.recipe.seed, *s.position)
             with ExitStack() as stack:
                 if streams is not None:  # branches of one graph
@@ -503,7 +578,7 @@ class _Group:
                     stack.enter_context(torch.cuda.stream(streams[number]))
                 try:
                     s.learn(
-                        *batches[s.recipe.seed],
+                        *(own[s] if s in own else batches[s.recipe.seed]),
                         teacher_logits,
                         teacher_hidden,
                         self.steps,
@@ -514,22 +589,37 @@ class _Group:
         for stream in streams or ():
             torch.cuda.current_stream().wait_stream(stream)
 
+    def rewritten(self, student: _Student, inputs, labels, index):
+        """The batch as the student's own ``rewrite`` leaves it."""
+        seed = _number(student.recipe.seed, *student.position, "rewrite")
+        generator = torch.Generator(self.device).manual_seed(seed)
+        precision = student.recipe.precision
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            progress = student.progress(self.steps)
+            return *student.rewrite(student.model, inputs, labels, progress, generator), index
+
     @torch.no_grad()
-    def look(self, students, batches, views) -> dict:
+    def look(self, students, batches, views, own) -> dict:
         """The teacher's logits and hidden states for each distinct view of a batch."""
-        wanted = dict.fromkeys(
-            (s.recipe.seed, s.recipe.teacher_view) for s in students if s.objective.needs_teacher
-        )
+        wanted = dict.fromkeys(s.view for s in students if s.objective.needs_teacher)
         if not wanted:
             return {}
-        inputs = [views[seed] if view == "own" else batches[seed][0] for seed, view in wanted]
+        inputs = []
+        for seed, view in wanted:
+            if isinstance(view, _Student):
+                inputs.append(own[view][0])
+            elif self.by_index:
+                inputs.append(batches[seed][2])
+            else:
+                inputs.append(views[seed] if view == "own" else batches[seed][0])
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=students[0].recipe.precision == "bfloat16"
         ):
             if len(inputs) == 1 or self.device.type == "cpu":
                 looked = {}
                 for (seed, view), part in zip(wanted, inputs, strict=True):
-                    seed_torch(self.device, seed, *students[0].position, f"teacher's {view} view")
+                    which = view if isinstance(view, str) else "rewritten"
+                    seed_torch(self.device, seed, *students[0].position, f"teacher's {which} view")
                     looked[seed, view] = self.teacher(part)
                 return looked
             logits, hidden = self.teacher(torch.cat(inputs))
@@ -595,13 +685,17 @@ def _own_random_state(device):
 
 
 def _optimizer(recipe: Recipe, student, objective, device):
-    """The recipe's optimiser. A single number that an objective learns, such as a temperature, does not decay."""
+    """The recipe's optimiser. A single number, such as a temperature that an objective learns, does not decay."""
     on_cuda = torch.device(device).type == "cuda"
     rate = torch.tensor(recipe.learning_rate, device=device) if on_cuda else recipe.learning_rate
-    learned = list(objective.parameters())
-    parameters = [{"params": [*student.parameters(), *(p for p in learned if p.ndim)]}]
-    if numbers := [p for p in learned if not p.ndim]:
-        parameters.append({"params": numbers, "weight_decay": 0.0})
+    every, axes = [*student.parameters(), *objective.parameters()], 2 if recipe.optimizer == "adamw" else 1
+    parameters = [{"params": [p for p in every if p.ndim >= axes]}]
+    if still := [p for p in every if p.ndim < axes]:
+        parameters.append({"params": still, "weight_decay": 0.0})
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameters, rate, (0.9, 0.95), weight_decay=recipe.weight_decay, fused=on_cuda, capturable=on_cuda
+        )
     if recipe.optimizer == "adam":
         return torch.optim.Adam(
             parameters, rate, weight_decay=recipe.weight_decay, fused=on_cuda, capturable=on_cuda
@@ -612,6 +706,18 @@ def _optimizer(recipe: Recipe, student, objective, device):
 def _unchanged_copy(teacher: nn.Module) -> nn.Module:
     """A copy in training mode, whose running statistics move in place of the teacher's."""
     return copy.deepcopy(teacher).train()
+
+
+def _counted(labels: Tensor) -> Tensor:
+    """Which labels count: all but −100. Those that are not whole numbers, such as probabilities, are one an example."""
+    return labels.new_ones(len(labels), dtype=torch.bool) if labels.is_floating_point() else labels != -100
+
+
+def _part(value, part: slice):
+    """Some examples of what a step has seen: of a tensor, or of each in a dict."""
+    if value is None or part == slice(None):
+        return value
+    return {name: x[part] for name, x in value.items()} if isinstance(value, dict) else value[part]
 
 
 def _plain(recipe: Recipe) -> dict:

@@ -1,11 +1,14 @@
 r"""What is measured of a trained student: accuracy, calibration, fidelity to its teacher."""
 
-from contextlib import contextmanager
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from ..objectives import cross_entropy, forward_kl, soften
+from ..objectives import cross_entropy, forward_kl, soften, total_variation
 from .taps import logits_of
 
 
@@ -27,12 +30,16 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15
     >>> expected_calibration_error(torch.tensor([[20.0, 0.0], [20.0, 0.0]]), torch.tensor([0, 1]))
     0.5
     """
-    confidence, predicted = soften(logits).double().max(-1)
+    return calibration_gaps(logits, labels, bins=bins).abs().sum().item() / len(labels)
+
+
+def calibration_gaps(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Tensor:
+    """In each bin of confidence, the sum of what accuracy exceeds confidence by, float64, shape ``(bins,)``."""
+    confidence, predicted = soften(logits).max(-1)
+    confidence = confidence.double()
     gap = (predicted == labels).double() - confidence
     which = (confidence * bins).long().clamp(max=bins - 1)
-    return torch.zeros(bins, dtype=torch.double).index_add_(
-        0, which.cpu(), gap.cpu()
-    ).abs().sum().item() / len(labels)
+    return torch.zeros(bins, dtype=torch.double).index_add_(0, which.cpu(), gap.cpu())
 
 
 @contextmanager
@@ -79,3 +86,80 @@ def measure(student_logits: Tensor, labels: Tensor, teacher_logits: Tensor | Non
         measured["agreement"] = agreement(student_logits, teacher_logits)
         measured["kl_to_teacher"] = forward_kl(student_logits, teacher_logits).item()
     return measured
+
+
+def measure_split(model: nn.Module, split, *, device="cpu", precision: str = "float32") -> dict[str, float]:
+    """:func:`measure` of a split's logits, or :func:`measure_tokens` where the split is a text."""
+    if hasattr(split, "token_bytes"):
+        return measure_tokens([model], split, device=device, precision=precision)[0]
+    size = 500 if torch.device(device).type == "cpu" else 2500
+    logits = predict(model, split, batch_size=size, device=device, precision=precision)
+    return measure(logits, split.labels.cpu())
+
+
+@torch.no_grad()
+def measure_tokens(
+    students: Sequence[nn.Module],
+    split,
+    *,
+    teacher: nn.Module | None = None,
+    device="cpu",
+    precision: str = "float32",
+    tokens_at_once: int = 8192,
+) -> list[dict[str, float]]:
+    r"""What is measured of language models on :class:`~kdlab.data.tokens.Tokens`, in evaluation mode, a few blocks at a time.
+
+    .. math:: \text{bits per byte} = \frac{-\sum_t \log_2 q(x_t \mid x_{<t})}{\text{bytes of text that the tokens stand for}}
+
+    It does not depend on how long tokens are, so that models with different tokenisers compare.
+
+    Args:
+        students: models of one vocabulary.
+        teacher: what they are compared with; its look is shared.
+
+    Returns:
+        For each student ``bits_per_byte``, ``cross_entropy`` (nats a token), ``accuracy`` (of the likeliest token),
+        ``calibration_error``; with a teacher ``agreement``, ``kl_to_teacher`` (nats a token) and ``total_variation``.
+    """
+    sums = [defaultdict(float) for _ in students]
+    bins = torch.zeros(len(students), 15, dtype=torch.double)
+    read = 0
+    with ExitStack() as stack:
+        for model in [*students, *([teacher] if teacher is not None else [])]:
+            stack.enter_context(evaluation_mode(model))
+        for inputs, labels, _ in split.batches(max(tokens_at_once // split.context, 1)):
+            inputs, labels = inputs.to(device), labels.to(device).flatten()
+            autocast = torch.autocast(
+                torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
+            )
+            with autocast:
+                target = None if teacher is None else _rows(teacher(inputs))
+            read += split.token_bytes.to(device)[labels].sum().item()
+            for found, gaps, model in zip(sums, bins, students, strict=True):
+                with autocast:
+                    logits = _rows(model(inputs))
+                found["tokens"] += len(labels)
+                found["cross_entropy"] += cross_entropy(logits, labels, reduction="sum").item()
+                found["accuracy"] += (logits.argmax(-1) == labels).sum().item()
+                gaps += calibration_gaps(logits, labels, bins=15)
+                if target is not None:
+                    found["agreement"] += (logits.argmax(-1) == target.argmax(-1)).sum().item()
+                    found["kl_to_teacher"] += forward_kl(logits, target, reduction="sum").item()
+                    found["total_variation"] += total_variation(logits, target, reduction="sum").item()
+    measured = []
+    for found, gaps in zip(sums, bins, strict=True):
+        tokens = found.pop("tokens")
+        measured.append(
+            {
+                "bits_per_byte": found["cross_entropy"] / math.log(2) / read,
+                **{name: value / tokens for name, value in found.items()},
+                "calibration_error": gaps.abs().sum().item() / tokens,
+            }
+        )
+    return measured
+
+
+def _rows(output) -> Tensor:
+    """Logits ``(B · T, V)``, float32."""
+    logits = logits_of(output)
+    return (logits if isinstance(logits, Tensor) else logits.dense()).flatten(0, 1).float()

@@ -11,7 +11,8 @@ class Recipe:
     Attributes:
         epochs: passes over the training split.
         batch_size: examples a step.
-        optimizer: ``"sgd"`` (with ``momentum``) or ``"adam"``.
+        optimizer: ``"sgd"`` (with ``momentum``), ``"adam"``, or ``"adamw"`` (Loshchilov & Hutter 2019, with betas 0.9 and
+            0.95, whose decay leaves vectors, such as the weights of norms, alone).
         learning_rate: the peak.
         schedule: ``"step"`` multiplies by ``decay`` at each of ``milestones`` (epochs); ``"cosine"`` falls to zero;
             ``"constant"`` stays.
@@ -22,6 +23,10 @@ class Recipe:
             ``"own"``: it sees crops of its own of the same images.
         teacher_mode: ``"eval"``; or ``"train"``, the well-known mistake, for measuring it: batch normalisation by the batch.
         precision: ``"float32"``, or ``"bfloat16"`` for autocast.
+        epoch_examples: how many examples an epoch has, drawn anew from the split each time; None: all of them.
+        micro_batches: a batch is run in so many equal parts, whose gradients add up to its own; for less memory. (Batch
+            normalisation averages over each part.)
+        max_gradient_norm: a longer gradient is shortened to this; 0 leaves all as they are.
         seed: of the order and the augmentation of the examples. Runs that share it see the same batches.
     """
 
@@ -40,10 +45,13 @@ class Recipe:
     seed: int = 0
     teacher_view: str = "same"
     teacher_mode: str = "eval"
+    epoch_examples: int | None = None
+    micro_batches: int = 1
+    max_gradient_norm: float = 0.0
 
     def __post_init__(self):
         for name, allowed in (
-            ("optimizer", ("sgd", "adam")),
+            ("optimizer", ("sgd", "adam", "adamw")),
             ("schedule", ("step", "cosine", "constant")),
             ("precision", ("float32", "bfloat16")),
             ("teacher_view", ("same", "own")),
@@ -51,17 +59,23 @@ class Recipe:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
-        if self.epochs < 1 or self.batch_size < 1:
+        for name in ("epochs", "batch_size", "micro_batches", "epoch_examples"):
+            value = getattr(self, name)
+            if name == "epoch_examples" and value is None:
+                continue
+            if not isinstance(value, int):
+                raise TypeError(f"{name} must be a whole number, not {value!r}.")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}.")
+        if self.batch_size % self.micro_batches:
             raise ValueError(
-                f"epochs and batch_size must be at least 1, not {self.epochs} and {self.batch_size}."
+                f"a batch of {self.batch_size} cannot be run in {self.micro_batches} equal parts."
             )
-        if not (isinstance(self.epochs, int) and isinstance(self.batch_size, int)):
-            raise TypeError(
-                f"epochs and batch_size must be whole numbers, not {self.epochs!r} and {self.batch_size!r}."
-            )
+        if self.epoch_examples is not None and self.epoch_examples < self.batch_size:
+            raise ValueError(f"an epoch of {self.epoch_examples} examples has no batch of {self.batch_size}.")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive and finite, not {self.learning_rate!r}.")
-        for name in ("momentum", "decay", "warmup_epochs", "weight_decay"):
+        for name in ("momentum", "decay", "warmup_epochs", "weight_decay", "max_gradient_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)!r}.")
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..objectives import HeadLogits, SparseTargets
 from ..objectives.attention import attention_from_qk
 
 
@@ -164,14 +165,14 @@ def _recovered(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
 ):
     """The maps of a call of fused attention; one head has no axis of its own there."""
-    with torch.autocast(query.device.type, enabled=False):
+    with torch.autocast("cuda" if query.is_cuda else "cpu", enabled=False):
         maps = attention_from_qk(query, key, causal=is_causal, mask=attn_mask, scale=scale)
     return maps if maps.ndim == 4 else maps.unsqueeze(1)
 
 
-def logits_of(output) -> Tensor:
+def logits_of(output) -> Tensor | HeadLogits | SparseTargets:
     """The logits in what a model returned: a tensor, an object with ``.logits``, or a tuple that starts with them."""
-    if isinstance(output, Tensor):
+    if isinstance(output, (Tensor, HeadLogits, SparseTargets)):
         return output
     if hasattr(output, "logits"):
         return output.logits

@@ -1,0 +1,108 @@
+"""Tokens as training data: blocks of a context's length, each with the tokens that follow."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .images import batch_indices
+
+
+@dataclass(frozen=True)
+class Tokens:
+    r"""A text as blocks of ``context`` tokens; the labels of a block are the tokens that follow each of its own.
+
+    Block :math:`i` holds the tokens :math:`iC \dots iC + C - 1`, and its labels are :math:`iC + 1 \dots iC + C`: every token but
+    the first of the text is predicted once.
+
+    Attributes:
+        labels: all tokens in a row, int16 as unsigned 16-bit numbers; they may be mapped from disk.
+        context: :math:`C`.
+        token_bytes: how many bytes of text each token of the vocabulary stands for, int64, shape ``(V,)``.
+        blocks: which blocks there are, int64, shape ``(n,)``; None is all.
+        stride: from one block's first token to the next one's; None is :math:`C`. With :math:`C + 1` blocks share no token.
+    """
+
+    labels: Tensor
+    context: int
+    token_bytes: Tensor
+    blocks: Tensor | None = None
+    stride: int | None = None
+
+    def __post_init__(self):
+        if self.labels.dtype != torch.int16 or self.labels.ndim != 1:
+            raise ValueError("tokens are int16 in a row.")
+        if len(self.labels) <= self.context:
+            raise ValueError(
+                f"a text of {len(self.labels)} tokens is too short for one block of {self.context} and what follows it."
+            )
+        if self.stride is None:
+            object.__setattr__(self, "stride", self.context)
+        if self.blocks is None:
+            whole = (len(self.labels) - 1 - self.context) // self.stride + 1
+            object.__setattr__(self, "blocks", torch.arange(whole))
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index) -> "Tokens":
+        return replace(self, blocks=self.blocks[index])
+
+    def spread(self, n: int) -> "Tokens":
+        """``n`` blocks at even distances, or all if there are no more."""
+        n = min(n, len(self))
+        return self[torch.arange(n) * len(self) // n]
+
+    def to(self, device) -> "Tokens":
+        return replace(
+            self,
+            labels=self.labels.to(device),
+            token_bytes=self.token_bytes.to(device),
+            blocks=self.blocks.to(device),
+        )
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augment: bool = False,
+        order: Tensor | None = None,
+        start: int = 0,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of (tokens, the tokens that follow, indices of the blocks), as :meth:`kdlab.data.images.Split.batches`.
+
+        Tokens and labels are int64, shape ``(batch, context)``; there is nothing to augment.
+        """
+        steps = torch.arange(self.context + 1, device=self.labels.device)
+        for number, index in enumerate(batch_indices(len(self), batch_size, generator, order)):
+            if number >= start:
+                index = index.to(self.labels.device)
+                places = self.blocks[index].unsqueeze(1) * self.stride + steps
+                block = self.labels[places].long() & 0xFFFF
+                yield block[:, :-1], block[:, 1:], index
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A tokenised corpus in three splits.
+
+    Attributes:
+        name: corpus, vocabulary and context, such as ``"books-4096-256"``.
+        train, validation, test: no author is in two of them, where the corpus says who wrote what.
+        num_classes: the number of tokens in the vocabulary.
+        tokeniser: with ``encode(text).ids`` and ``decode(ids)``.
+        checksum: of the tokens of all splits and of the tokeniser.
+        fallback: whether this stands in for a corpus that could not be had, and ``reason``: why.
+    """
+
+    name: str
+    train: Tokens
+    validation: Tokens
+    test: Tokens
+    num_classes: int
+    tokeniser: object
+    checksum: str
+    fallback: bool = False
+    reason: str = ""

@@ -1,0 +1,177 @@
+"""Teacher caches: what is kept of a teacher's distributions on disk, so that it is run once and not with each student."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data import Tokens
+from ..files import note_read, sha256
+from ..objectives import HeadLogits, SparseTargets, soften
+from ..training import evaluation_mode
+from ..training.checkpoint import checksum
+from ..training.taps import logits_of
+
+KINDS = ("sampled", "top-k", "top-k-rest")
+
+
+class CacheError(RuntimeError):
+    """A cache that is missing, damaged, or of another teacher or text."""
+
+
+def text_checksum(tokens: Tokens) -> str:
+    """SHA-256 of the blocks of a text: what a cache belongs to."""
+    digest = hashlib.sha256(f"{tokens.context} {len(tokens.token_bytes)}".encode())
+    for tensor in (tokens.blocks, tokens.labels):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def write_cache(
+    path,
+    teacher: nn.Module,
+    tokens: Tokens,
+    *,
+    kind: str = "sampled",
+    entries: int = 12,
+    seed: int = 0,
+    device="cpu",
+    precision: str = "float32",
+    tokens_at_once: int = 4096,
+    report: Callable[[int, int], None] | None = None,
+) -> None:
+    """Run a teacher over a text once, and keep ``entries`` of each token's distribution in the folder ``path``.
+
+    Written whole or not at all. An entry takes 4 bytes (6 for more than 65,536 tokens): twelve of them 48 a token.
+
+    Args:
+        kind: ``"sampled"``, ``"top-k"`` or ``"top-k-rest"`` (:mod:`~kdlab.objectives.sparse`).
+        seed: of the draws.
+        report: called with the blocks that are done, and all.
+
+    Raises:
+        ValueError: for another kind, or a number of entries that the vocabulary has not.
+        CacheError: if ``path`` exists already.
+    """
+    path = Path(path)
+    vocabulary = len(tokens.token_bytes)
+    if kind not in KINDS:
+        raise ValueError(f"the kind of a cache is one of {', '.join(KINDS)}, not {kind!r}.")
+    if not 1 <= entries < vocabulary:
+        raise ValueError(f"a cache keeps 1 to {vocabulary - 1} entries of {vocabulary}, not {entries}.")
+    if path.exists():
+        raise CacheError(f"{path} exists already; delete it to make the cache anew.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator(device).manual_seed(seed)
+    number = np.uint16 if vocabulary <= 2**16 else np.uint32
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    done = 0
+    try:
+        with (
+            evaluation_mode(teacher.to(device)),
+            (scratch / "tokens.bin").open("wb") as which,
+            (scratch / "probabilities.bin").open("wb") as how_likely,
+        ):
+            for inputs, _, index in tokens.batches(max(tokens_at_once // tokens.context, 1)):
+                with torch.autocast(
+                    torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
+                ):
+                    logits = logits_of(teacher(inputs.to(device)))
+                logits = logits.dense() if isinstance(logits, HeadLogits) else logits
+                kept = keep(soften(logits.float()), kind, entries, generator)
+                which.write(kept.tokens.cpu().numpy().astype(number).tobytes())
+                how_likely.write(kept.probabilities.cpu().numpy().astype(np.float16).tobytes())
+                done += len(index)
+                if report is not None:
+                    report(done, len(tokens))
+        header = {
+            "kind": kind,
+            "entries": entries,
+            "vocabulary": vocabulary,
+            "context": tokens.context,
+            "blocks": len(tokens),
+            "text": text_checksum(tokens),
+            "teacher": checksum(teacher.state_dict().items()),
+            "files": {name: sha256(scratch / name) for name in ("tokens.bin", "probabilities.bin")},
+        }
+        (scratch / "header.json").write_text(json.dumps(header, indent=1) + "\n")
+        scratch.rename(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def keep(p: Tensor, kind: str, entries: int, generator: torch.Generator | None = None) -> SparseTargets:
+    """A few entries of distributions ``(..., V)``, as the kinds of :mod:`~kdlab.objectives.sparse` say."""
+    vocabulary = p.shape[-1]
+    if kind == "sampled":
+        drawn = torch.multinomial(p.flatten(0, -2), entries, replacement=True, generator=generator)
+        drawn = drawn.view(*p.shape[:-1], entries)
+        return SparseTargets(drawn, torch.full_like(drawn, 1 / entries, dtype=p.dtype), vocabulary)
+    largest, which = p.topk(entries)
+    if kind == "top-k":
+        largest = largest / largest.sum(-1, keepdim=True)
+    return SparseTargets(which, largest, vocabulary, rest=kind == "top-k-rest")
+
+
+class TeacherCache(nn.Module):
+    """A cache in a teacher's place: ``fit(…, teacher=TeacherCache(path, train))``.
+
+    It is asked by the index of the examples, and answers with :class:`~kdlab.objectives.sparse.SparseTargets`, mapped from disk.
+
+    Args:
+        path: what :func:`write_cache` wrote.
+        tokens: the text that it was written of, or its first blocks.
+        teacher: if given, it must be this teacher's.
+
+    Raises:
+        CacheError: if it is missing, damaged, or of another text or teacher.
+    """
+
+    by_index = True
+
+    def __init__(self, path, tokens: Tokens | None = None, teacher: nn.Module | None = None):
+        super().__init__()
+        path = Path(path)
+        try:
+            self.header = json.loads(note_read(path / "header.json").read_text())
+            damaged = [name for name, known in self.header["files"].items() if sha256(path / name) != known]
+        except (OSError, ValueError, KeyError) as error:
+            raise CacheError(f"{path} is no teacher cache, or is damaged: {error}.") from None
+        if damaged:
+            raise CacheError(
+                f"{path / damaged[0]} is truncated or was changed; delete {path} to make it anew."
+            )
+        if tokens is not None and text_checksum(tokens) != self.header["text"]:
+            raise CacheError(f"{path} is the cache of another text, or of other blocks of it.")
+        if teacher is not None and checksum(teacher.state_dict().items()) != self.header["teacher"]:
+            raise CacheError(f"{path} is the cache of another teacher.")
+        shape = tuple(self.header[name] for name in ("blocks", "context", "entries"))
+        number = np.uint16 if self.header["vocabulary"] <= 2**16 else np.uint32
+        self._tokens = np.memmap(path / "tokens.bin", number, "r", shape=shape)
+        self._probabilities = np.memmap(path / "probabilities.bin", np.float16, "r", shape=shape)
+        identity = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).digest()
+        self.register_buffer("identity", torch.tensor(list(identity), dtype=torch.uint8))
+
+    def forward(self, index: Tensor) -> SparseTargets:
+        """What is kept of the examples ``index``, ``(B,)``: entries ``(B, context, K)``."""
+        places = index.cpu().numpy()
+        tokens = torch.from_numpy(self._tokens[places].astype(np.int64)).to(index.device)
+        probabilities = torch.from_numpy(self._probabilities[places].astype(np.float32)).to(index.device)
+        rest = self.header["kind"] == "top-k-rest"
+        if not rest:  # of which half precision has kept three digits
+            probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+        return SparseTargets(tokens, probabilities, self.header["vocabulary"], rest)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """On disk."""
+        return (self._tokens.nbytes + self._probabilities.nbytes) / (
+            self.header["blocks"] * self.header["context"]
+        )

@@ -1,0 +1,117 @@
+"""Where the text comes from: the corpus, the teacher (sequence-level distillation), or the student itself (on-policy)."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data import Tokens
+from ..files import atomic_write, note_read
+from .generation import generate
+
+#: The label of a token that nothing is learned from.
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class OwnText:
+    r"""On-policy distillation: the student goes on from a prompt, and learns from what the teacher says of *that*.
+
+    The prompt is the beginning of a block of the corpus; what the student writes takes the place of the rest. Nothing is learned
+    from the prompt's own tokens, and no gradient runs through the writing.
+
+    Attributes:
+        prompt: how many tokens of the corpus come first.
+        probability: of a step on the student's own text; else the step is on the corpus. GKD's :math:`\lambda`.
+        after: the part of the training that is on the corpus alone, so that there is something to write with.
+        temperature: of the writing.
+
+    Source: Agarwal et al. (2024), GKD, algorithm 1.
+    """
+
+    prompt: int = 32
+    probability: float = 1.0
+    temperature: float = 1.0
+    after: float = 0.0
+
+    def __post_init__(self):
+        parts = (self.probability, self.after)
+        if self.prompt < 1 or self.temperature < 0 or not all(0 <= part <= 1 for part in parts):
+            raise ValueError(
+                "own text needs a prompt of at least one token, probability and after from 0 to 1, and a temperature that is "
+                "not negative."
+            )
+
+    def __call__(
+        self, student: nn.Module, inputs: Tensor, labels: Tensor, progress: float, generator
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs and labels ``(B, C)`` in place of those of the corpus."""
+        drawn = torch.rand((), generator=generator, device=generator.device).item()
+        if progress < self.after or drawn >= self.probability:
+            return inputs, labels
+        return after_prompt(written(student, inputs, self.prompt, self.temperature, generator), self.prompt)
+
+
+def written(model, inputs: Tensor, prompt: int, temperature: float, generator) -> Tensor:
+    """Blocks ``(B, C + 1)`` that begin as ``inputs`` and go on as the model writes."""
+    context = inputs.shape[1]
+    if not prompt <= context:
+        raise ValueError(f"a prompt of {prompt} tokens is longer than a block of {context}.")
+    more = context + 1 - prompt
+    return generate(model, inputs[:, :prompt], tokens=more, temperature=temperature, generator=generator)
+
+
+def after_prompt(text: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of blocks ``(B, C + 1)``, none for the tokens of the prompt."""
+    labels = text[:, 1:].clone()
+    labels[:, : prompt - 1] = IGNORED
+    return text[:, :-1], labels
+
+
+def teacher_text(
+    path,
+    teacher: nn.Module,
+    tokens: Tokens,
+    *,
+    prompt: int = 32,
+    temperature: float = 1.0,
+    seed: int = 0,
+    at_once: int = 64,
+    device="cpu",
+    precision: str = "float32",
+    report: Callable[[int, int], None] | None = None,
+) -> Tokens:
+    """For each block of a text, one that begins alike and goes on as the teacher writes: sequence-level distillation.
+
+    Written to the file ``path`` once, whole or not at all; if it is there, it is read.
+
+    Source: Kim & Rush (2016), with samples in place of the beam's best.
+    """
+    path = Path(path)
+    if not path.exists():
+        generator = torch.Generator(device).manual_seed(seed)
+        teacher, done = teacher.to(device), 0
+        with atomic_write(path) as part, part.open("wb") as file:
+            for inputs, _, index in tokens.batches(at_once):
+                with torch.autocast(
+                    torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
+                ):
+                    text = written(teacher, inputs.to(device), prompt, temperature, generator)
+                file.write(text.cpu().numpy().astype(np.uint16).tobytes())
+                done += len(index)
+                if report is not None:
+                    report(done, len(tokens))
+    size = len(tokens) * (tokens.context + 1)
+    if note_read(path).stat().st_size != 2 * size:
+        raise ValueError(f"{path} is truncated or of another text: delete it, and it is written anew.")
+    labels = torch.from_file(str(path), shared=False, size=size, dtype=torch.int16)
+    return Tokens(labels, tokens.context, tokens.token_bytes, stride=tokens.context + 1)
+
+
+def text_name(teacher_checksum: str, tokens_checksum: str, *how) -> str:
+    """A file name for what a teacher has written."""
+    return hashlib.sha256(repr((teacher_checksum, tokens_checksum, *how)).encode()).hexdigest()[:16]

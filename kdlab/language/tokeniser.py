@@ -1,0 +1,209 @@
+"""From text to tokens: byte-level BPE, learned from the training documents alone, and tokens mapped from disk."""
+
+import hashlib
+import itertools
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data import DataError, TextData, Tokens, corpus_or_fallback, folder, load_corpus
+from ..data.text import END_OF_TEXT, SPLITS, Corpus
+from ..files import atomic_write, note_read, sha256
+
+#: Tokenisers that come with the package, as ``corpus-vocabulary.json``; others are trained and kept in the data folder.
+STORED = Path(__file__).parent / "tokenisers"
+
+#: Characters of each training document from which a tokeniser is learned: as much of a long book as of a short one.
+SAMPLE = 100_000
+
+#: How many blocks of a split are measured, at even distances: of the validation split after every epoch, of the test split once.
+MEASURED = {"validation": 64, "test": 256}
+
+
+def require_tokenizers():
+    """The tokenizers package, or a sentence about how to get it."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise ImportError("language models need tokenizers: pip install 'kdlab[language]'.") from None
+    return tokenizers
+
+
+def train_tokeniser(documents: Iterable[str], vocabulary: int):
+    """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of ``vocabulary`` tokens.
+
+    All 256 bytes are tokens, so that any text can be written; ``<|endoftext|>`` is token 0.
+
+    Returns:
+        a ``tokenizers.Tokenizer``.
+
+    Raises:
+        ValueError: for a vocabulary without room for the bytes, or more than 16 bits can number; for no text, or too little for
+            so many tokens.
+    """
+    if not 257 <= vocabulary <= 65_536:
+        raise ValueError(f"a vocabulary has 257 to 65,536 tokens, not {vocabulary}.")
+    tokenizers = require_tokenizers()
+    tokeniser = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokeniser.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokeniser.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokeniser.train_from_iterator((document[:SAMPLE] for document in documents), trainer)
+    if (learned := tokeniser.get_vocab_size()) < vocabulary:
+        raise ValueError(f"the text is too short for {vocabulary} tokens: it has {learned}, bytes included.")
+    return _literal(tokeniser)
+
+
+def _literal(tokeniser):
+    """A tokeniser to which ``<|endoftext|>`` within a text is text as any other."""
+    tokeniser.encode_special_tokens = True
+    return tokeniser
+
+
+def token_bytes(tokeniser) -> torch.Tensor:
+    """How many bytes of text each token stands for, int64, shape ``(V,)``; none for ``<|endoftext|>``."""
+    sizes = torch.zeros(tokeniser.get_vocab_size(), dtype=torch.long)
+    for token, number in tokeniser.get_vocab(with_added_tokens=False).items():
+        sizes[number] = 0 if token == END_OF_TEXT else len(token)  # a character of its alphabet is a byte
+    return sizes
+
+
+def load_text_data(name: str) -> TextData:
+    """A tokenised corpus by its name, ``"corpus-vocabulary-context"``, such as ``"books-4096-256"``.
+
+    Tokenised once, and kept in the data folder. Of validation and test, ``MEASURED`` blocks at even distances are what is measured.
+
+    Raises:
+        ValueError: for a name of another form, or a corpus that there is not.
+        DataError: for damaged files.
+    """
+    corpus_name, vocabulary, context = parse(name)
+    corpus = corpus_or_fallback(corpus_name)
+    tokeniser = stored_tokeniser(corpus, min(vocabulary, 2048) if corpus.fallback else vocabulary)
+    where, checksum = tokenise(corpus, tokeniser)
+    sizes = token_bytes(tokeniser)
+    splits = {split: Tokens(_mapped(where / f"{split}.bin"), context, sizes) for split in SPLITS}
+    return TextData(
+        name=name,
+        train=splits["train"],
+        validation=splits["validation"].spread(MEASURED["validation"]),
+        test=splits["test"].spread(MEASURED["test"]),
+        num_classes=tokeniser.get_vocab_size(),
+        tokeniser=tokeniser,
+        checksum=checksum,
+        fallback=corpus.fallback,
+        reason=corpus.reason,
+    )
+
+
+def parse(name: str) -> tuple[str, int, int]:
+    """Corpus, vocabulary and context of a name.
+
+    >>> parse("wikitext-2-4096-256")
+    ('wikitext-2', 4096, 256)
+    """
+    parts = name.rsplit("-", 2)
+    if len(parts) < 3 or not all(part.isdecimal() and int(part) for part in parts[1:]):
+        raise ValueError(
+            f'text is named "corpus-vocabulary-context", such as "books-4096-256", not {name!r}.'
+        )
+    return parts[0], int(parts[1]), int(parts[2])
+
+
+def stored_tokeniser(corpus: Corpus, vocabulary: int):
+    """The tokeniser of a corpus: the package's, or that of the data folder, where it is trained if there is none."""
+    path = STORED / f"{corpus.tokenised_as}-{vocabulary}.json"
+    if path.exists():
+        return read_tokeniser(path)
+    source = corpus if corpus.tokenised_as == corpus.name else load_corpus(corpus.tokenised_as)
+    path = folder() / "tokenisers" / f"{source.name}-{vocabulary}-{source.checksum[:12]}.json"
+    if not path.exists():
+        tokeniser = train_tokeniser(source.documents("train"), vocabulary)
+        with atomic_write(path) as part:
+            tokeniser.save(str(part))
+    return read_tokeniser(path)
+
+
+def read_tokeniser(path):
+    """A ``tokenizers.Tokenizer`` from its JSON file.
+
+    Raises:
+        DataError: if it is damaged.
+    """
+    try:
+        return _literal(require_tokenizers().Tokenizer.from_file(str(note_read(path))))
+    except ImportError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path} is not a tokeniser: {error}.") from error
+
+
+def tokeniser_checksum(tokeniser) -> str:
+    """SHA-256 of what a tokeniser does, whatever the file's layout."""
+    return hashlib.sha256(json.dumps(json.loads(tokeniser.to_str()), sort_keys=True).encode()).hexdigest()
+
+
+def tokenise(corpus: Corpus, tokeniser) -> tuple[Path, str]:
+    """The folder with the tokens of each split as ``train.bin`` and so on, unsigned 16-bit numbers, and their checksum.
+
+    Each document is followed by ``<|endoftext|>``. Written once, whole or not at all.
+
+    Raises:
+        DataError: if a file is not what was written, or a split has no text.
+    """
+    identity = hashlib.sha256((corpus.checksum + tokeniser_checksum(tokeniser)).encode()).hexdigest()
+    target = folder() / "tokens" / f"{corpus.name}-{tokeniser.get_vocab_size()}-{identity[:12]}"
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            (whole := scratch / target.name).mkdir()
+            known = {
+                split: _write_tokens(corpus, split, tokeniser, whole / f"{split}.bin") for split in SPLITS
+            }
+            (whole / "checksums.json").write_text(json.dumps(known))
+            try:
+                whole.rename(target)
+            except OSError:  # another process was first
+                if not target.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        known = json.loads((target / "checksums.json").read_text())
+        damaged = [split for split in SPLITS if sha256(note_read(target / f"{split}.bin")) != known[split]]
+    except (OSError, ValueError, KeyError) as error:
+        damaged = [error]
+    if damaged:
+        raise DataError(
+            f"{target} is truncated or was changed ({damaged[0]}): delete it, and the text is tokenised again."
+        )
+    return target, hashlib.sha256((identity + "".join(known[split] for split in SPLITS)).encode()).hexdigest()
+
+
+def _write_tokens(corpus: Corpus, split: str, tokeniser, path: Path) -> str:
+    """Write the tokens of a split; their SHA-256."""
+    end = tokeniser.token_to_id(END_OF_TEXT)
+    with path.open("wb") as file:
+        documents = corpus.documents(split)
+        while batch := list(itertools.islice(documents, 16)):
+            for encoding in tokeniser.encode_batch(batch, add_special_tokens=False):
+                file.write(np.array([*encoding.ids, end], dtype=np.uint16).tobytes())
+        if not file.tell():
+            raise DataError(f"the {split} split of {corpus.name} has no text.")
+    return sha256(path)
+
+
+def _mapped(path: Path) -> torch.Tensor:
+    """A file of 16-bit numbers, mapped into memory."""
+    return torch.from_file(str(path), shared=False, size=path.stat().st_size // 2, dtype=torch.int16)

@@ -1,0 +1,494 @@
+r"""Large vocabularies: response losses taken straight from hidden states and the head's weights.
+
+A language model's logits are :math:`z = W h + b`, one row of :math:`V` numbers a token, and they, not the model, are what
+fills the memory: of 2048 tokens and 32,000 words they take 262 MB, and a loss with its gradient keeps about ten such
+tensors. But a loss that is a mean over tokens needs only a few tokens' logits at a time, and its gradient by them has a
+closed form, which is multiplied out at once and forgotten:
+
+.. math:: \frac{\partial L}{\partial h} = \frac{\partial L}{\partial z} W, \qquad
+    \frac{\partial L}{\partial W} = \sum_{\text{tokens}} \frac{\partial L}{\partial z}^{\!\top} h
+
+Give an :class:`~kdlab.objectives.terms.Objective` a :class:`HeadLogits` for the student's logits, and it does that for all
+its terms together, in one pass. Nothing is approximated: values and gradients are those of the logits, to rounding.
+
+Convention: as in :mod:`kdlab.objectives.divergences`, :math:`p` is the teacher and :math:`q` the student at temperature
+:math:`T`, and with :math:`s_i = \partial\ell/\partial q_i`, to which any constant may be added,
+
+.. math:: \frac{\partial\ell}{\partial z_i} = \frac{q_i}{T}\Bigl(s_i - \sum_k q_k s_k\Bigr)
+
+Source: products in the forward pass, Hsu et al. (2024), Liger Kernel, section 3.2; the gradients, see each divergence.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from numbers import Real
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checks import _inspectable, check_count, check_mask, check_same_shape, counted_labels
+from .softening import log_softmax
+from .sparse import SparseTargets, sparse_losses, sparse_slope
+
+#: The label of a token that does not count, as everywhere in PyTorch.
+IGNORED = -100
+
+
+@dataclass(frozen=True, eq=False)
+class HeadLogits:
+    r"""Logits that are never all there: hidden states, and the head that makes logits of them.
+
+    .. math:: z = W h + b, \qquad \text{with a softcap } c:\quad c \tanh(z / c)
+
+    What it stands for has shape ``(..., V)``; leading axes can be indexed as those of a tensor, so that
+    :func:`~kdlab.objectives.sequence.next_token` takes it too. Products are made in the type of the inputs, or in that of
+    ``torch.autocast``; what follows them in float32, or in float64 for float64.
+
+    Args:
+        hidden: :math:`h`, the last hidden states, shape ``(..., d)``.
+        weight: :math:`W`, shape ``(V, d)``, such as ``model.lm_head.weight``.
+        bias: :math:`b`, shape ``(V,)``, or None.
+        softcap: :math:`c > 0`, as ``final_logit_softcapping`` of Gemma 2, or None.
+        chunk: how many tokens' logits there are at a time; None is :func:`tokens_at_once`. Of the student's alone.
+
+    Raises:
+        TypeError: for what is no floating-point tensor.
+        ValueError: for shapes that do not fit, or a softcap or chunk that is not positive.
+
+    >>> logits = HeadLogits(torch.ones(2, 3, 4), torch.ones(10, 4))
+    >>> logits.shape, logits[:, :-1].shape
+    (torch.Size([2, 3, 10]), torch.Size([2, 2, 10]))
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+    chunk: int | None = None
+
+    def __post_init__(self):
+        for name in ("hidden", "weight", "bias"):
+            tensor = getattr(self, name)
+            if tensor is None and name == "bias":
+                continue
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise TypeError(f"{name} must be a floating-point torch.Tensor, not {kind}.")
+        if self.hidden.ndim < 2 or self.weight.ndim != 2 or self.hidden.shape[-1] != self.weight.shape[1]:
+            raise ValueError(
+                f"hidden states of shape (..., d) and a weight of shape (V, d) are needed, not "
+                f"{tuple(self.hidden.shape)} and {tuple(self.weight.shape)}."
+            )
+        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
+            raise ValueError(
+                f"a bias of shape {tuple(self.bias.shape)} does not fit a weight of shape {tuple(self.weight.shape)}."
+            )
+        c = self.softcap
+        if c is not None and not (isinstance(c, Real) and math.isfinite(c) and c > 0):
+            raise ValueError(f"softcap must be a positive, finite number, not {c!r}.")
+        if self.chunk is not None and not (isinstance(self.chunk, int) and self.chunk > 0):
+            raise ValueError(f"chunk must be a positive number of tokens, not {self.chunk!r}.")
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([*self.hidden.shape[:-1], self.weight.shape[0]])
+
+    @property
+    def ndim(self) -> int:
+        return self.hidden.ndim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the products."""
+        kind = self.device.type
+        autocast = torch.is_autocast_enabled(kind) and self.hidden.dtype != torch.float64
+        return torch.get_autocast_dtype(kind) if autocast else self.hidden.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.hidden.device
+
+    def detach(self) -> "HeadLogits":
+        bias = None if self.bias is None else self.bias.detach()
+        return replace(self, hidden=self.hidden.detach(), weight=self.weight.detach(), bias=bias)
+
+    def dense(self) -> Tensor:
+        """All logits, shape ``(..., V)``: for losses that cannot do with less."""
+        logits = F.linear(self.hidden, self.weight, self.bias)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def __getitem__(self, index) -> "HeadLogits":
+        if isinstance(index, tuple) and (Ellipsis in index or len(index) >= self.ndim):
+            raise IndexError(
+                "only leading axes can be indexed: the last, the vocabulary, is never all there."
+            )
+        return replace(self, hidden=self.hidden[index])
+
+
+# What a loss is for each token, and its gradient by the student's logits ------------------------------------------------
+
+
+class Softened:
+    """Teacher and student at one temperature, of a few tokens; each is computed once, when it is first asked for."""
+
+    def __init__(self, student: Tensor, teacher: Tensor | None, temperature: float):
+        self.student, self.teacher, self.temperature = student, teacher, temperature
+
+    def _log_softmax(self, logits):
+        if self.temperature == 1:  # three passes less
+            return torch.log_softmax(logits, -1)
+        return log_softmax(logits, self.temperature)
+
+    @cached_property
+    def log_q(self):
+        return self._log_softmax(self.student)
+
+    @cached_property
+    def log_p(self):
+        return self._log_softmax(self.teacher)
+
+    @cached_property
+    def q(self):
+        return self.log_q.exp()
+
+    @cached_property
+    def p(self):
+        return self.log_p.exp()
+
+    @cached_property
+    def log_ratio(self):
+        """log p/q."""
+        return self.log_p - self.log_q
+
+    @cached_property
+    def difference(self):
+        """q − p."""
+        return self.q - self.p
+
+    @cached_property
+    def rounding(self):
+        """Σ (q − p): zero but for rounding, of which it rids Σ p·log(p/q) where q is nearly p."""
+        return self.difference.sum(-1)
+
+    @cached_property
+    def log_ratio_within_exp(self):
+        """log p/q where its exponential is finite: beyond, what it is multiplied with in a mixture is zero."""
+        limit = 0.9 * math.log(torch.finfo(self.log_q.dtype).max)
+        return self.log_ratio.clamp(-limit, limit)
+
+    def gradient(self, qs: Tensor) -> Tensor:
+        """q·(s − Σ q·s)/T of q·s, which is overwritten."""
+        return qs.addcmul_(self.q, qs.sum(-1, keepdim=True), value=-1).div_(self.temperature)
+
+
+def cross_entropy(at: Softened, labels: Tensor, smoothing: float = 0.0):
+    """−Σ y·log q with y one at the label, or smoothed; its gradient is (q − y)/T."""
+    index, even = labels.unsqueeze(-1), smoothing / at.q.shape[-1]
+    losses = (smoothing - 1) * at.log_q.gather(-1, index).squeeze(-1)
+    losses = losses - even * at.log_q.sum(-1) if smoothing else losses
+    slope = (at.q - even).scatter_add_(-1, index, at.q.new_full(index.shape, smoothing - 1))
+    return losses, slope.div_(at.temperature)
+
+
+def forward_kl(at: Softened):
+    """Σ p·log(p/q), with gradient (q − p)/T."""
+    losses = (at.p * at.log_ratio).sum(-1) + at.rounding
+    return losses.clamp(min=0), at.difference / at.temperature
+
+
+def soft_targets(at: Softened):
+    """T² of it."""
+    losses, slope = forward_kl(at)
+    return losses.mul_(at.temperature**2), slope.mul_(at.temperature**2)
+
+
+def reverse_kl(at: Softened):
+    """Σ q·log(q/p), with s = log(q/p)."""
+    qs = (at.q * at.log_ratio).neg_()
+    losses = qs.sum(-1) - at.rounding
+    return losses.clamp(min=0), at.gradient(qs)
+
+
+def log_to_mixture(at: Softened, w: float):
+    """log(p/m) and log(q/m) of m = w·p + (1 − w)·q, for w and 1 − w that are both positive.
+
+    log(q/m) = −log(1 + w·(p/q − 1)), and log(p/m) likewise from the other side. The smaller of w and 1 − w is taken, so
+    that the bracket never cancels, and the other logarithm differs by log(p/q).
+    """
+    r = at.log_ratio_within_exp
+    if w <= 0.5:
+        log_q_to_m = torch.expm1(r).mul_(w).log1p_().neg_()
+        return log_q_to_m + r, log_q_to_m
+    log_p_to_m = torch.expm1(-r).mul_(1 - w).log1p_().neg_()
+    return log_p_to_m, log_p_to_m - r
+
+
+def skewed_forward_kl(at: Softened, skew: float):
+    """Σ p·log(p/m) with m = λ·p + (1 − λ)·q, and s = −(1 − λ)·(p/m − 1)."""
+    if skew == 0:
+        return forward_kl(at)
+    if skew == 1:
+        return nothing(at)
+    log_p_to_m, _ = log_to_mixture(at, skew)
+    losses = (at.p * log_p_to_m).sum(-1) + (1 - skew) * at.rounding
+    return losses.clamp(min=0), at.gradient(log_p_to_m.expm1_().mul_(at.q).mul_(skew - 1))
+
+
+def skewed_reverse_kl(at: Softened, skew: float):
+    """Σ q·log(q/m) with m = (1 − λ)·p + λ·q, and s = log(q/m) − λ·(q/m − 1)."""
+    if skew == 0:
+        return reverse_kl(at)
+    if skew == 1:
+        return nothing(at)
+    _, log_q_to_m = log_to_mixture(at, 1 - skew)
+    losses = (at.q * log_q_to_m).sum(-1) - (1 - skew) * at.rounding
+    return losses.clamp(min=0), at.gradient(log_q_to_m.sub_(log_q_to_m.expm1(), alpha=skew).mul_(at.q))
+
+
+def generalised_jsd(at: Softened, beta: float, scaled: bool):
+    """β·Σ p·log(p/m) + (1 − β)·Σ q·log(q/m) with m = β·p + (1 − β)·q, and s = (1 − β)·log(q/m)."""
+    if beta in (0, 1):
+        return (forward_kl, reverse_kl)[int(beta)](at) if scaled else nothing(at)
+    log_p_to_m, log_q_to_m = log_to_mixture(at, beta)
+    losses = beta * (at.p * log_p_to_m).sum(-1) + (1 - beta) * (at.q * log_q_to_m).sum(-1)
+    factor = 1 / (beta * (1 - beta)) if scaled else 1.0
+    return factor * losses.clamp(min=0), at.gradient(log_q_to_m.mul_(at.q).mul_(factor * (1 - beta)))
+
+
+def total_variation(at: Softened):
+    """½·Σ |q − p|, with s = ½·sign(q − p)."""
+    losses = at.difference.abs().sum(-1) / 2
+    return losses, at.gradient(at.difference.sign().mul_(at.q).div_(2))
+
+
+def sparse_forward_kl(at: Softened, targets: SparseTargets):
+    """Σ p̂·log(p̂/q) over what is kept of the teacher, and the same of all the rest."""
+    return sparse_losses(at.log_q, targets), sparse_slope(at.log_q, at.q, targets)
+
+
+def nothing(at: Softened):
+    return at.q.new_zeros(at.q.shape[:-1]), torch.zeros_like(at.q)
+
+
+@dataclass(frozen=True)
+class TokenLogits:
+    """The logits of a few tokens, in full precision, as a term sees them.
+
+    Attributes:
+        student: shape ``(n, V)``.
+        teacher: the same shape, or what is kept of it; or None.
+        labels: shape ``(n,)``; or None.
+        progress: of the training, 0 to 1; or None.
+    """
+
+    student: Tensor
+    teacher: Tensor | SparseTargets | None = None
+    labels: Tensor | None = None
+    progress: float | None = None
+
+    @cached_property
+    def _softened(self):
+        return {}
+
+    def at(self, temperature: float) -> Softened:
+        """Both, softened; one and the same for all terms of this temperature."""
+        if not isinstance(temperature, Real):
+            raise TypeError(f"of HeadLogits the temperature is a number or a schedule, not {temperature!r}.")
+        if temperature not in self._softened:
+            self._softened[temperature] = Softened(self.student, self.teacher, temperature)
+        return self._softened[temperature]
+
+
+def by_autograd(term, tokens: TokenLogits):
+    """The same of any term that is a sum over tokens, divided by ``count``."""
+    with torch.enable_grad():
+        z = tokens.student.detach().requires_grad_()
+        loss = term(
+            student_logits=z,
+            teacher_logits=tokens.teacher,
+            labels=tokens.labels,
+            count=1,
+            progress=tokens.progress,
+        )
+        return loss.detach(), torch.autograd.grad(loss, z)[0]
+
+
+# One pass over all tokens ------------------------------------------------------------------------------------------------
+
+
+def tokens_at_once(vocabulary: int) -> int:
+    """How many tokens' logits to hold, for a vocabulary of this size.
+
+    Every chunk reads all of the head's weight, and adds to all of its gradient: below some hundreds of tokens the products
+    wait for memory. Above, they gain little, and the buffers grow.
+
+    >>> tokens_at_once(32_000), tokens_at_once(256_000)
+    (256, 128)
+    """
+    return min(512, max(128, 2**23 // vocabulary // 64 * 64))
+
+
+#: How many logits are softened at a time on a CPU: what a dozen passes over them need stays in its cache.
+IN_CACHE = 2**17
+
+
+def token_means(
+    terms: dict[str, Callable],
+    weights: dict[str, float],
+    student: HeadLogits,
+    teacher: HeadLogits | Tensor | SparseTargets | None,
+    labels: Tensor | None,
+    *,
+    mask: Tensor | None = None,
+    count=None,
+    progress: float | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of terms, and each of them, without ever holding the logits of all tokens.
+
+    Args:
+        terms: by name, functions of :class:`TokenLogits` that give each token's loss and its gradient by the logits.
+        weights: of the terms, by name.
+        student, teacher: shape ``(..., V)``; no gradient reaches the teacher.
+        labels, mask: shape ``(...)``; where ``mask`` is False or the label −100, a token does not count.
+        count: what to divide by; None is the number of tokens that count.
+
+    Returns:
+        The sum, with gradients by the student's hidden states, weight and bias; and each term's mean, which has none of its
+        own.
+    """
+    outline = _outline(student)
+    if teacher is not None:
+        check_same_shape(outline, _outline(teacher))
+        teacher = _flat(teacher.detach())
+    if isinstance(teacher, HeadLogits):  # autocast would copy it anew for each chunk
+        teacher = replace(teacher, weight=teacher.weight.to(teacher.dtype))
+    if mask is not None:
+        check_mask(mask, outline[..., 0], empty=True)
+    if isinstance(labels, Tensor):
+        learned = labels != IGNORED
+        mask = learned & mask if mask is not None and mask.shape == labels.shape else learned
+    if labels is not None:
+        labels = counted_labels(labels, outline, mask).flatten()
+    if count is not None:
+        check_count(count)
+    if mask is not None:
+        check_mask(mask, outline[..., 0], empty=count is not None)
+    counted = torch.arange(outline[..., 0].numel(), device=student.device)
+    counted = counted if mask is None else counted[mask.flatten()]
+    if count is None:
+        if not len(counted):
+            raise ValueError("there is no position to average over.")
+        count = len(counted)
+
+    def differentiate(z, part):
+        """Each term's sum over a part of the tokens that count, whose logits become the gradient of the weighted sum."""
+        rows = counted[part]
+        t = None if teacher is None else teacher[rows]
+        t = t.dense() if isinstance(t, HeadLogits) else t
+        wide = torch.promote_types(
+            z.dtype if t is None else torch.promote_types(z.dtype, t.dtype), torch.float32
+        )
+        found = []
+        for i in _pieces(len(z), max(1, IN_CACHE // z.shape[-1]) if z.device.type == "cpu" else len(z)):
+            capped = None if student.softcap is None else torch.tanh(z[i].to(wide) / student.softcap)
+            tokens = TokenLogits(
+                z[i].to(wide) if capped is None else student.softcap * capped,
+                None if t is None else t[i].to(wide),
+                None if labels is None else labels[rows[i]],
+                progress,
+            )
+            sums, slopes = [], []
+            for name, term in terms.items():
+                losses, by_logits = term(tokens)
+                sums.append(losses.sum())
+                slopes.append(by_logits * weights[name])
+            slope = sum(slopes[1:], slopes[0])
+            z[i] = slope if capped is None else slope * (1 - capped.square())
+            found.append(torch.stack(sums))
+        return torch.stack(found).sum(0)
+
+    student = student if torch.is_grad_enabled() else student.detach()
+    hidden = _flat(student).hidden.index_select(0, counted)
+    inputs = hidden, student.weight, student.bias
+    sums = _TokenSums.apply(differentiate, tuple(weights.values()), student.dtype, student.chunk, *inputs)
+    if _inspectable(hidden) and not torch.isfinite(torch.stack(sums)).all():
+        raise ValueError("the logits of the student or the teacher have entries that are NaN or infinite.")
+    total, *values = (value / count for value in sums)
+    return total, dict(zip(terms, values, strict=True))
+
+
+class _TokenSums(torch.autograd.Function):
+    """The weighted sum of the terms, and the terms, over all tokens.
+
+    All products are made in the forward pass, while the logits are there; backward scales what came out of them.
+    """
+
+    @staticmethod
+    def forward(ctx, differentiate, weights, dtype, chunk, hidden, weight, bias):
+        ctx.set_materialize_grads(False)
+        *_, by_hidden, by_weight, by_bias = ctx.needs_input_grad
+        wide = torch.promote_types(dtype, torch.float32)
+        grad_hidden = torch.empty_like(hidden, dtype=dtype) if by_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if by_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if by_bias else None
+        h, W, b = (None if x is None else x.to(dtype) for x in (hidden, weight, bias))
+        sums = hidden.new_zeros(len(weights), dtype=wide)
+        for part in _pieces(len(h), chunk or tokens_at_once(len(W))):
+            z = F.linear(h[part], W, b)
+            sums = sums + differentiate(z, part)
+            if by_hidden:
+                torch.mm(z, W, out=grad_hidden[part])
+            if by_weight:
+                _add_product(grad_weight, z.T, h[part])
+            if by_bias:
+                grad_bias += z.sum(0, dtype=wide)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
+        return (sums * sums.new_tensor(weights)).sum(), *sums.unbind()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream, *of_terms):
+        if any(g is not None for g in of_terms):
+            raise RuntimeError(
+                "terms of HeadLogits have one gradient together, that of the total: for each alone, use "
+                "student_logits.dense()."
+            )
+        if upstream is None:
+            return (None,) * 7
+        scaled = (
+            None if g is None else torch.mul(g, upstream, out=torch.empty_like(g, dtype=dtype))
+            for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return None, None, None, None, *scaled
+
+
+def _add_product(total, x, y):
+    """total += x @ y, summed in full precision where the product is not."""
+    if x.dtype == total.dtype:
+        total.addmm_(x, y)
+    else:
+        total += x @ y
+
+
+def _pieces(length, size):
+    return [slice(start, start + size) for start in range(0, length, size)]
+
+
+def _flat(logits):
+    """Leading axes as one."""
+    if isinstance(logits, SparseTargets):
+        return logits.flatten()
+    if isinstance(logits, HeadLogits):
+        return replace(logits, hidden=logits.hidden.flatten(0, -2))
+    return logits.flatten(0, -2)
+
+
+def _outline(logits):
+    """A tensor of this shape and type that holds nothing: for the checks, which look at no more than that."""
+    if isinstance(logits, Tensor):
+        return logits
+    return torch.empty(logits.shape, dtype=logits.dtype, device="meta")

@@ -1,0 +1,145 @@
+"""Plans of language models: a teacher of books, and students that learn from it at an equal budget of tokens."""
+
+from dataclasses import replace
+
+from ..language import OwnText
+from ..objectives import (
+    AttentionMaps,
+    CrossEntropy,
+    ForwardKL,
+    GeneralisedJSD,
+    HiddenMSE,
+    Linear,
+    Objective,
+    Projector,
+    ReverseKL,
+    SkewedForwardKL,
+    SkewedReverseKL,
+    SoftTargets,
+    SparseForwardKL,
+    TotalVariation,
+)
+from ..training import Recipe
+from .spec import Spec
+
+#: Six epochs of 4,096 blocks of 256 tokens: 6.3 million tokens, about half an hour of a CPU core. The learning rate is the best of
+#: 0.001, 0.002, 0.004 and 0.008 on the validation text, for the student alone with a quarter of its tokens.
+_SMALL = Recipe(
+    epochs=6,
+    epoch_examples=4096,
+    batch_size=16,
+    optimizer="adamw",
+    learning_rate=2e-3,
+    weight_decay=0.1,
+    schedule="cosine",
+    warmup_epochs=0.2,
+    augment=False,
+    precision="bfloat16",
+    max_gradient_norm=1.0,
+)
+
+#: Eight epochs of 19,200 blocks of 512 tokens: 79 million tokens, about five minutes of an H100.
+_LARGE = replace(_SMALL, epochs=8, epoch_examples=19_200, batch_size=64, learning_rate=1e-3, micro_batches=1)
+
+
+def language_teacher(*, large: bool = False) -> Spec:
+    """The teacher of the small study, or of the one for a GPU."""
+    name, data, recipe = (
+        ("gpt_704x13", "books-16384-512", _LARGE)
+        if large
+        else ("gpt_224x4", "book-openings-4096-256", _SMALL)
+    )
+    return Spec("teacher", name, data, name, 1.0 * CrossEntropy(), recipe)
+
+
+def _soft(term, weight: float = 0.9) -> Objective:
+    """Hard labels and a divergence, weighted to sum to one."""
+    return 1.0 * term if weight == 1 else round(1 - weight, 12) * CrossEntropy() + weight * term
+
+
+def _language(
+    study: str,
+    teacher: Spec,
+    students: tuple[str, str],
+    recipe: Recipe,
+    *,
+    vocabulary: int,
+    layers: tuple[str, str],
+    widths: tuple[int, int],
+    attention: tuple[str, str],
+    text_examples: int,
+    seeds: int,
+) -> list[Spec]:
+    """The questions of chapters 16 to 18, one block a question, all seeds of a block before the next.
+
+    Args:
+        layers, widths: of the hidden states that are matched, student's and teacher's.
+        attention: the attention modules that are matched.
+        text_examples: blocks of the corpus that caches and the teacher's own text are made of.
+    """
+
+    def arm(name, objective, *, student=students[0], how=recipe, **options):
+        return [
+            Spec(study, name, teacher.data, student, objective, replace(how, seed=s), teacher, **options)
+            for s in range(seeds)
+        ]
+
+    # What helps, for two sizes (B12), and how much of each (B2).
+    specs = [teacher, *arm("alone", 1.0 * CrossEntropy()), *arm("kd", _soft(ForwardKL()))]
+    specs += arm(f"{students[1]}-alone", 1.0 * CrossEntropy(), student=students[1])
+    specs += arm(f"{students[1]}-kd", _soft(ForwardKL()), student=students[1])
+    for weight in (0.5, 1.0):
+        specs += arm(f"soft{weight:g}", _soft(ForwardKL(), weight))
+    specs += arm("soft-falling", Linear(0.0, 1.0) * CrossEntropy() + Linear(1.0, 0.0) * ForwardKL())
+    # The temperature (A5), and N times the loss (B10).
+    for temperature in (2.0, 4.0):
+        specs += arm(f"T{temperature:g}", _soft(SoftTargets(temperature)))
+    specs += arm("timesN", vocabulary * ForwardKL())
+    # Which divergence.
+    specs += arm("reverse-kl", _soft(ReverseKL()))
+    specs += arm("jsd", _soft(GeneralisedJSD(0.5, scaled=True)))
+    specs += arm("skewed-forward", _soft(SkewedForwardKL(0.1)))
+    specs += arm("skewed-reverse", _soft(SkewedReverseKL(0.1)))
+    specs += arm("tv", _soft(TotalVariation()))
+    # Hidden states and attention beside it (A10).
+    hidden = HiddenMSE(layers, projector=Projector("linear", *widths))
+    specs += arm("kd+hidden", _soft(ForwardKL()) + 1.0 * hidden)
+    specs += arm(
+        "kd+attention", _soft(ForwardKL()) + 1.0 * AttentionMaps(attention, heads="mean", normalise="queries")
+    )
+    # Caches, on the blocks that they are made of.
+    for kind in ("sampled", "top-k", "top-k-rest"):
+        specs += arm(f"{kind}-12", _soft(SparseForwardKL()), train_examples=text_examples, kept=(kind, 12))
+    specs += arm("kd-same-text", _soft(ForwardKL()), train_examples=text_examples)
+    # Whose text: the teacher's, or in the last quarter the student's own, or that and the corpus' by turns.
+    specs += arm(
+        "teacher-text",
+        1.0 * CrossEntropy(),
+        train_examples=text_examples,
+        text="teacher",
+        own_text=OwnText(32),
+    )
+    own, mixed = OwnText(32, after=0.75), OwnText(32, after=0.75, probability=0.5)
+    specs += arm("own-text", 1.0 * ForwardKL(), text="student", own_text=own)
+    specs += arm("own-text-reverse", 1.0 * ReverseKL(), text="student", own_text=own)
+    specs += arm("mixed-text", 1.0 * ForwardKL(), text="student", own_text=mixed)
+    return specs
+
+
+def language_small() -> list[Spec]:
+    """Language models at the scale of a CPU: a teacher of 3.4 M parameters, students of 0.7 and 0.4 M that read 2.1 million tokens."""
+    return _language(
+        "language-small", language_teacher(), ("gpt_96x3", "gpt_64x2"), replace(_SMALL, epochs=8, epoch_examples=1024),
+        vocabulary=4096, layers=("blocks.1", "blocks.2"), widths=(96, 224),
+        attention=("blocks.1.attention", "blocks.2.attention"), text_examples=4096, seeds=3,
+    )  # fmt: skip
+
+
+def language() -> list[Spec]:
+    """The same for a GPU: a teacher of 89 M parameters, students of 13 and 5 M that read 20 million tokens."""
+    return _language(
+        "language", language_teacher(large=True), ("gpt_320x6", "gpt_192x4"),
+        replace(_LARGE, epochs=8, epoch_examples=4800), vocabulary=16_384,
+        layers=("blocks.3", "blocks.8"), widths=(320, 704),
+        attention=("blocks.3.attention", "blocks.8.attention"), text_examples=19_200, seeds=3,
+    )  # fmt: skip
