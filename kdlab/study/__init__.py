@@ -5,7 +5,7 @@ from .results import Results, results
 from .run import Run, run, run_together, stored_student
 from .spec import Spec
 from .statistics import Interval, mean_interval, paired_difference
-from .teachers import book_teacher
+from .teachers import book_language_teacher, book_teacher
 
 __all__ = [
     "Interval",
@@ -14,6 +14,7 @@ __all__ = [
     "Run",
     "Spec",
     "book_folder",
+    "book_language_teacher",
     "book_teacher",
     "find_record",
     "mean_interval",

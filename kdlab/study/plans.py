@@ -27,7 +27,7 @@ from ..objectives import (
     SpreadSoftTargets,
 )
 from ..training import Recipe
-from .language_plans import language, language_small
+from .language_plans import language, language_small, language_teacher
 from .spec import Spec
 
 #: About 20 minutes of two CPU cores with bfloat16.

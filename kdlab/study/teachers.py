@@ -1,11 +1,14 @@
-"""The teacher that chapters share."""
+"""The teachers that chapters share."""
+
+from dataclasses import replace
 
 from torch import nn
 
-from ..data import ImageData
+from ..data import ImageData, TextData
 from . import plans
 from .records import RecordError, book_folder
 from .run import checkpoint_path, run, stored_student
+from .spec import Spec
 
 
 def book_teacher(data: ImageData, *, device="cpu") -> nn.Module:
@@ -14,13 +17,29 @@ def book_teacher(data: ImageData, *, device="cpu") -> nn.Module:
     Raises:
         RecordError: if the stored teacher is missing or is not the one of its record.
     """
-    spec = plans.teacher(data.name)
+    return _stored_or_trained(plans.teacher(data.name), data, device, "'kdlab run teacher' in about 20 minutes")
+
+
+def book_language_teacher(data: TextData, *, device="cpu") -> nn.Module:
+    """The stored GPT of 3.4 M parameters for ``book-openings-4096-256``; for the fall-back, a smaller one trained on the spot in
+    about a minute.
+
+    Raises:
+        RecordError: if the stored teacher is missing or is not the one of its record.
+    """
+    spec = plans.language_teacher()
+    if data.fallback:
+        recipe = replace(spec.recipe, epochs=4, epoch_examples=256)
+        spec = replace(spec, data=data.name, student="gpt_96x3", recipe=recipe)
+    return _stored_or_trained(spec, data, device, "'kdlab run language-small' in its first half hour")
+
+
+def _stored_or_trained(spec: Spec, data, device, made_by: str) -> nn.Module:
     if data.fallback:
         return run(spec, data, device=device).student
     model = stored_student(spec, book_folder(), data.num_classes)
     if model is None:
         raise RecordError(
-            f"{checkpoint_path(spec, book_folder())} is missing: it comes with the repository, or is made by "
-            "'kdlab run teacher' in about 20 minutes."
+            f"{checkpoint_path(spec, book_folder())} is missing: it comes with the repository, or is made by {made_by}."
         )
     return model.to(device)
