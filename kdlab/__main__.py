@@ -215,7 +215,8 @@ def bench(
     """Measure kdlab side by side with what it is compared with."""
     if name is None:
         for known, benchmark in BENCHMARKS.items():
-            typer.echo(f"{known:<8} {benchmark.__doc__.splitlines()[0]}")
+            typer.echo(f"{known:<10} {benchmark.__doc__.splitlines()[0]}")
+        typer.echo(f"vocabulary {head_logits.__doc__.splitlines()[0].partition(': ')[2]}")
         return
     with sentences():
         if name == "vocabulary":

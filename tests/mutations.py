@@ -372,6 +372,63 @@ MUTATIONS = [
         "    )\n",
         "test_vocabularies_of_different_size",
     ),
+    # Language models
+    Mutation(
+        "micro-batches of a text are divided by their own tokens",
+        LOOP,
+        '"count": global_count(counted),',
+        "",
+        "test_micro_batches_of_texts_of_uneven_length",
+    ),
+    Mutation(
+        "the labels of the prompt are learned in on-policy distillation",
+        "language/text.py",
+        "labels[:, : prompt - 1] = IGNORED",
+        "labels[:, :0] = IGNORED",
+        "test_nothing_is_learned_of_the_prompt",
+    ),
+    Mutation(
+        "the cache of another teacher is used",
+        "language/caches.py",
+        'if teacher is not None and checksum(teacher.state_dict().items()) != self.header["teacher"]:',
+        "if False:",
+        "test_a_cache_knows_whose_it_is",
+    ),
+    Mutation(
+        "the cache of other blocks is used",
+        "language/caches.py",
+        "for tensor in (tokens.blocks, tokens.labels):",
+        "for tensor in (tokens.labels,):",
+        "test_a_cache_knows_whose_it_is",
+    ),
+    Mutation(
+        "the largest entries are taken for drawn ones",
+        "language/caches.py",
+        'if kind == "sampled":',
+        'if kind == "drawn":',
+        "test_what_is_drawn_of_a_teacher_is_unbiased",
+    ),
+    Mutation(
+        "the losses from hidden states forget the softcap",
+        "objectives/vocabulary.py",
+        "z[i].to(wide) if capped is None else student.softcap * capped,",
+        "z[i].to(wide),",
+        "test_losses_from_hidden_states_are_those_of_the_logits",
+    ),
+    Mutation(
+        "the losses from hidden states forget the temperature",
+        "objectives/vocabulary.py",
+        "return log_softmax(logits, self.temperature)",
+        "return torch.log_softmax(logits, -1)",
+        "test_losses_from_hidden_states_are_those_of_the_logits",
+    ),
+    Mutation(
+        "stale keys and values are attended to after a cache is rewound",
+        "models/gpt.py",
+        "<= places[..., None]).unsqueeze(1)",
+        "<= places[..., None].amax(0)).expand(len(tokens), 1, tokens.shape[1], -1)",
+        "test_what_was_rewound_is_not_attended_to",
+    ),
     # Models
     Mutation(
         "the recovered maps forget the scale of fused attention",
@@ -657,7 +714,11 @@ MUTATIONS = [
         "",
         "test_everything_is_in_the_checkpoint",
         also=(
-            (LOOP, 'seed_torch(self.device, seed, *students[0].position, f"teacher\'s {which} view")', "pass"),
+            (
+                LOOP,
+                'seed_torch(self.device, seed, *students[0].position, f"teacher\'s {which} view")',
+                "pass",
+            ),
         ),
     ),
     Mutation(

@@ -1,4 +1,4 @@
-"""A student on several ranks, each with a part of the batch: run by tests/test_sequence.py."""
+"""A student on several ranks, each with a part of the batch."""
 
 import os
 
@@ -33,14 +33,18 @@ def gradients(parts, wrap=lambda student: student):
     return {name: parameter.grad for name, parameter in student.named_parameters()}
 
 
-def one_rank(rank, ranks, folder):
+def distributed_gradients(rank):
+    return gradients([PARTS[rank]], nn.parallel.DistributedDataParallel)
+
+
+def one_rank(rank, ranks, folder, what):
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=ranks)
-    found = gradients([PARTS[rank]], nn.parallel.DistributedDataParallel)
-    torch.save(found, folder / f"{rank}.pt")
+    torch.save(what(rank), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def on_ranks(ranks, folder):
-    torch.multiprocessing.spawn(one_rank, (ranks, folder), nprocs=ranks)
+def on_ranks(ranks, folder, what=distributed_gradients):
+    """Each rank stores what ``what(rank)`` gives, a dict of tensors, as ``rank.pt``."""
+    torch.multiprocessing.spawn(one_rank, (ranks, folder, what), nprocs=ranks)

@@ -98,6 +98,13 @@ def test_drawing_from_known_logits():
     assert heads.float().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / 4000**0.5)
 
 
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_model_that_has_diverged_writes_nothing(broken, temperature):
+    with pytest.raises(FloatingPointError, match="NaN or infinite: the model has diverged"):
+        draw(torch.tensor([[0.0, 1.0], [broken, 0.0]]), temperature)
+
+
 def test_the_generator_fixes_the_text():
     model, prompts = gpt(), text(2, 3)
 

@@ -8,6 +8,7 @@ from itertools import chain
 
 import pytest
 import torch
+from ranks import on_ranks
 from torch import nn
 
 from kdlab.data import Examples, TextData, Tokens
@@ -30,6 +31,7 @@ from kdlab.study import RecordError, Spec, read_record, run
 from kdlab.study.run import PROMPT, load
 from kdlab.study.runner import run_plan
 from kdlab.training import (
+    CheckpointError,
     Learner,
     Recipe,
     Stopped,
@@ -120,6 +122,21 @@ def test_what_the_bug_would_have_done():
         1.0 * CrossEntropy(), replace(RECIPE, batch_size=24, micro_batches=8, learning_rate=1e-12), data
     )
     assert entry["loss"] == pytest.approx(whole.item(), rel=1e-6)
+
+
+def on_uneven_text(rank=None, parts=1):
+    recipe = replace(RECIPE, epochs=2, micro_batches=parts)
+    moved, history = trained(KD, recipe, Padded.draw(), gpt(fused=True), gpt(1, width=12))
+    return {**moved, "loss": torch.tensor([entry["loss"] for entry in history])}
+
+
+def test_two_processes_divide_by_the_tokens_of_both(tmp_path):
+    """Each has texts of its own length: their means, averaged, would not be the mean of all."""
+    on_ranks(2, tmp_path, on_uneven_text)
+    whole = on_uneven_text()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert_close(found, whole, rtol=1e-6, atol=1e-8)
 
 
 def test_a_batch_that_does_not_divide_is_used_to_its_last_example():
@@ -274,6 +291,26 @@ def test_stopped_in_the_middle_of_an_epoch_it_goes_on_with_the_same_blocks(tmp_p
     assert first + SEEN == expected
     assert_close(resumed, whole, rtol=0, atol=0)
     assert [entry["loss"] for entry in later] == [entry["loss"] for entry in history]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"blocks": torch.arange(1, 41)},
+        {"blocks": torch.arange(40).flip(0)},
+        {"stride": 5},
+        {"context": 5, "stride": 6},
+    ],
+    ids=["others", "another order", "closer", "shorter"],
+)
+def test_the_checkpoint_of_other_blocks_of_the_text_is_refused(change, tmp_path):
+    """All tokens and the number of blocks are the same."""
+    recipe = replace(RECIPE, epochs=2)
+    whole = replace(text(42), blocks=torch.arange(40))
+    trained(KD, recipe, whole, teacher=gpt(1), checkpoint=tmp_path / "run")
+    trained(KD, recipe, replace(whole), teacher=gpt(1), checkpoint=tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"belongs to another run \(other blocks\)"):
+        trained(KD, recipe, replace(whole, **change), teacher=gpt(1), checkpoint=tmp_path / "run")
 
 
 # The optimiser

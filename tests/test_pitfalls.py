@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdlab import objectives, training
-from kdlab.data import Split, Tokens
+from kdlab.data import Examples, Split, Tokens
+from kdlab.language import CacheError, OwnText, TeacherCache, caches, text, write_cache
 from kdlab.models import GPT
 from kdlab.objectives import (
     CRD,
@@ -28,6 +29,7 @@ from kdlab.objectives import (
     DecoupledKD,
     ForwardKL,
     GeneralisedJSD,
+    HeadLogits,
     HiddenCosine,
     HiddenMSE,
     InfoNCE,
@@ -695,6 +697,124 @@ def test_vocabularies_of_different_size():
     assert near(forward_kl(z[:, :5], padded), narrow)
     order = torch.tensor([3, 0, 4, 1, 2])  # the same tokens, by the numbers of another vocabulary
     assert near(forward_kl(restrict_vocabulary(z[:, :5], order), t[:, order]), narrow)
+
+
+# Language models
+
+
+def words(seed=0):
+    torch.manual_seed(seed)
+    model = GPT(7, width=8, layers=1, heads=1, context=6).double()
+    with torch.no_grad():
+        model.embedding.weight.mul_(20)
+    return model
+
+
+def sequences(blocks=8):
+    row = torch.randint(7, (blocks * 6 + 1,), generator=torch.Generator().manual_seed(0))
+    return Tokens(row.to(torch.int16), 6, torch.ones(7, dtype=torch.long))
+
+
+def test_micro_batches_of_texts_of_uneven_length(monkeypatch):
+    """The training loop divides each micro-batch by its own number of tokens, so that short texts weigh more."""
+    inputs, labels, _ = next(sequences().batches(8))
+    uneven = Examples(inputs, labels.masked_fill(torch.arange(6) > torch.arange(8)[:, None] % 5, -100))
+
+    def trained(parts):
+        student = words()
+        recipe = replace(QUICK, epochs=1, batch_size=8, micro_batches=parts, augment=False)
+        fit(student, CrossEntropy() + ForwardKL(), train=uneven, teacher=words(1), recipe=recipe)
+        return student.embedding.weight.detach()
+
+    assert near(trained(4), trained(1))
+    halves = [(slice(i, i + 2), {"count": 4 * (uneven.labels[i : i + 2] >= 0).sum()}) for i in range(0, 8, 2)]
+    whole = trained(1)
+    monkeypatch.setattr(loop._Student, "parts", lambda self, labels: halves)
+    assert not near(trained(4), whole)
+
+
+def test_nothing_is_learned_of_the_prompt(monkeypatch):
+    """The labels of the prompt are learned too, in distillation on the student's own text."""
+    inputs, labels, _ = next(sequences().batches(8))
+
+    def slope():
+        own, targets = OwnText(4)(words(), inputs, labels, 0.5, torch.Generator().manual_seed(0))
+        z = words()(own).detach()
+        objective = CrossEntropy() + ReverseKL()
+        how = {"teacher_logits": words(1)(own), "labels": targets, "mask": targets != -100}
+        return gradient(lambda z: objective(student_logits=z, **how)[0], z)
+
+    def leaves_the_prompt_out(found):
+        return not found[:, :3].any() and bool(found[:, 3:].any())  # the fourth is followed by what it wrote
+
+    assert leaves_the_prompt_out(slope())
+    monkeypatch.setattr(text, "after_prompt", lambda text, prompt: (text[:, :-1], text[:, 1:]))
+    assert not leaves_the_prompt_out(slope())
+
+
+def test_a_cache_knows_whose_it_is(tmp_path):
+    """The cache of another teacher, or of another text, is used without a word."""
+    write_cache(tmp_path / "cache", words(1), sequences(), entries=2)
+    assert TeacherCache(tmp_path / "cache", sequences(), words(1)).header["entries"] == 2
+    with pytest.raises(CacheError, match="another teacher"):
+        TeacherCache(tmp_path / "cache", sequences(), words(2))
+    with pytest.raises(CacheError, match="another text"):
+        TeacherCache(tmp_path / "cache", sequences()[:7], words(1))
+
+
+def test_what_is_drawn_of_a_teacher_is_unbiased():
+    """The largest entries, scaled to sum to one, are taken for the teacher: what is rare is never learned."""
+    p = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).expand(5000, 4)
+
+    def is_right_on_average(kind):
+        kept = caches.keep(p, kind, 2, torch.Generator().manual_seed(0))
+        return bool(((kept.dense().mean(0) - p[0]).abs() < 0.02).all())
+
+    assert is_right_on_average("sampled")
+    assert not is_right_on_average("top-k") and not is_right_on_average("top-k-rest")
+
+
+def test_losses_from_hidden_states_are_those_of_the_logits():
+    """Where logits are never all there, the softcap is forgotten, or the temperature."""
+    z, t, y = pair(6, 5)
+    weight = torch.randn(9, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    y = y.clamp(max=4)
+
+    def agree(T, softcap, spoilt=lambda head: head):
+        student, teacher = (HeadLogits(h, weight, softcap=softcap) for h in (z, t))
+        objective = CrossEntropy() + SoftTargets(temperature=T) + ReverseKL(temperature=T)
+        found, expected = (
+            objective(student_logits=a, teacher_logits=b, labels=y)[0]
+            for a, b in ((spoilt(student), teacher), (student.dense(), teacher.dense()))
+        )
+        return near(found, expected)
+
+    for T in (1.0, 3.0):
+        for softcap in (None, 4.0):
+            assert agree(T, softcap)
+    assert not agree(3.0, 4.0, lambda head: replace(head, softcap=None))
+    assert not agree(3.0, 4.0, lambda head: replace(head, hidden=head.hidden / 3))
+
+
+@torch.no_grad()
+def test_what_was_rewound_is_not_attended_to():
+    """Keys and values that stand behind the end of a shorter prompt are attended to."""
+    model, inputs = words(), next(sequences().batches(2))[0]
+    lengths, more = torch.tensor([2, 4]), torch.tensor([[1], [3]])
+
+    def follows_the_prompts(attend_to):
+        cache = model.cache(2)
+        model(inputs, cache)
+        cache.rewind(attend_to)
+        found = model(more, cache)[:, 0]
+        alone = [
+            model(torch.cat([row[:n], m])[None])[0, -1]
+            for row, n, m in zip(inputs, lengths, more, strict=True)
+        ]
+        return near(found, torch.stack(alone))
+
+    assert follows_the_prompts(lengths)
+    assert not follows_the_prompts(torch.tensor([4, 5]))
 
 
 # Models

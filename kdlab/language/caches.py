@@ -27,7 +27,7 @@ class CacheError(RuntimeError):
 
 def text_checksum(tokens: Tokens) -> str:
     """SHA-256 of the blocks of a text: what a cache belongs to."""
-    digest = hashlib.sha256(f"{tokens.context} {len(tokens.token_bytes)}".encode())
+    digest = hashlib.sha256(f"{tokens.context} {tokens.stride} {len(tokens.token_bytes)}".encode())
     for tensor in (tokens.blocks, tokens.labels):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -101,10 +101,20 @@ def write_cache(
             "teacher": checksum(teacher.state_dict().items()),
             "files": {name: sha256(scratch / name) for name in ("tokens.bin", "probabilities.bin")},
         }
+        header["checksum"] = _checksum(header)
         (scratch / "header.json").write_text(json.dumps(header, indent=1) + "\n")
-        scratch.rename(path)
+        try:
+            scratch.rename(path)
+        except OSError:  # another process was first
+            if not path.is_dir():
+                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _checksum(header: dict) -> str:
+    """Of all that a header says."""
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def keep(p: Tensor, kind: str, entries: int, generator: torch.Generator | None = None) -> SparseTargets:
@@ -127,7 +137,7 @@ class TeacherCache(nn.Module):
 
     Args:
         path: what :func:`write_cache` wrote.
-        tokens: the text that it was written of, or its first blocks.
+        tokens: if given, it must be the cache of this text, all its blocks in their order.
         teacher: if given, it must be this teacher's.
 
     Raises:
@@ -141,7 +151,9 @@ class TeacherCache(nn.Module):
         path = Path(path)
         try:
             self.header = json.loads(note_read(path / "header.json").read_text())
+            checksum_of_header = self.header.pop("checksum")
             damaged = [name for name, known in self.header["files"].items() if sha256(path / name) != known]
+            damaged += ["header.json"] if _checksum(self.header) != checksum_of_header else []
         except (OSError, ValueError, KeyError) as error:
             raise CacheError(f"{path} is no teacher cache, or is damaged: {error}.") from None
         if damaged:
@@ -156,8 +168,8 @@ class TeacherCache(nn.Module):
         number = np.uint16 if self.header["vocabulary"] <= 2**16 else np.uint32
         self._tokens = np.memmap(path / "tokens.bin", number, "r", shape=shape)
         self._probabilities = np.memmap(path / "probabilities.bin", np.float16, "r", shape=shape)
-        identity = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).digest()
-        self.register_buffer("identity", torch.tensor(list(identity), dtype=torch.uint8))
+        identity = torch.tensor(list(bytes.fromhex(checksum_of_header)), dtype=torch.uint8)
+        self.register_buffer("identity", identity)  # by which checkpoints tell teachers apart
 
     def forward(self, index: Tensor) -> SparseTargets:
         """What is kept of the examples ``index``, ``(B,)``: entries ``(B, context, K)``."""

@@ -74,7 +74,13 @@ def last_logits(output, places: Tensor | None) -> Tensor:
 
 
 def draw(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
-    """One token a row of logits ``(B, V)``; the likeliest at temperature zero."""
+    """One token a row of logits ``(B, V)``; the likeliest at temperature zero.
+
+    Raises:
+        FloatingPointError: where logits are NaN or infinite: the model has diverged.
+    """
+    if not torch.isfinite(logits).all():  # on CUDA, drawing from these would end the process
+        raise FloatingPointError("the logits have entries that are NaN or infinite: the model has diverged.")
     if temperature == 0:
         return logits.argmax(-1)
     return torch.multinomial(soften(logits, temperature), 1, generator=generator).squeeze(-1)

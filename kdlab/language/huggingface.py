@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..objectives import HeadLogits
+from ..training import evaluation_mode
 
 
 class CausalLM(nn.Module):
@@ -13,6 +14,9 @@ class CausalLM(nn.Module):
 
     Args:
         model: such as ``AutoModelForCausalLM.from_pretrained(…)``.
+
+    Raises:
+        ValueError: if the model makes its logits in another way than by its head and a softcap.
 
     Attributes:
         fused: whether it returns :class:`~kdlab.objectives.vocabulary.HeadLogits`, with the softcap of its configuration.
@@ -28,6 +32,15 @@ class CausalLM(nn.Module):
         self.model, self.fused = model, False
         self.vocabulary = model.get_output_embeddings().weight.shape[0]
         self.context = getattr(model.config, "max_position_embeddings", 2**31)
+        tokens = torch.arange(3, device=next(model.parameters()).device)[None]
+        if tokens.is_meta:
+            return
+        with torch.no_grad(), evaluation_mode(self):
+            ours, known = self(tokens), model(input_ids=tokens).logits
+        if not torch.allclose(ours, known, rtol=0.02, atol=0.02 * known.abs().max().item()):
+            raise ValueError(
+                f"{type(model).__name__} scales its logits, or makes them otherwise than by its head and a softcap."
+            )
 
     def forward(self, tokens: Tensor, cache: "Reread | None" = None) -> Tensor | HeadLogits:
         """Logits ``(B, T, V)`` of what follows each of ``tokens``, ``(B, T)``, with a cache after what it holds."""

@@ -31,7 +31,7 @@ class SparseTargets:
         rest: whether :math:`1 - \sum \hat p` is the probability of all other tokens together.
 
     Raises:
-        ValueError: for shapes that differ.
+        ValueError: for shapes that differ, or a rest of which there is none.
     """
 
     tokens: Tensor
@@ -45,6 +45,8 @@ class SparseTargets:
                 f"tokens and probabilities of one shape (..., K) are needed, not {tuple(self.tokens.shape)} and "
                 f"{tuple(self.probabilities.shape)}."
             )
+        if self.rest and self.tokens.shape[-1] >= self.vocabulary:
+            raise ValueError("all tokens are kept, so that there is no rest: leave rest=True out.")
 
     @property
     def shape(self) -> torch.Size:
@@ -134,7 +136,7 @@ def sparse_losses(log_q: Tensor, targets: SparseTargets) -> Tensor:
     losses = (torch.xlogy(kept, merged) - kept * log_q.gather(-1, targets.tokens)).sum(-1)
     if targets.rest:
         left = (1 - kept.sum(-1)).clamp(min=0)
-        losses = losses + torch.xlogy(left, left) - left * log_remaining(log_q, targets.tokens)
+        losses = losses + torch.xlogy(left, left) - left * log_remaining(log_q, targets.tokens).squeeze(-1)
     return losses
 
 
@@ -144,15 +146,14 @@ def sparse_slope(log_q: Tensor, q: Tensor, targets: SparseTargets) -> Tensor:
     if not targets.rest:
         return (q * kept.sum(-1, keepdim=True)).scatter_add_(-1, targets.tokens, -kept)
     left = (1 - kept.sum(-1, keepdim=True)).clamp(min=0)
-    outside = 1 - left * torch.exp(-log_remaining(log_q, targets.tokens).unsqueeze(-1))
-    inside = q.gather(-1, targets.tokens) * (1 - outside) - kept
-    return (q * outside).scatter_add_(-1, targets.tokens, inside)
+    slope = q - left * torch.exp(log_q - log_remaining(log_q, targets.tokens))
+    slope.scatter_(-1, targets.tokens, q.gather(-1, targets.tokens))
+    return slope.scatter_add_(-1, targets.tokens, -kept)
 
 
 def log_remaining(log_q: Tensor, tokens: Tensor) -> Tensor:
-    """log(1 − Σ_S q), never of less than rounding leaves."""
-    tiny = torch.finfo(log_q.dtype).eps
-    return torch.log1p(-log_q.gather(-1, tokens).exp().sum(-1).clamp(max=1 - tiny))
+    """log(1 − Σ_S q), shape ``(..., 1)``; summed up from the others, so that a sure student's has all its digits."""
+    return log_q.scatter(-1, tokens, -torch.inf).logsumexp(-1, keepdim=True)
 
 
 def _merged(tokens: Tensor, kept: Tensor) -> Tensor:

@@ -436,7 +436,7 @@ class SparseForwardKL(Term):
     """Forward KL from what a cache keeps of the teacher: :func:`~kdlab.objectives.sparse.sparse_forward_kl`."""
 
     def forward(self, *, student_logits, teacher_logits, mask=None, count=None, **_):
-        return sparse_forward_kl(student_logits, teacher_logits, mask=mask, count=count)
+        return sparse_forward_kl(student_logits, teacher_logits.detach(), mask=mask, count=count)
 
     def on_tokens(self, tokens):
         check_targets(tokens.student, tokens.teacher)
@@ -477,7 +477,10 @@ class DecoupledKD(_Softened):
 
 
 class DIST(_Softened):
-    """Correlation between classes and between examples: :func:`~kdlab.objectives.response.dist`."""
+    """Correlation between classes and between examples: :func:`~kdlab.objectives.response.dist`.
+
+    It compares the examples of a batch with each other, and so needs each batch as a whole: ``count`` is not looked at.
+    """
 
     def __init__(self, inter_weight: float = 1.0, intra_weight: float = 1.0, temperature=1.0):
         check_weight("inter_weight", inter_weight)

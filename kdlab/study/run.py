@@ -4,6 +4,7 @@ import resource
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..language.caches import text_checksum
 from ..language.text import text_name
 from ..training import Learner, fit_together, load_model, measure, measure_tokens, predict, save_model
 from ..training.checkpoint import checksum
-from ..training.distributed import rank_and_world
+from ..training.distributed import by_the_first, rank_and_world
 from ..training.loop import Interruptible
 from ..training.measures import accuracy
 from .records import RecordError, columns, find_record, provenance, write_record
@@ -262,13 +263,15 @@ def language_data(spec: Spec, train: Tokens, teacher, device) -> tuple[Tokens, n
         own = spec.own_text
         path = folder() / "written" / f"{text_name(*identity, own)}.bin"
         how = {"prompt": own.prompt, "temperature": own.temperature, "device": device, "precision": precision}
-        train = teacher_text(path, teacher, train, **how)
+        write = partial(teacher_text, path, teacher, train, **how)
+        by_the_first(lambda: len(write()))  # the others wait for it
+        train = write()
     if spec.kept is None:
         return train, teacher
     kind, entries = spec.kept
     path = folder() / "caches" / text_name(*identity, spec.text, spec.own_text, kind, entries)
-    if not path.exists():
-        write_cache(path, teacher, train, kind=kind, entries=entries, device=device, precision=precision)
+    how = {"kind": kind, "entries": entries, "device": device, "precision": precision}
+    by_the_first(lambda: path.exists() or write_cache(path, teacher, train, **how))
     return train, TeacherCache(path, train, teacher)
 
 

@@ -57,6 +57,8 @@ class Spec:
             raise ValueError(
                 'text is "corpus", or "teacher" or "student" with own_text, which says how it is written.'
             )
+        if self.teacher is None and (self.text == "teacher" or self.kept):
+            raise ValueError("a teacher's text, or what is kept of it, needs a teacher.")
         if isinstance(self.objective, Term):
             object.__setattr__(self, "objective", 1.0 * self.objective)
         for name in (self.study, self.arm):

@@ -23,6 +23,7 @@ from ..objectives import (
     RKDDistance,
     SimilarityPreserving,
     Term,
+    global_count,
 )
 from .checkpoint import checksum, load_run, require_safetensors, save_run
 from .distributed import anywhere, average, average_gradients, rank_and_world, synchronised_batch_norm
@@ -107,8 +108,8 @@ def fit(
     drawn before it nor on what is trained beside it; torch's own random state is left as it was.
 
     Under ``torchrun`` (within :func:`~kdlab.training.distributed.processes`), every process takes its part of each batch,
-    and gradients are averaged over them. Terms that compare the examples of a batch with each other see one part; the first
-    process alone writes.
+    and gradients are averaged over them; of texts of uneven length too, they are those of the whole batch. Terms that compare
+    the examples of a batch with each other see one part; the first process alone writes.
 
     Args:
         student: trained in place, left in training mode.
@@ -204,6 +205,7 @@ def fit_together(
             "examples": len(train),
             "labels": hashlib.sha256(train.labels.cpu().numpy().tobytes()).hexdigest(),
             "teacher": None if teacher is None else checksum(teacher.state_dict().items()),
+            **_blocks(train),
         }
         students = [stack.enter_context(_Student(x, shared, device)) for x in learners]
         tapped_teacher = None
@@ -300,10 +302,8 @@ class _Student:
         self.identity = {
             "recipe": _plain(self.recipe),
             "objective": repr(self.objective),
-            "examples": shared["examples"],
-            "labels": shared["labels"],
+            **shared,
             "student": repr([(name, tuple(value.shape)) for name, value in self.model.state_dict().items()]),
-            "teacher": shared["teacher"],
             **({} if self.rewrite is None else {"rewrite": repr(self.rewrite)}),
         }
         if self.checkpoint is not None and self.checkpoint.exists():
@@ -374,11 +374,15 @@ class _Student:
 
     def parts(self, labels: Tensor):
         """The micro-batches of a batch, and what their means divide by: the numbers of the whole."""
-        n = self.recipe.micro_batches
-        if n == 1:
+        n, (_, world) = self.recipe.micro_batches, rank_and_world()
+        if n == 1 and (world == 1 or labels.ndim == 1):
             return [(slice(None), {})]
         counted = _counted(labels)
-        counts = {"count": counted.sum(), "example_count": len(labels), "hidden_count": counted.numel()}
+        counts = {
+            "count": global_count(counted),
+            "example_count": len(labels),
+            "hidden_count": counted.numel(),
+        }
         size = math.ceil(len(labels) / n)
         return [(slice(start, start + size), counts) for start in range(0, len(labels), size)]
 
@@ -566,7 +570,14 @@ class _Group:
 
     def step(self, students: list[_Student], batches: dict, views: dict) -> None:
         """One look of the teacher, one step of every student. ``batches`` and ``views`` are keyed by seed."""
-        own = {s: self.rewritten(s, *batches[s.recipe.seed]) for s in students if s.rewrite is not None}
+        own = {}
+        for s in students:
+            if s.rewrite is not None:
+                try:
+                    own[s] = self.rewritten(s, *batches[s.recipe.seed])
+                except FloatingPointError as error:
+                    s.failure = error
+        students = [s for s in students if s.failure is None]
         looked = self.look(students, batches, views, own)
         streams = [torch.cuda.Stream() for _ in students] if self.capturing() else None
         for number, s in enumerate(students):
@@ -595,8 +606,15 @@ class _Group:
         generator = torch.Generator(self.device).manual_seed(seed)
         precision = student.recipe.precision
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            progress = student.progress(self.steps)
-            return *student.rewrite(student.model, inputs, labels, progress, generator), index
+            try:
+                inputs, labels = student.rewrite(
+                    student.model, inputs, labels, student.progress(self.steps), generator
+                )
+                wrote = 1.0
+            except FloatingPointError:
+                wrote = math.nan
+        student.check_finite({"logits of the student's own text": wrote})  # in any process
+        return inputs, labels, index
 
     @torch.no_grad()
     def look(self, students, batches, views, own) -> dict:
@@ -711,6 +729,14 @@ def _unchanged_copy(teacher: nn.Module) -> nn.Module:
 def _counted(labels: Tensor) -> Tensor:
     """Which labels count: all but −100. Those that are not whole numbers, such as probabilities, are one an example."""
     return labels.new_ones(len(labels), dtype=torch.bool) if labels.is_floating_point() else labels != -100
+
+
+def _blocks(split) -> dict:
+    """Which blocks of a text a split has; nothing of one whose labels say all."""
+    if not hasattr(split, "token_bytes"):
+        return {}
+    which = hashlib.sha256(split.blocks.cpu().numpy().tobytes()).hexdigest()
+    return {"blocks": f"{split.context} tokens every {split.stride}: {which}"}
 
 
 def _part(value, part: slice):

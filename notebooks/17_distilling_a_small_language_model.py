@@ -1,0 +1,1230 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Distilling a small language model
+#
+# A language model makes one classification at every token. Everything in this book so far therefore applies to it. Three things are new.
+# Every token of every text has thousands of classes, so the teacher's look becomes a large part of the bill. No model, however good, could always be right about the next word,
+# so the useful scale is not accuracy but a *code length*. And the model writes: at use, the student reads what it has written itself, which no
+# training text ever showed it.
+#
+# **At the end you will know** what a number of bits per byte means, by the side of programs that everybody has; how much of the distance between a
+# student and its teacher distillation closes when both ways of training read the same tokens, and how that looks when they spend the same
+# arithmetic; whether the divergence, hidden states or attention change the answer; which text belongs to which direction of KL, and what happens to a student on text of its own.
+#
+# *Needs: one CPU core, and about a minute and a half for the live part. The recorded runs took longer; each section says where.*
+
+# %% tags=["parameters"]
+profile = "cpu"
+
+# %% tags=["hide-input"]
+import bz2
+import gzip
+import html
+import lzma
+import math
+import time
+from itertools import pairwise, product
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython.display import display
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdlab import models
+from kdlab.figures import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    Shown,
+    dots,
+    show,
+    table,
+    use_style,
+)
+from kdlab.language import generate, load_text_data, parse
+from kdlab.language.text import written
+from kdlab.models import count_parameters, gpt_64x2, gpt_96x3, gpt_224x4
+from kdlab.objectives import CrossEntropy, ForwardKL, forward_kl, reverse_kl
+from kdlab.study import book_language_teacher, mean_interval, results
+from kdlab.study.display import (
+    data_note,
+    device_for,
+    not_yet_run,
+    observed,
+    source_note,
+    verdict,
+)
+from kdlab.training import (
+    Learner,
+    Recipe,
+    fast_precision,
+    fit_together,
+    measure_tokens,
+)
+
+use_style()
+device = device_for(profile)
+data = load_text_data("book-openings-4096-256")
+tokeniser = data.tokeniser
+data_note(data)
+
+# %% [markdown]
+# ## The text
+#
+# The corpus is the beginning of each of several hundred English books that are in the public domain. It is split *by author*: no author is in two splits. That is a property
+# of the data set, made when it was put together; nothing here could check it, since the text does not say who wrote it. It matters. A model that has read one novel of an
+# author has an advantage with the next, and a test that contains it would measure memory as well as language.
+#
+# The tokeniser is byte-level byte-pair encoding, learned from the training books alone. Here is a passage as the models see it.
+
+# %% tags=["hide-input"]
+passage = next(data.validation.batches(len(data.validation)))[0]
+passage = passage[len(passage) // 3, :110]
+shades = ("rgba(0,114,178,0.20)", "rgba(230,159,0,0.24)")
+
+
+def piece(token, shade):
+    text = html.escape(tokeniser.decode([token])).replace("\n", "⏎")
+    return f'<span title="token {token}" style="background:{shade};white-space:pre-wrap">{text}</span>'
+
+
+marked = "".join(
+    piece(token, shades[place % 2]) for place, token in enumerate(passage.tolist())
+)
+in_bytes = data.validation.token_bytes[passage].sum().item()
+Shown(
+    f'<figure class="kd-figure" id="fig-tokens"><div style="line-height:1.9">{marked}</div><figcaption>A passage of the validation text in {len(passage)} tokens, which '
+    f"alternate in colour; ⏎ is the end of a line, and a space belongs to the word that follows. Common words are one token, rare ones several: {in_bytes / len(passage):.1f} bytes a token here.</figcaption></figure>"
+)
+
+# %%
+books = {}
+for name, split in (
+    ("train", data.train),
+    ("validation", data.validation),
+    ("test", data.test),
+):
+    books[name] = (split.labels == 0).sum().item()  # <|endoftext|> is token 0
+    print(
+        f"{name}: {books[name]:,} documents, {len(split.labels):,} tokens; {len(split):,} blocks of {split.context} in use"
+    )
+
+# %% [markdown]
+# ## The models
+#
+# Teacher and students are of one kind: decoder-only transformers whose input and output embeddings are one matrix. They differ in width, layers and heads. This is all that it takes to make one:
+
+# %%
+made = {
+    "student, small": gpt_64x2(data.num_classes),
+    "student": gpt_96x3(data.num_classes),
+    "teacher": gpt_224x4(data.num_classes),
+}
+
+
+# %% [markdown]
+# What does one token cost? Each entry of each weight matrix is one multiply-add (the embedding too, once, since it is the output layer). To this, attention adds its two products with all
+# tokens before, on average half the context. Backward costs twice the forward pass. So a step of the student is three looks of its own; with a teacher, one of the teacher's besides.
+
+
+# %%
+def multiply_adds(model, context):
+    """Of one look at one token, on average over a context."""
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    width, layers = model.embedding.weight.shape[1], len(model.blocks)
+    return matrices + layers * 2 * width * (context + 1) / 2
+
+
+def per_token(student, teacher=None, *, context=256):
+    """Multiply-adds of one training step, a token."""
+    looked = 0 if teacher is None else multiply_adds(teacher, context)
+    return 3 * multiply_adds(student, context) + looked
+
+
+with FlopCounterMode(display=False) as counter:
+    made["student"](torch.zeros(2, 256, dtype=torch.long))
+products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+assert products / 2 / 512 == sum(
+    p.numel() for p in made["student"].parameters() if p.ndim == 2
+)
+
+# %% tags=["hide-input"]
+table(
+    ["", "parameters", "of these embedding", "heads", "look", "step alone", "step with teacher", "ratio"],
+    [
+        [
+            name,
+            f"{count_parameters(model):,}",
+            f"{model.embedding.weight.numel() / count_parameters(model):.0%}",
+            model.heads,
+            f"{multiply_adds(model, 256) / 1e6:.2f}",
+            f"{per_token(model) / 1e6:.2f}",
+            f"{per_token(model, made['teacher']) / 1e6:.2f}" if name != "teacher" else "–",
+            f"{per_token(model, made['teacher']) / per_token(model):.1f}" if name != "teacher" else "–",
+        ]
+        for name, model in made.items()
+    ],
+    caption="What there is, and what it costs: millions of multiply-adds a token. The last column is what distillation costs in tokens: so many could be read alone for one that is read with the teacher.",
+)  # fmt: skip
+
+# %% [markdown]
+# Keep the last column in mind. *Equal tokens* is the comparison that most tables make. *Equal compute* is the one that a budget makes. They differ by this factor, unless the teacher's
+# looks are kept from an earlier run ({doc}`18_memory_and_caches`).
+#
+# ## What a bit per byte means
+#
+# A model that gives the next token the probability $q$ could be used to store that token in $-\log_2 q$ bits. The sum over a text, divided by its bytes, is **bits per byte**. Unlike
+# the loss per token or perplexity, it does not change when tokens get longer; and it can be compared with any program that makes files smaller. So let us compare, on the very test text on which the students will be measured.
+#
+# First, its bytes. The tokeniser writes each byte as one character; those that print stand for themselves, the others are numbered from 256 on.
+
+# %%
+prints = [*range(33, 127), *range(161, 173), *range(174, 256)]
+rest = [byte for byte in range(256) if byte not in prints]
+byte_of = {chr(byte): byte for byte in prints}
+byte_of |= {chr(256 + place): byte for place, byte in enumerate(rest)}
+spelled = [
+    bytes(byte_of[character] for character in tokeniser.id_to_token(token))
+    if token
+    else b""
+    for token in range(data.num_classes)
+]
+assert [len(token) for token in spelled] == data.test.token_bytes.tolist()
+
+before, text, _ = next(data.test.batches(len(data.test)))
+raw = b"".join(spelled[token] for token in text.flatten().tolist())
+assert len(raw) == data.test.token_bytes[text].sum().item()
+print(f"the test text: {text.numel():,} tokens, {len(raw):,} bytes")
+
+# %% [markdown]
+# Three compressors of Python's standard library start from nothing, which is hard on them. One of them can look far enough back to be given some training text first; what counts is
+# by how much the file grows when the test text is appended.
+
+# %%
+history = data.train.labels[-700_000:].long() & 0xFFFF
+history = b"".join(spelled[token] for token in history.tolist())[-1_500_000:]
+
+
+def bits(compressed):
+    return 8 * compressed / len(raw)
+
+
+bits_per_byte = {
+    "as it is": 8.0,
+    "gzip": bits(len(gzip.compress(raw, 9, mtime=0))),
+    "bz2": bits(len(bz2.compress(raw))),
+    "lzma": bits(len(lzma.compress(raw))),
+    "lzma after training text": bits(
+        len(lzma.compress(history + raw)) - len(lzma.compress(history))
+    ),
+}
+
+# %% [markdown]
+# And three models that need no gradient, counted on the whole training text: frequencies of bytes, of tokens, and of tokens given the token before. The last is smoothed towards the second,
+# $q(b\mid a) = (c_{ab} + m\,q_b)/(c_a + m)$, with the $m$ that is best on the validation text.
+
+# %%
+V = data.num_classes
+seen = data.train.labels.long() & 0xFFFF
+counted = torch.bincount(seen, minlength=V).double()
+unigram = (counted + 1) / (counted + 1).sum()
+by_byte = torch.ones(256, dtype=torch.double)
+for token, times in zip(spelled, counted.tolist(), strict=True):
+    for byte in token:
+        by_byte[byte] += times
+pairs = torch.bincount(seen[:-1] * V + seen[1:], minlength=V * V).reshape(V, V)
+
+
+def bigram_bits(split, m):
+    """Bits per byte of the smoothed bigram model."""
+    first, second, _ = next(split.batches(len(split)))
+    q = (pairs[first, second] + m * unigram[second]) / (pairs[first].sum(-1) + m)
+    return -q.log2().sum().item() / split.token_bytes[second].sum().item()
+
+
+m = min((10.0, 30.0, 100.0, 300.0, 1000.0), key=lambda m: bigram_bits(data.validation, m))
+of_bytes = (by_byte / by_byte.sum()).log2()
+bits_per_byte |= {
+    "bytes": -of_bytes[torch.frombuffer(bytearray(raw), dtype=torch.uint8).long()]
+    .mean()
+    .item(),
+    "tokens": -unigram[text].log2().sum().item() / len(raw),
+    "pairs of tokens": bigram_bits(data.test, m),
+}
+
+# %% [markdown]
+# The teacher is a transformer that the book stores. It has read a part of the same training text, once or a little more.
+
+# %%
+teacher = book_language_teacher(data, device=device)
+precision = fast_precision(device)
+of_teacher = measure_tokens([teacher], data.test, device=device, precision=precision)[0]
+bits_per_byte["teacher"] = of_teacher["bits_per_byte"]
+
+# %% tags=["hide-input"]
+kinds = {"bytes": GREEN, "tokens": GREEN, "pairs of tokens": GREEN, "teacher": VERMILION}
+figure, panel = plt.subplots(figsize=(7.0, 3.1))
+for place, (name, value) in enumerate(bits_per_byte.items()):
+    panel.barh(place, value, color=kinds.get(name, BLUE), height=0.62)
+    panel.text(value + 0.08, place, f"{value:.2f}", va="center", fontsize="small")
+panel.set_yticks(range(len(bits_per_byte)), list(bits_per_byte))
+panel.invert_yaxis()
+panel.set(xlabel="bits per byte of the test text", xlim=(0, 8.8))
+panel.grid(axis="y", visible=False)
+show(
+    figure,
+    label="bits",
+    caption=f"The same {len(raw):,} bytes, as programs store them (blue), as counts would (green, $m={m:g}$), and as the teacher would (red). Less is better; random bytes need 8. "
+    f"The teacher's figure is a loss of {of_teacher['cross_entropy']:.2f} nats a token, and its likeliest token is right {of_teacher['accuracy']:.0%} of the time.",
+    alt="Horizontal bars of bits per byte: the plain text at eight, three compressors, one with training text, frequencies of bytes, of tokens and of pairs of tokens, and the teacher.",
+)
+
+# %% tags=["hide-input"]
+rivals = {
+    name: value
+    for name, value in bits_per_byte.items()
+    if name not in ("as it is", "teacher")
+}
+best_rival = min(rivals, key=rivals.get)
+if not data.fallback:
+    display(
+        observed(
+            f"The teacher needs fewer bits per byte than all others here: {bits_per_byte['teacher']:.2f}, against {rivals[best_rival]:.2f} of the best of them ({best_rival}).",
+            bits_per_byte["teacher"] < rivals[best_rival],
+        )
+    )
+
+# %% [markdown]
+# The comparison has its unfairness on both sides. The compressors ship no model, while the teacher's weights are larger than the text; they may use the whole text before a byte, while the teacher has at most
+# the tokens of its block. What the scale is good for is orientation: the distance between counting single tokens and counting pairs is what a model gains from *one* token of context, and the distance from
+# there to the teacher is what more context, and sharing between contexts, are worth. Where the students fall on this scale is what follows; and there, differences of hundredths of a bit will have to be judged by their intervals.
+#
+# How the teacher came to be there is in its record. The rules of the recorded runs are those of {doc}`13_temperature_and_weight`: runs of one seed share initial weights and batches, differences are taken seed by seed, the
+# test text is touched once. Every mean has its 95 % interval of Student's $t$, which is wide for three seeds; of many comparisons some exclude zero by chance.
+
+# %% tags=["hide-input"]
+small, large = results("language-small"), results("language")
+studies = (small, large)
+
+
+def planned(study, arms):
+    return sum(spec.arm in arms for spec in study.specs)
+
+
+def complete(study, arms):
+    return len(study.all(arms)) == planned(study, arms)
+
+
+def ready(study, arms):
+    """Those of the arms that have a mean: at least two runs that did not diverge."""
+    return [name for name in arms if study.mean(name, "bits_per_byte") is not None]
+
+
+def slot(arms, what):
+    """Says what of the small plan has still to be run for this section, if anything."""
+    if lacking := planned(small, arms) - len(small.all(arms)):
+        display(
+            not_yet_run(f"{lacking} of {planned(small, arms)} runs: {what}", small.command)
+        )
+
+
+def spec_of(study, arm):
+    return next(spec for spec in study.specs if spec.arm == arm)
+
+
+def size(spec):
+    """A model's name for people."""
+    return spec.student.replace("gpt_", "GPT ").replace("x", "×")
+
+
+def described(study):
+    spec = spec_of(study, "kd")
+    read = spec.recipe.epochs * spec.recipe.epoch_examples * parse(spec.data)[2]
+    return f"{size(spec.teacher)} to {size(spec)}, {read / 1e6:.1f} million tokens"
+
+
+def others(study):
+    """The two sizes of student: the arms of alone and kd of each."""
+    second = next(spec.arm for spec in study.specs if spec.arm.endswith("-alone"))
+    return (("alone", "kd"), (second, second.replace("alone", "kd")))
+
+
+def four(study):
+    return [arm for pair in others(study) for arm in pair]
+
+
+def teachers_record(study):
+    found = study.arm(study.specs[0].arm)
+    return found[0] if found and found[0]["test"] else None
+
+
+def read_tokens(spec):
+    """Tokens read after each epoch."""
+    recipe = spec.recipe
+    return (
+        np.arange(1, recipe.epochs + 1) * recipe.epoch_examples * parse(spec.data)[2] / 1e6
+    )
+
+
+def curve(record):
+    return np.array(record["epochs"]["validation.bits_per_byte"])
+
+
+def signed(i, factor=1.0, digits=3):
+    """A difference with its interval."""
+    return f"{factor * i.mean:+.{digits}f} [{factor * i.low:+.{digits}f}, {factor * i.high:+.{digits}f}]"
+
+
+# %% tags=["hide-input"]
+def teacher_figure(study):
+    record, spec = teachers_record(study), study.specs[0]
+    figure, panel = plt.subplots(figsize=(7.0, 3.0))
+    tokens, values = read_tokens(spec), curve(record)
+    panel.plot(tokens, values, "o-", color=VERMILION)
+    said = ""
+    if study is small and not data.fallback:
+        of_pairs = bigram_bits(data.validation, m)
+        panel.axhline(of_pairs, color=GREEN, linestyle=":")
+        panel.text(
+            tokens[-1], of_pairs, "pairs of tokens", va="bottom", ha="right", color=GREEN
+        )
+        said = " The dotted line is the bigram model on the same text, counted on all of the training text."
+    panel.set(xlabel="tokens read (millions)", ylabel="bits per byte, validation")
+    return show(
+        figure,
+        label=f"teacher-{study.plan}",
+        caption=f"{size(spec)} learns from the text alone: bits per byte of the validation text after each epoch, {values[-1]:.3f} at the end; {record['test']['bits_per_byte']:.3f} on the test text. One run.{said}",
+        alt="A falling curve of bits per byte against tokens read.",
+    )
+
+
+for study in studies:
+    if teachers_record(study):
+        display(teacher_figure(study), source_note([teachers_record(study)]))
+if not teachers_record(small):
+    display(not_yet_run("the teacher of the small study", small.command))
+
+# %% [markdown]
+# A number is one thing, its text another. Here the teacher goes on from the beginning of a test block, with tokens drawn from its own distribution ($T=1$).
+
+# %%
+prompt = next(data.test.batches(1, order=torch.tensor([len(data.test) // 36])))[0][
+    :, :40
+].to(device)
+draws = torch.Generator(device).manual_seed(0)
+story = generate(teacher, prompt, tokens=110, generator=draws)[0].tolist()
+
+
+# %% tags=["hide-input"]
+def passages(entries, *, label, caption):
+    """Texts with their titles, one below another."""
+    parts = "".join(
+        f'<dt style="margin-top:0.7rem">{html.escape(title)}</dt><dd style="white-space:pre-wrap;font-size:0.92rem;margin:0.1rem 0 0 1rem">{text}</dd>'
+        for title, text in entries
+    )
+    return Shown(
+        f'<figure class="kd-figure" id="fig-{label}"><dl>{parts}</dl><figcaption>{html.escape(caption)}</figcaption></figure>'
+    )
+
+
+def tidy(text):
+    """On one line, and safe in a page."""
+    return html.escape(" ".join(text.split()))
+
+
+begun, whole = tokeniser.decode(story[:40]), tokeniser.decode(story)
+begun = begun[
+    : next(
+        (k for k, (a, b) in enumerate(zip(begun, whole, strict=False)) if a != b),
+        len(begun),
+    )
+]
+gap = " " if whole[len(begun) :][:1].isspace() else ""
+display(
+    passages(
+        [("teacher", f"<em>{tidy(begun)}</em>{gap}{tidy(whole[len(begun) :])}")],
+        label="story",
+        caption="A prompt from the test text (italic) and how the teacher goes on. One draw, not chosen; line ends are removed.",
+    )
+)
+
+# %% [markdown]
+# It is a small model, and reads like one: words and short phrases hold together, sentences lose their thread. The task of this chapter is to bring still smaller ones near to it.
+#
+# ## How much of the gap is closed
+#
+# Two sizes of student, each alone (cross-entropy with the next token) and distilled ($0.1$ of that and $0.9$ of $D_{\mathrm{KL}}(p\,\Vert\,q)$ from the teacher, at $T=1$). All read the same tokens, in the same order for one seed. The measure is the part of the
+# gap that is closed,
+#
+# $$ \frac{b_{\text{alone}} - b_{\text{kd}}}{b_{\text{alone}} - b_{\text{teacher}}}, $$
+#
+# with $b$ the bits per byte of the test text: zero if the teacher was of no use, one if the student has caught up with it. It is taken seed by seed. The teacher is one run and has no interval: another teacher would be
+# another experiment.
+
+
+# %% tags=["hide-input"]
+def gap_closed(study, alone, kd):
+    """The part of the gap that is closed, one a seed."""
+    of = teachers_record(study)["test"]["bits_per_byte"]
+    by_alone, by_kd = (study.values(arm, "bits_per_byte") for arm in (alone, kd))
+    seeds = sorted(by_alone.keys() & by_kd.keys())
+    return [(by_alone[s] - by_kd[s]) / (by_alone[s] - of) for s in seeds]
+
+
+def pairs_ready(study):
+    """The sizes whose gap can be given: the teacher's record, and two seeds of both arms."""
+    if not teachers_record(study):
+        return []
+    return [
+        (alone, kd)
+        for alone, kd in others(study)
+        if study.difference(kd, alone, "bits_per_byte") is not None
+    ]
+
+
+def gap_figure(study):
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(8.2, 2.6), gridspec_kw={"width_ratios": [1.25, 1]}
+    )
+    rows, intervals, colours, closed = {}, {}, {}, {}
+    for alone, kd in pairs_ready(study):
+        model = size(spec_of(study, alone))
+        for arm, what, colour in ((alone, "alone", ORANGE), (kd, "distilled", BLUE)):
+            rows[f"{model}, {what}"] = list(study.values(arm, "bits_per_byte").values())
+            intervals[f"{model}, {what}"] = study.mean(arm, "bits_per_byte")
+            colours[f"{model}, {what}"] = colour
+        closed[model] = gap_closed(study, alone, kd)
+    of = teachers_record(study)["test"]["bits_per_byte"]
+    left.axvline(of, color=VERMILION, linewidth=1.2, linestyle="--")
+    dots(left, rows, intervals, colours=colours)
+    left.set_xlabel("bits per byte of the test text (dashed: teacher)")
+    shares = {model: mean_interval(values) for model, values in closed.items()}
+    right.axvline(0, color="grey", linewidth=1)
+    dots(right, closed, shares, factor=100, colours=dict.fromkeys(closed, PURPLE))
+    right.set_xlabel("part of the gap closed (%)")
+    return show(
+        figure,
+        label=f"gap-{study.plan}",
+        caption=f"At equal tokens ({described(study)}; a dot a run, means with 95 % intervals). Part of the gap closed: "
+        + "; ".join(f"{model}, {i:.0%}" for model, i in shares.items())
+        + ".",
+        alt="Left: rows of dots of bits per byte for students alone and distilled, with the teacher as a dashed line. Right: the part of the gap that is closed, by size.",
+    )
+
+
+def gap_table(study):
+    rows = []
+    for alone, kd in pairs_ready(study):
+        for measure, name, factor, digits in (
+            ("bits_per_byte", "bits per byte", 1, 3),
+            ("accuracy", "accuracy (%)", 100, 2),
+            ("calibration_error", "calibration error (%)", 100, 2),
+            ("agreement", "agreement (%)", 100, 2),
+            ("kl_to_teacher", "KL from teacher (nats)", 1, 3),
+        ):
+            a, k = study.mean(alone, measure), study.mean(kd, measure)
+            d = study.difference(kd, alone, measure)
+            rows.append(
+                [
+                    f"{size(spec_of(study, alone))}, {name}",
+                    f"{factor * a.mean:.{digits}f}",
+                    f"{factor * k.mean:.{digits}f}",
+                    signed(d, factor, digits),
+                    d.n,
+                ]
+            )
+    return table(
+        ["on the test text", "alone", "distilled", "difference", "$n$"],
+        rows,
+        caption="Means over seeds, and the paired difference with its 95 % interval.",
+    )
+
+
+slot(four(small), "students of two sizes, alone and distilled")
+for study in studies:
+    if pairs_ready(study):
+        used = [teachers_record(study), *study.all(four(study))]
+        display(gap_figure(study), gap_table(study), source_note(used))
+
+
+# %% [markdown]
+# ### At equal compute
+#
+# The same learning curves, over two axes. On the left, tokens. On the right, multiply-adds: there the distilled student's curve is stretched by the factor of the table above. Read the right panel at a vertical line: for one amount of arithmetic, which curve is
+# lower? It is not quite fair to the distilled student. Where the line cuts its curve its learning rate is still high, since the rate falls to zero only at the end of *its* run; a run planned to stop there would be better than it seems. So the right panel gives
+# the distilled student at least what is drawn. The live part below asks the fair question, at a smaller scale.
+
+
+# %% tags=["hide-input"]
+def cost(study, arm):
+    """Million multiply-adds a token of an arm's training step."""
+    spec = spec_of(study, arm)
+    vocabulary, context = parse(spec.data)[1:]
+    with torch.device("meta"):
+        student, teacher = (
+            getattr(models, which.student)(vocabulary) for which in (spec, spec.teacher)
+        )
+    looks = None if arm.endswith("alone") else teacher
+    return per_token(student, looks, context=context) / 1e6
+
+
+def at_equal_compute(study, alone, kd):
+    """Validation bits per byte of kd where it has spent what alone spent in all, minus alone's at its end; one a seed."""
+    tokens = read_tokens(spec_of(study, alone))
+    where = tokens[-1] * cost(study, alone) / cost(study, kd)
+    if where < tokens[0]:
+        return []
+    by_seed = {
+        arm: {r["recipe"]["seed"]: curve(r) for r in study.arm(arm) if r["test"]}
+        for arm in (alone, kd)
+    }
+    seeds = sorted(by_seed[alone].keys() & by_seed[kd].keys())
+    return [np.interp(where, tokens, by_seed[kd][s]) - by_seed[alone][s][-1] for s in seeds]
+
+
+def curves_figure(study):
+    figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True)
+    said = []
+    for (alone, kd), styles in zip(others(study), ("-", "--"), strict=True):
+        for arm, colour in ((alone, ORANGE), (kd, BLUE)):
+            runs = [curve(record) for record in study.arm(arm) if record["test"]]
+            if not runs:
+                continue
+            tokens = read_tokens(spec_of(study, arm))
+            what = "alone" if arm == alone else "distilled"
+            for panel, x in zip(panels, (tokens, tokens * cost(study, arm)), strict=True):
+                for run in runs:
+                    panel.plot(x, run, styles, color=colour, linewidth=0.8, alpha=0.4)
+                panel.plot(
+                    x,
+                    np.mean(runs, 0),
+                    styles,
+                    color=colour,
+                    label=f"{size(spec_of(study, arm))}, {what}",
+                )
+        if (alone, kd) in pairs_ready(study) and len(
+            values := at_equal_compute(study, alone, kd)
+        ) > 1:
+            said.append(
+                f"{size(spec_of(study, alone))}, {signed(mean_interval(values))} bits per byte, $n={len(values)}$"
+            )
+    if record := teachers_record(study):
+        for panel in panels:
+            panel.axhline(curve(record)[-1], color=VERMILION, linestyle=":")
+    panels[0].set(xlabel="tokens read (millions)", ylabel="bits per byte, validation")
+    panels[1].set(xlabel="multiply-adds spent ($10^{12}$)")
+    panels[1].set_xscale("log")
+    panels[0].legend(fontsize="x-small")
+    more = (
+        " The distilled student in mid-training, where it has spent what the other spent in all, minus the other: "
+        + "; ".join(said)
+        + "."
+        if said
+        else ""
+    )
+    return show(
+        figure,
+        label=f"curves-{study.plan}",
+        caption=f"Validation text after each epoch: thin a run, thick the mean; dotted red, the teacher at the end of its own training, whose cost is not counted. Left, by tokens; right, by arithmetic.{more}",
+        alt="Two panels of falling curves for students of two sizes, alone and distilled: against tokens read, and against multiply-adds, where the distilled ones are moved to the right.",
+    )
+
+
+for study in studies:
+    if len(ready(study, four(study))) >= 2:
+        display(curves_figure(study), source_note(study.all(four(study))))
+
+# %% [markdown]
+# Multiply-adds are not seconds. Small matrices leave a processor idle where large ones do not, so the teacher's look may be cheaper than its count says. (The runner trains students side by side, so that their records
+# do not say what each would have taken alone.) So it is timed here, on one batch, the best of three.
+
+
+# %%
+def seconds(work, times=3):
+    spent = []
+    for _ in range(times):
+        begun = time.process_time()
+        work()
+        spent.append(time.process_time() - begun)
+    return min(spent)
+
+
+inputs, labels, _ = next(data.train.batches(8))
+inputs, labels = inputs.to(device), labels.to(device)
+
+
+def step(student):
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        logits = student(inputs)
+    (1.0 * CrossEntropy())(student_logits=logits, labels=labels)[0].backward()
+
+
+def look():
+    with (
+        torch.no_grad(),
+        torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"),
+    ):
+        teacher(inputs)
+
+
+for name, model in made.items():
+    if name != "teacher":
+        model = model.to(device)
+        model.fused = True
+        alone_takes = seconds(lambda model=model: step(model))
+        print(
+            f"{name}: {inputs.numel() / alone_takes:,.0f} tokens a second of one core; with a teacher's look × {1 + seconds(look) / alone_takes:.1f} the time, "
+            f"× {per_token(model, teacher) / per_token(model):.1f} the multiply-adds"
+        )
+
+# %% [markdown]
+# ## A live piece: the same question, fairly
+#
+# Now the comparison that the records do not have. Three ways of training the smallest student: *alone*; *distilled, equal tokens*; and *distilled, equal compute*, which reads as many fewer tokens as the teacher's looks cost, on a schedule that ends there. Three
+# initialisations each, paired; the batches are the same for all, so that one look of the teacher serves them. The objective of both distilled students is the records'. The learning rate is the best of three for the student *alone*, on the validation text.
+#
+# It is a tiny piece. These students read a few hundredths of the tokens of even the small records, and a model so young knows little more than how frequent words are: compare its bits per byte with the first figure. What is seen here is the *beginning* of a training.
+
+# %%
+SEEDS = range(3)
+EPOCHS, BLOCKS = 4, 56
+objectives = {
+    "alone": 1.0 * CrossEntropy(),
+    "distilled, equal tokens": 0.1 * CrossEntropy() + 0.9 * ForwardKL(),
+    "distilled, equal compute": 0.1 * CrossEntropy() + 0.9 * ForwardKL(),
+}
+probe = data.validation.spread(8)
+factor = per_token(gpt_64x2(V)) / per_token(gpt_64x2(V), teacher)
+fewer = 4 * max(round(BLOCKS * factor / 4), 1)
+
+
+def recipe(blocks):
+    return Recipe(
+        epochs=EPOCHS, epoch_examples=min(blocks, len(data.train)), batch_size=4, optimizer="adamw", learning_rate=8e-3, weight_decay=0.1,
+        schedule="cosine", warmup_epochs=0.4, augment=False, precision=precision, max_gradient_norm=1.0,
+    )  # fmt: skip
+
+
+def newborn(seed):
+    torch.manual_seed(seed)
+    student = gpt_64x2(V)
+    student.fused = True
+    return student
+
+
+students = {name: [newborn(seed) for seed in SEEDS] for name in objectives}
+histories = {}
+teacher.fused = True
+for names, blocks in (
+    (["alone", "distilled, equal tokens"], BLOCKS),
+    (["distilled, equal compute"], fewer),
+):
+    learners = [
+        Learner(students[name][seed], objectives[name].fresh(), recipe(blocks))
+        for name, seed in product(names, SEEDS)
+    ]
+    ended = fit_together(
+        learners, train=data.train, teacher=teacher, validation=probe, device=device
+    )
+    for (name, seed), history in zip(product(names, SEEDS), ended, strict=True):
+        histories[name, seed] = [entry["validation"]["bits_per_byte"] for entry in history]
+
+# %% tags=["hide-input"]
+hues = dict(zip(objectives, (ORANGE, BLUE, SKY), strict=True))
+read_each = {name: BLOCKS for name in objectives} | {"distilled, equal compute": fewer}
+figure, (left, right) = plt.subplots(
+    1, 2, figsize=(8.4, 3.2), gridspec_kw={"width_ratios": [1.2, 1]}
+)
+end = {name: [histories[name, seed][-1] for seed in SEEDS] for name in objectives}
+for name, seed in product(objectives, SEEDS):
+    x = np.arange(1, EPOCHS + 1) * read_each[name] * data.train.context / 1e3
+    left.plot(
+        x,
+        histories[name, seed],
+        "o-",
+        color=hues[name],
+        markersize=3,
+        linewidth=1.2,
+        label=None if seed else name,
+    )
+left.set(xlabel="tokens read (thousands)", ylabel="bits per byte, validation")
+left.legend(fontsize="x-small")
+distilled = [name for name in objectives if name != "alone"]
+gains = {
+    name: [a - b for a, b in zip(end[name], end["alone"], strict=True)]
+    for name in distilled
+}
+live = {name: mean_interval(values) for name, values in gains.items()}
+right.axvline(0, color="grey", linewidth=1)
+dots(right, gains, live, colours=hues)
+right.set_yticks(range(2), ["equal\ntokens", "equal\ncompute"])
+right.set_xlabel("bits per byte, against alone")
+display(
+    show(
+        figure,
+        label="live",
+        caption=f"The smallest student, three initialisations. Left: validation text ({len(probe)} blocks) after each epoch. Right: differences from training alone at the end, paired by initialisation (left of the line is better): "
+        + "; ".join(f"{name.split(', ')[1]} {signed(i)}" for name, i in live.items())
+        + ". The batches are the same for all, so that the intervals do not speak for other batches.",
+        alt="Left: falling curves of bits per byte for students alone and distilled. Right: dots of differences from training alone at equal tokens and at equal compute.",
+    ),
+)
+for name, i in live.items():
+    said = (
+        "better than"
+        if i.high < 0
+        else "worse than"
+        if i.low > 0
+        else "not told apart from"
+    )
+    print(f"{name}: {said} alone, by the interval over initialisations")
+
+# %% [markdown]
+# Two things may move the balance towards the teacher. Its looks can be paid once and used by many students, or by many epochs; then equal tokens *is* equal compute, but for what reading a cache costs. And late in a training a student alone gains little from still more tokens, which are then no replacement for what the teacher says. That is what
+# the curves of the records are for: look at where they flatten.
+#
+# ## Which divergence?
+#
+# All of these keep $0.1$ of the cross-entropy and replace $D_{\mathrm{KL}}(p\,\Vert\,q)$ by another divergence ({doc}`07_divergences`): reversed, Jensen–Shannon, the two skewed by $\lambda=0.1$ {cite}`ko2024distillm`, and total variation {cite}`wen2023fdivergence`. No other number was tuned for them, and the weights were a habit of the
+# forward KL. Four panels, each against plain `kd`, seed by seed. They need not agree: forward KL is, up to a constant, the expected code length of the teacher's next token, so that the first and the third are its home ground; agreement looks at the largest probability alone.
+
+# %% tags=["hide-input"]
+MEASURES = (
+    ("bits_per_byte", "bits per byte", 1),
+    ("agreement", "agreement (points)", 100),
+    ("kl_to_teacher", "KL from teacher (nats)", 1),
+    ("calibration_error", "calibration error (points)", 100),
+)
+
+
+def comparable(study, compared):
+    return {
+        title: pair
+        for title, pair in compared.items()
+        if study.difference(*pair, "bits_per_byte") is not None
+    }
+
+
+def compared_figure(study, compared, *, label, what):
+    """Differences of each arm from its control in four measures. ``compared``: from a title to (arm, control)."""
+    compared = comparable(study, compared)
+    figure, panels = plt.subplots(
+        1, 4, figsize=(9.2, 0.36 * len(compared) + 1.2), sharey=True
+    )
+    found = {}
+    for panel, (measure, title, factor) in zip(panels, MEASURES, strict=True):
+        rows, intervals = {}, {}
+        for name, (arm, control) in compared.items():
+            ours, theirs = study.values(arm, measure), study.values(control, measure)
+            rows[name] = [ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys())]
+            intervals[name] = study.difference(arm, control, measure)
+        panel.axvline(0, color="grey", linewidth=1)
+        dots(panel, rows, intervals, factor=factor)
+        panel.set_title(title, fontsize="small")
+        panel.tick_params(axis="x", labelsize="small")
+        panel.locator_params(axis="x", nbins=4)
+        found[title] = intervals
+    apart = sum(i.excludes_zero for i in found["bits per byte"].values())
+    return show(
+        figure,
+        label=f"{label}-{study.plan}",
+        caption=f"{what} ({described(study)}); a dot a seed, mean and 95 % interval. Left of the line is better for bits per byte, KL and calibration, right of it for agreement. Bits per byte: "
+        + "; ".join(f"{name}, {signed(i)}" for name, i in found["bits per byte"].items())
+        + f". Of these {len(compared)} intervals {apart} leave out zero.",
+        alt="Four panels of dots with intervals, a row an arm: differences in bits per byte, in agreement with the teacher, in KL from the teacher and in calibration error.",
+    )
+
+
+def means_table(study, arms):
+    rows = []
+    for arm in ready(study, arms):
+        row = [arm]
+        for measure, _, factor in MEASURES:
+            i = study.mean(arm, measure)
+            digits = 3 if factor == 1 else 2
+            row.append(
+                f"{factor * i.mean:.{digits}f} ± {factor * (i.high - i.mean):.{digits}f}"
+            )
+        rows.append([*row, study.mean(arm, "bits_per_byte").n])
+    return table(
+        ["arm", *(title.replace("points", "%") for _, title, _ in MEASURES), "$n$"],
+        rows,
+        caption="Means on the test text, and half-widths of their 95 % intervals.",
+    )
+
+
+def compared_section(compared, *, label, what, question):
+    asked, controls = zip(*compared.values(), strict=True)
+    arms = list(dict.fromkeys([*controls, *asked]))
+    slot(arms, question)
+    for study in studies:
+        if comparable(study, compared):
+            display(
+                compared_figure(study, compared, label=label, what=what),
+                means_table(study, arms),
+                source_note(study.all(arms)),
+            )
+
+
+DIVERGENCES = {
+    name: (name, "kd")
+    for name in ("reverse-kl", "jsd", "skewed-forward", "skewed-reverse", "tv")
+}
+compared_section(
+    DIVERGENCES,
+    label="divergence",
+    what="Other divergences in place of forward KL, against kd",
+    question="which divergence",
+)
+
+# %% [markdown]
+# Calibration deserves its own look. The forward KL asks for all that the teacher thinks possible. A divergence that forgives what is missing may leave a student surer of itself than it should be, and a student that is sure of less may be better calibrated by chance: read the panel beside the first.
+#
+# ## Hidden states and attention
+#
+# {doc}`08_hidden_states_and_attention` derived these two losses. Here they are in practice, added to `kd` with weight one: the states of a middle layer through a learned projector, and the maps of one layer of attention. The teacher has seven heads, the student three; there is
+# no matching of heads by number (claim A10), so both are averaged over heads, and the loss is divided by the number of queries. The projector is thrown away afterwards. Both weights are untuned. A gain would be a gain; no gain would only say that it is not had for nothing.
+
+# %% tags=["hide-input"]
+HINTS = {name: (name, "kd") for name in ("kd+hidden", "kd+attention")}
+compared_section(
+    HINTS,
+    label="hints",
+    what="Hidden states and attention beside forward KL, against kd",
+    question="hidden states and attention",
+)
+
+# %% [markdown]
+# ## Whose text?
+#
+# So far all students read books. Yet what one wants from a student is that it *writes* as the teacher would, and it will be reading its own writing while it does. Write $P$ and $Q$ for the distributions of teacher and student over whole texts, $p_t$ and $q_t$ for those over the next token after what has been
+# written. Since $P(x)=\prod_t p_t(x_t)$, the divergence of texts is a sum of divergences of tokens, and here is what is easily overlooked. The average is over the texts of *one of the two*:
+#
+# $$ D_{\mathrm{KL}}(P\,\Vert\,Q) = \mathbb E_{x\sim P}\sum_t D_{\mathrm{KL}}(p_t\,\Vert\,q_t), \qquad D_{\mathrm{KL}}(Q\,\Vert\,P) = \mathbb E_{x\sim Q}\sum_t D_{\mathrm{KL}}(q_t\,\Vert\,p_t). $$
+#
+# Forward KL belongs to the teacher's text, reverse KL to the student's own. A toy shows it exactly: two languages of three letters and texts of four, all of which can be written down.
+
+# %%
+rng = np.random.default_rng(0)
+LETTERS, LENGTH = 3, 4
+texts = list(product(range(LETTERS), repeat=LENGTH))
+P, Q = (
+    {
+        start: rng.dirichlet(np.ones(LETTERS))
+        for n in range(LENGTH)
+        for start in product(range(LETTERS), repeat=n)
+    }
+    for _ in range(2)
+)
+
+
+def of_text(language, x):
+    return math.prod(language[x[:t]][x[t]] for t in range(LENGTH))
+
+
+def kl(a, b):
+    return sum(a * np.log(a / b))
+
+
+def of_tokens(read, one, other):
+    """Mean over the texts of ``read`` of the summed divergences of tokens."""
+    return sum(
+        of_text(read, x) * sum(kl(one[x[:t]], other[x[:t]]) for t in range(LENGTH))
+        for x in texts
+    )
+
+
+whole = {
+    "forward": kl(*(np.array([of_text(of, x) for x in texts]) for of in (P, Q))),
+    "reverse": kl(*(np.array([of_text(of, x) for x in texts]) for of in (Q, P))),
+}
+assert math.isclose(whole["forward"], of_tokens(P, P, Q))
+assert math.isclose(whole["reverse"], of_tokens(Q, Q, P))
+print(
+    f"forward {whole['forward']:.4f}: on the teacher's texts {of_tokens(P, P, Q):.4f}, on the student's {of_tokens(Q, P, Q):.4f}"
+)
+print(
+    f"reverse {whole['reverse']:.4f}: on the student's texts {of_tokens(Q, Q, P):.4f}, on the teacher's {of_tokens(P, Q, P):.4f}"
+)
+
+# %% [markdown]
+# So there are three texts to train on. The *corpus* is neither's, and the divergence on it is no divergence of texts at all; it is the cheapest. The *teacher's text* with plain cross-entropy is sequence-level distillation {cite}`kim2016sequence`. The *student's own text*, on which the teacher is
+# asked what should have come next, is on-policy distillation {cite}`agarwal2024onpolicy`; with reverse KL it is close to MiniLLM {cite}`gu2024minillm`, but for the gradient that runs through the choice of the text. The idea is older than language models: an imitator that is only shown the expert's path does not learn what to do beside it {cite}`ross2011reduction`.
+#
+# ### Does the error grow along a text?
+#
+# The argument has a premise that can be looked at: on its own text the student should be further from its teacher than on the corpus, and more so the longer it has been writing. Is it? Take the live students that learned at equal tokens, the first of them; let it go on from prompts of 32 tokens; let the teacher do the same; and keep
+# the books' own continuations. On each of the three, at each position, $D_{\mathrm{KL}}(p_t\,\Vert\,q_t)$ and $D_{\mathrm{KL}}(q_t\,\Vert\,p_t)$.
+
+# %%
+PROMPT, TEXTS = 32, 16
+student = students["distilled, equal tokens"][0].eval()
+student.fused = teacher.fused = False
+prompts, following, _ = next(data.test.spread(TEXTS).batches(TEXTS))
+TEXTS = len(prompts)
+prompts, following = prompts.to(device), following.to(device)
+sources = {"corpus": torch.cat([prompts, following[:, -1:]], 1)}
+for name, model in (("teacher's", teacher), ("student's own", student)):
+    draws = torch.Generator(device).manual_seed(1)
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        sources[name] = written(model, prompts, PROMPT, 1.0, draws)
+
+
+@torch.no_grad()
+def by_position(blocks):
+    """Forward and reverse KL after each token, shape (2, texts, positions)."""
+    found = []
+    for part in blocks.split(4):
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+            z, t = student(part[:, :-1]).float(), teacher(part[:, :-1]).float()
+        found.append(
+            torch.stack([f(z, t, reduction="none") for f in (forward_kl, reverse_kl)])
+        )
+    return torch.cat(found, 1)[:, :, PROMPT - 1 :].cpu().numpy()
+
+
+apart = {name: by_position(blocks) for name, blocks in sources.items()}
+
+# %% tags=["hide-input"]
+length = next(iter(apart.values())).shape[-1]
+edges = np.linspace(0, length, 8).astype(int)
+middle = PROMPT + (edges[1:] + edges[:-1]) / 2
+figure, panels = plt.subplots(1, 2, figsize=(8.2, 3.2))
+text_hues = dict(zip(apart, (GREEN, VERMILION, BLUE), strict=True))
+for panel, direction, title in zip(
+    panels,
+    range(2),
+    ("forward, $D_{KL}(p\\Vert q)$", "reverse, $D_{KL}(q\\Vert p)$"),
+    strict=True,
+):
+    for shift, (name, values) in enumerate(apart.items()):
+        binned = np.stack([values[direction][:, a:b].mean(1) for a, b in pairwise(edges)])
+        intervals = [mean_interval(one) for one in binned]
+        x = middle + 3 * (shift - 1)
+        panel.plot(
+            x,
+            [i.mean for i in intervals],
+            "o-",
+            color=text_hues[name],
+            label=name,
+            markersize=4,
+        )
+        panel.vlines(
+            x,
+            [i.low for i in intervals],
+            [i.high for i in intervals],
+            color=text_hues[name],
+            linewidth=1.4,
+        )
+    panel.set(title=title, xlabel="position in the text")
+panels[0].set_ylabel("nats a token")
+figure.legend(
+    *panels[0].get_legend_handles_labels(),
+    loc="outside lower center",
+    ncols=3,
+    fontsize="small",
+)
+
+
+def level(direction):
+    """On its own text minus on the corpus, text by text."""
+    own, books = (apart[name][direction].mean(1) for name in ("student's own", "corpus"))
+    return mean_interval(own - books)
+
+
+def growth(direction):
+    """The last third minus the first third of what is written, own text minus corpus, text by text."""
+    third = length // 3
+    rise = {
+        name: values[direction][:, -third:].mean(1) - values[direction][:, :third].mean(1)
+        for name, values in apart.items()
+    }
+    return mean_interval(rise["student's own"] - rise["corpus"])
+
+
+levels, rises = [level(d) for d in range(2)], [growth(d) for d in range(2)]
+show(
+    figure,
+    label="exposure",
+    caption=f"One young student and the teacher on {TEXTS} continuations of three kinds: seven windows of positions, mean over texts with 95 % intervals (a little apart sideways, so that they can be told). On its own text minus on the corpus, paired by prompt: forward {signed(levels[0], digits=2)}, reverse {signed(levels[1], digits=2)} nats a token. "
+    f"What its own text adds to the growth from the first third to the last: forward {signed(rises[0], digits=2)}, reverse {signed(rises[1], digits=2)}.",
+    alt="Two panels, forward and reverse KL from the teacher against position, with a line each for the corpus, the teacher's text and the student's own.",
+)
+
+
+# %% tags=["hide-input"]
+def in_words(i, less, more):
+    """What an interval says of zero."""
+    return less if i.high < 0 else more if i.low > 0 else "not told apart"
+
+
+for direction, i, rise in zip(("forward", "reverse"), levels, rises, strict=True):
+    print(
+        f"{direction} KL, own text against the corpus: level {in_words(i, 'lower', 'higher')}, growth {in_words(rise, 'less', 'more')}"
+    )
+
+# %% [markdown]
+# Read level and growth apart. The *level* need not be as the argument has it. A young student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. Then its own text is the easier one. The *growth* is what an accumulation of errors would show, and it is the growth, not the
+# level, that speaks for training on one's own text {cite}`arora2022exposure`. Nor is a small divergence on one's own text a quality. A student that always wrote the same safe sentence, as the teacher would after such a sentence, would have a very small one.
+#
+# ### What training on other text does
+#
+# In the records, each arm has a control that differs from it as little as can be. `teacher-text` learns from the teacher's writing alone, by cross-entropy; its control `kd-same-text` reads the blocks from which the prompts were taken, and is given the teacher's whole distribution there. The others are trained with the divergence alone, on the corpus for three
+# quarters of the tokens, and then on their own writing, always or by turns; their control `soft1` stays with the corpus. All are measured on the test *books*, which is the corpus' home ground: an arm that trades some of it for better writing of its own loses here, and is not thereby worse at what it was trained for. (Nor is own text free: the student writes token after token, each a step that has to wait for the last, and the teacher then reads what no cache can hold.)
+
+# %% tags=["hide-input"]
+TEXT_ARMS = {
+    "teacher-text": ("teacher-text", "kd-same-text"),
+    "own-text": ("own-text", "soft1"),
+    "own-text-reverse": ("own-text-reverse", "soft1"),
+    "mixed-text": ("mixed-text", "soft1"),
+}
+compared_section(
+    TEXT_ARMS,
+    label="text",
+    what="Other text than the corpus: teacher-text against kd-same-text, the others against soft1",
+    question="whose text",
+)
+
+# %% [markdown]
+# ### In their own words
+#
+# Each record keeps one text, drawn at $T=1$ after one and the same beginning: the first seed's are below, not chosen. Do not rank them. One sample a model is an illustration; judging text takes many, and readers who do not know which is whose.
+
+# %% tags=["hide-input"]
+WRITERS = ("alone", "kd", "soft1", "teacher-text", "own-text", "own-text-reverse")
+
+
+def samples(study):
+    entries = []
+    if record := teachers_record(study):
+        entries.append((f"teacher, {size(study.specs[0])}", record))
+    entries += [
+        (arm, study.arm(arm)[0])
+        for arm in WRITERS
+        if study.arm(arm) and study.arm(arm)[0]["test"]
+    ]
+    return entries
+
+
+for study in studies:
+    if entries := samples(study):
+        display(
+            passages(
+                [(title, tidy(record["test"]["sample"])) for title, record in entries],
+                label=f"samples-{study.plan}",
+                caption="What each writes after the same beginning; one draw of one run each. Line ends are removed.",
+            ),
+            source_note([record for _, record in entries]),
+        )
+slot(WRITERS, "texts of the students")
+
+# %% [markdown]
+# ## The claim
+#
+# Article B names Llama-3-8B as a small model that is distilled from a large one. The reference it gives is that of Llama 2 {cite}`touvron2023llama`; Llama 3 is described elsewhere {cite}`grattafiori2024llama`. What these chapters can test is the general statement: that a small language model gains from a larger one. What it is held against decides: the same tokens, or the
+# same arithmetic.
+
+# %% tags=["hide-input"]
+decides = next(
+    (
+        study
+        for study in reversed(studies)
+        if complete(study, [study.specs[0].arm, *four(study)])
+        and len(pairs_ready(study)) == 2
+    ),
+    None,
+)
+if decides is not None:
+    said = []
+    for alone, kd in others(decides):
+        share = mean_interval(gap_closed(decides, alone, kd))
+        late = at_equal_compute(decides, alone, kd)
+        said.append(
+            f"{size(spec_of(decides, alone))}, {share:.0%}"
+            + (
+                f" (read off in mid-schedule, where it has spent as many multiply-adds as the other in all: {signed(mean_interval(late))} bits per byte of the validation text against it)"
+                if len(late) > 1
+                else ""
+            )
+        )
+    given = verdict(
+        "B12", "depends",
+        f"Small language models can be distilled from larger ones; how much it brings depends on what is held equal. At equal tokens, distillation closes this part of the gap to the teacher in bits per byte ({described(decides)}): " + "; ".join(said)
+        + f". A step with the teacher costs {cost(decides, 'kd') / cost(decides, 'alone'):.1f} times the multiply-adds of one alone unless the teacher's looks are kept, and the teacher has to be trained first. Of Llama 3 itself nothing is measured here, and the article cites the paper on Llama 2.",
+        data=data,
+    )  # fmt: skip
+    display(given)
+
+# %% tags=["hide-input"]
+asked = [pair[0] for pair in (DIVERGENCES | HINTS | TEXT_ARMS).values()]
+asked = list(dict.fromkeys([large.specs[0].arm, *four(large), *asked, "soft1", "kd-same-text"]))  # fmt: skip
+if not complete(large, asked):
+    display(
+        not_yet_run(
+            f"{planned(large, asked) - len(large.all(asked))} of {planned(large, asked)} runs: all questions of this chapter on a GPU ({described(large)})",
+            large.command,
+        )
+    )
+
+# %% [markdown]
+# ## Limits
+#
+# - **Scale.** A teacher of a few million parameters that has read a few million tokens is a long way from what is called a language model today. Nothing is said here of instruction, reasoning, or of students that were trained long before they were distilled.
+# - **One teacher, one run.** The gap is measured to one teacher. Another seed of it, a better one or a larger one may give another answer ({doc}`14_what_is_transferred`).
+# - **Equal compute** is asked of the records in mid-schedule, and fairly only in the live piece, which is tiny. A plan of full-length runs alone that read as many tokens as the teacher's looks cost is missing.
+# - **One learning rate for all**, found for the student alone; weights of hidden states and attention untuned. This favours training alone, if anything.
+# - **Intervals** are over three seeds of the student, on one test text; in the live part over initialisations alone, and in the figure of positions over texts for one student. That student is very young; one of the records' would be the right one to ask, and they are not stored.
+# - **Text quality is not measured.** Bits per byte of books, agreement and divergence are what can be computed without readers.
+#
+# ## Exercises
+#
+# ```{exercise}
+# :label: ex-bits
+#
+# Two models have different tokenisers: one token is on average three bytes long for the first, four for the second. Both have a loss of three nats a token. Which is better, and what are their bits per byte?
+# ```
+#
+# ```{solution} ex-bits
+# :class: dropdown
+#
+# Bits per byte are the loss divided by $\log 2$ and by the bytes of a token: `3 / math.log(2) / 3` is 1.44, `3 / math.log(2) / 4` is 1.08. The second spends as much on a longer piece of text, and is better by a quarter. Perplexity per token would call them equal.
+# ```
+#
+# ```{exercise}
+# :label: ex-cache-compute
+#
+# Suppose that the teacher's looks at the training text are kept, and used by $k$ students, or by $k$ epochs of one. From which $k$ on is distillation less than half as dear again as training alone, in multiply-adds, for `gpt_96x3`? Reading the cache is free.
+# ```
+#
+# ```{solution} ex-cache-compute
+# :class: dropdown
+#
+# A token costs $3M_s$ alone and $3M_s + M_t/k$ with the teacher, so $k > M_t/(1.5\,M_s)$:
+# `multiply_adds(made["teacher"], 256) / (1.5 * multiply_adds(made["student"], 256))` is a little below three. With three students or epochs it is reached.
+# ```
+#
+# ```{exercise}
+# :label: ex-other-text
+#
+# On the toy of three letters, the forward KL per token on the *student's* texts is also a divergence-like number: zero if the two languages are equal. Is it zero *only* if they are equal? And on texts of a corpus that is neither's?
+# ```
+#
+# ```{solution} ex-other-text
+# :class: dropdown
+#
+# It is zero if and only if $p_t=q_t$ after every beginning that the text can reach. A corpus that never reaches a beginning says nothing of what the two do after it, and neither does the student's text after beginnings that the student never writes.
+# Try it: `R = {start: np.eye(LETTERS)[0] for start in P}` writes only the first letter. Take `S = dict(P)` and change `S[(1,)] = np.ones(3) / 3`: `of_tokens(R, P, S)` is zero, `of_tokens(P, P, S)` is not. This is the case for reading
+# what the student writes: it asks the teacher about the beginnings that will occur.
+# ```

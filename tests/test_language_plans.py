@@ -1,0 +1,150 @@
+"""The plans of language models: every arm alike but for what it asks, named once, and run beside what it can be."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from kdlab import models
+from kdlab.language import OwnText, parse
+from kdlab.language.caches import KINDS
+from kdlab.objectives import CrossEntropy, ForwardKL
+from kdlab.study import Spec
+from kdlab.study.plans import PLANS
+from kdlab.study.runner import beside, every_spec
+from kdlab.training import Recipe
+
+SPEC = Spec("tests", "kd", "books-4096-256", "gpt_64x2", 1.0 * ForwardKL(), Recipe())
+TAUGHT = replace(SPEC, teacher=SPEC)
+OTHERS = [
+    replace(TAUGHT, kept=("sampled", 12)),
+    replace(TAUGHT, kept=("sampled", 13)),
+    replace(TAUGHT, kept=("top-k", 12)),
+    replace(TAUGHT, text="teacher", own_text=OwnText(32)),
+    replace(TAUGHT, text="student", own_text=OwnText(32)),
+    replace(TAUGHT, text="student", own_text=OwnText(32, probability=0.5)),
+    replace(TAUGHT, text="student", own_text=OwnText(32, after=0.5)),
+    replace(TAUGHT, text="student", own_text=OwnText(32, temperature=0.7)),
+    replace(TAUGHT, text="student", own_text=OwnText(31)),
+]
+
+every_plan = pytest.mark.parametrize("name", ["language-small", "language"])
+
+
+def arms(name):
+    found = {}
+    for spec in PLANS[name]():
+        if spec.study != "teacher":
+            found.setdefault(spec.arm, []).append(spec)
+    return found
+
+
+@every_plan
+def test_every_arm_has_three_seeds_or_more_and_one_difference(name):
+    for specs in arms(name).values():
+        assert [spec.recipe.seed for spec in specs] == list(range(len(specs))) and len(specs) >= 3
+        first = specs[0].describe()
+        for spec in specs[1:]:
+            other = spec.describe()
+            assert {**other, "recipe": {**other["recipe"], "seed": None}} == {
+                **first, "recipe": {**first["recipe"], "seed": None},
+            }  # fmt: skip
+
+
+@every_plan
+def test_all_students_read_as_many_tokens_and_have_one_teacher(name):
+    teacher, *specs = PLANS[name]()
+    assert teacher.teacher is None and {spec.teacher.hash for spec in specs} == {teacher.hash}
+    assert {spec.data for spec in specs} == {teacher.data}
+    assert len({replace(spec.recipe, seed=0) for spec in specs}) == 1
+    recipe, read = specs[0].recipe, specs[0].recipe.epochs * specs[0].recipe.epoch_examples
+    assert read < teacher.recipe.epochs * teacher.recipe.epoch_examples
+    assert recipe.epoch_examples % recipe.batch_size == 0
+
+
+@every_plan
+def test_caches_and_texts_are_of_the_blocks_with_which_they_are_compared(name):
+    found = arms(name)
+    examples = {spec.train_examples for arm in ("kd-same-text", "teacher-text") for spec in found[arm]}
+    for kind in KINDS:
+        examples |= {spec.train_examples for spec in found[f"{kind}-12"]}
+        assert all(spec.kept == (kind, 12) for spec in found[f"{kind}-12"])
+    ((blocks,),) = [examples]
+    assert blocks >= found["kd"][0].recipe.epoch_examples
+    for arm, specs in found.items():
+        assert all((spec.train_examples is None) == (arm not in ("kd-same-text", "teacher-text") and not spec.kept)
+                   for spec in specs)  # fmt: skip
+
+
+@every_plan
+def test_models_take_what_the_data_are(name):
+    for spec in PLANS[name]():
+        _, vocabulary, context = parse(spec.data)
+        assert getattr(models, spec.student)(300).context >= context
+        assert spec.own_text is None or spec.own_text.prompt < context
+        if spec.arm == "timesN":
+            assert spec.objective.weights == (float(vocabulary),)
+        if spec.text == "teacher":
+            assert not spec.objective.needs_teacher and spec.kept is None
+
+
+@every_plan
+def test_the_weights_of_labels_and_teacher_sum_to_one(name):
+    """But for N times the loss, and what looks at layers too."""
+    for arm, specs in arms(name).items():
+        weights = specs[0].objective.weights
+        if arm == "soft-falling":
+            assert all(weights[0](done) + weights[1](done) == pytest.approx(1) for done in (0.0, 0.3, 1.0))
+        elif arm != "timesN":
+            assert sum(weights[:2]) == pytest.approx(1)
+
+
+# Identity
+
+
+def test_what_is_left_at_its_default_is_not_in_the_identity():
+    """So that records from before there were language models keep their names."""
+    plain = {"study", "arm", "data", "student", "objective", "recipe", "teacher", "train_examples"}
+    assert set(SPEC.describe()) == plain
+    assert replace(TAUGHT, text="corpus", own_text=None, kept=None).hash == TAUGHT.hash
+    images = [spec for spec in every_spec() if not spec.student.startswith("gpt")]
+    assert all(set(spec.describe()) <= plain | {"omit", "hold_out"} for spec in images) and len(images) > 50
+
+
+def test_where_the_text_comes_from_and_what_is_kept_are():
+    described = [spec.describe() for spec in (TAUGHT, *OTHERS)]
+    assert [json.loads(json.dumps(each)) for each in described] == described
+    assert len({spec.hash for spec in (TAUGHT, *OTHERS)}) == len(OTHERS) + 1
+    assert described[1]["kept"] == ["sampled", 12] and described[4]["text"] == "teacher"
+    assert described[4]["own_text"]["prompt"] == 32
+
+
+# Beside each other
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_students_of_other_examples_are_not_run_beside_each_other(device):
+    specs = [TAUGHT, *OTHERS]
+    alone = {spec.arm for spec in specs}
+    assert alone == {"kd"}
+    found = [len(beside(spec, specs, device=device)) for spec in specs]
+    # The corpus and the students that write for themselves are one group; each cache and the teacher's text are alone.
+    assert found == [6, 1, 1, 1, 1, 6, 6, 6, 6, 6]
+
+
+@every_plan
+def test_groups_of_a_plan_share_what_they_learn_from(name):
+    specs = PLANS[name]()
+    left = list(specs)
+    while left:
+        group = beside(left[0], left, device="cuda")
+        assert len({spec.examples for spec in group}) == len({spec.kept for spec in group}) == 1
+        assert len({spec.text == "teacher" for spec in group}) == 1
+        left = [spec for spec in left if spec not in group]
+    cached = [spec for spec in specs if spec.kept]
+    assert len(beside(cached[0], specs, device="cuda")) == 3  # its seeds
+
+
+def test_an_objective_of_labels_alone_may_be_compared_with_the_teacher():
+    alone = replace(TAUGHT, objective=1.0 * CrossEntropy())
+    assert beside(TAUGHT, [TAUGHT, alone], device="cpu") == [TAUGHT, alone]
