@@ -561,7 +561,7 @@ show(
 # - A gradient's *norm* is not its direction. With rising $T$ the direction changes too, from correcting the top classes to
 #   matching all logits; $T^2$ does nothing about that.
 # - Two stages of one student were measured. Late in training student and teacher agree, and the curve shifts again.
-#   Language models, with their thousands of classes, are a matter of their own.
+#   Language models, with their thousands of classes, are a matter of their own: {doc}`16_a_large_n`.
 #
 # ## Exercises
 #

@@ -295,6 +295,7 @@ verdict(
 #
 # A linear probe has no depth, no normalisation and no other loss term. In a sum with a cross-entropy the factor $N$ is *not* only
 # a learning rate: it is a weight, and at $N=128{,}000$ it would silence the labels. Clipping and weight decay interact with the gradient's size as well.
+# A language model has a body below its head, whose gradient has no $1/N$: {doc}`16_a_large_n`.
 #
 # ## Exercises
 #

@@ -667,7 +667,7 @@ if (study := deciding(map_of)) and weight_effect(study, 0.5, 0.9) is not None:
         f"For images ({described(study)}): averaged over the temperatures, and against $w_{{\\text{{soft}}}}=0.9$, an even split changes test accuracy by {points(half, 1)} points, "
         f"no labels at all by {points(whole, 1)} and agreement with the teacher by {points(faithful, 1)}, n = {half.n} seeds. Best on the validation split: "
         + "; ".join(spoken(name) for name in preferred.values())
-        + ". Weights between 0.9 and 1 and the sentence on language models are not tested here.",
+        + ". Weights between 0.9 and 1 are not tested here; of language models speaks chapter 16.",
         data=data,
     )  # fmt: skip
     display(given)

@@ -692,7 +692,7 @@ for name, model in made.items():
 # ## A live piece: the same question, fairly
 #
 # Now the comparison that the records do not have. Three ways of training the smallest student: *alone*; *distilled, equal tokens*; and *distilled, equal compute*, which reads as many fewer tokens as the teacher's looks cost, on a schedule that ends there. Three
-# initialisations each, paired; the batches are the same for all, so that one look of the teacher serves them. The objective of both distilled students is the records'. The learning rate is the best of three for the student *alone*, on the validation text.
+# initialisations each, paired; the batches are the same for all, so that one look of the teacher serves them. The objective of both distilled students is the records'. The learning rate is the same for all.
 #
 # It is a tiny piece. These students read a few hundredths of the tokens of even the small records, and a model so young knows little more than how frequent words are: compare its bits per byte with the first figure. What is seen here is the *beginning* of a training.
 

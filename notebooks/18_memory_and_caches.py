@@ -493,6 +493,7 @@ table(
 # %% tags=["hide-input"]
 data = load_text_data("book-openings-4096-256")
 teacher = book_language_teacher(data, device=device)
+teacher.fused = False  # its logits as a tensor
 data_note(data)
 
 # %%
@@ -650,7 +651,7 @@ assert sizes[12] == 48
 table(
     ["kept of each token", "bytes a token", "of the text with 4096 blocks of 256"],
     [
-        [f"{entries} entries", f"{size:.0f}", f"{size * 4096 * 256 / 1e6:.0f} MB"]
+        [f"{entries} entries" if entries > 1 else "1 entry", f"{size:.0f}", f"{size * 4096 * 256 / 1e6:.0f} MB"]
         for entries, size in sizes.items()
     ]
     + [[f"all {vocabulary:,}, half precision", f"{2 * vocabulary:,}", f"{2 * vocabulary * 4096 * 256 / 1e6:,.0f} MB"]],
@@ -979,8 +980,9 @@ for panel, measure, factor in ((first, "ece", 100), (second, "kl", 1)):
     dots(panel, rows, intervals, factor=factor, colours=hue, reference=reference)
 first.set_xlabel("calibration error (points)")
 second.set_xlabel("KL from the true posterior (nats)")
-second.set_xlim(0, None)
-first.set_xlim(0, None)
+for panel in (first, second):
+    panel.set_xlim(0, None)
+    panel.locator_params(axis="x", nbins=4)
 kl = {name: mean_interval(outcome[name, "kl"]) for name in ARMS}
 surer = {name: 100 * mean_interval(outcome[name, "surer"]).mean for name in ARMS}
 show(
@@ -1042,29 +1044,42 @@ def comparable(study):
 def caches_figure(study):
     arms = comparable(study)
     figure, panels = plt.subplots(1, 3, figsize=(8.4, 0.45 * len(arms) + 1.1), sharey=True)
-    said, apart = [], 0
+    apart = 0
     for panel, (measure, title, factor) in zip(panels, MEASURES, strict=True):
         rows, intervals = {}, {}
         for name in arms:
             ours, live = study.values(name, measure), study.values(LIVE, measure)
-            rows[CACHED[name]] = [
-                ours[s] - live[s] for s in sorted(ours.keys() & live.keys())
-            ]
-            d = intervals[CACHED[name]] = study.difference(name, LIVE, measure)
-            apart += d.excludes_zero
-            said.append(
-                f"{CACHED[name]}, {title.split(' (')[0]}: {factor * d.mean:+.3f} [{factor * d.low:+.3f}, {factor * d.high:+.3f}], n = {d.n}"
-            )
+            seeds = sorted(ours.keys() & live.keys())
+            rows[CACHED[name]] = [ours[seed] - live[seed] for seed in seeds]
+            difference = study.difference(name, LIVE, measure)
+            intervals[CACHED[name]] = difference
+            apart += difference.excludes_zero
         panel.axvline(0, color="grey", linewidth=1)
         dots(panel, rows, intervals, factor=factor)
-        panel.set_xlabel(title, fontsize="small")
+        panel.set_xlabel(title, fontsize="x-small")
+        panel.locator_params(axis="x", nbins=4)
     return show(
         figure,
         label=f"caches-{study.plan}",
-        caption="Students of a cache minus students of the live teacher on the same text; each run as a faint dot, means with 95 % intervals. "
-        + "; ".join(said)
-        + f". Of these {len(said)} intervals {apart} leave out zero; were there no differences, one in twenty would be expected to.",
+        caption=f"Plan {study.plan}: students of a cache minus students of the live teacher on the same text; each run as a faint dot, means with 95 % intervals. Of the {3 * len(arms)} intervals {apart} leave out zero; were there no differences, "
+        "one in twenty would be expected to. The numbers are in the table.",
         alt="Three panels of dots with intervals: differences of caches from the live teacher in bits per byte, in KL from the teacher and in calibration error.",
+    )
+
+
+def differences_table(study):
+    rows = []
+    for name in comparable(study):
+        found = [(study.difference(name, LIVE, m), factor) for m, _, factor in MEASURES]
+        cells = [
+            f"{factor * d.mean:+.3f} [{factor * d.low:+.3f}, {factor * d.high:+.3f}]"
+            for d, factor in found
+        ]
+        rows.append([CACHED[name], *cells, found[0][0].n])
+    return table(
+        ["taught by", *(title for _, title, _ in MEASURES), "$n$"],
+        rows,
+        caption="Differences from the live teacher, paired by seed, with 95 % intervals.",
     )
 
 
@@ -1098,7 +1113,8 @@ if missing := planned(small) - len(small.all(FROM)):
     )
 for study in (small, large):
     if comparable(study):
-        display(caches_figure(study), caches_table(study), source_note(study.all(FROM)))
+        display(caches_figure(study), differences_table(study))
+        display(caches_table(study), source_note(study.all(FROM)))
 
 # %% tags=["hide-input"]
 for study in (small, large):

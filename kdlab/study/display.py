@@ -4,7 +4,7 @@ import html
 
 import torch
 
-from ..data import ImageData
+from ..data import ImageData, TextData
 from ..figures import Shown, mathematics
 
 #: What can become of a claim.
@@ -33,20 +33,21 @@ class Verdict(Shown):
         return {"text/html": self.markup, "application/vnd.kdlab.verdict+json": said}
 
 
-def verdict(claim: str, outcome: str, finding: str, *, data: ImageData | None = None) -> Verdict:
+def verdict(claim: str, outcome: str, finding: str, *, data: ImageData | TextData | None = None) -> Verdict:
     """The verdict on a claim, earned by the cells above it.
 
     Args:
         claim: its id in the ledger, such as ``"A1"``.
         outcome: one of ``VERDICTS``.
         finding: what was found, in a sentence or two; ``$…$`` is mathematics.
-        data: the images it was measured on, if any: on the fall-back the verdict becomes "not measured".
+        data: what it was measured on, if anything: on the fall-back the verdict becomes "not measured".
     """
     if outcome not in VERDICTS:
         raise ValueError(f"a verdict is one of {', '.join(VERDICTS)}, not {outcome!r}.")
     if data is not None and data.fallback:
         outcome = "not measured"
-        finding = f"This build had no CIFAR-100; the cells above ran on the fall-back ({data.name}), which settles nothing."
+        wanted, found = _wanted_and_found(data)
+        finding = f"This build had no {wanted}; the cells above ran on the fall-back ({found}), which settles nothing."
     return Verdict(claim, outcome, finding)
 
 
@@ -86,13 +87,22 @@ def observed(statement: str, holds: bool) -> Observation:
     return Observation(statement, holds)
 
 
-def data_note(data: ImageData) -> Shown:
-    """Which images this page was computed from; a banner where they are the fall-back."""
-    sizes = f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test images"
-    text = f"{data.name}: {sizes}, content checksum <code>{data.checksum[:12]}</code>."
+def _wanted_and_found(data: ImageData | TextData) -> tuple[str, str]:
+    """What a chapter asks for, and what it has."""
+    if isinstance(data, TextData):
+        return f"text {data.name}", "Python's own help texts" if data.fallback else data.name
+    return "CIFAR-100", data.name
+
+
+def data_note(data: ImageData | TextData) -> Shown:
+    """Which images or which text this page was computed from; a banner where they are the fall-back."""
+    wanted, found = _wanted_and_found(data)
+    what = f"blocks of {data.train.context} tokens" if isinstance(data, TextData) else "images"
+    sizes = f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test {what}"
+    text = f"{found}: {sizes}, content checksum <code>{data.checksum[:12]}</code>."
     if data.fallback:
         return Shown(
-            f'<aside class="kd-banner"><strong>Fall-back data.</strong> CIFAR-100 was not to be had in this build, so '
+            f'<aside class="kd-banner"><strong>Fall-back data.</strong> {wanted[0].upper() + wanted[1:]} was not to be had in this build, so '
             f"this page ran on {text} It shows that every cell runs; its numbers are not evidence. "
             f"({html.escape(data.reason)})</aside>"
         )

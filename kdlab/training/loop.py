@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..objectives import (
     CRD,
     DIST,
+    HeadLogits,
     HiddenCosine,
     HiddenMSE,
     InfoNCE,
@@ -393,7 +394,9 @@ class _Student:
         ):
             student_logits, student_hidden = self.taps(inputs)
         if labels.device.type == "cpu":  # a glance; elsewhere the epoch's mean is looked at
-            seen = getattr(student_logits, "hidden", student_logits)
+            seen = student_logits
+            if isinstance(seen, HeadLogits):
+                seen = seen.hidden.detach().sum() + seen.weight.detach().square().sum()
             self.check_finite({"student logits": seen.detach().sum().item()})
         counted = _counted(labels)
         masks = {}
