@@ -194,7 +194,8 @@ def kdlab(*arguments):
 
 def test_the_command_lists_its_benchmarks():
     done = kdlab()
-    assert done.exit_code == 0 and re.findall(r"^(\w+)", done.stdout, re.MULTILINE) == list(BENCHMARKS)
+    assert done.exit_code == 0
+    assert re.findall(r"^(\w+)", done.stdout, re.MULTILINE) == [*BENCHMARKS, "vocabulary"]
 
 
 def test_an_unknown_name_gets_a_sentence():

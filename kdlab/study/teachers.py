@@ -38,7 +38,10 @@ def book_language_teacher(data: TextData, *, device="cpu") -> nn.Module:
 
 def _stored_or_trained(spec: Spec, data, device, made_by: str) -> nn.Module:
     if data.fallback:
-        return run(spec, data, device=device).student
+        model = run(spec, data, device=device).student
+        if hasattr(model, "fused"):
+            model.fused = False
+        return model
     model = stored_student(spec, book_folder(), data.num_classes)
     if model is None:
         raise RecordError(

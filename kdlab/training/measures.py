@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..objectives import cross_entropy, forward_kl, soften, total_variation
+from ..objectives import HeadLogits, cross_entropy, forward_kl, soften, total_variation
 from .taps import logits_of
 
 
@@ -71,7 +71,7 @@ def predict(
     with evaluation_mode(model):
         for inputs, _, _ in split.batches(batch_size):
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
-                logits.append(logits_of(model(inputs.to(device))).float().cpu())
+                logits.append(_all_logits(model(inputs.to(device))).float().cpu())
     return torch.cat(logits)
 
 
@@ -133,11 +133,11 @@ def measure_tokens(
                 torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
             )
             with autocast:
-                target = None if teacher is None else _rows(teacher(inputs))
+                target = None if teacher is None else _all_logits(teacher(inputs)).flatten(0, 1).float()
             read += split.token_bytes.to(device)[labels].sum().item()
             for found, gaps, model in zip(sums, bins, students, strict=True):
                 with autocast:
-                    logits = _rows(model(inputs))
+                    logits = _all_logits(model(inputs)).flatten(0, 1).float()
                 found["tokens"] += len(labels)
                 found["cross_entropy"] += cross_entropy(logits, labels, reduction="sum").item()
                 found["accuracy"] += (logits.argmax(-1) == labels).sum().item()
@@ -159,7 +159,6 @@ def measure_tokens(
     return measured
 
 
-def _rows(output) -> Tensor:
-    """Logits ``(B · T, V)``, float32."""
+def _all_logits(output) -> Tensor:
     logits = logits_of(output)
-    return (logits if isinstance(logits, Tensor) else logits.dense()).flatten(0, 1).float()
+    return logits.dense() if isinstance(logits, HeadLogits) else logits
