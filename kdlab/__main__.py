@@ -62,9 +62,7 @@ def seconds(text: str) -> float:
     """
     if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())):
         raise PlanError(f"a budget is a number of seconds, or such as 9m or 1.5h, not {text!r}.")
-    if not (budget := float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]):
-        raise PlanError("in no time nothing can be run: give a budget such as 9m.")
-    return budget
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 @app.command()
@@ -119,6 +117,8 @@ def run(
                 )
         place = book or book_folder_or(out)
         limit = None if budget is None else seconds(budget)
+        if limit == 0:
+            raise PlanError("in no time nothing can be run: give a budget such as 9m.")
         if ray is not None:
             if shard or only:
                 raise PlanError("--ray makes its own shards of the whole plan: leave --shard and --only out.")
