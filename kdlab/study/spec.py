@@ -89,7 +89,7 @@ class Spec:
 
     @property
     def examples(self) -> tuple:
-        """What makes the examples, and what a teacher says of them: students that train side by side have it in common."""
+        """What makes the examples, and what a teacher says of them. Students that train side by side have it in common."""
         written = self.own_text if self.text == "teacher" else None
         return self.data, self.train_examples, self.omit, self.hold_out, written, self.kept
 
