@@ -7,8 +7,6 @@ process of its own, which counts the libraries' buffers too, and the gradients.
 
 import math
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from ..objectives import GeneralisedJSD, HeadLogits
 from ..study.records import provenance
+from ..study.run import peak_memory
 from .timing import BenchmarkError, quartiles
 
 #: At most so many times what it is compared with.
@@ -168,7 +167,7 @@ def _mark() -> int:
         status = Path("/proc/self/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     except OSError:  # not Linux
-        return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak_memory("cpu")
 
 
 def extra_peak(way: Callable, size: Size) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -82,6 +83,11 @@ class Tokens:
                 places = self.blocks[index].unsqueeze(1) * self.stride + steps
                 block = self.labels[places].long() & 0xFFFF
                 yield block[:, :-1], block[:, 1:], index
+
+
+def mapped(path: Path) -> Tensor:
+    """A file of 16-bit numbers, int16, mapped into memory."""
+    return torch.from_file(str(path), shared=False, size=path.stat().st_size // 2, dtype=torch.int16)
 
 
 @dataclass(frozen=True)

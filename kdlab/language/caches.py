@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Tokens
-from ..files import note_read, sha256
-from ..objectives import HeadLogits, SparseTargets, soften
+from ..files import atomic_folder, note_read, sha256
+from ..objectives import SparseTargets, soften
 from ..training import evaluation_mode
 from ..training.checkpoint import checksum
-from ..training.taps import logits_of
+from ..training.measures import all_logits
 
 KINDS = ("sampled", "top-k", "top-k-rest")
 
@@ -68,23 +66,20 @@ def write_cache(
         raise ValueError(f"a cache keeps 1 to {vocabulary - 1} entries of {vocabulary}, not {entries}.")
     if path.exists():
         raise CacheError(f"{path} exists already; delete it to make the cache anew.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator(device).manual_seed(seed)
     number = np.uint16 if vocabulary <= 2**16 else np.uint32
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     done = 0
-    try:
+    with atomic_folder(path) as part:
         with (
             evaluation_mode(teacher.to(device)),
-            (scratch / "tokens.bin").open("wb") as which,
-            (scratch / "probabilities.bin").open("wb") as how_likely,
+            (part / "tokens.bin").open("wb") as which,
+            (part / "probabilities.bin").open("wb") as how_likely,
         ):
             for inputs, _, index in tokens.batches(max(tokens_at_once // tokens.context, 1)):
                 with torch.autocast(
                     torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
                 ):
-                    logits = logits_of(teacher(inputs.to(device)))
-                logits = logits.dense() if isinstance(logits, HeadLogits) else logits
+                    logits = all_logits(teacher(inputs.to(device)))
                 kept = keep(soften(logits.float()), kind, entries, generator)
                 which.write(kept.tokens.cpu().numpy().astype(number).tobytes())
                 how_likely.write(kept.probabilities.cpu().numpy().astype(np.float16).tobytes())
@@ -99,17 +94,10 @@ def write_cache(
             "blocks": len(tokens),
             "text": text_checksum(tokens),
             "teacher": checksum(teacher.state_dict().items()),
-            "files": {name: sha256(scratch / name) for name in ("tokens.bin", "probabilities.bin")},
+            "files": {name: sha256(part / name) for name in ("tokens.bin", "probabilities.bin")},
         }
         header["checksum"] = _checksum(header)
-        (scratch / "header.json").write_text(json.dumps(header, indent=1) + "\n")
-        try:
-            scratch.rename(path)
-        except OSError:  # another process was first
-            if not path.is_dir():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        (part / "header.json").write_text(json.dumps(header, indent=1) + "\n")
 
 
 def _checksum(header: dict) -> str:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Tokens
+from ..data.tokens import mapped
 from ..files import atomic_write, note_read
+from ..objectives.checks import IGNORED
 from .generation import generate
-
-#: The label of a token that nothing is learned from.
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -105,10 +104,9 @@ def teacher_text(
                 done += len(index)
                 if report is not None:
                     report(done, len(tokens))
-    size = len(tokens) * (tokens.context + 1)
-    if note_read(path).stat().st_size != 2 * size:
+    labels = mapped(note_read(path))
+    if len(labels) != len(tokens) * (tokens.context + 1):
         raise ValueError(f"{path} is truncated or of another text: delete it, and it is written anew.")
-    labels = torch.from_file(str(path), shared=False, size=size, dtype=torch.int16)
     return Tokens(labels, tokens.context, tokens.token_bytes, stride=tokens.context + 1)
 
 

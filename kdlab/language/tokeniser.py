@@ -3,8 +3,6 @@
 import hashlib
 import itertools
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import torch
 
 from ..data import DataError, TextData, Tokens, corpus_or_fallback, folder, load_corpus
 from ..data.text import END_OF_TEXT, SPLITS, Corpus
-from ..files import atomic_write, note_read, sha256
+from ..data.tokens import mapped
+from ..files import atomic_folder, atomic_write, note_read, sha256
 
 #: Tokenisers that come with the package, as ``corpus-vocabulary.json``; others are trained and kept in the data folder.
 STORED = Path(__file__).parent / "tokenisers"
@@ -92,7 +91,7 @@ def load_text_data(name: str) -> TextData:
     tokeniser = stored_tokeniser(corpus, min(vocabulary, 2048) if corpus.fallback else vocabulary)
     where, checksum = tokenise(corpus, tokeniser)
     sizes = token_bytes(tokeniser)
-    splits = {split: Tokens(_mapped(where / f"{split}.bin"), context, sizes) for split in SPLITS}
+    splits = {split: Tokens(mapped(where / f"{split}.bin"), context, sizes) for split in SPLITS}
     return TextData(
         name=name,
         train=splits["train"],
@@ -164,21 +163,11 @@ def tokenise(corpus: Corpus, tokeniser) -> tuple[Path, str]:
     identity = hashlib.sha256((corpus.checksum + tokeniser_checksum(tokeniser)).encode()).hexdigest()
     target = folder() / "tokens" / f"{corpus.name}-{tokeniser.get_vocab_size()}-{identity[:12]}"
     if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-        try:
-            (whole := scratch / target.name).mkdir()
+        with atomic_folder(target) as part:
             known = {
-                split: _write_tokens(corpus, split, tokeniser, whole / f"{split}.bin") for split in SPLITS
+                split: _write_tokens(corpus, split, tokeniser, part / f"{split}.bin") for split in SPLITS
             }
-            (whole / "checksums.json").write_text(json.dumps(known))
-            try:
-                whole.rename(target)
-            except OSError:  # another process was first
-                if not target.is_dir():
-                    raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            (part / "checksums.json").write_text(json.dumps(known))
     try:
         known = json.loads((target / "checksums.json").read_text())
         damaged = [split for split in SPLITS if sha256(note_read(target / f"{split}.bin")) != known[split]]
@@ -202,8 +191,3 @@ def _write_tokens(corpus: Corpus, split: str, tokeniser, path: Path) -> str:
         if not file.tell():
             raise DataError(f"the {split} split of {corpus.name} has no text.")
     return sha256(path)
-
-
-def _mapped(path: Path) -> torch.Tensor:
-    """A file of 16-bit numbers, mapped into memory."""
-    return torch.from_file(str(path), shared=False, size=path.stat().st_size // 2, dtype=torch.int16)

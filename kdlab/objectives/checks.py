@@ -6,6 +6,9 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+#: The label of what is not to be learned, in PyTorch and in every library that kdlab is compared with.
+IGNORED = -100
+
 
 def _inspectable(tensor):
     """Whether looking at a tensor's values is cheap and possible.

@@ -18,12 +18,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .checks import check_fraction, check_same_shape, check_temperature, counted_labels
+from .checks import IGNORED, check_fraction, check_same_shape, check_temperature, counted_labels
 from .divergences import forward_kl, generalised_jsd, reverse_kl
 from .response import cross_entropy
 from .softening import soften
-
-IGNORED = -100  # a label that is not to be learned, in every library here
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,8 @@ class _LayerTerm(Term):
 class _Hidden(_LayerTerm):
     """A loss of hidden states, each pair of layers with a projector of its own."""
 
+    needs_whole_batch_of = ("images",)  # whose positions it counts itself
+
     def __init__(self, *layers, projector: Projector | None = None):
         super().__init__(*layers, **({} if projector is None else {"projector": projector}))
         self.projectors = None
@@ -167,6 +169,7 @@ class RKDDistance(_LayerTerm):
     on the embedding."""
 
     function = rkd_distance
+    needs_whole_batch_of = ("images", "texts")
 
 
 class RKDAngle(_LayerTerm):
@@ -174,6 +177,7 @@ class RKDAngle(_LayerTerm):
     embedding."""
 
     function = rkd_angle
+    needs_whole_batch_of = ("images", "texts")
 
 
 class SimilarityPreserving(_LayerTerm):
@@ -181,6 +185,7 @@ class SimilarityPreserving(_LayerTerm):
     weight 3000, on the last stage."""
 
     function = similarity_preserving
+    needs_whole_batch_of = ("images", "texts")
 
 
 class InfoNCE(_LayerTerm):
@@ -192,6 +197,8 @@ class InfoNCE(_LayerTerm):
         temperature: of the similarities.
         same_class: whether other examples of the same class are negatives.
     """
+
+    needs_whole_batch_of = ("images", "texts")
 
     def __init__(
         self, layer, *, projector: Projector | None = None, temperature: float = 0.1, same_class: bool = True
@@ -226,6 +233,8 @@ class CRD(_LayerTerm):
         examples: size of the training set.
         options: of :class:`~kdlab.objectives.contrastive.ContrastiveMemory`; ``loss="info_nce"`` is memory-bank InfoNCE.
     """
+
+    needs_whole_batch_of = ("images", "texts")
 
     def __init__(self, layer, *, student_width: int, teacher_width: int, examples: int, **options):
         widths = {"student_width": student_width, "teacher_width": teacher_width, "examples": examples}

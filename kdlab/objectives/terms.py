@@ -260,6 +260,8 @@ class Term(nn.Module):
     needs_teacher = True
     student_layers: tuple[str, ...] = ()
     teacher_layers: tuple[str, ...] = ()
+    #: Of which data, ``"images"`` or ``"texts"``, it needs each batch as a whole: what it says of parts does not add up.
+    needs_whole_batch_of: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -481,6 +483,8 @@ class DIST(_Softened):
 
     It compares the examples of a batch with each other, and so needs each batch as a whole: ``count`` is not looked at.
     """
+
+    needs_whole_batch_of = ("images", "texts")  # it compares examples with each other
 
     def __init__(self, inter_weight: float = 1.0, intra_weight: float = 1.0, temperature=1.0):
         check_weight("inter_weight", inter_weight)

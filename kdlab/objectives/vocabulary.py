@@ -29,12 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import _inspectable, check_count, check_mask, check_same_shape, counted_labels
+from .checks import IGNORED, _inspectable, check_count, check_mask, check_same_shape, counted_labels
 from .softening import log_softmax
 from .sparse import SparseTargets, sparse_losses, sparse_slope
-
-#: The label of a token that does not count, as everywhere in PyTorch.
-IGNORED = -100
 
 
 @dataclass(frozen=True, eq=False)

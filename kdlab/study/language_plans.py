@@ -39,7 +39,7 @@ _SMALL = Recipe(
 )
 
 #: Eight epochs of 19,200 blocks of 512 tokens: 79 million tokens, about five minutes of an H100.
-_LARGE = replace(_SMALL, epochs=8, epoch_examples=19_200, batch_size=64, learning_rate=1e-3, micro_batches=1)
+_LARGE = replace(_SMALL, epochs=8, epoch_examples=19_200, batch_size=64, learning_rate=1e-3)
 
 
 def language_teacher(*, large: bool = False) -> Spec:
@@ -52,7 +52,7 @@ def language_teacher(*, large: bool = False) -> Spec:
     return Spec("teacher", name, data, name, 1.0 * CrossEntropy(), recipe)
 
 
-def _soft(term, weight: float = 0.9) -> Objective:
+def beside_labels(term, weight: float = 0.9) -> Objective:
     """Hard labels and a divergence, weighted to sum to one."""
     return 1.0 * term if weight == 1 else round(1 - weight, 12) * CrossEntropy() + weight * term
 
@@ -85,32 +85,35 @@ def _language(
         ]
 
     # What helps, for two sizes (B12), and how much of each (B2).
-    specs = [teacher, *arm("alone", 1.0 * CrossEntropy()), *arm("kd", _soft(ForwardKL()))]
+    specs = [teacher, *arm("alone", 1.0 * CrossEntropy()), *arm("kd", beside_labels(ForwardKL()))]
     specs += arm(f"{students[1]}-alone", 1.0 * CrossEntropy(), student=students[1])
-    specs += arm(f"{students[1]}-kd", _soft(ForwardKL()), student=students[1])
+    specs += arm(f"{students[1]}-kd", beside_labels(ForwardKL()), student=students[1])
     for weight in (0.5, 1.0):
-        specs += arm(f"soft{weight:g}", _soft(ForwardKL(), weight))
+        specs += arm(f"soft{weight:g}", beside_labels(ForwardKL(), weight))
     specs += arm("soft-falling", Linear(0.0, 1.0) * CrossEntropy() + Linear(1.0, 0.0) * ForwardKL())
     # The temperature (A5), and N times the loss (B10).
     for temperature in (2.0, 4.0):
-        specs += arm(f"T{temperature:g}", _soft(SoftTargets(temperature)))
+        specs += arm(f"T{temperature:g}", beside_labels(SoftTargets(temperature)))
     specs += arm("timesN", vocabulary * ForwardKL())
     # Which divergence.
-    specs += arm("reverse-kl", _soft(ReverseKL()))
-    specs += arm("jsd", _soft(GeneralisedJSD(0.5, scaled=True)))
-    specs += arm("skewed-forward", _soft(SkewedForwardKL(0.1)))
-    specs += arm("skewed-reverse", _soft(SkewedReverseKL(0.1)))
-    specs += arm("tv", _soft(TotalVariation()))
+    specs += arm("reverse-kl", beside_labels(ReverseKL()))
+    specs += arm("jsd", beside_labels(GeneralisedJSD(0.5, scaled=True)))
+    specs += arm("skewed-forward", beside_labels(SkewedForwardKL(0.1)))
+    specs += arm("skewed-reverse", beside_labels(SkewedReverseKL(0.1)))
+    specs += arm("tv", beside_labels(TotalVariation()))
     # Hidden states and attention beside it (A10).
     hidden = HiddenMSE(layers, projector=Projector("linear", *widths))
-    specs += arm("kd+hidden", _soft(ForwardKL()) + 1.0 * hidden)
+    specs += arm("kd+hidden", beside_labels(ForwardKL()) + 1.0 * hidden)
     specs += arm(
-        "kd+attention", _soft(ForwardKL()) + 1.0 * AttentionMaps(attention, heads="mean", normalise="queries")
+        "kd+attention",
+        beside_labels(ForwardKL()) + 1.0 * AttentionMaps(attention, heads="mean", normalise="queries"),
     )
     # Caches, on the blocks that they are made of.
     for kind in ("sampled", "top-k", "top-k-rest"):
-        specs += arm(f"{kind}-12", _soft(SparseForwardKL()), train_examples=text_examples, kept=(kind, 12))
-    specs += arm("kd-same-text", _soft(ForwardKL()), train_examples=text_examples)
+        specs += arm(
+            f"{kind}-12", beside_labels(SparseForwardKL()), train_examples=text_examples, kept=(kind, 12)
+        )
+    specs += arm("kd-same-text", beside_labels(ForwardKL()), train_examples=text_examples)
     # Whose text: the teacher's, or in the last quarter the student's own, or that and the corpus' by turns.
     specs += arm(
         "teacher-text",

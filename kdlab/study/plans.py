@@ -27,7 +27,7 @@ from ..objectives import (
     SpreadSoftTargets,
 )
 from ..training import Recipe
-from .language_plans import language, language_small, language_teacher
+from .language_plans import beside_labels, language, language_small
 from .spec import Spec
 
 #: About 20 minutes of two CPU cores with bfloat16.
@@ -213,9 +213,7 @@ def table_held_out() -> list[Spec]:
 
 def _kd(temperature=4.0, soft_weight: float = 0.9) -> Objective:
     """Hard labels and soft targets, weighted to sum to one."""
-    if soft_weight == 1:
-        return 1.0 * SoftTargets(temperature=temperature)
-    return round(1 - soft_weight, 12) * CrossEntropy() + soft_weight * SoftTargets(temperature=temperature)
+    return beside_labels(SoftTargets(temperature=temperature), soft_weight)
 
 
 def _questions(

@@ -6,6 +6,7 @@ from torch import nn
 
 from ..data import ImageData, TextData
 from . import plans
+from .language_plans import language_teacher
 from .records import RecordError, book_folder
 from .run import checkpoint_path, run, stored_student
 from .spec import Spec
@@ -29,7 +30,7 @@ def book_language_teacher(data: TextData, *, device="cpu") -> nn.Module:
     Raises:
         RecordError: if the stored teacher is missing or is not the one of its record.
     """
-    spec = plans.language_teacher()
+    spec = language_teacher()
     if data.fallback:
         recipe = replace(spec.recipe, epochs=4, epoch_examples=256)
         spec = replace(spec, data=data.name, student="gpt_96x3", recipe=recipe)

@@ -12,20 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..objectives import (
-    CRD,
-    DIST,
-    HeadLogits,
-    HiddenCosine,
-    HiddenMSE,
-    InfoNCE,
-    Objective,
-    RKDAngle,
-    RKDDistance,
-    SimilarityPreserving,
-    Term,
-    global_count,
-)
+from ..objectives import HeadLogits, Objective, Term, global_count
+from ..objectives.checks import IGNORED
 from .checkpoint import checksum, load_run, require_safetensors, save_run
 from .distributed import anywhere, average, average_gradients, rank_and_world, synchronised_batch_norm
 from .graphs import GraphedStep, graphable
@@ -242,10 +230,6 @@ def fit_together(
 
 _SHARED = ("batch_size", "augment", "precision", "teacher_mode", "epoch_examples")
 
-#: They compare the examples of a batch with each other, or divide by the positions of images: micro-batches do not add up.
-_WHOLE = (CRD, DIST, InfoNCE, RKDAngle, RKDDistance, SimilarityPreserving)
-_WHOLE_OF_IMAGES = (HiddenCosine, HiddenMSE)
-
 
 def _check_learner(learner: Learner, train, teacher, gradient_norms) -> None:
     objective = learner.objective
@@ -263,8 +247,9 @@ def _check_learner(learner: Learner, train, teacher, gradient_norms) -> None:
         raise ValueError(f"the objective {objective!r} needs a teacher, but none was given.")
     if gradient_norms and learner.recipe.micro_batches > 1:
         raise ValueError("gradient norms are measured where a batch is run as one: micro_batches=1.")
-    whole = _WHOLE if hasattr(train, "token_bytes") else _WHOLE + _WHOLE_OF_IMAGES
-    if learner.recipe.micro_batches > 1 and any(isinstance(part, whole) for part in objective.modules()):
+    kind = "texts" if hasattr(train, "token_bytes") else "images"
+    whole = any(kind in getattr(part, "needs_whole_batch_of", ()) for part in objective.modules())
+    if learner.recipe.micro_batches > 1 and whole:
         raise ValueError(f"the objective {objective!r} needs each batch as a whole: micro_batches=1.")
     if teacher is learner.student:
         raise ValueError("student and teacher are one and the same model: nothing would be learned.")
@@ -731,7 +716,7 @@ def _unchanged_copy(teacher: nn.Module) -> nn.Module:
 
 def _counted(labels: Tensor) -> Tensor:
     """Which labels count: all but −100. Those that are not whole numbers, such as probabilities, are one an example."""
-    return labels.new_ones(len(labels), dtype=torch.bool) if labels.is_floating_point() else labels != -100
+    return labels.new_ones(len(labels), dtype=torch.bool) if labels.is_floating_point() else labels != IGNORED
 
 
 def _blocks(split) -> dict:

@@ -71,7 +71,7 @@ def predict(
     with evaluation_mode(model):
         for inputs, _, _ in split.batches(batch_size):
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
-                logits.append(_all_logits(model(inputs.to(device))).float().cpu())
+                logits.append(all_logits(model(inputs.to(device))).float().cpu())
     return torch.cat(logits)
 
 
@@ -133,11 +133,11 @@ def measure_tokens(
                 torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
             )
             with autocast:
-                target = None if teacher is None else _all_logits(teacher(inputs)).flatten(0, 1).float()
+                target = None if teacher is None else all_logits(teacher(inputs)).flatten(0, 1).float()
             read += split.token_bytes.to(device)[labels].sum().item()
             for found, gaps, model in zip(sums, bins, students, strict=True):
                 with autocast:
-                    logits = _all_logits(model(inputs)).flatten(0, 1).float()
+                    logits = all_logits(model(inputs)).flatten(0, 1).float()
                 found["tokens"] += len(labels)
                 found["cross_entropy"] += cross_entropy(logits, labels, reduction="sum").item()
                 found["accuracy"] += (logits.argmax(-1) == labels).sum().item()
@@ -159,6 +159,7 @@ def measure_tokens(
     return measured
 
 
-def _all_logits(output) -> Tensor:
+def all_logits(output) -> Tensor:
+    """The logits in what a model returned, made where they are not all there."""
     logits = logits_of(output)
     return logits.dense() if isinstance(logits, HeadLogits) else logits
