@@ -561,12 +561,14 @@ for study in studies:
 # %% [markdown]
 # ### At equal compute
 #
-# The same learning curves, over two axes. On the left, tokens. On the right, multiply-adds: there the distilled student's curve is stretched by the factor of the table above. Read the right panel at a vertical line: for one amount of arithmetic, which curve is
-# lower? It is not quite fair to the distilled student. Where the line cuts its curve its learning rate is still high, since the rate falls to zero only at the end of *its* run; a run planned to stop there would be better than it seems. So the right panel gives
-# the distilled student at least what is drawn. The live part below asks the fair question, at a smaller scale.
+# The same tokens are not the same bill. So each student is trained alone once more, for as many tokens as the teacher's looks would have paid for by the last column of the table above. Its learning rate falls to zero at the end of *its* run: had we only stretched
+# the axis under the learning curves, the longer run would be asked in mid-schedule, where no run is at its best. Below, the curves over tokens and over multiply-adds, and then the differences at the ends.
 
 
 # %% tags=["hide-input"]
+EQUAL = "alone-equal-compute"
+
+
 def cost(study, arm):
     """Million multiply-adds a token of an arm's training step."""
     spec = spec_of(study, arm)
@@ -575,34 +577,24 @@ def cost(study, arm):
         student, teacher = (
             getattr(models, which.student)(vocabulary) for which in (spec, spec.teacher)
         )
-    looks = None if arm.endswith("alone") else teacher
+    looks = teacher if spec.objective.needs_teacher else None
     return per_token(student, looks, context=context) / 1e6
 
 
-def at_equal_compute(study, alone, kd):
-    """Validation bits per byte of kd where it has spent what alone spent in all, minus alone's at its end; one a seed."""
-    tokens = read_tokens(spec_of(study, alone))
-    where = tokens[-1] * cost(study, alone) / cost(study, kd)
-    if where < tokens[0]:
-        return []
-    by_seed = {
-        arm: {r["recipe"]["seed"]: curve(r) for r in study.arm(arm) if r["test"]}
-        for arm in (alone, kd)
-    }
-    seeds = sorted(by_seed[alone].keys() & by_seed[kd].keys())
-    return [np.interp(where, tokens, by_seed[kd][s]) - by_seed[alone][s][-1] for s in seeds]
+def with_equal(study):
+    """Of each size of student: the arms of alone, kd, and alone at kd's compute."""
+    return [(alone, kd, alone.replace("alone", EQUAL)) for alone, kd in others(study)]
 
 
 def curves_figure(study):
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True)
-    said = []
-    for (alone, kd), styles in zip(others(study), ("-", "--"), strict=True):
-        for arm, colour in ((alone, ORANGE), (kd, BLUE)):
+    for arms, styles in zip(with_equal(study), ("-", "--"), strict=True):
+        named = ("alone", ORANGE), ("distilled", BLUE), ("alone, equal compute", GREEN)
+        for arm, (what, colour) in zip(arms, named, strict=True):
             runs = [curve(record) for record in study.arm(arm) if record["test"]]
             if not runs:
                 continue
             tokens = read_tokens(spec_of(study, arm))
-            what = "alone" if arm == alone else "distilled"
             for panel, x in zip(panels, (tokens, tokens * cost(study, arm)), strict=True):
                 for run in runs:
                     panel.plot(x, run, styles, color=colour, linewidth=0.8, alpha=0.4)
@@ -613,37 +605,73 @@ def curves_figure(study):
                     color=colour,
                     label=f"{size(spec_of(study, arm))}, {what}",
                 )
-        if (alone, kd) in pairs_ready(study) and len(
-            values := at_equal_compute(study, alone, kd)
-        ) > 1:
-            said.append(
-                f"{size(spec_of(study, alone))}, {signed(mean_interval(values))} bits per byte, $n={len(values)}$"
-            )
     if record := teachers_record(study):
         for panel in panels:
             panel.axhline(curve(record)[-1], color=VERMILION, linestyle=":")
     panels[0].set(xlabel="tokens read (millions)", ylabel="bits per byte, validation")
     panels[1].set(xlabel="multiply-adds spent ($10^{12}$)")
     panels[1].set_xscale("log")
-    panels[0].legend(fontsize="x-small")
-    more = (
-        " The distilled student in mid-training, where it has spent what the other spent in all, minus the other: "
-        + "; ".join(said)
-        + "."
-        if said
-        else ""
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        fontsize="x-small",
     )
     return show(
         figure,
         label=f"curves-{study.plan}",
-        caption=f"Validation text after each epoch: thin a run, thick the mean; dotted red, the teacher at the end of its own training, whose cost is not counted. Left, by tokens; right, by arithmetic.{more}",
-        alt="Two panels of falling curves for students of two sizes, alone and distilled: against tokens read, and against multiply-adds, where the distilled ones are moved to the right.",
+        caption="Validation text after each epoch: thin a run, thick the mean; dotted red, the teacher at the end of its own training, whose cost is not counted. Left, by tokens; right, by arithmetic.",
+        alt="Two panels of falling curves for students of two sizes, alone, distilled, and alone for longer: against tokens read, and against multiply-adds, where distilled and alone for longer end together.",
     )
 
 
+def equal_differences(study):
+    """kd against alone at equal tokens and at equal compute: (size, what is equal) to (differences by seed, interval)."""
+    found = {}
+    for alone, kd, equal in with_equal(study):
+        for what, control in (("tokens", alone), ("compute", equal)):
+            if difference := study.difference(kd, control, "bits_per_byte"):
+                ours, theirs = (study.values(a, "bits_per_byte") for a in (kd, control))
+                by_seed = [ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys())]
+                found[size(spec_of(study, kd)), what] = by_seed, difference
+    return found
+
+
+def equal_figure(study):
+    found = equal_differences(study)
+    rows = {
+        f"{model}, equal {what}": by_seed for (model, what), (by_seed, _) in found.items()
+    }
+    intervals = dict(zip(rows, (i for _, i in found.values()), strict=True))
+    hues = dict(zip(rows, (ORANGE if what == "tokens" else GREEN for _, what in found), strict=True))  # fmt: skip
+    figure, panel = plt.subplots(figsize=(7.0, 0.4 * len(rows) + 0.9))
+    panel.axvline(0, color="grey", linewidth=1)
+    dots(panel, rows, intervals, colours=hues)
+    panel.set_xlabel("distilled minus alone, bits per byte of the test text")
+    return show(
+        figure,
+        label=f"equal-{study.plan}",
+        caption=f"Left of the line distillation is better ({described(study)} for the distilled; a dot a seed, mean and 95 % interval): "
+        + "; ".join(f"{name}, {signed(i)}" for name, i in intervals.items())
+        + ".",
+        alt="Rows of dots with intervals: the distilled student minus the one alone, at equal tokens and at equal compute, for two sizes.",
+    )
+
+
+def six(study):
+    return [arm for arms in with_equal(study) for arm in arms]
+
+
+slot(
+    [arm for arm in six(small) if arm.endswith(EQUAL)],
+    "students alone that spend what the teacher's looks cost",
+)
 for study in studies:
     if len(ready(study, four(study))) >= 2:
-        display(curves_figure(study), source_note(study.all(four(study))))
+        display(curves_figure(study))
+        if any(what == "compute" for _, what in equal_differences(study)):
+            display(equal_figure(study))
+        display(source_note(study.all(six(study))))
 
 # %% [markdown]
 # Multiply-adds are not seconds. Small matrices leave a processor idle where large ones do not, so the teacher's look may be cheaper than its count says. (The runner trains students side by side, so that their records
@@ -689,9 +717,9 @@ for name, model in made.items():
         )
 
 # %% [markdown]
-# ## A live piece: the same question, fairly
+# ## A live piece: the same question, while you wait
 #
-# Now the comparison that the records do not have. Three ways of training the smallest student: *alone*; *distilled, equal tokens*; and *distilled, equal compute*, which reads as many fewer tokens as the teacher's looks cost, on a schedule that ends there. Three
+# The other way round, equal compute can be had by fewer tokens. Three ways of training the smallest student: *alone*; *distilled, equal tokens*; and *distilled, equal compute*, which reads as many fewer tokens as the teacher's looks cost, on a schedule that ends there. Three
 # initialisations each, paired; the batches are the same for all, so that one look of the teacher serves them. The objective of both distilled students is the records'. The learning rate is the same for all.
 #
 # It is a tiny piece. These students read a few hundredths of the tokens of even the small records, and a model so young knows little more than how frequent words are: compare its bits per byte with the first figure. What is seen here is the *beginning* of a training.
@@ -1141,23 +1169,19 @@ decides = next(
     (
         study
         for study in reversed(studies)
-        if complete(study, [study.specs[0].arm, *four(study)])
-        and len(pairs_ready(study)) == 2
+        if complete(study, [study.specs[0].arm, *six(study)])
+        and len(equal_differences(study)) == 4
     ),
     None,
 )
 if decides is not None:
     said = []
-    for alone, kd in others(decides):
+    for alone, kd, equal in with_equal(decides):
         share = mean_interval(gap_closed(decides, alone, kd))
-        late = at_equal_compute(decides, alone, kd)
+        longer = decides.difference(equal, kd, "bits_per_byte")
         said.append(
             f"{size(spec_of(decides, alone))}, {share:.0%}"
-            + (
-                f" (read off in mid-schedule, where it has spent as many multiply-adds as the other in all: {signed(mean_interval(late))} bits per byte of the validation text against it)"
-                if len(late) > 1
-                else ""
-            )
+            + f", while one alone that spends the same arithmetic on more tokens ends {signed(longer)} bits per byte from the distilled one"
         )
     given = verdict(
         "B12", "depends",
@@ -1169,7 +1193,7 @@ if decides is not None:
 
 # %% tags=["hide-input"]
 asked = [pair[0] for pair in (DIVERGENCES | HINTS | TEXT_ARMS).values()]
-asked = list(dict.fromkeys([large.specs[0].arm, *four(large), *asked, "soft1", "kd-same-text"]))  # fmt: skip
+asked = list(dict.fromkeys([large.specs[0].arm, *six(large), *asked, "soft1", "kd-same-text"]))  # fmt: skip
 if not complete(large, asked):
     display(
         not_yet_run(
@@ -1183,7 +1207,7 @@ if not complete(large, asked):
 #
 # - **Scale.** A teacher of a few million parameters that has read a few million tokens is a long way from what is called a language model today. Nothing is said here of instruction, reasoning, or of students that were trained long before they were distilled.
 # - **One teacher, one run.** The gap is measured to one teacher. Another seed of it, a better one or a larger one may give another answer ({doc}`14_what_is_transferred`).
-# - **Equal compute** is asked of the records in mid-schedule, and fairly only in the live piece, which is tiny. A plan of full-length runs alone that read as many tokens as the teacher's looks cost is missing.
+# - **Equal compute** counts multiply-adds of a step, not seconds, and not what the teacher's own training cost.
 # - **One learning rate for all**, found for the student alone; weights of hidden states and attention untuned. This favours training alone, if anything.
 # - **Intervals** are over three seeds of the student, on one test text; in the live part over initialisations alone, and in the figure of positions over texts for one student. That student is very young; one of the records' would be the right one to ask, and they are not stored.
 # - **Text quality is not measured.** Bits per byte of books, agreement and divergence are what can be computed without readers.

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from kdlab import models
 from kdlab.language import OwnText, parse
@@ -56,10 +57,35 @@ def test_all_students_read_as_many_tokens_and_have_one_teacher(name):
     teacher, *specs = PLANS[name]()
     assert teacher.teacher is None and {spec.teacher.hash for spec in specs} == {teacher.hash}
     assert {spec.data for spec in specs} == {teacher.data}
-    assert len({replace(spec.recipe, seed=0) for spec in specs}) == 1
     recipe, read = specs[0].recipe, specs[0].recipe.epochs * specs[0].recipe.epoch_examples
+    for spec in specs:
+        longer = spec.arm.endswith("equal-compute")
+        assert replace(spec.recipe, seed=0, epochs=recipe.epochs) == replace(recipe, seed=0)
+        assert spec.recipe.epochs > recipe.epochs if longer else spec.recipe.epochs == recipe.epochs
     assert read < teacher.recipe.epochs * teacher.recipe.epoch_examples
     assert recipe.epoch_examples % recipe.batch_size == 0
+
+
+def multiply_adds(name, data):
+    """Of one look at one token, on average over a context: each matrix's entries, and attention's two products."""
+    _, vocabulary, context = parse(data)
+    with torch.device("meta"):
+        model = getattr(models, name)(vocabulary)
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    return matrices + len(model.blocks) * 2 * model.embedding.weight.shape[1] * (context + 1) / 2
+
+
+@every_plan
+@pytest.mark.parametrize("prefix", ["", "second-"])
+def test_at_equal_compute_a_student_alone_spends_what_the_teacher_s_looks_cost(name, prefix):
+    found = arms(name)
+    second = next(arm for arm in found if arm.endswith("-alone")).removesuffix("alone")
+    prefix = second if prefix else ""
+    (alone, *_), (distilled, *_) = (found[f"{prefix}{arm}"] for arm in ("alone-equal-compute", "kd"))
+    assert alone.student == distilled.student
+    student, teacher = (multiply_adds(model, alone.data) for model in (alone.student, alone.teacher.student))
+    spent = 3 * student * alone.recipe.epochs, (3 * student + teacher) * distilled.recipe.epochs
+    assert spent[0] == pytest.approx(spent[1], rel=0.02)
 
 
 @every_plan

@@ -355,6 +355,9 @@ def token_means(
     Returns:
         The sum, with gradients by the student's hidden states, weight and bias; and each term's mean, which has none of its
         own.
+
+    Raises:
+        FloatingPointError: if a logit is NaN or infinite: here it is the product that overflows, not what was given.
     """
     outline = _outline(student)
     if teacher is not None:
@@ -412,7 +415,9 @@ def token_means(
     inputs = hidden, student.weight, student.bias
     sums = _TokenSums.apply(differentiate, tuple(weights.values()), student.dtype, student.chunk, *inputs)
     if _inspectable(hidden) and not torch.isfinite(torch.stack(sums)).all():
-        raise ValueError("the logits of the student or the teacher have entries that are NaN or infinite.")
+        raise FloatingPointError(
+            "the logits of the student or the teacher have entries that are NaN or infinite."
+        )
     total, *values = (value / count for value in sums)
     return total, dict(zip(terms, values, strict=True))
 

@@ -66,6 +66,7 @@ def _language(
     vocabulary: int,
     layers: tuple[str, str],
     widths: tuple[int, int],
+    epochs_alone: tuple[int, int],
     attention: tuple[str, str],
     text_examples: int,
     seeds: int,
@@ -74,6 +75,7 @@ def _language(
 
     Args:
         layers, widths: of the hidden states that are matched, student's and teacher's.
+        epochs_alone: of students alone that spend as many multiply-adds as distilled ones with their teacher's looks.
         attention: the attention modules that are matched.
         text_examples: blocks of the corpus that caches and the teacher's own text are made of.
     """
@@ -88,6 +90,9 @@ def _language(
     specs = [teacher, *arm("alone", 1.0 * CrossEntropy()), *arm("kd", beside_labels(ForwardKL()))]
     specs += arm(f"{students[1]}-alone", 1.0 * CrossEntropy(), student=students[1])
     specs += arm(f"{students[1]}-kd", beside_labels(ForwardKL()), student=students[1])
+    for student, prefix, epochs in zip(students, ("", f"{students[1]}-"), epochs_alone, strict=True):
+        longer = replace(recipe, epochs=epochs)
+        specs += arm(f"{prefix}alone-equal-compute", 1.0 * CrossEntropy(), student=student, how=longer)
     for weight in (0.5, 1.0):
         specs += arm(f"soft{weight:g}", beside_labels(ForwardKL(), weight))
     specs += arm("soft-falling", Linear(0.0, 1.0) * CrossEntropy() + Linear(1.0, 0.0) * ForwardKL())
@@ -134,7 +139,7 @@ def language_small() -> list[Spec]:
     return _language(
         "language-small", language_teacher(), ("gpt_96x3", "gpt_64x2"), replace(_SMALL, epochs=8, epoch_examples=1024),
         vocabulary=4096, layers=("blocks.1", "blocks.2"), widths=(96, 224),
-        attention=("blocks.1.attention", "blocks.2.attention"), text_examples=4096, seeds=3,
+        epochs_alone=(20, 33), attention=("blocks.1.attention", "blocks.2.attention"), text_examples=4096, seeds=3,
     )  # fmt: skip
 
 
@@ -143,6 +148,6 @@ def language() -> list[Spec]:
     return _language(
         "language", language_teacher(large=True), ("gpt_320x6", "gpt_192x4"),
         replace(_LARGE, epochs=8, epoch_examples=4800), vocabulary=16_384,
-        layers=("blocks.3", "blocks.8"), widths=(320, 704),
+        layers=("blocks.3", "blocks.8"), widths=(320, 704), epochs_alone=(26, 55),
         attention=("blocks.3.attention", "blocks.8.attention"), text_examples=19_200, seeds=3,
     )  # fmt: skip
