@@ -135,11 +135,11 @@ def _language(
 
 
 def language_small() -> list[Spec]:
-    """Language models at the scale of a CPU: a teacher of 3.4 M parameters, students of 0.7 and 0.4 M that read 2.1 million tokens."""
+    """Language models at the scale of a CPU: a teacher of 3.4 M parameters, students of 0.7 and 0.4 M that read 1.0 million tokens."""
     return _language(
-        "language-small", language_teacher(), ("gpt_96x3", "gpt_64x2"), replace(_SMALL, epochs=8, epoch_examples=1024),
+        "language-small", language_teacher(), ("gpt_96x3", "gpt_64x2"), replace(_SMALL, epochs=8, epoch_examples=512),
         vocabulary=4096, layers=("blocks.1", "blocks.2"), widths=(96, 224),
-        epochs_alone=(20, 33), attention=("blocks.1.attention", "blocks.2.attention"), text_examples=4096, seeds=3,
+        epochs_alone=(20, 33), attention=("blocks.1.attention", "blocks.2.attention"), text_examples=2048, seeds=3,
     )  # fmt: skip
 
 
