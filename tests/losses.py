@@ -16,6 +16,7 @@ from kdlab.objectives import (
     forward_kl,
     generalised_jsd,
     logit_mse,
+    negative_log_acceptance,
     reverse_kl,
     skewed_forward_kl,
     skewed_reverse_kl,
@@ -49,6 +50,7 @@ CLOSED_FORMS = {
         *textbook("jensen_shannon", lambda T: 1 / 0.09, beta=0.1),
     ),
     "total_variation": (total_variation, *textbook("total_variation")),
+    "negative_log_acceptance": (negative_log_acceptance, *textbook("negative_log_acceptance")),
     "soft_targets": (soft_targets, *textbook("forward_kl", lambda T: T**2)),
 }
 DIVERGENCES = {name: loss for name, (loss, *_) in CLOSED_FORMS.items()}

@@ -37,8 +37,8 @@ from kdlab.objectives import (
     Linear,
     LogitMSE,
     MemoryBank,
+    NegativeLogAcceptance,
     PermutedSoftTargets,
-    SpreadSoftTargets,
     Projector,
     ReverseKL,
     RKDAngle,
@@ -48,6 +48,7 @@ from kdlab.objectives import (
     SkewedReverseKL,
     SmoothedLabels,
     SoftTargets,
+    SpreadSoftTargets,
     Step,
     Term,
     TotalVariation,
@@ -69,9 +70,9 @@ from kdlab.objectives import (
     logit_mse,
     loss_as_in,
     match_layers,
+    negative_log_acceptance,
     next_token,
     permute_dark_knowledge,
-    spread_dark_knowledge,
     reduce,
     restrict_vocabulary,
     reverse_kl,
@@ -83,6 +84,7 @@ from kdlab.objectives import (
     smooth_labels,
     soft_targets,
     soften,
+    spread_dark_knowledge,
     standardise,
     terms,
     total_variation,
@@ -140,6 +142,7 @@ DIVERGENCES = {
     "JSD": partial(generalised_jsd, beta=0.3),
     "scaled JSD": partial(generalised_jsd, beta=0.3, scaled=True),
     "total variation": total_variation,
+    "negative log acceptance": negative_log_acceptance,
 }
 LOSSES = {name: without_labels(divergence) for name, divergence in DIVERGENCES.items()} | {
     "cross-entropy": lambda z, t, y, **how: cross_entropy(z, y, **how),
@@ -331,7 +334,8 @@ def test_gradient_accumulation(loss):
     "term",
     [
         CrossEntropy(), SmoothedLabels(), ForwardKL(), ReverseKL(), SkewedForwardKL(), SkewedReverseKL(),
-        GeneralisedJSD(), TotalVariation(), SoftTargets(), SoftTargets(standardised=True), LogitMSE(), DecoupledKD(),
+        GeneralisedJSD(), TotalVariation(), NegativeLogAcceptance(), SoftTargets(), SoftTargets(standardised=True),
+        LogitMSE(), DecoupledKD(),
         HiddenMSE("h"), HiddenCosine("h"), HiddenMSE("h", projector=Projector("linear", 5, 5)),
     ],
     ids=repr,
@@ -491,6 +495,7 @@ def oracle(name, z, t, y, T):
         "JSD": reference.jensen_shannon(z, t, T, beta=0.3),
         "scaled JSD": reference.jensen_shannon(z, t, T, beta=0.3) / 0.21,
         "total variation": reference.total_variation(z, t, T),
+        "negative log acceptance": reference.negative_log_acceptance(z, t, T),
         "cross-entropy": hard(T),
         "soft targets": T**2 * reference.forward_kl(z, t, T),
         "hard and soft": 0.3 * hard(1.0) + 0.7 * T**2 * reference.forward_kl(z, t, T),
@@ -886,7 +891,8 @@ def every_term():
     return {
         **{term.__name__: term() for term in (
             CrossEntropy, SmoothedLabels, ForwardKL, ReverseKL, SkewedForwardKL, SkewedReverseKL, GeneralisedJSD,
-            TotalVariation, SoftTargets, LogitMSE, DecoupledKD, DIST, PermutedSoftTargets, SpreadSoftTargets)},
+            TotalVariation, NegativeLogAcceptance, SoftTargets, LogitMSE, DecoupledKD, DIST, PermutedSoftTargets,
+            SpreadSoftTargets)},
         **{term.__name__: term("map") for term in (ActivationAttention, HiddenMSE, HiddenCosine)},
         **{term.__name__: term("embedding") for term in (RKDDistance, RKDAngle, SimilarityPreserving, InfoNCE)},
         "AttentionMaps": AttentionMaps("block"),
@@ -1075,8 +1081,8 @@ def test_schedules_of_weights_and_temperatures_fire(schedule, closed, digits, li
 @pytest.mark.parametrize(
     "term",
     [
-        ForwardKL, ReverseKL, SkewedForwardKL, SkewedReverseKL, GeneralisedJSD, TotalVariation, SoftTargets,
-        PermutedSoftTargets, SpreadSoftTargets, DecoupledKD, DIST,
+        ForwardKL, ReverseKL, SkewedForwardKL, SkewedReverseKL, GeneralisedJSD, TotalVariation, NegativeLogAcceptance,
+        SoftTargets, PermutedSoftTargets, SpreadSoftTargets, DecoupledKD, DIST,
     ],
 )  # fmt: skip
 @each_schedule
@@ -1431,8 +1437,8 @@ def every_default():
 
     return {
         **{f.__name__: of_logits(f) for f in (
-            forward_kl, reverse_kl, skewed_forward_kl, skewed_reverse_kl, generalised_jsd, total_variation, soft_targets,
-            logit_mse, dist)},
+            forward_kl, reverse_kl, skewed_forward_kl, skewed_reverse_kl, generalised_jsd, total_variation,
+            negative_log_acceptance, soft_targets, logit_mse, dist)},
         **{f.__name__: of_layers(f) for f in (
             hidden_mse, hidden_cosine, rkd_distance, rkd_angle, similarity_preserving, info_nce)},
         **{f.__name__: of_layers(f, maps) for f in (activation_attention, attention_from_qk)},

@@ -19,6 +19,7 @@ from kdlab.objectives import (
     LearnedTemperature,
     Linear,
     LogitMSE,
+    NegativeLogAcceptance,
     Objective,
     PermutedSoftTargets,
     ReverseKL,
@@ -38,6 +39,7 @@ from kdlab.objectives import (
     forward_kl,
     generalised_jsd,
     logit_mse,
+    negative_log_acceptance,
     permute_dark_knowledge,
     reverse_kl,
     skewed_forward_kl,
@@ -61,6 +63,7 @@ FUNCTIONS = {
     SkewedReverseKL: lambda z, t, y, **how: skewed_reverse_kl(z, t, **how),
     GeneralisedJSD: lambda z, t, y, **how: generalised_jsd(z, t, **how),
     TotalVariation: lambda z, t, y, **how: total_variation(z, t, **how),
+    NegativeLogAcceptance: lambda z, t, y, **how: negative_log_acceptance(z, t, **how),
     SoftTargets: lambda z, t, y, standardised=False, **how: soft_targets(
         *((standardise(z), standardise(t)) if standardised else (z, t)), **how
     ),
@@ -85,6 +88,7 @@ OPTIONS = {
     SkewedReverseKL: [{"skew": 0.7, "temperature": 2}, {"skew": 1}],
     GeneralisedJSD: [{"beta": 0.1, "scaled": True, "temperature": 2}, {"beta": 1, "scaled": True}],
     TotalVariation: [{"temperature": 2}],
+    NegativeLogAcceptance: [{"temperature": 2}],
     SoftTargets: [{"temperature": 2}, {"temperature": 2.5, "standardised": True}],
     LogitMSE: [{"centred": True}],
     DecoupledKD: [{"target_weight": 2, "other_weight": 0.5, "temperature": 3}],

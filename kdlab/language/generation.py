@@ -40,16 +40,8 @@ def generate(
     >>> generate(GPT(50, width=16, layers=1, heads=1, context=8), torch.tensor([[1, 2]]), tokens=3).shape
     torch.Size([1, 5])
     """
+    lengths = check_prompts(prompts, lengths, tokens, temperature)
     batch, width = prompts.shape
-    lengths = (
-        torch.full((batch,), width, device=prompts.device) if lengths is None else lengths.to(prompts.device)
-    )
-    if not width or lengths.shape != (batch,) or not 1 <= int(lengths.min()) <= int(lengths.max()) <= width:
-        raise ValueError(
-            f"each prompt has at least one token, and at most the {width} that are given; an empty text begins with <|endoftext|>."
-        )
-    if tokens < 0 or temperature < 0:
-        raise ValueError(f"tokens and temperature cannot be negative: {tokens}, {temperature}.")
     rows = torch.arange(batch, device=prompts.device)
     filled = torch.arange(width, device=prompts.device) >= lengths[:, None]
     written = torch.cat([prompts.masked_fill(filled, 0), prompts.new_zeros(batch, tokens)], 1)
@@ -63,6 +55,21 @@ def generate(
             if number < tokens - 1:
                 logits = last_logits(model(following[:, None], cache), None)
     return written
+
+
+def check_prompts(prompts: Tensor, lengths: Tensor | None, tokens: int, temperature: float) -> Tensor:
+    """The prompts' lengths ``(B,)``, for what all that write have to be given."""
+    batch, width = prompts.shape
+    lengths = (
+        torch.full((batch,), width, device=prompts.device) if lengths is None else lengths.to(prompts.device)
+    )
+    if not width or lengths.shape != (batch,) or not 1 <= int(lengths.min()) <= int(lengths.max()) <= width:
+        raise ValueError(
+            f"each prompt has at least one token, and at most the {width} that are given; an empty text begins with <|endoftext|>."
+        )
+    if tokens < 0 or temperature < 0:
+        raise ValueError(f"tokens and temperature cannot be negative: {tokens}, {temperature}.")
+    return lengths
 
 
 def last_logits(output, places: Tensor | None) -> Tensor:
@@ -79,8 +86,12 @@ def draw(logits: Tensor, temperature: float, generator: torch.Generator | None =
     Raises:
         FloatingPointError: where logits are NaN or infinite: the model has diverged.
     """
-    if not torch.isfinite(logits).all():  # on CUDA, drawing from these would end the process
-        raise FloatingPointError("the logits have entries that are NaN or infinite: the model has diverged.")
+    check_finite(logits)
     if temperature == 0:
         return logits.argmax(-1)
     return torch.multinomial(soften(logits, temperature), 1, generator=generator).squeeze(-1)
+
+
+def check_finite(logits: Tensor) -> None:
+    if not torch.isfinite(logits).all():  # on CUDA, drawing from these would end the process
+        raise FloatingPointError("the logits have entries that are NaN or infinite: the model has diverged.")

@@ -261,3 +261,33 @@ def total_variation(
     """
     log_p, log_q = _pair(student_logits, teacher_logits, temperature)
     return reduce((log_p.exp() - log_q.exp()).abs().sum(-1) / 2, mask, reduction, count)
+
+
+def negative_log_acceptance(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature=1.0,
+    mask: Tensor | None = None,
+    count=None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""Minus the logarithm of the rate at which speculative decoding accepts a draft's token.
+
+    .. math:: -\log a, \quad a = \sum_i \min(p_i, q_i) = 1 - \mathrm{TV}, \qquad
+        \frac{\partial}{\partial z_i} = \frac1a \frac{\partial\, \mathrm{TV}}{\partial z_i}
+
+    Convention: symmetric; no :math:`T^2`. Where the two share little, its gradient stays large, and that of total variation
+    vanishes with what they share. The kink is treated as there.
+
+    Source: Samarin et al. (2026), LK losses.
+
+    >>> negative_log_acceptance(torch.tensor([[0.0, 90.0]]), torch.tensor([[90.0, 0.0]]))
+    tensor(89.3069)
+    """
+    log_p, log_q = _pair(student_logits, teacher_logits, temperature)
+    shared = torch.logsumexp(torch.minimum(log_p, log_q), -1)
+    apart = (log_p.exp() - log_q.exp()).abs().sum(-1) / 2
+    # Where nearly all is shared, its logarithm is lost in rounding, and total variation is not.
+    losses = torch.where(apart < 0.5, -torch.log1p(-apart.clamp(max=0.5)), -shared)
+    return reduce(losses, mask, reduction, count)

@@ -412,6 +412,13 @@ class TotalVariation(_Softened):
     closed_form = vocabulary.total_variation
 
 
+class NegativeLogAcceptance(_Softened):
+    r""":math:`-\log\sum\min(p, q)`: :func:`~kdlab.objectives.divergences.negative_log_acceptance`."""
+
+    function = divergences.negative_log_acceptance
+    closed_form = vocabulary.negative_log_acceptance
+
+
 class SoftTargets(_Softened):
     r""":math:`T^2 D_{\mathrm{KL}}(p\,\|\,q)`: :func:`~kdlab.objectives.response.soft_targets`.
 

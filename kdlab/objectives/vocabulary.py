@@ -261,6 +261,16 @@ def total_variation(at: Softened):
     return losses, at.gradient(at.difference.sign().mul_(at.q).div_(2))
 
 
+def negative_log_acceptance(at: Softened):
+    """−log a with a = Σ min(p, q), and s = −(1 − sign(q − p))/(2a)."""
+    minimum = torch.minimum(at.log_p, at.log_q)
+    shared = torch.logsumexp(minimum, -1)
+    apart = at.difference.abs().sum(-1) / 2
+    losses = torch.where(apart < 0.5, -torch.log1p(-apart.clamp(max=0.5)), -shared)
+    below = (1 + at.log_ratio.sign()).div_(2)  # there min(p, q) is q
+    return losses, at.gradient(minimum.sub_(shared[..., None]).exp_().mul_(below).neg_())
+
+
 def sparse_forward_kl(at: Softened, targets: SparseTargets):
     """Σ p̂·log(p̂/q) over what is kept of the teacher, and the same of all the rest."""
     return sparse_losses(at.log_q, targets), sparse_slope(at.log_q, at.q, targets)

@@ -75,6 +75,12 @@ def total_variation(student_logits, teacher_logits, temperature=1.0):
     return np.abs(softmax(teacher_logits, temperature) - softmax(student_logits, temperature)).sum(-1) / 2
 
 
+def negative_log_acceptance(student_logits, teacher_logits, temperature=1.0):
+    r""":math:`-\log\sum_i \min(p_i, q_i)`."""
+    log_p, log_q = log_softmax(teacher_logits, temperature), log_softmax(student_logits, temperature)
+    return -np.logaddexp.reduce(np.minimum(log_p, log_q), -1)
+
+
 def logit_mse(student_logits, teacher_logits):
     r""":math:`\frac1N\sum_i (z_i - t_i)^2`."""
     difference = np.asarray(student_logits, dtype=np.float64) - np.asarray(teacher_logits, dtype=np.float64)
@@ -126,6 +132,14 @@ def total_variation_gradient(student_logits, teacher_logits, temperature=1.0):
     q = softmax(student_logits, temperature)
     sign = np.sign(q - softmax(teacher_logits, temperature))
     return q * (sign - (q * sign).sum(-1, keepdims=True)) / (2 * temperature)
+
+
+def negative_log_acceptance_gradient(student_logits, teacher_logits, temperature=1.0):
+    r""":math:`\frac1T\bigl(q_i \sum_k r_k - r_i\bigr)`, :math:`r = \frac{\min(p, q)}{\sum\min(p, q)}` where :math:`q < p`, else 0."""
+    log_p, log_q = log_softmax(teacher_logits, temperature), log_softmax(student_logits, temperature)
+    r = np.exp(np.minimum(log_p, log_q) + negative_log_acceptance(student_logits, teacher_logits, temperature)[..., None])
+    r = r * (1 + np.sign(log_p - log_q)) / 2  # half of it where they are equal
+    return (np.exp(log_q) * r.sum(-1, keepdims=True) - r) / temperature
 
 
 def logit_mse_gradient(student_logits, teacher_logits):

@@ -1,0 +1,188 @@
+r"""Speculative decoding: a draft proposes, a verifier believes it or not, and the text is the verifier's.
+
+In each round the draft writes :math:`\gamma` tokens, and the verifier looks at all of them in one call. A token :math:`x` that was
+drawn from the draft's :math:`q` is accepted with probability :math:`\min(1, p(x)/q(x))`, the others only after it. After the first
+that is not accepted, one is drawn from :math:`\max(p - q, 0)`, normalised; if all are, one more from :math:`p`. What is written
+then has the distribution :math:`p`, whatever :math:`q` is, and a token is accepted with probability
+
+.. math:: \alpha = \sum_x \min(p(x), q(x)) = 1 - \mathrm{TV}(p, q)
+
+Were that the same everywhere, a call of the verifier would bring :math:`(1 - \alpha^{\gamma + 1}) / (1 - \alpha)` tokens.
+
+Source: Leviathan, Kalman & Matias (2023), algorithm 1, eq. 1 and corollary 3.6; Chen et al. (2023), algorithm 2.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..objectives import soften
+from ..training import evaluation_mode
+from ..training.measures import all_logits
+from .generation import check_finite, check_prompts, last_logits
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """A text that was written speculatively, and what was counted meanwhile, for each row.
+
+    Attributes:
+        text: prompts and what follows, as :func:`~kdlab.language.generation.generate` returns it.
+        calls: of the verifier, after the prompt, ``(B,)``.
+        tested: draft tokens that it came to, ``(B,)``: those that it accepted, and the first of a round that it did not.
+        accepted: how many of them it accepted, ``(B,)``.
+        expected: how many of them were to be expected, the sum of 1 − TV(p, q), ``(B,)``.
+    """
+
+    text: Tensor
+    calls: Tensor
+    tested: Tensor
+    accepted: Tensor
+    expected: Tensor
+
+
+def tokens_per_call(acceptance: float, draft_length: int) -> float:
+    r"""Tokens that a call of the verifier brings, were each accepted with one probability whatever came before.
+
+    .. math:: \frac{1 - \alpha^{\gamma + 1}}{1 - \alpha}
+
+    Source: Leviathan et al. (2023), eq. 1.
+
+    >>> tokens_per_call(0.5, 2), tokens_per_call(1.0, 2)
+    (1.75, 3.0)
+    """
+    return float(sum(acceptance**k for k in range(draft_length + 1)))
+
+
+def speed_up(acceptance: float, draft_length: int, cost: float) -> float:
+    r"""How many times faster than plain decoding, if a call of the draft takes ``cost`` of the verifier's time.
+
+    .. math:: \frac{1 - \alpha^{\gamma + 1}}{(1 - \alpha)(\gamma c + 1)}
+
+    Source: Leviathan et al. (2023), theorem 3.8. It supposes that the verifier looks at γ + 1 tokens in the time of one.
+    """
+    return tokens_per_call(acceptance, draft_length) / (draft_length * cost + 1)
+
+
+@torch.no_grad()
+def speculate(
+    verifier: nn.Module,
+    draft: nn.Module,
+    prompts: Tensor,
+    *,
+    tokens: int,
+    draft_length: int = 4,
+    stop_below: float = 0.0,
+    lengths: Tensor | None = None,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Speculation:
+    r"""Go on from prompts as :func:`~kdlab.language.generation.generate` would with the verifier alone, in fewer of its calls.
+
+    At ``temperature=0`` the text is that of ``generate``, but for what rounding decides where two logits are nearly equal;
+    else it has the same distribution.
+
+    Args:
+        verifier, draft: of one vocabulary, as for ``generate``.
+        draft_length: :math:`\gamma`, how many tokens a round proposes, at most.
+        stop_below: a row proposes no more in a round after a token to which the draft itself gave less than this.
+        prompts, tokens, lengths, temperature, generator: as for ``generate``.
+
+    Raises:
+        ValueError: as ``generate``; for models of different vocabularies, or no token to propose.
+        FloatingPointError: where logits are NaN or infinite.
+
+    >>> from kdlab.models import GPT
+    >>> model = GPT(50, width=16, layers=1, heads=1, context=16)
+    >>> speculate(model, model, torch.tensor([[1, 2]]), tokens=6, draft_length=2).calls  # its own draft is always believed
+    tensor([2.])
+    """
+    if verifier.vocabulary != draft.vocabulary:
+        raise ValueError(
+            f"a draft has the verifier's {verifier.vocabulary} tokens; this one has a vocabulary of {draft.vocabulary}."
+        )
+    if draft_length < 1 or not 0 <= stop_below <= 1:
+        raise ValueError(
+            f"a draft proposes at least one token, and stop_below is a probability: not {draft_length} and {stop_below}."
+        )
+    lengths = check_prompts(prompts, lengths, tokens, temperature)
+    batch, width = prompts.shape
+    for model in (verifier, draft):
+        if width + tokens + draft_length > model.context:
+            raise ValueError(
+                f"a prompt of {width} tokens, {tokens} to write and {draft_length} to propose are more than the context of "
+                f"{model.context}."
+            )
+    end, rows = lengths + tokens, torch.arange(batch, device=prompts.device)
+    written = F.pad(_blank_after(prompts, lengths), (0, tokens + draft_length + 1))
+    counts = torch.zeros(4, batch, device=prompts.device)
+    with evaluation_mode(verifier), evaluation_mode(draft):
+        read, drafting = verifier.cache(batch), draft.cache(batch)
+        verifier(written[:, :width], read)
+        logits = last_logits(draft(written[:, :width], drafting), lengths - 1)
+        drafting.rewind(lengths)
+        while (open_rows := lengths < end).any():
+            proposed, q, count = _propose(draft, drafting, logits, draft_length, stop_below, temperature, generator)
+            places = lengths[:, None] + torch.arange(proposed.shape[1], device=prompts.device)
+            written.scatter_(1, places, proposed)
+            read.rewind(lengths - 1)
+            last = written[rows, lengths - 1]
+            p = probabilities(
+                all_logits(verifier(torch.cat([last[:, None], proposed], 1), read)), temperature
+            )
+            accepted, following, tested, expected = _believe(p, q, proposed, count, generator)
+            written[rows, lengths + accepted] = following
+            counts += open_rows * torch.stack([torch.ones_like(expected), tested, accepted, expected])
+            lengths = (lengths + accepted + 1).minimum(end)
+            drafting.rewind(lengths - 2)  # it has not read the last token, and of those that it proposed not the last
+            two = written.gather(1, lengths[:, None] + torch.arange(-2, 0, device=prompts.device))
+            logits = last_logits(draft(two, drafting), None)
+    return Speculation(_blank_after(written[:, : width + tokens], end), *counts)
+
+
+def probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """What tokens are drawn from; at temperature zero, all of it on the likeliest."""
+    check_finite(logits)
+    if temperature == 0:
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+    return soften(logits, temperature).float()
+
+
+def _propose(draft, cache, logits, draft_length, stop_below, temperature, generator):
+    """Tokens ``(B, γ)``, the distributions that they were drawn from, ``(B, γ, V)``, and how many each row stands by, ``(B,)``."""
+    tokens, distributions, count = [], [], 0
+    standing = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+    while True:
+        distributions.append(probabilities(logits, temperature))
+        tokens.append(torch.multinomial(distributions[-1], 1, generator=generator))
+        count = count + standing.long()
+        standing = standing & (distributions[-1].gather(1, tokens[-1]).squeeze(1) >= stop_below)
+        if len(tokens) == draft_length or not standing.any():
+            return torch.cat(tokens, 1), torch.stack(distributions, 1), count
+        logits = last_logits(draft(tokens[-1], cache), None)
+
+
+def _believe(p, q, proposed, count, generator):
+    """How many tokens of each row are accepted, which follows them, how many were tested, and how many were to be expected.
+
+    ``p`` has one distribution more than ``q``: that after the last token.
+    """
+    places = torch.arange(proposed.shape[1], device=p.device)
+    p_of, q_of = (each[:, : len(places)].gather(2, proposed[..., None]).squeeze(2) for each in (p, q))
+    drawn = torch.rand(q_of.shape, generator=generator, device=p.device)
+    accepted = ((drawn * q_of < p_of) & (places < count[:, None])).long().cumprod(1).sum(1)
+    refused = accepted < count
+    tested = accepted + refused
+    expected = (torch.minimum(p[:, :-1], q).sum(2) * (places < tested[:, None])).sum(1)
+    rows = torch.arange(len(p), device=p.device)
+    then = p[rows, accepted]
+    left = (then - F.pad(q, (0, 0, 0, 1))[rows, accepted]).clamp(min=0)
+    left = torch.where((refused & (left.sum(1) > 0))[:, None], left, then)  # p is q to the last bit: nothing is left
+    return accepted, torch.multinomial(left, 1, generator=generator).squeeze(1), tested, expected
+
+
+def _blank_after(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Zeros behind the first ``lengths`` tokens of each row."""
+    return tokens.masked_fill(torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None], 0)
