@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdlab import models
-from kdlab.language import OwnText, parse
+from kdlab.language import Drafting, OwnText, parse
 from kdlab.language.caches import KINDS
 from kdlab.objectives import CrossEntropy, ForwardKL
 from kdlab.study import Spec
@@ -21,6 +21,8 @@ OTHERS = [
     replace(TAUGHT, kept=("sampled", 12)),
     replace(TAUGHT, kept=("sampled", 13)),
     replace(TAUGHT, kept=("top-k", 12)),
+    replace(TAUGHT, drafting=Drafting()),
+    replace(TAUGHT, drafting=Drafting(tokens=33)),
     replace(TAUGHT, text="teacher", own_text=OwnText(32)),
     replace(TAUGHT, text="student", own_text=OwnText(32)),
     replace(TAUGHT, text="student", own_text=OwnText(32, probability=0.5)),
@@ -125,6 +127,25 @@ def test_the_weights_of_labels_and_teacher_sum_to_one(name):
             assert sum(weights[:2]) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("name", ["drafts-small", "drafts"])
+def test_drafts_differ_in_what_they_learn_from_alone(name):
+    verifier, *specs = PLANS[name]()
+    _, vocabulary, context = parse(verifier.data)
+    assert all(spec.teacher.hash == verifier.hash and spec.data == verifier.data for spec in specs)
+    assert len({replace(spec.recipe, seed=0) for spec in specs}) == 1
+    assert {len(of_arm) for of_arm in arms(name).values()} == {3}
+    ((student, drafting),) = {(spec.student, spec.drafting) for spec in specs}
+    assert drafting.prompts >= 200
+    longest = drafting.prompt + drafting.tokens + max(length for length, _ in drafting.rounds)
+    for which in (student, verifier.student):
+        assert getattr(models, which)(300).context >= longest
+    with torch.device("meta"):
+        sizes = [models.count_parameters(getattr(models, which)(vocabulary)) for which in (student, verifier.student)]
+    assert 5 * sizes[0] < sizes[1]
+    beside_each_other = beside(specs[0], specs, device="cpu")
+    assert {spec.arm for spec in beside_each_other} == set(arms(name))
+
+
 # Identity
 
 
@@ -141,8 +162,8 @@ def test_where_the_text_comes_from_and_what_is_kept_are():
     described = [spec.describe() for spec in (TAUGHT, *OTHERS)]
     assert [json.loads(json.dumps(each)) for each in described] == described
     assert len({spec.hash for spec in (TAUGHT, *OTHERS)}) == len(OTHERS) + 1
-    assert described[1]["kept"] == ["sampled", 12] and described[4]["text"] == "teacher"
-    assert described[4]["own_text"]["prompt"] == 32
+    assert described[1]["kept"] == ["sampled", 12] and described[6]["text"] == "teacher"
+    assert described[6]["own_text"]["prompt"] == 32
 
 
 # Beside each other
@@ -155,7 +176,7 @@ def test_students_of_other_examples_are_not_run_beside_each_other(device):
     assert alone == {"kd"}
     found = [len(beside(spec, specs, device=device)) for spec in specs]
     # The corpus and the students that write for themselves are one group; each cache and the teacher's text are alone.
-    assert found == [6, 1, 1, 1, 1, 6, 6, 6, 6, 6]
+    assert found == [8, 1, 1, 1, 8, 8, 1, 8, 8, 8, 8, 8]
 
 
 @every_plan

@@ -12,6 +12,7 @@ from ranks import on_ranks
 from torch import nn
 
 from kdlab.data import Examples, TextData, Tokens
+from kdlab.language import Drafting
 from kdlab.models import GPT
 from kdlab.objectives import (
     DIST,
@@ -515,6 +516,26 @@ def test_a_run_of_a_language_model_leaves_its_record(tmp_path):
     assert len(record["epochs"]["validation.bits_per_byte"]) == 1
     with pytest.raises(RecordError, match="has its record already"):
         run(STUDENT, data, teacher=teacher.student, book=book)
+
+
+def test_a_draft_is_tried_after_its_training():
+    data = python_text()
+    drafting = Drafting(prompts=3, prompt=4, tokens=5, rounds=((2, 0.0),))
+    teacher, draft = GPT(512, width=16, layers=1, heads=2), replace(STUDENT, drafting=drafting)
+    found = run(draft, data, teacher=teacher).record["test"]["drafting"]
+    (tried,) = found["rounds"]
+    assert len(found["plain_seconds"]) == len(tried["calls"]) == 3
+    again = run(draft, data, teacher=teacher).record["test"]["drafting"]["rounds"][0]
+    assert [again[name] for name in ("calls", "tested", "accepted", "expected")] == [
+        tried[name] for name in ("calls", "tested", "accepted", "expected")
+    ]
+    asked = []
+    run(draft, data, teacher=teacher, stop=lambda: asked.append(1))
+    # What is asked last is asked before the last prompt.
+    with pytest.raises(Stopped):
+        run(draft, data, teacher=teacher, stop=lambda: asked.pop() and len(asked) == 0)
+    with pytest.raises(ValueError, match="and a draft need a teacher"):
+        replace(TEACHER, drafting=drafting)
 
 
 def test_the_same_run_says_the_same():

@@ -1,5 +1,6 @@
 """Speculative decoding: the verifier's text to the token, or in distribution; acceptance as total variation predicts it."""
 
+import json
 import math
 from itertools import product
 
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdlab.language import generate, speculate, speed_up, tokens_per_call
+from kdlab.language import Drafting, generate, speculate, speed_up, tokens_per_call, try_draft
 from kdlab.models import GPT
 from kdlab.objectives import total_variation
 
@@ -160,6 +161,21 @@ def test_where_the_models_share_no_token_nothing_is_accepted():
     found = speculate(Always(3), Always(4), text(2, 3), tokens=4, draft_length=2)
     assert found.text[:, 3:].tolist() == 2 * [[3, 3, 3, 3]]
     assert found.accepted.tolist() == [0, 0] and found.calls.tolist() == found.tested.tolist() == [4, 4]
+
+
+def test_a_draft_is_tried_on_each_prompt_in_each_way():
+    verifier, draft = gpt(0), gpt(1, sharp=5)
+    drafting = Drafting(prompt=3, tokens=8, rounds=((2, 0.0), (4, 0.5)))
+    found = try_draft(verifier, draft, text(7, 5).split(1), drafting, seed=3)
+    assert len(found["plain_seconds"]) == 7 and min(found["plain_seconds"]) > 0
+    for (length, stop), tried in zip(drafting.rounds, found["rounds"], strict=True):
+        assert (tried.pop("draft_length"), tried.pop("stop_below")) == (length, stop)
+        assert {len(column) for column in tried.values()} == {7}
+        for calls, tested, accepted in zip(tried["calls"], tried["tested"], tried["accepted"], strict=True):
+            assert accepted <= tested <= length * calls and accepted + calls >= drafting.tokens
+    again = try_draft(verifier, draft, text(7, 5).split(1), drafting, seed=3)
+    assert [t["accepted"] for t in again["rounds"]] == [t["accepted"] for t in found["rounds"]]
+    json.dumps(found)
 
 
 @given(st.floats(0, 1), st.integers(0, 9))

@@ -23,6 +23,7 @@ from kdlab.study import (
     paired_difference,
     plans,
     provenance,
+    ratio_interval,
     read_record,
     records,
     run,
@@ -385,6 +386,23 @@ def test_intervals_cover_the_truth_as_often_as_they_say(n):
     draws = np.random.default_rng(0).normal(3.0, 2.0, (3000, n))
     covered = np.mean([interval.low <= 3.0 <= interval.high for interval in map(mean_interval, draws)])
     assert covered == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 3000))
+
+
+@pytest.mark.parametrize("texts", [20, 200])
+def test_the_interval_of_a_ratio_covers_it(texts):
+    """Texts of different length and kind, of which each token is accepted with a probability of the text's own."""
+    generator = np.random.default_rng(0)
+    covered = []
+    for _ in range(2000):
+        of_text = generator.beta(8, 4, texts)
+        tested = generator.integers(5, 40, texts)
+        interval = ratio_interval(generator.binomial(tested, of_text), tested)
+        covered.append(interval.low <= 2 / 3 <= interval.high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
+    assert ratio_interval([1, 2], [3, 4]).mean == pytest.approx(3 / 7)
+    for wrong in ([1, 2], [0, 0, 0]):
+        with pytest.raises(ValueError, match="as many numerators as denominators"):
+            ratio_interval([1, 1, 1], wrong)
 
 
 def test_pairing_takes_out_what_the_seeds_share():

@@ -2,12 +2,13 @@
 
 from .caches import CacheError, TeacherCache, write_cache
 from .generation import draw, generate
-from .speculative import Speculation, speculate, speed_up, tokens_per_call
+from .speculative import Drafting, Speculation, speculate, speed_up, tokens_per_call, try_draft
 from .text import OwnText, teacher_text
 from .tokeniser import load_text_data, parse, read_tokeniser, tokenise, train_tokeniser
 
 __all__ = [
     "CacheError",
+    "Drafting",
     "OwnText",
     "Speculation",
     "TeacherCache",
@@ -22,5 +23,6 @@ __all__ = [
     "tokenise",
     "tokens_per_call",
     "train_tokeniser",
+    "try_draft",
     "write_cache",
 ]

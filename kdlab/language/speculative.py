@@ -12,6 +12,9 @@ Were that the same everywhere, a call of the verifier would bring :math:`(1 - \a
 Source: Leviathan, Kalman & Matias (2023), algorithm 1, eq. 1 and corollary 3.6; Chen et al. (2023), algorithm 2.
 """
 
+import time
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +24,7 @@ from torch import Tensor, nn
 from ..objectives import soften
 from ..training import evaluation_mode
 from ..training.measures import all_logits
-from .generation import check_finite, check_prompts, last_logits
+from .generation import check_finite, check_prompts, generate, last_logits
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,70 @@ def speculate(
             two = written.gather(1, lengths[:, None] + torch.arange(-2, 0, device=prompts.device))
             logits = last_logits(draft(two, drafting), None)
     return Speculation(_blank_after(written[:, : width + tokens], end), *counts)
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """How a draft is tried: it goes on from prompts, one at a time, as its verifier would.
+
+    Attributes:
+        prompts: how many.
+        prompt, tokens: how long they are, and what is written after them.
+        rounds: the ways to propose, each a ``draft_length`` and a ``stop_below``.
+        temperature: of both models.
+    """
+
+    prompts: int = 200
+    prompt: int = 32
+    tokens: int = 32
+    rounds: tuple[tuple[int, float], ...] = ((2, 0.0), (4, 0.0), (8, 0.0), (8, 0.3))
+    temperature: float = 1.0
+
+
+def try_draft(
+    verifier: nn.Module, draft: nn.Module, prompts: Iterable[Tensor], drafting: Drafting, *, seed: int = 0
+) -> dict:
+    """What :func:`speculate` counts and takes with this draft, prompt by prompt, and what plain decoding takes beside it.
+
+    Args:
+        prompts: each ``(1, P)``, at least ``drafting.prompt`` tokens, on the models' device; all that there are are used.
+
+    Returns:
+        ``plain_seconds``, one a prompt; and of each of ``drafting.rounds`` the columns ``calls``, ``tested``, ``accepted``,
+        ``expected`` and ``seconds``. The time of reading the prompt is in all of them.
+    """
+    how = {"tokens": drafting.tokens, "temperature": drafting.temperature}
+
+    def timed(write, *models, **options):
+        begun = time.perf_counter()
+        found = write(*models, row[:, : drafting.prompt], generator=generator, **how, **options)
+        getattr(found, "text", found).cpu()  # until it is there
+        return found, round(time.perf_counter() - begun, 5)
+
+    def tried():
+        """Plain decoding and all rounds, one after another, each with its time."""
+        options = [{"draft_length": length, "stop_below": stop} for length, stop in drafting.rounds]
+        return timed(generate, verifier)[1], [timed(speculate, verifier, draft, **o) for o in options]
+
+    plain, rounds = [], [defaultdict(list) for _ in drafting.rounds]
+    for row in prompts:
+        generator = torch.Generator(row.device).manual_seed(seed + len(plain))
+        if not plain:
+            tried()  # to warm up
+        seconds, found = tried()
+        plain.append(seconds)
+        for columns, (speculation, seconds) in zip(rounds, found, strict=True):
+            columns["seconds"].append(seconds)
+            columns["expected"].append(round(speculation.expected.item(), 3))
+            for name in ("calls", "tested", "accepted"):
+                columns[name].append(int(getattr(speculation, name).item()))
+    return {
+        "plain_seconds": plain,
+        "rounds": [
+            {"draft_length": length, "stop_below": stop, **columns}
+            for (length, stop), columns in zip(drafting.rounds, rounds, strict=True)
+        ],
+    }
 
 
 def probabilities(logits: Tensor, temperature: float) -> Tensor:

@@ -4,7 +4,7 @@ from .records import RecordError, book_folder, find_record, provenance, read_rec
 from .results import Results, results
 from .run import Run, run, run_together, stored_student
 from .spec import Spec
-from .statistics import Interval, mean_interval, paired_difference
+from .statistics import Interval, mean_interval, paired_difference, ratio_interval
 from .teachers import book_language_teacher, book_teacher
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "mean_interval",
     "paired_difference",
     "provenance",
+    "ratio_interval",
     "read_record",
     "results",
     "run",

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ..language import OwnText
+from ..language import Drafting, OwnText
 from ..objectives import (
     AttentionMaps,
     CrossEntropy,
@@ -10,6 +10,7 @@ from ..objectives import (
     GeneralisedJSD,
     HiddenMSE,
     Linear,
+    NegativeLogAcceptance,
     Objective,
     Projector,
     ReverseKL,
@@ -151,3 +152,34 @@ def language() -> list[Spec]:
         layers=("blocks.3", "blocks.8"), widths=(320, 704), epochs_alone=(26, 55),
         attention=("blocks.3.attention", "blocks.8.attention"), text_examples=19_200, seeds=3,
     )  # fmt: skip
+
+
+def _drafts(study: str, verifier: Spec, draft: str, recipe: Recipe, *, prompt: int, drafting: Drafting, seeds: int) -> list[Spec]:
+    """What a draft learns from, chapter 19: all seeds of an objective before the next."""
+    own = OwnText(prompt, after=0.5)
+    arms = {
+        "alone": (1.0 * CrossEntropy(), {}),
+        "forward-kl": (1.0 * ForwardKL(), {}),
+        "reverse-kl": (1.0 * ReverseKL(), {}),
+        "tv": (1.0 * TotalVariation(), {}),
+        "log-acceptance": (1.0 * NegativeLogAcceptance(), {}),
+        "own-text": (1.0 * ForwardKL(), {"text": "student", "own_text": own}),
+    }
+    return [verifier] + [
+        Spec(study, arm, verifier.data, draft, objective, replace(recipe, seed=s), verifier, drafting=drafting, **options)
+        for arm, (objective, options) in arms.items()
+        for s in range(seeds)
+    ]  # fmt: skip
+
+
+def drafts_small() -> list[Spec]:
+    """Drafts of 0.4 M parameters for the verifier of 3.4 M, at the scale of a CPU; they read 2.1 million tokens."""
+    recipe = replace(_SMALL, epochs=8, epoch_examples=1024)
+    return _drafts("drafts-small", language_teacher(), "gpt_64x2", recipe, prompt=32, drafting=Drafting(), seeds=3)
+
+
+def drafts() -> list[Spec]:
+    """Drafts of 5 M parameters for the verifier of 89 M: for a GPU."""
+    recipe = replace(_LARGE, epochs=8, epoch_examples=4800)
+    drafting = Drafting(prompts=400, prompt=64, tokens=128)
+    return _drafts("drafts", language_teacher(large=True), "gpt_192x4", recipe, prompt=64, drafting=drafting, seeds=3)

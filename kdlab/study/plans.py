@@ -27,7 +27,7 @@ from ..objectives import (
     SpreadSoftTargets,
 )
 from ..training import Recipe
-from .language_plans import beside_labels, language, language_small
+from .language_plans import beside_labels, drafts, drafts_small, language, language_small
 from .spec import Spec
 
 #: About 20 minutes of two CPU cores with bfloat16.
@@ -340,6 +340,8 @@ PLANS: dict[str, Callable[[], list[Spec]]] = {
     "small": small,
     "language-small": language_small,
     "language": language,
+    "drafts-small": drafts_small,
+    "drafts": drafts,
     "first-distillation-cpu": first_distillation_cpu,
     "first-distillation-gpu": first_distillation_gpu,
 }

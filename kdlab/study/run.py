@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from .. import models
 from ..data import ImageData, TextData, Tokens, folder, load_cifar10, load_cifar100, load_digits
 from ..files import sha256
-from ..language import TeacherCache, generate, load_text_data, parse, teacher_text, write_cache
+from ..language import (
+    Drafting,
+    TeacherCache,
+    generate,
+    load_text_data,
+    parse,
+    teacher_text,
+    try_draft,
+    write_cache,
+)
 from ..language.caches import text_checksum
 from ..language.text import text_name
 from ..training import Learner, fit_together, load_model, measure, measure_tokens, predict, save_model
@@ -217,8 +226,8 @@ def check(spec: Spec, first: Spec, data: ImageData | TextData, teacher, book) ->
         raise ValueError(
             f"{spec.name}: of a text no class is omitted, and its validation split is always held out."
         )
-    if not isinstance(data, TextData) and (spec.own_text or spec.kept):
-        raise ValueError(f"{spec.name}: texts and caches are for language models.")
+    if not isinstance(data, TextData) and (spec.own_text or spec.kept or spec.drafting):
+        raise ValueError(f"{spec.name}: texts, caches and drafts are for language models.")
     if spec.examples != first.examples:
         raise ValueError(f"{spec.name} and {first.name} have other training data.")
     if spec.teacher and first.teacher and spec.teacher.hash != first.teacher.hash:
@@ -293,12 +302,15 @@ def measured_images(ended, data: ImageData, teacher, how) -> Iterator[tuple[Tens
 
 
 def measured_texts(ended, data: TextData, teacher, how) -> Iterator[tuple[None, dict]]:
-    """The same of language models, with a sample of what each writes."""
+    """The same of language models, with a sample of what each writes, and how a draft fares."""
     found = (
         measure_tokens([student for _, student in ended], data.test, teacher=teacher, **how) if ended else []
     )
-    for (_, student), measures in zip(ended, found, strict=True):
-        yield None, {**measures, "sample": sample_text(student, data, how["device"])}
+    for (spec, student), measures in zip(ended, found, strict=True):
+        measures = {**measures, "sample": sample_text(student, data, how["device"])}
+        if spec.drafting:
+            measures["drafting"] = measured_drafting(spec.drafting, student, data, teacher, how["device"])
+        yield None, measures
 
 
 #: How the records' samples begin.
@@ -311,6 +323,12 @@ def sample_text(student: nn.Module, data: TextData, device, *, tokens: int = 80)
     generator = torch.Generator(device).manual_seed(0)
     written = generate(student, prompt, tokens=tokens, generator=generator)
     return data.tokeniser.decode(written[0].tolist())
+
+
+def measured_drafting(drafting: Drafting, student: nn.Module, data: TextData, teacher, device) -> dict:
+    """How the student fares as a draft of its teacher, on the beginnings of blocks of the test text."""
+    blocks = Interruptible(data.test.spread(drafting.prompts), data.test.stop)
+    return try_draft(teacher, student, (block.to(device) for block, _, _ in blocks.batches(1)), drafting)
 
 
 def measured_omission(spec: Spec, student, logits: Tensor, data: ImageData, device) -> dict:

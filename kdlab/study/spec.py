@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 
-from ..language import OwnText
+from ..language import Drafting, OwnText
 from ..objectives import Objective, Term
 from ..training import Recipe
 
@@ -34,6 +34,7 @@ class Spec:
         own_text: how that is written.
         kept: what is kept of the teacher, where the student learns from a cache: a kind of cache and a number of entries, such
             as ``("sampled", 12)``; None is all.
+        drafting: how the student is tried as a draft of its teacher after training; None: it is not.
     """
 
     study: str
@@ -49,6 +50,7 @@ class Spec:
     text: str = "corpus"
     own_text: OwnText | None = None
     kept: tuple[str, int] | None = None
+    drafting: Drafting | None = None
 
     def __post_init__(self):
         if self.text not in ("corpus", "teacher", "student") or (self.text == "corpus") != (
@@ -57,8 +59,8 @@ class Spec:
             raise ValueError(
                 'text is "corpus", or "teacher" or "student" with own_text, which says how it is written.'
             )
-        if self.teacher is None and (self.text == "teacher" or self.kept):
-            raise ValueError("a teacher's text, or what is kept of it, needs a teacher.")
+        if self.teacher is None and (self.text == "teacher" or self.kept or self.drafting):
+            raise ValueError("a teacher's text, what is kept of it, and a draft need a teacher.")
         if isinstance(self.objective, Term):
             object.__setattr__(self, "objective", 1.0 * self.objective)
         for name in (self.study, self.arm):
@@ -84,6 +86,7 @@ class Spec:
             **({} if self.hold_out else {"hold_out": False}),
             **({} if self.own_text is None else {"text": self.text, "own_text": asdict(self.own_text)}),
             **({"kept": self.kept} if self.kept else {}),
+            **({"drafting": asdict(self.drafting)} if self.drafting else {}),
         }
         return json.loads(json.dumps(plain))
 

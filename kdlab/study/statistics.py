@@ -47,6 +47,24 @@ def mean_interval(values, level: float = 0.95) -> Interval:
     return Interval(x.mean(), x.mean() - half, x.mean() + half, len(x))
 
 
+def ratio_interval(numerators, denominators, level: float = 0.95) -> Interval:
+    r"""A ratio of sums and its interval, where the two were counted together in independent units, such as texts.
+
+    .. math:: r = \frac{\sum_i x_i}{\sum_i y_i}, \qquad r \pm t_{n-1} \frac{s(x - r y)}{\bar y \sqrt n}
+
+    Source: the linearised ratio estimator; Cochran (1977), Sampling Techniques, eq. 6.13.
+
+    >>> print(ratio_interval([1, 1, 1], [2, 2, 2]))
+    0.5 [0.5, 0.5], n = 3
+    """
+    x, y = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    if x.shape != y.shape or not y.sum() > 0:
+        raise ValueError(f"a ratio needs as many numerators as denominators, and these positive in sum: {x.size}, {y.size}.")
+    ratio = x.sum() / y.sum()
+    spread = mean_interval((x - ratio * y) / y.mean(), level)
+    return Interval(*(float(ratio + shift) for shift in (0, spread.low, spread.high)), spread.n)
+
+
 def paired_difference(treated, control, level: float = 0.95) -> Interval:
     """Mean and interval of ``treated - control``, run by run: entry ``i`` of both must share its seed.
 
