@@ -127,6 +127,23 @@ def test_the_weights_of_labels_and_teacher_sum_to_one(name):
             assert sum(weights[:2]) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("name", ["modules-small", "modules"])
+def test_modules_differ_in_kind_and_in_what_they_learn_from(name):
+    model, *specs = PLANS[name]()
+    found = arms(name)
+    assert {len(of_arm) for of_arm in found.values()} == {3} and len(found) == 6
+    assert len({replace(spec.recipe, seed=0) for spec in specs}) == 1
+    for arm, (first, *_) in found.items():
+        assert first.teacher.hash == model.hash and first.data == model.data
+        assert first.objective.needs_teacher == ("distilled" in arm)
+        with torch.device("meta"):
+            student, trunk = (getattr(models, which)(300) for which in (first.student, model.student))
+        assert student.in_a_row == arm.startswith("row-") and max(g for g, _ in first.drafting.rounds) == student.depth
+        assert {n: v.shape for n, v in student.trunk.state_dict().items()} == {
+            n: v.shape for n, v in trunk.state_dict().items()
+        }
+
+
 @pytest.mark.parametrize("name", ["drafts-small", "drafts"])
 def test_drafts_differ_in_what_they_learn_from_alone(name):
     verifier, *specs = PLANS[name]()

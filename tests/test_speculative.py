@@ -106,15 +106,18 @@ def test_that_test_has_the_power_to_see_a_tenth_of_the_draft_s_text():
 @settings(max_examples=10, deadline=None)
 def test_a_first_token_is_accepted_as_often_as_total_variation_says(draft_length, temperature, seed):
     verifier, draft, prompts = gpt(0), gpt(1, sharp=5), text(1, 3, seed=seed)
-    with torch.no_grad():
-        z = [model(prompts)[:, -1] / temperature for model in (verifier, draft)]
-    overlap = 1 - total_variation(*z).item()
-    how = {"tokens": 1, "draft_length": draft_length, "temperature": temperature}
+    how = {"tokens": 2, "draft_length": draft_length, "temperature": temperature}
     generator = torch.Generator().manual_seed(seed)
-    found = speculate(verifier, draft, prompts.expand(4000, -1), generator=generator, **how)
-    # Of each round the first token's part: what is expected of it is the same in all rows.
-    first = found.accepted > 0
-    assert abs(first.float().mean().item() - overlap) < 4.5 * math.sqrt(overlap * (1 - overlap) / 4000) + 1e-3
+    found = speculate(verifier, draft, prompts.expand(12_000, -1), generator=generator, **how)
+    # The prompt's call brings the first token; one round follows. Look at the rows in which that token was the same.
+    same = found.text[:, 3] == found.text[:, 3].mode().values
+    with torch.no_grad():
+        begun = torch.cat([prompts, found.text[:, 3].mode().values[None, None]], 1)
+        z = [model(begun)[:, -1] / temperature for model in (verifier, draft)]
+    overlap = 1 - total_variation(*z).item()
+    first, n = (found.accepted[same] > 0).float(), same.sum().item()
+    assert n > 500
+    assert abs(first.mean().item() - overlap) < 4.5 * math.sqrt(overlap * (1 - overlap) / n) + 1e-3
 
 
 def test_what_is_accepted_is_in_the_mean_what_was_expected():
@@ -130,14 +133,14 @@ def test_what_is_accepted_is_in_the_mean_what_was_expected():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_draft_that_is_the_verifier_is_always_believed(temperature):
     model = gpt(0)
-    found = speculate(model, model, text(4, 3), tokens=12, draft_length=3, temperature=temperature)
+    found = speculate(model, model, text(4, 3), tokens=13, draft_length=3, temperature=temperature)
     assert found.accepted.tolist() == found.tested.tolist() == 4 * [9] and found.calls.tolist() == 4 * [3]
     torch.testing.assert_close(found.expected, found.tested)
 
 
 def test_a_draft_that_doubts_itself_proposes_one_token_a_round():
     model = gpt(0)
-    found = speculate(model, model, text(4, 3), tokens=12, draft_length=5, stop_below=1.0)
+    found = speculate(model, model, text(4, 3), tokens=13, draft_length=5, stop_below=1.0)
     assert found.tested.tolist() == found.calls.tolist() == 4 * [6]
 
 
@@ -158,8 +161,8 @@ def test_where_the_models_share_no_token_nothing_is_accepted():
             cache.lengths = cache.lengths + tokens.shape[1]
             return self.logits.expand(*tokens.shape, V)
 
-    found = speculate(Always(3), Always(4), text(2, 3), tokens=4, draft_length=2)
-    assert found.text[:, 3:].tolist() == 2 * [[3, 3, 3, 3]]
+    found = speculate(Always(3), Always(4), text(2, 3), tokens=5, draft_length=2)
+    assert found.text[:, 3:].tolist() == 2 * [[3, 3, 3, 3, 3]]
     assert found.accepted.tolist() == [0, 0] and found.calls.tolist() == found.tested.tolist() == [4, 4]
 
 
@@ -172,7 +175,7 @@ def test_a_draft_is_tried_on_each_prompt_in_each_way():
         assert (tried.pop("draft_length"), tried.pop("stop_below")) == (length, stop)
         assert {len(column) for column in tried.values()} == {7}
         for calls, tested, accepted in zip(tried["calls"], tried["tested"], tried["accepted"], strict=True):
-            assert accepted <= tested <= length * calls and accepted + calls >= drafting.tokens
+            assert accepted <= tested <= length * calls and accepted + calls >= drafting.tokens - 1
     again = try_draft(verifier, draft, text(7, 5).split(1), drafting, seed=3)
     assert [t["accepted"] for t in again["rounds"]] == [t["accepted"] for t in found["rounds"]]
     json.dumps(found)

@@ -22,6 +22,8 @@ class Tokens:
         context: :math:`C`.
         token_bytes: how many bytes of text each token of the vocabulary stands for, int64, shape ``(V,)``.
         blocks: which blocks there are, int64, shape ``(n,)``; None is all.
+        ahead: if positive, the labels are those of so many further tokens, shape ``(batch, ahead, context)``: the second after each
+            token, the third, and so on, −100 where the block ends before them.
         stride: from one block's first token to the next one's; None is :math:`C`. With :math:`C + 1` blocks share no token.
     """
 
@@ -30,6 +32,7 @@ class Tokens:
     token_bytes: Tensor
     blocks: Tensor | None = None
     stride: int | None = None
+    ahead: int = 0
 
     def __post_init__(self):
         if self.labels.dtype != torch.int16 or self.labels.ndim != 1:
@@ -74,7 +77,7 @@ class Tokens:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches of (tokens, the tokens that follow, indices of the blocks), as :meth:`kdlab.data.images.Split.batches`.
 
-        Tokens and labels are int64, shape ``(batch, context)``; there is nothing to augment.
+        Tokens and labels are int64, shape ``(batch, context)`` but for ``ahead``; there is nothing to augment.
         """
         steps = torch.arange(self.context + 1, device=self.labels.device)
         for number, index in enumerate(batch_indices(len(self), batch_size, generator, order)):
@@ -82,7 +85,13 @@ class Tokens:
                 index = index.to(self.labels.device)
                 places = self.blocks[index].unsqueeze(1) * self.stride + steps
                 block = self.labels[places].long() & 0xFFFF
-                yield block[:, :-1], block[:, 1:], index
+                yield block[:, :-1], self._labels(block[:, 1:]), index
+
+    def _labels(self, following: Tensor) -> Tensor:
+        if not self.ahead:
+            return following
+        ended = torch.full_like(following, -100)
+        return torch.stack([torch.cat([following[:, k:], ended[:, :k]], 1) for k in range(1, self.ahead + 1)], 1)
 
 
 def mapped(path: Path) -> Tensor:

@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..objectives import soften
+from ..models.multi_token import MultiToken
+from ..objectives import HeadLogits, soften
 from ..training import evaluation_mode
 from ..training.measures import all_logits
-from .generation import check_finite, check_prompts, generate, last_logits
+from .generation import check_finite, check_prompts, draw, generate, last_logits
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Speculation:
 
     Attributes:
         text: prompts and what follows, as :func:`~kdlab.language.generation.generate` returns it.
-        calls: of the verifier, after the prompt, ``(B,)``.
+        calls: of the verifier after that on the prompt, which brings the first token, ``(B,)``.
         tested: draft tokens that it came to, ``(B,)``: those that it accepted, and the first of a round that it did not.
         accepted: how many of them it accepted, ``(B,)``.
         expected: how many of them were to be expected, the sum of 1 − TV(p, q), ``(B,)``.
@@ -88,7 +89,8 @@ def speculate(
     else it has the same distribution.
 
     Args:
-        verifier, draft: of one vocabulary, as for ``generate``.
+        verifier, draft: of one vocabulary, as for ``generate``; or the draft is a
+            :class:`~kdlab.models.multi_token.MultiToken`, and the verifier its ``trunk``.
         draft_length: :math:`\gamma`, how many tokens a round proposes, at most.
         stop_below: a row proposes no more in a round after a token to which the draft itself gave less than this.
         prompts, tokens, lengths, temperature, generator: as for ``generate``.
@@ -99,12 +101,16 @@ def speculate(
 
     >>> from kdlab.models import GPT
     >>> model = GPT(50, width=16, layers=1, heads=1, context=16)
-    >>> speculate(model, model, torch.tensor([[1, 2]]), tokens=6, draft_length=2).calls  # its own draft is always believed
+    >>> speculate(model, model, torch.tensor([[1, 2]]), tokens=7, draft_length=2).calls  # its own draft is always believed
     tensor([2.])
     """
     if verifier.vocabulary != draft.vocabulary:
         raise ValueError(
             f"a draft has the verifier's {verifier.vocabulary} tokens; this one has a vocabulary of {draft.vocabulary}."
+        )
+    if isinstance(draft, MultiToken) and (verifier is not draft.trunk or draft_length > draft.depth):
+        raise ValueError(
+            f"these modules stand on a model of their own, which is the verifier, and propose at most {draft.depth} tokens."
         )
     if draft_length < 1 or not 0 <= stop_below <= 1:
         raise ValueError(
@@ -121,27 +127,29 @@ def speculate(
     end, rows = lengths + tokens, torch.arange(batch, device=prompts.device)
     written = F.pad(_blank_after(prompts, lengths), (0, tokens + draft_length + 1))
     counts = torch.zeros(4, batch, device=prompts.device)
+    proposing = OwnModules if isinstance(draft, MultiToken) else OtherModel
     with evaluation_mode(verifier), evaluation_mode(draft):
-        read, drafting = verifier.cache(batch), draft.cache(batch)
-        verifier(written[:, :width], read)
-        logits = last_logits(draft(written[:, :width], drafting), lengths - 1)
-        drafting.rewind(lengths)
+        cache = verifier.cache(batch)
+        output = verifier(written[:, :width], cache)
+        written[rows, lengths] = draw(last_logits(output, lengths - 1), temperature, generator)
+        proposer = proposing(draft, written[:, :width])
+        proposer.see(output, torch.zeros_like(lengths))
+        lengths = (lengths + 1).minimum(end)
         while (open_rows := lengths < end).any():
-            proposed, q, count = _propose(draft, drafting, logits, draft_length, stop_below, temperature, generator)
+            proposed, q, count = _propose(
+                proposer, written, lengths, draft_length, stop_below, temperature, generator
+            )
+            cache.rewind(lengths - 1)
+            last = written[rows, lengths - 1]
+            output = verifier(torch.cat([last[:, None], proposed], 1), cache)
+            proposer.see(output, lengths - 1)
+            p = probabilities(all_logits(output), temperature)
+            accepted, following, tested, expected = _believe(p, q, proposed, count, generator)
             places = lengths[:, None] + torch.arange(proposed.shape[1], device=prompts.device)
             written.scatter_(1, places, proposed)
-            read.rewind(lengths - 1)
-            last = written[rows, lengths - 1]
-            p = probabilities(
-                all_logits(verifier(torch.cat([last[:, None], proposed], 1), read)), temperature
-            )
-            accepted, following, tested, expected = _believe(p, q, proposed, count, generator)
             written[rows, lengths + accepted] = following
             counts += open_rows * torch.stack([torch.ones_like(expected), tested, accepted, expected])
             lengths = (lengths + accepted + 1).minimum(end)
-            drafting.rewind(lengths - 2)  # it has not read the last token, and of those that it proposed not the last
-            two = written.gather(1, lengths[:, None] + torch.arange(-2, 0, device=prompts.device))
-            logits = last_logits(draft(two, drafting), None)
     return Speculation(_blank_after(written[:, : width + tokens], end), *counts)
 
 
@@ -217,10 +225,90 @@ def probabilities(logits: Tensor, temperature: float) -> Tensor:
     return soften(logits, temperature).float()
 
 
-def _propose(draft, cache, logits, draft_length, stop_below, temperature, generator):
+class OtherModel:
+    """Proposes what another model would write."""
+
+    def __init__(self, model: nn.Module, prompts: Tensor):
+        self.model, self.cache = model, model.cache(len(prompts))
+        model(prompts, self.cache)
+
+    def see(self, output, start: Tensor) -> None:
+        """It does not look at what the verifier says."""
+
+    def first(self, written: Tensor, lengths: Tensor) -> Tensor:
+        """Logits ``(B, V)`` of what follows the first ``lengths`` tokens, of which it has not yet read the last one or two."""
+        self.cache.rewind(lengths - 2)
+        two = written.gather(1, lengths[:, None] + torch.arange(-2, 0, device=written.device))
+        return last_logits(self.model(two, self.cache), None)
+
+    def after(self, tokens: Tensor) -> Tensor:
+        """And of what follows the tokens ``(B, 1)`` that were drawn from the last of these."""
+        return last_logits(self.model(tokens, self.cache), None)
+
+
+class OwnModules:
+    """Proposes what modules on the verifier say of further tokens, from its own states.
+
+    Of n tokens the verifier has read n − 1. Module k at place n − 2 reads token n − 2 + k, and says what follows it.
+    """
+
+    def __init__(self, model: MultiToken, prompts: Tensor):
+        batch, weight = len(prompts), model.embedding.weight
+        self.model, self.cache = model, model.cache(batch)
+        shape = (model.depth + 1, batch, model.context, weight.shape[1])
+        self.states = weight.new_zeros(shape)  # h⁰, which is the verifier's, h¹, h² …
+        self.text = prompts.new_zeros(batch, model.context + model.depth)
+        # At how many places each module need not look again.
+        self.done = prompts.new_zeros(model.depth + 1, batch)
+        self.rows = torch.arange(batch, device=prompts.device)
+
+    def see(self, output: HeadLogits, start: Tensor) -> None:
+        """Take the verifier's states of the tokens from ``start`` on, ``(B,)``."""
+        self._put(0, output.hidden, start[:, None] + torch.arange(output.shape[1], device=start.device))
+
+    def first(self, written: Tensor, lengths: Tensor) -> Tensor:
+        width = min(written.shape[1], self.text.shape[1])
+        self.text[:, :width] = written[:, :width]
+        self.at, self.k = lengths - 2, 0
+        return self._next()
+
+    def after(self, tokens: Tensor) -> Tensor:
+        self.text[self.rows, self.at + 1 + self.k] = tokens.squeeze(1)
+        return self._next()
+
+    def _next(self) -> Tensor:
+        self.k = k = self.k + 1
+        if self.model.in_a_row:
+            # Where the last round's tokens were only proposed, and where there are new ones. Of rows that need less, what is
+            # put behind their place is put there again before it is read.
+            start = self.done[k]
+            places = start[:, None] + torch.arange(int((self.at + 1 - start).max()), device=start.device)
+            places = places.clamp(max=self.model.context - 1)
+            trunk, tokens = self.model.trunk, self.text.gather(1, places + k)
+            mask = torch.arange(self.model.context, device=start.device) <= places[..., None]
+            remembered = (self.cache, k - 1, places, mask.unsqueeze(1))
+            state = self.model.step(
+                k, self._get(k - 1, places), tokens, trunk.rotation[places].unsqueeze(1), remembered
+            )
+            self._put(k, state, places)
+            self.done[k] = (self.at + 2 - k).clamp(min=0)
+            state = self.states[k, self.rows, self.at]
+        else:
+            state = self.model.step(k, self.states[0, self.rows, self.at])
+        return self.model.logits(k, state)
+
+    def _get(self, k, places):
+        return self.states[k].gather(1, places[..., None].expand(-1, -1, self.states.shape[-1]))
+
+    def _put(self, k, states, places):
+        self.states[k].scatter_(1, places[..., None].expand_as(states), states.to(self.states.dtype))
+
+
+def _propose(proposer, written, lengths, draft_length, stop_below, temperature, generator):
     """Tokens ``(B, γ)``, the distributions that they were drawn from, ``(B, γ, V)``, and how many each row stands by, ``(B,)``."""
     tokens, distributions, count = [], [], 0
-    standing = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+    standing = torch.ones(len(written), dtype=torch.bool, device=written.device)
+    logits = proposer.first(written, lengths)
     while True:
         distributions.append(probabilities(logits, temperature))
         tokens.append(torch.multinomial(distributions[-1], 1, generator=generator))
@@ -228,7 +316,7 @@ def _propose(draft, cache, logits, draft_length, stop_below, temperature, genera
         standing = standing & (distributions[-1].gather(1, tokens[-1]).squeeze(1) >= stop_below)
         if len(tokens) == draft_length or not standing.any():
             return torch.cat(tokens, 1), torch.stack(distributions, 1), count
-        logits = last_logits(draft(tokens[-1], cache), None)
+        logits = proposer.after(tokens[-1])
 
 
 def _believe(p, q, proposed, count, generator):
@@ -246,7 +334,8 @@ def _believe(p, q, proposed, count, generator):
     rows = torch.arange(len(p), device=p.device)
     then = p[rows, accepted]
     left = (then - F.pad(q, (0, 0, 0, 1))[rows, accepted]).clamp(min=0)
-    left = torch.where((refused & (left.sum(1) > 0))[:, None], left, then)  # p is q to the last bit: nothing is left
+    some = refused & (left.sum(1) > 0)  # nothing is left if p is q to the last bit
+    left = torch.where(some[:, None], left, then)
     return accepted, torch.multinomial(left, 1, generator=generator).squeeze(1), tested, expected
 
 

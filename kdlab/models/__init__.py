@@ -9,6 +9,14 @@ from .bottleneck import resnet50
 from .gpt import GPT, gpt_64x2, gpt_96x3, gpt_192x4, gpt_224x4, gpt_320x6, gpt_704x13
 from .mlp import mlp
 from .mobilenet import mobilenet_v2
+from .multi_token import (
+    Ahead,
+    MultiToken,
+    heads_in_a_row_224x4,
+    heads_in_a_row_704x13,
+    heads_side_by_side_224x4,
+    heads_side_by_side_704x13,
+)
 from .resnet import (
     count_parameters,
     resnet,
@@ -29,7 +37,9 @@ from .vgg import vgg, vgg8, vgg11, vgg13, vgg16, vgg19
 from .wide_resnet import wide_resnet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
 __all__ = [
+    "Ahead",
     "GPT",
+    "MultiToken",
     "count_parameters",
     "gpt_192x4",
     "gpt_224x4",
@@ -37,6 +47,10 @@ __all__ = [
     "gpt_64x2",
     "gpt_704x13",
     "gpt_96x3",
+    "heads_in_a_row_224x4",
+    "heads_in_a_row_704x13",
+    "heads_side_by_side_224x4",
+    "heads_side_by_side_704x13",
     "mlp",
     "mobilenet_v2",
     "resnet",

@@ -183,3 +183,30 @@ def drafts() -> list[Spec]:
     recipe = replace(_LARGE, epochs=8, epoch_examples=4800)
     drafting = Drafting(prompts=400, prompt=64, tokens=128)
     return _drafts("drafts", language_teacher(large=True), "gpt_192x4", recipe, prompt=64, drafting=drafting, seeds=3)
+
+
+def _modules(study: str, model: Spec, students: dict[str, str], recipe: Recipe, *, drafting: Drafting, seeds: int) -> list[Spec]:
+    """Modules that predict three further tokens, chapter 20: from the text, or from the model one step later."""
+    objectives = {"labels": CrossEntropy(), "distilled": ForwardKL(), "distilled-tv": TotalVariation()}
+    return [model] + [
+        Spec(study, f"{kind}-{name}", model.data, student, 1.0 * objective, replace(recipe, seed=s), model, drafting=drafting)
+        for kind, student in students.items()
+        for name, objective in objectives.items()
+        for s in range(seeds)
+    ]  # fmt: skip
+
+
+def modules_small() -> list[Spec]:
+    """Modules on the model of 3.4 M parameters, at the scale of a CPU; they read 0.5 million tokens."""
+    students = {"row": "heads_in_a_row_224x4", "side": "heads_side_by_side_224x4"}
+    recipe = replace(_SMALL, epochs=4, epoch_examples=512)
+    drafting = Drafting(rounds=((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.3)))
+    return _modules("modules-small", language_teacher(), students, recipe, drafting=drafting, seeds=3)
+
+
+def modules() -> list[Spec]:
+    """Modules on the model of 89 M parameters: for a GPU."""
+    students = {"row": "heads_in_a_row_704x13", "side": "heads_side_by_side_704x13"}
+    recipe = replace(_LARGE, epochs=4, epoch_examples=4800)
+    drafting = Drafting(prompts=400, prompt=64, tokens=128, rounds=((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.3)))
+    return _modules("modules", language_teacher(large=True), students, recipe, drafting=drafting, seeds=3)

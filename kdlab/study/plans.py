@@ -27,7 +27,15 @@ from ..objectives import (
     SpreadSoftTargets,
 )
 from ..training import Recipe
-from .language_plans import beside_labels, drafts, drafts_small, language, language_small
+from .language_plans import (
+    beside_labels,
+    drafts,
+    drafts_small,
+    language,
+    language_small,
+    modules,
+    modules_small,
+)
 from .spec import Spec
 
 #: About 20 minutes of two CPU cores with bfloat16.
@@ -342,6 +350,8 @@ PLANS: dict[str, Callable[[], list[Spec]]] = {
     "language": language,
     "drafts-small": drafts_small,
     "drafts": drafts,
+    "modules-small": modules_small,
+    "modules": modules,
     "first-distillation-cpu": first_distillation_cpu,
     "first-distillation-gpu": first_distillation_gpu,
 }

@@ -26,7 +26,16 @@ from ..language import (
 )
 from ..language.caches import text_checksum
 from ..language.text import text_name
-from ..training import Learner, fit_together, load_model, measure, measure_tokens, predict, save_model
+from ..training import (
+    Learner,
+    fit_together,
+    load_model,
+    measure,
+    measure_further,
+    measure_tokens,
+    predict,
+    save_model,
+)
 from ..training.checkpoint import checksum
 from ..training.distributed import by_the_first, rank_and_world
 from ..training.loop import Interruptible
@@ -138,13 +147,22 @@ def run_together(
         torch.manual_seed(spec.recipe.seed)
         objective = spec.objective.fresh()  # what it learns belongs to this run
         student = getattr(models, spec.student)(data.num_classes)
+        if hasattr(student, "stand_on"):
+            if teacher is None:
+                raise ValueError(f"{spec.student} stands on a trained model: its spec needs a teacher.")
+            student.stand_on(teacher)
         fused(student)
         path = None if resume is None else Path(resume) / f"{spec.name}.safetensors"
         tell = None if report is None else lambda entry, spec=spec: report(spec, entry)
         rewrite = spec.own_text if spec.text == "student" else None
         learners.append(Learner(student, objective, spec.recipe, path, tell, rewrite))
-    if teacher is not None:
-        fused(teacher)
+    depths = {getattr(learner.student, "depth", 0) for learner in learners}
+    if len(depths) > 1:
+        raise ValueError("students that predict as many further tokens train side by side, and no others.")
+    if depth := depths.pop():
+        train, validation, source = replace(train, ahead=depth), None, models.Ahead(teacher, depth)
+    for teaching in (teacher, source):
+        fused(teaching)
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     histories = fit_together(
@@ -253,7 +271,7 @@ def training_data(spec: Spec, data: ImageData | TextData):
     return train, data.validation if spec.hold_out else None
 
 
-def fused(model: nn.Module) -> None:
+def fused(model) -> None:
     """A language model that can leave its logits to the losses does so."""
     if hasattr(model, "fused"):
         model.fused = True
@@ -303,13 +321,19 @@ def measured_images(ended, data: ImageData, teacher, how) -> Iterator[tuple[Tens
 
 def measured_texts(ended, data: TextData, teacher, how) -> Iterator[tuple[None, dict]]:
     """The same of language models, with a sample of what each writes, and how a draft fares."""
-    found = (
-        measure_tokens([student for _, student in ended], data.test, teacher=teacher, **how) if ended else []
-    )
+    students = [student for _, student in ended]
+    if students and hasattr(students[0], "depth"):
+        ahead = models.Ahead(teacher, students[0].depth)
+        test = Interruptible(replace(data.test.split, ahead=ahead.depth), data.test.stop)
+        found = [{"modules": measure_further(s, test, teacher=ahead, **how)} for s in students]
+    else:
+        found = measure_tokens(students, data.test, teacher=teacher, **how) if students else []
+        for student, measures in zip(students, found, strict=True):
+            measures["sample"] = sample_text(student, data, how["device"])
     for (spec, student), measures in zip(ended, found, strict=True):
-        measures = {**measures, "sample": sample_text(student, data, how["device"])}
         if spec.drafting:
-            measures["drafting"] = measured_drafting(spec.drafting, student, data, teacher, how["device"])
+            verifier = getattr(student, "trunk", teacher)
+            measures["drafting"] = measured_drafting(spec.drafting, student, data, verifier, how["device"])
         yield None, measures
 
 
@@ -325,10 +349,10 @@ def sample_text(student: nn.Module, data: TextData, device, *, tokens: int = 80)
     return data.tokeniser.decode(written[0].tolist())
 
 
-def measured_drafting(drafting: Drafting, student: nn.Module, data: TextData, teacher, device) -> dict:
-    """How the student fares as a draft of its teacher, on the beginnings of blocks of the test text."""
+def measured_drafting(drafting: Drafting, student: nn.Module, data: TextData, verifier, device) -> dict:
+    """How the student fares as a draft, on the beginnings of blocks of the test text."""
     blocks = Interruptible(data.test.spread(drafting.prompts), data.test.stop)
-    return try_draft(teacher, student, (block.to(device) for block, _, _ in blocks.batches(1)), drafting)
+    return try_draft(verifier, student, (block.to(device) for block, _, _ in blocks.batches(1)), drafting)
 
 
 def measured_omission(spec: Spec, student, logits: Tensor, data: ImageData, device) -> dict:

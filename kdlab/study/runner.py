@@ -232,6 +232,9 @@ def _run(specs, places, clock, stop, device, limit, checkpoint_seconds, say) -> 
                     said = finished.record["diverged"]
                 elif "bits_per_byte" in test:
                     said = f"{test['bits_per_byte']:.4f} bits per byte of the test text"
+                elif "modules" in test:
+                    shared = [f"{1 - module['total_variation']:.3f}" for module in test["modules"]]
+                    said = f"{', '.join(shared)} of each module's probability shared with the model"
                 else:
                     said = f"test accuracy {100 * test['accuracy']:.2f} %"
                 say(f"{spec.name}: {said}")

@@ -8,6 +8,7 @@ from .measures import (
     evaluation_mode,
     expected_calibration_error,
     measure,
+    measure_further,
     measure_tokens,
     predict,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "fit_together",
     "load_model",
     "measure",
+    "measure_further",
     "measure_tokens",
     "predict",
     "save_model",

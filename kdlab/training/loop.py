@@ -695,6 +695,7 @@ def _optimizer(recipe: Recipe, student, objective, device):
     on_cuda = torch.device(device).type == "cuda"
     rate = torch.tensor(recipe.learning_rate, device=device) if on_cuda else recipe.learning_rate
     every, axes = [*student.parameters(), *objective.parameters()], 2 if recipe.optimizer == "adamw" else 1
+    every = [p for p in every if p.requires_grad]
     parameters = [{"params": [p for p in every if p.ndim >= axes]}]
     if still := [p for p in every if p.ndim < axes]:
         parameters.append({"params": still, "weight_decay": 0.0})
@@ -724,7 +725,8 @@ def _blocks(split) -> dict:
     if not hasattr(split, "token_bytes"):
         return {}
     which = hashlib.sha256(split.blocks.cpu().numpy().tobytes()).hexdigest()
-    return {"blocks": f"{split.context} tokens every {split.stride}: {which}"}
+    ahead = f", {split.ahead} further" if split.ahead else ""
+    return {"blocks": f"{split.context} tokens every {split.stride}{ahead}: {which}"}
 
 
 def _part(value, part: slice):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..objectives import HeadLogits, cross_entropy, forward_kl, soften, total_variation
+from ..objectives.checks import IGNORED
 from .taps import logits_of
 
 
@@ -157,6 +158,46 @@ def measure_tokens(
             }
         )
     return measured
+
+
+@torch.no_grad()
+def measure_further(
+    model: nn.Module,
+    split,
+    *,
+    teacher: nn.Module,
+    device="cpu",
+    precision: str = "float32",
+    tokens_at_once: int = 2048,
+) -> list[dict[str, float]]:
+    """What is measured of modules that predict further tokens, in evaluation mode: an entry for each module.
+
+    Args:
+        model: a :class:`~kdlab.models.multi_token.MultiToken`.
+        split: :class:`~kdlab.data.tokens.Tokens` whose labels are those of as many further tokens.
+        teacher: an :class:`~kdlab.models.multi_token.Ahead` of as many tokens.
+
+    Returns:
+        ``cross_entropy``, ``accuracy``, ``agreement``, ``kl_to_teacher`` and ``total_variation``, means over tokens. One minus the
+        last is how often a token that the module proposes is accepted, after text that is not the model's own.
+    """
+    sums = [defaultdict(float) for _ in range(model.depth)]
+    with evaluation_mode(model), evaluation_mode(teacher):
+        for inputs, labels, _ in split.batches(max(tokens_at_once // split.context, 1)):
+            inputs = inputs.to(device)
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
+                z, t = (all_logits(each(inputs)).float() for each in (model, teacher))
+            for k, found in enumerate(sums):
+                y = labels[:, k].to(device)
+                known = y != IGNORED
+                q, p, y = z[:, k][known], t[:, k][known], y[known]
+                found["tokens"] += len(y)
+                found["cross_entropy"] += cross_entropy(q, y, reduction="sum").item()
+                found["accuracy"] += (q.argmax(-1) == y).sum().item()
+                found["agreement"] += (q.argmax(-1) == p.argmax(-1)).sum().item()
+                found["kl_to_teacher"] += forward_kl(q, p, reduction="sum").item()
+                found["total_variation"] += total_variation(q, p, reduction="sum").item()
+    return [{name: found[name] / found["tokens"] for name in found if name != "tokens"} for found in sums]
 
 
 def all_logits(output) -> Tensor:
