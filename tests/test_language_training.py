@@ -534,7 +534,7 @@ def test_a_draft_is_tried_after_its_training():
     # What is asked last is asked before the last prompt.
     with pytest.raises(Stopped):
         run(draft, data, teacher=teacher, stop=lambda: asked.pop() and len(asked) == 0)
-    with pytest.raises(ValueError, match="and a draft need a teacher"):
+    with pytest.raises(ValueError, match="a draft and a copy need a teacher"):
         replace(TEACHER, drafting=drafting)
 
 

@@ -128,7 +128,7 @@ def test_before_its_part_of_the_training_the_text_is_the_corpus():
 )
 def test_what_no_text_can_be_is_said(how):
     with pytest.raises(
-        ValueError, match=r"^own text needs a prompt of at least one token, probability and after from"
+        ValueError, match=r"^own text needs a prompt of at least one token, at least one copy, probability and after"
     ):
         OwnText(**how)
 
@@ -365,9 +365,9 @@ def test_another_teacher_makes_its_own(tmp_path):
 
 def test_what_a_student_cannot_learn_from_is_said():
     data = python_text()
-    with pytest.raises(ValueError, match="a teacher's text, what is kept of it, and a draft need a teacher"):
+    with pytest.raises(ValueError, match="a teacher's text, what is kept of it, a draft and a copy need a teacher"):
         replace(TEACHER, kept=("sampled", 4))
-    with pytest.raises(ValueError, match="a teacher's text, what is kept of it, and a draft need a teacher"):
+    with pytest.raises(ValueError, match="a teacher's text, what is kept of it, a draft and a copy need a teacher"):
         replace(TEACHER, text="teacher", own_text=OWN)
     for change in ({"text": "student"}, {"own_text": OWN}, {"text": "mine", "own_text": OWN}):
         with pytest.raises(ValueError, match='text is "corpus", or "teacher" or "student" with own_text'):

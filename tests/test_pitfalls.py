@@ -16,7 +16,7 @@ from torch import nn
 from kdlab import objectives, training
 from kdlab.data import Examples, Split, Tokens
 from kdlab.language import CacheError, OwnText, TeacherCache, caches, text, write_cache
-from kdlab.models import GPT
+from kdlab.models import GPT, Ahead, MultiToken
 from kdlab.objectives import (
     CRD,
     DIST,
@@ -1435,6 +1435,10 @@ def every_default():
     def of_terms(term):
         return lambda: term(**step())
 
+    def length(tokens):
+        return (tokens != -100).sum(-1)
+
+    texts = {"student_logits": z[:, None], "teacher_logits": t[:, None], "labels": y[:, None]}
     return {
         **{f.__name__: of_logits(f) for f in (
             forward_kl, reverse_kl, skewed_forward_kl, skewed_reverse_kl, generalised_jsd, total_variation,
@@ -1467,6 +1471,11 @@ def every_default():
         "SparseForwardKL": lambda: objectives.SparseForwardKL()(student_logits=z, teacher_logits=few),
         "sparse_forward_kl": lambda: objectives.sparse_forward_kl(z, few),
         "HeadLogits": lambda: objectives.HeadLogits(s, h).dense(),
+        "sampled_kl": lambda: objectives.sampled_kl(z, t),
+        "advantages": lambda: objectives.advantages(z[:, 0], 2),
+        "PolicyGradient": lambda: objectives.PolicyGradient(length, 2)(**texts),
+        "TextKL": lambda: objectives.TextKL()(**texts),
+        "MeanReward": lambda: objectives.MeanReward(length)(**texts),
         "Convention": lambda: torch.tensor(CONVENTIONS["kdlab"].temperature),
         "loss_as_in": lambda: loss_as_in("kdlab", z, t, temperature=4.0),
         "weight_factor": lambda: torch.tensor(weight_factor("TextBrewer", "kdlab", temperature=4.0)),
@@ -1504,6 +1513,7 @@ def test_every_default_of_training_runs(name, digits, resnet, tmp_path):
     model, epoch = resnet(), Recipe(epochs=1)
     words = GPT(6, width=4, layers=1, heads=1, context=4)
     text = Tokens(torch.arange(9, dtype=torch.int16) % 6, 4, torch.ones(6, dtype=torch.long))
+    modules, further = MultiToken(words, 1, in_a_row=True), replace(text, ahead=1)
 
     def distil():
         objective = 0.1 * CrossEntropy() + 0.9 * SoftTargets()
@@ -1532,6 +1542,9 @@ def test_every_default_of_training_runs(name, digits, resnet, tmp_path):
         "load_model": store,
         "measure": lambda: torch.tensor([*measure(z, y).values()]),
         "measure_tokens": lambda: torch.tensor([*training.measure_tokens([words], text)[0].values()]),
+        "measure_further": lambda: torch.tensor(
+            [*training.measure_further(modules, further, teacher=Ahead(words, 1))[0].values()]
+        ),
         "predict": lambda: predict(model, digits.test),
         "save_model": store,
     }

@@ -1,7 +1,8 @@
-"""Language models: tokeniser and text data, generation, teacher caches."""
+"""Language models: tokeniser and text data, generation, speculation, teacher caches, rewards."""
 
 from .caches import CacheError, TeacherCache, write_cache
 from .generation import draw, generate
+from .rewards import TokenCount, tokens_of
 from .speculative import Drafting, Speculation, speculate, speed_up, tokens_per_call, try_draft
 from .text import OwnText, teacher_text
 from .tokeniser import load_text_data, parse, read_tokeniser, tokenise, train_tokeniser
@@ -12,6 +13,7 @@ __all__ = [
     "OwnText",
     "Speculation",
     "TeacherCache",
+    "TokenCount",
     "draw",
     "generate",
     "load_text_data",
@@ -21,6 +23,7 @@ __all__ = [
     "speed_up",
     "teacher_text",
     "tokenise",
+    "tokens_of",
     "tokens_per_call",
     "train_tokeniser",
     "try_draft",

@@ -28,6 +28,7 @@ class OwnText:
         probability: of a step on the student's own text; else the step is on the corpus. GKD's :math:`\lambda`.
         after: the part of the training that is on the corpus alone, so that there is something to write with.
         temperature: of the writing.
+        copies: so many rows of a batch, one after another, go on from the prompt of the first of them; 1: each from its own.
 
     Source: Agarwal et al. (2024), GKD, algorithm 1.
     """
@@ -36,13 +37,14 @@ class OwnText:
     probability: float = 1.0
     temperature: float = 1.0
     after: float = 0.0
+    copies: int = 1
 
     def __post_init__(self):
         parts = (self.probability, self.after)
-        if self.prompt < 1 or self.temperature < 0 or not all(0 <= part <= 1 for part in parts):
+        if min(self.prompt, self.copies) < 1 or self.temperature < 0 or not all(0 <= part <= 1 for part in parts):
             raise ValueError(
-                "own text needs a prompt of at least one token, probability and after from 0 to 1, and a temperature that is "
-                "not negative."
+                "own text needs a prompt of at least one token, at least one copy, probability and after from 0 to 1, and a "
+                "temperature that is not negative."
             )
 
     def __call__(
@@ -52,6 +54,9 @@ class OwnText:
         drawn = torch.rand((), generator=generator, device=generator.device).item()
         if progress < self.after or drawn >= self.probability:
             return inputs, labels
+        if len(inputs) % self.copies:
+            raise ValueError(f"a batch of {len(inputs)} is not made of {self.copies} texts for each prompt.")
+        inputs = inputs[:: self.copies].repeat_interleave(self.copies, 0)
         return after_prompt(written(student, inputs, self.prompt, self.temperature, generator), self.prompt)
 
 

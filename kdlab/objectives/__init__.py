@@ -27,6 +27,7 @@ from .layer_terms import (
     RKDDistance,
     SimilarityPreserving,
 )
+from .policy import MeanReward, PolicyGradient, TextKL, advantages, sampled_kl
 from .reduction import global_count, reduce
 from .relational import rkd_angle, rkd_distance, similarity_preserving
 from .response import (
@@ -87,10 +88,12 @@ __all__ = [
     "LearnedTemperature",
     "Linear",
     "LogitMSE",
+    "MeanReward",
     "MemoryBank",
     "NegativeLogAcceptance",
     "Objective",
     "PermutedSoftTargets",
+    "PolicyGradient",
     "Projector",
     "RKDAngle",
     "RKDDistance",
@@ -105,8 +108,10 @@ __all__ = [
     "SpreadSoftTargets",
     "Step",
     "Term",
+    "TextKL",
     "TotalVariation",
     "activation_attention",
+    "advantages",
     "attention_from_qk",
     "attention_map_mse",
     "cross_entropy",
@@ -132,6 +137,7 @@ __all__ = [
     "reverse_kl",
     "rkd_angle",
     "rkd_distance",
+    "sampled_kl",
     "similarity_preserving",
     "skewed_forward_kl",
     "skewed_reverse_kl",

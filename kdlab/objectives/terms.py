@@ -102,6 +102,8 @@ class Objective(nn.Module):
         progress = seen.get("progress")
         weights = {name: at(weight, progress) for name, weight in zip(self.names, self.weights, strict=True)}
         in_chunks = isinstance(seen.get("student_logits"), HeadLogits)
+        if not in_chunks and isinstance(seen.get("teacher_logits"), HeadLogits):
+            seen["teacher_logits"] = seen["teacher_logits"].dense()  # the student's are all there, too
         sparse = isinstance(seen.get("teacher_logits"), SparseTargets)
         values, by_token = {}, {}
         for name, term, needed in zip(self.names, self.terms, self._needed, strict=True):

@@ -35,6 +35,8 @@ from .language_plans import (
     language_small,
     modules,
     modules_small,
+    policy,
+    policy_small,
 )
 from .spec import Spec
 
@@ -352,6 +354,8 @@ PLANS: dict[str, Callable[[], list[Spec]]] = {
     "drafts": drafts,
     "modules-small": modules_small,
     "modules": modules,
+    "policy-small": policy_small,
+    "policy": policy,
     "first-distillation-cpu": first_distillation_cpu,
     "first-distillation-gpu": first_distillation_gpu,
 }

@@ -26,6 +26,8 @@ from ..language import (
 )
 from ..language.caches import text_checksum
 from ..language.text import text_name
+from ..objectives import PolicyGradient, reverse_kl
+from ..objectives.checks import IGNORED
 from ..training import (
     Learner,
     fit_together,
@@ -151,7 +153,10 @@ def run_together(
             if teacher is None:
                 raise ValueError(f"{spec.student} stands on a trained model: its spec needs a teacher.")
             student.stand_on(teacher)
-        fused(student)
+        if spec.from_teacher:
+            student.load_state_dict(teacher.state_dict())
+        if not any("texts" in getattr(part, "needs_whole_batch_of", ()) for part in objective.modules()):
+            fused(student)
         path = None if resume is None else Path(resume) / f"{spec.name}.safetensors"
         tell = None if report is None else lambda entry, spec=spec: report(spec, entry)
         rewrite = spec.own_text if spec.text == "student" else None
@@ -331,6 +336,8 @@ def measured_texts(ended, data: TextData, teacher, how) -> Iterator[tuple[None, 
         for student, measures in zip(students, found, strict=True):
             measures["sample"] = sample_text(student, data, how["device"])
     for (spec, student), measures in zip(ended, found, strict=True):
+        if rewards := [term.reward for term in spec.objective.terms if isinstance(term, PolicyGradient)]:
+            measures["policy"] = measured_policy(spec, student, rewards[0], data, teacher, how["device"])
         if spec.drafting:
             verifier = getattr(student, "trunk", teacher)
             measures["drafting"] = measured_drafting(spec.drafting, student, data, verifier, how["device"])
@@ -347,6 +354,44 @@ def sample_text(student: nn.Module, data: TextData, device, *, tokens: int = 80)
     generator = torch.Generator(device).manual_seed(0)
     written = generate(student, prompt, tokens=tokens, generator=generator)
     return data.tokeniser.decode(written[0].tolist())
+
+
+#: How many texts measure a policy, and how many of them go on from one prompt.
+POLICY_TEXTS, PER_PROMPT = 256, 4
+
+
+@torch.no_grad()
+def measured_policy(spec: Spec, student: nn.Module, reward, data: TextData, reference, device) -> dict:
+    """What a policy's texts earn after prompts of the test text, how far they lead from its reference, and how they read.
+
+    ``reward`` and ``kl`` are means over the texts that go on from a prompt, one a prompt; the divergence is exact at each token, and
+    its sum over a text's is unbiased. ``distinct`` is how many different tokens a text has, divided by its length.
+    """
+    own = replace(spec.own_text, copies=PER_PROMPT, after=0.0, probability=1.0)
+    generator = torch.Generator(device).manual_seed(0)
+    blocks = Interruptible(data.test.spread(POLICY_TEXTS), data.test.stop)
+    for model in (student, reference):
+        model.eval()
+        model.fused = False
+    rewards, divergences, distinct, samples = [], [], [], []
+    for inputs, labels, _ in blocks.batches(64):
+        inputs, labels = own(student, inputs.to(device), labels.to(device), 1.0, generator)
+        of_token = reverse_kl(student(inputs), reference(inputs), reduction="none")
+        rewards.append(reward(labels))
+        divergences.append(of_token.where(labels != IGNORED, 0.0).sum(1))
+        written = [row[row != IGNORED].tolist() for row in labels]
+        distinct += [len(set(text)) / len(text) for text in written]
+        samples += [data.tokeniser.decode(text) for text in written[:: 4 * PER_PROMPT]]
+
+    def by_prompt(parts):
+        return torch.cat(parts).view(-1, PER_PROMPT).mean(1).tolist()
+
+    return {
+        "reward": by_prompt(rewards),
+        "kl": by_prompt(divergences),
+        "distinct": sum(distinct) / len(distinct),
+        "samples": samples[:8],
+    }
 
 
 def measured_drafting(drafting: Drafting, student: nn.Module, data: TextData, verifier, device) -> dict:

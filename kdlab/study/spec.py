@@ -34,6 +34,7 @@ class Spec:
         own_text: how that is written.
         kept: what is kept of the teacher, where the student learns from a cache: a kind of cache and a number of entries, such
             as ``("sampled", 12)``; None is all.
+        from_teacher: whether the student begins as a copy of its teacher; else its weights are drawn.
         drafting: how the student is tried as a draft of its teacher after training; None: it is not.
     """
 
@@ -50,6 +51,7 @@ class Spec:
     text: str = "corpus"
     own_text: OwnText | None = None
     kept: tuple[str, int] | None = None
+    from_teacher: bool = False
     drafting: Drafting | None = None
 
     def __post_init__(self):
@@ -59,8 +61,11 @@ class Spec:
             raise ValueError(
                 'text is "corpus", or "teacher" or "student" with own_text, which says how it is written.'
             )
-        if self.teacher is None and (self.text == "teacher" or self.kept or self.drafting):
-            raise ValueError("a teacher's text, what is kept of it, and a draft need a teacher.")
+        needs_teacher = self.text == "teacher" or self.kept or self.drafting or self.from_teacher
+        if self.teacher is None and needs_teacher:
+            raise ValueError("a teacher's text, what is kept of it, a draft and a copy need a teacher.")
+        if self.from_teacher and self.teacher.student != self.student:
+            raise ValueError(f"a copy of {self.teacher.student} is no {self.student}.")
         if isinstance(self.objective, Term):
             object.__setattr__(self, "objective", 1.0 * self.objective)
         for name in (self.study, self.arm):
@@ -86,6 +91,7 @@ class Spec:
             **({} if self.hold_out else {"hold_out": False}),
             **({} if self.own_text is None else {"text": self.text, "own_text": asdict(self.own_text)}),
             **({"kept": self.kept} if self.kept else {}),
+            **({"from_teacher": True} if self.from_teacher else {}),
             **({"drafting": asdict(self.drafting)} if self.drafting else {}),
         }
         return json.loads(json.dumps(plain))

@@ -1,0 +1,43 @@
+"""Rewards by rule: what is open can be measured, and hacked."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """How many tokens of a text are among some of the vocabulary.
+
+    It was meant to ask for a kind of text, and asks for some words.
+
+    Attributes:
+        tokens: their numbers.
+
+    >>> TokenCount((3, 5))(torch.tensor([[3, 3, 4, -100], [5, 1, 1, 1]]))
+    tensor([2., 1.])
+    """
+
+    tokens: tuple[int, ...]
+
+    def __call__(self, texts: Tensor) -> Tensor:
+        """Rewards ``(B,)`` of texts ``(B, T)``; tokens of −100 are not looked at."""
+        return torch.isin(texts, torch.tensor(self.tokens, device=texts.device)).sum(-1).float()
+
+
+def tokens_of(words, tokeniser) -> tuple[int, ...]:
+    """The tokens that are one of these words, with a space before it or without, in small letters or with a capital.
+
+    Raises:
+        ValueError: for a word of which no form is one token.
+    """
+    found = []
+    for word in words:
+        forms = [" " * space + form for space in (0, 1) for form in (word, word.capitalize())]
+        ids = [tokeniser.encode(form).ids for form in forms]
+        alone = [one for one, *rest in ids if not rest]
+        if not alone:
+            raise ValueError(f"no form of {word!r} is a single token.")
+        found += alone
+    return tuple(sorted(set(found)))

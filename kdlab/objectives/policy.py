@@ -1,0 +1,187 @@
+r"""A leash called KL: policies that earn a reward and stay near a reference.
+
+A language model is a policy: it writes :math:`x` after a prompt with probability :math:`q(x) = \prod_t q(x_t \mid x_{<t})`. What is
+wanted is
+
+.. math:: \max_q\ \mathbb E_{x \sim q}[r(x)] - \beta\, D_{\mathrm{KL}}(q\,\|\,p)
+
+with a reward :math:`r`, and a reference :math:`p` that is usually the policy before it learned. Its solution is
+:math:`q \propto p\, e^{r/\beta}`; without the reward, it is distillation by reverse KL. All here is of texts that the policy itself
+has just written (:class:`~kdlab.language.text.OwnText`), the reference in the teacher's place, the text in that of the labels.
+
+Source: the objective, Ziegler et al. (2019), eq. 2; Korbak et al. (2022) for the solution.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .checks import IGNORED, check_count, check_weight
+from .divergences import reverse_kl
+from .terms import Term, _shown
+
+ESTIMATORS = ("k1", "k2", "k3", "exact")
+BASELINES = ("leave-one-out", "standardised", "none")
+
+
+def sampled_kl(log_policy: Tensor, log_reference: Tensor, estimator: str = "k3") -> Tensor:
+    r"""An estimate of :math:`D_{\mathrm{KL}}(q\,\|\,p)` at each token that was drawn from :math:`q`.
+
+    With :math:`\rho = p(x)/q(x)`:
+
+    .. math:: k_1 = -\log\rho, \qquad k_2 = \tfrac12 (\log\rho)^2, \qquad k_3 = \rho - 1 - \log\rho
+
+    The mean of :math:`k_1` and of :math:`k_3` is the divergence; that of :math:`k_2` is not, but for small ones. Their gradients,
+    taken as losses, are other things: in the mean, that of :math:`k_1` is zero, that of :math:`k_2` is the divergence's, and
+    that of :math:`k_3` is the gradient of :math:`D_{\mathrm{KL}}(p\,\|\,q)`, the other direction.
+
+    Args:
+        log_policy, log_reference: :math:`\log q(x)` and :math:`\log p(x)`, of one shape.
+
+    Returns:
+        Of the same shape, differentiable by both.
+
+    Raises:
+        ValueError: for another estimator, or shapes that differ.
+
+    Source: Schulman (2020), Approximating KL Divergence; of the gradients, Tang & Munos (2025).
+
+    >>> sampled_kl(torch.tensor([0.0]), torch.tensor([-1.0]), "k2")
+    tensor([0.5000])
+    """
+    if log_policy.shape != log_reference.shape:
+        raise ValueError(
+            f"log-probabilities of shapes {tuple(log_policy.shape)} and {tuple(log_reference.shape)} are not of the same tokens."
+        )
+    log_rho = log_reference - log_policy
+    if estimator == "k1":
+        return -log_rho
+    if estimator == "k2":
+        return log_rho.square() / 2
+    if estimator == "k3":
+        return torch.expm1(log_rho) - log_rho
+    raise ValueError(f"an estimate is k1, k2 or k3, not {estimator!r}.")
+
+
+def advantages(returns: Tensor, group: int, baseline: str = "leave-one-out") -> Tensor:
+    r"""By how much each text is better than the others that were written after the same prompt.
+
+    ``"leave-one-out"`` takes from each return the mean of the others of its group, which leaves the gradient unbiased;
+    ``"standardised"`` the mean of all, and divides by their deviation, as GRPO; ``"none"`` nothing.
+
+    .. math:: A_i = r_i - \frac1{G-1}\sum_{j \ne i} r_j, \qquad A_i = \frac{r_i - \bar r}{s + \varepsilon}
+
+    Args:
+        returns: shape ``(B,)``, groups of ``group`` texts, one after another.
+
+    Raises:
+        ValueError: for another baseline, groups that do not fit, or a group of one with a baseline.
+
+    Source: Kool, van Hoof & Welling (2019) and Ahmadian et al. (2024), eq. 8; Shao et al. (2024), section 4.1.
+
+    >>> advantages(torch.tensor([1.0, 3.0]), 2)
+    tensor([-2.,  2.])
+    """
+    if baseline not in BASELINES:
+        raise ValueError(f"a baseline is one of {', '.join(BASELINES)}, not {baseline!r}.")
+    if returns.ndim != 1 or group < 1 or len(returns) % group:
+        raise ValueError(f"returns of shape {tuple(returns.shape)} are not groups of {group}.")
+    if baseline == "none":
+        return returns
+    if group < 2:
+        raise ValueError("a baseline needs at least two texts of one prompt.")
+    groups = returns.view(-1, group)
+    apart = groups - groups.mean(1, keepdim=True)
+    if baseline == "leave-one-out":
+        return (apart * (group / (group - 1))).flatten()
+    return (apart / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+
+
+def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities ``(B, T)`` of tokens ``(B, T)`` by logits ``(B, T, V)``; zero where the token is −100."""
+    known = tokens != IGNORED
+    log_q = torch.log_softmax(logits.float() if logits.dtype != torch.float64 else logits, -1)
+    return log_q.gather(-1, tokens.masked_fill(~known, 0)[..., None]).squeeze(-1).where(known, 0.0)
+
+
+class PolicyGradient(Term):
+    r"""REINFORCE: :math:`-\frac1B\sum_i A_i \log q(x_i)`, whose gradient is that of the mean reward.
+
+    With ``beta`` the divergence is in the reward: :math:`r(x) - \beta\log\frac{q(x)}{p(x)}`, which is differentiated as the reward is.
+
+    Args:
+        reward: from texts ``(B, T)`` of tokens, −100 where they are not the policy's own, to rewards ``(B,)``.
+        group: how many texts in a row go on from one prompt.
+        baseline: see :func:`advantages`.
+        beta: :math:`\beta`, not negative.
+    """
+
+    needs_whole_batch_of = ("texts",)  # texts are compared within their group
+
+    def __init__(
+        self,
+        reward: Callable[[Tensor], Tensor],
+        group: int,
+        baseline: str = "leave-one-out",
+        beta: float = 0.0,
+    ):
+        super().__init__()
+        advantages(torch.zeros(group), group, baseline)
+        check_weight("beta", beta)
+        if beta < 0:
+            raise ValueError(f"beta cannot be negative: {beta}.")
+        self.reward, self.group, self.baseline, self.beta = reward, group, baseline, beta
+        self.needs_teacher = beta > 0
+
+    def extra_repr(self):
+        return f"{self.reward!r}, group={self.group}, baseline={self.baseline!r}, beta={_shown(self.beta)}"
+
+    def forward(self, *, student_logits, labels, teacher_logits=None, **_):
+        log_q = log_probabilities(student_logits, labels).sum(1)
+        returns = self.reward(labels).to(log_q.dtype)
+        if self.beta:
+            returns = returns - self.beta * (log_q - log_probabilities(teacher_logits, labels).sum(1))
+        return -(advantages(returns.detach(), self.group, self.baseline) * log_q).mean()
+
+
+class TextKL(Term):
+    r"""The divergence of policy and reference as a loss: at each token an estimate, or exactly; sums over texts, their mean.
+
+    ``"exact"`` is :math:`\sum_t D_{\mathrm{KL}}(q_t\,\|\,p_t)` of all the vocabulary after what was written. Its gradient, as that of every
+    estimate here, leaves out that other words would have come after other words.
+    """
+
+    def __init__(self, estimator: str = "k3"):
+        super().__init__()
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"an estimate is one of {', '.join(ESTIMATORS)}, not {estimator!r}.")
+        self.estimator = estimator
+
+    def extra_repr(self):
+        return repr(self.estimator)
+
+    def forward(self, *, student_logits, teacher_logits, labels, example_count=None, **_):
+        count = len(labels) if example_count is None else example_count
+        check_count(count)
+        if self.estimator == "exact":
+            of_token = reverse_kl(student_logits, teacher_logits.detach(), reduction="none")
+            return of_token.where(labels != IGNORED, 0.0).sum() / count
+        log_q, log_p = (log_probabilities(z, labels) for z in (student_logits, teacher_logits.detach()))
+        return sampled_kl(log_q, log_p, self.estimator).sum() / count
+
+
+class MeanReward(Term):
+    """What the texts of a batch earn; it has no gradient, and is there to be recorded, with weight zero."""
+
+    needs_teacher = False
+
+    def __init__(self, reward: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.reward = reward
+
+    def extra_repr(self):
+        return repr(self.reward)
+
+    def forward(self, *, student_logits, labels, example_count=None, **_):
+        return self.reward(labels).sum() / (len(labels) if example_count is None else example_count)
