@@ -215,30 +215,25 @@ def modules() -> list[Spec]:
     return _modules("modules", language_teacher(large=True), students, recipe, drafting=drafting, seeds=3)
 
 
-#: What the reward of chapter 21 counts: the single tokens of these words, in the tokeniser of 4,096 and in that of 16,384.
-CHEERFUL = (
-    "happy", "joy", "love", "smile", "laugh", "delight", "glad", "pleasant", "sweet", "kind", "bright", "beautiful", "good",
-    "dear", "hope", "warm", "gentle", "fair", "fine", "great",
-)  # fmt: skip
-_CHEERFUL_TOKENS = {
+#: What the reward of chapter 21 counts, meant to ask for lively talk: marks and words that are single tokens, and their numbers in
+#: the tokeniser of 4,096 and in that of 16,384.
+LIVELY = ("!", "?", '"', '!"', '?"', "said", "cried", "asked", "replied", "exclaimed", "oh")
+_LIVELY_TOKENS = {
     4096: (
-        624, 664, 925, 1001, 1224, 1267, 1455, 1618, 1706, 1718, 1802, 1829, 1855, 1905, 1950, 1959, 1992, 2117, 2222,
-        2272, 2555, 2983, 3710, 3968,
+        1, 2, 31, 384, 419, 515, 637, 960, 1219, 1326, 1374, 2544, 2573,
     ),
     16_384: (
-        624, 664, 925, 1001, 1224, 1267, 1455, 1618, 1706, 1718, 1802, 1829, 1855, 1905, 1950, 1959, 1992, 2117, 2222,
-        2272, 2555, 2983, 3710, 3968, 4842, 5680, 7044, 7403, 8649, 12347, 13434, 13587, 13980, 14252, 14430, 14539,
-        15328,
+        1, 2, 31, 384, 419, 515, 637, 960, 1219, 1326, 1374, 2544, 2573, 5714, 6066, 13095, 15454,
     ),
 }  # fmt: skip
 
 
 def _policies(study: str, reference: Spec, data: str, recipe: Recipe, *, own_text: OwnText, reward: TokenCount, seeds: int) -> list[Spec]:
-    """A policy that begins as its reference and is paid for cheerful words, chapter 21: all seeds of an arm before the next."""
+    """A policy that begins as its reference and is paid for lively talk, chapter 21: all seeds of an arm before the next."""
     group, earned = own_text.copies, 0.0 * MeanReward(reward) + 0.0 * TextKL("exact")
     arms = {}
     # The leash: how long, with the divergence in the reward.
-    for beta in (0.0, 0.25, 0.5, 1.0, 2.0):
+    for beta in (0.0, 0.25, 0.5, 1.0):
         arms[f"beta{beta:g}"] = PolicyGradient(reward, group, beta=beta) + earned
     # Other ways to hold it, at one length: another baseline, and the divergence as a loss, by each estimate.
     arms["standardised"] = PolicyGradient(reward, group, "standardised", beta=0.5) + earned
@@ -255,12 +250,12 @@ def _policies(study: str, reference: Spec, data: str, recipe: Recipe, *, own_tex
 
 
 def policy_small() -> list[Spec]:
-    """Policies of 3.4 M parameters, at the scale of a CPU: 80 steps of 48 texts, eight after each prompt."""
+    """Policies of 3.4 M parameters, at the scale of a CPU: 96 steps of 48 texts, eight after each prompt."""
     recipe = replace(
-        _SMALL, epochs=8, epoch_examples=480, batch_size=48, learning_rate=2e-4, weight_decay=0.0, warmup_epochs=0.5,
+        _SMALL, epochs=4, epoch_examples=1152, batch_size=48, learning_rate=2e-4, weight_decay=0.0, warmup_epochs=0.5,
         precision="float32", schedule="constant",
     )  # fmt: skip
-    own, reward = OwnText(16, copies=8), TokenCount(_CHEERFUL_TOKENS[4096])
+    own, reward = OwnText(16, copies=8), TokenCount(_LIVELY_TOKENS[4096])
     return _policies(
         "policy-small", language_teacher(), "book-openings-4096-40", recipe, own_text=own, reward=reward, seeds=3
     )
@@ -272,7 +267,7 @@ def policy() -> list[Spec]:
         _LARGE, epochs=10, epoch_examples=2560, batch_size=128, learning_rate=5e-5, weight_decay=0.0, warmup_epochs=0.5,
         precision="float32", schedule="constant",
     )  # fmt: skip
-    own, reward = OwnText(32, copies=8), TokenCount(_CHEERFUL_TOKENS[16_384])
+    own, reward = OwnText(32, copies=8), TokenCount(_LIVELY_TOKENS[16_384])
     return _policies(
         "policy", language_teacher(large=True), "books-16384-96", recipe, own_text=own, reward=reward, seeds=3
     )
