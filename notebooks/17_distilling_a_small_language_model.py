@@ -934,6 +934,51 @@ compared_section(
 )
 
 # %% [markdown]
+# ## A temperature that falls, and a teacher between
+#
+# Two ways to make the way to the teacher less steep. A *curriculum*: the temperature falls from four to one in the course of the training ({doc}`13_temperature_and_weight` asks the same of images). A *teacher assistant* {cite}`mirzadeh2020improved`:
+# the distilled student teaches the smaller one, which never sees the large teacher. Only bits per byte are compared, since agreement and divergence of the assisted student are with another teacher.
+
+
+# %% tags=["hide-input"]
+def less_steep(study):
+    """From a title to (arm, control), with the study's own names."""
+    distilled = others(study)[1][1]
+    return {
+        "temperature falls": ("T-falling", "kd"),
+        "assistant": (distilled.replace("-kd", "-assisted"), distilled),
+    }
+
+
+def less_steep_figure(study):
+    rows, intervals = {}, {}
+    for title, (arm, control) in less_steep(study).items():
+        if difference := study.difference(arm, control, "bits_per_byte"):
+            ours, theirs = (study.values(a, "bits_per_byte") for a in (arm, control))
+            rows[title] = [ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys())]
+            intervals[title] = difference
+    figure, panel = plt.subplots(figsize=(7.0, 0.4 * len(rows) + 0.9))
+    panel.axvline(0, color="grey", linewidth=1)
+    dots(panel, rows, intervals)
+    panel.set_xlabel("minus plain distillation, bits per byte of the test text")
+    return show(
+        figure,
+        label=f"less-steep-{study.plan}",
+        caption=f"Left of the line is better ({described(study)}; the assisted student is {size(spec_of(study, others(study)[1][1]))}, its assistant {size(spec_of(study, 'kd'))}; a dot a seed, mean and 95 % interval): "
+        + "; ".join(f"{title}, {signed(i)}" for title, i in intervals.items())
+        + ".",
+        alt="Rows of dots with intervals: differences in bits per byte of a falling temperature and of a teacher assistant from plain distillation.",
+    )
+
+
+asked = [arm for pair in less_steep(small).values() for arm in pair]
+slot(asked, "a falling temperature, and a teacher assistant")
+for study in studies:
+    arms = [arm for pair in less_steep(study).values() for arm in pair]
+    if any(study.difference(*pair, "bits_per_byte") for pair in less_steep(study).values()):
+        display(less_steep_figure(study), source_note(study.all(arms)))
+
+# %% [markdown]
 # ## Whose text?
 #
 # So far all students read books. Yet what one wants from a student is that it *writes* as the teacher would, and it will be reading its own writing while it does. Write $P$ and $Q$ for the distributions of teacher and student over whole texts, $p_t$ and $q_t$ for those over the next token after what has been

@@ -135,7 +135,11 @@ def _language(
     specs += arm("own-text", 1.0 * ForwardKL(), text="student", own_text=own)
     specs += arm("own-text-reverse", 1.0 * ReverseKL(), text="student", own_text=own)
     specs += arm("mixed-text", 1.0 * ForwardKL(), text="student", own_text=mixed)
-    return specs
+    # A temperature that falls, and teacher assistants: the distilled student teaches the smaller one.
+    specs += arm("T-falling", beside_labels(SoftTargets(Linear(4.0, 1.0))))
+    assistants = {spec.recipe.seed: spec for spec in specs if spec.arm == "kd"}
+    assisted = arm(f"{students[1]}-assisted", beside_labels(ForwardKL()), student=students[1])
+    return specs + [replace(spec, teacher=assistants[spec.recipe.seed]) for spec in assisted]
 
 
 def language_small() -> list[Spec]:
