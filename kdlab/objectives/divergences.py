@@ -277,8 +277,8 @@ def negative_log_acceptance(
     .. math:: -\log a, \quad a = \sum_i \min(p_i, q_i) = 1 - \mathrm{TV}, \qquad
         \frac{\partial}{\partial z_i} = \frac1a \frac{\partial\, \mathrm{TV}}{\partial z_i}
 
-    Convention: symmetric; no :math:`T^2`. Where the two share little, its gradient stays large, and that of total variation
-    vanishes with what they share. The kink is treated as there.
+    Convention: symmetric; no :math:`T^2`. The gradient of total variation vanishes with what the two share; this one is not
+    scaled down by it. The kink is treated as there.
 
     Source: Samarin et al. (2026), LK losses.
 

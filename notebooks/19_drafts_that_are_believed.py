@@ -1,0 +1,1443 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Drafts that are believed
+#
+# A language model writes one token, reads it, and writes the next. A large one takes its time over each, and most of that time goes into tokens that a small model would have guessed.
+# *Speculative decoding* lets the small one guess. It writes a few tokens ahead, the **draft**; the large one, the **verifier**, looks at all of them at once, keeps a beginning of them,
+# and puts one token of its own behind it. No approximation is made: what is written has the verifier's distribution, whatever the draft is {cite}`leviathan2023fast,chen2023accelerating`.
+# A bad draft costs time, and nothing else.
+#
+# So here is a student that nobody ever reads. All that is asked of it is to be believed, and how often it is believed can be computed. The question of this chapter is
+# what such a student should learn, and whether it should learn it from the verifier.
+#
+# **At the end you will know** why the text is exactly the verifier's, and what "exactly" means where numbers are rounded; why a draft is accepted with probability one minus total variation; how many tokens a call of the
+# verifier brings, and why the usual formula is only an estimate; when any time is saved at all, and when it is not; which of the divergences of this book has which gradient where draft and verifier
+# share little; and what the recorded drafts say of learning from the verifier.
+#
+# *Needs: one CPU core and about a minute and a half. The recorded runs took longer; the section says where.*
+
+# %% tags=["parameters"]
+profile = "cpu"
+
+# %% tags=["hide-input"]
+import html
+import json
+import random
+import statistics
+import time
+from fractions import Fraction
+from functools import cache
+from itertools import product
+
+import matplotlib.pyplot as plt
+import numpy as np
+import scipy.stats
+import sympy as sp
+import torch
+from IPython.display import display
+
+from kdlab.figures import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    Shown,
+    dots,
+    mathematics,
+    show,
+    table,
+    use_style,
+)
+from kdlab.language import (
+    Drafting,
+    generate,
+    load_text_data,
+    parse,
+    speculate,
+    speed_up,
+    tokens_per_call,
+    try_draft,
+)
+from kdlab.models import GPT, gpt_64x2
+from kdlab.objectives import (
+    CrossEntropy,
+    ForwardKL,
+    TotalVariation,
+    forward_kl,
+    negative_log_acceptance,
+    reverse_kl,
+    soften,
+    total_variation,
+)
+from kdlab.study import (
+    book_language_teacher,
+    mean_interval,
+    paired_difference,
+    ratio_interval,
+    results,
+)
+from kdlab.study.display import (
+    data_note,
+    device_for,
+    not_yet_run,
+    observed,
+    source_note,
+    verdict,
+)
+from kdlab.training import Learner, Recipe, fast_precision, fit_together, measure_tokens
+
+use_style()
+device = device_for(profile)
+data = load_text_data("book-openings-4096-256")
+tokeniser = data.tokeniser
+data_note(data)
+
+# %% [markdown]
+# ## A verifier and three drafts
+#
+# The verifier is the teacher of {doc}`17_distilling_a_small_language_model`. The drafts have about a tenth of its parameters. We train three of them here, for a few seconds each, on the same tokens, from the same initial weights: one *alone* with the next token of the
+# books; one that minimises the forward KL from the verifier; one that minimises total variation from it. Why total variation, we shall see. Drafts that have read so little are poor, which is what an
+# explanation needs, since all cases occur; the recorded ones at the end of the chapter have read far more.
+
+# %%
+verifier = book_language_teacher(data, device=device)
+precision = fast_precision(device)
+recipe = Recipe(
+    epochs=1, epoch_examples=min(224, len(data.train)), batch_size=4, optimizer="adamw", learning_rate=8e-3, weight_decay=0.1,
+    schedule="cosine", warmup_epochs=0.1, augment=False, precision=precision, max_gradient_norm=1.0,
+)  # fmt: skip
+
+
+def newborn():
+    torch.manual_seed(0)
+    return gpt_64x2(data.num_classes).to(device)
+
+
+objectives = {
+    "alone": 1.0 * CrossEntropy(),
+    "forward KL": 1.0 * ForwardKL(),
+    "TV": 1.0 * TotalVariation(),
+}
+drafts = {name: newborn() for name in objectives}
+for model in (verifier, *drafts.values()):
+    model.fused = True
+fit_together(
+    [Learner(drafts[name], objectives[name], recipe) for name in objectives],
+    train=data.train,
+    teacher=verifier,
+    device=device,
+)
+for model in (verifier, *drafts.values()):
+    model.fused = False
+    model.eval()
+HUES = dict(zip(drafts, (ORANGE, BLUE, GREEN), strict=True))
+
+# %% [markdown]
+# Everything live in this chapter happens on beginnings of blocks of the validation text: 32 tokens to start from, 32 to write.
+
+# %%
+PROMPT, WRITTEN = 32, 32
+blocks, _, _ = next(data.validation.spread(48).batches(48))
+blocks = blocks[:, : PROMPT + WRITTEN].to(device)
+prompts = blocks[:, :PROMPT]
+print(f"{len(prompts)} prompts")
+
+# %% [markdown]
+# ## A round
+#
+# Call $p$ the verifier's distribution of the next token and $q$ the draft's. The draft writes $\gamma$ tokens $x_1,\dots,x_\gamma$, each drawn from its own $q$. The verifier reads all of them in *one* call,
+# which gives it its $p$ at each of these places and at the one behind them. Then, from left to right:
+#
+# - the token $x$ is **accepted** with probability $\min\bigl(1,\,p(x)/q(x)\bigr)$;
+# - the first that is not accepted is **refused**, and replaced by a token from what the draft gave too little to, $\max(p-q,0)$, normalised; those behind it are thrown away;
+# - if none was refused, one more token is drawn from $p$, free of charge.
+#
+# So a round always writes between one and $\gamma+1$ tokens. Before the first round the verifier has read the prompt, and this look gives the first token. This is all of it, without the caches that make it fast:
+
+
+# %%
+@torch.no_grad()
+def by_hand(verifier, draft, text, *, tokens, gamma, generator):
+    """Text that goes on from ``text``, shape (1, P), and what happened in each round."""
+    rounds, end = [], text.shape[1] + tokens
+    p = soften(verifier(text)[:, -1])
+    text = torch.cat([text, torch.multinomial(p, 1, generator=generator)], 1)
+    while (begun := text.shape[1]) < end:
+        proposal, q = text, []
+        for _ in range(gamma):
+            q.append(soften(draft(proposal)[:, -1]))
+            drawn = torch.multinomial(q[-1], 1, generator=generator)
+            proposal = torch.cat([proposal, drawn], 1)
+        q, x = torch.cat(q), proposal[:, begun:]
+        p = soften(verifier(proposal)[0, begun - 1 :])  # gamma + 1 distributions
+
+        of_p, of_q = (each[range(gamma), x[0]] for each in (p, q))
+        u = torch.rand(x.shape, generator=generator, device=x.device)[0]
+        accepted = int((u * of_q < of_p).long().cumprod(0).sum())
+        if accepted < gamma:
+            left = (p[accepted] - q[accepted]).clamp(min=0)
+        else:
+            left = p[gamma]
+        new = torch.multinomial(left[None], 1, generator=generator)  # normalises by itself
+        text = torch.cat([proposal[:, : begun + accepted], new], 1)
+        ratios = (of_p / of_q).clamp(max=1).tolist()
+        rounds.append((x[0].tolist(), accepted, new.item(), ratios))
+    return text[:, :end], rounds
+
+
+def seeded(seed=0):
+    return torch.Generator(device).manual_seed(seed)
+
+
+GAMMA = 4
+
+
+@cache
+def counted(name, gamma):
+    """What is counted when the package goes on from all prompts with one of the drafts."""
+    return speculate(
+        verifier,
+        drafts[name],
+        prompts,
+        tokens=WRITTEN,
+        draft_length=gamma,
+        generator=seeded(),
+    )
+
+
+calls = counted("forward KL", GAMMA).calls
+typical_prompt = calls.argsort()[len(calls) // 2]  # neither the luckiest nor the other
+example = prompts[typical_prompt : typical_prompt + 1]
+told, rounds = by_hand(
+    verifier,
+    drafts["forward KL"],
+    example,
+    tokens=WRITTEN,
+    gamma=GAMMA,
+    generator=seeded(),
+)
+
+# %% tags=["hide-input"]
+STYLES = {
+    "accepted": "background:rgba(0,158,115,0.25)",
+    "refused": "background:rgba(213,94,0,0.30);text-decoration:line-through",
+    "thrown away": "opacity:0.55;text-decoration:line-through dotted",
+    "the verifier's own": "background:rgba(0,114,178,0.22);border-bottom:2px solid #0072B2",
+}
+
+
+def token(number, kind, title=""):
+    text = html.escape(tokeniser.decode([number])).replace("\n", "⏎")
+    return f'<span title="{html.escape(title)}" style="{STYLES[kind]};white-space:pre-wrap;padding:0 1px">{text}</span>'
+
+
+def drawn_round(x, accepted, new, ratios):
+    """One round as HTML."""
+    kinds = ["accepted"] * accepted + ["refused"] + ["thrown away"] * len(x)
+    parts = [
+        token(number, kind, f"{kind}; accepted with probability {ratio:.2f}")
+        for number, kind, ratio in zip(x, kinds, ratios, strict=False)
+    ]
+    return (
+        "".join(parts) + " → " + token(new, "the verifier's own", "drawn by the verifier")
+    )
+
+
+lines = "".join(
+    f'<li style="margin:0.15rem 0">{drawn_round(*each)}</li>' for each in rounds
+)
+key = " · ".join(
+    f'<span style="{style};padding:0 0.3rem">{name}</span>'
+    for name, style in STYLES.items()
+)
+begun = html.escape(" ".join(tokeniser.decode(example[0].tolist()).split()))
+first = token(told[0, PROMPT].item(), "the verifier's own", "from the look at the prompt")
+proposed = sum(len(x) for x, *_ in rounds)
+believed = sum(accepted for _, accepted, *_ in rounds)
+Shown(
+    f'<figure class="kd-figure" id="fig-rounds"><div style="font-size:0.92rem"><p style="margin-bottom:0.4rem">{key}</p><p style="margin-bottom:0.4rem"><em>{begun}</em> … {first}</p>'
+    f'<ol style="margin-bottom:0;columns:2 17rem">{lines}</ol></div><figcaption>The verifier and its forward-KL draft go on from a prompt (italic); a line is a round of four proposals, ⏎ the end of a line of text. The text is what is on coloured ground and not struck out, read from line to line. '
+    f"{len(rounds)} calls of the verifier after that on the prompt wrote {believed + len(rounds)} tokens: {believed} of {proposed} from the draft, one a round its own. Of all prompts, it is the one with the median number of calls when the package wrote. A pointer held over a token shows with which probability it was to be accepted.</figcaption></figure>"
+)
+
+# %% [markdown]
+# The package's `speculate` does the same for many texts at once, and keeps what both models have read. It draws its random numbers in the same order, so that it should write the same text.
+
+# %%
+found = speculate(
+    verifier,
+    drafts["forward KL"],
+    example,
+    tokens=WRITTEN,
+    draft_length=GAMMA,
+    generator=seeded(),
+)
+same = torch.equal(found.text, told) and found.calls.item() == len(rounds)
+observed(
+    "With the same random numbers, the loop above and the package write the same text in as many calls.",
+    same,
+)
+
+# %% [markdown]
+# ## Why the text is the verifier's
+#
+# Take one place. A token $x$ can be written there in two ways. The draft proposed it and it was accepted: this has probability $q(x)\min(1,p(x)/q(x))=\min(p(x),q(x))$. Or whatever the draft
+# proposed was refused, which has probability $1-\sum_y\min(p(y),q(y))$, and then $x$ was drawn from the rest. Together
+#
+# $$ \min(p(x),q(x))\;+\;\Bigl(1-\sum_y\min(p(y),q(y))\Bigr)\,\frac{\max(p(x)-q(x),0)}{\sum_y\max(p(y)-q(y),0)}\;=\;p(x). $$
+#
+# There are two lines to see. For any two numbers $\min(a,b)+\max(a-b,0)=a$. Summed over the vocabulary with $a=p(y)$, $b=q(y)$, this says that $\sum_y\max(p(y)-q(y),0)=1-\sum_y\min(p(y),q(y))$: the bracket and the denominator are the same number, and cancel. What is left is the identity itself.
+#
+# The next place is the same, given what stands before it. That a token is kept depends on nothing behind it, so throwing away the tail tells nothing about what was kept. By induction, the whole text has the verifier's
+# distribution. SymPy knows the first line; for the rest there is a type of number that does not round.
+
+# %%
+a, b = sp.symbols("a b", real=True)
+first_line = sp.Min(a, b) + sp.Max(a - b, 0) - a
+assert sp.simplify(first_line.rewrite(sp.Abs)) == 0
+
+
+def fractions(draws, letters=5):
+    """A distribution of whole fractions, with some zeros."""
+    counts = [draws.choice((0, 1, 2, 5, 9)) for _ in range(letters)]
+    counts[draws.randrange(letters)] += 1
+    return [Fraction(c, sum(counts)) for c in counts]
+
+
+draws = random.Random(0)
+for _ in range(2000):
+    P, Q = fractions(draws), fractions(draws)
+    if P == Q:
+        continue  # nothing is ever refused
+    kept = [min(x, y) for x, y in zip(P, Q, strict=True)]
+    rest = [max(x - y, 0) for x, y in zip(P, Q, strict=True)]
+    written = [k + (1 - sum(kept)) * r / sum(rest) for k, r in zip(kept, rest, strict=True)]
+    assert written == P  # equal as fractions, not nearly
+
+# %% [markdown]
+# ### Counting texts
+#
+# A proof is about the algorithm, and a program is another thing. For models with an alphabet of three letters, the probability of each of the 81 texts of four letters can be computed, and the texts that the program writes can be
+# counted. Pearson's $\chi^2$ compares them. (The look at the prompt gives the first letter, rounds the three others.) A test that refuses nothing proves nothing, so we also say what it *would* refuse: the draft's own texts, and texts of which one in ten is the draft's.
+
+# %%
+LETTERS, LENGTH, DRAWN, LEVEL = 3, 4, 20_000, 1e-3
+
+
+def tiny(seed):
+    """A model whose distributions are neither even nor certain."""
+    torch.manual_seed(seed)
+    model = GPT(LETTERS, width=16, layers=2, heads=2, context=16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(6)
+    return model
+
+
+def of_texts(model, prompt):
+    """The probability of each text of LENGTH letters after the prompt."""
+    texts = torch.tensor(list(product(range(LETTERS), repeat=LENGTH)))
+    whole = torch.cat([prompt.expand(len(texts), -1), texts], 1)
+    with torch.no_grad():
+        log_p = model(whole[:, :-1]).double().log_softmax(-1)[:, prompt.shape[1] - 1 :]
+    found = log_p.gather(2, texts[..., None]).sum((1, 2)).exp()
+    return (found / found.sum()).numpy()
+
+
+def counts(texts):
+    places = LETTERS ** torch.arange(LENGTH - 1, -1, -1)
+    numbers = (texts[:, -LENGTH:] * places).sum(1)
+    return torch.bincount(numbers, minlength=LETTERS**LENGTH).numpy()
+
+
+tiny_verifier, tiny_draft = tiny(4), tiny(5)
+start = torch.tensor([[1, 2]])
+many = start.expand(DRAWN, -1)
+P, Q = of_texts(tiny_verifier, start), of_texts(tiny_draft, start)
+assert DRAWN * P.min() > 1 and (DRAWN * P < 5).mean() < 0.2  # Cochran's rule
+
+tests = []
+for gamma, stop in ((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.4)):
+    text = speculate(
+        tiny_verifier, tiny_draft, many, tokens=LENGTH, draft_length=gamma, stop_below=stop,
+        generator=torch.Generator().manual_seed(gamma),
+    ).text  # fmt: skip
+    chi = scipy.stats.chisquare(counts(text), DRAWN * P)
+    assert chi.pvalue > LEVEL
+    name = f"speculation, γ = {gamma}" + (f", stops below {stop}" if stop else "")
+    tests.append([name, f"{chi.statistic:.1f}", f"{chi.pvalue:.2f}"])
+text = generate(tiny_draft, many, tokens=LENGTH, generator=torch.Generator().manual_seed(0))
+chi = scipy.stats.chisquare(counts(text), DRAWN * P)
+assert chi.pvalue < 1e-9
+tests.append(["the draft alone", f"{chi.statistic:.0f}", "below $10^{-9}$"])
+
+mixed = 0.9 * P + 0.1 * Q
+freedom = len(P) - 1
+noncentral = DRAWN * ((mixed - P) ** 2 / P).sum()
+power = scipy.stats.ncx2.sf(scipy.stats.chi2.isf(LEVEL, freedom), freedom, noncentral)
+assert power > 0.99
+
+# %% tags=["hide-input"]
+table(
+    ["texts by", "$\\chi^2$", "p-value"],
+    tests,
+    caption=f"{DRAWN:,} texts of {LENGTH} letters against the verifier's exact distribution; {freedom} degrees of freedom, refused below {LEVEL}. Were one text in ten the draft's, which is a total variation of {np.abs(mixed - P).sum() / 2:.3f}, "
+    f"the test would refuse with probability {power:.3f}.",
+)
+
+# %% [markdown]
+# ### What "exactly" means in floating point
+#
+# At temperature zero all distributions sit on one token. A proposal is then accepted if it is the verifier's own first choice, and the text must be that of plain greedy decoding, token for token. Two
+# things can come between. The verifier's look at several tokens multiplies other shapes of matrices than its look at one, and so its sums are rounded in another order. And where two logits are closer than that, the
+# first choice may turn. So we measure both: how much the logits differ between the two ways of looking, and how close the two likeliest tokens come.
+
+# %%
+greedy = {"tokens": WRITTEN, "temperature": 0}
+plain = generate(verifier, prompts, **greedy)
+quick = speculate(verifier, drafts["forward KL"], prompts, draft_length=4, **greedy)
+
+with torch.no_grad():
+    together = verifier(plain)[:, PROMPT:]
+    cache = verifier.cache(len(plain))
+    verifier(plain[:, :PROMPT], cache)
+    singly = [verifier(plain[:, place, None], cache) for place in range(PROMPT, plain.shape[1])]  # fmt: skip
+    singly = torch.cat(singly, 1)
+rounding = (together - singly).abs().max().item()
+best = together.topk(2, -1).values
+closest = (best[..., 0] - best[..., 1]).min().item()
+differing = (quick.text != plain).any(1).sum().item()
+in_probability = total_variation(together, singly, reduction="none").max().item()
+print(f"largest difference of a logit between one look and many: {rounding:.1e}")
+print(f"smallest distance of the two likeliest: {closest:.1e}")
+print(f"largest total variation between the two looks: {in_probability:.1e}")
+display(
+    observed(
+        f"All {len(plain)} greedy texts are those of plain decoding, token for token ({differing} differ).",
+        differing == 0,
+    )
+)
+
+# %% [markdown]
+# If the second number is larger than the first, the two must agree; where it is not, they may part, and from there on write different texts. In half precision the first number is larger by orders of magnitude, and texts part the sooner. At temperature
+# one the same rounding moves probabilities by no more than the last line says. That is what the word means in practice: the distribution of the verifier *as this program computes it*, in products of another shape. It is as
+# exact as running the same model with another batch size, and no more.
+#
+# ## How often a draft is believed
+#
+# The probability that a proposal is accepted, before it is known, is the expectation of $\min(1,p/q)$ over the draft's own choice,
+#
+# $$ \alpha=\sum_x q(x)\min\Bigl(1,\frac{p(x)}{q(x)}\Bigr)=\sum_x\min(p(x),q(x))=1-\tfrac12\sum_x|p(x)-q(x)|=1-\mathrm{TV}(p,q), $$
+#
+# because $\min(p,q)=\frac12(p+q-|p-q|)$ and both sum to one. No other rule does better: a token that is proposed with probability $q(x)$ and written with probability $p(x)$ can be both at most with probability $\min(p(x),q(x))$.
+# The acceptance *is* one of the divergences of {doc}`07_divergences`.
+#
+# Is it so in the program? For every token that the verifier comes to, `speculate` adds up $1-\mathrm{TV}$ from the two distributions, beside counting whether the token was accepted. Given what was written, the difference of the two
+# has mean zero. Here it is, prompt by prompt.
+
+# %%
+tried = {name: counted(name, GAMMA) for name in drafts}
+off = {name: mean_interval((s.accepted - s.expected).tolist()) for name, s in tried.items()}
+acceptance = {
+    name: ratio_interval(s.accepted.tolist(), s.tested.tolist())
+    for name, s in tried.items()
+}
+
+# %% tags=["hide-input"]
+figure, panel = plt.subplots(figsize=(5.2, 3.7))
+top = max(max(s.accepted.max(), s.expected.max()).item() for s in tried.values()) + 1
+panel.plot([0, top], [0, top], color="grey", linewidth=1)
+for name, s in tried.items():
+    panel.plot(s.expected.tolist(), s.accepted.tolist(), "o", color=HUES[name], alpha=0.55, markersize=4.5, mew=0, label=name)  # fmt: skip
+panel.set(xlabel="expected, sum of $1-\\mathrm{TV}$", ylabel="accepted")
+panel.legend(fontsize="small")
+show(
+    figure,
+    label="expected",
+    caption=f"Accepted draft tokens of {WRITTEN} that were written, against what total variation let expect; a dot a prompt, $\\gamma={GAMMA}$. Accepted minus expected, mean over {len(prompts)} prompts with 95 % interval: "
+    + "; ".join(
+        f"{name} {i.mean:+.2f} [{i.low:+.2f}, {i.high:+.2f}]" for name, i in off.items()
+    )
+    + ".",
+    alt="Points scattered around the diagonal, for three drafts.",
+)
+
+# %% tags=["hide-input"]
+observed(
+    "The intervals of accepted minus expected all hold zero.",
+    not any(i.excludes_zero for i in off.values()),
+)
+
+# %% [markdown]
+# Each of these intervals leaves zero out in one build of twenty even if all is right; the package's tests ask the same with narrower error.
+#
+# *Which* contexts, though? Total variation can be taken on the books' text, position by position, as in training. It can be taken on what the verifier writes, which is what a draft has to go on from. And there is the measured ratio, over the places that were tested: the free token
+# at the end of a full round is never tested. The three need not agree.
+
+# %%
+continued = generate(verifier, prompts, tokens=WRITTEN, generator=seeded(1))
+
+
+@torch.no_grad()
+def overlaps(draft, text):
+    """1 − TV at each place behind the prompt, shape (texts, places)."""
+    pair = (model(text[:, :-1])[:, PROMPT - 1 :] for model in (draft, verifier))
+    return 1 - total_variation(*pair, reduction="none").cpu().numpy()
+
+
+overlap = {
+    name: {"books": overlaps(draft, blocks), "verifier": overlaps(draft, continued)}
+    for name, draft in drafts.items()
+}
+
+# %% tags=["hide-input"]
+
+
+def shown(i):
+    return f"{i.mean:.3f} [{i.low:.3f}, {i.high:.3f}]"
+
+
+table(
+    ["draft", "$1-\\mathrm{TV}$ on the books", "on the verifier's text", "accepted / tested"],
+    [
+        [name, *(shown(mean_interval(values.mean(1))) for values in overlap[name].values()), shown(acceptance[name])]
+        for name in drafts
+    ],
+    caption=f"Acceptance in three ways, with 95 % intervals over the {len(prompts)} prompts (not over trainings). The first is what a training curve shows, the last is what decoding gets.",
+)  # fmt: skip
+
+# %% [markdown]
+# ## Tokens per call
+#
+# Suppose that every proposal were accepted with one and the same probability $\alpha$, independently. Then the $k$-th token of a round is written by the draft with probability $\alpha^k$, the verifier always adds one, and a call brings
+#
+# $$ 1+\alpha+\alpha^2+\dots+\alpha^\gamma=\frac{1-\alpha^{\gamma+1}}{1-\alpha} $$
+#
+# tokens in the mean {cite}`leviathan2023fast`. Contexts are not so. After some beginnings there is hardly a choice, after others there are hundreds. Here is how $\alpha$ is spread over the places of the verifier's text.
+
+# %%
+name = "forward KL"
+places = overlap[name]["verifier"]
+centred = places - places.mean()
+together = [
+    (centred[:, lag:] * centred[:, : WRITTEN - lag]).mean() / (centred**2).mean()
+    for lag in (1, 2, 3)
+]
+lengths = (2, 4, 8)
+by_length = {gamma: counted(name, gamma) for gamma in lengths}
+
+
+def brought(s):
+    """Tokens per call, with an interval over prompts."""
+    return ratio_interval((s.accepted + s.calls).tolist(), s.calls.tolist())
+
+
+def pooled(s):
+    """Accepted of tested."""
+    return (s.accepted.sum() / s.tested.sum()).item()
+
+
+# %% [markdown]
+# If $\alpha$ differs from round to round but not within one, what happens to the formula can be said exactly; write $f(\alpha)$ for it. A call brings $\mathbb E f(\alpha)$, the mean over rounds. Since $f$ is convex, Jensen's inequality gives
+# $\mathbb E f(\alpha)\ge f(\mathbb E\alpha)$: runs of acceptance help. But nobody measures $\mathbb E\alpha$. What is measured is accepted over tested, $r$, and this ratio counts easy rounds more often, because
+# more of their tokens are tested. With *this* mean the inequality turns around:
+#
+# $$ f(\mathbb E\alpha)\;\le\;\mathbb E f(\alpha)\;\le\;f(r),\qquad r=\frac{\mathbb E[\alpha+\dots+\alpha^{\gamma}]}{\mathbb E[1+\dots+\alpha^{\gamma-1}]}. $$
+#
+# The second half is an exercise. With $\gamma=1$ it is an equality whatever the contexts. So the formula, fed with the measured acceptance, promises rather too much, the more so the longer the draft. A mixture of easy and hard rounds shows the size of it:
+
+# %%
+draws = np.random.default_rng(0)
+for _ in range(1000):
+    kinds = draws.integers(2, 6)
+    levels, shares = draws.random(kinds), draws.dirichlet(np.ones(kinds))
+    for gamma in (1, *lengths):
+        true = shares @ [tokens_per_call(x, gamma) for x in levels]
+        tests_made = shares @ [tokens_per_call(x, gamma - 1) for x in levels]
+        r = (true - 1) / tests_made
+        assert tokens_per_call(shares @ levels, gamma) <= true + 1e-9
+        assert true <= tokens_per_call(r, gamma) + 1e-9
+
+two = {}
+for gamma in lengths:
+    true = np.mean([tokens_per_call(x, gamma) for x in (0.1, 0.9)])
+    r = (true - 1) / np.mean([tokens_per_call(x, gamma - 1) for x in (0.1, 0.9)])
+    two[gamma] = (tokens_per_call(0.5, gamma), true, tokens_per_call(r, gamma))
+for gamma, (low, true, high) in two.items():
+    print(f"rounds of 0.1 and 0.9, γ = {gamma}: {low:.2f} ≤ {true:.2f} ≤ {high:.2f}")
+
+# %% tags=["hide-input"]
+figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.2))
+left.hist(places.flatten(), bins=np.linspace(0, 1, 26), color=SKY)
+left.axvline(places.mean(), color=BLUE, linestyle="--")
+left.set(xlabel="$\\alpha=1-\\mathrm{TV}$ (dashed: mean)", ylabel="places of the text")
+grid = range(1, max(lengths) + 1)
+too_much = {
+    g: tokens_per_call(pooled(by_length[g]), g) - brought(by_length[g]).mean
+    for g in lengths
+}
+right.plot(
+    grid,
+    [tokens_per_call(places.mean(), g) for g in grid],
+    "--",
+    color=BLUE,
+    label="formula at the mean of places",
+)
+right.plot(
+    lengths,
+    [tokens_per_call(pooled(by_length[g]), g) for g in lengths],
+    "D-",
+    color=ORANGE,
+    mfc="none",
+    label="formula at accepted / tested",
+)
+for gamma in lengths:
+    i = brought(by_length[gamma])
+    right.plot([gamma] * 2, [i.low, i.high], color=VERMILION)
+    right.plot(
+        gamma,
+        i.mean,
+        "o",
+        color=VERMILION,
+        label="measured" if gamma == lengths[0] else None,
+    )
+right.set(xlabel="draft length $\\gamma$", ylabel="tokens per call of the verifier")
+right.legend(fontsize="x-small")
+show(
+    figure,
+    label="runs",
+    caption=f"The forward-KL draft on the verifier's text. Left: its acceptance at {places.size:,} places; mean {places.mean():.2f}, standard deviation {places.std():.2f}; correlation of neighbours {together[0]:+.2f}, of places two and three apart {together[1]:+.2f} and {together[2]:+.2f}. "
+    f"Right: tokens per call, measured with 95 % intervals over {len(prompts)} prompts, and two formulae. The formula at accepted over tested minus what was measured: "
+    + ", ".join(f"{too_much[g]:+.3f} ($\\gamma={g}$)" for g in lengths)
+    + ".",
+    alt="Left, a histogram of acceptance that is spread from zero to one. Right, tokens per call against draft length: measured points with bars beside two curves that flatten.",
+)
+
+# %% [markdown]
+# How much neighbouring places have in common decides how far the formulae stand apart, and the caption says how much that is here. A draft that has hardly begun to use the context has little of it; the recorded drafts further below are asked again. The unevenness can be used. A draft that doubts itself can stop: `stop_below` ends a proposal after a token to which the draft itself gave little.
+# Then hard places cost few proposals and easy stretches still get long ones. The text stays exact, because the decision to stop looks only at what has been proposed, and never at what the verifier will say. The recorded
+# runs below have such a column.
+#
+# ## The clock
+#
+# A round takes $\gamma$ calls of the draft and one of the verifier. Let a call of the draft cost $c$ calls of the verifier, and let the verifier look at $\gamma+1$ tokens *in the time of one*. Then the speed-up is
+#
+# $$ S=\frac{1-\alpha^{\gamma+1}}{(1-\alpha)(\gamma c+1)}. $$
+#
+# The second assumption is about hardware. A GPU that decodes one text of a large model spends nearly all its time on fetching the weights, and can multiply them with several tokens while they are there. On a CPU
+# arithmetic is dearer; but weights that do not fit into its cache have to be fetched there too, and each operation costs something before it begins. So let $v_k$ be the cost of a look at $k$ tokens, in looks at one, and measure everything: the draft writes for one prompt at a time, beside plain decoding, with a
+# stopwatch on each look of either model.
+
+# %%
+draft = drafts["forward KL"]
+log = []  # who looked, at how many tokens, and how long
+
+
+def watched(name, model):
+    """Put a stopwatch on a model's looks; what takes it off again."""
+    begun = []
+
+    def now():
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def before(module, inputs):
+        begun.append(now())
+
+    def after(module, inputs, output):
+        log.append((name, inputs[0].shape[1], now() - begun.pop()))
+
+    return model.register_forward_pre_hook(before), model.register_forward_hook(after)
+
+
+def one_by_one(number):
+    for place, row in enumerate(prompts[:number].split(1)):
+        if place == 1:
+            log.clear()  # the first prompt is for warming up
+        yield row
+
+
+drafting = Drafting(
+    prompts=12,
+    prompt=PROMPT,
+    tokens=WRITTEN,
+    rounds=tuple((gamma, 0.0) for gamma in lengths),
+)
+watches = watched("verifier", verifier) + watched("draft", draft)
+clock = try_draft(verifier, draft, one_by_one(drafting.prompts), drafting)
+for watch in watches:
+    watch.remove()
+clock = {"plain_seconds": clock["plain_seconds"][1:]} | {
+    "rounds": [
+        {
+            key: value[1:] if isinstance(value, list) else value
+            for key, value in each.items()
+        }
+        for each in clock["rounds"]
+    ]
+}
+
+
+def looks(name, *widths):
+    """Seconds of each look at so many tokens."""
+    return [seconds for who, width, seconds in log if who == name and width in widths]
+
+
+one = statistics.mean(looks("verifier", 1))
+c = statistics.mean(looks("draft", 1, 2)) / one
+v = {
+    width: statistics.mean(looks("verifier", width)) / one
+    for width in (1, *(gamma + 1 for gamma in lengths))
+}
+print(f"verifier, one token: {1e3 * one:.1f} ms; c = {c:.2f}")
+print("cost of a look:", ", ".join(f"{width} tokens {v[width]:.2f}" for width in v))
+
+
+# %%
+def measured_speed(found):
+    """Plain seconds over speculative ones, by draft length."""
+    return {
+        each["draft_length"]: ratio_interval(found["plain_seconds"], each["seconds"])
+        for each in found["rounds"]
+        if not each["stop_below"]
+    }
+
+
+speeds = measured_speed(clock)
+predictions = {
+    "if each look cost the same": {
+        g: speed_up(pooled(by_length[g]), g, c) for g in lengths
+    },
+    "with the looks' own cost": {
+        g: brought(by_length[g]).mean / (g * c + v[g + 1]) for g in lengths
+    },
+}
+
+# %% tags=["hide-input"]
+figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.2))
+left.plot(list(v), list(v.values()), "o-", color=VERMILION, label="measured")
+left.axhline(1, color="grey", linewidth=1)
+left.plot(list(v), list(v), ":", color="grey")
+left.text(5.2, 5.6, "as many looks at one", color="grey", fontsize="small", rotation=24, ha="right")  # fmt: skip
+left.set(
+    xlabel="tokens in one look of the verifier",
+    ylabel="cost, in looks at one token",
+    ylim=(0, 9.5),
+)
+right.axhline(1, color="grey", linewidth=1)
+for (what, values), style, hue in zip(
+    predictions.items(), ("D--", "s-"), (ORANGE, PURPLE), strict=True
+):
+    right.plot(lengths, list(values.values()), style, color=hue, mfc="none", label=what)
+for gamma, i in speeds.items():
+    right.plot([gamma] * 2, [i.low, i.high], color=VERMILION)
+    right.plot(gamma, i.mean, "o", color=VERMILION, label="measured" if gamma == lengths[0] else None)  # fmt: skip
+right.set(
+    xlabel="draft length $\\gamma$",
+    ylabel="times as fast as plain decoding",
+    ylim=(0, None),
+)
+right.legend(fontsize="x-small")
+show(
+    figure,
+    label="clock",
+    caption=f"On this machine's CPU, with the forward-KL draft. Left: what a look at several tokens costs (means, in use; a look of the draft costs {c:.2f}). Right: speed-up over plain decoding, above the grey line faster: predicted by the formula, predicted with the measured cost of looks, and measured "
+    f"on {len(clock['plain_seconds'])} prompts, one at a time, with 95 % intervals.",
+    alt="Left, cost of a look rising with the tokens in it, between constant and proportional. Right, speed-up against draft length: two predictions and the measured points with the line at one.",
+)
+
+# %% tags=["hide-input"]
+fastest = max(speeds, key=lambda g: speeds[g].mean)
+gain = speeds[fastest]
+if gain.low > 1:
+    said = "This draft saves time here"
+elif gain.high < 1:
+    said = "This draft saves no time here: at every draft length that was tried, plain decoding is faster"
+else:
+    said = "Whether this draft saves time here is not told apart from chance"
+print(
+    f"{said}. The best of the three draft lengths is {fastest}: {gain:.2f} times as fast."
+)
+
+# %% [markdown]
+# What is missing between the measured points and the second prediction must be time that neither model's look accounts for. The stopwatch tells: of the seconds of a round, so many are the draft's looks, so many the verifier's, and the rest is all else.
+
+# %% tags=["hide-input"]
+asked = len(clock["plain_seconds"])
+reading = {name: statistics.mean(looks(name, PROMPT)) for name in ("verifier", "draft")}
+spent, of_draft = {gamma: [] for gamma in lengths}, 0.0
+for who, width, seconds in log:
+    if width == PROMPT:
+        of_draft = 0.0
+    elif who == "draft":
+        of_draft += seconds
+    elif width > 1:
+        spent[width - 1].append((of_draft, seconds))
+        of_draft = 0.0
+
+step = sum(clock["plain_seconds"]) / asked - reading["verifier"]
+step /= WRITTEN - 1
+rows = [["plain, a token", "–", one, step - one, step, 1.0]]
+for each in clock["rounds"]:
+    gamma, rounds_made = each["draft_length"], sum(each["calls"])
+    assert rounds_made == len(spent[gamma])
+    whole = (sum(each["seconds"]) - asked * sum(reading.values())) / rounds_made
+    parts = np.mean(spent[gamma], 0).tolist()
+    rows.append(
+        [
+            f"a round, $\\gamma={gamma}$",
+            *parts,
+            whole - sum(parts),
+            whole,
+            1 + sum(each["accepted"]) / rounds_made,
+        ]
+    )
+rows = [
+    [row[0], *(x if isinstance(x, str) else f"{1e3 * x:.1f}" for x in row[1:-1]), f"{row[-1]:.2f}"]
+    for row in rows
+]  # fmt: skip
+table(
+    ["milliseconds", "draft's looks", "verifier's look", "all else", "together", "tokens"],
+    rows,
+    caption=f"Where the time goes, reading the prompt left out: means over {asked} prompts.",
+)
+
+# %% [markdown]
+# "All else" is drawing from and comparing distributions over the vocabulary for each proposal, moving the caches back, and Python. The table says how large a part it is here; much of it has to be done anew for every proposal, as the draft's looks are. None of this says much about a GPU and a large verifier, in either direction: the acceptance
+# carries over to other machines, the clock does not.
+#
+# ### A figure to turn
+#
+# Turn the acceptance, the draft length, and the two costs: $c$, and $w$, what each further token costs the verifier in a look ($v_{\gamma+1}=1+w\gamma$; zero is the formula's assumption, one a machine that looks at one token after another). Points are
+# measured: circles tokens per call, diamonds speed-up.
+
+# %% tags=["hide-input"]
+small, large = results("drafts-small"), results("drafts")
+studies = (small, large)
+ARMS = {
+    "alone": "alone",
+    "forward-kl": "forward KL",
+    "reverse-kl": "reverse KL",
+    "tv": "TV",
+    "log-acceptance": "−log acceptance",
+    "own-text": "forward KL, own text",
+}
+
+
+def plan_of(study):
+    return next(spec.drafting for spec in study.specs if spec.drafting)
+
+
+def round_of(record, length, stop=0.0):
+    """The columns of one way to propose."""
+    return next(
+        each
+        for each in record["test"]["drafting"]["rounds"]
+        if (each["draft_length"], each["stop_below"]) == (length, stop)
+    )
+
+
+def believed_of(length, stop=0.0):
+    """Accepted of tested, as a measure of a record."""
+
+    def measure(record):
+        found = round_of(record, length, stop)
+        return sum(found["accepted"]) / sum(found["tested"])
+
+    return measure
+
+
+def brought_of(length, stop=0.0):
+    """Tokens per call."""
+
+    def measure(record):
+        found = round_of(record, length, stop)
+        return 1 + sum(found["accepted"]) / sum(found["calls"])
+
+    return measure
+
+
+def faster_of(length, stop=0.0):
+    """Plain seconds over speculative ones."""
+
+    def measure(record):
+        plain = sum(record["test"]["drafting"]["plain_seconds"])
+        return plain / sum(round_of(record, length, stop)["seconds"])
+
+    return measure
+
+
+def ready(study):
+    """The arms that have a mean: at least two runs that did not diverge."""
+    return [arm for arm in ARMS if study.mean(arm, believed_of(4)) is not None]
+
+
+def with_points(study):
+    """Measured points of each arm: (γ, tokens per call, speed-up), and its acceptance."""
+    found = []
+    for arm in ready(study):
+        ways = [length for length, stop in plan_of(study).rounds if not stop]
+        points = [[g, *(study.mean(arm, m(g)).mean for m in (brought_of, faster_of))] for g in ways]  # fmt: skip
+        found.append(
+            {
+                "name": f"{ARMS[arm]} ({'CPU' if study is small else 'GPU'})",
+                "alpha": study.mean(arm, believed_of(ways[1])).mean,
+                "points": points,
+            }
+        )
+    return found
+
+
+w = (v[9] - 1) / 8
+sets = [
+    {
+        "name": "live, forward KL",
+        "alpha": pooled(by_length[GAMMA]),
+        "points": [[g, brought(by_length[g]).mean, speeds[g].mean] for g in lengths],
+    },
+    *(entry for study in studies for entry in with_points(study)),
+]
+
+# %% tags=["hide-input"]
+SCRIPT = """
+(() => {
+  const figure = document.getElementById("fig-turn"), given = JSON.parse(figure.dataset.given);
+  const make = (tag, attributes = {}, ...children) => {
+    const node = Object.assign(document.createElement(tag), attributes);
+    node.append(...children);
+    return node;
+  };
+  const draw = (tag, attributes, text) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    if (text !== undefined) node.textContent = text;
+    return node;
+  };
+  const longest = 16, W = 440, H = 250, left = 34, bottom = 36;
+  const state = { ...given.start };
+  let shown = 0;
+  const tokens = (gamma) => { let sum = 0; for (let k = 0; k <= gamma; k++) sum += state.alpha ** k; return sum; };
+  const speed = (gamma) => tokens(gamma) / (1 + gamma * (state.c + state.w));
+  const picture = draw("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", style: "width:100%;max-width:42rem" });
+  const output = make("output");
+  const choose = make("div", { className: "kd-choose" });
+
+  const turn = () => {
+    const points = given.sets[shown].points, all = [...Array(longest)].map((_, i) => i + 1);
+    const top = Math.ceil(Math.max(2, ...all.map(tokens), ...points.flatMap((p) => p.slice(1))));
+    const x = (g) => left + ((W - left - 8) * (g - 0.5)) / longest, y = (s) => H - bottom - ((H - bottom - 10) * s) / top;
+    const line = (f, colour, dashes) => draw("polyline", { points: all.map((g) => `${x(g)},${y(f(g))}`).join(" "), fill: "none", stroke: colour, "stroke-width": 2, "stroke-dasharray": dashes });
+    picture.replaceChildren();
+    for (let s = 0; s <= top; s += top > 8 ? 2 : 1) {
+      picture.append(draw("line", { x1: left, x2: W - 8, y1: y(s), y2: y(s), stroke: "currentColor", "stroke-opacity": s === 1 ? 0.6 : 0.15 }));
+      picture.append(draw("text", { x: left - 6, y: y(s) + 4, "text-anchor": "end", "font-size": 12, fill: "currentColor" }, s));
+    }
+    for (const g of all) if (g === 1 || g % 2 === 0) picture.append(draw("text", { x: x(g), y: H - bottom + 15, "text-anchor": "middle", "font-size": 12, fill: "currentColor" }, g));
+    picture.append(draw("text", { x: (W + left) / 2, y: H - 4, "text-anchor": "middle", "font-size": 12, fill: "currentColor" }, "draft length \\u03b3"));
+    picture.append(draw("line", { x1: x(state.gamma), x2: x(state.gamma), y1: y(0), y2: y(top), stroke: "currentColor", "stroke-opacity": 0.5, "stroke-dasharray": "2 3" }));
+    picture.append(line(tokens, given.blue, "6 3"), line(speed, given.red, "none"));
+    for (const [g, t, s] of points) {
+      picture.append(draw("circle", { cx: x(g), cy: y(t), r: 4.5, fill: given.blue }));
+      picture.append(draw("path", { d: `M${x(g)} ${y(s) - 6}l6 6l-6 6l-6 -6z`, fill: given.red }));
+    }
+    const best = all.reduce((a, b) => (speed(b) > speed(a) ? b : a));
+    const told = speed(best) > 1 ? `best at \\u03b3 = ${best}: ${speed(best).toFixed(2)} times` : "no draft length helps";
+    output.textContent = `tokens per call ${tokens(state.gamma).toFixed(2)}   speed-up ${speed(state.gamma).toFixed(2)}   ${told}`;
+    picture.setAttribute("aria-label", `Tokens per call and speed-up against draft length. ${output.textContent}.`);
+  };
+
+  const controls = make("div", { className: "kd-controls" });
+  const sliders = {};
+  for (const [key, label, min, max, step, digits] of [["alpha", "acceptance \\u03b1", 0, 0.99, 0.01, 2], ["gamma", "draft length \\u03b3", 1, longest, 1, 0], ["c", "cost of the draft c", 0, 1, 0.01, 2], ["w", "cost of a further token w", 0, 1, 0.01, 2]]) {
+    const slider = make("input", { type: "range", min, max, step, value: state[key], id: `turn-${key}` });
+    const reading = make("span", { className: "kd-number" });
+    const read = () => { reading.textContent = Number(state[key]).toFixed(digits); slider.setAttribute("aria-valuetext", reading.textContent); };
+    slider.addEventListener("input", () => { state[key] = Number(slider.value); read(); turn(); });
+    sliders[key] = { slider, read };
+    slider.style.flex = "1 1 5rem"; slider.style.minWidth = "4rem"; reading.style.flex = "0 0 2.4rem";
+    const name = make("label", { htmlFor: slider.id, textContent: label });
+    name.style.flex = "0 0 11rem";
+    const row = make("div", {}, name, slider, reading);
+    row.style.cssText = "display:flex;gap:0.6rem;align-items:center;flex:1 1 18rem";
+    controls.append(row);
+    read();
+  }
+  given.sets.forEach((set, i) => choose.append(make("button", { type: "button", textContent: set.name, onclick: () => {
+    shown = i;
+    state.alpha = set.alpha;
+    sliders.alpha.slider.value = set.alpha;
+    sliders.alpha.read();
+    mark();
+  } })));
+  const mark = () => { [...choose.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === shown))); turn(); };
+  figure.querySelector(".kd-dial-off").replaceWith(choose, picture, controls, output);
+  output.style.cssText = "display:block;margin-top:0.5rem;white-space:pre-wrap;font-size:0.9rem";
+  mark();
+})();
+"""
+given = {
+    "start": {"alpha": sets[0]["alpha"], "gamma": 4, "c": c, "w": w},
+    "sets": sets,
+    "blue": BLUE,
+    "red": VERMILION,
+}
+given = html.escape(
+    json.dumps(
+        json.loads(
+            json.dumps(given), parse_float=lambda number: float(f"{float(number):.4g}")
+        )
+    )
+)
+caption = (
+    f"Dashed blue, tokens per call; red, speed-up; a heavier grey line at one, below which plain decoding is faster. It starts at what was measured live: $\\alpha={sets[0]['alpha']:.2f}$, $c={c:.2f}$, $w={w:.2f}$. "
+    "The buttons choose whose measured points are shown, and set $\\alpha$ to theirs, measured at the second draft length; the costs stay as you set them."
+)
+Shown(
+    f'<figure class="kd-figure kd-dial" id="fig-turn" data-ready="yes" data-given="{given}"><p class="kd-dial-off">This figure needs JavaScript.</p>'
+    f"<figcaption>{mathematics(caption)}</figcaption></figure><script>{SCRIPT}</script>"
+)
+
+# %% [markdown]
+# Three settings are worth trying. With $w=0$ and a cheap draft, the best draft length is long, and grows quickly as $\alpha$ nears one. With $c$ above $\alpha$ no draft length helps, whatever the verifier
+# can look at ($\gamma=1$ gains if $1+\alpha>1+c$; an exercise has the rest). And with $w$ near one nothing can help much: then a call at $\gamma+1$ tokens costs what $\gamma+1$ calls cost, and the refused ones are waste.
+#
+# ## What a draft should learn
+#
+# A draft is worth what is accepted of it, and that is $1-\mathrm{TV}$. Then why not minimise total variation itself, or, since acceptances multiply along a round, $-\log\alpha$? DistillSpec compares divergences and finds no single best one: it depends on task and decoding {cite}`zhou2024distillspec`. Later work
+# reports gains from acceptance as an objective, and warns of the gradients of total variation {cite}`samarin2026lk`. What about them?
+#
+# Let $A=\{i:q_i>p_i\}$ be the tokens to which the draft gives too much, and $Q=q(A)$ its mass on them. From the gradient in {doc}`07_divergences`, $\partial\,\mathrm{TV}/\partial z_i=\tfrac12q_i(s_i-\sum_kq_ks_k)$ with $s=\operatorname{sign}(q-p)$ and $\sum_kq_ks_k=2Q-1$: it is $q_i(1-Q)$ on $A$ and $-q_iQ$ outside. Add the absolute values,
+# and do the same for forward KL, whose gradient is $q-p$:
+#
+# $$ \|\nabla D_{\mathrm{KL}}(p\Vert q)\|_1=2\,\mathrm{TV}=2(1-\alpha),\qquad \|\nabla\,\mathrm{TV}\|_1=2Q(1-Q)\le2\alpha,\qquad \|\nabla(-\log\alpha)\|_1=\frac{2Q(1-Q)}{\alpha}\le2. $$
+#
+# The bound holds because outside $A$ the draft's mass is shared: $1-Q\le\alpha=(1-Q)+p(A)$. So where the two share little, the gradient of total variation vanishes with what they share, just where it is needed. That of forward KL is then at its largest. And that of $-\log\alpha$ has lost the factor: it is $2Q$ times the part $(1-Q)/\alpha$ of the shared mass that
+# lies outside $A$. It does *not vanish* if the two halves of the shared mass are of one size; the figure shows how that is before training. It vanishes after all for a draft that is sure of a token that the verifier holds unlikely but possible, while it gives the rest far less than that: then
+# $1-Q\ll p(A)$. "Does not vanish" is true of the typical case, not of all.
+#
+# The gradient of reverse KL is weighted by the draft's own probabilities, and has no such closed length; it is in the figure for comparison.
+#
+# Two tokens are enough to see it, $p=(1-h,h)$. A *balanced* draft is $q=(h,1-h)$. A *sure* one is $q=(h^2,1-h^2)$. The gradients are by automatic differentiation.
+
+# %%
+LOSSES = {
+    "forward KL": (forward_kl, BLUE),
+    "reverse KL": (reverse_kl, SKY),
+    "TV": (total_variation, GREEN),
+    "−log acceptance": (negative_log_acceptance, PURPLE),
+}
+
+
+def lengths_of_gradients(z, t):
+    """The 1-norm of each loss's gradient by z, shape (...)."""
+    found = {}
+    for name, (loss, _) in LOSSES.items():
+        leaf = z.detach().clone().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(leaf, t, reduction="sum"), leaf)
+        found[name] = slope.abs().sum(-1).numpy()
+    return found
+
+
+h = torch.logspace(-4, -0.4, 60, dtype=torch.float64)
+t = torch.stack([1 - h, h], 1).log()
+toys = {
+    "balanced": torch.stack([h, 1 - h], 1).log(),
+    "sure": torch.stack([h**2, 1 - h**2], 1).log(),
+}
+curves = {}
+for name, z in toys.items():
+    p, q = t.exp().numpy(), z.exp().numpy()
+    shared, outside = np.minimum(p, q).sum(1), np.where(q > p, 0, q).sum(1)
+    norms = lengths_of_gradients(z, t)
+    assert np.allclose(norms["forward KL"], 2 * (1 - shared), atol=1e-12)
+    assert np.allclose(norms["TV"], 2 * (1 - outside) * outside, atol=1e-12)
+    assert np.allclose(norms["−log acceptance"], norms["TV"] / shared, rtol=1e-9)
+    curves[name] = shared, norms
+
+# %% [markdown]
+# And on the real vocabulary: the verifier against a draft before any training, and against the forward-KL draft, at places of the verifier's text.
+
+# %%
+with torch.no_grad():
+    seen = continued[:8, :-1]
+    at_hand = {
+        "untrained": newborn().eval()(seen)[:, PROMPT - 1 :],
+        "forward-KL draft": drafts["forward KL"](seen)[:, PROMPT - 1 :],
+    }
+    target = verifier(seen)[:, PROMPT - 1 :].double().flatten(0, 1).cpu()
+clouds = {}
+for name, z in at_hand.items():
+    z = z.double().flatten(0, 1).cpu()
+    shared = 1 - total_variation(z, target, reduction="none").numpy()
+    clouds[name] = shared, lengths_of_gradients(z, target)
+    bound = clouds[name][1]["TV"] <= 2 * shared + 1e-12
+    assert bound.all() and (clouds[name][1]["−log acceptance"] <= 2 + 1e-12).all()
+
+# %% tags=["hide-input"]
+figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True)
+for (kind, (shared, norms)), style in zip(curves.items(), ("-", "--"), strict=True):
+    for name, (_, hue) in LOSSES.items():
+        left.plot(
+            shared,
+            norms[name],
+            style,
+            color=hue,
+            label=name if kind == "balanced" else None,
+        )
+for (kind, (shared, norms)), marker in zip(clouds.items(), ("x", "o"), strict=True):
+    for name, (_, hue) in LOSSES.items():
+        right.plot(shared, norms[name], marker, color=hue, markersize=3.2, alpha=0.4, mew=0.8 if marker == "x" else 0)  # fmt: skip
+for panel in (left, right):
+    panel.set(
+        xscale="log", yscale="log", ylim=(1e-5, 20), xlabel="what is shared, $\\alpha$"
+    )
+left.set_ylabel("length of the gradient, $\\|\\cdot\\|_1$")
+left.set_title("two tokens")
+right.set_title("verifier and drafts")
+left.legend(fontsize="x-small", loc="lower right")
+typical = {
+    kind: {name: np.median(norms[name]) for name in LOSSES}
+    for kind, (_, norms) in clouds.items()
+}
+show(
+    figure,
+    label="gradients",
+    caption="Length of the gradient by the draft's logits against the shared mass. Left: two tokens, a balanced draft (solid) and one that is sure of the wrong token (dashed). Right: places of real text, a draft before training (crosses) and the forward-KL draft (dots); medians before training: "
+    + ", ".join(f"{name} {value:.2f}" for name, value in typical["untrained"].items())
+    + "; after: "
+    + ", ".join(
+        f"{name} {value:.2f}" for name, value in typical["forward-KL draft"].items()
+    )
+    + ".",
+    alt="Left, curves of gradient length against shared mass in logarithmic scales: forward KL stays high at the left, total variation and reverse KL fall, minus log acceptance stays level for one draft and falls for the other. Right, clouds of points of the same four losses.",
+)
+
+# %% [markdown]
+# Two remarks keep this in proportion. Adam divides by the size of recent gradients, so a factor that is common to all places of a batch makes no difference to it. What is left of $1/\alpha$ is the *weighting*: $\nabla(-\log\alpha)=\nabla\,\mathrm{TV}/\alpha$ place by place, so that the places where the draft is hardly
+# believed count for more. Total variation turns away from them, as one gives up lost cases. And the minimum of all four is the same, $q=p$; they part only because a small draft cannot get there, and then each has a different compromise ({doc}`07_divergences`).
+#
+# ### The three live drafts
+#
+# They differ in nothing but the objective. What has a few seconds of training made of it?
+
+# %%
+probe = data.validation.spread(6)
+measured = dict(
+    zip(
+        drafts,
+        measure_tokens(
+            list(drafts.values()),
+            probe,
+            teacher=verifier,
+            device=device,
+            precision=precision,
+        ),
+        strict=True,
+    )
+)
+against_alone = {
+    name: paired_difference(
+        overlap[name]["verifier"].mean(1), overlap["alone"]["verifier"].mean(1)
+    )
+    for name in drafts
+    if name != "alone"
+}
+
+# %% tags=["hide-input"]
+figure, panels = plt.subplots(1, 3, figsize=(8.6, 2.3), sharey=True)
+by_prompt = {name: [] for name in drafts}
+forced = {name: mean_interval(overlap[name]["verifier"].mean(1)) for name in drafts}
+dots(panels[0], by_prompt, forced, colours=HUES)
+dots(panels[1], by_prompt, acceptance, colours=HUES)
+dots(
+    panels[2],
+    {name: [m["bits_per_byte"]] for name, m in measured.items()},
+    {},
+    colours=HUES,
+)
+for panel, title in zip(
+    panels,
+    ("$1-\\mathrm{TV}$, verifier's text", f"accepted / tested, $\\gamma={GAMMA}$", "bits per byte"),
+    strict=True,
+):  # fmt: skip
+    panel.set_xlabel(title, fontsize="small")
+show(
+    figure,
+    label="live",
+    caption=f"One training of each, 95 % intervals over {len(prompts)} prompts: they say how well these drafts are measured, not how the next training would come out. $1-\\mathrm{{TV}}$ on the verifier's text minus that of the draft alone, paired by prompt: "
+    + "; ".join(
+        f"{name} {i.mean:+.3f} [{i.low:+.3f}, {i.high:+.3f}]" for name, i in against_alone.items()
+    )
+    + f". Bits per byte on {len(probe)} blocks of the books.",
+    alt="Three panels of dots with intervals for three drafts: acceptance on the verifier's text, acceptance in speculation, bits per byte.",
+)  # fmt: skip
+
+# %% tags=["hide-input"]
+by_acceptance = max(drafts, key=lambda name: forced[name].mean)
+by_bits = min(drafts, key=lambda name: measured[name]["bits_per_byte"])
+print(
+    f"shares most with the verifier: {by_acceptance}; fewest bits per byte: {by_bits}; most agreement of first choices: {max(drafts, key=lambda name: measured[name]['agreement'])}"
+)
+
+# %% [markdown]
+# The draft that is believed most and the one that predicts the books best need not be the same. A language model is asked for the probability of *every* token that occurs, and pays with a logarithm for each that it holds impossible. A draft may hold impossible
+# whatever it likes: it is asked only for what it shares. With so little training, a draft can even share a good part of the verifier's mass by having the right frequencies of common words, and know next to nothing of the context.
+#
+# ### The recorded drafts
+#
+# Now with more tokens, three seeds, and six objectives. *alone* learns from the books; *forward KL*, *reverse KL*, *TV* and *−log acceptance* minimise that, and only that, from the verifier on the same books; *forward KL, own text* does so on the books for the first half of the tokens and then on what the draft itself has written after beginnings of them.
+# All read as many tokens, in the same order for one seed, with the learning rate that was best for a student alone. The test text is touched once.
+
+
+# %% tags=["hide-input"]
+def planned(study, arms):
+    return sum(spec.arm in arms for spec in study.specs)
+
+
+def complete(study, arms):
+    return len(study.all(arms)) == planned(study, arms)
+
+
+def size(spec):
+    """A model's name for people."""
+    return spec.student.replace("gpt_", "GPT ").replace("x", "×")
+
+
+def described(study):
+    spec = next(spec for spec in study.specs if spec.drafting)
+    read = spec.recipe.epochs * spec.recipe.epoch_examples * parse(spec.data)[2]
+    return f"{size(spec)} as draft of {size(spec.teacher)}, {read / 1e6:.1f} million tokens"
+
+
+def signed(i, digits=3):
+    return f"{i.mean:+.{digits}f} [{i.low:+.{digits}f}, {i.high:+.{digits}f}]"
+
+
+ARM_HUES = dict(zip(ARMS, (ORANGE, BLUE, SKY, GREEN, PURPLE, VERMILION), strict=True))
+
+
+def within(study, arm, length):
+    """Half the interval of one run's acceptance over prompts: the first seed's."""
+    found = round_of(next(r for r in study.arm(arm) if r["test"]), length)
+    i = ratio_interval(found["accepted"], found["tested"])
+    return (i.high - i.low) / 2
+
+
+def arms_figure(study):
+    arms, length = ready(study), 4
+    measures = {
+        f"accepted / tested, $\\gamma={length}$": believed_of(length),
+        f"tokens per call, $\\gamma={length}$": brought_of(length),
+        "bits per byte": "bits_per_byte",
+    }
+    figure, panels = plt.subplots(1, 3, figsize=(9.0, 0.9 + 0.36 * len(arms)), sharey=True)
+    for panel, (title, measure) in zip(panels, measures.items(), strict=True):
+        rows = {ARMS[arm]: list(study.values(arm, measure).values()) for arm in arms}
+        intervals = {ARMS[arm]: study.mean(arm, measure) for arm in arms}
+        dots(panel, rows, intervals, colours={ARMS[arm]: ARM_HUES[arm] for arm in arms})
+        panel.set_xlabel(title, fontsize="small")
+    return show(
+        figure,
+        label=f"arms-{study.plan}",
+        caption=f"{described(study)}: a dot a training, means with 95 % intervals over seeds. The last panel is what the same draft is as a language model (less is better). Over the {plan_of(study).prompts} prompts, one run's acceptance is known to ±{within(study, arms[0], length):.3f}.",
+        alt="Three panels of rows of dots, an objective a row: acceptance, tokens per call, bits per byte.",
+    )
+
+
+def differences_table(study):
+    arms = [arm for arm in ready(study) if arm != "alone"]
+    rows = []
+    for arm in arms:
+        found = [
+            study.difference(arm, "alone", measure)
+            for measure in (believed_of(4), lambda r: 1 - r["test"]["total_variation"], brought_of(4), "bits_per_byte")
+        ]  # fmt: skip
+        if all(found):
+            rows.append([ARMS[arm], *map(signed, found), found[0].n])
+    if not rows:
+        return None
+    return table(
+        ["minus alone", "accepted / tested", "$1-\\mathrm{TV}$ on the books", "tokens per call", "bits per byte", "$n$"],
+        rows,
+        caption=f"Differences from the draft alone, paired by seed, with 95 % intervals; $\\gamma=4$. {4 * len(rows)} comparisons: some exclude zero by chance.",
+    )  # fmt: skip
+
+
+def ways_table(study):
+    """Tokens per call beside the formula, and the clock, of each way to propose."""
+    rows = []
+    for arm in ready(study):
+        for length, stop in plan_of(study).rounds:
+            way = f"{length}" + (f", stops below {stop:g}" if stop else "")
+            at = study.mean(arm, believed_of(length, stop))
+            formula = "–" if stop else f"{tokens_per_call(at.mean, length):.2f}"
+            rows.append(
+                [
+                    ARMS[arm],
+                    way,
+                    f"{at.mean:.3f}",
+                    formula,
+                    f"{study.mean(arm, brought_of(length, stop)).mean:.2f}",
+                    f"{study.mean(arm, faster_of(length, stop)).mean:.2f}",
+                ]
+            )
+    return table(
+        ["draft", "$\\gamma$", "accepted / tested", "tokens per call, formula", "measured", "times as fast"],
+        rows,
+        caption=f"Means over seeds. A draft that stops proposes less, so that more of what it proposes is accepted; its tokens per call are to be compared with the clock beside. Times as fast: on {', '.join(sorted({r['provenance']['device'] for r in study.all(ready(study))}))}, one text at a time.",
+    )  # fmt: skip
+
+
+def expected_line(study):
+    """Accepted minus expected, over all prompts of all runs."""
+    gaps = [
+        np.subtract(found["accepted"], found["expected"])
+        for record in study.all(ready(study))
+        if record["test"]
+        for found in record["test"]["drafting"]["rounds"]
+        if found["draft_length"] == 4
+    ]
+    i = mean_interval(np.mean(gaps, 0))
+    return f"Accepted minus expected in the records of {study.plan}, a prompt, $\\gamma=4$: {signed(i)}, over prompts."
+
+
+lacking = {
+    study.plan: planned(study, ARMS) - len(study.all(list(ARMS))) for study in studies
+}
+if lacking["drafts-small"]:
+    display(
+        not_yet_run(
+            f"{lacking['drafts-small']} of {planned(small, ARMS)} runs: drafts from six objectives ({described(small)})",
+            small.command,
+        )
+    )
+for study in studies:
+    if ready(study):
+        display(arms_figure(study))
+        if (found := differences_table(study)) is not None:
+            display(found)
+        display(
+            ways_table(study),
+            Shown(f"<p>{mathematics(expected_line(study))}</p>"),
+            source_note(study.all(ready(study))),
+        )
+    if diverged := sum(study.diverged(arm) for arm in ARMS):
+        print(f"{study.plan}: {diverged} runs diverged")
+if lacking["drafts"]:
+    display(
+        not_yet_run(
+            f"{lacking['drafts']} of {planned(large, ARMS)} runs: the same on a GPU ({described(large)})",
+            large.command,
+        )
+    )
+
+# %% [markdown]
+# How to read them. The first panel answers the claim: is a row below *alone* to the right of it? The second is the same through the rounds: a gain in acceptance is worth the more tokens, the higher it is already, since acceptances multiply. The third is there
+# to be compared with the first. If the order of the rows differs, a better language model is not a better draft. The table of the ways to propose has the formula next to what was measured, and last the clock, which belongs to one machine.
+#
+# ## The claim
+#
+# "Draft models that are distilled from the verifier are accepted more often in speculative decoding." More often than what? Here: than the same draft, trained on the same tokens without the verifier.
+
+# %% tags=["hide-input"]
+COMPARED = ("forward-kl", "tv")
+decides = next(
+    (
+        study
+        for study in reversed(studies)
+        if complete(study, ["alone", *COMPARED])
+        and all(study.difference(arm, "alone", believed_of(4)) for arm in COMPARED)
+    ),
+    None,
+)
+if decides is not None:
+    gains = {arm: decides.difference(arm, "alone", believed_of(4)) for arm in COMPARED}
+    control = decides.mean("alone", believed_of(4))
+    clocks = {arm: decides.mean(arm, faster_of(4)).mean for arm in ("alone", *COMPARED)}
+    given = verdict(
+        "B15", "depends",
+        f"A draft is accepted with probability one minus its total variation from the verifier, so it depends on what it learns, and on how much is held equal. At equal tokens ({described(decides)}, $\\gamma=4$, $T=1$) the draft alone is accepted {control.mean:.3f} of the time; distillation adds, paired by seed, "
+        + "; ".join(f"{signed(i)} with {ARMS[arm]} (n = {i.n})" for arm, i in gains.items())
+        + ". The verifier's looks during training are not counted. The text is the verifier's in any case, and whether time is saved is another question: on the machine of these records plain decoding is 1 and the drafts are "
+        + ", ".join(f"{value:.2f} ({ARMS[arm]})" for arm, value in clocks.items()) + " times as fast.",
+        data=data,
+    )  # fmt: skip
+    display(given)
+
+# %% [markdown]
+# ## Limits
+#
+# - **Scale.** Verifier and drafts are of a few million parameters or less, and read books. A large verifier of narrower distributions, on code or dialogue, is agreed with more often. Acceptance does not carry over from here, the mathematics does.
+# - **The clock.** On a CPU, one text at a time, at sizes where Python and drawing count. On a GPU with a large verifier, $w$ is near zero and overheads are small beside it; in large batches $w$ grows there too, and the gain shrinks.
+# - **Equal tokens, not equal compute.** The distilled drafts had the verifier's look at every token of their training text. {doc}`17_distilling_a_small_language_model` says what that costs. A draft is trained once and used often, which is the case for paying.
+# - **One temperature.** All at $T=1$, and drafts trained for it. At lower temperatures acceptance is another function of the same logits; an exercise looks at the end of that road.
+# - **One learning rate**, that of a student alone. Losses whose gradients have another size may want another; Adam takes care of the common factor alone.
+# - **The live drafts** are one training each. Their intervals are over prompts.
+# - **The draft here is a separate model that reads the whole text.** Drafts that read the verifier's hidden states, several proposals at once in a tree, and drafts without a network are left out.
+#
+# ## Exercises
+#
+# ```{exercise}
+# :label: ex-best-length
+#
+# With `speed_up`, which draft length is best for $\alpha=0.8$ and $c=0.05$, and which for $\alpha=0.5$ and $c=0.2$? Show that if $\alpha\le c$ no draft length is faster than plain decoding, and that if $\alpha>c$ one is.
+# ```
+#
+# ```{solution} ex-best-length
+# :class: dropdown
+#
+# `max(range(1, 40), key=lambda g: speed_up(0.8, g, 0.05))` is 8, and 1 for the other. With $\gamma=1$ the speed-up is $(1+\alpha)/(1+c)$, which is above one if and only if $\alpha>c$. If $\alpha\le c$, then
+# $1+\alpha+\dots+\alpha^\gamma\le1+\gamma\alpha\le1+\gamma c$, so that no $\gamma$ helps. With a cost $w$ of further tokens in a look, the same holds with $c+w$ in the place of $c$.
+# ```
+#
+# ```{exercise}
+# :label: ex-softened-draft
+#
+# Let the draft be the verifier itself at another temperature, $q\propto p^{1/T}$. Compute its acceptance at places of the verifier's text for $T$ between 0.1 and 10. What are the limits for $T\to0$ and $T\to\infty$?
+# ```
+#
+# ```{solution} ex-softened-draft
+# :class: dropdown
+#
+# `{T: 1 - total_variation(target / T, target).item() for T in (0.1, 0.5, 0.8, 1, 1.25, 2, 10)}` is one at $T=1$ and falls to both sides. For $T\to0$ the draft is certain of the likeliest token, and is accepted with that token's probability: the mean is `soften(target).amax(-1).mean()`. For
+# $T\to\infty$ it is even, and $\sum_i\min(p_i,1/N)$ is what is accepted. A draft may thus be right about the order of all tokens and still be believed rarely; $\alpha$ asks for calibrated probabilities.
+# ```
+#
+# ```{exercise}
+# :label: ex-greedy
+#
+# What is the acceptance at temperature zero, of both? What if only the draft is greedy, and the verifier draws at $T=1$: is the text still exact, and how often is the draft believed? Which of the objectives of this chapter would you choose for a greedy verifier?
+# ```
+#
+# ```{solution} ex-greedy
+# :class: dropdown
+#
+# With both at zero, $\min(p,q)$ is one where the first choices agree and zero elsewhere: $\alpha$ is the *agreement*, `measured["forward KL"]["agreement"]` on the books. The proof never asked what $q$ is, so a greedy draft is exact too; it is accepted with probability $p(\arg\max q)$, and
+# after a refusal that token is not written, since $\max(p-q,0)$ is zero there. For a greedy verifier none of the four objectives is the right one to the letter: its distribution is one-hot. Cross-entropy with the verifier's first choice asks for that token alone, and
+# so does $-\log\alpha$ with a one-hot $p$: they are the same, because then $\alpha=q(\arg\max p)$.
+# ```
+#
+# ```{exercise}
+# :label: ex-which-mean
+#
+# Let $\alpha$ vary from round to round, but not within one. Prove $\mathbb E f(\alpha)\le f(r)$ for the pooled ratio $r$.
+# ```
+#
+# ```{solution} ex-which-mean
+# :class: dropdown
+#
+# Put $a_k=\mathbb E\alpha^k$, so that $r=\sum_{k=1}^{\gamma}a_k\big/\sum_{k=0}^{\gamma-1}a_k$. Let $d_k=a_k-r^k$ and $D=\sum_{k=0}^{\gamma-1}d_k$. Both $a$ and $r^k$ satisfy $\sum_{1}^{\gamma}=r\sum_{0}^{\gamma-1}$, hence so does $d$. As $d_0=0$, this reads $D+d_\gamma=rD$, that is
+# $d_\gamma=-(1-r)D$. By Cauchy and Schwarz $a_k^2\le a_{k-1}a_{k+1}$: $\log a_k$ is convex in $k$, and so is $\log(a_k/r^k)$, which is zero at $k=0$. Suppose $D>0$. Then $d_\gamma\le0$ (and $<0$ if $r<1$), so the convex function is not positive at either end, hence at no $k$ between: all $d_k\le0$ and $D\le0$, a contradiction. So
+# $D\le0$, and $\mathbb Ef(\alpha)=1+r\sum_{0}^{\gamma-1}a_k\le1+r\sum_0^{\gamma-1}r^k=f(r)$.
+# ```
