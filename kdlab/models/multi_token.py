@@ -110,7 +110,7 @@ class InARow(nn.Module):
 
     def forward(self, state, embedded, rotated, remembered=None):
         x = self.join(torch.cat([self.state_norm(state), self.token_norm(embedded)], -1))
-        return self.block(x, rotated, remembered)
+        return self.block(x.to(state.dtype), rotated, remembered)  # the stream stays in full precision under autocast
 
 
 class SideBySide(nn.Module):

@@ -369,7 +369,9 @@ def measured_policy(spec: Spec, student: nn.Module, reward, data: TextData, refe
     """
     own = replace(spec.own_text, copies=PER_PROMPT, after=0.0, probability=1.0)
     generator = torch.Generator(device).manual_seed(0)
-    blocks = Interruptible(data.test.spread(POLICY_TEXTS), data.test.stop)
+    blocks = data.test.spread(POLICY_TEXTS)
+    blocks = blocks[: len(blocks) // PER_PROMPT * PER_PROMPT]
+    blocks = Interruptible(blocks, getattr(data.test, "stop", None))
     for model in (student, reference):
         model.eval()
         model.fused = False
