@@ -28,7 +28,6 @@ profile = "cpu"
 import copy
 import html
 import math
-from dataclasses import replace
 from itertools import product
 
 import matplotlib.pyplot as plt
@@ -74,7 +73,6 @@ from kdlab.study.display import (
 from kdlab.study.language_plans import LIVELY
 from kdlab.study.run import measured_policy
 from kdlab.training import Learner, Recipe, fit_together, measure_tokens
-from kdlab.training.loop import Interruptible
 
 use_style()
 device = device_for(profile)
@@ -908,10 +906,8 @@ class Tilted(torch.nn.Module):
 
 
 TILTS = (0.0, 1.0, 2.0, 3.0, 4.0, 5.5, 8.0)
-whole = len(data.test) - len(data.test) % 4  # four texts a prompt
-measured_on = replace(data, test=Interruptible(data.test[:whole], None))
 tilt = {
-    b: measured_policy(small.specs[-1], Tilted(model, paid.tokens, b).to(device), paid, measured_on, model, device)
+    b: measured_policy(small.specs[-1], Tilted(model, paid.tokens, b).to(device), paid, data, model, device)
     for b in TILTS
 }  # fmt: skip
 tilt_line = np.array([(np.mean(m["kl"]), np.mean(m["reward"])) for m in tilt.values()])
