@@ -746,9 +746,10 @@ def test_every_layer_that_an_objective_looks_at_is_in_its_models():
     found = {}
     for spec in every_spec():
         teacher = spec.teacher.student if spec.teacher else spec.student
-        found[spec.student, teacher, repr(spec.objective)] = spec.objective
+        if not spec.student.startswith("heads"):  # which look ahead, and at no layer
+            found[spec.student, teacher, repr(spec.objective)] = spec.objective
     assert len(found) > 60
-    images, labels, tokens = (torch.empty(4, *shape, device="meta").to(dtype) for shape, dtype in (
+    images, labels, tokens = (torch.empty(8, *shape, device="meta").to(dtype) for shape, dtype in (
         ((3, 32, 32), torch.float32), ((), torch.int64), ((16,), torch.int64),
     ))  # fmt: skip
     kept = SparseTargets(tokens[..., None], tokens[..., None].float(), 100)
