@@ -230,7 +230,7 @@ told, rounds = by_hand(
 STYLES = {
     "accepted": "background:rgba(0,158,115,0.25)",
     "refused": "background:rgba(213,94,0,0.30);text-decoration:line-through",
-    "thrown away": "opacity:0.55;text-decoration:line-through dotted",
+    "thrown away": "opacity:0.75;text-decoration:line-through dotted",
     "the verifier's own": "background:rgba(0,114,178,0.22);border-bottom:2px solid #0072B2",
 }
 
