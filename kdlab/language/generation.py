@@ -43,8 +43,7 @@ def generate(
     lengths = check_prompts(prompts, lengths, tokens, temperature)
     batch, width = prompts.shape
     rows = torch.arange(batch, device=prompts.device)
-    filled = torch.arange(width, device=prompts.device) >= lengths[:, None]
-    written = torch.cat([prompts.masked_fill(filled, 0), prompts.new_zeros(batch, tokens)], 1)
+    written = torch.cat([blank_after(prompts, lengths), prompts.new_zeros(batch, tokens)], 1)
     with evaluation_mode(model):
         cache = model.cache(batch)
         logits = last_logits(model(written[:, :width], cache), lengths - 1)
@@ -70,6 +69,11 @@ def check_prompts(prompts: Tensor, lengths: Tensor | None, tokens: int, temperat
     if tokens < 0 or temperature < 0:
         raise ValueError(f"tokens and temperature cannot be negative: {tokens}, {temperature}.")
     return lengths
+
+
+def blank_after(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Zeros behind the first ``lengths`` tokens of each row."""
+    return tokens.masked_fill(torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None], 0)
 
 
 def last_logits(output, places: Tensor | None) -> Tensor:

@@ -25,7 +25,7 @@ from ..models.multi_token import MultiToken
 from ..objectives import HeadLogits, soften
 from ..training import evaluation_mode
 from ..training.measures import all_logits
-from .generation import check_finite, check_prompts, draw, generate, last_logits
+from .generation import blank_after, check_finite, check_prompts, draw, generate, last_logits
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def speculate(
                 f"{model.context}."
             )
     end, rows = lengths + tokens, torch.arange(batch, device=prompts.device)
-    written = F.pad(_blank_after(prompts, lengths), (0, tokens + draft_length + 1))
+    written = F.pad(blank_after(prompts, lengths), (0, tokens + draft_length + 1))
     counts = torch.zeros(4, batch, device=prompts.device)
     proposing = OwnModules if isinstance(draft, MultiToken) else OtherModel
     with evaluation_mode(verifier), evaluation_mode(draft):
@@ -150,7 +150,7 @@ def speculate(
             written[rows, lengths + accepted] = following
             counts += open_rows * torch.stack([torch.ones_like(expected), tested, accepted, expected])
             lengths = (lengths + accepted + 1).minimum(end)
-    return Speculation(_blank_after(written[:, : width + tokens], end), *counts)
+    return Speculation(blank_after(written[:, : width + tokens], end), *counts)
 
 
 @dataclass(frozen=True)
@@ -337,8 +337,3 @@ def _believe(p, q, proposed, count, generator):
     some = refused & (left.sum(1) > 0)  # nothing is left if p is q to the last bit
     left = torch.where(some[:, None], left, then)
     return accepted, torch.multinomial(left, 1, generator=generator).squeeze(1), tested, expected
-
-
-def _blank_after(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Zeros behind the first ``lengths`` tokens of each row."""
-    return tokens.masked_fill(torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None], 0)

@@ -288,6 +288,9 @@ def negative_log_acceptance(
     log_p, log_q = _pair(student_logits, teacher_logits, temperature)
     shared = torch.logsumexp(torch.minimum(log_p, log_q), -1)
     apart = 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
-    # Where nearly all is shared, its logarithm is lost in rounding, and total variation is not.
-    losses = torch.where(apart < 0.5, -torch.log1p(-apart.clamp(max=0.5)), -shared)
-    return reduce(losses, mask, reduction, count)
+    return reduce(minus_log_shared(shared, apart), mask, reduction, count)
+
+
+def minus_log_shared(shared: Tensor, apart: Tensor) -> Tensor:
+    """−log a from log a and from 1 − a: where a is nearly one, its logarithm is lost in rounding, and 1 − a is not."""
+    return torch.where(apart < 0.5, -torch.log1p(-apart.clamp(max=0.5)), -shared)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .checks import IGNORED, check_count, check_weight
 from .divergences import reverse_kl
+from .softening import full_precision
 from .terms import Term, _shown
 
 ESTIMATORS = ("k1", "k2", "k3", "exact")
@@ -101,7 +102,7 @@ def advantages(returns: Tensor, group: int, baseline: str = "leave-one-out") -> 
 def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
     """Log-probabilities ``(B, T)`` of tokens ``(B, T)`` by logits ``(B, T, V)``; zero where the token is −100."""
     known = tokens != IGNORED
-    log_q = torch.log_softmax(logits.float() if logits.dtype != torch.float64 else logits, -1)
+    log_q = torch.log_softmax(full_precision(logits), -1)
     return log_q.gather(-1, tokens.masked_fill(~known, 0)[..., None]).squeeze(-1).where(known, 0.0)
 
 

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import IGNORED, _inspectable, check_count, check_mask, check_same_shape, counted_labels
+from .divergences import minus_log_shared
 from .softening import log_softmax
 from .sparse import SparseTargets, sparse_losses, sparse_slope
 
@@ -266,7 +267,7 @@ def negative_log_acceptance(at: Softened):
     minimum = torch.minimum(at.log_p, at.log_q)
     shared = torch.logsumexp(minimum, -1)
     apart = at.difference.abs().sum(-1) / 2
-    losses = torch.where(apart < 0.5, -torch.log1p(-apart.clamp(max=0.5)), -shared)
+    losses = minus_log_shared(shared, apart)
     below = (1 + at.log_ratio.sign()).div_(2)  # there min(p, q) is q
     return losses, at.gradient(minimum.sub_(shared[..., None]).exp_().mul_(below).neg_())
 

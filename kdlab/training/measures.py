@@ -139,14 +139,8 @@ def measure_tokens(
             for found, gaps, model in zip(sums, bins, students, strict=True):
                 with autocast:
                     logits = all_logits(model(inputs)).flatten(0, 1).float()
-                found["tokens"] += len(labels)
-                found["cross_entropy"] += cross_entropy(logits, labels, reduction="sum").item()
-                found["accuracy"] += (logits.argmax(-1) == labels).sum().item()
+                _add_up(found, logits, labels, target)
                 gaps += calibration_gaps(logits, labels, bins=15)
-                if target is not None:
-                    found["agreement"] += (logits.argmax(-1) == target.argmax(-1)).sum().item()
-                    found["kl_to_teacher"] += forward_kl(logits, target, reduction="sum").item()
-                    found["total_variation"] += total_variation(logits, target, reduction="sum").item()
     measured = []
     for found, gaps in zip(sums, bins, strict=True):
         tokens = found.pop("tokens")
@@ -190,14 +184,19 @@ def measure_further(
             for k, found in enumerate(sums):
                 y = labels[:, k].to(device)
                 known = y != IGNORED
-                q, p, y = z[:, k][known], t[:, k][known], y[known]
-                found["tokens"] += len(y)
-                found["cross_entropy"] += cross_entropy(q, y, reduction="sum").item()
-                found["accuracy"] += (q.argmax(-1) == y).sum().item()
-                found["agreement"] += (q.argmax(-1) == p.argmax(-1)).sum().item()
-                found["kl_to_teacher"] += forward_kl(q, p, reduction="sum").item()
-                found["total_variation"] += total_variation(q, p, reduction="sum").item()
+                _add_up(found, z[:, k][known], y[known], t[:, k][known])
     return [{name: found[name] / found["tokens"] for name in found if name != "tokens"} for found in sums]
+
+
+def _add_up(found, logits: Tensor, labels: Tensor, target: Tensor | None) -> None:
+    """Add what some tokens contribute to the sums of a model; ``target`` are the teacher's logits."""
+    found["tokens"] += len(labels)
+    found["cross_entropy"] += cross_entropy(logits, labels, reduction="sum").item()
+    found["accuracy"] += (logits.argmax(-1) == labels).sum().item()
+    if target is not None:
+        found["agreement"] += (logits.argmax(-1) == target.argmax(-1)).sum().item()
+        found["kl_to_teacher"] += forward_kl(logits, target, reduction="sum").item()
+        found["total_variation"] += total_variation(logits, target, reduction="sum").item()
 
 
 def all_logits(output) -> Tensor:
