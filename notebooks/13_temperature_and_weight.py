@@ -53,10 +53,12 @@ from kdlab.models import resnet8
 from kdlab.objectives import CrossEntropy, SoftTargets, soft_targets
 from kdlab.study import book_teacher, mean_interval, results
 from kdlab.study.display import (
+    called,
     data_note,
     device_for,
     not_yet_run,
     observed,
+    slots,
     source_note,
     verdict,
 )
@@ -320,38 +322,12 @@ def validated(record):
     return record["epochs"]["validation.accuracy"][-1]
 
 
-def planned(study, arms):
-    return sum(spec.arm in arms for spec in study.specs)
-
-
-def complete(study, arms):
-    return len(study.all(arms)) == planned(study, arms)
-
-
-def ready(study, arms):
-    """Those of the arms that have a mean: at least two runs that did not diverge."""
-    return [name for name in arms if study.mean(name) is not None]
-
-
 def matrix(study, arms, measure="accuracy"):
     """A measure, shape (arms, seeds), over the seeds that all of these arms have."""
     values = [study.values(name, measure) for name in arms]
     seeds = sorted(set.intersection(*map(set, values))) if values else []
     found = np.array([[v[seed] for seed in seeds] for v in values])
     return found.reshape(len(arms), len(seeds))
-
-
-def slot(arms, what):
-    """Says what of the small plan has still to be run for this section, if anything."""
-    if missing := planned(small, arms) - len(small.all(arms)):
-        display(
-            not_yet_run(f"{missing} of {planned(small, arms)} runs: {what}", small.command)
-        )
-
-
-def called(model):
-    """A model's name for people."""
-    return re.sub(r"resnet(\d+)", r"ResNet-\1", model).replace("_width", ", width ")
 
 
 def described(study):
@@ -365,26 +341,24 @@ def spoken(name):
     return f"$T={found[1]}$, {found[2]}" if found else name
 
 
-def points(i, factor=100):
-    """A difference with its interval, in points."""
-    low, high = factor * i.low, factor * i.high
-    return f"{factor * i.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
 def deciding(arms_of):
     """The plan whose records decide: the larger where it has them all, else the smaller; None where neither has."""
-    return next((s for s in reversed(studies) if complete(s, arms_of(s))), None)
+    return next((s for s in reversed(studies) if s.complete(arms_of(s))), None)
 
 
 def paired(study, arms, control, measure="accuracy"):
     """Differences from the control, seed by seed: rows and intervals as the dots want them."""
-    theirs = study.values(control, measure)
     rows, intervals = {}, {}
     for name in arms:
-        ours, title = study.values(name, measure), spoken(name)
-        rows[title] = [ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys())]
+        title = spoken(name)
+        rows[title] = list(study.differences(name, control, measure).values())
         intervals[title] = study.difference(name, control, measure)
     return rows, intervals
+
+
+def points(i, factor=100):
+    """A difference with its interval, in points."""
+    return (factor * i).bracketed("+.2f")
 
 
 # %% [markdown]
@@ -441,7 +415,7 @@ def map_figure(study):
         panel.set_title(title, fontsize="small")
         panel.set_xlabel("$w_{\\mathrm{soft}}$")
         best[title] = f"$T={down[row]:g}$, {across[column]:g}"
-    arms = ready(study, map_of(study))
+    arms = study.ready(map_of(study))
     return show(
         figure,
         label=f"map-{study.plan}",
@@ -454,9 +428,9 @@ def map_figure(study):
     )
 
 
-slot(map_of(small), "the map of temperature and weight")
+display(*slots(small, map_of(small), "the map of temperature and weight"))
 for study in studies:
-    if len(ready(study, map_of(study))) >= 2:
+    if len(study.ready(map_of(study))) >= 2:
         display(map_figure(study), source_note(study.all(map_of(study))))
 
 # %% [markdown]
@@ -466,7 +440,7 @@ for study in studies:
 
 # %% tags=["hide-input"]
 def compared_figure(study):
-    arms = [name for name in ready(study, map_of(study)) if name != "kd"]
+    arms = [name for name in study.ready(map_of(study)) if name != "kd"]
     arms = [name for name in arms if study.difference(name, "kd") is not None]
     weights = axes_of(study)[1]
     hue = {w: colour for w, colour in zip(weights, PALETTE, strict=False)}
@@ -490,7 +464,7 @@ def compared_figure(study):
 
 def map_table(study):
     rows = []
-    for name in ready(study, map_of(study)):
+    for name in study.ready(map_of(study)):
         row = [spoken(name)]
         for _, measure, factor, text, _ in PANELS:
             i = study.mean(name, measure)
@@ -506,7 +480,7 @@ def map_table(study):
 
 
 for study in studies:
-    if "kd" in ready(study, map_of(study)) and len(ready(study, map_of(study))) >= 2:
+    if "kd" in study.ready(map_of(study)) and len(study.ready(map_of(study))) >= 2:
         display(compared_figure(study), map_table(study))
 
 # %% [markdown]
@@ -548,7 +522,7 @@ def tuning(study, arms, default="kd"):
 
 tuned = {}
 for study in studies:
-    arms = ready(study, map_of(study))
+    arms = study.ready(map_of(study))
     if "kd" in arms and len(arms) > 2 and matrix(study, arms).shape[1] >= 2:
         tuned[study.plan] = said = tuning(study, arms)
         print(
@@ -594,7 +568,7 @@ if (study := deciding(map_of)) and study.plan in tuned:
 def weight_effect(study, weight, against, measure="accuracy", factor=100):
     """The effect of one weight against another, a value a seed: paired at each temperature, then averaged over these."""
     both = ([arm(T, weight), arm(T, against)] for T in axes_of(study)[0])
-    both = [pair for pair in both if len(ready(study, pair)) == 2]
+    both = [pair for pair in both if len(study.ready(pair)) == 2]
     values = matrix(study, [name for pair in both for name in pair], measure)
     if not both or values.shape[1] < 2:
         return None
@@ -646,7 +620,7 @@ for study in studies:
         or weight_effect(study, 1, 0.9) is not None
     ):
         display(weight_figure(study), source_note(study.all(map_of(study))))
-if len(ready(small, map_of(small))) < 2:
+if len(small.ready(map_of(small))) < 2:
     display(not_yet_run("the weights: the same runs as those of the map", small.command))
 
 # %% tags=["hide-input"]
@@ -656,11 +630,11 @@ if (study := deciding(map_of)) and weight_effect(study, 0.5, 0.9) is not None:
     down, across = axes_of(study)
     preferred = {
         T: max(
-            ready(study, [arm(T, w) for w in across]),
+            study.ready([arm(T, w) for w in across]),
             key=lambda name: study.mean(name, validated).mean,
         )
         for T in down
-        if ready(study, [arm(T, w) for w in across])
+        if study.ready([arm(T, w) for w in across])
     }
     given = verdict(
         "B2", "depends",
@@ -712,7 +686,7 @@ def hot_side(study, *students):
     cool = axes_of(study)[0]
     arms = [group[cool.index(T)] for group in students for T in (HOT, WARM)]
     values = 100 * matrix(study, arms)
-    if len(ready(study, arms)) < len(arms) or values.shape[1] < 2:
+    if len(study.ready(arms)) < len(arms) or values.shape[1] < 2:
         return None
     return values[0::2] - values[1::2]
 
@@ -749,9 +723,7 @@ def width_figure(study):
         panel.set_xlabel("temperature $T$")
         if means:
             panel.plot(*zip(*means, strict=True), "-", color=BLUE)
-        there = [
-            T for T, one in zip(temperatures, arms, strict=True) if ready(study, [one])
-        ]
+        there = [T for T, one in zip(temperatures, arms, strict=True) if study.ready([one])]
         if len(there) == len(arms):
             best = max(
                 range(len(arms)),
@@ -788,10 +760,10 @@ def widths_apart(study):
     return None if both is None else mean_interval(both[1] - both[0])
 
 
-slot(arms_of_widths(small), "temperature and the student's width")
+display(*slots(small, arms_of_widths(small), "temperature and the student's width"))
 for study in studies:
     shown = [
-        len(ready(study, arms)) >= 2 and bool(ready(study, [alone]))
+        len(study.ready(arms)) >= 2 and bool(study.ready([alone]))
         for alone, arms in widths_of(study).values()
     ]
     if sum(shown) >= 2:
@@ -848,7 +820,7 @@ def constants_of(study):
 def best_constant(study):
     """The constant temperature with the best mean validation accuracy; None unless all are there."""
     arms = constants_of(study)
-    if len(ready(study, arms)) < len(arms):
+    if len(study.ready(arms)) < len(arms):
         return None
     return max(arms, key=lambda name: study.mean(name, validated).mean)
 
@@ -904,7 +876,7 @@ def schedule_figure(study):
 
 
 schedule_arms = [*SCHEDULES, *constants_of(small)]
-slot(schedule_arms, "schedules against constant temperatures")
+display(*slots(small, schedule_arms, "schedules against constant temperatures"))
 order = {}
 for study in studies:
     there = [name for name in SCHEDULES if study.difference(name, "kd") is not None]
@@ -1036,7 +1008,7 @@ def times_n_figure(study):
     )
 
 
-slot(list(TIMES_N), "the factor N in a deep network")
+display(*slots(small, list(TIMES_N), "the factor N in a deep network"))
 for study in studies:
     there = [name for name in TIMES_N if len(study.arm(name)) >= 2]
     if len(there) >= 2:
@@ -1142,9 +1114,7 @@ def budget_figure(study, arms):
 
 shown = False
 for study in studies:
-    if complete(study, map_of(study)) and len(ready(study, map_of(study))) == len(
-        map_of(study)
-    ):
+    if study.complete(map_of(study)):
         drawn, intervals = budget_figure(study, map_of(study))
         rule = max(TRIPLES, key=lambda name: intervals[name].mean)
         helps = intervals[rule].low > 0
@@ -1189,14 +1159,14 @@ used = sorted(
         *TIMES_N,
     }
 )
-if not complete(large, used):
-    display(
-        not_yet_run(
-            f"{planned(large, used) - len(large.all(used))} of {planned(large, used)} runs: all questions of this chapter by the published recipe "
-            f"({described(large)}), with more temperatures, weights and seeds",
-            large.command,
-        )
+display(
+    *slots(
+        large,
+        used,
+        "all questions of this chapter by the published recipe "
+        f"({described(large)}), with more temperatures, weights and seeds",
     )
+)
 
 # %% [markdown]
 # ## Limits

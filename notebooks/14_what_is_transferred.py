@@ -96,32 +96,14 @@ STUDENT = {"small": "resnet8", "questions": "resnet20"}
 NARROWER = {"small": "resnet8_width8", "questions": "resnet8"}
 
 
-def seeds_of(study, arm):
-    """How many runs the plan has of an arm."""
-    return sum(spec.arm == arm for spec in study.specs)
-
-
-def ready(study, arms):
-    """Those of the arms that have at least two seeds, so that there is an interval."""
-    return [arm for arm in arms if study.mean(arm) is not None]
-
-
-def complete(study, arms):
-    """Whether every run of these arms has its record, and enough of them have not diverged."""
-    return all(len(study.arm(a)) == seeds_of(study, a) for a in arms) and ready(
-        study, arms
-    ) == list(arms)
-
-
 def decisive(arms_of):
     """The study that a verdict may rest on: the larger of those that are complete; None if none is."""
-    return next((s for s in (questions, small) if complete(s, arms_of(s))), None)
+    return next((s for s in (questions, small) if s.complete(arms_of(s))), None)
 
 
 def by_seed(study, treated, control, measure="accuracy"):
     """The differences of two arms, one a seed that both have."""
-    ours, theirs = study.values(treated, measure), study.values(control, measure)
-    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    return list(study.differences(treated, control, measure).values())
 
 
 # %% tags=["hide-input"]
@@ -134,7 +116,7 @@ def scale_of(study):
 def answer(question, needed, draw, arms=None):
     """Show what ``draw`` makes of the ``arms`` of each study that has those ``needed``; a slot where the small one has not."""
     for study in STUDIES:
-        missing = [arm for arm in needed(study) if arm not in ready(study, needed(study))]
+        missing = [arm for arm in needed(study) if arm not in study.ready(needed(study))]
         if not missing:
             for item in draw(study):
                 print(textwrap.fill(item, 100)) if isinstance(item, str) else display(item)
@@ -146,19 +128,18 @@ def answer(question, needed, draw, arms=None):
             )
 
 
-def points(interval, digits=2):
-    """An interval in percentage points."""
-    low, high = 100 * interval.low, 100 * interval.high
-    return f"{100 * interval.mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-
-
 def left_out(study, arms):
     """A sentence on the arms that a figure should have and has not."""
-    absent = [arm for arm in arms if arm not in ready(study, arms)]
+    absent = [arm for arm in arms if arm not in study.ready(arms)]
     unstable = [arm for arm in arms if study.diverged(arm)]
     return (f" Not yet run: {', '.join(absent)}." if absent else "") + (
         f" Some runs diverged and are left out: {', '.join(unstable)}." if unstable else ""
     )
+
+
+def points(interval, digits=2):
+    """An interval in percentage points."""
+    return (100 * interval).bracketed(f"+.{digits}f")
 
 
 def compared(one, other, interval):
@@ -284,7 +265,7 @@ def name_points(panel, places):
 
 
 def fidelity_figure(study):
-    arms = ready(study, full_width(study))
+    arms = study.ready(full_width(study))
     figure, panels = plt.subplots(1, 2, figsize=(8.2, 4.0))
     for panel, (measure, factor) in zip(
         panels, (("agreement", 100), ("kl_to_teacher", 1)), strict=True
@@ -578,7 +559,7 @@ def number_table(study, arms, names, caption):
 
 
 def cause_figures(study):
-    arms = ready(study, CAUSES)
+    arms = study.ready(CAUSES)
     pairs = {
         k: pair for k, pair in CONTRASTS.items() if study.difference(*pair) is not None
     }
@@ -674,7 +655,7 @@ METHOD_COLOURS = dict.fromkeys(OUTPUTS, BLUE) | dict.fromkeys(LAYERS, ORANGE)
 
 # %% tags=["hide-input"]
 def layers_figure(study):
-    arms = ready(study, (*OUTPUTS, *LAYERS))
+    arms = study.ready((*OUTPUTS, *LAYERS))
     names = ("accuracy", "agreement", "errors_within_superclass")
     figure = differences(
         study, {arm: (arm, "alone") for arm in arms}, names, colours=METHOD_COLOURS
@@ -795,7 +776,7 @@ def validated(record):
 
 def chosen(study, arms, without=None):
     """The arm that the validation split prefers, by all seeds or without one; an arm of which a run diverged is out."""
-    stable = [arm for arm in ready(study, arms) if not study.diverged(arm)]
+    stable = [arm for arm in study.ready(arms) if not study.diverged(arm)]
 
     def score(arm):
         values = study.values(arm, validated)
@@ -806,7 +787,7 @@ def chosen(study, arms, without=None):
 
 def tuned_tests(study, arms):
     """Test accuracy of each seed under the weight that the other seeds chose."""
-    stable = [arm for arm in ready(study, arms) if not study.diverged(arm)]
+    stable = [arm for arm in study.ready(arms) if not study.diverged(arm)]
     seeds = sorted(set.intersection(*(set(study.values(arm)) for arm in stable)))
     return {s: study.values(chosen(study, arms, s))[s] for s in seeds}
 
@@ -823,14 +804,14 @@ def optimism(study, arms):
     """What choosing adds to a validation score: how far the chosen arm's exceeds its test score, beyond the mean of all arms'."""
     gap = {
         arm: study.mean(arm, validated).mean - study.mean(arm).mean
-        for arm in ready(study, arms)
+        for arm in study.ready(arms)
     }
     return gap[chosen(study, arms)] - np.mean(list(gap.values()))
 
 
 def regret(study, arms):
     """By how much the arm that is best on the test split exceeds the one that the validation split chose."""
-    best = max(study.mean(arm).mean for arm in ready(study, arms))
+    best = max(study.mean(arm).mean for arm in study.ready(arms))
     return best - study.mean(chosen(study, arms)).mean
 
 
@@ -839,7 +820,7 @@ def combination_figures(study):
     budget = {
         m: arms
         for m, arms in tuned(study).items()
-        if len(ready(study, arms)) == 3 and any(not study.diverged(a) for a in arms)
+        if len(study.ready(arms)) == 3 and any(not study.diverged(a) for a in arms)
     }
     best = {method: chosen(study, arms) for method, arms in budget.items()}
     figure, panels = plt.subplots(
@@ -880,7 +861,7 @@ def combination_figures(study):
     rows = {"alone": study.values("alone")}
     rows |= {method: tuned_tests(study, arms) for method, arms in budget.items()}
     tints = {"alone": PURPLE} | {m: FAMILIES[family(arm)] for m, arm in best.items()}
-    if ready(study, ("crd+kd",)):
+    if study.ready(("crd+kd",)):
         rows["crd+kd, as published"] = study.values("crd+kd")
         tints["crd+kd, as published"] = FAMILIES["outputs and layers"]
     figure, panel = plt.subplots(figsize=(6.8, 0.8 + 0.3 * len(rows)))
@@ -946,7 +927,9 @@ answer(
 
 # %% tags=["hide-input"]
 if study := decisive(lambda study: ("alone", *every(study), "crd+kd")):
-    gains = {m: tuned_gain(study, m, parts) for m, parts in PARTS.items() if m in tuned(study)}
+    gains = {
+        m: tuned_gain(study, m, parts) for m, parts in PARTS.items() if m in tuned(study)
+    }
     published, plain = study.values("crd+kd"), tuned_tests(study, BUDGET["kd"])
     both = sorted(published.keys() & plain.keys())
     untuned = paired_difference([published[s] for s in both], [plain[s] for s in both])
@@ -1157,7 +1140,7 @@ def unseen_part(name):
 
 # %% tags=["hide-input"]
 def omitted_figures(study):
-    arms = ready(study, OMITTED)
+    arms = study.ready(OMITTED)
     figure, panels = plt.subplots(1, 3, sharey=True, figsize=(8.2, 0.9 + 0.35 * len(arms)))
     for panel, (name, text) in zip(panels, PARTS_OF_IT.items(), strict=True):
         dots(
@@ -1275,7 +1258,7 @@ def agreement_range(study):
 
 # %% tags=["hide-input"]
 def chain_figures(study):
-    arms = ready(study, chain(study))
+    arms = study.ready(chain(study))
     figure, panels = plt.subplots(
         1, 3, sharey=True, figsize=(8.4, 1.1 + 0.32 * len(arms)), width_ratios=(1, 1, 1)
     )
@@ -1374,7 +1357,7 @@ VIEWS = ("own-view", "teacher-in-training-mode")
 
 # %% tags=["hide-input"]
 def view_figures(study):
-    pairs = {f"{arm} − kd": (arm, "kd") for arm in ready(study, VIEWS)}
+    pairs = {f"{arm} − kd": (arm, "kd") for arm in study.ready(VIEWS)}
     shown = show(
         differences(study, pairs, MEASURES),
         label=f"views-{study.plan}",
@@ -1383,7 +1366,7 @@ def view_figures(study):
         alt="Six panels of paired differences to plain distillation with a line at zero, two rows.",
     )
     found = [shown]
-    if "own-view" in ready(study, VIEWS):
+    if "own-view" in study.ready(VIEWS):
         moved = study.difference("own-view", "kd", "agreement")
         better = study.difference("own-view", "kd")
         found.append(
@@ -1422,7 +1405,7 @@ CALIBRATED = (
 
 # %% tags=["hide-input"]
 def calibration_figure(study):
-    arms = ready(study, CALIBRATED)
+    arms = study.ready(CALIBRATED)
     figure = measured(
         study,
         arms,

@@ -61,8 +61,8 @@ from kdlab.study import book_language_teacher, paired_difference, results
 from kdlab.study.display import (
     data_note,
     device_for,
-    not_yet_run,
     observed,
+    slots,
     source_note,
 )
 from kdlab.theory import reference
@@ -866,25 +866,14 @@ NAMES = {
 HEAT, WEIGHT = ("T2", "T4"), ("alone", "soft0.5", "soft1", "soft-falling")
 
 
-def planned(study, arms):
-    return sum(spec.arm in arms for spec in study.specs)
-
-
-def complete(study, arms):
-    return len(study.all(arms)) == planned(study, arms)
-
-
 def against(study, arms, control, label, what):
     """Differences from the control, seed by seed, in bits per byte and in KL from the teacher."""
     arms = [a for a in arms if study.difference(a, control, "bits_per_byte") is not None]
     figure, panels = plt.subplots(1, 2, figsize=(8.0, 0.5 * len(arms) + 1.4), sharey=True)
     for panel, measure in zip(panels, ("bits_per_byte", "kl_to_teacher"), strict=True):
-        theirs, rows, intervals = study.values(control, measure), {}, {}
+        rows, intervals = {}, {}
         for name in arms:
-            ours = study.values(name, measure)
-            rows[NAMES[name]] = [
-                ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys())
-            ]
+            rows[NAMES[name]] = list(study.differences(name, control, measure).values())
             intervals[NAMES[name]] = study.difference(name, control, measure)
         panel.axvline(0, color="grey", linewidth=1)
         dots(panel, rows, intervals)
@@ -906,12 +895,7 @@ def against(study, arms, control, label, what):
 def section(arms, control, label, what):
     """The figure of each plan that has records for it, and a slot for what is missing of the small one."""
     wanted = [control, *arms]
-    if missing := planned(small, wanted) - len(small.all(wanted)):
-        display(
-            not_yet_run(
-                f"{missing} of {planned(small, wanted)} runs: {what}", small.command
-            )
-        )
+    display(*slots(small, wanted, what))
     for study in (small, large):
         if any(study.difference(a, control, "bits_per_byte") is not None for a in arms):
             display(
@@ -954,7 +938,7 @@ for study in (small, large):
 section(WEIGHT, "kd", "weight", "the weight of the soft targets")
 for study in (small, large):
     d = {a: study.difference(a, "kd", "bits_per_byte") for a in WEIGHT}
-    if all(d.values()) and complete(study, ["kd", *WEIGHT]):
+    if all(d.values()) and study.complete(["kd", *WEIGHT]):
         first = min(
             ["kd", *WEIGHT],
             key=lambda a: np.mean(
@@ -995,13 +979,9 @@ for study in (small, large):
             )
         )
 used = ["kd", *HEAT, *WEIGHT, "timesN"]
-if not complete(large, used):
-    display(
-        not_yet_run(
-            f"{planned(large, used) - len(large.all(used))} of {planned(large, used)} runs: all questions of this section with a teacher of 89 M parameters",
-            large.command,
-        )
-    )
+display(
+    *slots(large, used, "all questions of this section with a teacher of 89 M parameters")
+)
 
 # %% [markdown]
 # ## Limits

@@ -58,10 +58,12 @@ from kdlab.models import count_parameters, gpt_64x2, gpt_96x3, gpt_224x4
 from kdlab.objectives import CrossEntropy, ForwardKL, forward_kl, reverse_kl
 from kdlab.study import book_language_teacher, mean_interval, results
 from kdlab.study.display import (
+    called,
     data_note,
     device_for,
     not_yet_run,
     observed,
+    slots,
     source_note,
     verdict,
 )
@@ -318,40 +320,14 @@ small, large = results("language-small"), results("language")
 studies = (small, large)
 
 
-def planned(study, arms):
-    return sum(spec.arm in arms for spec in study.specs)
-
-
-def complete(study, arms):
-    return len(study.all(arms)) == planned(study, arms)
-
-
-def ready(study, arms):
-    """Those of the arms that have a mean: at least two runs that did not diverge."""
-    return [name for name in arms if study.mean(name, "bits_per_byte") is not None]
-
-
-def slot(arms, what):
-    """Says what of the small plan has still to be run for this section, if anything."""
-    if lacking := planned(small, arms) - len(small.all(arms)):
-        display(
-            not_yet_run(f"{lacking} of {planned(small, arms)} runs: {what}", small.command)
-        )
-
-
 def spec_of(study, arm):
     return next(spec for spec in study.specs if spec.arm == arm)
-
-
-def size(spec):
-    """A model's name for people."""
-    return spec.student.replace("gpt_", "GPT ").replace("x", "×")
 
 
 def described(study):
     spec = spec_of(study, "kd")
     read = spec.recipe.epochs * spec.recipe.epoch_examples * parse(spec.data)[2]
-    return f"{size(spec.teacher)} to {size(spec)}, {read / 1e6:.1f} million tokens"
+    return f"{called(spec.teacher.student)} to {called(spec.student)}, {read / 1e6:.1f} million tokens"
 
 
 def others(study):
@@ -381,11 +357,6 @@ def curve(record):
     return np.array(record["epochs"]["validation.bits_per_byte"])
 
 
-def signed(i, factor=1.0, digits=3):
-    """A difference with its interval."""
-    return f"{factor * i.mean:+.{digits}f} [{factor * i.low:+.{digits}f}, {factor * i.high:+.{digits}f}]"
-
-
 # %% tags=["hide-input"]
 def teacher_figure(study):
     record, spec = teachers_record(study), study.specs[0]
@@ -404,7 +375,7 @@ def teacher_figure(study):
     return show(
         figure,
         label=f"teacher-{study.plan}",
-        caption=f"{size(spec)} learns from the text alone: bits per byte of the validation text after each epoch, {values[-1]:.3f} at the end; {record['test']['bits_per_byte']:.3f} on the test text. One run.{said}",
+        caption=f"{called(spec.student)} learns from the text alone: bits per byte of the validation text after each epoch, {values[-1]:.3f} at the end; {record['test']['bits_per_byte']:.3f} on the test text. One run.{said}",
         alt="A falling curve of bits per byte against tokens read.",
     )
 
@@ -499,7 +470,7 @@ def gap_figure(study):
     )
     rows, intervals, colours, closed = {}, {}, {}, {}
     for alone, kd in pairs_ready(study):
-        model = size(spec_of(study, alone))
+        model = called(spec_of(study, alone).student)
         for arm, what, colour in ((alone, "alone", ORANGE), (kd, "distilled", BLUE)):
             rows[f"{model}, {what}"] = list(study.values(arm, "bits_per_byte").values())
             intervals[f"{model}, {what}"] = study.mean(arm, "bits_per_byte")
@@ -537,10 +508,10 @@ def gap_table(study):
             d = study.difference(kd, alone, measure)
             rows.append(
                 [
-                    f"{size(spec_of(study, alone))}, {name}",
+                    f"{called(spec_of(study, alone).student)}, {name}",
                     f"{factor * a.mean:.{digits}f}",
                     f"{factor * k.mean:.{digits}f}",
-                    signed(d, factor, digits),
+                    (factor * d).bracketed(f"+.{digits}f"),
                     d.n,
                 ]
             )
@@ -551,7 +522,7 @@ def gap_table(study):
     )
 
 
-slot(four(small), "students of two sizes, alone and distilled")
+display(*slots(small, four(small), "students of two sizes, alone and distilled"))
 for study in studies:
     if pairs_ready(study):
         used = [teachers_record(study), *study.all(four(study))]
@@ -603,7 +574,7 @@ def curves_figure(study):
                     np.mean(runs, 0),
                     styles,
                     color=colour,
-                    label=f"{size(spec_of(study, arm))}, {what}",
+                    label=f"{called(spec_of(study, arm).student)}, {what}",
                 )
     if record := teachers_record(study):
         for panel in panels:
@@ -631,9 +602,8 @@ def equal_differences(study):
     for alone, kd, equal in with_equal(study):
         for what, control in (("tokens", alone), ("compute", equal)):
             if difference := study.difference(kd, control, "bits_per_byte"):
-                ours, theirs = (study.values(a, "bits_per_byte") for a in (kd, control))
-                by_seed = [ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys())]
-                found[size(spec_of(study, kd)), what] = by_seed, difference
+                by_seed = list(study.differences(kd, control, "bits_per_byte").values())
+                found[called(spec_of(study, kd).student), what] = by_seed, difference
     return found
 
 
@@ -652,7 +622,7 @@ def equal_figure(study):
         figure,
         label=f"equal-{study.plan}",
         caption=f"Left of the line distillation is better ({described(study)} for the distilled; a dot a seed, mean and 95 % interval): "
-        + "; ".join(f"{name}, {signed(i)}" for name, i in intervals.items())
+        + "; ".join(f"{name}, {i.bracketed()}" for name, i in intervals.items())
         + ".",
         alt="Rows of dots with intervals: the distilled student minus the one alone, at equal tokens and at equal compute, for two sizes.",
     )
@@ -662,12 +632,10 @@ def six(study):
     return [arm for arms in with_equal(study) for arm in arms]
 
 
-slot(
-    [arm for arm in six(small) if arm.endswith(EQUAL)],
-    "students alone that spend what the teacher's looks cost",
-)
+equal = [arm for arm in six(small) if arm.endswith(EQUAL)]
+display(*slots(small, equal, "students alone that spend what the teacher's looks cost"))
 for study in studies:
-    if len(ready(study, four(study))) >= 2:
+    if len(study.ready(four(study))) >= 2:
         display(curves_figure(study))
         if any(what == "compute" for _, what in equal_differences(study)):
             display(equal_figure(study))
@@ -803,7 +771,7 @@ display(
         figure,
         label="live",
         caption=f"The smallest student, three initialisations. Left: validation text ({len(probe)} blocks) after each epoch. Right: differences from training alone at the end, paired by initialisation (left of the line is better): "
-        + "; ".join(f"{name.split(', ')[1]} {signed(i)}" for name, i in live.items())
+        + "; ".join(f"{name.split(', ')[1]} {i.bracketed()}" for name, i in live.items())
         + ". The batches are the same for all, so that the intervals do not speak for other batches.",
         alt="Left: falling curves of bits per byte for students alone and distilled. Right: dots of differences from training alone at equal tokens and at equal compute.",
     ),
@@ -854,8 +822,7 @@ def compared_figure(study, compared, *, label, what):
     for panel, (measure, title, factor) in zip(panels, MEASURES, strict=True):
         rows, intervals = {}, {}
         for name, (arm, control) in compared.items():
-            ours, theirs = study.values(arm, measure), study.values(control, measure)
-            rows[name] = [ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys())]
+            rows[name] = list(study.differences(arm, control, measure).values())
             intervals[name] = study.difference(arm, control, measure)
         panel.axvline(0, color="grey", linewidth=1)
         dots(panel, rows, intervals, factor=factor)
@@ -868,7 +835,9 @@ def compared_figure(study, compared, *, label, what):
         figure,
         label=f"{label}-{study.plan}",
         caption=f"{what} ({described(study)}); a dot a seed, mean and 95 % interval. Left of the line is better for bits per byte, KL and calibration, right of it for agreement. Bits per byte: "
-        + "; ".join(f"{name}, {signed(i)}" for name, i in found["bits per byte"].items())
+        + "; ".join(
+            f"{name}, {i.bracketed()}" for name, i in found["bits per byte"].items()
+        )
         + f". Of these {len(compared)} intervals {apart} leave out zero.",
         alt="Four panels of dots with intervals, a row an arm: differences in bits per byte, in agreement with the teacher, in KL from the teacher and in calibration error.",
     )
@@ -876,7 +845,7 @@ def compared_figure(study, compared, *, label, what):
 
 def means_table(study, arms):
     rows = []
-    for arm in ready(study, arms):
+    for arm in study.ready(arms):
         row = [arm]
         for measure, _, factor in MEASURES:
             i = study.mean(arm, measure)
@@ -895,7 +864,7 @@ def means_table(study, arms):
 def compared_section(compared, *, label, what, question):
     asked, controls = zip(*compared.values(), strict=True)
     arms = list(dict.fromkeys([*controls, *asked]))
-    slot(arms, question)
+    display(*slots(small, arms, question))
     for study in studies:
         if comparable(study, compared):
             display(
@@ -954,8 +923,7 @@ def less_steep_figure(study):
     rows, intervals = {}, {}
     for title, (arm, control) in less_steep(study).items():
         if difference := study.difference(arm, control, "bits_per_byte"):
-            ours, theirs = (study.values(a, "bits_per_byte") for a in (arm, control))
-            rows[title] = [ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys())]
+            rows[title] = list(study.differences(arm, control, "bits_per_byte").values())
             intervals[title] = difference
     figure, panel = plt.subplots(figsize=(7.0, 0.4 * len(rows) + 0.9))
     panel.axvline(0, color="grey", linewidth=1)
@@ -964,15 +932,15 @@ def less_steep_figure(study):
     return show(
         figure,
         label=f"less-steep-{study.plan}",
-        caption=f"Left of the line is better ({described(study)}; the assisted student is {size(spec_of(study, others(study)[1][1]))}, its assistant {size(spec_of(study, 'kd'))}; a dot a seed, mean and 95 % interval): "
-        + "; ".join(f"{title}, {signed(i)}" for title, i in intervals.items())
+        caption=f"Left of the line is better ({described(study)}; the assisted student is {called(spec_of(study, others(study)[1][1]).student)}, its assistant {called(spec_of(study, 'kd').student)}; a dot a seed, mean and 95 % interval): "
+        + "; ".join(f"{title}, {i.bracketed()}" for title, i in intervals.items())
         + ".",
         alt="Rows of dots with intervals: differences in bits per byte of a falling temperature and of a teacher assistant from plain distillation.",
     )
 
 
 asked = [arm for pair in less_steep(small).values() for arm in pair]
-slot(asked, "a falling temperature, and a teacher assistant")
+display(*slots(small, asked, "a falling temperature, and a teacher assistant"))
 for study in studies:
     arms = [arm for pair in less_steep(study).values() for arm in pair]
     if any(study.difference(*pair, "bits_per_byte") for pair in less_steep(study).values()):
@@ -1130,8 +1098,8 @@ levels, rises = [level(d) for d in range(2)], [growth(d) for d in range(2)]
 show(
     figure,
     label="exposure",
-    caption=f"One young student and the teacher on {TEXTS} continuations of three kinds: seven windows of positions, mean over texts with 95 % intervals (a little apart sideways, so that they can be told). On its own text minus on the corpus, paired by prompt: forward {signed(levels[0], digits=2)}, reverse {signed(levels[1], digits=2)} nats a token. "
-    f"What its own text adds to the growth from the first third to the last: forward {signed(rises[0], digits=2)}, reverse {signed(rises[1], digits=2)}.",
+    caption=f"One young student and the teacher on {TEXTS} continuations of three kinds: seven windows of positions, mean over texts with 95 % intervals (a little apart sideways, so that they can be told). On its own text minus on the corpus, paired by prompt: forward {levels[0].bracketed('+.2f')}, reverse {levels[1].bracketed('+.2f')} nats a token. "
+    f"What its own text adds to the growth from the first third to the last: forward {rises[0].bracketed('+.2f')}, reverse {rises[1].bracketed('+.2f')}.",
     alt="Two panels, forward and reverse KL from the teacher against position, with a line each for the corpus, the teacher's text and the student's own.",
 )
 
@@ -1182,7 +1150,7 @@ WRITERS = ("alone", "kd", "soft1", "teacher-text", "own-text", "own-text-reverse
 def samples(study):
     entries = []
     if record := teachers_record(study):
-        entries.append((f"teacher, {size(study.specs[0])}", record))
+        entries.append((f"teacher, {called(study.specs[0].student)}", record))
     entries += [
         (arm, study.arm(arm)[0])
         for arm in WRITERS
@@ -1201,7 +1169,7 @@ for study in studies:
             ),
             source_note([record for _, record in entries]),
         )
-slot(WRITERS, "texts of the students")
+display(*slots(small, WRITERS, "texts of the students"))
 
 # %% [markdown]
 # ## The claim
@@ -1214,7 +1182,8 @@ decides = next(
     (
         study
         for study in reversed(studies)
-        if complete(study, [study.specs[0].arm, *six(study)])
+        if teachers_record(study)
+        and study.complete(six(study))
         and len(equal_differences(study)) == 4
     ),
     None,
@@ -1225,8 +1194,8 @@ if decides is not None:
         share = mean_interval(gap_closed(decides, alone, kd))
         longer = decides.difference(equal, kd, "bits_per_byte")
         said.append(
-            f"{size(spec_of(decides, alone))}, {share:.0%}"
-            + f", while one alone that spends the same arithmetic on more tokens ends {signed(longer)} bits per byte from the distilled one"
+            f"{called(spec_of(decides, alone).student)}, {share:.0%}"
+            + f", while one alone that spends the same arithmetic on more tokens ends {longer.bracketed()} bits per byte from the distilled one"
         )
     given = verdict(
         "B12", "depends",
@@ -1239,13 +1208,9 @@ if decides is not None:
 # %% tags=["hide-input"]
 asked = [pair[0] for pair in (DIVERGENCES | HINTS | TEXT_ARMS).values()]
 asked = list(dict.fromkeys([large.specs[0].arm, *six(large), *asked, "soft1", "kd-same-text"]))  # fmt: skip
-if not complete(large, asked):
-    display(
-        not_yet_run(
-            f"{planned(large, asked) - len(large.all(asked))} of {planned(large, asked)} runs: all questions of this chapter on a GPU ({described(large)})",
-            large.command,
-        )
-    )
+display(
+    *slots(large, asked, f"all questions of this chapter on a GPU ({described(large)})")
+)
 
 # %% [markdown]
 # ## Limits

@@ -82,6 +82,7 @@ from kdlab.study.display import (
     device_for,
     not_yet_run,
     observed,
+    slots,
     source_note,
 )
 from kdlab.training import (
@@ -1032,10 +1033,6 @@ MEASURES = (
 )
 
 
-def planned(study):
-    return sum(spec.arm in FROM for spec in study.specs)
-
-
 def comparable(study):
     """The caches whose runs can be paired with those of the live teacher."""
     return [name for name in CACHED if study.difference(name, LIVE, "bits_per_byte")]
@@ -1048,9 +1045,7 @@ def caches_figure(study):
     for panel, (measure, title, factor) in zip(panels, MEASURES, strict=True):
         rows, intervals = {}, {}
         for name in arms:
-            ours, live = study.values(name, measure), study.values(LIVE, measure)
-            seeds = sorted(ours.keys() & live.keys())
-            rows[CACHED[name]] = [ours[seed] - live[seed] for seed in seeds]
+            rows[CACHED[name]] = list(study.differences(name, LIVE, measure).values())
             difference = study.difference(name, LIVE, measure)
             intervals[CACHED[name]] = difference
             apart += difference.excludes_zero
@@ -1071,10 +1066,7 @@ def differences_table(study):
     rows = []
     for name in comparable(study):
         found = [(study.difference(name, LIVE, m), factor) for m, _, factor in MEASURES]
-        cells = [
-            f"{factor * d.mean:+.3f} [{factor * d.low:+.3f}, {factor * d.high:+.3f}]"
-            for d, factor in found
-        ]
+        cells = [(factor * d).bracketed() for d, factor in found]
         rows.append([CACHED[name], *cells, found[0][0].n])
     return table(
         ["taught by", *(title for _, title, _ in MEASURES), "$n$"],
@@ -1104,13 +1096,11 @@ def caches_table(study):
     )
 
 
-if missing := planned(small) - len(small.all(FROM)):
-    display(
-        not_yet_run(
-            f"{missing} of {planned(small)} runs: caches of twelve entries beside the live teacher, on the same text",
-            small.command,
-        )
+display(
+    *slots(
+        small, FROM, "caches of twelve entries beside the live teacher, on the same text"
     )
+)
 for study in (small, large):
     if comparable(study):
         display(caches_figure(study), differences_table(study))
@@ -1128,13 +1118,13 @@ for study in (small, large):
                 sure.mean > 0 and near.mean > 0,
             )
         )
-if missing := planned(large) - len(large.all(FROM)):
-    display(
-        not_yet_run(
-            f"{missing} of {planned(large)} runs: the same for a teacher of 89 million parameters and a vocabulary of 16,384",
-            large.command,
-        )
+display(
+    *slots(
+        large,
+        FROM,
+        "the same for a teacher of 89 million parameters and a vocabulary of 16,384",
     )
+)
 
 # %% tags=["hide-input"]
 folder.cleanup()

@@ -28,7 +28,6 @@ profile = "cpu"
 
 # %% tags=["hide-input"]
 import html
-import json
 import random
 import statistics
 import time
@@ -54,6 +53,7 @@ from kdlab.figures import (
     dots,
     mathematics,
     show,
+    speed_up_dial,
     table,
     use_style,
 )
@@ -86,13 +86,15 @@ from kdlab.study import (
     results,
 )
 from kdlab.study.display import (
+    called,
     data_note,
     device_for,
-    not_yet_run,
     observed,
+    slots,
     source_note,
     verdict,
 )
+from kdlab.study.drafts import acceptance_rate, call_yield, round_of, times_as_fast
 from kdlab.training import Learner, Recipe, fast_precision, fit_together, measure_tokens
 
 use_style()
@@ -839,60 +841,16 @@ def plan_of(study):
     return next(spec.drafting for spec in study.specs if spec.drafting)
 
 
-def round_of(record, length, stop=0.0):
-    """The columns of one way to propose."""
-    return next(
-        each
-        for each in record["test"]["drafting"]["rounds"]
-        if (each["draft_length"], each["stop_below"]) == (length, stop)
-    )
-
-
-def believed_of(length, stop=0.0):
-    """Accepted of tested, as a measure of a record."""
-
-    def measure(record):
-        found = round_of(record, length, stop)
-        return sum(found["accepted"]) / sum(found["tested"])
-
-    return measure
-
-
-def brought_of(length, stop=0.0):
-    """Tokens per call."""
-
-    def measure(record):
-        found = round_of(record, length, stop)
-        return 1 + sum(found["accepted"]) / sum(found["calls"])
-
-    return measure
-
-
-def faster_of(length, stop=0.0):
-    """Plain seconds over speculative ones."""
-
-    def measure(record):
-        plain = sum(record["test"]["drafting"]["plain_seconds"])
-        return plain / sum(round_of(record, length, stop)["seconds"])
-
-    return measure
-
-
-def ready(study):
-    """The arms that have a mean: at least two runs that did not diverge."""
-    return [arm for arm in ARMS if study.mean(arm, believed_of(4)) is not None]
-
-
 def with_points(study):
     """Measured points of each arm: (γ, tokens per call, speed-up), and its acceptance."""
     found = []
-    for arm in ready(study):
+    for arm in study.ready(ARMS):
         ways = [length for length, stop in plan_of(study).rounds if not stop]
-        points = [[g, *(study.mean(arm, m(g)).mean for m in (brought_of, faster_of))] for g in ways]  # fmt: skip
+        points = [[g, *(study.mean(arm, m(g)).mean for m in (call_yield, times_as_fast))] for g in ways]  # fmt: skip
         found.append(
             {
                 "name": f"{ARMS[arm]} ({'CPU' if study is small else 'GPU'})",
-                "alpha": study.mean(arm, believed_of(ways[1])).mean,
+                "alpha": study.mean(arm, acceptance_rate(ways[1])).mean,
                 "points": points,
             }
         )
@@ -910,103 +868,11 @@ sets = [
 ]
 
 # %% tags=["hide-input"]
-SCRIPT = """
-(() => {
-  const figure = document.getElementById("fig-turn"), given = JSON.parse(figure.dataset.given);
-  const make = (tag, attributes = {}, ...children) => {
-    const node = Object.assign(document.createElement(tag), attributes);
-    node.append(...children);
-    return node;
-  };
-  const draw = (tag, attributes, text) => {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    if (text !== undefined) node.textContent = text;
-    return node;
-  };
-  const longest = 16, W = 440, H = 250, left = 34, bottom = 36;
-  const state = { ...given.start };
-  let shown = 0;
-  const tokens = (gamma) => { let sum = 0; for (let k = 0; k <= gamma; k++) sum += state.alpha ** k; return sum; };
-  const speed = (gamma) => tokens(gamma) / (1 + gamma * (state.c + state.w));
-  const picture = draw("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", style: "width:100%;max-width:42rem" });
-  const output = make("output");
-  const choose = make("div", { className: "kd-choose" });
-
-  const turn = () => {
-    const points = given.sets[shown].points, all = [...Array(longest)].map((_, i) => i + 1);
-    const top = Math.ceil(Math.max(2, ...all.map(tokens), ...points.flatMap((p) => p.slice(1))));
-    const x = (g) => left + ((W - left - 8) * (g - 0.5)) / longest, y = (s) => H - bottom - ((H - bottom - 10) * s) / top;
-    const line = (f, colour, dashes) => draw("polyline", { points: all.map((g) => `${x(g)},${y(f(g))}`).join(" "), fill: "none", stroke: colour, "stroke-width": 2, "stroke-dasharray": dashes });
-    picture.replaceChildren();
-    for (let s = 0; s <= top; s += top > 8 ? 2 : 1) {
-      picture.append(draw("line", { x1: left, x2: W - 8, y1: y(s), y2: y(s), stroke: "currentColor", "stroke-opacity": s === 1 ? 0.6 : 0.15 }));
-      picture.append(draw("text", { x: left - 6, y: y(s) + 4, "text-anchor": "end", "font-size": 12, fill: "currentColor" }, s));
-    }
-    for (const g of all) if (g === 1 || g % 2 === 0) picture.append(draw("text", { x: x(g), y: H - bottom + 15, "text-anchor": "middle", "font-size": 12, fill: "currentColor" }, g));
-    picture.append(draw("text", { x: (W + left) / 2, y: H - 4, "text-anchor": "middle", "font-size": 12, fill: "currentColor" }, "draft length \\u03b3"));
-    picture.append(draw("line", { x1: x(state.gamma), x2: x(state.gamma), y1: y(0), y2: y(top), stroke: "currentColor", "stroke-opacity": 0.5, "stroke-dasharray": "2 3" }));
-    picture.append(line(tokens, given.blue, "6 3"), line(speed, given.red, "none"));
-    for (const [g, t, s] of points) {
-      picture.append(draw("circle", { cx: x(g), cy: y(t), r: 4.5, fill: given.blue }));
-      picture.append(draw("path", { d: `M${x(g)} ${y(s) - 6}l6 6l-6 6l-6 -6z`, fill: given.red }));
-    }
-    const best = all.reduce((a, b) => (speed(b) > speed(a) ? b : a));
-    const told = speed(best) > 1 ? `best at \\u03b3 = ${best}: ${speed(best).toFixed(2)} times` : "no draft length helps";
-    output.textContent = `tokens per call ${tokens(state.gamma).toFixed(2)}   speed-up ${speed(state.gamma).toFixed(2)}   ${told}`;
-    picture.setAttribute("aria-label", `Tokens per call and speed-up against draft length. ${output.textContent}.`);
-  };
-
-  const controls = make("div", { className: "kd-controls" });
-  const sliders = {};
-  for (const [key, label, min, max, step, digits] of [["alpha", "acceptance \\u03b1", 0, 0.99, 0.01, 2], ["gamma", "draft length \\u03b3", 1, longest, 1, 0], ["c", "cost of the draft c", 0, 1, 0.01, 2], ["w", "cost of a further token w", 0, 1, 0.01, 2]]) {
-    const slider = make("input", { type: "range", min, max, step, value: state[key], id: `turn-${key}` });
-    const reading = make("span", { className: "kd-number" });
-    const read = () => { reading.textContent = Number(state[key]).toFixed(digits); slider.setAttribute("aria-valuetext", reading.textContent); };
-    slider.addEventListener("input", () => { state[key] = Number(slider.value); read(); turn(); });
-    sliders[key] = { slider, read };
-    slider.style.flex = "1 1 5rem"; slider.style.minWidth = "4rem"; reading.style.flex = "0 0 2.4rem";
-    const name = make("label", { htmlFor: slider.id, textContent: label });
-    name.style.flex = "0 0 11rem";
-    const row = make("div", {}, name, slider, reading);
-    row.style.cssText = "display:flex;gap:0.6rem;align-items:center;flex:1 1 18rem";
-    controls.append(row);
-    read();
-  }
-  given.sets.forEach((set, i) => choose.append(make("button", { type: "button", textContent: set.name, onclick: () => {
-    shown = i;
-    state.alpha = set.alpha;
-    sliders.alpha.slider.value = set.alpha;
-    sliders.alpha.read();
-    mark();
-  } })));
-  const mark = () => { [...choose.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === shown))); turn(); };
-  figure.querySelector(".kd-dial-off").replaceWith(choose, picture, controls, output);
-  output.style.cssText = "display:block;margin-top:0.5rem;white-space:pre-wrap;font-size:0.9rem";
-  mark();
-})();
-"""
-given = {
-    "start": {"alpha": sets[0]["alpha"], "gamma": 4, "c": c, "w": w},
-    "sets": sets,
-    "blue": BLUE,
-    "red": VERMILION,
-}
-given = html.escape(
-    json.dumps(
-        json.loads(
-            json.dumps(given), parse_float=lambda number: float(f"{float(number):.4g}")
-        )
-    )
-)
 caption = (
     f"Dashed blue, tokens per call; red, speed-up; a heavier grey line at one, below which plain decoding is faster. It starts at what was measured live: $\\alpha={sets[0]['alpha']:.2f}$, $c={c:.2f}$, $w={w:.2f}$. "
     "The buttons choose whose measured points are shown, and set $\\alpha$ to theirs, measured at the second draft length; the costs stay as you set them."
 )
-Shown(
-    f'<figure class="kd-figure kd-dial" id="fig-turn" data-ready="yes" data-given="{given}"><p class="kd-dial-off">This figure needs JavaScript.</p>'
-    f"<figcaption>{mathematics(caption)}</figcaption></figure><script>{SCRIPT}</script>"
-)
+speed_up_dial(sets, draft_cost=c, token_cost=w, label="turn", caption=caption)
 
 # %% [markdown]
 # Three settings are worth trying. With $w=0$ and a cheap draft, the best draft length is long, and grows quickly as $\alpha$ nears one. With $c$ above $\alpha$ no draft length helps, whatever the verifier
@@ -1201,27 +1067,10 @@ print(
 
 
 # %% tags=["hide-input"]
-def planned(study, arms):
-    return sum(spec.arm in arms for spec in study.specs)
-
-
-def complete(study, arms):
-    return len(study.all(arms)) == planned(study, arms)
-
-
-def size(spec):
-    """A model's name for people."""
-    return spec.student.replace("gpt_", "GPT ").replace("x", "×")
-
-
 def described(study):
     spec = next(spec for spec in study.specs if spec.drafting)
     read = spec.recipe.epochs * spec.recipe.epoch_examples * parse(spec.data)[2]
-    return f"{size(spec)} as draft of {size(spec.teacher)}, {read / 1e6:.1f} million tokens"
-
-
-def signed(i, digits=3):
-    return f"{i.mean:+.{digits}f} [{i.low:+.{digits}f}, {i.high:+.{digits}f}]"
+    return f"{called(spec.student)} as draft of {called(spec.teacher.student)}, {read / 1e6:.1f} million tokens"
 
 
 ARM_HUES = dict(zip(ARMS, (ORANGE, BLUE, SKY, GREEN, PURPLE, VERMILION), strict=True))
@@ -1235,10 +1084,10 @@ def within(study, arm, length):
 
 
 def arms_figure(study):
-    arms, length = ready(study), 4
+    arms, length = study.ready(ARMS), 4
     measures = {
-        f"accepted / tested, $\\gamma={length}$": believed_of(length),
-        f"tokens per call, $\\gamma={length}$": brought_of(length),
+        f"accepted / tested, $\\gamma={length}$": acceptance_rate(length),
+        f"tokens per call, $\\gamma={length}$": call_yield(length),
         "bits per byte": "bits_per_byte",
     }
     figure, panels = plt.subplots(1, 3, figsize=(9.0, 0.9 + 0.36 * len(arms)), sharey=True)
@@ -1256,15 +1105,15 @@ def arms_figure(study):
 
 
 def differences_table(study):
-    arms = [arm for arm in ready(study) if arm != "alone"]
+    arms = [arm for arm in study.ready(ARMS) if arm != "alone"]
     rows = []
     for arm in arms:
         found = [
             study.difference(arm, "alone", measure)
-            for measure in (believed_of(4), lambda r: 1 - r["test"]["total_variation"], brought_of(4), "bits_per_byte")
+            for measure in (acceptance_rate(4), lambda r: 1 - r["test"]["total_variation"], call_yield(4), "bits_per_byte")
         ]  # fmt: skip
         if all(found):
-            rows.append([ARMS[arm], *map(signed, found), found[0].n])
+            rows.append([ARMS[arm], *(i.bracketed() for i in found), found[0].n])
     if not rows:
         return None
     return table(
@@ -1277,10 +1126,10 @@ def differences_table(study):
 def ways_table(study):
     """Tokens per call beside the formula, and the clock, of each way to propose."""
     rows = []
-    for arm in ready(study):
+    for arm in study.ready(ARMS):
         for length, stop in plan_of(study).rounds:
             way = f"{length}" + (f", stops below {stop:g}" if stop else "")
-            at = study.mean(arm, believed_of(length, stop))
+            at = study.mean(arm, acceptance_rate(length, stop))
             formula = "–" if stop else f"{tokens_per_call(at.mean, length):.2f}"
             rows.append(
                 [
@@ -1288,14 +1137,14 @@ def ways_table(study):
                     way,
                     f"{at.mean:.3f}",
                     formula,
-                    f"{study.mean(arm, brought_of(length, stop)).mean:.2f}",
-                    f"{study.mean(arm, faster_of(length, stop)).mean:.2f}",
+                    f"{study.mean(arm, call_yield(length, stop)).mean:.2f}",
+                    f"{study.mean(arm, times_as_fast(length, stop)).mean:.2f}",
                 ]
             )
     return table(
         ["draft", "$\\gamma$", "accepted / tested", "tokens per call, formula", "measured", "times as fast"],
         rows,
-        caption=f"Means over seeds. A draft that stops proposes less, so that more of what it proposes is accepted; its tokens per call are to be compared with the clock beside. Times as fast: on {', '.join(sorted({r['provenance']['device'] for r in study.all(ready(study))}))}, one text at a time.",
+        caption=f"Means over seeds. A draft that stops proposes less, so that more of what it proposes is accepted; its tokens per call are to be compared with the clock beside. Times as fast: on {', '.join(sorted({r['provenance']['device'] for r in study.all(study.ready(ARMS))}))}, one text at a time.",
     )  # fmt: skip
 
 
@@ -1303,44 +1152,29 @@ def expected_line(study):
     """Accepted minus expected, over all prompts of all runs."""
     gaps = [
         np.subtract(found["accepted"], found["expected"])
-        for record in study.all(ready(study))
+        for record in study.all(study.ready(ARMS))
         if record["test"]
         for found in record["test"]["drafting"]["rounds"]
         if found["draft_length"] == 4
     ]
     i = mean_interval(np.mean(gaps, 0))
-    return f"Accepted minus expected in the records of {study.plan}, a prompt, $\\gamma=4$: {signed(i)}, over prompts."
+    return f"Accepted minus expected in the records of {study.plan}, a prompt, $\\gamma=4$: {i.bracketed()}, over prompts."
 
 
-lacking = {
-    study.plan: planned(study, ARMS) - len(study.all(list(ARMS))) for study in studies
-}
-if lacking["drafts-small"]:
-    display(
-        not_yet_run(
-            f"{lacking['drafts-small']} of {planned(small, ARMS)} runs: drafts from six objectives ({described(small)})",
-            small.command,
-        )
-    )
+display(*slots(small, ARMS, f"drafts from six objectives ({described(small)})"))
 for study in studies:
-    if ready(study):
+    if study.ready(ARMS):
         display(arms_figure(study))
         if (found := differences_table(study)) is not None:
             display(found)
         display(
             ways_table(study),
             Shown(f"<p>{mathematics(expected_line(study))}</p>"),
-            source_note(study.all(ready(study))),
+            source_note(study.all(study.ready(ARMS))),
         )
     if diverged := sum(study.diverged(arm) for arm in ARMS):
         print(f"{study.plan}: {diverged} runs diverged")
-if lacking["drafts"]:
-    display(
-        not_yet_run(
-            f"{lacking['drafts']} of {planned(large, ARMS)} runs: the same on a GPU ({described(large)})",
-            large.command,
-        )
-    )
+display(*slots(large, ARMS, f"the same on a GPU ({described(large)})"))
 
 # %% [markdown]
 # How to read them. The first panel answers the claim: is a row below *alone* to the right of it? The second is the same through the rounds: a gain in acceptance is worth the more tokens, the higher it is already, since acceptances multiply. The third is there
@@ -1356,19 +1190,19 @@ decides = next(
     (
         study
         for study in reversed(studies)
-        if complete(study, ["alone", *COMPARED])
-        and all(study.difference(arm, "alone", believed_of(4)) for arm in COMPARED)
+        if study.complete(["alone", *COMPARED])
+        and all(study.difference(arm, "alone", acceptance_rate(4)) for arm in COMPARED)
     ),
     None,
 )
 if decides is not None:
-    gains = {arm: decides.difference(arm, "alone", believed_of(4)) for arm in COMPARED}
-    control = decides.mean("alone", believed_of(4))
-    clocks = {arm: decides.mean(arm, faster_of(4)).mean for arm in ("alone", *COMPARED)}
+    gains = {arm: decides.difference(arm, "alone", acceptance_rate(4)) for arm in COMPARED}
+    control = decides.mean("alone", acceptance_rate(4))
+    clocks = {arm: decides.mean(arm, times_as_fast(4)).mean for arm in ("alone", *COMPARED)}
     given = verdict(
         "B15", "depends",
         f"A draft is accepted with probability one minus its total variation from the verifier, so it depends on what it learns, and on how much is held equal. At equal tokens ({described(decides)}, $\\gamma=4$, $T=1$) the draft alone is accepted {control.mean:.3f} of the time; distillation adds, paired by seed, "
-        + "; ".join(f"{signed(i)} with {ARMS[arm]} (n = {i.n})" for arm, i in gains.items())
+        + "; ".join(f"{i.bracketed()} with {ARMS[arm]} (n = {i.n})" for arm, i in gains.items())
         + ". The verifier's looks during training are not counted. The text is the verifier's in any case, and whether time is saved is another question: on the machine of these records plain decoding is 1 and the drafts are "
         + ", ".join(f"{value:.2f} ({ARMS[arm]})" for arm, value in clocks.items()) + " times as fast.",
         data=data,

@@ -59,13 +59,15 @@ from kdlab.study import (
     results,
 )
 from kdlab.study.display import (
+    called,
     data_note,
     device_for,
-    not_yet_run,
     observed,
+    slots,
     source_note,
     verdict,
 )
+from kdlab.study.drafts import call_yield, round_of, times_as_fast
 from kdlab.training import Learner, Recipe, fit_together, measure_further
 
 use_style()
@@ -619,10 +621,6 @@ for k, panel in enumerate(panels):
     panel.set_xlabel(f"$1-\\mathrm{{TV}}$, {TOKENS[k]}", fontsize="small")
 
 
-def signed(i, digits=3):
-    return f"{i.mean:+.{digits}f} [{i.low:+.{digits}f}, {i.high:+.{digits}f}]"
-
-
 gained = {
     kind: [
         paired_difference(*(shares[kind, name][:, k] for name in ("distilled", "labels")))
@@ -635,7 +633,7 @@ show(
     label="live",
     caption=f"Acceptance by depth on {len(held_out)} held-out blocks, one training each; 95 % intervals over blocks, which say how well these modules are measured, not how the next training would come out. Dotted: frequencies of tokens. Distilled minus labels, module 1 to 3: "
     + "; ".join(
-        f"{kind} {', '.join(signed(i) for i in each)}" for kind, each in gained.items()
+        f"{kind} {', '.join(i.bracketed() for i in each)}" for kind, each in gained.items()
     )
     + ".",
     alt="Three panels, second to fourth token ahead, each with an interval for four modules and a dotted line of frequencies.",
@@ -708,7 +706,7 @@ panel.axhline(4.5, color="grey", linewidth=1)
 panel.set_xlabel("acceptance of the second token")
 rungs = list(ladder)
 steps = [
-    f"{b} minus {a} {signed(paired_difference(ladder[b], ladder[a]))}"
+    f"{b} minus {a} {paired_difference(ladder[b], ladder[a]).bracketed()}"
     for a, b in ((rungs[i], rungs[j]) for i, j in ((0, 2), (2, 3), (3, 4), (4, 6)))
 ]
 show(
@@ -924,20 +922,6 @@ ARMS = {f"{k}-{t}": f"{KINDS[k]}, {TAUGHT[t]}" for k in KINDS for t in TAUGHT}
 HUES = {f"{k}-{t}": hue for k in KINDS for t, hue in zip(TAUGHT, (ORANGE, BLUE, GREEN), strict=True)}  # fmt: skip
 
 
-def planned(study, arms):
-    return sum(spec.arm in arms for spec in study.specs)
-
-
-def complete(study, arms):
-    """Whether all runs of the arms are there, and enough of them did not diverge."""
-    return len(study.all(arms)) == planned(study, arms) and all(arm in ready(study) for arm in arms)  # fmt: skip
-
-
-def ready(study):
-    """The arms that have a mean: at least two runs that did not diverge."""
-    return [arm for arm in ARMS if study.mean(arm, shared_by(1)) is not None]
-
-
 def shared_by(k):
     """1 − TV of module k on the test text, as a measure of a record."""
     return lambda record: 1 - record["test"]["modules"][k - 1]["total_variation"]
@@ -947,40 +931,10 @@ def ways(study):
     return next(spec.drafting.rounds for spec in study.specs if spec.drafting)
 
 
-def round_of(record, length, stop=0.0):
-    """The columns of one way to propose."""
-    return next(
-        each
-        for each in record["test"]["drafting"]["rounds"]
-        if (each["draft_length"], each["stop_below"]) == (length, stop)
-    )
-
-
-def brought_of(length, stop=0.0):
-    """Tokens per call."""
-
-    def measure(record):
-        found = round_of(record, length, stop)
-        return 1 + sum(found["accepted"]) / sum(found["calls"])
-
-    return measure
-
-
-def faster_of(length, stop=0.0):
-    """Plain seconds over speculative ones."""
-
-    def measure(record):
-        plain = sum(record["test"]["drafting"]["plain_seconds"])
-        return plain / sum(round_of(record, length, stop)["seconds"])
-
-    return measure
-
-
 def described(study):
     spec = next(spec for spec in study.specs if spec.drafting)
     read = spec.recipe.epochs * spec.recipe.epoch_examples * parse(spec.data)[2]
-    on = study.specs[0].student.replace("gpt_", "GPT ").replace("x", "×")
-    return f"three modules on {on}, {read / 1e6:.1f} million tokens"
+    return f"three modules on {called(study.specs[0].student)}, {read / 1e6:.1f} million tokens"
 
 
 def within(record):
@@ -991,7 +945,7 @@ def within(record):
 
 
 def depth_figure(study):
-    arms = ready(study)
+    arms = study.ready(ARMS)
     figure, panels = plt.subplots(1, 3, figsize=(9.0, 0.9 + 0.36 * len(arms)), sharey=True)
     for k, panel in enumerate(panels, 1):
         rows = {ARMS[arm]: list(study.values(arm, shared_by(k)).values()) for arm in arms}
@@ -1016,10 +970,10 @@ PAIRS = [(f"{k}-{t}", f"{k}-labels") for k in KINDS for t in ("distilled", "dist
 def differences_table(study):
     rows = []
     for treated, control in PAIRS:
-        measures = [*(shared_by(k) for k in (1, 2, 3)), brought_of(3)]
+        measures = [*(shared_by(k) for k in (1, 2, 3)), call_yield(3)]
         found = [study.difference(treated, control, measure) for measure in measures]
         if all(found):
-            rows.append([ARMS[treated], *map(signed, found), found[0].n])
+            rows.append([ARMS[treated], *(i.bracketed() for i in found), found[0].n])
     if not rows:
         return None
     return table(
@@ -1047,7 +1001,7 @@ def by_depth(study, arm):
 
 def ways_table(study):
     rows = []
-    for arm in ready(study):
+    for arm in study.ready(ARMS):
         forced_product = 1 + np.cumprod([study.mean(arm, shared_by(k)).mean for k in (1, 2, 3)])  # fmt: skip
         promised = np.cumsum([1, *(forced_product - 1)])[1:]
         in_rounds = by_depth(study, arm)
@@ -1059,41 +1013,29 @@ def ways_table(study):
                     way,
                     "–" if stop else f"{in_rounds[length - 1]:.3f}",
                     "–" if stop else f"{promised[length - 1]:.2f}",
-                    f"{study.mean(arm, brought_of(length, stop)).mean:.2f}",
-                    f"{study.mean(arm, faster_of(length, stop)).mean:.2f}",
+                    f"{study.mean(arm, call_yield(length, stop)).mean:.2f}",
+                    f"{study.mean(arm, times_as_fast(length, stop)).mean:.2f}",
                 ]
             )
-    record = next(r for arm in ready(study) for r in study.arm(arm) if r["test"])
+    record = next(r for arm in study.ready(ARMS) for r in study.arm(arm) if r["test"])
     brought, faster = within(record)
     return table(
         ["modules", "$\\gamma$", "$a_\\gamma$ in rounds", "product, test text", "tokens per call", "times as fast"],
         rows,
-        caption=f"Means over seeds. $a_\\gamma$ is the acceptance of the last of $\\gamma$ proposals given those before: rounds of $\\gamma$ that were accepted as a whole, over those of one less; the product multiplies the teacher-forced $1-\\mathrm{{TV}}$. Over its {brought.n} prompts one run knows its tokens per call to ±{(brought.high - brought.low) / 2:.2f} and its speed to ±{(faster.high - faster.low) / 2:.2f} (95 %, $\\gamma=3$). Times as fast: as plain decoding, on {', '.join(sorted({r['provenance']['device'] for r in study.all(ready(study))}))}, one text at a time.",
+        caption=f"Means over seeds. $a_\\gamma$ is the acceptance of the last of $\\gamma$ proposals given those before: rounds of $\\gamma$ that were accepted as a whole, over those of one less; the product multiplies the teacher-forced $1-\\mathrm{{TV}}$. Over its {brought.n} prompts one run knows its tokens per call to ±{(brought.high - brought.low) / 2:.2f} and its speed to ±{(faster.high - faster.low) / 2:.2f} (95 %, $\\gamma=3$). Times as fast: as plain decoding, on {', '.join(sorted({r['provenance']['device'] for r in study.all(study.ready(ARMS))}))}, one text at a time.",
     )  # fmt: skip
 
 
-if lacking := planned(small, ARMS) - len(small.all(list(ARMS))):
-    display(
-        not_yet_run(
-            f"{lacking} of {planned(small, ARMS)} runs: modules from labels and from the model ({described(small)})",
-            small.command,
-        )
-    )
+display(*slots(small, ARMS, f"modules from labels and from the model ({described(small)})"))
 for study in studies:
-    if ready(study):
+    if study.ready(ARMS):
         display(depth_figure(study))
         if (found := differences_table(study)) is not None:
             display(found)
-        display(ways_table(study), source_note(study.all(ready(study))))
+        display(ways_table(study), source_note(study.all(study.ready(ARMS))))
     if diverged := sum(study.diverged(arm) for arm in ARMS):
         print(f"{study.plan}: {diverged} runs diverged")
-if lacking := planned(large, ARMS) - len(large.all(list(ARMS))):
-    display(
-        not_yet_run(
-            f"{lacking} of {planned(large, ARMS)} runs: the same on a GPU ({described(large)})",
-            large.command,
-        )
-    )
+display(*slots(large, ARMS, f"the same on a GPU ({described(large)})"))
 
 # %% [markdown]
 # How to read them. Compare within a kind first: labels, distilled, distilled by total variation. By the argument about noise, the step from labels to distilled should be larger in a row. By the argument about the ceiling, the step from forward KL to total variation should be larger side by side, where the best draft is not the mixture. Then compare the kinds: from the second token to the fourth, modules side by side are blind to more and more. Last the clock, which belongs to one
@@ -1109,7 +1051,7 @@ decides = next(
     (
         study
         for study in reversed(studies)
-        if complete(study, NEEDED)
+        if study.complete(NEEDED)
         and all(
             study.difference(f"{k}-distilled", f"{k}-labels", shared_by(1)) for k in KINDS
         )
@@ -1122,14 +1064,14 @@ if decides is not None:
         pair = f"{k}-distilled", f"{k}-labels"
         shares_of = [decides.difference(*pair, shared_by(depth)) for depth in (1, 2, 3)]
         said.append(
-            f"{kind}, acceptance on the test text changes by {', '.join(signed(i) for i in shares_of)} for the second, third and fourth token, and tokens per call at $\\gamma=3$ by {signed(decides.difference(*pair, brought_of(3)))} (from {decides.mean(pair[1], brought_of(3)).mean:.2f} to {decides.mean(pair[0], brought_of(3)).mean:.2f})"
+            f"{kind}, acceptance on the test text changes by {', '.join(i.bracketed() for i in shares_of)} for the second, third and fourth token, and tokens per call at $\\gamma=3$ by {decides.difference(*pair, call_yield(3)).bracketed()} (from {decides.mean(pair[1], call_yield(3)).mean:.2f} to {decides.mean(pair[0], call_yield(3)).mean:.2f})"
         )
     given = verdict(
         "B13", "depends",
         "Multi-token prediction need not be distilled: as introduced it learns from the text's own tokens, and distilling it from the model's next-token distribution one step later is an option. "
         f"What it changes, distilled minus labels, paired by seed, at equal tokens ({described(decides)}, n = {shares_of[0].n}): " + "; ".join(said)
         + ". A module that does not read the token between has a ceiling that no teacher lifts. On the machine of these records, with plain decoding as 1, the distilled modules are "
-        + " and ".join(f"{decides.mean(f'{k}-distilled', faster_of(3)).mean:.2f} ({kind})" for k, kind in KINDS.items()) + " times as fast.",
+        + " and ".join(f"{decides.mean(f'{k}-distilled', times_as_fast(3)).mean:.2f} ({kind})" for k, kind in KINDS.items()) + " times as fast.",
         data=data,
     )  # fmt: skip
     display(given)

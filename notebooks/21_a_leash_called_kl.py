@@ -63,10 +63,11 @@ from kdlab.objectives import (
 from kdlab.objectives.policy import log_probabilities
 from kdlab.study import book_language_teacher, results
 from kdlab.study.display import (
+    called,
     data_note,
     device_for,
-    not_yet_run,
     observed,
+    slots,
     source_note,
     verdict,
 )
@@ -937,18 +938,6 @@ MARKS = dict(zip(ARMS, "oooosvD^P", strict=True))
 studies = (small, large)
 
 
-def ready(study):
-    return [arm for arm in ARMS if len(study.values(arm, reward_in)) > 1]
-
-
-def planned(study, arms):
-    return sum(spec.arm in arms for spec in study.specs)
-
-
-def complete(study, arms):
-    return len(study.all(list(arms))) == planned(study, arms)
-
-
 def reward_in(record):
     return float(np.mean(record["test"]["policy"]["reward"]))
 
@@ -968,8 +957,7 @@ def objective_in(beta):
 def described(study):
     spec = study.specs[-1]
     steps = spec.recipe.epochs * spec.recipe.epoch_examples // spec.recipe.batch_size
-    name = spec.student.replace("gpt_", "GPT ").replace("x", "×")
-    return f"{name}, {steps} steps of {spec.recipe.batch_size} texts"
+    return f"{called(spec.student)}, {steps} steps of {spec.recipe.batch_size} texts"
 
 
 def study_figure(study):
@@ -980,7 +968,7 @@ def study_figure(study):
         )
         for (far, reward), b in zip(tilt_line, TILTS, strict=True):
             panel.annotate(f"$b={b:g}$", (far, reward), xytext=(3, -9), textcoords="offset points", fontsize="xx-small")  # fmt: skip
-    for arm in ready(study) if study.records else []:
+    for arm in study.ready(ARMS) if study.records else []:
         far, reward = (list(study.values(arm, m).values()) for m in (far_in, reward_in))
         panel.plot(far, reward, MARKS[arm], color=HUES[arm], markersize=5.5, alpha=0.8, label=ARMS[arm], ls="")  # fmt: skip
     panel.set(
@@ -1004,7 +992,7 @@ def study_figure(study):
     )
     dots_said = (
         "A dot is one training. "
-        if ready(study)
+        if study.ready(ARMS)
         else "No recorded policy has been measured yet. "
     )
     return show(
@@ -1021,7 +1009,7 @@ def study_table(study):
         start = tilt[0.0]
         earns = np.mean(start["reward"])
         rows.append(["reference", f"{earns:.2f}", "0", f"{earns:.2f}", f"{start['distinct']:.3f}", f"{of_reference['bits_per_byte']:.3f}", "–"])  # fmt: skip
-    for arm in ready(study):
+    for arm in study.ready(ARMS):
         found = [
             study.mean(arm, m)
             for m in (reward_in, far_in, objective_in(0.5), distinct_in, "bits_per_byte")
@@ -1045,19 +1033,13 @@ def study_table(study):
 
 display(study_figure(small))
 for study in studies:
-    if ready(study):
+    if study.ready(ARMS):
         if study is large:
             display(study_figure(large))
-        display(study_table(study), source_note(study.all(ready(study))))
+        display(study_table(study), source_note(study.all(study.ready(ARMS))))
     if diverged := sum(study.diverged(arm) for arm in ARMS):
         print(f"{study.plan}: {diverged} runs diverged")
-    if lacks := planned(study, ARMS) - len(study.all(list(ARMS))):
-        display(
-            not_yet_run(
-                f"{lacks} of {planned(study, ARMS)} runs: policies on nine leashes ({described(study)})",
-                study.command,
-            )
-        )
+    display(*slots(study, ARMS, f"policies on nine leashes ({described(study)})"))
 
 # %% [markdown]
 # How to read it. Arms with the divergence in the reward should stand in the order of their prices. The loss by $k_1$ should be where *no leash* is, or worse, for it has only added noise. The losses by $k_2$ and exactly have the same mean gradient, so that what lies between them is variance; $k_3$ has another. The column *reward − 0.5 KL* is what all the arms at that price were after,
@@ -1104,7 +1086,7 @@ said = (
     f"The leash is $D_{{\\mathrm{{KL}}}}(q\\,\\|\\,p)$ from a fixed reference; PPO's divergence, which the article cites, is from the old policy of each round. On a toy of {len(TEXTS)} texts, with at most {largest_step:.4f} nats in each of {ROUNDS} such rounds, the policy ended {ended['reward alone']:.2f} nats from its reference, as far as there is; "
     f"with the leash in the reward ($\\beta={BETA:g}$) it ended at $q^*\\propto p\\,e^{{r/\\beta}}$, {ended['with the leash']:.2f} nats away. No policy that is worth more than its reference, leash included, is farther from it than the range of the reward over $\\beta$. As a loss on the drawn tokens, in the mean, $k_1$ has no gradient and holds nothing, $k_2$ has that of the divergence and $k_3$ that of the other direction, and none counts what a word leads to."
 )
-if complete(small, ARMS) and len(ready(small)) == len(ARMS):
+if small.complete(ARMS):
     said += f" In the records ({described(small)}) the mean divergence of a text, over {small.mean('beta0', far_in).n} seeds, is " + "; ".join(
         f"{small.mean(arm, far_in).mean:.1f} nats ({ARMS[arm]})"
         for arm in ("beta0", "beta0.25", "beta0.5", "beta1", "loss-k1", "loss-k3")

@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 
 from kdlab.__main__ import app
 from kdlab.objectives import CrossEntropy, SoftTargets
-from kdlab.study import Spec, paired_difference, plans, results, run_together, write_record
+from kdlab.study import Interval, Spec, paired_difference, plans, results, run_together, write_record
 from kdlab.study.cluster import spread
-from kdlab.study.display import observed
+from kdlab.study.display import observed, slots
+from kdlab.study.drafts import acceptance_rate, call_yield, times_as_fast
 from kdlab.study.records import columns, find_record
 from kdlab.study.runner import plan
 from kdlab.training import Recipe
@@ -78,6 +79,41 @@ def test_what_is_not_run_or_diverged_is_no_number(tiny):
     found = results("tiny", book)
     assert found.mean("alone") is None and found.difference("kd", "alone") is None
     assert found.diverged("alone") == 1 and found.arm("kd") == [] and found.values("alone") == {1: 0.5}
+
+
+def test_what_an_arm_lacks_and_when_it_is_complete(tiny):
+    specs, book = tiny
+    found = results("tiny", book)
+    assert (found.planned(["alone", "kd"]), found.lacking(["alone"]), found.ready(["alone"])) == (6, 3, [])
+    assert [note._repr_html_().count("3 of 3 runs: students alone") for note in slots(found, ["alone"], "students alone")] == [1]
+    for spec, accuracy in zip(specs[1:4], (0.1, None, 0.3), strict=True):
+        note(spec, book, accuracy)
+    found = results("tiny", book)
+    assert found.complete(["alone"]) and slots(found, ["alone"], "students alone") == []
+    assert not found.complete(["alone", "kd"]) and found.ready(["alone", "kd"]) == ["alone"]
+    note(specs[4], book, 0.4)
+    assert results("tiny", book).differences("kd", "alone") == {0: pytest.approx(0.3)}
+    for spec in specs[5:]:
+        note(spec, book, None)
+    diverged = results("tiny", book)
+    assert not diverged.lacking(["kd"]) and not diverged.complete(["kd"]), "one run that did not diverge has no interval"
+
+
+def test_an_interval_in_other_units():
+    points = -100 * Interval(0.05, 0.04, 0.07, 3)
+    assert points.bracketed("+.0f") == "-5 [-7, -4]" and f"{points:+.0f}" == "-5 [-7, -4], n = 3"
+
+
+def test_a_draft_is_measured_by_sums_over_its_prompts():
+    rounds = [
+        {"draft_length": 2, "stop_below": stop, "calls": [4, 6], "tested": [5, 5], "accepted": [a, 4], "seconds": [1.0, 3.0]}
+        for stop, a in ((0.0, 1), (0.3, 2))
+    ]  # fmt: skip
+    record = {"test": {"drafting": {"plain_seconds": [3.0, 3.0], "rounds": rounds}}}
+    assert acceptance_rate(2)(record) == 0.5 and acceptance_rate(2, 0.3)(record) == 0.6
+    assert call_yield(2)(record) == 1.5 and times_as_fast(2)(record) == 1.5
+    with pytest.raises(KeyError, match="no draft of 3 tokens that stops below 0 was tried"):
+        call_yield(3)(record)
 
 
 def test_unknown_plans_and_arms_are_named(tiny):

@@ -3,6 +3,7 @@
 from .dial import temperature_dial
 from .dots import dots
 from .heatmap import heatmap
+from .speed_up import speed_up_dial
 from .style import (
     BLUE,
     GREEN,
@@ -32,6 +33,7 @@ __all__ = [
     "heatmap",
     "mathematics",
     "show",
+    "speed_up_dial",
     "table",
     "temperature_dial",
     "transfer_points",

@@ -1,11 +1,14 @@
 """What a chapter says of its evidence: verdicts, where numbers come from, and what is missing."""
 
 import html
+import re
+from collections.abc import Collection
 
 import torch
 
 from ..data import ImageData, TextData
 from ..figures import Shown, mathematics
+from .results import Results
 
 #: What can become of a claim.
 VERDICTS = {
@@ -131,6 +134,23 @@ def not_yet_run(what: str, command: str) -> Shown:
         f'<aside class="kd-empty"><strong>Not yet run:</strong> {mathematics(what)}. '
         f"It is filled by <code>{html.escape(command)}</code>.</aside>"
     )
+
+
+def slots(study: Results, arms: Collection[str], what: str) -> list[Shown]:
+    """The same for those runs of a plan's arms that have no record yet; none where all have."""
+    lacking = study.lacking(arms)
+    said = f"{lacking} of {study.planned(arms)} runs: {what}"
+    return [not_yet_run(said, study.command)] if lacking else []
+
+
+def called(model: str) -> str:
+    """A model's name for people.
+
+    >>> called("gpt_96x3"), called("resnet8_width8")
+    ('GPT 96×3', 'ResNet-8, width 8')
+    """
+    name = re.sub(r"gpt_(\d+)x(\d+)", r"GPT \1×\2", model)
+    return re.sub(r"resnet(\d+)", r"ResNet-\1", name).replace("_width", ", width ")
 
 
 def device_for(profile: str) -> str:

@@ -180,8 +180,8 @@ def _drafts(study: str, verifier: Spec, draft: str, recipe: Recipe, *, prompt: i
 
 
 def drafts_small() -> list[Spec]:
-    """Drafts of 0.4 M parameters for the verifier of 3.4 M, at the scale of a CPU; they read 2.1 million tokens."""
-    recipe = replace(_SMALL, epochs=8, epoch_examples=1024)
+    """Drafts of 0.4 M parameters for the verifier of 3.4 M, at the scale of a CPU; they read 1.0 million tokens."""
+    recipe = replace(_SMALL, epochs=8, epoch_examples=512)
     return _drafts("drafts-small", language_teacher(), "gpt_64x2", recipe, prompt=32, drafting=Drafting(), seeds=3)
 
 
@@ -204,9 +204,9 @@ def _modules(study: str, model: Spec, students: dict[str, str], recipe: Recipe, 
 
 
 def modules_small() -> list[Spec]:
-    """Modules on the model of 3.4 M parameters, at the scale of a CPU; they read 0.5 million tokens."""
+    """Modules on the model of 3.4 M parameters, at the scale of a CPU; they read 0.4 million tokens."""
     students = {"row": "heads_in_a_row_224x4", "side": "heads_side_by_side_224x4"}
-    recipe = replace(_SMALL, epochs=4, epoch_examples=512)
+    recipe = replace(_SMALL, epochs=4, epoch_examples=384)
     drafting = Drafting(rounds=((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.3)))
     return _modules("modules-small", language_teacher(), students, recipe, drafting=drafting, seeds=3)
 
@@ -254,9 +254,9 @@ def _policies(study: str, reference: Spec, data: str, recipe: Recipe, *, own_tex
 
 
 def policy_small() -> list[Spec]:
-    """Policies of 3.4 M parameters, at the scale of a CPU: 96 steps of 48 texts, eight after each prompt."""
+    """Policies of 3.4 M parameters, at the scale of a CPU: 60 steps of 48 texts, eight after each prompt."""
     recipe = replace(
-        _SMALL, epochs=4, epoch_examples=1152, batch_size=48, learning_rate=2e-4, weight_decay=0.0, warmup_epochs=0.5,
+        _SMALL, epochs=2, epoch_examples=1440, batch_size=48, learning_rate=3e-4, weight_decay=0.0, warmup_epochs=0.5,
         precision="float32", schedule="constant",
     )  # fmt: skip
     own, reward = OwnText(16, copies=8), TokenCount(_LIVELY_TOKENS[4096])

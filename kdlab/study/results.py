@@ -1,13 +1,13 @@
 """What a plan's records say, arm by arm: values by seed, means with intervals, differences paired by seed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .plans import PLANS
 from .records import book_folder, find_record
 from .spec import Spec
-from .statistics import Interval, mean_interval, paired_difference
+from .statistics import Interval, mean_interval
 
 #: A key of a record's ``test``, or a function of a record.
 Measure = str | Callable[[dict], float]
@@ -49,9 +49,25 @@ class Results:
         specs.sort(key=lambda spec: spec.recipe.seed)
         return [self.records[spec.hash] for spec in specs if spec.hash in self.records]
 
-    def all(self, names: Sequence[str]) -> list[dict]:
+    def all(self, names: Collection[str]) -> list[dict]:
         """The records of several arms."""
         return [record for name in names for record in self.arm(name)]
+
+    def planned(self, names: Collection[str]) -> int:
+        """How many runs the plan has of these arms."""
+        return sum(spec.arm in names for spec in self.specs)
+
+    def lacking(self, names: Collection[str]) -> int:
+        """How many of these arms' runs have no record yet."""
+        return self.planned(names) - len(self.all(names))
+
+    def ready(self, names: Collection[str]) -> list[str]:
+        """Those of the arms that have a mean: at least two runs that did not diverge."""
+        return [name for name in names if len(self.arm(name)) - self.diverged(name) > 1]
+
+    def complete(self, names: Collection[str]) -> bool:
+        """Whether all runs of these arms are recorded, and each arm has a mean."""
+        return not self.lacking(names) and self.ready(names) == list(names)
 
     def values(self, name: str, measure: Measure = "accuracy") -> dict[int, float]:
         """A measure of an arm by seed; runs that diverged have none."""
@@ -67,13 +83,15 @@ class Results:
         values = list(self.values(name, measure).values())
         return mean_interval(values) if len(values) > 1 else None
 
-    def difference(self, treated: str, control: str, measure: Measure = "accuracy") -> Interval | None:
-        """``treated`` minus ``control``, paired by seed, over the seeds that both have; None for fewer than two."""
+    def differences(self, treated: str, control: str, measure: Measure = "accuracy") -> dict[int, float]:
+        """``treated`` minus ``control`` by seed, of the seeds that both have."""
         ours, theirs = self.values(treated, measure), self.values(control, measure)
-        seeds = sorted(ours.keys() & theirs.keys())
-        if len(seeds) < 2:
-            return None
-        return paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds])
+        return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
+
+    def difference(self, treated: str, control: str, measure: Measure = "accuracy") -> Interval | None:
+        """The mean of :meth:`differences` with its 95 % interval; None for fewer than two."""
+        values = list(self.differences(treated, control, measure).values())
+        return mean_interval(values) if len(values) > 1 else None
 
 
 def results(plan: str | Sequence[Spec], book: Path | None = None) -> Results:

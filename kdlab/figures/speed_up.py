@@ -1,0 +1,71 @@
+"""A figure to touch: the reader moves a draft's quality, its length and the costs; the predicted speed-up follows."""
+
+import html
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+
+from .style import BLUE, VERMILION, Shown, mathematics
+
+
+def speed_up_dial(
+    sets: Sequence[dict],
+    *,
+    draft_cost: float,
+    token_cost: float,
+    label: str,
+    caption: str,
+    draft_length: int = 4,
+) -> Shown:
+    r"""Tokens per call and speed-up of speculative decoding against the draft length, with sliders, beside measured points.
+
+    With acceptance :math:`\alpha`, draft length :math:`\gamma`, and costs in calls of the verifier on one token: :math:`c` of a proposal,
+    :math:`w` of each further token that the verifier looks at,
+
+    .. math:: \tau(\gamma) = \sum_{k=0}^{\gamma} \alpha^k, \qquad \text{speed-up} = \frac{\tau(\gamma)}{1 + \gamma\,(c + w)}
+
+    It needs no server and asks for nothing from outside. Without JavaScript there is a sentence in its place.
+
+    Args:
+        sets: what was measured, a dict each: ``name``; ``alpha``, where its slider starts; ``points``, each a draft length, tokens
+            per call and speed-up. A button shows each; the first is shown at the start.
+        draft_cost, token_cost: :math:`c` and :math:`w` at the start.
+        label: unique on its page.
+        caption: what to see; ``$…$`` is mathematics.
+        draft_length: :math:`\gamma` at the start.
+
+    Raises:
+        ValueError: for no sets.
+
+    Source: Leviathan et al. (2023), theorem 3.8; :math:`w = 0` there.
+    """
+    if not sets:
+        raise ValueError("the figure needs at least one set of measured points.")
+    given = {
+        "start": {
+            "alpha": _short(sets[0]["alpha"]),
+            "gamma": draft_length,
+            "c": _short(draft_cost),
+            "w": _short(token_cost),
+        },
+        "sets": [
+            {
+                "name": entry["name"],
+                "alpha": _short(entry["alpha"]),
+                "points": [[int(gamma), _short(tokens), _short(speed)] for gamma, tokens, speed in entry["points"]],
+            }
+            for entry in sets
+        ],
+        "blue": BLUE,
+        "red": VERMILION,
+    }
+    script = files("kdlab.figures").joinpath("speed_up.js").read_text(encoding="utf-8")
+    return Shown(
+        f'<figure class="kd-figure kd-dial" id="fig-{label}" data-ready="yes" data-given="{html.escape(json.dumps(given))}">'
+        '<p class="kd-dial-off">This figure needs JavaScript.</p>'
+        f"<figcaption>{mathematics(caption)}</figcaption></figure><script>{script}</script>"
+    )
+
+
+def _short(number: float) -> float:
+    return float(f"{number:.4g}")
