@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..objectives import HeadLogits, cross_entropy, forward_kl, soften, total_variation
+from ..objectives import HeadLogits, cross_entropy, forward_kl, log_soften, soften
 from ..objectives.checks import IGNORED
 from .taps import logits_of
 
@@ -37,10 +37,13 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15
 def calibration_gaps(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Tensor:
     """In each bin of confidence, the sum of what accuracy exceeds confidence by, float64, shape ``(bins,)``."""
     confidence, predicted = soften(logits).max(-1)
+    return _gaps(confidence, predicted == labels, bins)
+
+
+def _gaps(confidence: Tensor, right: Tensor, bins: int) -> Tensor:
     confidence = confidence.double()
-    gap = (predicted == labels).double() - confidence
     which = (confidence * bins).long().clamp(max=bins - 1)
-    return torch.zeros(bins, dtype=torch.double).index_add_(0, which.cpu(), gap.cpu())
+    return torch.zeros(bins, dtype=torch.double).index_add_(0, which.cpu(), (right.double() - confidence).cpu())
 
 
 @contextmanager
@@ -106,7 +109,7 @@ def measure_tokens(
     teacher: nn.Module | None = None,
     device="cpu",
     precision: str = "float32",
-    tokens_at_once: int = 8192,
+    tokens_at_once: int = 2048,
 ) -> list[dict[str, float]]:
     r"""What is measured of language models on :class:`~kdlab.data.tokens.Tokens`, in evaluation mode, a few blocks at a time.
 
@@ -123,7 +126,6 @@ def measure_tokens(
         ``calibration_error``; with a teacher ``agreement``, ``kl_to_teacher`` (nats a token) and ``total_variation``.
     """
     sums = [defaultdict(float) for _ in students]
-    bins = torch.zeros(len(students), 15, dtype=torch.double)
     read = 0
     with ExitStack() as stack:
         for model in [*students, *([teacher] if teacher is not None else [])]:
@@ -134,16 +136,15 @@ def measure_tokens(
                 torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
             )
             with autocast:
-                target = None if teacher is None else all_logits(teacher(inputs)).flatten(0, 1).float()
+                log_p = None if teacher is None else log_soften(all_logits(teacher(inputs)).flatten(0, 1), 1.0)
             read += split.token_bytes.to(device)[labels].sum().item()
-            for found, gaps, model in zip(sums, bins, students, strict=True):
+            for found, model in zip(sums, students, strict=True):
                 with autocast:
-                    logits = all_logits(model(inputs)).flatten(0, 1).float()
-                _add_up(found, logits, labels, target)
-                gaps += calibration_gaps(logits, labels, bins=15)
+                    log_q = log_soften(all_logits(model(inputs)).flatten(0, 1), 1.0)
+                _add_up(found, log_q, labels, log_p)
     measured = []
-    for found, gaps in zip(sums, bins, strict=True):
-        tokens = found.pop("tokens")
+    for found in sums:
+        tokens, gaps = found.pop("tokens"), found.pop("gaps")
         measured.append(
             {
                 "bits_per_byte": found["cross_entropy"] / math.log(2) / read,
@@ -180,23 +181,33 @@ def measure_further(
         for inputs, labels, _ in split.batches(max(tokens_at_once // split.context, 1)):
             inputs = inputs.to(device)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
-                z, t = (all_logits(each(inputs)).float() for each in (model, teacher))
+                log_q, log_p = (log_soften(all_logits(each(inputs)), 1.0) for each in (model, teacher))
             for k, found in enumerate(sums):
                 y = labels[:, k].to(device)
                 known = y != IGNORED
-                _add_up(found, z[:, k][known], y[known], t[:, k][known])
-    return [{name: found[name] / found["tokens"] for name in found if name != "tokens"} for found in sums]
+                _add_up(found, log_q[:, k][known], y[known], log_p[:, k][known])
+    return [
+        {name: found[name] / found["tokens"] for name in found if name not in ("tokens", "gaps")}
+        for found in sums
+    ]
 
 
-def _add_up(found, logits: Tensor, labels: Tensor, target: Tensor | None) -> None:
-    """Add what some tokens contribute to the sums of a model; ``target`` are the teacher's logits."""
+def _add_up(found, log_q: Tensor, labels: Tensor, log_p: Tensor | None) -> None:
+    """Add what some tokens contribute to the sums of a model: by its log-probabilities, and the teacher's.
+
+    The same as the functions of :mod:`kdlab.objectives` say, with each logarithm taken once.
+    """
+    confidence, predicted = log_q.max(-1)
+    right = predicted == labels
     found["tokens"] += len(labels)
-    found["cross_entropy"] += cross_entropy(logits, labels, reduction="sum").item()
-    found["accuracy"] += (logits.argmax(-1) == labels).sum().item()
-    if target is not None:
-        found["agreement"] += (logits.argmax(-1) == target.argmax(-1)).sum().item()
-        found["kl_to_teacher"] += forward_kl(logits, target, reduction="sum").item()
-        found["total_variation"] += total_variation(logits, target, reduction="sum").item()
+    found["cross_entropy"] -= log_q.gather(-1, labels[:, None]).sum().item()
+    found["accuracy"] += right.sum().item()
+    found["gaps"] = found.get("gaps", 0) + _gaps(confidence.exp(), right, 15)
+    if log_p is not None:
+        p, q = log_p.exp(), log_q.exp()
+        found["agreement"] += (predicted == log_p.argmax(-1)).sum().item()
+        found["kl_to_teacher"] += p.mul(log_p - log_q).sum().item()
+        found["total_variation"] += p.sub_(q).abs_().sum().item() / 2
 
 
 def all_logits(output) -> Tensor:
