@@ -1084,7 +1084,7 @@ if decides is not None:
 # - **One bound at one depth, after a handful of contexts.** It is computed for the second token ahead. For the third, all pairs of tokens between would have to be tried. The interval over contexts is wide.
 # - **The bound is for text of the model.** Places after a refusal are not counted in it.
 # - **Kinds are not equally large.** A module in a row has more weights and more arithmetic than one side by side. Their comparison is of two designs as they are used, not of reading alone.
-# - **MTP-D is more than what is tried here.** It restricts the divergence to the model's likeliest tokens, and goes on to use its modules repeatedly {cite}`zhao2026mtpd`.
+# - **MTP-D is more than what is tried here.** It trains the model and its modules together, at a scale where that can be judged, and adds modules by using those that it has in a loop {cite}`zhao2026mtpd`.
 # - **One learning rate**, that of a language model trained from the start, for all arms. Equal text, not equal time.
 # - **The clock** is that of one text at a time on one machine, at a size where a module's output layer is a good part of the model's own work.
 # - **One proposal at a time.** Medusa tests a tree of proposals in one look, which uses modules side by side better than a single line does.

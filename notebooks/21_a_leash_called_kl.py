@@ -976,7 +976,7 @@ def study_figure(study):
         ylabel="paid tokens in a text",
     )
     panel.set_xscale("symlog", linthresh=1.0)
-    ticks = [0, 0.5, 1, 2, 5, 10, 20, 50]
+    ticks = [0, 0.5, 1, 2, 5, 10, 20, 50, 100, 200]
     panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     panel.set_xlim(left=-0.05)
     panel.set_yscale("log")
