@@ -287,6 +287,34 @@ def test_another_text_is_refused(other, tmp_path):
         TeacherCache(tmp_path / "cache", other)
 
 
+@pytest.mark.parametrize("other", [text()[:4], text()[torch.arange(10).flip(0)], text(seed=1)], ids=["fewer", "another order", "another text"])
+def test_a_student_is_not_taught_from_the_cache_of_another_text(other, tmp_path):
+    """A cache answers by the number of a block: of other blocks it would teach, without a word, what belongs to these."""
+    cache = written(tmp_path / "cache")
+    with pytest.raises(CacheError, match="is the cache of another text, or of other blocks of it"):
+        fit(gpt(), KD, teacher=cache, train=other, recipe=RECIPE)
+    (entry, *_) = fit(gpt(), KD, teacher=cache, train=text(), recipe=RECIPE)
+    assert entry["loss"] > 0
+
+
+def test_a_teacher_that_was_filled_up_has_a_cache_of_its_own_width(tmp_path):
+    """Its vocabulary, and not the tokeniser's, is what its entries are numbered in."""
+    torch.manual_seed(0)
+    teacher, student = (GPT(70_000, width=8, layers=1, heads=2, context=CONTEXT) for _ in range(2))
+    with torch.no_grad():
+        teacher.embedding.weight[69_999] = 100 * teacher.embedding.weight[3]
+    cache = written(tmp_path / "cache", teacher, kind="top-k", entries=3)
+    assert cache.header["vocabulary"] == 70_000 and cache.bytes_per_token == 18
+    found = distributions(teacher, text()).topk(3).indices
+    assert (found > 2**16).any() and torch.equal(cache(torch.arange(10)).tokens, found)
+    assert fit(student, KD, teacher=cache, train=text(), recipe=RECIPE)
+
+
+def test_a_cache_that_is_not_there_says_who_makes_it(tmp_path):
+    with pytest.raises(CacheError, match="there is no teacher cache at .*nowhere: write_cache makes it"):
+        TeacherCache(tmp_path / "nowhere")
+
+
 def test_another_teacher_is_refused(tmp_path):
     written(tmp_path / "cache")
     with pytest.raises(CacheError, match="cache is the cache of another teacher"):

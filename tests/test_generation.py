@@ -101,8 +101,16 @@ def test_drawing_from_known_logits():
 @pytest.mark.parametrize("temperature", [0, 1.0])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_a_model_that_has_diverged_writes_nothing(broken, temperature):
-    with pytest.raises(FloatingPointError, match="NaN or infinite: the model has diverged"):
+    with pytest.raises(FloatingPointError, match="logits of the model are NaN or infinite: it has diverged"):
         draw(torch.tensor([[0.0, 1.0], [broken, 0.0]]), temperature)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_token_of_logit_minus_infinity_is_never_drawn(temperature):
+    logits = torch.tensor([0.0, -torch.inf, 0.0, -torch.inf]).repeat(200, 1)
+    assert set(draw(logits, temperature).tolist()) <= {0, 2}
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        draw(torch.full((1, 3), -torch.inf), temperature)
 
 
 def test_the_generator_fixes_the_text():
@@ -157,19 +165,34 @@ def test_a_text_fills_its_context_and_no_more():
 @pytest.mark.parametrize(
     ("prompts", "options", "sentence"),
     [
-        (text(1, 0), {}, r"each prompt has at least one token.*; an empty text begins with <\|endoftext\|>"),
-        (
-            text(2, 3),
-            {"lengths": torch.tensor([0, 3])},
-            "each prompt has at least one token, and at most the 3 that",
-        ),
-        (text(2, 3), {"lengths": torch.tensor([1, 4])}, "at most the 3 that are given"),
-        (text(2, 3), {"lengths": torch.tensor([1])}, "at most the 3 that are given"),
-        (text(2, 3), {"temperature": -1.0}, r"tokens and temperature cannot be negative: 4, -1\.0"),
-        (text(2, 3), {"tokens": -1}, "tokens and temperature cannot be negative: -1, 1"),
-        (text(2, 3), {"temperature": float("nan")}, "temperature must be a positive, finite number, not nan"),
+        (text(1, 0), {}, r"of at least one token; an empty text begins with <\|endoftext\|>"),
+        (text(0, 3), {}, "there is at least one prompt"),
+        (text(2, 3), {"lengths": torch.tensor([0, 3])}, r"from 1 to the 3 tokens that are given, not \[0, 3\]"),
+        (text(2, 3), {"lengths": [1, 4]}, r"from 1 to the 3 tokens that are given, not \[1, 4\]"),
+        (text(2, 3), {"lengths": torch.tensor([1])}, "lengths are one a prompt"),
+        (text(2, 3), {"temperature": -1.0}, r"cannot be negative, nor the temperature infinite: 4, -1\.0"),
+        (text(2, 3), {"tokens": -1}, "tokens and temperature cannot be negative"),
+        (text(2, 3), {"temperature": float("nan")}, "nor the temperature infinite: 4, nan"),
     ],
 )
 def test_bad_prompts_are_refused(prompts, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         generate(gpt(), prompts, **{"tokens": 4, **options})
+
+
+@pytest.mark.parametrize(
+    ("prompts", "sentence"),
+    [
+        (text(1, 3)[0], r"int64 of shape \(batch, length\), not torch.int64 of shape \(3,\)"),
+        (text(1, 3).int(), r"not torch.int32 of shape \(1, 3\)"),
+        ([[1, 2]], "not list"),
+    ],
+)
+def test_prompts_are_token_numbers(prompts, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        generate(gpt(), prompts, tokens=4)
+
+
+def test_a_model_that_cannot_write_says_how_it_could():
+    with pytest.raises(TypeError, match=r"Linear does not write by itself: a model of transformers does as .*CausalLM"):
+        generate(torch.nn.Linear(2, 2), text(1, 3), tokens=4)

@@ -56,6 +56,18 @@ def model(make, seed=0):
     return CausalLM(made).eval()
 
 
+@every_model
+def test_what_it_cannot_read_gets_a_sentence(make):
+    """As the book's own model; else the first would be an IndexError, and the second goes unnoticed where positions are rotations."""
+    reader = model(make)
+    with pytest.raises(ValueError, match="a token is not in the vocabulary of 50"):
+        reader(torch.tensor([[1, V]]))
+    with pytest.raises(ValueError, match="a sequence of 33 tokens is longer than the context of 32"):
+        reader(text(1, 33))
+    with pytest.raises(ValueError, match="longer than the context of 32"):
+        generate(reader, text(1, 5), tokens=40)
+
+
 def text(*shape, seed=1):
     return torch.randint(V, shape, generator=torch.Generator().manual_seed(seed))
 

@@ -436,6 +436,15 @@ def test_measures_do_not_depend_on_how_many_tokens_are_looked_at_at_once(at_once
     assert one == pytest.approx(other, rel=1e-6)
 
 
+def test_what_cannot_be_measured_gets_a_sentence():
+    with pytest.raises(ValueError, match=f"a text of {V + 1} tokens is not for a model of {V}"):
+        measure_tokens([gpt()], replace(text(9), token_bytes=torch.ones(V + 1, dtype=torch.long)))
+    cache = gpt(1)
+    cache.by_index = True
+    with pytest.raises(ValueError, match="measure beside the teacher itself"):
+        measure_tokens([gpt()], text(9), teacher=cache)
+
+
 def test_bits_per_byte_of_a_model_that_knows_nothing():
     """log2 V bits a token, whatever the tokens stand for."""
     split, model = text(9), gpt()

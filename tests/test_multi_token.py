@@ -123,6 +123,7 @@ def test_proposing_step_by_step_is_the_whole_model(in_a_row, prompts, grown, pro
     lengths = torch.tensor(prompts)
     proposer, cache = OwnModules(model, written[:, :6]), model.trunk.cache(3)
     with torch.no_grad():
+        model.trunk.fused = True  # whose states the modules look at
         proposer.see(model.trunk(written[:, :6], cache), torch.zeros(3, dtype=torch.long))
         lengths = lengths + 1
         for number, more in zip(proposed, [*grown, [0, 0, 0]], strict=False):
@@ -227,6 +228,24 @@ def test_what_modules_cannot_stand_on_gets_a_sentence():
     with pytest.raises(ValueError, match="students that predict as many further tokens train side by side"):
         run_together([STUDENT, replace(STUDENT, student="gpt_64x2")], data, teacher=gpt_224x4(512))
     model = modules(True)
-    for verifier, draft_length in ((gpt(), 2), (model.trunk, DEPTH + 1)):
-        with pytest.raises(ValueError, match="stand on a model of their own, .* at most 3 tokens"):
-            speculate(verifier, model, text(1, 3), tokens=4, draft_length=draft_length)
+    with pytest.raises(ValueError, match=r"the verifier is draft\.trunk itself, not a copy"):
+        speculate(gpt(), model, text(1, 3), tokens=4, draft_length=2)
+    with pytest.raises(ValueError, match="3 modules propose at most 3 tokens, not 4"):
+        speculate(model.trunk, model, text(1, 3), tokens=4, draft_length=DEPTH + 1)
+    for writes in (
+        lambda: generate(model, text(1, 3), tokens=4),
+        lambda: speculate(model, gpt(), text(1, 3), tokens=4),
+    ):
+        with pytest.raises(TypeError, match="MultiToken does not write by itself: .* of modules .* their trunk"):
+            writes()
+    with pytest.raises(TypeError, match="modules stand on kdlab's GPT, not on Linear"):
+        MultiToken(torch.nn.Linear(2, 2), 1, in_a_row=True)
+    with pytest.raises(ValueError, match="at least one further token is looked at, not 0"):
+        Ahead(gpt(), 0)
+
+
+def test_a_model_answers_as_before_once_modules_stand_on_it():
+    trunk = gpt()
+    before = trunk(text(1, 5))
+    assert speculate(trunk, MultiToken(trunk, 2, in_a_row=True), text(1, 3), tokens=4).text.shape == (1, 7)
+    assert torch.equal(trunk(text(1, 5)), before) and not trunk.fused

@@ -293,7 +293,7 @@ def test_a_truncated_text_is_refused_and_one_that_fails_is_not_there(tmp_path):
     teacher_text(path, gpt(1), text(), prompt=2)
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(
-        ValueError, match=r"text.bin is truncated or of another text: delete it, and it is written anew"
+        ValueError, match=r"text.bin is damaged, or of another teacher or text, .*: delete it, and it is written anew"
     ):
         teacher_text(path, gpt(1), text(), prompt=2)
     path.unlink()
@@ -304,6 +304,20 @@ def test_a_truncated_text_is_refused_and_one_that_fails_is_not_there(tmp_path):
     with pytest.raises(MemoryError, match="after 4 of 10"):
         teacher_text(path, gpt(1), text(), prompt=2, at_once=4, report=fails)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"prompt": 3}, {"temperature": 0.5}, {"seed": 1}, {"teacher": 2}, {"blocks": slice(0, 9)}],
+    ids=str,
+)
+def test_a_text_that_was_written_otherwise_is_not_read_in_its_place(other, tmp_path):
+    how = {"prompt": 2}
+    path = tmp_path / "text.bin"
+    teacher_text(path, gpt(1), text(), **how)
+    teacher, tokens = gpt(other.pop("teacher", 1)), text()[other.pop("blocks", slice(None))]
+    with pytest.raises(ValueError, match="or was written in another way"):
+        teacher_text(path, teacher, tokens, **{**how, **other})
 
 
 # Records

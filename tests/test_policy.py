@@ -29,7 +29,7 @@ from kdlab.objectives.policy import log_probabilities
 from kdlab.study import Spec, language_plans, run
 from kdlab.study.plans import PLANS
 from kdlab.study.run import load
-from kdlab.training import Learner, Recipe, fit_together
+from kdlab.training import Learner, Recipe, fit, fit_together
 
 V = 5
 
@@ -252,9 +252,66 @@ def test_what_a_policy_cannot_be_gets_a_sentence():
         (lambda: replace(POLICY, teacher=None), "and a copy need a teacher"),
         (lambda: replace(POLICY, student="gpt_96x3"), "a copy of gpt_64x2 is no gpt_96x3"),
         (lambda: OwnText(4, copies=0), "at least one copy"),
+        (lambda: advantages(torch.zeros(0), 0), "a group has at least one text, not 0"),
+        (lambda: TokenCount(()), "the tokens that count are a tuple of at least one number"),
     ):
         with pytest.raises(ValueError, match=sentence):
             wrong()
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "sentence"),
+    [
+        (lambda texts: texts.float(), ValueError, r"a number for each of 4 texts, not shape \(4, 5\)"),
+        (lambda texts: torch.tensor(1.0), ValueError, r"a number for each of 4 texts, not shape \(\)"),
+        (lambda texts: [1.0] * len(texts), TypeError, "a reward gives a tensor, a number for each text, not list"),
+        (lambda texts: torch.tensor([1.0, math.nan, 0.0, math.inf]), ValueError, "the reward of 2 of 4 texts is NaN or infinite"),
+    ],
+)  # fmt: skip
+def test_a_reward_is_a_finite_number_for_each_text(given, error, sentence):
+    """Found before it moves the policy."""
+    seen = {"student_logits": torch.zeros(4, 5, V), "labels": torch.zeros(4, 5, dtype=torch.long)}
+    for term in (PolicyGradient(given, 2), MeanReward(given)):
+        with pytest.raises(error, match=sentence):
+            term(**seen)
+    with pytest.raises(TypeError, match="a reward is a function of texts"):
+        PolicyGradient(3.0, 2)
+
+
+def test_a_whole_number_is_a_reward_too():
+    assert advantages(torch.tensor([1, 3]), 2).tolist() == [-2.0, 2.0]
+
+
+@pytest.mark.parametrize("term", [PolicyGradient(REWARD, 2, beta=1.0), TextKL("k1"), TextKL("k3"), TextKL("exact")], ids=repr)
+def test_a_reference_of_another_vocabulary_is_refused(term):
+    with pytest.raises(ValueError, match=f"the student has {V} and the teacher {V + 2}"):
+        term(
+            student_logits=torch.zeros(4, 5, V),
+            teacher_logits=torch.zeros(4, 5, V + 2),
+            labels=torch.zeros(4, 5, dtype=torch.long),
+        )
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [None, OwnText(1), OwnText(1, copies=4), OwnText(1, copies=2, probability=0.5), OwnText(1, copies=2, after=0.5), OwnText(1, copies=2, temperature=0.5)],
+    ids=str,
+)  # fmt: skip
+def test_a_policy_learns_from_its_own_texts_alone(rewrite):
+    """The gradient is that of the mean reward only of texts that the policy itself drew, compared within one prompt's."""
+    data = Examples(torch.zeros(8, 6, dtype=torch.long), torch.zeros(8, 6, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"from its own texts alone, 2 for each prompt .* rewrite=OwnText\(…, copies=2\)"):
+        fit(gpt(), PolicyGradient(REWARD, 2), train=data, recipe=PLAIN, rewrite=rewrite)
+
+
+def test_fit_writes_own_texts_as_fit_together_does():
+    data = Examples(torch.zeros(8, 6, dtype=torch.long), torch.zeros(8, 6, dtype=torch.long))
+    alone, beside = gpt(), gpt()
+    own, objective = OwnText(1, copies=2), PolicyGradient(TokenCount((3,)), 2)
+    fit(alone, objective, train=data, recipe=PLAIN, rewrite=own)
+    fit_together([Learner(beside, PolicyGradient(TokenCount((3,)), 2), PLAIN, rewrite=own)], train=data)
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), beside.parameters(), strict=True))
+    assert not torch.equal(alone.embedding.weight, gpt().embedding.weight)
 
 
 def test_a_policy_that_diverges_ends_with_a_sentence():
@@ -262,7 +319,7 @@ def test_a_policy_that_diverges_ends_with_a_sentence():
         def forward(self, tokens, cache=None):
             return super().forward(tokens, cache) * math.nan
 
-    with pytest.raises(FloatingPointError, match="the model has diverged"):
+    with pytest.raises(FloatingPointError, match="logits of the model are NaN or infinite"):
         OwnText(2, copies=2)(
             Broken(V, width=16, layers=1, heads=2, context=8), torch.zeros(2, 6).long(), None, 0.0, torch.Generator()
         )

@@ -135,7 +135,7 @@ def test_a_draft_that_is_the_verifier_is_always_believed(temperature):
     model = gpt(0)
     found = speculate(model, model, text(4, 3), tokens=13, draft_length=3, temperature=temperature)
     assert found.accepted.tolist() == found.tested.tolist() == 4 * [9] and found.calls.tolist() == 4 * [3]
-    torch.testing.assert_close(found.expected, found.tested)
+    torch.testing.assert_close(found.expected, found.tested.float())
 
 
 def test_a_draft_that_doubts_itself_proposes_one_token_a_round():
@@ -199,11 +199,12 @@ def test_a_free_draft_brings_tokens_per_call_and_a_dear_one_slows_down():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"prompts": text(2, 0)}, "each prompt has at least one token"),
-        ({"lengths": torch.tensor([0, 2])}, "each prompt has at least one token"),
+        ({"prompts": text(2, 0)}, "at least one prompt, of at least one token"),
+        ({"lengths": torch.tensor([0, 2])}, "lengths are one a prompt, from 1"),
         ({"draft": gpt(1, vocabulary=7)}, "a draft has the verifier's 13 tokens; this one has a vocabulary of 7"),
-        ({"tokens": 18}, "a prompt of 3 tokens, 18 to write and 4 to propose are more than the context of 24"),
-        ({"draft_length": 0}, "a draft proposes at least one token"),
+        ({"tokens": 18}, "a prompt of 3 tokens, 18 to write and 4 to propose are more than the verifier's context of 24"),
+        ({"draft_length": 0}, "a draft proposes a whole number of tokens, at least one, not 0"),
+        ({"draft_length": 2.5}, "a whole number of tokens, at least one, not 2.5"),
         ({"stop_below": 1.5}, "stop_below is a probability"),
         ({"temperature": -1.0}, "temperature cannot be negative"),
     ],
@@ -217,8 +218,31 @@ def test_what_cannot_be_written_gets_a_sentence(changes, sentence):
 def test_a_diverged_draft_gets_a_sentence():
     draft = gpt(1)
     torch.nn.init.constant_(draft.embedding.weight, math.nan)
-    with pytest.raises(FloatingPointError, match="the model has diverged"):
+    with pytest.raises(FloatingPointError, match="logits of the draft are NaN or infinite: it has diverged"):
         speculate(gpt(0), draft, text(2, 3), tokens=4)
+
+
+def test_at_temperature_zero_a_draft_stops_where_it_would_doubt_at_one():
+    """There is no doubt in a distribution that is all on one token."""
+    verifier, draft, prompts = gpt(0), gpt(1), text(4, 3)
+
+    def tested(stop_below):
+        found = speculate(
+            verifier, draft, prompts, tokens=15, draft_length=5, temperature=0.0, stop_below=stop_below
+        )
+        assert torch.equal(found.text, generate(verifier, prompts, tokens=15, temperature=0.0))
+        return found
+
+    always, never = tested(0.0), tested(1.0)
+    assert (never.tested == never.calls).all() and always.tested.sum() > never.tested.sum()
+
+
+@pytest.mark.parametrize("arguments", [(1.2, 3), (-0.1, 3), (0.5, -1)])
+def test_an_acceptance_is_a_probability(arguments):
+    with pytest.raises(ValueError, match="acceptance is a probability, and a draft length not negative"):
+        tokens_per_call(*arguments)
+    with pytest.raises(ValueError, match="a cost cannot be negative"):
+        speed_up(0.5, 3, -1.0)
 
 
 def test_models_keep_their_mode():

@@ -25,7 +25,14 @@ from kdlab.data import (
 from kdlab.data import text as texts
 from kdlab.data.download import fetch_file
 from kdlab.data.text import END_OF_TEXT, SPLITS
-from kdlab.language import load_text_data, parse, read_tokeniser, tokenise, train_tokeniser
+from kdlab.language import (
+    load_text_data,
+    parse,
+    read_tokeniser,
+    tokenise,
+    tokenise_documents,
+    train_tokeniser,
+)
 from kdlab.language.tokeniser import STORED, stored_tokeniser, token_bytes, tokeniser_checksum
 
 
@@ -531,11 +538,46 @@ def test_a_text_makes_the_same_kind_of_batches_as_images_and_goes_on_in_the_midd
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def test_special_tokens_are_no_text_and_others_are_their_bytes():
+    tokeniser = train_tokeniser(["ein Fluß, ein Weg, ein Fluß"], 260)
+    before = token_bytes(tokeniser)
+    tokeniser.add_special_tokens(["<pad>"])
+    tokeniser.add_tokens(["Fuß"])
+    sizes = token_bytes(tokeniser)
+    assert torch.equal(sizes[: len(before)], before) and sizes[len(before) :].tolist() == [0, 4]
+    ids = tokeniser.encode("Fuß, ein Fluß").ids
+    assert sizes[ids].sum() == len("Fuß, ein Fluß".encode())
+
+
+def test_tokens_that_are_not_of_bytes_are_refused():
+    import tokenizers
+
+    other = tokenizers.Tokenizer(tokenizers.models.BPE())
+    other.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    with pytest.raises(ValueError, match="the tokeniser is not byte-level"):
+        token_bytes(other)
+
+
+def test_texts_of_ones_own_are_tokens():
+    documents = ["Zwei Wege, ein Fluß. " * 9, "Ein Weg. " * 9]
+    tokeniser = train_tokeniser(documents, 262)
+    found = tokenise_documents(documents, tokeniser, context=8)
+    ids = (found.labels.long() & 0xFFFF).tolist()
+    assert ids == [*tokeniser.encode(documents[0]).ids, 0, *tokeniser.encode(documents[1]).ids, 0]
+    assert found.token_bytes[ids].sum() == sum(len(document.encode()) for document in documents)
+    transformers = pytest.importorskip("transformers")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokeniser)
+    assert torch.equal(tokenise_documents(documents, fast, context=8).labels, found.labels)
+    for makes in (lambda: tokenise_documents("one", tokeniser, 8), lambda: train_tokeniser("one", 300)):
+        with pytest.raises(TypeError, match="the documents are several texts"):
+            makes()
+
+
 def test_a_text_that_is_too_short_or_of_another_type_is_refused():
     assert len(tokens(5, 4)) == 1
     with pytest.raises(
         ValueError, match="a text of 4 tokens is too short for one block of 4 and what follows it"
     ):
         tokens(4, 4)
-    with pytest.raises(ValueError, match="tokens are int16 in a row"):
+    with pytest.raises(ValueError, match="tokens are 16-bit numbers in a row: torch.from_numpy"):
         Tokens(torch.arange(9), 2, torch.ones(9))

@@ -18,7 +18,8 @@ class Tokens:
     the first of the text is predicted once.
 
     Attributes:
-        labels: all tokens in a row, int16 as unsigned 16-bit numbers; they may be mapped from disk.
+        labels: all tokens in a row as 16-bit numbers without a sign, which PyTorch keeps as int16; they may be mapped from disk. From
+            token numbers, ``torch.from_numpy(numpy.array(ids, dtype=numpy.uint16).view(numpy.int16))``.
         context: :math:`C`.
         token_bytes: how many bytes of text each token of the vocabulary stands for, int64, shape ``(V,)``.
         blocks: which blocks there are, int64, shape ``(n,)``; None is all.
@@ -35,8 +36,10 @@ class Tokens:
     ahead: int = 0
 
     def __post_init__(self):
-        if self.labels.dtype != torch.int16 or self.labels.ndim != 1:
-            raise ValueError("tokens are int16 in a row.")
+        if not isinstance(self.labels, Tensor) or self.labels.dtype != torch.int16 or self.labels.ndim != 1:
+            raise ValueError(
+                "tokens are 16-bit numbers in a row: torch.from_numpy(numpy.array(ids, dtype=numpy.uint16).view(numpy.int16))."
+            )
         if len(self.labels) <= self.context:
             raise ValueError(
                 f"a text of {len(self.labels)} tokens is too short for one block of {self.context} and what follows it."

@@ -5,7 +5,15 @@ from .generation import draw, generate
 from .rewards import TokenCount, tokens_of
 from .speculative import Drafting, Speculation, speculate, speed_up, tokens_per_call, try_draft
 from .text import OwnText, teacher_text
-from .tokeniser import load_text_data, parse, read_tokeniser, tokenise, train_tokeniser
+from .tokeniser import (
+    load_text_data,
+    parse,
+    read_tokeniser,
+    token_bytes,
+    tokenise,
+    tokenise_documents,
+    train_tokeniser,
+)
 
 __all__ = [
     "CacheError",
@@ -22,7 +30,9 @@ __all__ = [
     "speculate",
     "speed_up",
     "teacher_text",
+    "token_bytes",
     "tokenise",
+    "tokenise_documents",
     "tokens_of",
     "tokens_per_call",
     "train_tokeniser",

@@ -59,15 +59,11 @@ def write_cache(
         CacheError: if ``path`` exists already.
     """
     path = Path(path)
-    vocabulary = len(tokens.token_bytes)
     if kind not in KINDS:
         raise ValueError(f"the kind of a cache is one of {', '.join(KINDS)}, not {kind!r}.")
-    if not 1 <= entries < vocabulary:
-        raise ValueError(f"a cache keeps 1 to {vocabulary - 1} entries of {vocabulary}, not {entries}.")
     if path.exists():
         raise CacheError(f"{path} exists already; delete it to make the cache anew.")
     generator = torch.Generator(device).manual_seed(seed)
-    number = np.uint16 if vocabulary <= 2**16 else np.uint32
     done = 0
     with atomic_folder(path) as part:
         with (
@@ -80,6 +76,12 @@ def write_cache(
                     torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
                 ):
                     logits = all_logits(teacher(inputs.to(device)))
+                vocabulary = logits.shape[-1]  # the teacher's, which may have been filled up beyond the tokeniser's
+                if not 1 <= entries < vocabulary:
+                    raise ValueError(
+                        f"a cache keeps 1 to {vocabulary - 1} entries of {vocabulary}, not {entries}."
+                    )
+                number = np.uint16 if vocabulary <= 2**16 else np.uint32
                 kept = keep(soften(logits.float()), kind, entries, generator)
                 which.write(kept.tokens.cpu().numpy().astype(number).tobytes())
                 how_likely.write(kept.probabilities.cpu().numpy().astype(np.float16).tobytes())
@@ -121,7 +123,7 @@ def keep(p: Tensor, kind: str, entries: int, generator: torch.Generator | None =
 class TeacherCache(nn.Module):
     """A cache in a teacher's place: ``fit(…, teacher=TeacherCache(path, train))``.
 
-    It is asked by the index of the examples, and answers with :class:`~kdlab.objectives.sparse.SparseTargets`, mapped from disk.
+    It is asked by the index of the examples, of this text and of no other, and answers with :class:`~kdlab.objectives.sparse.SparseTargets`, mapped from disk.
 
     Args:
         path: what :func:`write_cache` wrote.
@@ -137,19 +139,22 @@ class TeacherCache(nn.Module):
     def __init__(self, path, tokens: Tokens | None = None, teacher: nn.Module | None = None):
         super().__init__()
         path = Path(path)
+        if not path.exists():
+            raise CacheError(f"there is no teacher cache at {path}: write_cache makes it.")
         try:
             self.header = json.loads(note_read(path / "header.json").read_text())
             checksum_of_header = self.header.pop("checksum")
             damaged = [name for name, known in self.header["files"].items() if sha256(path / name) != known]
             damaged += ["header.json"] if _checksum(self.header) != checksum_of_header else []
         except (OSError, ValueError, KeyError) as error:
-            raise CacheError(f"{path} is no teacher cache, or is damaged: {error}.") from None
+            raise CacheError(f"{path} is no teacher cache, or is damaged ({error}); delete it to make it anew.") from None
         if damaged:
             raise CacheError(
                 f"{path / damaged[0]} is truncated or was changed; delete {path} to make it anew."
             )
-        if tokens is not None and text_checksum(tokens) != self.header["text"]:
-            raise CacheError(f"{path} is the cache of another text, or of other blocks of it.")
+        self.path = path
+        if tokens is not None:
+            self.check_text(tokens)
         if teacher is not None and checksum(teacher.state_dict().items()) != self.header["teacher"]:
             raise CacheError(f"{path} is the cache of another teacher.")
         shape = tuple(self.header[name] for name in ("blocks", "context", "entries"))
@@ -158,6 +163,15 @@ class TeacherCache(nn.Module):
         self._probabilities = np.memmap(path / "probabilities.bin", np.float16, "r", shape=shape)
         identity = torch.tensor(list(bytes.fromhex(checksum_of_header)), dtype=torch.uint8)
         self.register_buffer("identity", identity)  # by which checkpoints tell teachers apart
+
+    def check_text(self, tokens: Tokens) -> None:
+        """That it is the cache of this text, all its blocks in their order; ``fit`` asks for it too.
+
+        Raises:
+            CacheError: if it is of another.
+        """
+        if not isinstance(tokens, Tokens) or text_checksum(tokens) != self.header["text"]:
+            raise CacheError(f"{self.path} is the cache of another text, or of other blocks of it.")
 
     def forward(self, index: Tensor) -> SparseTargets:
         """What is kept of the examples ``index``, ``(B,)``: entries ``(B, context, K)``."""

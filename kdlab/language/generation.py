@@ -1,9 +1,12 @@
 """Writing text: token after token, with what was read kept."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from ..objectives import HeadLogits, soften
+from ..objectives import HeadLogits
+from ..objectives.softening import log_softmax
 from ..training import evaluation_mode
 from ..training.taps import logits_of
 
@@ -23,9 +26,11 @@ def generate(
     The next token is drawn from :math:`\operatorname{softmax}(z/T)`; at ``temperature=0`` it is the likeliest.
 
     Args:
-        model: of ``kdlab.models``, or a :class:`~kdlab.language.huggingface.CausalLM`: called with tokens ``(B, T)`` and its ``cache(B)``.
-        prompts: token numbers, shape ``(B, P)``, on the model's device; shorter prompts are filled up on the right.
-        tokens: how many to write.
+        model: of ``kdlab.models``; or of ``transformers``, as :class:`~kdlab.language.huggingface.CausalLM`; or one of your own with a
+            ``vocabulary``, a ``context``, and ``cache(B)``, which it is called with beside tokens ``(B, T)``, and whose
+            ``rewind(lengths)`` forgets what is behind the first ``lengths`` tokens of each row.
+        prompts: token numbers, int64 of shape ``(B, P)``, on the model's device; shorter prompts are filled up on the right.
+        tokens: how many to write; a token that ends a text is a token as any other.
         lengths: of the prompts, shape ``(B,)``; None: all have ``P`` tokens.
         generator: what is drawn from, on the model's device.
 
@@ -35,11 +40,14 @@ def generate(
 
     Raises:
         ValueError: for an empty prompt, lengths that do not fit, or a text longer than the model's context.
+        TypeError: for a model that cannot write, or prompts that are no token numbers.
+        FloatingPointError: where logits are NaN, or none of a row is finite. A token of logit −∞ is never drawn.
 
     >>> from kdlab.models import GPT
     >>> generate(GPT(50, width=16, layers=1, heads=1, context=8), torch.tensor([[1, 2]]), tokens=3).shape
     torch.Size([1, 5])
     """
+    check_writer(model)
     lengths = check_prompts(prompts, lengths, tokens, temperature)
     batch, width = prompts.shape
     rows = torch.arange(batch, device=prompts.device)
@@ -58,17 +66,32 @@ def generate(
 
 def check_prompts(prompts: Tensor, lengths: Tensor | None, tokens: int, temperature: float) -> Tensor:
     """The prompts' lengths ``(B,)``, for what all that write have to be given."""
+    if not isinstance(prompts, Tensor) or prompts.dtype != torch.long or prompts.ndim != 2:
+        what = f"{prompts.dtype} of shape {tuple(prompts.shape)}" if isinstance(prompts, Tensor) else f"{type(prompts).__name__}"
+        raise TypeError(f"prompts are token numbers, int64 of shape (batch, length), not {what}.")
     batch, width = prompts.shape
-    lengths = (
-        torch.full((batch,), width, device=prompts.device) if lengths is None else lengths.to(prompts.device)
-    )
-    if not width or lengths.shape != (batch,) or not 1 <= int(lengths.min()) <= int(lengths.max()) <= width:
+    if not batch or not width:
+        raise ValueError("there is at least one prompt, of at least one token; an empty text begins with <|endoftext|>.")
+    lengths = torch.full((batch,), width) if lengths is None else torch.as_tensor(lengths)
+    lengths = lengths.to(prompts.device)
+    if lengths.shape != (batch,) or not 1 <= int(lengths.min()) <= int(lengths.max()) <= width:
         raise ValueError(
-            f"each prompt has at least one token, and at most the {width} that are given; an empty text begins with <|endoftext|>."
+            f"lengths are one a prompt, from 1 to the {width} tokens that are given, not {lengths.tolist()}."
         )
-    if tokens < 0 or temperature < 0:
-        raise ValueError(f"tokens and temperature cannot be negative: {tokens}, {temperature}.")
+    if tokens < 0 or not 0 <= temperature < math.inf:
+        raise ValueError(
+            f"tokens and temperature cannot be negative, nor the temperature infinite: {tokens}, {temperature}."
+        )
     return lengths
+
+
+def check_writer(model) -> None:
+    """That a model can write: it can be called with a cache of its own."""
+    if not hasattr(model, "cache") or hasattr(model, "trunk"):
+        raise TypeError(
+            f"{type(model).__name__} does not write by itself: a model of transformers does as kdlab.language.huggingface.CausalLM, "
+            "and of modules for further tokens their trunk."
+        )
 
 
 def blank_after(tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -88,14 +111,15 @@ def draw(logits: Tensor, temperature: float, generator: torch.Generator | None =
     """One token a row of logits ``(B, V)``; the likeliest at temperature zero.
 
     Raises:
-        FloatingPointError: where logits are NaN or infinite: the model has diverged.
+        FloatingPointError: where logits are NaN, or none of a row is finite: the model has diverged.
     """
     check_finite(logits)
     if temperature == 0:
         return logits.argmax(-1)
-    return torch.multinomial(soften(logits, temperature), 1, generator=generator).squeeze(-1)
+    return torch.multinomial(log_softmax(logits, temperature).exp(), 1, generator=generator).squeeze(-1)
 
 
-def check_finite(logits: Tensor) -> None:
-    if not torch.isfinite(logits).all():  # on CUDA, drawing from these would end the process
-        raise FloatingPointError("the logits have entries that are NaN or infinite: the model has diverged.")
+def check_finite(logits: Tensor, whose: str = "the model") -> None:
+    """That there is something to draw from; of −∞, a token that is never drawn, there may be some."""
+    if not torch.isfinite(logits.amax(-1)).all():  # on CUDA, drawing from these would end the process
+        raise FloatingPointError(f"logits of {whose} are NaN or infinite: it has diverged.")

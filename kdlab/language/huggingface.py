@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..models.gpt import check_tokens
 from ..objectives import HeadLogits
 from ..training import evaluation_mode
 
@@ -43,7 +44,12 @@ class CausalLM(nn.Module):
             )
 
     def forward(self, tokens: Tensor, cache: "Reread | None" = None) -> Tensor | HeadLogits:
-        """Logits ``(B, T, V)`` of what follows each of ``tokens``, ``(B, T)``, with a cache after what it holds."""
+        """Logits ``(B, T, V)`` of what follows each of ``tokens``, ``(B, T)``, with a cache after what it holds.
+
+        Raises:
+            ValueError: as :class:`~kdlab.models.gpt.GPT`'s.
+        """
+        check_tokens(tokens, self.vocabulary, self.context, 0 if cache is None else int(cache.lengths.max()))
         if cache is not None:
             tokens, places = cache.extend(tokens)
         # What is on the right of a token has no influence on it, so that rows of different length need no mask.

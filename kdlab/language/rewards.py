@@ -21,6 +21,10 @@ class TokenCount:
 
     tokens: tuple[int, ...]
 
+    def __post_init__(self):
+        if not isinstance(self.tokens, tuple) or not self.tokens:
+            raise ValueError(f"the tokens that count are a tuple of at least one number, not {self.tokens!r}.")
+
     def __call__(self, texts: Tensor) -> Tensor:
         """Rewards ``(B,)`` of texts ``(B, T)``; tokens of −100 are not looked at."""
         return torch.isin(texts, torch.tensor(self.tokens, device=texts.device)).sum(-1).float()

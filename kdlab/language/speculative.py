@@ -15,17 +15,19 @@ Source: Leviathan, Kalman & Matias (2023), algorithm 1, eq. 1 and corollary 3.6;
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.multi_token import MultiToken
-from ..objectives import HeadLogits, soften
+from ..models.multi_token import MultiToken, as_fused
+from ..objectives import HeadLogits
+from ..objectives.softening import log_softmax
 from ..training import evaluation_mode
 from ..training.measures import all_logits
-from .generation import blank_after, check_finite, check_prompts, draw, generate, last_logits
+from .generation import blank_after, check_finite, check_prompts, check_writer, draw, generate, last_logits
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,10 @@ class Speculation:
 
     Attributes:
         text: prompts and what follows, as :func:`~kdlab.language.generation.generate` returns it.
-        calls: of the verifier after that on the prompt, which brings the first token, ``(B,)``.
-        tested: draft tokens that it came to, ``(B,)``: those that it accepted, and the first of a round that it did not.
-        accepted: how many of them it accepted, ``(B,)``.
-        expected: how many of them were to be expected, the sum of 1 − TV(p, q), ``(B,)``.
+        calls: of the verifier after that on the prompt, which brings the first token, int64 of shape ``(B,)``.
+        tested: draft tokens that it came to, int64: those that it accepted, and the first of a round that it did not.
+        accepted: how many of them it accepted, int64. Of a row's last round all count, those too that lie beyond the text's end.
+        expected: how many of them were to be expected, the sum of 1 − TV(p, q).
     """
 
     text: Tensor
@@ -52,11 +54,18 @@ def tokens_per_call(acceptance: float, draft_length: int) -> float:
 
     .. math:: \frac{1 - \alpha^{\gamma + 1}}{1 - \alpha}
 
+    Raises:
+        ValueError: for an acceptance that is no probability, or a negative length.
+
     Source: Leviathan et al. (2023), eq. 1.
 
     >>> tokens_per_call(0.5, 2), tokens_per_call(1.0, 2)
     (1.75, 3.0)
     """
+    if not 0 <= acceptance <= 1 or draft_length < 0:
+        raise ValueError(
+            f"acceptance is a probability, and a draft length not negative: not {acceptance} and {draft_length}."
+        )
     return float(sum(acceptance**k for k in range(draft_length + 1)))
 
 
@@ -65,8 +74,13 @@ def speed_up(acceptance: float, draft_length: int, cost: float) -> float:
 
     .. math:: \frac{1 - \alpha^{\gamma + 1}}{(1 - \alpha)(\gamma c + 1)}
 
+    Raises:
+        ValueError: as :func:`tokens_per_call`, or for a negative cost.
+
     Source: Leviathan et al. (2023), theorem 3.8. It supposes that the verifier looks at γ + 1 tokens in the time of one.
     """
+    if cost < 0:
+        raise ValueError(f"a cost cannot be negative: {cost}.")
     return tokens_per_call(acceptance, draft_length) / (draft_length * cost + 1)
 
 
@@ -77,7 +91,7 @@ def speculate(
     prompts: Tensor,
     *,
     tokens: int,
-    draft_length: int = 4,
+    draft_length: int | None = None,
     stop_below: float = 0.0,
     lengths: Tensor | None = None,
     temperature: float = 1.0,
@@ -91,44 +105,54 @@ def speculate(
     Args:
         verifier, draft: of one vocabulary, as for ``generate``; or the draft is a
             :class:`~kdlab.models.multi_token.MultiToken`, and the verifier its ``trunk``.
-        draft_length: :math:`\gamma`, how many tokens a round proposes, at most.
-        stop_below: a row proposes no more in a round after a token to which the draft itself gave less than this.
-        prompts, tokens, lengths, temperature, generator: as for ``generate``.
+        draft_length: :math:`\gamma`, how many tokens a round proposes, at most; None is 4, or as many as there are modules if
+            these are fewer.
+        stop_below: a row proposes no more in a round after a token to which the draft itself gave less than this; at
+            ``temperature=0``, less at temperature one.
+        prompts, tokens, lengths, generator: as for ``generate``.
+        temperature: of both models.
 
     Raises:
-        ValueError: as ``generate``; for models of different vocabularies, or no token to propose.
-        FloatingPointError: where logits are NaN or infinite.
+        ValueError: as ``generate``; for models of different vocabularies, or no token to propose; and where what the last round
+            proposes goes beyond the context of a model.
+        TypeError, FloatingPointError: as ``generate``.
 
     >>> from kdlab.models import GPT
     >>> model = GPT(50, width=16, layers=1, heads=1, context=16)
     >>> speculate(model, model, torch.tensor([[1, 2]]), tokens=7, draft_length=2).calls  # its own draft is always believed
-    tensor([2.])
+    tensor([2])
     """
+    own = isinstance(draft, MultiToken)
+    for model in (verifier,) if own else (verifier, draft):
+        check_writer(model)
     if verifier.vocabulary != draft.vocabulary:
         raise ValueError(
             f"a draft has the verifier's {verifier.vocabulary} tokens; this one has a vocabulary of {draft.vocabulary}."
         )
-    if isinstance(draft, MultiToken) and (verifier is not draft.trunk or draft_length > draft.depth):
-        raise ValueError(
-            f"these modules stand on a model of their own, which is the verifier, and propose at most {draft.depth} tokens."
-        )
-    if draft_length < 1 or not 0 <= stop_below <= 1:
-        raise ValueError(
-            f"a draft proposes at least one token, and stop_below is a probability: not {draft_length} and {stop_below}."
-        )
+    if own and verifier is not draft.trunk:
+        raise ValueError("modules propose for the model that they stand on: the verifier is draft.trunk itself, not a copy.")
+    if draft_length is None:
+        draft_length = min(4, draft.depth) if own else 4
+    if own and draft_length > draft.depth:
+        raise ValueError(f"{draft.depth} modules propose at most {draft.depth} tokens, not {draft_length}.")
+    if not isinstance(draft_length, int) or draft_length < 1:
+        raise ValueError(f"a draft proposes a whole number of tokens, at least one, not {draft_length}.")
+    if not 0 <= stop_below <= 1:
+        raise ValueError(f"stop_below is a probability, not {stop_below}.")
     lengths = check_prompts(prompts, lengths, tokens, temperature)
     batch, width = prompts.shape
-    for model in (verifier, draft):
+    for name, model in (("verifier", verifier), ("draft", draft)):
         if width + tokens + draft_length > model.context:
             raise ValueError(
-                f"a prompt of {width} tokens, {tokens} to write and {draft_length} to propose are more than the context of "
+                f"a prompt of {width} tokens, {tokens} to write and {draft_length} to propose are more than the {name}'s context of "
                 f"{model.context}."
             )
     end, rows = lengths + tokens, torch.arange(batch, device=prompts.device)
     written = F.pad(blank_after(prompts, lengths), (0, tokens + draft_length + 1))
     counts = torch.zeros(4, batch, device=prompts.device)
-    proposing = OwnModules if isinstance(draft, MultiToken) else OtherModel
-    with evaluation_mode(verifier), evaluation_mode(draft):
+    proposing = OwnModules if own else OtherModel
+    states = as_fused(verifier) if own else nullcontext()  # modules look at them
+    with evaluation_mode(verifier), evaluation_mode(draft), states:
         cache = verifier.cache(batch)
         output = verifier(written[:, :width], cache)
         written[rows, lengths] = draw(last_logits(output, lengths - 1), temperature, generator)
@@ -143,14 +167,15 @@ def speculate(
             last = written[rows, lengths - 1]
             output = verifier(torch.cat([last[:, None], proposed], 1), cache)
             proposer.see(output, lengths - 1)
-            p = probabilities(all_logits(output), temperature)
+            p = probabilities(all_logits(output), temperature, "the verifier")
             accepted, following, tested, expected = _believe(p, q, proposed, count, generator)
             places = lengths[:, None] + torch.arange(proposed.shape[1], device=prompts.device)
             written.scatter_(1, places, proposed)
             written[rows, lengths + accepted] = following
             counts += open_rows * torch.stack([torch.ones_like(expected), tested, accepted, expected])
             lengths = (lengths + accepted + 1).minimum(end)
-    return Speculation(blank_after(written[:, : width + tokens], end), *counts)
+    *whole, expected = counts
+    return Speculation(blank_after(written[:, : width + tokens], end), *(each.long() for each in whole), expected)
 
 
 @dataclass(frozen=True)
@@ -217,12 +242,12 @@ def try_draft(
     }
 
 
-def probabilities(logits: Tensor, temperature: float) -> Tensor:
+def probabilities(logits: Tensor, temperature: float, whose: str) -> Tensor:
     """What tokens are drawn from; at temperature zero, all of it on the likeliest."""
-    check_finite(logits)
+    check_finite(logits, whose)
     if temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
-    return soften(logits, temperature).float()
+    return log_softmax(logits, temperature).exp().float()
 
 
 class OtherModel:
@@ -310,10 +335,13 @@ def _propose(proposer, written, lengths, draft_length, stop_below, temperature, 
     standing = torch.ones(len(written), dtype=torch.bool, device=written.device)
     logits = proposer.first(written, lengths)
     while True:
-        distributions.append(probabilities(logits, temperature))
-        tokens.append(torch.multinomial(distributions[-1], 1, generator=generator))
+        q = probabilities(logits, temperature, "the draft")
+        distributions.append(q)
+        tokens.append(torch.multinomial(q, 1, generator=generator))
         count = count + standing.long()
-        standing = standing & (distributions[-1].gather(1, tokens[-1]).squeeze(1) >= stop_below)
+        if stop_below:  # at temperature zero, whose q is sure of everything, at temperature one
+            sure = q if temperature else probabilities(logits, 1.0, "the draft")
+            standing = standing & (sure.gather(1, tokens[-1]).squeeze(1) >= stop_below)
         if len(tokens) == draft_length or not standing.any():
             return torch.cat(tokens, 1), torch.stack(distributions, 1), count
         logits = proposer.after(tokens[-1])

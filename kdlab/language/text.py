@@ -13,6 +13,8 @@ from ..data import Tokens
 from ..data.tokens import mapped
 from ..files import atomic_write, note_read
 from ..objectives.checks import IGNORED
+from ..training.checkpoint import checksum
+from .caches import text_checksum
 from .generation import generate
 
 
@@ -91,11 +93,15 @@ def teacher_text(
 ) -> Tokens:
     """For each block of a text, one that begins alike and goes on as the teacher writes: sequence-level distillation.
 
-    Written to the file ``path`` once, whole or not at all; if it is there, it is read.
+    Written to the file ``path`` once, whole or not at all, with a mark of what made it at its end; if it is there, it is read.
+
+    Raises:
+        ValueError: if what is there is damaged, or was written by another teacher, after another text or in another way.
 
     Source: Kim & Rush (2016), with samples in place of the beam's best.
     """
     path = Path(path)
+    mark = text_name(checksum(teacher.state_dict().items()), text_checksum(tokens), prompt, temperature, seed)
     if not path.exists():
         generator = torch.Generator(device).manual_seed(seed)
         teacher, done = teacher.to(device), 0
@@ -109,9 +115,13 @@ def teacher_text(
                 done += len(index)
                 if report is not None:
                     report(done, len(tokens))
-    labels = mapped(note_read(path))
-    if len(labels) != len(tokens) * (tokens.context + 1):
-        raise ValueError(f"{path} is truncated or of another text: delete it, and it is written anew.")
+            file.write(bytes.fromhex(mark))
+    content = mapped(note_read(path))
+    labels, known = content[: len(tokens) * (tokens.context + 1)], content[len(tokens) * (tokens.context + 1) :]
+    if known.numpy().tobytes() != bytes.fromhex(mark):
+        raise ValueError(
+            f"{path} is damaged, or of another teacher or text, or was written in another way: delete it, and it is written anew."
+        )
     return Tokens(labels, tokens.context, tokens.token_bytes, stride=tokens.context + 1)
 
 

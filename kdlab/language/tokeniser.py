@@ -47,6 +47,8 @@ def train_tokeniser(documents: Iterable[str], vocabulary: int):
     """
     if not 257 <= vocabulary <= 65_536:
         raise ValueError(f"a vocabulary has 257 to 65,536 tokens, not {vocabulary}.")
+    if isinstance(documents, str):
+        raise TypeError("the documents are several texts, such as [text], not one string.")
     tokenizers = require_tokenizers()
     tokeniser = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokeniser.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -70,11 +72,54 @@ def _literal(tokeniser):
 
 
 def token_bytes(tokeniser) -> torch.Tensor:
-    """How many bytes of text each token stands for, int64, shape ``(V,)``; none for ``<|endoftext|>``."""
+    """How many bytes of text each token of a byte-level tokeniser stands for, int64, shape ``(V,)``; none for special tokens.
+
+    Args:
+        tokeniser: a ``tokenizers.Tokenizer``, or a fast one of ``transformers``.
+
+    Raises:
+        ValueError: for a tokeniser that is not byte-level, whose tokens do not say how many bytes they are.
+    """
+    tokeniser = getattr(tokeniser, "backend_tokenizer", tokeniser)
+    parts = json.loads(tokeniser.to_str())
+    before = parts["pre_tokenizer"] or {}
+    if "ByteLevel" not in [part["type"] for part in (before, *before.get("pretokenizers", ())) if part]:
+        raise ValueError("the tokeniser is not byte-level: how many bytes its tokens stand for is not known.")
+    added = {token["id"]: token for token in parts["added_tokens"]}
     sizes = torch.zeros(tokeniser.get_vocab_size(), dtype=torch.long)
-    for token, number in tokeniser.get_vocab(with_added_tokens=False).items():
-        sizes[number] = 0 if token == END_OF_TEXT else len(token)  # a character of its alphabet is a byte
+    for token, number in tokeniser.get_vocab().items():
+        if number not in added:
+            sizes[number] = len(token)  # a character of its alphabet is a byte
+        elif not added[number]["special"]:
+            sizes[number] = len(token.encode())
     return sizes
+
+
+def tokenise_documents(documents: Iterable[str], tokeniser, context: int) -> Tokens:
+    """Texts of your own as what models are trained on and measured on: each is followed by the end of a text, if there is a token for it.
+
+    Args:
+        documents: a text each.
+        tokeniser: a ``tokenizers.Tokenizer``, or a fast one of ``transformers``; byte-level, of at most 65,536 tokens.
+        context: tokens of a block.
+
+    Raises:
+        ValueError: for no text, or a tokeniser that does not fit.
+
+    >>> text = "To be, or not to be, that is the question. " * 40
+    >>> tokens = tokenise_documents([text], train_tokeniser([text], 300), context=16)
+    >>> next(tokens.batches(2))[0].shape
+    torch.Size([2, 16])
+    """
+    if isinstance(documents, str):
+        raise TypeError("the documents are several texts, such as [text], not one string.")
+    tokeniser = getattr(tokeniser, "backend_tokenizer", tokeniser)
+    sizes = token_bytes(tokeniser)
+    if len(sizes) > 2**16:
+        raise ValueError(f"tokens are 16-bit numbers: a vocabulary of {len(sizes)} has too many.")
+    ends = [number for number in [tokeniser.token_to_id(END_OF_TEXT)] if number is not None]
+    ids = [number for text in documents for number in (*tokeniser.encode(text, add_special_tokens=False).ids, *ends)]
+    return Tokens(torch.from_numpy(np.array(ids, dtype=np.uint16).view(np.int16)), context, sizes)
 
 
 def load_text_data(name: str) -> TextData:

@@ -63,7 +63,7 @@ class GPT(nn.Module):
         """
         if cache is not None and torch.is_grad_enabled():
             raise RuntimeError("a cache keeps no gradients: use it within torch.no_grad().")
-        self._check(tokens, 0 if cache is None else cache.longest)
+        check_tokens(tokens, self.vocabulary, self.context, 0 if cache is None else cache.longest)
         x = self.embedding(tokens)
         if cache is None:
             rotated, mask = self.rotation[: tokens.shape[1]], None
@@ -78,23 +78,25 @@ class GPT(nn.Module):
         logits = HeadLogits(self.norm(x), self.embedding.weight)
         return logits if self.fused else logits.dense()
 
-    def _check(self, tokens, before):
-        if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
-            raise ValueError(
-                f"tokens are whole numbers of shape (batch, time), at least one, not {tokens.dtype} of shape {tuple(tokens.shape)}."
-            )
-        if before + tokens.shape[1] > self.context:
-            raise ValueError(
-                f"a sequence of {before + tokens.shape[1]} tokens is longer than the context of {self.context}."
-            )
-        if tokens.device.type == "cpu" and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocabulary:
-            raise ValueError(
-                f"a token is not in the vocabulary of {self.vocabulary}: was the text tokenised for another model?"
-            )
-
     def cache(self, batch: int) -> "Cache":
         """An empty cache for ``batch`` sequences."""
         return Cache(self, batch)
+
+
+def check_tokens(tokens: Tensor, vocabulary: int, context: int, before: int = 0) -> None:
+    """That a model of this vocabulary and context can read these tokens after ``before`` others."""
+    if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
+        raise ValueError(
+            f"tokens are whole numbers of shape (batch, time), at least one, not {tokens.dtype} of shape {tuple(tokens.shape)}."
+        )
+    if before + tokens.shape[1] > context:
+        raise ValueError(
+            f"a sequence of {before + tokens.shape[1]} tokens is longer than the context of {context}."
+        )
+    if tokens.device.type == "cpu" and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
+        raise ValueError(
+            f"a token is not in the vocabulary of {vocabulary}: was the text tokenised for another model?"
+        )
 
 
 class Block(nn.Module):

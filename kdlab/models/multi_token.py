@@ -12,6 +12,8 @@ Source: in a row, DeepSeek-AI (2024), DeepSeek-V3, eq. 21–23; side by side, Gl
 Cai et al. (2024), Medusa.
 """
 
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -25,14 +27,20 @@ class MultiToken(nn.Module):
     Called with tokens ``(B, T)`` it returns logits ``(B, depth, T, V)``; what module k says at the last k tokens, whose followers
     it cannot read, means nothing.
 
+    It learns from :class:`~kdlab.data.tokens.Tokens` with ``ahead=depth``: from their labels, or from :class:`Ahead` as its teacher.
+
     Args:
-        trunk: the model.
+        trunk: the model, which is frozen in place: give a copy, ``copy.deepcopy(model)``, if it is to learn more.
         depth: number of modules.
         in_a_row: whether a module reads the token before the one it predicts, and the state of the module before; else all
             look at the model's own state.
 
     Attributes:
         fused: as :class:`~kdlab.models.gpt.GPT`'s.
+
+    Raises:
+        TypeError: for a trunk that is not :class:`~kdlab.models.gpt.GPT`, such as a model of ``transformers``.
+        ValueError: for no module.
 
     >>> trunk = GPT(100, width=32, layers=2, heads=2, context=16)
     >>> MultiToken(trunk, 3, in_a_row=True)(torch.zeros(1, 16, dtype=torch.long)).shape
@@ -41,6 +49,8 @@ class MultiToken(nn.Module):
 
     def __init__(self, trunk: GPT, depth: int, *, in_a_row: bool):
         super().__init__()
+        if not isinstance(trunk, GPT):
+            raise TypeError(f"modules stand on kdlab's GPT, not on {type(trunk).__name__}.")
         if depth < 1:
             raise ValueError(f"at least one module is needed, not {depth}.")
         self.vocabulary, self.context, self.heads = trunk.vocabulary, trunk.context, trunk.heads
@@ -51,7 +61,6 @@ class MultiToken(nn.Module):
         self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(depth))
         self.apply(trunk._initialise)
         self.trunk = trunk.requires_grad_(False)
-        self.trunk.fused = True
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -70,7 +79,7 @@ class MultiToken(nn.Module):
         self.trunk.load_state_dict(weights)
 
     def forward(self, tokens: Tensor) -> Tensor | HeadLogits:
-        with torch.no_grad():
+        with torch.no_grad(), as_fused(self.trunk):
             state = hidden = self.trunk(tokens).hidden
         states = []
         for k in range(1, self.depth + 1):
@@ -129,20 +138,34 @@ class Ahead(nn.Module):
 
     Logits ``(B, depth, T, V)``: at place i of row k, the model's own of :math:`x_{i+k+1}` given :math:`x_{\\le i+k}`.
 
+    Raises:
+        ValueError: for no further token.
+
     Source: Zhao et al. (2026), multi-token prediction via self-distillation.
     """
 
     def __init__(self, model: GPT, depth: int):
         super().__init__()
+        if depth < 1:
+            raise ValueError(f"at least one further token is looked at, not {depth}.")
         self.model, self.depth, self.fused = model, depth, False
 
     def forward(self, tokens: Tensor) -> Tensor | HeadLogits:
-        fused, self.model.fused = self.model.fused, True
-        logits = self.model(tokens)
-        self.model.fused = fused
+        with as_fused(self.model):
+            logits = self.model(tokens)
         ahead = torch.stack([shifted(logits.hidden, k) for k in range(1, self.depth + 1)], 1)
         logits = HeadLogits(ahead, logits.weight)
         return logits if self.fused else logits.dense()
+
+
+@contextmanager
+def as_fused(model):
+    """A model that returns its states and its head, for as long as this lasts."""
+    before, model.fused = model.fused, True
+    try:
+        yield model
+    finally:
+        model.fused = before
 
 
 def shifted(x: Tensor, k: int, fill=0) -> Tensor:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .checks import IGNORED, check_count, check_weight
+from .checks import IGNORED, _inspectable, check_count, check_same_shape, check_weight
 from .divergences import reverse_kl
 from .softening import full_precision
 from .terms import Term, _shown
@@ -71,7 +71,11 @@ def advantages(returns: Tensor, group: int, baseline: str = "leave-one-out") -> 
     ``"leave-one-out"`` takes from each return the mean of the others of its group, which leaves the gradient unbiased;
     ``"standardised"`` the mean of all, and divides by their deviation, as GRPO; ``"none"`` nothing.
 
-    .. math:: A_i = r_i - \frac1{G-1}\sum_{j \ne i} r_j, \qquad A_i = \frac{r_i - \bar r}{s + \varepsilon}
+    .. math:: A_i = r_i - \frac1{G-1}\sum_{j \ne i} r_j, \qquad A_i = \frac{r_i - \bar r}{s + \varepsilon},
+        \quad s^2 = \frac1{G-1}\sum_j (r_j - \bar r)^2, \quad \varepsilon = 10^{-4}
+
+    Of GRPO it is the baseline alone, without its division by a text's length and without its ratio, which is one where each batch
+    is used once.
 
     Args:
         returns: shape ``(B,)``, groups of ``group`` texts, one after another.
@@ -86,8 +90,11 @@ def advantages(returns: Tensor, group: int, baseline: str = "leave-one-out") -> 
     """
     if baseline not in BASELINES:
         raise ValueError(f"a baseline is one of {', '.join(BASELINES)}, not {baseline!r}.")
-    if returns.ndim != 1 or group < 1 or len(returns) % group:
+    if group < 1:
+        raise ValueError(f"a group has at least one text, not {group}.")
+    if returns.ndim != 1 or len(returns) % group:
         raise ValueError(f"returns of shape {tuple(returns.shape)} are not groups of {group}.")
+    returns = returns if returns.is_floating_point() else returns.float()
     if baseline == "none":
         return returns
     if group < 2:
@@ -97,6 +104,24 @@ def advantages(returns: Tensor, group: int, baseline: str = "leave-one-out") -> 
     if baseline == "leave-one-out":
         return (apart * (group / (group - 1))).flatten()
     return (apart / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+
+
+def rewards_of(texts: Tensor, reward: Callable[[Tensor], Tensor]) -> Tensor:
+    """What texts ``(B, T)`` earn, ``(B,)``.
+
+    Raises:
+        TypeError: for a reward that gives no tensor.
+        ValueError: for one that does not give a finite number for each text.
+    """
+    given = reward(texts)
+    if not isinstance(given, Tensor):
+        raise TypeError(f"a reward gives a tensor, a number for each text, not {type(given).__name__}.")
+    if given.shape != texts.shape[:1]:
+        raise ValueError(f"a reward gives a number for each of {len(texts)} texts, not shape {tuple(given.shape)}.")
+    if _inspectable(given) and not torch.isfinite(given).all():
+        bad = int((~torch.isfinite(given)).sum())
+        raise ValueError(f"the reward of {bad} of {len(texts)} texts is NaN or infinite.")
+    return given
 
 
 def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -110,15 +135,16 @@ class PolicyGradient(Term):
     r"""REINFORCE: :math:`-\frac1B\sum_i A_i \log q(x_i)`, whose gradient is that of the mean reward.
 
     With ``beta`` the divergence is in the reward: :math:`r(x) - \beta\log\frac{q(x)}{p(x)}`, which is differentiated as the reward is.
+    The value is a mean of advantages times log-probabilities and says nothing of progress: beside it put ``0.0 * MeanReward(reward)``.
 
     Args:
         reward: from texts ``(B, T)`` of tokens, −100 where they are not the policy's own, to rewards ``(B,)``.
-        group: how many texts in a row go on from one prompt.
+        group: how many texts in a row go on from one prompt: the ``copies`` of :class:`~kdlab.language.text.OwnText`.
         baseline: see :func:`advantages`.
         beta: :math:`\beta`, not negative.
     """
 
-    needs_whole_batch_of = ("texts",)  # texts are compared within their group
+    needs_whole_batch_of = ("texts", "images")  # texts are compared within their group, whatever data they come as
 
     def __init__(
         self,
@@ -128,7 +154,9 @@ class PolicyGradient(Term):
         beta: float = 0.0,
     ):
         super().__init__()
-        advantages(torch.zeros(group), group, baseline)
+        if not callable(reward):
+            raise TypeError(f"a reward is a function of texts, such as TokenCount((3, 5)), not {reward!r}.")
+        advantages(torch.zeros(max(group, 0)), group, baseline)
         check_weight("beta", beta)
         if beta < 0:
             raise ValueError(f"beta cannot be negative: {beta}.")
@@ -138,10 +166,25 @@ class PolicyGradient(Term):
     def extra_repr(self):
         return f"{self.reward!r}, group={self.group}, baseline={self.baseline!r}, beta={_shown(self.beta)}"
 
+    def check_rewrite(self, rewrite) -> None:
+        """That what the policy is trained on are its own texts, drawn as they are weighted, in groups of one prompt.
+
+        Raises:
+            ValueError: for a :class:`~kdlab.training.loop.Learner` whose ``rewrite`` is something else.
+        """
+        wanted = {"copies": self.group, "probability": 1, "after": 0, "temperature": 1}
+        other = {name: getattr(rewrite, name, value) for name, value in wanted.items()}
+        if rewrite is None or other != wanted:
+            raise ValueError(
+                f"a policy learns from its own texts alone, {self.group} for each prompt and drawn at temperature one: "
+                f"rewrite=OwnText(…, copies={self.group})."
+            )
+
     def forward(self, *, student_logits, labels, teacher_logits=None, **_):
         log_q = log_probabilities(student_logits, labels).sum(1)
-        returns = self.reward(labels).to(log_q.dtype)
+        returns = rewards_of(labels, self.reward).to(log_q.dtype)
         if self.beta:
+            check_same_shape(student_logits, teacher_logits)
             returns = returns - self.beta * (log_q - log_probabilities(teacher_logits, labels).sum(1))
         return -(advantages(returns.detach(), self.group, self.baseline) * log_q).mean()
 
@@ -168,6 +211,7 @@ class TextKL(Term):
         if self.estimator == "exact":
             of_token = reverse_kl(student_logits, teacher_logits.detach(), reduction="none")
             return of_token.where(labels != IGNORED, 0.0).sum() / count
+        check_same_shape(student_logits, teacher_logits)
         log_q, log_p = (log_probabilities(z, labels) for z in (student_logits, teacher_logits.detach()))
         return sampled_kl(log_q, log_p, self.estimator).sum() / count
 
@@ -185,4 +229,5 @@ class MeanReward(Term):
         return repr(self.reward)
 
     def forward(self, *, student_logits, labels, example_count=None, **_):
-        return self.reward(labels).sum() / (len(labels) if example_count is None else example_count)
+        earned = rewards_of(labels, self.reward).sum()
+        return earned / (len(labels) if example_count is None else example_count)

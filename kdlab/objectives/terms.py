@@ -116,7 +116,8 @@ class Objective(nn.Module):
             if in_chunks and not term.student_layers:
                 if any(True for _ in term.parameters()):
                     raise TypeError(
-                        f"{name} learns a temperature or more, and so needs student_logits.dense()."
+                        f"{name} learns a temperature or more and needs all logits at once: let the student return them, with "
+                        "fused = False, or give student_logits.dense()."
                     )
                 by_token[name] = term
                 continue
@@ -158,7 +159,7 @@ class Objective(nn.Module):
             {name: weights[name] for name in terms},
             student_logits,
             teacher_logits if "teacher_logits" in needed else None,
-            labels if "labels" in needed else None,
+            labels,  # also where no term looks at them: a label of −100 says that a token does not count
             mask=mask,
             count=count,
             progress=progress,
@@ -284,7 +285,7 @@ class Term(nn.Module):
         Raises:
             TypeError: if the term has none.
         """
-        raise TypeError(f"{type(self).__name__} looks at all logits at once: give it student_logits.dense().")
+        raise TypeError(f"{type(self).__name__} looks at all logits at once: let the student return them, with fused = False, or give it student_logits.dense().")
 
     def __add__(self, other):
         return Objective(_weighted(self)) + other

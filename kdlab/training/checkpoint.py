@@ -102,7 +102,8 @@ def load_run(path: Path, student, objective, optimizer, identity: dict, device="
             f"{path} is damaged: its checksum does not fit what it holds; delete it to start that run anew."
         )
     if header.get("identity") != identity:
-        differs = [k for k in identity if header.get("identity", {}).get(k) != identity[k]]
+        known = header.get("identity") or {}
+        differs = [k for k in {**identity, **known} if known.get(k) != identity.get(k)]
         raise CheckpointError(
             f"{path} belongs to another run (other {', '.join(differs)}): give another path."
         )

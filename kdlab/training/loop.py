@@ -85,6 +85,7 @@ def fit(
     gradient_norms: bool = False,
     report: Callable[[dict], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    rewrite: Callable | None = None,
 ) -> list[dict]:
     """Train ``student`` to minimise ``objective`` and return what was measured after each epoch.
 
@@ -118,6 +119,7 @@ def fit(
         report: called with each epoch's entry, for progress.
         stop: asked before each step, and between the batches of a validation; once it says True, the checkpoint is written
             and :class:`Stopped` raised.
+        rewrite: what a batch becomes before it is looked at, such as :class:`~kdlab.language.text.OwnText`; see :class:`Learner`.
 
     Returns:
         One dict an epoch: ``epoch``, ``learning_rate``, ``loss`` and each term's mean over the epoch,
@@ -130,7 +132,7 @@ def fit(
         Stopped: if ``stop`` said so.
     """
     (outcome,) = fit_together(
-        [Learner(student, objective, recipe, checkpoint, report)],
+        [Learner(student, objective, recipe, checkpoint, report, rewrite)],
         train=train,
         teacher=teacher,
         validation=validation,
@@ -185,6 +187,8 @@ def fit_together(
     size, (_, world) = min(learners[0].recipe.batch_size, len(train)), rank_and_world()
     if size % world:
         raise ValueError(f"a batch of {size} cannot be spread evenly over {world} processes.")
+    if hasattr(teacher, "check_text"):  # a cache, of this text and no other
+        teacher.check_text(train)
     train = train.to(device)
     with ExitStack() as stack:
         stack.enter_context(_own_random_state(device))
@@ -224,7 +228,7 @@ def fit_together(
                 group.save_if_due(students)
         except Stopped:
             group.save(students)
-            raise
+            raise Stopped("training was asked to stop; with its checkpoint it goes on from here.") from None
         return [s.failure or s.history for s in students]
 
 
@@ -243,6 +247,9 @@ def _check_learner(learner: Learner, train, teacher, gradient_norms) -> None:
         )
     if learner.rewrite is not None and getattr(teacher, "by_index", False):
         raise ValueError("a teacher cache knows the examples as they were: it cannot look at rewritten ones.")
+    for part in objective.modules():
+        if hasattr(part, "check_rewrite"):
+            part.check_rewrite(learner.rewrite)
     if objective.needs_teacher and teacher is None:
         raise ValueError(f"the objective {objective!r} needs a teacher, but none was given.")
     if gradient_norms and learner.recipe.micro_batches > 1:

@@ -121,10 +121,15 @@ def measure_tokens(
         students: models of one vocabulary.
         teacher: what they are compared with; its look is shared.
 
+    Raises:
+        ValueError: for a text of more tokens than a model has, or a teacher cache.
+
     Returns:
         For each student ``bits_per_byte``, ``cross_entropy`` (nats a token), ``accuracy`` (of the likeliest token),
         ``calibration_error``; with a teacher ``agreement``, ``kl_to_teacher`` (nats a token) and ``total_variation``.
     """
+    if getattr(teacher, "by_index", False):
+        raise ValueError("a teacher cache knows a few entries of each token: measure beside the teacher itself.")
     sums = [defaultdict(float) for _ in students]
     read = 0
     with ExitStack() as stack:
@@ -141,6 +146,10 @@ def measure_tokens(
             for found, model in zip(sums, students, strict=True):
                 with autocast:
                     log_q = log_soften(all_logits(model(inputs)).flatten(0, 1), 1.0)
+                if log_q.shape[-1] < len(split.token_bytes):
+                    raise ValueError(
+                        f"a text of {len(split.token_bytes)} tokens is not for a model of {log_q.shape[-1]}."
+                    )
                 _add_up(found, log_q, labels, log_p)
     measured = []
     for found in sums:
