@@ -266,6 +266,9 @@ class Term(nn.Module):
     #: Of which data, ``"images"`` or ``"texts"``, it needs each batch as a whole: what it says of parts does not add up.
     needs_whole_batch_of: tuple[str, ...] = ()
 
+    def __init__(self):
+        super().__init__()
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if cls.__init__ is not Term.__init__ and cls.extra_repr is nn.Module.extra_repr:
