@@ -296,8 +296,12 @@ left.legend(title="rank", fontsize="x-small", title_fontsize="x-small", loc="upp
 left.grid(axis="x", visible=False)
 middle = [10 ** ((b - bins + 0.5) / 2) for b in told]
 right.axhline(1, color="grey", linewidth=1)
+hit = ratio > 0
+middle = np.array(middle)
+spans = np.stack([ratio - low, high - ratio])
+right.errorbar(middle[hit], ratio[hit], spans[:, hit], fmt="o", color=BLUE, linewidth=1.5)
 right.errorbar(
-    middle, ratio, [ratio - low, high - ratio], fmt="o", color=BLUE, linewidth=1.5
+    middle[~hit], high[~hit], 0.35 * high[~hit], uplims=True, fmt="_", color=BLUE
 )
 right.set(
     xscale="log",
@@ -313,7 +317,9 @@ show(
     label="tail",
     caption=f"Left: how often the true token lies in each band of ranks, and what the teacher gives to the band. Beyond rank 100 the truth lies in {tail.float().mean():.1%} of positions; the teacher gives "
     + ", ".join(f"{v:.1%} at $T={T}$" for T, v in predicted_tail.items())
-    + ". Right: calibration of single entries; bars are 95 % intervals for counts.",
+    + ". Right: calibration of single entries; bars are 95 % intervals for counts"
+    + ("" if hit.all() else ", an arrow stands under the upper end where there was no hit")
+    + ".",
     alt="Left: stacked bars of probability by rank band for the truth and four temperatures; the bands of high rank grow from little to nearly everything. Right: ratio of hits to predicted hits against probability, "
     "with intervals around one.",
 )
@@ -329,6 +335,10 @@ frequency = torch.bincount(
 )
 frequency = (frequency + 1.0) / (frequency + 1.0).sum()
 left_over = (logits[tail] < ranked[tail, 99:100]).float()
+frequent = torch.zeros(N)
+frequent[frequency.topk(100).indices] = 1
+promised = ((left_over @ (frequency * frequent)) / (left_over @ frequency)).mean()
+came = frequent[labels[tail]].mean()
 by_frequency = (left_over @ frequency).log() - frequency[labels[tail]].log()
 truth = logits[tail].gather(1, labels[tail][:, None]).squeeze(1)
 warmth = [0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.7, 2]
@@ -353,14 +363,18 @@ in_total = (
     if not tail_gap.excludes_zero
     else f"In total the tail is given too {'little' if tail_gap.mean > 0 else 'much'} at $T=1$ (the interval over blocks excludes zero)"
 )
-off = max((max(r, 1 / r), m) for r, m in zip(np.maximum(ratio, 1e-9), middle, strict=True))
+off = max((max(r, 1 / r), m) for r, m in zip(ratio[hit], middle[hit], strict=True))
 print(
     in_total.replace("$", "")
-    + f"; the worst class of single entries, near a probability of {off[1]:.0e}, is off by a factor of {off[0]:.1f}."
+    + f"; of the {hit.sum()} classes of single entries with hits the worst, near a probability of {off[1]:.0e}, is off by a factor of {off[0]:.1f}."
 )
+for b, m, limit in zip(np.array(told)[~hit], middle[~hit], high[~hit], strict=True):
+    print(
+        f"no hit near a probability of {m:.0e}, where {expected[b]:.1f} were predicted (the interval of their ratio ends at {limit:.2f})"
+    )
 display(
     observed(
-        f"The tail is no noise: of the {blind:.2f} nats of blind choice the teacher saves {blind - by_teacher[1]:.2f}; guessing by the frequency of tokens changes the cost by {common - blind:+.2f}.",
+        f"The tail is no noise: of the {blind:.2f} nats of blind choice the teacher saves {blind - by_teacher[1]:.2f}; guessing by frequency costs {abs(common - blind):.2f} {'more' if common > blind else 'less'} than choosing blindly, since it gives {promised:.0%} of the tail to the hundred most frequent tokens, which are the truth there {came:.0%} of the time.",
         by_teacher[1] < min(common, blind),
     )
 )
@@ -370,6 +384,8 @@ observed(
 )
 
 # %% [markdown]
+# Frequency need not help at all here, for a good reason. The commonest tokens are likely nearly everywhere; where one of them stands beyond rank 100 the teacher has ruled it out, mostly rightly. What is common in the text is not what is common in its tails.
+#
 # A cross-entropy over millions of tokens asks for calibration at $T=1$, in the tail too, and the figure says how far the teacher got: for the tail as a whole, where errors cancel, and for single entries, where they do not, since each rare token was seen a few times in few places. The tail is the least trained part of a teacher, and
 # it is also the largest. What heat does is of another size. At the temperatures that are usual for images, most of a target's probability is on tokens that are hardly ever right. A student that could match every logit would not mind, since at its optimum $z=t$ up to a constant
 # whatever $T$ is. A student that cannot has to choose what to get right, and $T$ makes that choice.
@@ -403,7 +419,7 @@ for name, z in students.items():
     print(f"{name} student: KL from the teacher {kl:.2f} nats a token")
 
 # %%
-grid = np.geomspace(0.5, 1000, 56)
+grid = 2.0 ** (np.arange(-5, 51) / 5)  # 1/2 to 1024, five steps an octave
 t = t.numpy()
 outside = t < np.sort(t, axis=1)[:, -100:-99]  # beyond the teacher's rank 100
 first = t >= np.sort(t, axis=1)[:, -10:-9]  # its first ten
@@ -492,7 +508,8 @@ show(
 # %% tags=["hide-input"]
 def over(values, low, high):
     """The largest over the smallest value between two temperatures."""
-    chosen = values[(grid >= low * 0.999) & (grid <= high * 1.001)]
+    assert {low, high} <= set(grid)
+    chosen = values[(grid >= low) & (grid <= high)]
     return chosen.max() / chosen.min()
 
 
@@ -501,7 +518,7 @@ bare = {name: over(c["ratio"] / grid**2, 1, 8) for name, c in curves.items()}
 print(
     "From T = 1 to 8 the ratio of soft to hard gradient moves by a factor of "
     + ", ".join(
-        f"{moved[name]:.1f} with T² and {bare[name]:.0f} without ({name})"
+        f"{moved[name]:.1f} with T², to {at(curves[name]['ratio'], 8):.3f} from {at(curves[name]['ratio'], 1):.3f}, and {bare[name]:.0f} without ({name})"
         for name in curves
     )
     + "; its norm is within 20 % of its hot limit from T = "
@@ -607,16 +624,18 @@ largest_N = 32 * N
 figure, axis = plt.subplots(figsize=(6.6, 3.5))
 sizes = [m * N for m in (1, 2, 4, 8, 16, 32)]
 looks = {
-    "KL": (ORANGE, "s-"),
-    "by the hidden states": (BLUE, "o--"),
-    "by the logits": (GREEN, "^-"),
-    "by the head": (PURPLE, "v--"),
-    "largest entry by the logits": (VERMILION, "d-"),
+    "KL": (ORANGE, "-", 7, 0),
+    "by the hidden states": (BLUE, "o--", 1.5, 5),
+    "by the logits": (GREEN, "-", 7, 0),
+    "by the head": (PURPLE, "o--", 1.5, 5),
+    "largest entry by the logits": (VERMILION, "d-", 1.5, 6),
 }
-for what, (colour, style) in looks.items():
+for what, (colour, style, wide, size) in looks.items():
     values = [exact[1.0, m][what] / exact[1.0, 1][what] for m in (1, 2, 4, 8, 16, 32)]
     title = what if what == "KL" or "largest" in what else f"gradient {what}"
-    axis.loglog(sizes, values, style, color=colour, label=title, markersize=6)
+    axis.loglog(
+        sizes, values, style, color=colour, label=title, linewidth=wide, markersize=size
+    )
 axis.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=20)
 axis.minorticks_off()
 axis.set(xlabel="number of classes", ylabel=f"over that at {N:,}", ylim=(0.02, 1.6))
@@ -624,7 +643,7 @@ axis.legend(fontsize="x-small", loc="lower left")
 show(
     figure,
     label="synonyms",
-    caption=f"The same information in {N:,} to {largest_N:,} classes, $T=1$ (at $T=4$ all ratios are the same, by the cell above). The loss and the gradient by the hidden states do not know how many classes there are. "
+    caption=f"The same information in {N:,} to {largest_N:,} classes, $T=1$ (at $T=4$ all ratios are the same, by the cell above). Of two curves that coincide one is broad and the other dashed upon it. The loss and the gradient by the hidden states do not know how many classes there are. "
     r"Entries of the gradient by the logits fall as $1/N$, its norm and that of the head's gradient as $1/\sqrt N$.",
     alt="Log-log plot against the number of classes: two flat lines at one, two that fall as one over the square root of N, one that falls as one over N.",
 )
@@ -667,7 +686,8 @@ table(
 )
 
 # %% [markdown]
-# This is the first reason for $T=1$, and it would hold for a teacher whose tail is perfect. At $T=1$ the KL compares two beliefs about the *text*, and does not change when a token is split or synonyms are merged. At other temperatures it compares two weightings of *this vocabulary*, and how finely the vocabulary is
+# This is the first reason for $T=1$, and it would hold for a teacher whose tail is perfect. At $T=1$ the KL compares two beliefs about the *text*, and does not change when a token is split or synonyms are merged, as long as both models share a token's probability among its pieces alike. (Where they do not, the KL of the pieces is larger, by what
+# the two disagree about the pieces.) At other temperatures it compares two weightings of *this vocabulary*, and how finely the vocabulary is
 # cut at its rare end becomes a weight in the loss. For images the classes are given, and nobody notices.
 #
 # ## Multiply by N, once more
@@ -822,20 +842,31 @@ if own is not None:
 broken = [
     "not finite" if math.isinf(v) else f"{v:.3g}" for v in ended["SGD, ×N, same rate"]
 ]
+wreck = (
+    f"none of {len(broken)} runs stays finite"
+    if all(math.isinf(v) for v in ended["SGD, ×N, same rate"])
+    else f"KL after it {', '.join(broken)}, before it {at_zero:.2f}"
+)
 shift = max(
     abs(a - b)
     for name in ("AdamW, ×N", "AdamW, ×N, clipped")
     for a, b in zip(ended[name], ended["AdamW"], strict=True)
 )
-change = "makes it diverge" if own is None else f"changes the KL by {own.mean:+.2f}"
+most = max(k for _, k in TRIED["SGD, head's own rate"])
+edge = " (the largest factor that was tried)" if k == most else ""
+if own is None:
+    change = "makes it diverge"
+else:
+    way = np.mean(ended["SGD"]) - np.mean(ended["AdamW"])
+    change = f"changes the KL by {own.mean:+.2f}, {-own.mean / way:.0%} of the way from SGD to AdamW"
 display(
     observed(
-        f"What SGD lacks is a rate of its own for the head: {k:g} times that of the body {change} (nats a token).",
+        f"Part of what SGD lacks is a rate of its own for the head: {k:g} times that of the body{edge} {change} (nats a token).",
         own is not None and own.high < 0,
     )
 )
 observed(
-    f"On a language model's logits, too, $N$ times the loss wrecks SGD at the rate of the plain loss (KL: {', '.join(broken)}, before training {at_zero:.2f}), is the same run at rate$/N$ (largest difference {same:.1%}), and changes "
+    f"On a language model's logits, too, $N$ times the loss wrecks SGD at the rate of the plain loss ({wreck}), is the same run at rate$/N$ (largest difference {same:.1%}), and changes "
     f"AdamW, clipped or not, by {shift:.3f} nats a token at most.",
     all(v > at_zero for v in ended["SGD, ×N, same rate"])
     and same < 0.02
@@ -844,7 +875,8 @@ observed(
 
 # %% [markdown]
 # The picture of {doc}`04_the_one_over_n_question` stands: what explodes is a step size, and at rate$/N$ there is the same run again ($N$ is a power of two here, so that even rounding cannot tell them apart). What a network adds is the *place*. A factor on the loss cannot give the head a
-# larger step without giving it to the body, which never had the $1/N$. Two rates can, and an optimiser that scales each entry does it unasked.
+# larger step without giving it to the body, which never had the $1/N$. Two rates can. An optimiser that scales each entry does it unasked, and does more: it gives every row of the head, and every entry of the body, a step of its own. How much of its lead
+# comes from which is not taken apart here, and the rates were tried in coarse steps.
 #
 # ## The records
 #

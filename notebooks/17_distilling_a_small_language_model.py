@@ -92,22 +92,40 @@ data_note(data)
 
 # %% tags=["hide-input"]
 passage = next(data.validation.batches(len(data.validation)))[0]
-passage = passage[len(passage) // 3, :110]
+passage = passage[len(passage) // 3]
+begins = [k for k, token in enumerate(passage) if tokeniser.decode([token])[:1].isspace()]
+passage = passage[begins[0] : max(k for k in begins if k <= begins[0] + 110)]  # whole words
 shades = ("rgba(0,114,178,0.20)", "rgba(230,159,0,0.24)")
 
 
-def piece(token, shade):
-    text = html.escape(tokeniser.decode([token])).replace("\n", "⏎")
-    return f'<span title="token {token}" style="background:{shade};white-space:pre-wrap">{text}</span>'
+def pieces(tokens):
+    """The tokens one by one, but together those that hold the bytes of one character."""
+    held = []
+    for token in tokens:
+        held.append(token)
+        if "\ufffd" not in tokeniser.decode(held):
+            yield held
+            held = []
 
 
-marked = "".join(
-    piece(token, shades[place % 2]) for place, token in enumerate(passage.tolist())
+def marked_up(tokens, shade):
+    text = html.escape(tokeniser.decode(tokens)).replace("\n", "⏎")
+    line = "" if len(tokens) == 1 else ";text-decoration:underline"
+    title = ("token " if len(tokens) == 1 else "tokens ") + ", ".join(map(str, tokens))
+    return f'<span title="{title}" style="background:{shade};white-space:pre-wrap{line}">{text}</span>'
+
+
+shown = list(pieces(passage.tolist()))
+marked = "".join(marked_up(piece, shades[k % 2]) for k, piece in enumerate(shown))
+joined = (
+    " Underlined: a character whose bytes fall into several tokens, which are shown as one."
+    if len(shown) < len(passage)
+    else ""
 )
 in_bytes = data.validation.token_bytes[passage].sum().item()
 Shown(
     f'<figure class="kd-figure" id="fig-tokens"><div style="line-height:1.9">{marked}</div><figcaption>A passage of the validation text in {len(passage)} tokens, which '
-    f"alternate in colour; ⏎ is the end of a line, and a space belongs to the word that follows. Common words are one token, rare ones several: {in_bytes / len(passage):.1f} bytes a token here.</figcaption></figure>"
+    f"alternate in colour; ⏎ is the end of a line, and a space belongs to the word that follows. Common words are one token, rare ones several: {in_bytes / len(passage):.1f} bytes a token here.{joined}</figcaption></figure>"
 )
 
 # %%
@@ -187,7 +205,7 @@ table(
 # ## What a bit per byte means
 #
 # A model that gives the next token the probability $q$ could be used to store that token in $-\log_2 q$ bits. The sum over a text, divided by its bytes, is **bits per byte**. Unlike
-# the loss per token or perplexity, it does not change when tokens get longer; and it can be compared with any program that makes files smaller. So let us compare, on the very test text on which the students will be measured.
+# the loss per token or perplexity, it does not change when tokens get longer; and it can be compared with any program that makes files smaller. So let us compare, on the blocks of test text on which the students will be measured.
 #
 # First, its bytes. The tokeniser writes each byte as one character; those that print stand for themselves, the others are numbered from 256 on.
 
@@ -207,7 +225,9 @@ assert [len(token) for token in spelled] == data.test.token_bytes.tolist()
 before, text, _ = next(data.test.batches(len(data.test)))
 raw = b"".join(spelled[token] for token in text.flatten().tolist())
 assert len(raw) == data.test.token_bytes[text].sum().item()
-print(f"the test text: {text.numel():,} tokens, {len(raw):,} bytes")
+print(
+    f"the test text: {len(text)} blocks at even distances, {text.numel():,} tokens, {len(raw):,} bytes"
+)
 
 # %% [markdown]
 # Three compressors of Python's standard library start from nothing, which is hard on them. One of them can look far enough back to be given some training text first; what counts is
@@ -222,11 +242,14 @@ def bits(compressed):
     return 8 * compressed / len(raw)
 
 
+compressors = {
+    "gzip": lambda content: gzip.compress(content, 9, mtime=0),
+    "bz2": bz2.compress,
+    "lzma": lzma.compress,
+}
 bits_per_byte = {
     "as it is": 8.0,
-    "gzip": bits(len(gzip.compress(raw, 9, mtime=0))),
-    "bz2": bits(len(bz2.compress(raw))),
-    "lzma": bits(len(lzma.compress(raw))),
+    **{name: bits(len(compress(raw))) for name, compress in compressors.items()},
     "lzma after training text": bits(
         len(lzma.compress(history + raw)) - len(lzma.compress(history))
     ),
@@ -309,7 +332,32 @@ if not data.fallback:
 
 # %% [markdown]
 # The comparison has its unfairness on both sides. The compressors ship no model, while the teacher's weights are larger than the text; they may use the whole text before a byte, while the teacher has at most
-# the tokens of its block. What the scale is good for is orientation: the distance between counting single tokens and counting pairs is what a model gains from *one* token of context, and the distance from
+# the tokens of its block. The text is not one text but separate blocks, joined: at every seam a compressor is in another place, often in another book. And the teacher is given the first token of each block, from which to predict the second; so are the counts of pairs. Nobody pays for that token. Both can be put into numbers. For the seams, take one piece of the test text, as long as all
+# blocks together, and the same piece cut into blocks and shuffled. For the first tokens, let the models pay what they cost by frequency.
+
+# %%
+stretch = data.test.labels.long() & 0xFFFF
+stretch = stretch[(len(stretch) - text.numel()) // 2 :][: text.numel()].view(text.shape)
+mixed = stretch[torch.randperm(len(text), generator=torch.Generator().manual_seed(0))]
+for name, compress in compressors.items():
+    in_one, in_blocks = (
+        b"".join(spelled[token] for token in tokens.flatten().tolist())
+        for tokens in (stretch, mixed)
+    )
+    in_one, in_blocks = (8 * len(compress(x)) / len(x) for x in (in_one, in_blocks))
+    print(
+        f"{name}: {bits_per_byte[name]:.3f} above; another piece {in_one:.3f} whole, {in_blocks:.3f} in shuffled blocks"
+    )
+given = before[:, 0]
+for name in ("pairs of tokens", "teacher"):
+    paid = bits_per_byte[name] * len(raw) - unigram[given].log2().sum().item()
+    paid /= len(raw) + data.test.token_bytes[given].sum().item()
+    print(f"{name}: {bits_per_byte[name]:.3f} as above, {paid:.3f} with the first tokens")
+
+# %% [markdown]
+# (Between the shuffled piece and the blocks above there is one more difference: the piece comes from a few books, the blocks from all of the test text.)
+#
+# What the scale is good for is orientation: the distance between counting single tokens and counting pairs is what a model gains from *one* token of context, and the distance from
 # there to the teacher is what more context, and sharing between contexts, are worth. Where the students fall on this scale is what follows; and there, differences of hundredths of a bit will have to be judged by their intervals.
 #
 # How the teacher came to be there is in its record. The rules of the recorded runs are those of {doc}`13_temperature_and_weight`: runs of one seed share initial weights and batches, differences are taken seed by seed, the
@@ -387,12 +435,16 @@ if not teachers_record(small):
     display(not_yet_run("the teacher of the small study", small.command))
 
 # %% [markdown]
-# A number is one thing, its text another. Here the teacher goes on from the beginning of a test block, with tokens drawn from its own distribution ($T=1$).
+# A number is one thing, its text another. Here the teacher goes on from some lines of a test block, with tokens drawn from its own distribution ($T=1$). The prompt is cut by a rule: from the end of the block's first line to the first end of a line that
+# comes at least 40 tokens later. A line of the books is a paragraph.
 
 # %%
-prompt = next(data.test.batches(1, order=torch.tensor([len(data.test) // 36])))[0][
-    :, :40
-].to(device)
+lines = next(data.test.batches(1, order=torch.tensor([len(data.test) // 36])))[0][0]
+breaks = ["\n" in tokeniser.decode([token]) for token in lines.tolist()]
+new = [k for k in range(1, len(lines)) if breaks[k - 1] and not breaks[k]]  # a line begins
+first = new[0] if new else 0
+last = next((k for k in new if first + 40 <= k <= first + 140), first + 40)
+prompt = lines[None, first:last].to(device)
 draws = torch.Generator(device).manual_seed(0)
 story = generate(teacher, prompt, tokens=110, generator=draws)[0].tolist()
 
@@ -414,14 +466,14 @@ def tidy(text):
     return html.escape(" ".join(text.split()))
 
 
-begun, whole = tokeniser.decode(story[:40]), tokeniser.decode(story)
+begun, whole = tokeniser.decode(prompt[0].tolist()), tokeniser.decode(story)
 begun = begun[
     : next(
         (k for k, (a, b) in enumerate(zip(begun, whole, strict=False)) if a != b),
         len(begun),
     )
 ]
-gap = " " if whole[len(begun) :][:1].isspace() else ""
+gap = " " if any(map(str.isspace, (begun[-1:], whole[len(begun) :][:1]))) else ""
 display(
     passages(
         [("teacher", f"<em>{tidy(begun)}</em>{gap}{tidy(whole[len(begun) :])}")],
@@ -592,7 +644,7 @@ def curves_figure(study):
         figure,
         label=f"curves-{study.plan}",
         caption="Validation text after each epoch: thin a run, thick the mean; dotted red, the teacher at the end of its own training, whose cost is not counted. Left, by tokens; right, by arithmetic.",
-        alt="Two panels of falling curves for students of two sizes, alone, distilled, and alone for longer: against tokens read, and against multiply-adds, where distilled and alone for longer end together.",
+        alt="Two panels of falling curves for students of two sizes, alone, distilled, and alone for longer: against tokens read, and against multiply-adds, where distilled and alone for longer end at the same cost.",
     )
 
 
@@ -776,17 +828,27 @@ display(
         alt="Left: falling curves of bits per byte for students alone and distilled. Right: dots of differences from training alone at equal tokens and at equal compute.",
     ),
 )
-for name, i in live.items():
-    said = (
-        "better than"
-        if i.high < 0
-        else "worse than"
-        if i.low > 0
-        else "not told apart from"
+for name, values in gains.items():
+    without = [np.mean(np.delete(values, k)) for k in SEEDS]
+    print(
+        f"{name}: better than alone in {sum(v < 0 for v in values)} of {len(values)} pairs; the interval {'leaves out' if live[name].excludes_zero else 'holds'} zero; "
+        f"without one of the pairs the mean difference would be from {min(without):+.3f} to {max(without):+.3f}"
     )
-    print(f"{name}: {said} alone, by the interval over initialisations")
+early = {
+    name: np.array([histories[name, seed][0] for seed in SEEDS]) for name in objectives
+}
+apart = {name: np.abs(values - np.median(values)) for name, values in early.items()}
+odd = max(apart, key=lambda name: apart[name].max())
+seed = int(apart[odd].argmax())
+rest = " and ".join(f"{early[odd][k]:.2f}" for k in SEEDS if k != seed)
+at_end = " and ".join(f"{end[odd][k]:.2f}" for k in SEEDS if k != seed)
+print(
+    f"The run that stands most apart is one of {odd}: {early[odd][seed]:.2f} after its first epoch, where its sisters have {rest}; at the end {end[odd][seed]:.2f}, and they {at_end}."
+)
 
 # %% [markdown]
+# Three pairs are few. Were there no difference at all, they would still agree about its sign one time in four, and one run that starts badly moves an interval of Student's $t$ a good deal: read the pairs, not the interval alone.
+#
 # Two things may move the balance towards the teacher. Its looks can be paid once and used by many students, or by many epochs; then equal tokens *is* equal compute, but for what reading a cache costs. And late in a training a student alone gains little from still more tokens, which are then no replacement for what the teacher says. That is what
 # the curves of the records are for: look at where they flatten.
 #

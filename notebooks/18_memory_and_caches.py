@@ -36,7 +36,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import sympy as sp
 import torch
+import torch.nn.functional as F
 from IPython.display import display
+from matplotlib.ticker import FormatStrFormatter, LogLocator
 from torch import nn
 
 from kdlab.data import KnownPosterior
@@ -134,7 +136,7 @@ axis.set_xlim(0, 5)
 show(
     figure,
     label="bytes",
-    caption=f"What a divergence between a student and a teacher holds for {tokens:,} tokens and {words:,} words, if it holds all of it: {of_logits:.1f} GB of logits and of what has their shape "
+    caption=f"What a divergence between a student and a teacher holds at least, one tensor of each kind, for {tokens:,} tokens and {words:,} words, if it holds all of it: {of_logits:.1f} GB of logits and of what has their shape "
     f"(blue: student, orange: teacher), beside {gigabytes['hidden states $h$']:.2f} GB of hidden states from which all of it is computed. The last bar is what there is of it at a time in the rest of this section.",
     alt="Horizontal bars of memory. The bars for logits, softmax and gradients are four gigabytes each, that of hidden states is hardly visible, and so is the last, the logits of a small chunk.",
 )
@@ -316,27 +318,71 @@ table(
 # %% [markdown]
 # ### What it saves here
 #
-# Three ways take one loss, a Jensen–Shannon divergence, forward and backward, by hidden states and head weights. *All logits*: the ordinary functions with automatic differentiation. *kdlab*: `HeadLogits`, with chunks of 128
+# The first figure counted one tensor of each kind. Automatic differentiation keeps more: one for nearly every step of the formula, until the backward pass has used it. So it matters how a divergence is written. Below is a Jensen–Shannon divergence
+# by the textbook, with PyTorch's own functions, and the one of `kdlab`, which takes the long way round so that small divergences keep their digits ({doc}`07_divergences`). How many tensors of the logits' shape does each leave behind for the backward pass?
+
+
+# %%
+def textbook(z, t):
+    log_q, log_p = z.log_softmax(-1), t.log_softmax(-1)
+    log_m = torch.log(0.5 * log_q.exp() + 0.5 * log_p.exp())
+    return 0.5 * sum(
+        F.kl_div(log_m, x, reduction="batchmean", log_target=True) for x in (log_q, log_p)
+    )
+
+
+z, t = normal(32, 500).requires_grad_(), normal(32, 500)
+
+
+def left_behind(divergence):
+    """Its value, and the tensors of the logits' shape that are kept for the backward pass."""
+    found = {}
+
+    def note(x):
+        if x.shape == z.shape and x.is_floating_point():
+            found[x.data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        value = divergence(z, t)
+    return value.item(), len(found)
+
+
+(one_value, lean), (same_value, careful) = map(left_behind, (textbook, generalised_jsd))
+assert np.isclose(one_value, same_value, rtol=1e-12)
+print(f"kept for the backward pass: textbook {lean} tensors, kdlab's function {careful}")
+
+# %% [markdown]
+# The backward pass then adds gradients of the same shape to these. None of it is there where logits come a chunk at a time.
+#
+# Four ways take this loss, forward and backward, by hidden states and head weights. *All logits*: `kdlab`'s ordinary function with automatic differentiation. *Textbook*: all logits as well, with the lines above. *kdlab*: `HeadLogits`, with chunks of 128
 # tokens (the default for so small a vocabulary is 512) so that there are several chunks to see. *Liger's way*: chunks as well, each differentiated automatically and the weight's gradient added up. This is our own writing of how Liger's chunked distillation losses are built,
 # with its rule for the size of a chunk. Liger's Triton kernels themselves need a GPU.
 #
 # Memory on a CPU is not as easily read as on a GPU. Each way gets a process of its own, which holds the inputs of the largest size and has warmed up. Then the numbers of tokens come in rising order, and after each one we
 # read by how much the high-water mark of the resident memory has risen. That counts everything which was in use at once: buffers of libraries and the gradients too. There is a trap. The mark that `getrusage` gives is inherited from the process that
 # started this one, and a large parent hides all that a small child does; `VmHWM` of Linux is the process's own. For time there
-# are three more processes, which take turns, in one order and then in the other, so that they meet the same weather.
+# are four more processes, which take turns, in one order and then in the other, so that they meet the same weather.
 
 # %%
 SIZES, ROUNDS = (128, 256, 512, 1024), 3
-WAYS = {"all logits": ORANGE, "kdlab": BLUE, "Liger's way": PURPLE}
+WAYS = {"all logits": ORANGE, "textbook": GREEN, "kdlab": BLUE, "Liger's way": PURPLE}
 LOOP = """
 import json, resource, sys, time
 import torch
+import torch.nn.functional as F
 from kdlab.benchmarks.vocabulary import Size, from_all_logits, ligers_way
 from kdlab.objectives import GeneralisedJSD, HeadLogits
 
 def kdlab(h, W, t, U):
     logits = {"student_logits": HeadLogits(h, W, chunk=128), "teacher_logits": HeadLogits(t, U)}
     (1.0 * GeneralisedJSD())(**logits)[0].backward()
+
+def textbook(h, W, t, U):
+    log_q, log_p = (h @ W.T).log_softmax(-1), (t @ U.T).log_softmax(-1)
+    log_m = torch.log(0.5 * log_q.exp() + 0.5 * log_p.exp())
+    kls = [F.kl_div(log_m, x, reduction="batchmean", log_target=True) for x in (log_q, log_p)]
+    (0.5 * sum(kls)).backward()
 
 def high_water():
     try:
@@ -354,7 +400,8 @@ def forget():
         pass
 
 torch.set_num_threads(1)
-way = {"all logits": from_all_logits, "kdlab": kdlab, "Liger's way": ligers_way}[sys.argv[1]]
+ways = {"all logits": from_all_logits, "textbook": textbook, "kdlab": kdlab, "Liger's way": ligers_way}
+way = ways[sys.argv[1]]
 h, W, t, U = Size(tokens=int(sys.argv[2]), student=96, teacher=192, words=3072).inputs()
 
 def lap(n):
@@ -422,6 +469,8 @@ for way, colour in WAYS.items():
         right.plot([n] * ROUNDS, seconds[way, n], "o", color=colour, alpha=0.4, mew=0)
 left.set(ylabel="added to resident memory (MB)", ylim=(0, None))
 right.set(ylabel="seconds", yscale="log", xscale="log")
+right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+right.yaxis.set_major_formatter(FormatStrFormatter("%g"))
 right.minorticks_off()
 for panel in (left, right):
     panel.set_xlabel("tokens")
@@ -430,30 +479,30 @@ left.legend(fontsize="small")
 most = max(SIZES)
 ratio = {
     way: np.median(np.array(seconds[way, most]) / seconds["kdlab", most])
-    for way in ("all logits", "Liger's way")
+    for way in ("all logits", "textbook", "Liger's way")
 }
+one_tensor = most * 3072 * 4 / 1e6
 show(
     figure,
     label="measured",
     caption=f"One divergence with its gradients, widths 96 and 192, 3072 words, float32, one thread. At {most} tokens: "
     + ", ".join(f"{way} {peak[way, most]:.0f} MB" for way in WAYS)
-    + "; the logits alone take "
-    + f"{most * 3072 * 4 / 1e6:.0f} MB. Times: every round as a dot, lines through the medians; relative to kdlab's in the same round, "
-    + " and ".join(f"{way} {value:.1f} times" for way, value in ratio.items())
+    + f"; one tensor of logits takes {one_tensor:.0f} MB, so that the first two hold as much as {peak['all logits', most] / one_tensor:.0f} and {peak['textbook', most] / one_tensor:.0f} of them at their height. Times: every round as a dot, lines through the medians; relative to kdlab's in the same round, "
+    + ", ".join(f"{way} {value:.1f} times" for way, value in ratio.items())
     + " (medians).",
-    alt="Left: peak memory against the number of tokens. That of all logits grows in a straight line, those of the two chunked ways stay low. Right: seconds against tokens on logarithmic axes.",
+    alt="Left: peak memory against the number of tokens. Those of the two ways with all logits grow in straight lines, those of the two chunked ways stay low. Right: seconds against tokens on logarithmic axes.",
 )
 
 # %% tags=["hide-input"]
 growth = {way: peak[way, most] - peak[way, SIZES[0]] for way in WAYS}
 observed(
-    f"From {SIZES[0]} to {most} tokens the memory of all logits grows by {growth['all logits']:.0f} MB, and kdlab's by {growth['kdlab']:.0f} MB.",
-    growth["kdlab"] < 0.15 * growth["all logits"],
+    f"From {SIZES[0]} to {most} tokens the memory of all logits grows by {growth['all logits']:.0f} MB, by {growth['textbook']:.0f} MB with the textbook's formula, and kdlab's by {growth['kdlab']:.0f} MB.",
+    growth["kdlab"] < 0.15 * min(growth["all logits"], growth["textbook"]),
 )
 
 # %% [markdown]
 # The hidden states' gradient still grows with the tokens, as it must; it has their width and not the vocabulary's. Do not take the times home with you. They vary with the machine, and on some the better part of the
-# dense path's time is the operating system's, which hands out and clears each large tensor anew. What can be said in general is that the products are the same in all three, that closed forms make fewer passes over the
+# dense path's time is the operating system's, which hands out and clears each large tensor anew. What can be said in general is that the products are the same in all four, that closed forms make fewer passes over the
 # logits than automatic differentiation, and that on a CPU a chunk can stay in the cache between two passes.
 #
 # On a GPU the comparison is made by one command, with Liger itself among the contestants where it is installed. Its published figures stand beside; they are of whole models in training, and so compare with
@@ -660,7 +709,8 @@ table(
 )  # fmt: skip
 
 # %% [markdown]
-# A cache is no good with another text or another teacher, and nothing in the training would look wrong. A loss falls with shuffled targets too. So a cache knows what it was made of, and is refused where it does not fit. Three attempts, paths left out:
+# A cache is no good with another text or another teacher, and a training would show nothing of it: a loss falls with shuffled targets too. So a cache knows what it was made of. `fit` refuses one whose text is not exactly the `train` that it is given, all its blocks in their order.
+# The constructor does the same where it is given the text, and refuses a stranger's cache where it is given the teacher; which teacher it was `fit` alone cannot know. A damaged cache is refused whenever it is opened. Three attempts, paths left out:
 
 
 # %%
@@ -1007,8 +1057,8 @@ observed(
 )
 
 # %% [markdown]
-# The diamond is where top-2 leads a student that can fit everything. Calibration is lost not because the fit fails, but because it succeeds. The labels are the sample with $K=1$, and so unbiased
-# too, only noisier. Memory makes noise worse here: the same draws come back in each epoch, and a student that is large enough learns them by heart. Fewer epochs over more text are the better diet for a cache of samples.
+# The diamond is where top-2 leads a student that can fit everything. Calibration is lost not because the fit fails, but because it succeeds. The labels of this task are drawn from the posterior, which is the teacher here: they are the sample with $K=1$, and so unbiased
+# too, only noisier. (A corpus' labels are not drawn from the teacher. They are unbiased for the world, and where the teacher errs they contradict it.) Memory makes noise worse here: the same draws come back in each epoch, and a student that is large enough learns them by heart. Fewer epochs over more text are the better diet for a cache of samples.
 #
 # With two likeliest classes of 24 this is an extreme. How much of it is left with twelve entries of a language model's vocabulary, beside the text's own labels, is a matter of measurement.
 #
@@ -1135,7 +1185,8 @@ folder.cleanup()
 # - Memory was measured for one loss at small sizes on a CPU, by the resident memory of a process, which also counts what an allocator has not given back. What the chunks save in a training depends on what else fills the memory there.
 # - Liger's way is measured as we wrote it, in plain PyTorch on a CPU, for which it was not made.
 # - A chunked loss has one gradient, that of the weighted sum. Who wants the gradient norm of each term needs all the logits, or a pass for each term.
-# - Caches are of temperature one, of the corpus' text and of one teacher. A student that learns from its own text ({doc}`17_distilling_a_small_language_model`) says what nobody has written down, and needs the teacher live. Another temperature needs another cache.
+# - Caches are of the corpus' text and of one teacher. A student that learns from its own text ({doc}`17_distilling_a_small_language_model`) says what nobody has written down, and needs the teacher live.
+# - `write_cache` keeps the teacher at $T=1$, and `SparseForwardKL` has no temperature. A heated teacher has to be live: heat moves mass to words of which a cache has kept nothing.
 # - Only the forward KL was asked for. The reverse KL needs $\log p_i$ for what the *student* finds likely, and a cache may not have it.
 # - The errors of gradients are by the head's weights alone, of one young student; noise in the other layers may be larger or smaller.
 # - The known posterior is a task of 24 classes, with two entries kept. It shows which way the biases pull, not how hard they would in a language model.
