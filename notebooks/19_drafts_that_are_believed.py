@@ -10,11 +10,11 @@
 # # Drafts that are believed
 #
 # A language model writes one token, reads it, and writes the next. A large one takes its time over each, and most of that time goes into tokens that a small model would have guessed.
-# *Speculative decoding* lets the small one guess. It writes a few tokens ahead, the **draft**; the large one, the **verifier**, looks at all of them at once, keeps a beginning of them,
+# *Speculative decoding* lets the small one guess. It writes a few tokens ahead, the **draft**; the large one, the **verifier**, looks at all of them at once (a *look*, or call, is one forward pass), keeps a beginning of them,
 # and puts one token of its own behind it. No approximation is made: what is written has the verifier's distribution, whatever the draft is {cite}`leviathan2023fast,chen2023accelerating`.
 # A bad draft costs time, and nothing else.
 #
-# So here is a student that nobody ever reads. All that is asked of it is to be believed, and how often it is believed can be computed. The question of this chapter is
+# So here is a student that nobody ever reads. All that is asked of it is to be *believed*, which is to say that its tokens are accepted, and how often they are can be computed. The question of this chapter is
 # what such a student should learn, and whether it should learn it from the verifier.
 #
 # **At the end you will know** why the text is exactly the verifier's, and what "exactly" means where numbers are rounded; why a draft is accepted with probability one minus total variation; how many tokens a call of the
@@ -107,15 +107,17 @@ data_note(data)
 # ## A verifier and three drafts
 #
 # The verifier is the teacher of {doc}`17_distilling_a_small_language_model`. The drafts have about a tenth of its parameters. We train three of them here, for a few seconds each, on the same tokens, from the same initial weights: one *alone* with the next token of the
-# books; one that minimises the forward KL from the verifier; one that minimises total variation from it. Why total variation, we shall see. Drafts that have read so little are poor, which is what an
-# explanation needs, since all cases occur; the recorded ones at the end of the chapter have read far more.
+# books; one that minimises the forward KL from the verifier; one that minimises total variation from it. Why total variation, we shall see. Drafts that have read so little are poor,
+# but what is measured below can be seen with them; the recorded ones at the end of the chapter have read far more.
 
 # %%
 verifier = book_language_teacher(data, device=device)
 precision = fast_precision(device)
 recipe = Recipe(
-    epochs=1, epoch_examples=min(224, len(data.train)), batch_size=4, optimizer="adamw", learning_rate=8e-3, weight_decay=0.1,
-    schedule="cosine", warmup_epochs=0.1, augment=False, precision=precision, max_gradient_norm=1.0,
+    epochs=1, epoch_examples=min(224, len(data.train)), batch_size=4,
+    optimizer="adamw", learning_rate=8e-3, weight_decay=0.1,
+    schedule="cosine", warmup_epochs=0.1, augment=False,
+    precision=precision, max_gradient_norm=1.0,
 )  # fmt: skip
 
 
@@ -157,19 +159,20 @@ print(f"{len(prompts)} prompts")
 # ## A round
 #
 # Call $p$ the verifier's distribution of the next token and $q$ the draft's. The draft writes $\gamma$ tokens $x_1,\dots,x_\gamma$, each drawn from its own $q$. The verifier reads all of them in *one* call,
-# which gives it its $p$ at each of these places and at the one behind them. Then, from left to right:
+# which gives it its $p$ at each of these places (positions in the text) and at the one behind them. Then, from left to right:
 #
 # - the token $x$ is **accepted** with probability $\min\bigl(1,\,p(x)/q(x)\bigr)$;
 # - the first that is not accepted is **refused**, and replaced by a token from what the draft gave too little to, $\max(p-q,0)$, normalised; those behind it are thrown away;
 # - if none was refused, one more token is drawn from $p$, free of charge.
 #
-# So a round always writes between one and $\gamma+1$ tokens. Before the first round the verifier has read the prompt, and this look gives the first token. This is all of it, without the caches that make it fast:
+# So a round always writes between one and $\gamma+1$ tokens. Before the first round the verifier has read the prompt, and this look gives the first token. This is all of it, without the caches that make it fast.
+# To see rounds at work, a draft is wanted that is not poor. For this one figure, and for no clock, it is the verifier itself, with only the last few tokens in view: it knows how words go on, and not what the text is about.
 
 
 # %%
 @torch.no_grad()
 def by_hand(verifier, draft, text, *, tokens, gamma, generator):
-    """Text that goes on from ``text``, shape (1, P), and what happened in each round."""
+    """Text that goes on from ``text``, shape (1, P), and what each round did."""
     rounds, end = [], text.shape[1] + tokens
     p = soften(verifier(text)[:, -1])
     text = torch.cat([text, torch.multinomial(p, 1, generator=generator)], 1)
@@ -216,17 +219,21 @@ def counted(name, gamma):
     )
 
 
-calls = counted("forward KL", GAMMA).calls
-typical_prompt = calls.argsort()[len(calls) // 2]  # neither the luckiest nor the other
-example = prompts[typical_prompt : typical_prompt + 1]
-told, rounds = by_hand(
-    verifier,
-    drafts["forward KL"],
-    example,
-    tokens=WRITTEN,
-    gamma=GAMMA,
-    generator=seeded(),
-)
+REMEMBERED = 8
+
+
+def forgetful(text):
+    """The verifier, with no more than the last few tokens in view."""
+    return verifier(text[:, -REMEMBERED:])
+
+
+def told_by(draft, prompt):
+    return by_hand(verifier, draft, prompt, tokens=WRITTEN, gamma=GAMMA, generator=seeded())
+
+
+tries = [(prompt, *told_by(forgetful, prompt)) for prompt in prompts[:7].split(1)]
+tries.sort(key=lambda each: len(each[2]))  # by the number of rounds
+example, told, rounds = tries[len(tries) // 2]
 
 # %% tags=["hide-input"]
 STYLES = {
@@ -265,14 +272,20 @@ begun = html.escape(" ".join(tokeniser.decode(example[0].tolist()).split()))
 first = token(told[0, PROMPT].item(), "the verifier's own", "from the look at the prompt")
 proposed = sum(len(x) for x, *_ in rounds)
 believed = sum(accepted for _, accepted, *_ in rounds)
+beyond = 1 + believed + len(rounds) - WRITTEN  # the first token was not of a round
+overshoot = (
+    f"With the first, these are {beyond} more than the {WRITTEN} that were asked for; the end is cut off. "
+    if beyond
+    else ""
+)
 Shown(
     f'<figure class="kd-figure" id="fig-rounds"><div style="font-size:0.92rem"><p style="margin-bottom:0.4rem">{key}</p><p style="margin-bottom:0.4rem"><em>{begun}</em> … {first}</p>'
-    f'<ol style="margin-bottom:0;columns:2 17rem">{lines}</ol></div><figcaption>The verifier and its forward-KL draft go on from a prompt (italic); a line is a round of four proposals, ⏎ the end of a line of text. The text is what is on coloured ground and not struck out, read from line to line. '
-    f"{len(rounds)} calls of the verifier after that on the prompt wrote {believed + len(rounds)} tokens: {believed} of {proposed} from the draft, one a round its own. Of all prompts, it is the one with the median number of calls when the package wrote. A pointer held over a token shows with which probability it was to be accepted.</figcaption></figure>"
+    f'<ol style="margin-bottom:0;columns:2 17rem">{lines}</ol></div><figcaption>The verifier goes on from a prompt (italic), with itself as draft, which sees the last {REMEMBERED} tokens alone; a line is a round of four proposals, ⏎ the end of a line of text. The text is what is on coloured ground and not struck out, read from line to line. '
+    f"{len(rounds)} calls of the verifier after that on the prompt wrote {believed + len(rounds)} tokens: {believed} of {proposed} from the draft, one a round its own. {overshoot}Of the first {len(tries)} prompts, it is the one with the median number of rounds. A pointer held over a token shows with which probability it was to be accepted.</figcaption></figure>"
 )
 
 # %% [markdown]
-# The package's `speculate` does the same for many texts at once, and keeps what both models have read. It draws its random numbers in the same order, so that it should write the same text.
+# The package's `speculate` does the same for many texts at once, and keeps what both models have read. It draws its random numbers in the same order, so that it should write the same text. We ask it with the forward-KL draft.
 
 # %%
 found = speculate(
@@ -283,9 +296,11 @@ found = speculate(
     draft_length=GAMMA,
     generator=seeded(),
 )
-same = torch.equal(found.text, told) and found.calls.item() == len(rounds)
+text, in_rounds = told_by(drafts["forward KL"], example)
+same = torch.equal(found.text, text) and found.calls.item() == len(in_rounds)
 observed(
-    "With the same random numbers, the loop above and the package write the same text in as many calls.",
+    "With the same random numbers, the loop above and the package "
+    "write the same text in as many calls.",
     same,
 )
 
@@ -371,9 +386,14 @@ assert DRAWN * P.min() > 1 and (DRAWN * P < 5).mean() < 0.2  # Cochran's rule
 tests = []
 for gamma, stop in ((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.4)):
     text = speculate(
-        tiny_verifier, tiny_draft, many, tokens=LENGTH, draft_length=gamma, stop_below=stop,
+        tiny_verifier,
+        tiny_draft,
+        many,
+        tokens=LENGTH,
+        draft_length=gamma,
+        stop_below=stop,
         generator=torch.Generator().manual_seed(gamma),
-    ).text  # fmt: skip
+    ).text
     chi = scipy.stats.chisquare(counts(text), DRAWN * P)
     assert chi.pvalue > LEVEL
     name = f"speculation, γ = {gamma}" + (f", stops below {stop}" if stop else "")
@@ -402,37 +422,40 @@ table(
 #
 # At temperature zero all distributions sit on one token. A proposal is then accepted if it is the verifier's own first choice, and the text must be that of plain greedy decoding, token for token. Two
 # things can come between. The verifier's look at several tokens multiplies other shapes of matrices than its look at one, and so its sums are rounded in another order. And where two logits are closer than that, the
-# first choice may turn. So we measure both: how much the logits differ between the two ways of looking, and how close the two likeliest tokens come.
+# first choice may turn. So we measure both: how much the logits differ between looks at $\gamma+1$ tokens of one and the same text and looks at one, and how close the two likeliest tokens come.
 
 # %%
 greedy = {"tokens": WRITTEN, "temperature": 0}
 plain = generate(verifier, prompts, **greedy)
-quick = speculate(verifier, drafts["forward KL"], prompts, draft_length=4, **greedy)
+quick = speculate(verifier, drafts["forward KL"], prompts, draft_length=GAMMA, **greedy)
 
 with torch.no_grad():
-    together = verifier(plain)[:, PROMPT:]
-    cache = verifier.cache(len(plain))
-    verifier(plain[:, :PROMPT], cache)
-    singly = [verifier(plain[:, place, None], cache) for place in range(PROMPT, plain.shape[1])]  # fmt: skip
-    singly = torch.cat(singly, 1)
+    read = {}
+    for width in (1, GAMMA + 1):
+        cache = verifier.cache(len(plain))
+        verifier(plain[:, :PROMPT], cache)
+        parts = plain[:, PROMPT:].split(width, 1)
+        read[width] = torch.cat([verifier(part, cache) for part in parts], 1)
+singly, together = read.values()
 rounding = (together - singly).abs().max().item()
-best = together.topk(2, -1).values
+best = singly.topk(2, -1).values
 closest = (best[..., 0] - best[..., 1]).min().item()
 differing = (quick.text != plain).any(1).sum().item()
 in_probability = total_variation(together, singly, reduction="none").max().item()
-print(f"largest difference of a logit between one look and many: {rounding:.1e}")
+print(f"largest difference of a logit, looks at {GAMMA + 1} or at one: {rounding:.1e}")
 print(f"smallest distance of the two likeliest: {closest:.1e}")
 print(f"largest total variation between the two looks: {in_probability:.1e}")
 display(
     observed(
-        f"All {len(plain)} greedy texts are those of plain decoding, token for token ({differing} differ).",
+        f"All {len(plain)} greedy texts are those of plain decoding, "
+        f"token for token ({differing} differ).",
         differing == 0,
     )
 )
 
 # %% [markdown]
-# If the second number is larger than the first, the two must agree; where it is not, they may part, and from there on write different texts. In half precision the first number is larger by orders of magnitude, and texts part the sooner. At temperature
-# one the same rounding moves probabilities by no more than the last line says. That is what the word means in practice: the distribution of the verifier *as this program computes it*, in products of another shape. It is as
+# The gap of two logits changes by at most twice what a logit changes by. So if the second number is more than twice the first, no first choice turns between these looks; where it is not, it may, and from there on the texts are different. (The looks of `speculate` are as wide, and begin at other places of the text: the first number says of what size their rounding is, and is no bound for it.)
+# In half precision the first number is larger by orders of magnitude, and texts part the sooner. At temperature one rounding of this size moves probabilities by about what the last line says. That is what the word means in practice: the distribution of the verifier *as this program computes it*, in products of another shape. It is as
 # exact as running the same model with another batch size, and no more.
 #
 # ## How often a draft is believed
@@ -444,8 +467,8 @@ display(
 # because $\min(p,q)=\frac12(p+q-|p-q|)$ and both sum to one. No other rule does better: a token that is proposed with probability $q(x)$ and written with probability $p(x)$ can be both at most with probability $\min(p(x),q(x))$.
 # The acceptance *is* one of the divergences of {doc}`07_divergences`.
 #
-# Is it so in the program? For every token that the verifier comes to, `speculate` adds up $1-\mathrm{TV}$ from the two distributions, beside counting whether the token was accepted. Given what was written, the difference of the two
-# has mean zero. Here it is, prompt by prompt.
+# Is it so in the program? For every token that the verifier comes to, `speculate` adds up $1-\mathrm{TV}$ from the two distributions, beside counting whether the token was accepted. Given what stood before a test, the difference of the two has mean zero, and so has the sum of these differences
+# over a text (they form a martingale). Here it is, prompt by prompt.
 
 # %%
 tried = {name: counted(name, GAMMA) for name in drafts}
@@ -466,7 +489,7 @@ panel.legend(fontsize="small")
 show(
     figure,
     label="expected",
-    caption=f"Accepted draft tokens of {WRITTEN} that were written, against what total variation let expect; a dot a prompt, $\\gamma={GAMMA}$. Accepted minus expected, mean over {len(prompts)} prompts with 95 % interval: "
+    caption=f"Draft tokens accepted while {WRITTEN} were written (those that the last round accepts beyond the end are counted too), against what total variation let expect; a dot a prompt, $\\gamma={GAMMA}$. Accepted minus expected, mean over {len(prompts)} prompts with 95 % interval: "
     + "; ".join(
         f"{name} {i.mean:+.2f} [{i.low:+.2f}, {i.high:+.2f}]" for name, i in off.items()
     )
@@ -526,6 +549,8 @@ table(
 # $$ 1+\alpha+\alpha^2+\dots+\alpha^\gamma=\frac{1-\alpha^{\gamma+1}}{1-\alpha} $$
 #
 # tokens in the mean {cite}`leviathan2023fast`. Contexts are not so. After some beginnings there is hardly a choice, after others there are hundreds. Here is how $\alpha$ is spread over the places of the verifier's text.
+#
+# (What is measured as tokens per call is one plus accepted over calls. The last round of a text may go beyond the end that was asked for; what it accepts there is counted, and then cut off. So this is what a round brings, as in the formula, and is a little more than the tokens of the text over its calls.)
 
 # %%
 name = "forward KL"
@@ -769,11 +794,11 @@ elif gain.high < 1:
 else:
     said = "Whether this draft saves time here is not told apart from chance"
 print(
-    f"{said}. The best of the three draft lengths is {fastest}: {gain:.2f} times as fast."
+    f"{said}. The best of the three draft lengths is {fastest}: {gain.bracketed('.2f')} times as fast ({gain.n} prompts)."
 )
 
 # %% [markdown]
-# What is missing between the measured points and the second prediction must be time that neither model's look accounts for. The stopwatch tells: of the seconds of a round, so many are the draft's looks, so many the verifier's, and the rest is all else.
+# Some of what is missing between the measured points and the second prediction is the reading of the prompt, which is in all times, and what a last round writes beyond the end. The rest must be time that neither model's look accounts for. The stopwatch tells: of the seconds of a round, so many are the draft's looks, so many the verifier's, and the rest is all else.
 
 # %% tags=["hide-input"]
 asked = len(clock["plain_seconds"])
@@ -876,14 +901,14 @@ speed_up_dial(sets, draft_cost=c, token_cost=w, label="turn", caption=caption)
 
 # %% [markdown]
 # Three settings are worth trying. With $w=0$ and a cheap draft, the best draft length is long, and grows quickly as $\alpha$ nears one. With $c$ above $\alpha$ no draft length helps, whatever the verifier
-# can look at ($\gamma=1$ gains if $1+\alpha>1+c$; an exercise has the rest). And with $w$ near one nothing can help much: then a call at $\gamma+1$ tokens costs what $\gamma+1$ calls cost, and the refused ones are waste.
+# can look at ($\gamma=1$ gains if $1+\alpha>1+c$; an exercise has the rest). And where $c+w\ge\alpha$ nothing helps at all, by the same exercise: a proposal then costs as much as it brings, or more. With $w=1$ this is always so, since a call at $\gamma+1$ tokens costs what $\gamma+1$ calls cost, and the refused ones are waste.
 #
 # ## What a draft should learn
 #
 # A draft is worth what is accepted of it, and that is $1-\mathrm{TV}$. Then why not minimise total variation itself, or, since acceptances multiply along a round, $-\log\alpha$? DistillSpec compares divergences and finds no single best one: it depends on task and decoding {cite}`zhou2024distillspec`. Later work
 # reports gains from acceptance as an objective, and warns of the gradients of total variation {cite}`samarin2026lk`. What about them?
 #
-# Let $A=\{i:q_i>p_i\}$ be the tokens to which the draft gives too much, and $Q=q(A)$ its mass on them. From the gradient in {doc}`07_divergences`, $\partial\,\mathrm{TV}/\partial z_i=\tfrac12q_i(s_i-\sum_kq_ks_k)$ with $s=\operatorname{sign}(q-p)$ and $\sum_kq_ks_k=2Q-1$: it is $q_i(1-Q)$ on $A$ and $-q_iQ$ outside. Add the absolute values,
+# Let $A=\{i:q_i>p_i\}$ be the tokens to which the draft gives too much, and $Q=q(A)$ its mass on them. From the gradient in {doc}`07_divergences`, $\partial\,\mathrm{TV}/\partial z_i=\tfrac12q_i(s_i-\sum_kq_ks_k)$ with $s=\operatorname{sign}(q-p)$ and, if no $q_k$ equals $p_k$ (there the sign is zero), $\sum_kq_ks_k=2Q-1$: it is $q_i(1-Q)$ on $A$ and $-q_iQ$ outside. Add the absolute values,
 # and do the same for forward KL, whose gradient is $q-p$:
 #
 # $$ \|\nabla D_{\mathrm{KL}}(p\Vert q)\|_1=2\,\mathrm{TV}=2(1-\alpha),\qquad \|\nabla\,\mathrm{TV}\|_1=2Q(1-Q)\le2\alpha,\qquad \|\nabla(-\log\alpha)\|_1=\frac{2Q(1-Q)}{\alpha}\le2. $$
@@ -1215,7 +1240,8 @@ if decides is not None:
 # - **Scale.** Verifier and drafts are of a few million parameters or less, and read books. A large verifier of narrower distributions, on code or dialogue, is agreed with more often. Acceptance does not carry over from here, the mathematics does.
 # - **The clock.** On a CPU, one text at a time, at sizes where Python and drawing count. On a GPU with a large verifier, $w$ is near zero and overheads are small beside it; in large batches $w$ grows there too, and the gain shrinks.
 # - **Equal tokens, not equal compute.** The distilled drafts had the verifier's look at every token of their training text. {doc}`17_distilling_a_small_language_model` says what that costs. A draft is trained once and used often, which is the case for paying.
-# - **One temperature.** All at $T=1$, and drafts trained for it. At lower temperatures acceptance is another function of the same logits; an exercise looks at the end of that road.
+# - **One temperature.** All at $T=1$, which draft and verifier share, and drafts trained for it. At lower temperatures acceptance is another function of the same logits; an exercise looks at the end of that road.
+# - **Texts without end.** A fixed number of tokens is written; none of them is taken for the end of a text, after which a program would stop.
 # - **One learning rate**, that of a student alone. Losses whose gradients have another size may want another; Adam takes care of the common factor alone.
 # - **The live drafts** are one training each. Their intervals are over prompts.
 # - **The draft here is a separate model that reads the whole text.** Drafts that read the verifier's hidden states, several proposals at once in a tree, and drafts without a network are left out.
@@ -1225,13 +1251,13 @@ if decides is not None:
 # ```{exercise}
 # :label: ex-best-length
 #
-# With `speed_up`, which draft length is best for $\alpha=0.8$ and $c=0.05$, and which for $\alpha=0.5$ and $c=0.2$? Show that if $\alpha\le c$ no draft length is faster than plain decoding, and that if $\alpha>c$ one is.
+# With `speed_up`, which draft length is best for $\alpha=0.8$ and $c=0.05$, and which for $\alpha=0.5$ and $c=0.25$? Show that if $\alpha\le c$ no draft length is faster than plain decoding, and that if $\alpha>c$ one is.
 # ```
 #
 # ```{solution} ex-best-length
 # :class: dropdown
 #
-# `max(range(1, 40), key=lambda g: speed_up(0.8, g, 0.05))` is 8, and 1 for the other. With $\gamma=1$ the speed-up is $(1+\alpha)/(1+c)$, which is above one if and only if $\alpha>c$. If $\alpha\le c$, then
+# `max(range(1, 40), key=lambda g: speed_up(0.8, g, 0.05))` is 8, and 1 for the other. (At $c=0.2$ it would be 1 and 2 alike.) With $\gamma=1$ the speed-up is $(1+\alpha)/(1+c)$, which is above one if and only if $\alpha>c$. If $\alpha\le c$, then
 # $1+\alpha+\dots+\alpha^\gamma\le1+\gamma\alpha\le1+\gamma c$, so that no $\gamma$ helps. With a cost $w$ of further tokens in a look, the same holds with $c+w$ in the place of $c$.
 # ```
 #

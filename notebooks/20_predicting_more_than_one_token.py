@@ -69,6 +69,7 @@ from kdlab.study.display import (
 )
 from kdlab.study.drafts import call_yield, round_of, times_as_fast
 from kdlab.training import Learner, Recipe, fit_together, measure_further
+from kdlab.training.measures import all_logits
 
 use_style()
 device = device_for(profile)
@@ -92,15 +93,15 @@ data_note(data)
 #
 # $$ A(q)=\sum_x p(x)\sum_y\min\bigl(p_x(y),\,q(y)\bigr). $$
 #
-# This is another problem with another solution. For one $y$, the sum over $x$ grows with $q(y)$ at the rate $\Pr\bigl(p_X(y)>q(y)\bigr)$: raising $q(y)$ helps in the cases where the model would have given more. All of $q$ sums to one, and at the best $q$ nothing is gained by moving mass
-# from one token to another, so that this rate is one and the same number $\lambda$ for all $y$ that get any:
+# This is another problem with another solution. For one $y$, the sum over $x$ grows with $q(y)$ at the rate $\Pr\bigl(p_X(y)>q(y)\bigr)$: raising $q(y)$ helps in the cases where the model would have given more. Lowering it costs at the rate $\Pr\bigl(p_X(y)\ge q(y)\bigr)$, which is more where $q(y)$ is just one of the $p_x(y)$: there the sum has a kink.
+# All of $q$ sums to one, and at the best $q$ nothing is gained by moving mass from one token to another. So no token gains by more than any other would lose, and there is a number $\lambda$ between:
 #
-# $$ \Pr\bigl(p_X(y)>q^*(y)\bigr)=\lambda\quad\text{for all }y\text{ with }q^*(y)>0. $$
+# $$ \Pr\bigl(p_X(y)>q^*(y)\bigr)\;\le\;\lambda\;\le\;\Pr\bigl(p_X(y)\ge q^*(y)\bigr)\quad\text{for all }y. $$
 #
-# The mixture gives each token the *mean* of its probabilities $p_X(y)$. The best draft gives it a *quantile*, of the same level for all tokens. A toy shows how far these can be apart. Let $X$ decide everything: each $x$ is followed by a token of its own. The mixture is then accepted with probability $\sum_xp(x)^2$, and the best draft, which puts everything on
-# what follows the likeliest $x$, with probability $\max_xp(x)$. A divergence hedges, acceptance bets.
+# (Where $q^*(y)=0$ the right half says nothing, since its probability is one.) The mixture gives each token the *mean* of its probabilities $p_X(y)$. The best draft gives it a *quantile*, of the same level for all tokens: $p_X(y)$ is above it with probability at most $\lambda$, and not below it with probability at least $\lambda$. Of a distribution in steps a quantile may be any number of an interval. A toy shows how far these can be apart. Let $X$ decide everything: each $x$ is followed by a token of its own. The mixture is then accepted with probability $\sum_xp(x)^2$, and the best draft, which puts everything on
+# what follows the likeliest $x$, with probability $\max_xp(x)$. KL hedges, acceptance bets.
 #
-# How good is a candidate for $q^*$? Each of the concave functions $G_y(s)=\sum_xp(x)\min(p_x(y),s)$ lies below its tangent. So with the quantiles $s_y$ of *any* level $\lambda$, every $q$ has
+# How good is a candidate for $q^*$? Each of the concave functions $G_y(s)=\sum_xp(x)\min(p_x(y),s)$ lies below each line that touches it. So with quantiles $s_y$ of *any* level $\lambda$, where a line of slope $\lambda$ touches, every $q$ has
 #
 # $$ A(q)=\sum_yG_y(q(y))\;\le\;\sum_yG_y(s_y)+\lambda\Bigl(1-\sum_ys_y\Bigr), $$
 #
@@ -146,12 +147,11 @@ def acceptance(p, P, q):
 
 def best_unseen(p, P):
     """A(q*), a bound on all A(q), and q* itself."""
-    values, order = P.T.contiguous().sort(
-        1, descending=True
-    )  # row y: p_x(y), largest first
+    # Row y of these: p_x(y), largest first.
+    values, order = P.T.contiguous().sort(1, descending=True)
     mass = p[order].cumsum(1)
 
-    def quantiles(level):
+    def quantiles(level):  # of each token's interval the upper end
         at = torch.searchsorted(mass, mass.new_full((len(mass), 1), level))
         return values.gather(1, at.clamp(max=values.shape[1] - 1))[:, 0]
 
@@ -187,10 +187,9 @@ for loss in (forward_kl, total_variation):
     descended[loss.__name__] = acceptance(p, P, soften(z.detach()))
 assert abs(descended["forward_kl"] - (p**2).sum().item()) < 5e-3
 assert abs(descended["total_variation"] - p.max().item()) < 5e-3
-print(
-    f"toy: mixture {acceptance(p, P, p @ P):.3f}, best {attained:.3f}; by descent",
-    {name: round(value, 3) for name, value in descended.items()},
-)
+print(f"toy: mixture {acceptance(p, P, p @ P):.3f}, best {attained:.3f}")
+for name, value in descended.items():
+    print(f"by descent on {name}: {value:.3f}")
 
 # %% [markdown]
 # In the toy nothing overlaps. In general, the best $q$ is a linear programme: choose $q$ and shared masses $u_{xy}\le q(y)$, $u_{xy}\le p_x(y)$, so that $\sum_xp(x)\sum_yu_{xy}$ is largest. For small vocabularies a solver, which knows nothing of quantiles, can say whether `best_unseen` is right.
@@ -309,13 +308,13 @@ def mean_of(name):
     return mean_interval([found["accepted"][name] for found in looked])
 
 
-said = "; ".join(f"{MARKS[name][2]} {mean_of(name):.2f}" for name in MARKS)
+said = "; ".join(f"{MARKS[name][2]} {mean_of(name).bracketed('.2f')}" for name in MARKS)
 informed = mean_interval([found["information"] for found in looked])
 show(
     figure,
     label="unseen",
-    caption=f"Every token of the vocabulary tried between context and prediction, after {CONTEXTS} contexts (their last words at the left). Left: how often the second token ahead is accepted from a head that does not see the first; means with 95 % intervals over contexts: {said}. Nothing to the right of a diamond can be reached by any such head. "
-    f"Right: entropy of the second token when the first is known (blue), and what not knowing it adds (orange), the mutual information, {informed:.2f} nats; the grey stroke is the entropy of the first token.",
+    caption=f"Every token of the vocabulary tried between context and prediction, after {CONTEXTS} contexts (their last words at the left). Left: how often the second token ahead is accepted from a head that does not see the first; means with 95 % intervals over the {CONTEXTS} contexts: {said}. Nothing to the right of a diamond can be reached by any such head. "
+    f"Right: entropy of the second token when the first is known (blue), and what not knowing it adds (orange), the mutual information, {informed.bracketed('.2f')} nats (n = {informed.n}); the grey stroke is the entropy of the first token.",
     alt="Two panels with a row for each context. Left, three marks a row: frequencies lowest, the mixture and the best draft further right. Right, stacked bars of entropy.",
 )
 
@@ -347,7 +346,8 @@ DEPTH, HERE, SHOWN = 3, 4, 10
 kinds = {"in a row": True, "side by side": False}
 read = {}
 for kind, in_a_row in kinds.items():
-    probe = MultiToken(GPT(13, width=16, layers=2, heads=2, context=SHOWN), DEPTH, in_a_row=in_a_row)  # fmt: skip
+    trunk = GPT(13, width=16, layers=2, heads=2, context=SHOWN)
+    probe = MultiToken(trunk, DEPTH, in_a_row=in_a_row)
     with torch.no_grad():
         for weight in probe.parameters():
             weight.mul_(8 if weight.ndim > 1 else 1)  # so that nothing is lost in rounding
@@ -355,12 +355,11 @@ for kind, in_a_row in kinds.items():
         changed = text.repeat(SHOWN, 1)
         changed[range(SHOWN), range(SHOWN)] = (text[0] + 1) % 13
         told = [
-            torch.cat([probe.trunk(t).dense()[:, None], probe(t)], 1)[:, :, HERE]
+            torch.cat([all_logits(probe.trunk(t))[:, None], probe(t)], 1)[:, :, HERE]
             for t in (changed, text)
         ]
-        read[kind] = (told[0] - told[1]).abs().amax(
-            -1
-        ).T > 1e-6  # (predictor, token changed)
+        moved = (told[0] - told[1]).abs().amax(-1)
+        read[kind] = moved.T > 1e-6  # (predictor, token changed)
 for kind, in_a_row in kinds.items():
     for k in range(DEPTH + 1):
         last = HERE + (k if in_a_row else 0)
@@ -466,10 +465,10 @@ elif excess.high < 0:
     said = "less sure than it could be of these books"
 else:
     said = "not told apart from one that is as sure as it may be"
-print(
-    f"cross-entropy with the books {np.mean(lost):.3f} nats a token, the model's own entropy {np.mean(own):.3f}"
-)
-print(f"difference {excess:+.3f} blocks: on average the model is {said}")
+print(f"cross-entropy with the books {np.mean(lost):.3f} nats a token")
+print(f"the model's own entropy {np.mean(own):.3f}")
+print(f"difference {excess.bracketed()} nats over {excess.n} blocks")
+print(f"on average the model is {said}")
 
 # %% [markdown]
 # This is a coarse test. A difference of zero would prove little, since a model can be too sure of some things and not sure enough of others; and with it in either direction, $p$ is not what the labels average to. Labels then pull the modules towards a predictor of books that is better than the model, and away from being believed by it.
@@ -496,7 +495,12 @@ def noise(found):
 example = looked[0]
 draws = torch.Generator(device).manual_seed(0)
 x = torch.multinomial(example["p"], DRAWS, replacement=True, generator=draws)
-y = torch.cat([torch.multinomial(example["P"][part], 1, generator=draws) for part in x.split(1000)])[:, 0]  # fmt: skip
+y = torch.cat(
+    [
+        torch.multinomial(example["P"][part], 1, generator=draws)[:, 0]
+        for part in x.split(1000)
+    ]
+)
 m, squares = example["m"], (example["P"] ** 2).sum(1)
 whole = (m**2).sum()
 by_draws = {
@@ -508,7 +512,7 @@ for name, values in by_draws.items():
     error = values.std().item() / DRAWS**0.5
     assert abs(values.mean().item() - by_formula[name]) < 4.5 * error
     print(
-        f"{name}: drawn {values.mean():.4f} ± {error:.4f}, by the formula {by_formula[name]:.4f}"
+        f"{name}: drawn {values.mean():.4f} ± {error:.4f}, formula {by_formula[name]:.4f}"
     )
 
 # %% tags=["hide-input"]
@@ -558,7 +562,8 @@ def as_blocks(split):
 
 train, held_out = as_blocks(data.train), as_blocks(data.validation).spread(24)
 recipe = Recipe(
-    epochs=1, epoch_examples=min(448, len(train)), batch_size=8, optimizer="adamw", learning_rate=4e-3, weight_decay=0.1,
+    epochs=1, epoch_examples=min(448, len(train)), batch_size=8,
+    optimizer="adamw", learning_rate=4e-3, weight_decay=0.1,
     schedule="cosine", warmup_epochs=0.1, augment=False, max_gradient_norm=1.0,
 )  # fmt: skip
 objectives = {"labels": 1.0 * CrossEntropy(), "distilled": 1.0 * ForwardKL()}
@@ -741,15 +746,15 @@ prompts = prompts[:, : PROMPT + DEPTH + 1].to(device)
 prompts, true = prompts[:, :PROMPT], prompts
 few = prompts[:16]
 plain = generate(teacher, few, tokens=24, temperature=0)
-differing = {
-    kind: (
-        speculate(learned[kind, "distilled"].trunk, learned[kind, "distilled"], few, tokens=24, draft_length=DEPTH, temperature=0).text
-        != plain
-    ).any(1).sum().item()
-    for kind in kinds
-}  # fmt: skip
+differing = {}
+for kind in kinds:
+    model = learned[kind, "distilled"]
+    found = speculate(model.trunk, model, few, tokens=24, draft_length=DEPTH, temperature=0)
+    differing[kind] = (found.text != plain).any(1).sum().item()
+said = ", ".join(f"{kind}: {n} differ" for kind, n in differing.items())
 observed(
-    f"Modules that draft for their own model leave its {len(few)} greedy texts as they are, token for token ({', '.join(f'{kind}: {n} differ' for kind, n in differing.items())}).",
+    f"Modules that draft for their own model leave its {len(few)} greedy texts "
+    f"as they are, token for token ({said}).",
     not any(differing.values()),
 )
 
@@ -775,10 +780,10 @@ ROWS = 64
 def one_round(model):
     """How many of the proposals were accepted in the first round after each prompt."""
     draws = torch.Generator(device).manual_seed(0)
-    return torch.cat([
-        speculate(model.trunk, model, part, tokens=2, draft_length=DEPTH, generator=draws).accepted
-        for part in prompts.split(ROWS)
-    ]).cpu()  # fmt: skip
+    how = {"tokens": 2, "draft_length": DEPTH, "generator": draws}
+    parts = prompts.split(ROWS)
+    found = [speculate(model.trunk, model, part, **how).accepted for part in parts]
+    return torch.cat(found).cpu()
 
 
 @torch.no_grad()
@@ -884,9 +889,8 @@ for kind in kinds:
     pooled = (s.accepted.sum() / s.tested.sum()).item()
     a = [0.0 if i is None else i.mean for i in rounds[kind]["by depth"]]
     product = 1 + sum(np.cumprod(a))
-    assert (
-        abs(product - 1 - rounds[kind]["accepted"].mean().item()) < 1e-6
-    )  # no approximation
+    of_rounds = rounds[kind]["accepted"].double().mean().item()
+    assert abs(product - 1 - of_rounds) < 1e-6  # no approximation
     compared[kind] = {
         "product, books": 1 + np.cumprod(by_text[kind]["books"].mean(0)).sum(),
         "product, first rounds": product,
@@ -903,7 +907,7 @@ table(
         [kind, *(f"{each[name]:.3f}" for name in names), f"{each['measured'].mean:.3f} [{each['measured'].low:.3f}, {each['measured'].high:.3f}]"]
         for kind, each in compared.items()
     ],
-    caption=f"{len(writing)} prompts, {WRITTEN} tokens each, distilled modules. Measured with its 95 % interval over prompts.",
+    caption=f"{len(writing)} prompts, {WRITTEN} tokens each, distilled modules. Measured with its 95 % interval over prompts; as in the last chapter, what a last round accepts beyond the end is counted.",
 )  # fmt: skip
 
 # %% [markdown]

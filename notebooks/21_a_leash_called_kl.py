@@ -225,7 +225,7 @@ show(
 # ## Which divergence
 #
 # Two leashes are often taken for one. *Proximal policy optimisation* {cite}`schulman2017proximal` improves a policy in rounds. Within a round, the new policy is kept near the **old** one, of which the texts were drawn, by a penalty $\eta\,D_{\mathrm{KL}}(q_{\text{old}}\,\|\,q)$ or by clipping a ratio. It says that estimates from old
-# texts can be trusted near by only. After the round the new policy is the old one, and nothing remembers where the walk began. The leash of {cite:t}`ziegler2019finetuning` is the divergence from a **reference that stays**, put into the reward: $R(x)=r(x)-\beta\log\frac{q(x)}{p(x)}$. They optimise it *by* PPO, so that both are there.
+# texts can be trusted near by only. After the round the new policy is the old one, and nothing remembers where the walk began. The leash of {cite:t}`ziegler2019finetuning` is the divergence from a **reference that stays**, put into the reward: $R(x)=r(x)-\beta\log\frac{q_{\text{old}}(x)}{p(x)}$, with the policy that wrote the text, so that within a round $R$ is a fixed number for each text. They optimise it *by* PPO, so that both are there.
 #
 # On the toy each round of PPO's penalty can be solved exactly. To maximise $\sum_x q(x)R(x)-\eta\,D_{\mathrm{KL}}(q_{\text{old}}\,\|\,q)$, set the derivative by $q(x)$ to zero: $R(x)+\eta\,q_{\text{old}}(x)/q(x)=\lambda$, so
 #
@@ -257,12 +257,12 @@ for name, beta in (("reward alone", 0.0), ("with the leash", BETA)):
         log_q = new
     walks[name] = np.array(steps), np.array(away)
 
-farthest = -log_p[r.argmax()].item()  # the best text alone
+all_on_best = -log_p[r.argmax()].item()  # the divergence of the best text alone
 leashed = earned(best(BETA))[1]
 largest_step = walks["reward alone"][0].max()
 ended = {name: away[-1] for name, (_, away) in walks.items()}
 assert ended["reward alone"] > 100 * largest_step
-assert abs(ended["reward alone"] - farthest) < 0.01
+assert abs(ended["reward alone"] - all_on_best) < 0.01
 assert abs(ended["with the leash"] - leashed) < 1e-6
 
 # %% tags=["hide-input"]
@@ -270,7 +270,7 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.0))
 for (name, (steps, away)), hue in zip(walks.items(), (VERMILION, BLUE), strict=True):
     left.plot(range(1, ROUNDS + 1), np.maximum(steps, 1e-17), color=hue, label=name)
     right.plot(range(1, ROUNDS + 1), away, color=hue, label=name)
-right.axhline(farthest, color="grey", linestyle=":", linewidth=1.2)
+right.axhline(all_on_best, color="grey", linestyle=":", linewidth=1.2)
 right.axhline(leashed, color="grey", linestyle="--", linewidth=1.2)
 left.set(yscale="log", xlabel="round", ylabel="nats", title="from the old policy")
 left.set_ylim(1e-12, 0.1)
@@ -279,8 +279,8 @@ right.legend(fontsize="small")
 show(
     figure,
     label="walks",
-    caption=f"{ROUNDS} rounds with PPO's penalty. Left: in no round is the new policy more than {largest_step:.4f} nats from the old. Right: without the leash it walks all the way to the best text alone, {farthest:.2f} nats from the reference (dotted: minus the logarithm of that text's probability, so that a rarer one is farther); with the leash it ends at $q^*$, {leashed:.2f} nats away (dashed).",
-    alt="Left, two falling curves of small divergences on a logarithmic scale. Right, one curve rises to the dotted line of the farthest policy, the other levels off at the dashed line.",
+    caption=f"{ROUNDS} rounds with PPO's penalty. Left: in no round is the new policy more than {largest_step:.4f} nats from the old. Right: without the leash it walks all the way to the best text alone, {all_on_best:.2f} nats from the reference (dotted: minus the logarithm of that text's probability, so that a rarer one is farther); with the leash it ends at $q^*$, {leashed:.2f} nats away (dashed).",
+    alt="Left, two falling curves of small divergences on a logarithmic scale. Right, one curve rises to the dotted line of the best text alone, the other levels off at the dashed line.",
 )
 
 # %% [markdown]
@@ -395,15 +395,14 @@ log_t = torch.log_softmax(target, -1)
 
 
 def gradients(sharpness):
-    """Cosines of the estimates' mean gradients with the true one, by the number of draws, and their limit."""
+    """Cosines of the estimates' mean gradients with the true one, and their limit."""
     policy = (target / sharpness).requires_grad_()
 
     def gradient(loss):
         return torch.autograd.grad(loss, policy)[0]
 
-    def mean_gradient(
-        kind, share
-    ):  # of an estimate as a loss; share: how often each token was drawn
+    def mean_gradient(kind, share):
+        """Of an estimate as a loss; share: how often each token was drawn."""
         log_q = torch.log_softmax(policy, -1)
         return gradient((share * sampled_kl(log_q, log_t, kind)).sum())
 
@@ -450,6 +449,9 @@ show(
 )
 
 # %% [markdown]
+# Why does $k_1$, whose gradient has mean zero, not begin at zero? With one draw all three gradients are multiples of one and the same $\nabla\log q(x)$. A likely token is drawn often, and its vector is short and points about the right way, the more so the surer the policy; tokens that are drawn seldom have long vectors, the other way. A cosine does not see lengths, so that its mean over places is
+# not the cosine of a mean; with many draws the long ones take back what the short ones gave.
+#
 # Near the reference both directions are half the same quadratic form, and it does not matter which one descends: so a wrong gradient may go unnoticed as long as the leash is short.
 #
 # ### Where they lead
@@ -495,12 +497,13 @@ assert (ends["k2"] - ends["k3"]).abs().max() > 0.05
 # %% tags=["hide-input"]
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 3**0.5 / 2]])
 figure, panels = plt.subplots(1, 2, figsize=(8.0, 3.7))
+SIZES = {"k1": 11, "k2": 14, "k3": 9}  # rings, so that what they lie on can be seen
 for panel, paid in zip(panels, (False, True), strict=True):
     panel.fill(*CORNERS.T, facecolor="none", edgecolor="grey", linewidth=1.0)
     for kind, hue in KINDS.items():
         line = paths[kind, paid].numpy() @ CORNERS
         panel.plot(*line.T, color=hue, label=f"$k_{kind[1]}$")
-        panel.plot(*line[-1], "o", color=hue, markersize=7)
+        panel.plot(*line[-1], "o", color=hue, markersize=SIZES[kind], mfc="none", mew=1.8, zorder=4)  # fmt: skip
     panel.plot(*(start.numpy() @ CORNERS), "s", color="grey", markersize=6)
     panel.plot(*(p3.numpy() @ CORNERS), "*", color="grey", markersize=12)
     for corner, name, shift in zip(CORNERS, r3.tolist(), ((-0.05, -0.07), (0.05, -0.07), (0, 0.04)), strict=True):  # fmt: skip
@@ -514,12 +517,12 @@ apart = 0.5 * (ends["k2"] - ends["k3"]).abs().sum().item()
 show(
     figure,
     label="paths",
-    caption=f"Distributions over three classes: a corner is one of them alone, the square the beginning, the star the reference, a dot an end. Left: $k_1$ does not move the policy; $k_2$ and $k_3$ take it to the reference by different ways. Right, with a reward and $\\beta={BETA3:g}$: $k_1$ goes to the corner that earns most, and $k_2$ and $k_3$ end in different places, {apart:.2f} apart in total variation.",
-    alt="Two triangles. Left, two curved paths from a square to a star, and a dot at the square. Right, three paths from the square to three ends, one of them the top corner.",
+    caption=f"Distributions over three classes: a corner is one of them alone, the square the beginning, the star the reference, a ring an end. Left: $k_1$ does not move the policy; $k_2$ and $k_3$ take it to the reference by different ways. Right, with a reward and $\\beta={BETA3:g}$: $k_1$ goes to the corner that earns most, and $k_2$ and $k_3$ end in different places, {apart:.2f} apart in total variation.",
+    alt="Two triangles. Left, two curved paths from a square to a star, and a ring around the square. Right, three paths from the square to three ends, one of them the top corner.",
 )
 
 # %% [markdown]
-# So "KL regularisation" names several trainings. With $k_1$ as a loss it is a name only, and its noise. With $k_3$ as a loss it is a forward KL, which punishes a policy for what it no longer says more than for what it newly says. ($\lambda>\max r$, so that $q\ge\beta p/(\lambda-\min r)$: no class dies out.) GRPO, for one, has $k_3$ in its loss {cite}`shao2024deepseekmath`. None of this shows in the logged number, which is right for $k_1$ and $k_3$.
+# So "KL regularisation" names several trainings. With $k_1$ as a loss it is a name only, and its noise. With $k_3$ as a loss it is a forward KL, which punishes a policy for what it no longer says more than for what it newly says. (Its end is $q=\beta p/(\lambda-r)$, and the $\lambda$ that makes this sum to one lies above $\max r$. So $q\ge\beta p/(\lambda-\min r)$: no class dies out.) GRPO, for one, has $k_3$ in its loss {cite}`shao2024deepseekmath`. None of this shows in the logged number, which is right for $k_1$ and $k_3$.
 #
 # ## In the reward or in the loss
 #
@@ -569,9 +572,7 @@ assert mean_of_term(TextKL("k1")).abs().max() < 1e-12
 in_reward = mean_of_term(PolicyGradient(lambda x: torch.zeros(len(x)), 1, "none", beta=1.0))
 torch.testing.assert_close(in_reward, whole)
 left_out = (of_what_follows.norm() / whole.norm()).item()
-print(
-    f"length of what token losses leave out, over that of the whole gradient: {left_out:.2f}"
-)
+print(f"left out by token losses, as a part of the whole gradient's length: {left_out:.2f}")
 
 # %% [markdown]
 # Does it matter? Train the table of the toy to its end with each, by exact mean gradients, all with the same reward and the same $\beta$. The reward's own gradient is complete in all of them.
@@ -579,7 +580,10 @@ print(
 
 # %%
 def trained(kind, beta, steps=400):
-    """The table's policy after Adam on the exact mean gradient; the divergence in the reward, or an estimate as a loss."""
+    """The table's policy after Adam on the exact mean gradient.
+
+    kind: "in the reward", or the estimate that is a loss.
+    """
     z = t.clone().requires_grad_()
     adam = torch.optim.Adam([z], lr=0.1)
     rate = torch.optim.lr_scheduler.LambdaLR(
@@ -604,7 +608,10 @@ def trained(kind, beta, steps=400):
 WAYS = {"in the reward": VERMILION, **KINDS}
 LEASHES = (0.3, 0.6, 1.2)
 arrived = {(kind, beta): trained(kind, beta) for kind in WAYS for beta in LEASHES}
-lacking = {key: (wanted(best(key[1]), key[1]) - wanted(log_q, key[1])).item() for key, log_q in arrived.items()}  # fmt: skip
+lacking = {
+    (kind, beta): (wanted(best(beta), beta) - wanted(log_q, beta)).item()
+    for (kind, beta), log_q in arrived.items()
+}
 for beta in LEASHES:
     assert lacking["in the reward", beta] < 1e-3
     assert all(lacking[kind, beta] > lacking["in the reward", beta] for kind in KINDS)
@@ -637,8 +644,8 @@ show(
 )
 
 # %% [markdown]
-# A point may lie on the grey curve and still be at the wrong place of it: the same $\beta$ is then another price. With $k_2$, or the exact divergence, at each token, the end can be said in a formula. Each place is solved with what is still to be earned, $q(x_s\mid x_{<s})\propto p(x_s\mid x_{<s})\,e^{Q/\beta}$, where $Q$ is the mean reward from there on. The best policy has in
-# the place of $Q$ the same *less $\beta$ times the divergence that is still to come*. On this toy that makes little difference to $J$ at the higher prices, and some at the lowest. It is easy to build a place where it makes more.
+# A point may lie on the grey curve and still be at the wrong place of it: the same $\beta$ is then another price. With $k_2$, or the exact divergence, at each token, the end can be said in a formula. Each place is solved with what is still to be earned, $q(x_s\mid x_{<s})\propto p(x_s\mid x_{<s})\,e^{Q/\beta}$, where $Q$ is the mean reward from there on, under this same policy $q$. The best policy has in
+# the place of $Q$ its own mean reward from there on *less $\beta$ times the divergence that is still to come*. On this toy that makes little difference to $J$ at the higher prices, and some at the lowest. It is easy to build a place where it makes more.
 #
 # A text has two letters. The first is a door, and the reference takes both alike. Behind the *easy* door it says `!` half of the time, behind the *hard* one hardly ever. As the price falls, the policy learns to say `!` behind both. Then both doors earn the same, but behind the hard one each `!` costs several nats. A loss at each token does not look behind doors.
 
@@ -651,7 +658,7 @@ PAYS = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
 
 def doors(beta):
-    """The chance of the hard door and J: for the best policy, and where token losses end."""
+    """The chance of the hard door and J: of the best policy, and where token losses end."""
     behind = torch.softmax(BEHIND.log() + PAYS / beta, 1)  # the same for both
     earns, costs = behind @ PAYS, (behind * (behind / BEHIND).log()).sum(1)
     found = []
@@ -663,15 +670,14 @@ def doors(beta):
 
 
 def by_descent(beta, steps=1500):
-    """Where the exact token loss really leads: the logits of the door, and of what is behind."""
+    """Where the exact token loss really leads, by descent on all the logits."""
     z = torch.stack([HALF.log(), *BEHIND.log()]).requires_grad_()
     adam = torch.optim.Adam([z], lr=0.02)
     for _ in range(steps):
         door, behind = torch.softmax(z[0], 0), torch.softmax(z[1:], 1)
         at_door = (door * (door / HALF).log()).sum()
-        at_second = door.detach() @ (behind * (behind / BEHIND).log()).sum(
-            1
-        )  # drawn: no gradient
+        # The door was drawn, so no gradient goes through its chance.
+        at_second = door.detach() @ (behind * (behind / BEHIND).log()).sum(1)
         loss = beta * (at_door + at_second) - door @ (behind @ PAYS)
         adam.zero_grad()
         loss.backward()
@@ -711,10 +717,12 @@ show(
 # ## Whom to compare with
 #
 # REINFORCE {cite}`williams1992simple` weights $\nabla\log q(x)$ by what $x$ has earned. If all texts earn between nine and ten, all are made likelier, and only noise tells them apart. One takes off a **baseline**. Any number $b$ that does not depend on $x$ leaves the mean alone, since $\mathbb E_q[b\,\nabla\log q]=0$. With $G$ texts after one prompt, the mean of the *others*' rewards is such a number
-# {cite}`kool2019buy,ahmadian2024back`. The mean of all of them is not, but is harmless: it gives $\frac{G-1}G$ of the right gradient. GRPO divides by the group's standard deviation as well {cite}`shao2024deepseekmath`, and that depends on $x$ in earnest.
+# {cite}`kool2019buy,ahmadian2024back`. The mean of all of them is not, but is harmless: it gives $\frac{G-1}G$ of the right gradient. GRPO divides by the group's standard deviation as well {cite}`shao2024deepseekmath`: its weight is $A_i=(r_i-\bar r)/(s+\varepsilon)$, with $s$ the deviation over $G-1$, and here $\varepsilon=10^{-4}$ against division by zero. That depends on $x$ in earnest.
+# (Only this is taken from GRPO. Its ratio of new to old policy, and its division by each text's length, are left out; here each batch is used once, and all texts are of one length.)
 #
 # For pairs of texts, $G=2$, all $64^2$ can be enumerated, so mean and variance of the gradient are exact. What dividing does is seen best with questions that are answered rightly (reward one) or not. The true gradient by the logit of being right is $\pi(1-\pi)$, with $\pi$ the chance of it. Divide by a deviation, and it
-# becomes about $\sqrt{\pi(1-\pi)}$: in comparison, easy and hopeless prompts count for more.
+# becomes $\frac{G-1}G\,\mathbb E[s]$ (but for $\varepsilon$). For large groups this is $\sqrt{\pi(1-\pi)}$; for small ones it is less, since there the factor counts, and the mean of a root is less than the root of the mean. In comparison with the true gradient, easy and hopeless prompts count for more. In themselves they count for little:
+# both gradients go to zero there, since groups that are all alike teach nothing, and what grows is their ratio.
 
 # %%
 GROUP = 8
@@ -725,7 +733,7 @@ q_texts = log_q.detach().exp()
 true_gradient = q_texts @ (r[:, None] * scores)
 assert torch.allclose(q_texts @ scores, torch.zeros(84, dtype=torch.float64), atol=1e-12)
 
-first, second = (x.flatten() for x in torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij"))  # fmt: skip
+first, second = torch.cartesian_prod(torch.arange(64), torch.arange(64)).T
 chance = q_texts[first] * q_texts[second]
 quality = {}
 for raised in (0.0, 5.0):  # the same reward, and one that is higher for all
@@ -751,7 +759,8 @@ for baseline, found in pull.items():
         for right in range(GROUP + 1):
             outcome = (torch.arange(GROUP) < right).double()
             ways = math.comb(GROUP, right) * pi**right * (1 - pi) ** (GROUP - right)
-            total += ways * (advantages(outcome, GROUP, baseline) * (outcome - pi)).mean().item()  # fmt: skip
+            weights = advantages(outcome, GROUP, baseline)
+            total += ways * (weights * (outcome - pi)).mean().item()
         found.append(total)
 assert np.allclose(pull["leave-one-out"], chances * (1 - chances))
 weight = np.array(pull["standardised"]) / np.array(pull["leave-one-out"])
@@ -767,7 +776,7 @@ display(
     show(
         figure,
         label="difficulty",
-        caption=f"Mean gradient by the logit of a right answer, groups of {GROUP}, by enumeration. Leave-one-out gives the true one, $\\pi(1-\\pi)$. The standardised is {weight[49]:.1f} times that in the middle and {weight[4]:.1f} times at $\\pi={chances[4]:.2f}$; towards the very ends groups are all alike and teach nothing.",
+        caption=f"Mean gradient by the logit of a right answer, groups of {GROUP}, by enumeration. Leave-one-out gives the true one, $\\pi(1-\\pi)$. The standardised is {weight[49]:.1f} times that in the middle and {weight[4]:.1f} times at $\\pi={chances[4]:.2f}$; towards the very ends both vanish and their ratio goes to $(G-1)/\\sqrt G={(GROUP - 1) / GROUP**0.5:.1f}$. Dotted: infinitely large groups.",
         alt="A parabola for leave-one-out; a higher, flatter arch for standardised; a dotted arch of the square root.",
     ),
     table(
@@ -791,9 +800,14 @@ display(
 GROUPS, EPOCHS = 16, 40
 prompts = torch.zeros(5 * 8 * GROUPS, LENGTH, dtype=torch.long)
 toy_recipe = Recipe(
-    epochs=EPOCHS, batch_size=8 * GROUPS, optimizer="adam", learning_rate=5e-4, weight_decay=0.0,
-    schedule="cosine", augment=False,
-)  # fmt: skip
+    epochs=EPOCHS,
+    batch_size=8 * GROUPS,
+    optimizer="adam",
+    learning_rate=5e-4,
+    weight_decay=0.0,
+    schedule="cosine",
+    augment=False,
+)
 TOY_BETAS = {1.0: BLUE, 0.4: GREEN, 0.0: ORANGE}
 learners, tracks = [], {}
 for beta in TOY_BETAS:
@@ -907,10 +921,10 @@ class Tilted(torch.nn.Module):
 
 
 TILTS = (0.0, 1.0, 2.0, 3.0, 4.0, 5.5, 8.0)
-tilt = {
-    b: measured_policy(small.specs[-1], Tilted(model, paid.tokens, b).to(device), paid, data, model, device)
-    for b in TILTS
-}  # fmt: skip
+tilt = {}
+for b in TILTS:
+    tilted_model = Tilted(model, paid.tokens, b).to(device)
+    tilt[b] = measured_policy(small.specs[-1], tilted_model, paid, data, model, device)
 tilt_line = np.array([(np.mean(m["kl"]), np.mean(m["reward"])) for m in tilt.values()])
 assert tilt_line[0, 0] < 1e-6  # without a tilt it is the reference
 (of_reference,) = measure_tokens([model], data.test, device=device)
@@ -1083,7 +1097,7 @@ Shown(
 
 # %% tags=["hide-input"]
 said = (
-    f"The leash is $D_{{\\mathrm{{KL}}}}(q\\,\\|\\,p)$ from a fixed reference; PPO's divergence, which the article cites, is from the old policy of each round. On a toy of {len(TEXTS)} texts, with at most {largest_step:.4f} nats in each of {ROUNDS} such rounds, the policy ended {ended['reward alone']:.2f} nats from its reference, as far as there is; "
+    f"The leash is $D_{{\\mathrm{{KL}}}}(q\\,\\|\\,p)$ from a fixed reference; PPO's divergence, which the article cites, is from the old policy of each round. On a toy of {len(TEXTS)} texts, with at most {largest_step:.4f} nats in each of {ROUNDS} such rounds, the policy ended {ended['reward alone']:.2f} nats from its reference, where this reward drives it: all on the text that earns most; "
     f"with the leash in the reward ($\\beta={BETA:g}$) it ended at $q^*\\propto p\\,e^{{r/\\beta}}$, {ended['with the leash']:.2f} nats away. No policy that is worth more than its reference, leash included, is farther from it than the range of the reward over $\\beta$. As a loss on the drawn tokens, in the mean, $k_1$ has no gradient and holds nothing, $k_2$ has that of the divergence and $k_3$ that of the other direction, and none counts what a word leads to."
 )
 if small.complete(ARMS):
