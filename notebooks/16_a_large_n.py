@@ -1006,7 +1006,7 @@ for study in (small, large):
     if d is not None:
         display(
             observed(
-                f"B10 for language models ({study.plan}): with AdamW and clipping, $N$ times the loss trains as well as the loss; none of {len(study.arm('timesN'))} runs diverged, and bits per byte change by {d:+.4f}.",
+                f"B10 for language models ({study.plan}): with AdamW and clipping, $N$ times the loss ends within 0.05 bits per byte of the loss; none of {len(study.arm('timesN'))} runs diverged, and bits per byte change by {d:+.4f}.",
                 study.diverged("timesN") == 0 and abs(d.mean) < 0.05,
             )
         )

@@ -107,7 +107,7 @@ def tokenise_documents(documents: Iterable[str], tokeniser, context: int) -> Tok
         ValueError: for no text, or a tokeniser that does not fit.
 
     >>> text = "To be, or not to be, that is the question. " * 40
-    >>> tokens = tokenise_documents([text], train_tokeniser([text], 300), context=16)
+    >>> tokens = tokenise_documents([text], train_tokeniser([text], 270), context=16)
     >>> next(tokens.batches(2))[0].shape
     torch.Size([2, 16])
     """
