@@ -36,6 +36,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import display
+from matplotlib.ticker import LogLocator
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdlab import models
@@ -634,6 +635,9 @@ def curves_figure(study):
     panels[0].set(xlabel="tokens read (millions)", ylabel="bits per byte, validation")
     panels[1].set(xlabel="multiply-adds spent ($10^{12}$)")
     panels[1].set_xscale("log")
+    panels[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[1].xaxis.set_major_formatter("{x:g}")
+    panels[1].minorticks_off()
     figure.legend(
         *panels[0].get_legend_handles_labels(),
         loc="outside lower center",
