@@ -982,27 +982,18 @@ def times_n_figure(study):
     hue = (BLUE, VERMILION, ORANGE, GREEN, PURPLE)
     dots(left, rows, intervals, factor=100, colours=dict(zip(rows, hue, strict=False)))
     left.set_xlabel("test accuracy (%)")
-    for colour, (name, title) in zip(hue, TIMES_N.items(), strict=True):
-        for number, record in enumerate(study.arm(name)):
+    for colour, name in zip(hue, TIMES_N, strict=True):
+        for record in study.arm(name):
             path = (record.get("epochs") or {}).get("SoftTargets")
             if path:
                 style = "s--" if "scaled" in name else "o-"
-                right.plot(
-                    range(1, len(path) + 1),
-                    path,
-                    style,
-                    color=colour,
-                    markersize=3.5,
-                    linewidth=1.3,
-                    label=None if number else title,
-                )
+                epochs = range(1, len(path) + 1)
+                right.plot(epochs, path, style, color=colour, markersize=3.5, linewidth=1.3)
     right.set(xlabel="epoch", ylabel="$T^2$KL, without the factor (nats)")
-    if right.lines:
-        right.legend(fontsize="x-small")
     return show(
         figure,
         label=f"times-n-{study.plan}",
-        caption=f"{described(study)}, soft targets alone. Left: test accuracy, a dot a run. Right: the training loss by epoch, before the factor, a line a run; dashes lie on the blue line "
+        caption=f"{described(study)}, soft targets alone. Left: test accuracy, a dot a run. Right: the training loss by epoch, before the factor, a line a run in the colours of the left; dashes lie on the blue line "
         "as long as rounding lets them.",
         alt="Left: rows of dots with intervals for five optimisers and weights. Right: training loss by epoch.",
     )

@@ -26,7 +26,6 @@
 profile = "cpu"
 
 # %% tags=["hide-input"]
-import textwrap
 from itertools import combinations, permutations
 
 import matplotlib.pyplot as plt
@@ -119,7 +118,7 @@ def answer(question, needed, draw, arms=None):
         missing = [arm for arm in needed(study) if arm not in study.ready(needed(study))]
         if not missing:
             for item in draw(study):
-                print(textwrap.fill(item, 100)) if isinstance(item, str) else display(item)
+                print(item) if isinstance(item, str) else display(item)
             display(source_note(study.all((arms or needed)(study))))
         elif study is small:
             names = ", ".join(missing[:6]) + (" and others" if len(missing) > 6 else "")
