@@ -42,13 +42,13 @@ def train_tokeniser(documents: Iterable[str], vocabulary: int):
         a ``tokenizers.Tokenizer``.
 
     Raises:
+        TypeError: for one string in place of several texts.
         ValueError: for a vocabulary without room for the bytes, or more than 16 bits can number; for no text, or too little for
             so many tokens.
     """
     if not 257 <= vocabulary <= 65_536:
         raise ValueError(f"a vocabulary has 257 to 65,536 tokens, not {vocabulary}.")
-    if isinstance(documents, str):
-        raise TypeError("the documents are several texts, such as [text], not one string.")
+    _check_documents(documents)
     tokenizers = require_tokenizers()
     tokeniser = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokeniser.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -63,6 +63,11 @@ def train_tokeniser(documents: Iterable[str], vocabulary: int):
     if (learned := tokeniser.get_vocab_size()) < vocabulary:
         raise ValueError(f"the text is too short for {vocabulary} tokens: it has {learned}, bytes included.")
     return _literal(tokeniser)
+
+
+def _check_documents(documents):
+    if isinstance(documents, str):
+        raise TypeError("the documents are several texts, such as [text], not one string.")
 
 
 def _literal(tokeniser):
@@ -104,6 +109,7 @@ def tokenise_documents(documents: Iterable[str], tokeniser, context: int) -> Tok
         context: tokens of a block.
 
     Raises:
+        TypeError: for one string in place of several texts.
         ValueError: for no text, or a tokeniser that does not fit.
 
     >>> text = "To be, or not to be, that is the question. " * 40
@@ -111,8 +117,7 @@ def tokenise_documents(documents: Iterable[str], tokeniser, context: int) -> Tok
     >>> next(tokens.batches(2))[0].shape
     torch.Size([2, 16])
     """
-    if isinstance(documents, str):
-        raise TypeError("the documents are several texts, such as [text], not one string.")
+    _check_documents(documents)
     tokeniser = getattr(tokeniser, "backend_tokenizer", tokeniser)
     sizes = token_bytes(tokeniser)
     if len(sizes) > 2**16:

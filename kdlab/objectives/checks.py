@@ -112,7 +112,8 @@ def check_mask(mask, losses, empty=False):
         raise TypeError(f"mask must be boolean (True where a position counts), not {mask.dtype}.")
     if not empty and _inspectable(mask) and not mask.any():
         raise ValueError(
-            "mask leaves no position to average over; of a part of a batch, give the count of the whole."
+            "mask leaves no position to average over, or every label is ignored; of a part of a batch, give the count of "
+            "the whole."
         )
 
 
