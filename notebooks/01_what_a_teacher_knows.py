@@ -128,7 +128,8 @@ table(
     ["class", "logit", "as it reads", "softmax"],
     [[i, f"{logits[i]:.0f}", f"{printed[i]:.3g}", f"{right[i]:.4f}"] for i in range(5)]
     + [["sum", "", f"{printed.sum():.3g}", f"{right.sum():.4f}"]],
-    caption="The fraction as the text has it and the softmax, for the logits of the figure above.",
+    caption="The fraction as the text has it and the softmax, "
+    "for the logits of the figure above.",
 )
 
 # %% tags=["hide-input"]
@@ -227,7 +228,8 @@ generator = torch.Generator().manual_seed(1)
 test = task.sample(5000, generator=generator)
 truth = task.posterior_logits(test.inputs)
 print(
-    f"{task.num_classes} classes; the Bayes classifier is right on {accuracy(truth, test.labels):.1%}"
+    f"{task.num_classes} classes; the Bayes classifier is right "
+    f"on {accuracy(truth, test.labels):.1%}"
 )
 
 # %% [markdown]
@@ -240,8 +242,8 @@ def recipe(examples, steps, seed):
     """About the same number of steps however many examples there are."""
     epochs = max(1, steps // max(examples // 64, 1))
     return Recipe(
-        epochs=epochs, batch_size=64, optimizer="adam", learning_rate=3e-3, weight_decay=0.0, schedule="cosine",
-        augment=False, seed=seed,
+        epochs=epochs, batch_size=64, optimizer="adam", learning_rate=3e-3,
+        weight_decay=0.0, schedule="cosine", augment=False, seed=seed,
     )  # fmt: skip
 
 
@@ -274,7 +276,8 @@ uniform_error = forward_kl(
     dark_distribution(torch.zeros_like(truth), test.labels), dark_truth
 ).item()
 print(
-    f"KL from the true dark distribution: teacher {dark_error:.3f}, a uniform guess {uniform_error:.3f} nats"
+    f"KL from the true dark distribution: teacher {dark_error:.3f}, "
+    f"a uniform guess {uniform_error:.3f} nats"
 )
 
 # %% tags=["hide-input"]
@@ -389,7 +392,8 @@ table(
 
 # %%
 observed(
-    "At every $n$ the teacher's soft targets bring a student nearer to the truth than labels, and than the same targets with the wrong classes shuffled.",
+    "At every $n$ the teacher's soft targets bring a student nearer to the truth "
+    "than labels, and than the same targets with the wrong classes shuffled.",
     all(
         np.mean(error["teacher", n]) < np.mean(error[other, n])
         for n in sizes
@@ -422,7 +426,8 @@ kin.scatter_(-1, seen.labels[:, None], False)
 share = (dark * kin).sum(-1).mean().item()
 chance = kin.float().sum(-1).mean().item() / (data.num_classes - 1)
 print(
-    f"Of its belief in wrong classes, the teacher gives {share:.1%} to siblings; chance would give {chance:.1%}."
+    f"Of its belief in wrong classes, the teacher gives {share:.1%} to siblings; "
+    f"chance would give {chance:.1%}."
 )
 
 # %% tags=["hide-input"]

@@ -453,7 +453,8 @@ assert (
 table(
     ["loss", "value", "change of the distance to the teacher"],
     [[name, f"{value:+.4f}", f"{change:+.4f}"] for name, value, change in rows],
-    caption="One step of gradient descent from a uniform student; the distance is the forward KL.",
+    caption="One step of gradient descent from a uniform student; "
+    "the distance is the forward KL.",
 )
 
 # %% tags=["hide-input"]

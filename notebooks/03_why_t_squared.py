@@ -353,7 +353,8 @@ table(
         ]
         for name in pairs
     ],
-    caption="Effective exponent of the gradient norm at common temperatures, and where gradient and loss have settled at −2 ± 0.01.",
+    caption="Effective exponent of the gradient norm at common temperatures, "
+    "and where gradient and loss have settled at −2 ± 0.01.",
 )
 
 # %% [markdown]

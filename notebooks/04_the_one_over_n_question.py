@@ -66,7 +66,8 @@ assert all(cosine[N, 100] > 0.999 for N in sizes)
 table(
     ["$N$", *(f"$T={temperature}$" for temperature in warm)],
     [[f"{N:,}", *(f"{cosine[N, temperature]:.4f}" for temperature in warm)] for N in sizes],
-    caption="Cosine between the gradient of the soft-target loss and that of logit matching, Gaussian logits of deviation 1.",
+    caption="Cosine between the gradient of the soft-target loss and "
+    "that of logit matching, Gaussian logits of deviation 1.",
 )
 
 # %% [markdown]
@@ -99,13 +100,15 @@ def problem(N, seed=0):
 
 
 def distil(N, weight, optimizer, learning_rate, seed=0):
-    """KL from the teacher at T = 1 on fresh inputs after 60 steps; infinite if the loss did not stay finite."""
+    """KL from the teacher at T = 1 on fresh inputs after 60 steps;
+    infinite if the loss did not stay finite.
+    """
     teacher, train, test = problem(N, seed)
     student = nn.Linear(FEATURES, N, bias=False)
     nn.init.zeros_(student.weight)
     recipe = Recipe(
-        epochs=1, batch_size=BATCH, optimizer=optimizer, learning_rate=learning_rate, momentum=0.0, schedule="constant",
-        weight_decay=0.0, augment=False, seed=seed,
+        epochs=1, batch_size=BATCH, optimizer=optimizer, learning_rate=learning_rate,
+        momentum=0.0, schedule="constant", weight_decay=0.0, augment=False, seed=seed,
     )  # fmt: skip
     try:
         fit(

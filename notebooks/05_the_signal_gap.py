@@ -58,7 +58,7 @@ PRINTED = {
 
 
 def six_numbers(student, teacher):
-    """KL and gradient norm at T = 1 and 5, and the latter times 25, in the table's order."""
+    """KL and gradient norm at T = 1 and 5, and the latter times 25, in table order."""
     kl = [reference.forward_kl(student, teacher, T) for T in (1, 5)]
     norm = [
         np.linalg.norm(reference.forward_kl_gradient(student, teacher, T), axis=-1)
@@ -98,7 +98,9 @@ for T in (1, 5):
 
 # %%
 def witness(parameters):
-    """Student and teacher logits of N classes from four numbers: two logits each, zero elsewhere."""
+    """Logits of N classes for student and teacher from four numbers: two each,
+    zero elsewhere.
+    """
     student, teacher = np.zeros(N), np.zeros(N)
     student[:2] = parameters[:2]
     teacher[:2] = parameters[2:]
@@ -169,7 +171,7 @@ table(
 
 # %%
 def scaled_to(kl_at_one, student, teacher):
-    """Scale both logits by a common factor (bisection) so that the KL at T = 1 is the one asked for."""
+    """Scale both logits by one factor (bisection) so that the KL at T = 1 is as asked."""
     low, high = 1e-3, 1e3
     for _ in range(100):
         middle = np.sqrt(low * high)

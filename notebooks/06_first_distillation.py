@@ -124,10 +124,12 @@ teacher = book_teacher(data, device=device)
 teacher_test = predict(teacher, data.test, device=device)
 specs = plans.first_distillation_live(data.name, fast_precision(device))
 print(
-    f"teacher: {count_parameters(teacher):,} parameters, test accuracy {accuracy(teacher_test, data.test.labels):.1%}"
+    f"teacher: {count_parameters(teacher):,} parameters, "
+    f"test accuracy {accuracy(teacher_test, data.test.labels):.1%}"
 )
 print(
-    f"{len(specs)} runs of {specs[0].recipe.epochs} epochs on {specs[0].train_examples:,} images:"
+    f"{len(specs)} runs of {specs[0].recipe.epochs} epochs on "
+    f"{specs[0].train_examples:,} images:"
 )
 for spec in specs[:3]:
     print(f"  {spec.arm:9s} {spec.objective}")
@@ -253,7 +255,7 @@ truth = data.test.labels
 
 
 def sibling_share(logits):
-    """Of the probability on wrong classes, the part on the true class's superclass, mean over examples."""
+    """Of the probability on wrong classes, the mean part on the true superclass."""
     wrong = torch.softmax(logits, -1).scatter(-1, truth[:, None], 0.0)
     kin = superclass[truth][:, None] == superclass[None, :]
     return ((wrong * kin).sum(-1) / wrong.sum(-1)).mean().item()

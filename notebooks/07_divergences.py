@@ -98,7 +98,7 @@ def bell(theta):
 
 
 def bells(theta):
-    """Logits of a mixture of K bells; theta holds K weights (as logits), K centres and K log-widths."""
+    """Logits of a mixture of K bells; theta: K weights (logits), centres, log-widths."""
     a, mu, log_sigma = theta.chunk(3, -1)
     each = -((x - mu[..., None]) ** 2) / (2 * torch.exp(2 * log_sigma[..., None]))
     log_height = torch.log_softmax(a, -1) - log_sigma
@@ -212,7 +212,8 @@ covering = soften(bell(best["forward KL"]))
 print("teacher:     mean {:+.3f}, deviation {:.3f}".format(*moments(p)))
 print("forward fit: mean {:+.3f}, deviation {:.3f}".format(*moments(covering)))
 observed(
-    "The best fit of the forward KL has the teacher's mean and deviation, and all eight starts find it.",
+    "The best fit of the forward KL has the teacher's mean and deviation, "
+    "and all eight starts find it.",
     np.allclose(moments(p), moments(covering), atol=1e-3)
     and fits["forward KL"][-1].fun - fits["forward KL"][0].fun < 1e-5,
 )
@@ -231,11 +232,13 @@ for result in fits["reverse KL"]:
     by_mode.setdefault(k, result.fun)
 for k in sorted(by_mode):
     print(
-        f"mode at {centre[k]:+.0f}: reverse KL {by_mode[k]:.4f}, −log w {-weight[k].log():.4f}"
+        f"mode at {centre[k]:+.0f}: reverse KL {by_mode[k]:.4f}, "
+        f"−log w {-weight[k].log():.4f}"
     )
 assert p.argmax() == (x - centre[1]).abs().argmin()  # the heaviest is not the tallest
 observed(
-    r"Each mode is a minimum of the reverse KL, at about $-\log w$, and the heaviest is the cheapest.",
+    r"Each mode is a minimum of the reverse KL, at about $-\log w$, "
+    "and the heaviest is the cheapest.",
     len(by_mode) == 3
     and all(abs(value + weight[k].log()) < 2e-3 for k, value in by_mode.items())
     and min(by_mode, key=by_mode.get) == weight.argmax(),
@@ -352,7 +355,8 @@ print(
     f"three bells: the worst of the eight best fits is {furthest:.0e} from the teacher (TV)"
 )
 observed(
-    "By every divergence the best student of three bells is the teacher, and the best of two is not.",
+    "By every divergence the best student of three bells is the teacher, "
+    "and the best of two is not.",
     all(by_size[3, name][0].fun < 1e-4 < by_size[2, name][0].fun for name in DIVERGENCES),
 )
 
@@ -476,7 +480,8 @@ for name, dialled in DIALS.items():
     )
     by_factor[name] = max(before / after, after / before)
 observed(
-    "At some setting of each dial the best width jumps by more than a factor of two; of both skews, below a third.",
+    "At some setting of each dial the best width jumps by more than a factor of two; "
+    "of both skews, below a third.",
     min(by_factor.values()) > 2
     and all(settings[jump[name] + 1] < 1 / 3 for name in paths if "skewed" in name),
 )
@@ -659,7 +664,8 @@ rows = [
 table(
     ["divergence", "$f(r)$", "$h(r)$"],
     rows,
-    caption=f"Autograd through kdlab's functions agrees with the formula and these $h$ to {worst:.0e}, on 500 random pairs of 30 classes.",
+    caption="Autograd through kdlab's functions agrees with the formula and "
+    f"these $h$ to {worst:.0e}, on 500 random pairs of 30 classes.",
 )
 
 # %% [markdown]
@@ -728,7 +734,7 @@ meant = line.abs() < 3
 
 
 def felt(divergence, target, d):
-    """Value, pull on the classes that the teacher means, slope by mu; for a bell at distance d."""
+    """Value, pull on the classes the teacher means, slope by mu; for a bell at d."""
     mu = torch.tensor(float(d), dtype=torch.float64, requires_grad=True)
     logits = -((line - mu) ** 2) / 2
     logits.retain_grad()
@@ -784,7 +790,8 @@ for name in FAMILY:
         arrived[name, tail] = d
 home = {key for key, d in arrived.items() if abs(d) < 0.1}
 observed(
-    "The forward KL comes home to both teachers, the reverse KL to the pure bell only, and the others do not move.",
+    "The forward KL comes home to both teachers, the reverse KL to "
+    "the pure bell only, and the others do not move.",
     home == {("forward KL", tail) for tail in TEACHERS} | {("reverse KL", "pure bell")}
     and all(abs(d - 20) < 1e-6 for key, d in arrived.items() if key not in home),
 )
@@ -1004,7 +1011,8 @@ for name, objective in THREE.items():
         theta = (theta - 0.05 * direction).detach().requires_grad_()
     tracks[name] = track
 observed(
-    "The meant divergence leads to its minimum; under the named one the forward KL rises; the printed one runs away within a few steps.",
+    "The meant divergence leads to its minimum; under the named one the forward KL rises; "
+    "the printed one runs away within a few steps.",
     abs(tracks["meant: forward KL"][-1] - fits["forward KL"][0].fun) < 0.01
     and tracks["named: reverse KL"][-1] > 5 * tracks["named: reverse KL"][0]
     and len(tracks["printed: minus forward KL"]) < 30,
@@ -1083,8 +1091,8 @@ def small_student(objective, learning_rate, seed):
     torch.manual_seed(seed)
     student = mlp(16, task.num_classes, width=4, hidden_layers=1)
     recipe = Recipe(
-        epochs=8, batch_size=256, optimizer="adam", learning_rate=learning_rate, weight_decay=0.0,
-        schedule="cosine", augment=False, seed=seed,
+        epochs=8, batch_size=256, optimizer="adam", learning_rate=learning_rate,
+        weight_decay=0.0, schedule="cosine", augment=False, seed=seed,
     )  # fmt: skip
     fit(
         student,

@@ -343,7 +343,7 @@ def attention():
 
 
 def equal_gradients(*makers):
-    """The weight of each term that makes its gradient, at an untrained student, as long as the labels'."""
+    """Weights that make each term's gradient as long as the labels' (untrained student)."""
     torch.manual_seed(100)
     untrained, terms = resnet8(data.num_classes), [make() for make in makers]
     trial = CrossEntropy() + sum(terms)
@@ -447,7 +447,7 @@ fit_on, judge_on = few[torch.arange(300)], held_out[torch.arange(len(held_out) /
 
 
 def middle_stage(model):
-    """Maps of layer2, averaged over squares of 4 × 4 places, of the images to fit on and of those to judge on."""
+    """Maps of layer2, means over squares of 4 × 4, of images to fit on and to judge on."""
     return [
         nn.functional.avg_pool2d(look(model, split, ["layer2"])["layer2"], 4)
         for split in (fit_on, judge_on)
@@ -582,7 +582,8 @@ for seed in SEEDS:
 turned = paired_difference(cosine_after, cosine_before)
 closer = paired_difference(explained["hint", "linear"], explained["alone", "linear"])
 print(
-    f"linear: least squares and the fitted projector differ by {max(map(abs, shortfall)):.0e} at most"
+    "linear: least squares and the fitted projector differ by "
+    f"{max(map(abs, shortfall)):.0e} at most"
 )
 print(f"mean cosine on held-out images: {np.mean(cosine_before):.2f} without projector,")
 print(f"{np.mean(cosine_after):.2f} with a linear one")
@@ -731,7 +732,7 @@ wise.requires_grad_(False).eval()
 
 
 def in_other_coordinates(matrix):
-    """The same teacher, whose features (module "4") are multiplied by an invertible matrix."""
+    """The same teacher, its features (module "4") multiplied by an invertible matrix."""
     turn = nn.Linear(64, 64, bias=False)
     head = copy.deepcopy(wise[4])
     turn.weight.data = matrix.clone()
@@ -804,7 +805,7 @@ def mse_refitted(s, t):
 
 
 def info_nce_refitted(s, t, steps=100, rate=0.3):
-    """The projector that minimises InfoNCE on these examples, by gradient descent from least squares."""
+    """The projector of least InfoNCE on these examples, by descent from least squares."""
     design = with_one(s.detach())
     weight = least_squares(s, unit(t)).requires_grad_()
     whitening = torch.linalg.pinv(design.T @ design / len(design), rtol=1e-10)
@@ -828,7 +829,7 @@ for _ in range(60):  # its maps, for the teacher as it is
 
 
 def crd(s, t, matrix=None, shift=None):
-    """CRD with banks filled anew; with a matrix and a shift, its map for the teacher undoes them."""
+    """CRD, banks filled anew; its map for the teacher undoes a given matrix and shift."""
     torch.manual_seed(0)  # the same negatives each time
     module = copy.deepcopy(memory)
     if matrix is not None:
@@ -877,7 +878,8 @@ for row, name in enumerate(OBJECTIVES):
         if change[:, row, column].max() < 1e-6:
             unnoticed[name].add(how)
 observed(
-    "To one part in a million, each objective is blind to the transformations that it must not notice, and to no others.",
+    "To one part in a million, each objective is blind to the transformations "
+    "that it must not notice, and to no others.",
     all(
         unnoticed[name] == {how for how in TRANSFORMS if how in blind}
         for name, (_, blind) in OBJECTIVES.items()
@@ -954,7 +956,7 @@ wise_scarce, wise_unseen = (
 
 
 def unexplained(network):
-    """The part of the teacher's logits' variance that a linear read-out of the features leaves, in percent."""
+    """What a linear read-out of features leaves of the teacher's logits' variance, in %."""
     with torch.no_grad():
         known, new = (with_one(network[:4](x.inputs).double()) for x in (scarce, unseen))
     ridge = 1e-3 * known.square().mean() * len(known) * torch.eye(known.shape[1])
@@ -1158,13 +1160,13 @@ def map_of(features):
 
 
 def own_part(maps):
-    """What distinguishes the map of one image: its difference from the mean map, centred."""
+    """What distinguishes an image's map: its difference from the mean map, centred."""
     rest = maps - maps.mean(0)
     return rest - rest.mean(1, keepdim=True)
 
 
 def likeness_of_maps(maps):
-    """Mean cosine with the teacher's maps, and mean correlation of the images' own parts."""
+    """Mean cosine with the teacher's maps and mean correlation of the images' own parts."""
     return [
         [
             (maps[stage] * teacher_maps[stage]).sum(1).mean().item(),
@@ -1372,7 +1374,7 @@ NORMALISE = ("none", "queries", "entries")
 
 
 def disagreeing(length):
-    """Two maps: every query looks at itself; every query looks half at itself, half at its neighbour."""
+    """Two maps: every query looks at itself; or half at itself, half at its neighbour."""
     itself = torch.eye(length)
     half = (itself + itself.roll(1, 0)) / 2
     return itself.expand(1, 4, -1, -1), half.expand(1, 4, -1, -1)
@@ -1594,7 +1596,7 @@ show(
 
 # %%
 def distil(arm, seed, steps=60):
-    """Train a new student; what each term was at each step, and what the student is worth."""
+    """Train a new student; each term at each step, and what the student is worth."""
     student, objective = llama(10 + seed, **SMALL), LANGUAGE[arm]()
     parameters = [*student.parameters(), *objective.parameters()]
     optimizer = torch.optim.AdamW(parameters, 3e-3)
@@ -1620,7 +1622,8 @@ worth = {arm: np.array([distilled[arm, seed][1] for seed in SEEDS]) for arm in L
 curves = distilled["all three", 0][0]
 for arm in list(LANGUAGE)[1:]:
     print(
-        f"{arm:18s} − outputs alone: {paired_difference(worth[arm], worth['outputs']):+.2f} nats"
+        f"{arm:18s} − outputs alone: "
+        f"{paired_difference(worth[arm], worth['outputs']):+.2f} nats"
     )
 observed(
     "All three terms fall together.",
@@ -1736,7 +1739,8 @@ with tempfile.TemporaryDirectory() as folder:
         trainer.train()
 by_trainer = judged_by(small)
 print(
-    f"held-out nats a byte: {before:.2f} before, {by_trainer:.2f} after 30 steps of the Trainer"
+    f"held-out nats a byte: {before:.2f} before, "
+    f"{by_trainer:.2f} after 30 steps of the Trainer"
 )
 observed("The Trainer, too, teaches the student.", by_trainer < before)
 

@@ -137,14 +137,14 @@ DIMENSIONS = 8
 
 
 def gaussian_pairs(information, n, generator):
-    """n pairs (s, t) of standard normal vectors with a mutual information of so many nats."""
+    """n pairs of standard normal vectors with a mutual information of so many nats."""
     rho = math.sqrt(-math.expm1(-2 * information / DIMENSIONS))
     s, noise = torch.randn(2, n, DIMENSIONS, generator=generator)
     return s, rho * s + math.sqrt(1 - rho**2) * noise
 
 
 def train_pair(loss, information, *, batch, steps, every=None):
-    """Train an encoder for s and one for t; also how often the positive is found among 64."""
+    """Train encoders for s and t; also, how often the positive is found among 64."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     of_s, of_t = (mlp(DIMENSIONS, 32, hidden_layers=1) for _ in range(2))
@@ -210,7 +210,8 @@ show(
 for name, (*_, found, value) in trained.items():
     print(f"{name:18s} last loss {value:+6.2f}   positive found {found[-1]:6.1%}")
 observed(
-    "InfoNCE finds the positive, the inverted loss avoids it, and the one without the positive ends below zero.",
+    "InfoNCE finds the positive, the inverted loss avoids it, "
+    "and the one without the positive ends below zero.",
     trained["inverted too"][2][-1] < 1 / 64 < trained["InfoNCE"][2][-1] / 10
     and trained["InfoNCE"][-1] > 0 > trained["positive left out"][-1],
 )
@@ -255,7 +256,7 @@ truth = (joint * np.log(ratio)).sum()
 
 
 def outcomes(K):
-    """Every tuple of candidates, shape (4^K, K), and the probability of (s, tuple) with the positive in front."""
+    """All tuples of candidates, (4^K, K), and P(s, tuple) with the positive in front."""
     tuples = np.array(list(itertools.product(range(4), repeat=K)))
     return tuples, joint[:, tuples[:, 0]] * p_t[tuples[:, 1:]].prod(1)
 
@@ -359,7 +360,7 @@ def log_ratio(s, t, information):
 
 
 def shown(s, t, K, critic):
-    """Mean and standard error over batches of log K − L, and the same with the positive left out."""
+    """log K − L over batches: mean, standard error; mean with the positive left out."""
     margins = [margin(critic(a, b)) for a, b in zip(s.split(K), t.split(K), strict=True)]
     right = torch.stack([math.log(K) - F.softplus(-a).mean() for a in margins])
     out = torch.stack([math.log(K - 1) + a.mean() for a in margins])
@@ -398,7 +399,8 @@ embedded = {information: learn(information, 0.05) for information in learned_at}
 cold = functools.partial(similarities, temperature=0.05)
 learned = {K: np.array([shown(*embedded[i], K, cold) for i in learned_at]) for K in SIZES}
 observed(
-    r"No learned critic shows more than the truth or $\log K$, up to the error of the samples.",
+    r"No learned critic shows more than the truth or $\log K$, "
+    "up to the error of the samples.",
     all(
         (of_K[:, 0] - 4 * of_K[:, 1] < np.minimum(learned_at, np.log(K))).all()
         for K, of_K in learned.items()
@@ -605,8 +607,10 @@ teacher = mlp(16, task.num_classes, width=TEACHER_WIDTH)
 fit(teacher, CrossEntropy(), train=plenty, recipe=recipe(epochs=3, learning_rate=3e-3))
 teacher_test = predict(teacher, test)
 print(
-    f"teacher {count_parameters(teacher):,} parameters, student {count_parameters(new_student(0)):,}; test accuracy: teacher "
-    f"{accuracy(teacher_test, test.labels):.1%}, best possible {accuracy(task.posterior_logits(test.inputs), test.labels):.1%}"
+    f"teacher {count_parameters(teacher):,} parameters, "
+    f"student {count_parameters(new_student(0)):,}; test accuracy: "
+    f"teacher {accuracy(teacher_test, test.labels):.1%}, best possible "
+    f"{accuracy(task.posterior_logits(test.inputs), test.labels):.1%}"
 )
 
 # %% [markdown]
@@ -733,11 +737,13 @@ for momentum in MOMENTA:
         [values.mean().item() for values in fresh[momentum][epoch][1:]] for epoch in (0, -1)
     )
     print(
-        f"momentum {momentum:.1f}: mean cosine after one epoch, student {first[0]:.2f}, teacher {first[1]:.2f}; "
+        f"momentum {momentum:.1f}: mean cosine after one epoch, "
+        f"student {first[0]:.2f}, teacher {first[1]:.2f}; "
         f"after {EPOCHS}, {last[0]:.2f} and {last[1]:.2f}"
     )
 observed(
-    "After the first epoch a bank of momentum 0.9 is less than half as close to the present as one without.",
+    "After the first epoch a bank of momentum 0.9 is less than "
+    "half as close to the present as one without.",
     fresh[0.9][0][1].mean() < 0.5 * fresh[0.0][0][1].mean(),
 )
 
@@ -760,7 +766,7 @@ def softmax_loss(anchor, positive, negatives, added):
 
 
 def shown_of_nothing(turn):
-    """Nats shown in the last of four epochs by vectors that share a turning direction and are noise otherwise."""
+    """Nats shown in the last of four epochs by noise that shares a turning direction."""
     torch.manual_seed(0)
     bank, values = MemoryBank(len(train), 32), []
     for index in torch.cat([torch.randperm(len(train)) for _ in range(4)]).split(32):
@@ -821,7 +827,7 @@ for positive, measured in claimed.items():
     memory = objective.terms[1].memory
 
     def judge(entry, student=student, memory=memory, positive=positive, measured=measured):
-        """Nats shown by the bank's negatives, by fresh ones, and the mean cosine of strangers."""
+        """Nats shown by the bank's negatives, by fresh ones; mean cosine of strangers."""
         (s, t), some = embeddings(student, memory), torch.arange(256)
         with torch.random.fork_rng():
             drawn, added, number = memory.teacher_bank.negatives(
@@ -865,7 +871,8 @@ show(
 
 # %%
 observed(
-    "With a positive newer than the negatives the loss shows more than twice what fresh negatives show; with one as old as they are, more is learned.",
+    "With a positive newer than the negatives the loss shows more than twice what "
+    "fresh negatives show; with one as old as they are, more is learned.",
     (claimed["now"][2:, 0] > 2 * claimed["now"][2:, 1]).all()
     and claimed["bank"][-1, 1] > 2 * claimed["now"][-1, 1],
 )
@@ -896,7 +903,8 @@ expected, spread = DRAWS * chance, math.sqrt(DRAWS * chance * (1 - chance))
 z_scores = (counts - expected)[eligible] / spread
 assert (counts[~eligible] == 0).all() and z_scores.abs().max() < 5
 print(
-    f"z-scores of {len(z_scores):,} counts: mean {z_scores.mean():+.3f}, deviation {z_scores.std():.3f}"
+    f"z-scores of {len(z_scores):,} counts: mean {z_scores.mean():+.3f}, "
+    f"deviation {z_scores.std():.3f}"
 )
 
 # %%
@@ -904,7 +912,7 @@ embedded_now, entries = embeddings(student, memory)[0], memory.teacher_bank.entr
 
 
 def gradient(examples):
-    """Of the softmax with one draw for these examples, by their embeddings, summed: shape (width,)."""
+    """Of the softmax with one draw for these examples, by embedding, summed: (width,)."""
     anchors = embedded_now[examples].requires_grad_()
     drawn, added, _ = memory.teacher_bank.negatives(examples, train.labels[examples], M)
     loss = softmax_loss(anchors, entries[examples], entries[drawn], added) * len(examples)
@@ -918,11 +926,13 @@ noise = [x.var(0).sum().sqrt().item() for x in (one_draw, each_its_own)]
 apart = (one_draw.mean(0) - each_its_own.mean(0)).norm().item()
 standard_error = math.sqrt(noise[0] ** 2 / 300 + noise[1] ** 2 / 60)
 print(
-    f"mean gradient {one_draw.mean(0).norm():.3f}; the two means differ by {apart:.4f} (standard error {standard_error:.4f}); "
+    f"mean gradient {one_draw.mean(0).norm():.3f}; the two means differ "
+    f"by {apart:.4f} (standard error {standard_error:.4f}); "
     f"noise {noise[0]:.4f} with one draw, {noise[1]:.4f} with one each"
 )
 observed(
-    "The two mean gradients differ by no more than three standard errors, and one draw is noisier.",
+    "The two mean gradients differ by no more than three standard errors, "
+    "and one draw is noisier.",
     apart < 3 * standard_error and noise[0] > noise[1],
 )
 
@@ -945,7 +955,7 @@ observed(
 
 # %%
 def compare_weights(student, memory, factor=1.0):
-    """Student to teacher, 128 examples: what NCE and the softmax make of the same candidates."""
+    """Student to teacher, 128 examples: NCE and the softmax on the same candidates."""
     torch.manual_seed(0)
     bank = memory.teacher_bank
     drawn, added, number = bank.negatives(batch, train.labels[batch], len(train) // 3)
@@ -1063,7 +1073,7 @@ table(
 
 # %%
 class WithStored(InfoNCE):
-    """Batch InfoNCE with further negatives from the teacher's stored vectors of the training set."""
+    """Batch InfoNCE with further negatives: the teacher's stored training vectors."""
 
     def __init__(self, stored, number, **options):
         super().__init__(LAYER, **options)
@@ -1078,7 +1088,7 @@ class WithStored(InfoNCE):
 
 
 class WithoutBank(CRD):
-    """CRD's maps and directions with InfoNCE within the batch: the bank is never looked at."""
+    """CRD's maps and directions, InfoNCE in the batch: the bank is never looked at."""
 
     def forward(self, *, student_hidden, teacher_hidden, **_):
         student, teacher = next(self.captured(student_hidden, teacher_hidden))
@@ -1116,7 +1126,7 @@ ARMS = {  # the three settings that validation chooses from, and the objective f
 
 
 def trained_student(arm, setting, seed):
-    """The student of an arm: its initial weights and its batches depend on the seed alone."""
+    """An arm's student: its initial weights and its batches depend on the seed alone."""
     student = new_student(seed)
     torch.manual_seed(seed)
     objective = ARMS[arm][1](setting)
@@ -1175,7 +1185,7 @@ show(
 # %%
 @torch.no_grad()
 def shown_by(student, objective):
-    """Nats shown by fresh candidates in batches of 128 validation examples; None where there is no contrast."""
+    """Nats shown by fresh candidates in validation batches of 128; None if no contrast."""
     term = objective.terms[-1]
     if not isinstance(term, (InfoNCE, CRD)):
         return None
@@ -1244,7 +1254,8 @@ with_maps = gains["batch, CRD's maps"]
 most_nats = np.mean(shown_nats["batch, CRD's maps"])
 display(
     observed(
-        "Contrast within the batch helps, KD helps more; CRD's two maps show more nats and teach less than the plain map; more negatives change little.",
+        "Contrast within the batch helps, KD helps more; CRD's two maps show more "
+        "nats and teach less than the plain map; more negatives change little.",
         gains["batch"].low > 0
         and gaps["KD for batch"].low > 0
         and with_maps.low > 0 > gaps["CRD's two maps"].high
@@ -1272,7 +1283,8 @@ observed(
 same = (validation.labels[:2000, None] == validation.labels[:2000]).fill_diagonal_(False)
 other = ~same.clone().fill_diagonal_(True)
 print(
-    f"in a batch of 128, on average {127 * same.sum() / (same.sum() + other.sum()):.1f} negatives share the class"
+    f"in a batch of 128, on average {127 * same.sum() / (same.sum() + other.sum()):.1f} "
+    "negatives share the class"
 )
 
 
@@ -1312,7 +1324,8 @@ without_own = (
     - info_nce(vectors_of_class, vectors_of_class, labels=coin, **how_cold).item()
 )
 print(
-    f"truth {math.log(2):.3f} nats; shown {with_all:.3f}; own class left out {without_own:.3f}"
+    f"truth {math.log(2):.3f} nats; shown {with_all:.3f}; "
+    f"own class left out {without_own:.3f}"
 )
 assert with_all <= math.log(2) + 1e-5 and without_own > 4 * math.log(2)
 

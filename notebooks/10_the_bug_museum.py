@@ -80,7 +80,7 @@ tasks = [KnownPosterior.draw(noise=1.2, seed=seed) for seed in range(SEEDS)]
 
 
 class SideBySide(nn.Module):
-    """Models that share nothing, run at once: the second axis of inputs and logits is the seed."""
+    """Models that share nothing, run at once: axis 1 of inputs and logits is the seed."""
 
     def __init__(self, models):
         super().__init__()
@@ -122,7 +122,8 @@ test_truth = predict(truth, test)
 
 # %%
 BASE = Recipe(
-    epochs=25, batch_size=64, optimizer="adam", learning_rate=1e-2, weight_decay=0.0, schedule="cosine", augment=False,
+    epochs=25, batch_size=64, optimizer="adam", learning_rate=1e-2, weight_decay=0.0,
+    schedule="cosine", augment=False,
 )  # fmt: skip
 
 
@@ -212,7 +213,7 @@ observed(
 
 # %%
 class Loss(Term):
-    """A term made from a function of student logits, teacher logits and labels, whatever it computes."""
+    """A term made from any function of student logits, teacher logits and labels."""
 
     def __init__(self, function):
         super().__init__()
@@ -331,7 +332,8 @@ teacher_alone = distil(1.0 * SoftTargets(temperature=4))
 compare("T² lost, teacher alone", distil(1.0 * ForwardKL(temperature=4)), teacher_alone)
 loud, quiet = effects["T² lost, beside labels"], effects["T² lost, teacher alone"]
 observed(
-    "Beside labels the lost $T^2$ takes most of the teacher's share and costs nats; where the teacher is alone, it costs next to nothing.",
+    "Beside labels the lost $T^2$ takes most of the teacher's share and costs nats; "
+    "where the teacher is alone, it costs next to nothing.",
     share["with"] > 2 * share["without"]
     and loud["nats"].low > 0
     and abs(quiet["nats"].mean) < loud["nats"].mean / 100,
@@ -355,8 +357,10 @@ def mean_over_everything(z, t, y):
 
 
 compare(
-    "mean over the classes", distil(0.5 * CrossEntropy() + 0.5 * Loss(mean_over_everything)), right
-)  # fmt: skip
+    "mean over the classes",
+    distil(0.5 * CrossEntropy() + 0.5 * Loss(mean_over_everything)),
+    right,
+)
 
 # %% [markdown]
 # The criterion costs nothing. Give both models as many classes again, to which neither gives any probability. A divergence does
@@ -371,7 +375,8 @@ for name, loss in (
     ("kdlab", lambda z, t, y: soft_targets(z, t)),
 ):
     print(
-        f"{name:21s} {loss(z, t, None):.4f}; with 20 empty classes more {loss(*wider, None):.4f}"
+        f"{name:21s} {loss(z, t, None):.4f}; "
+        f"with 20 empty classes more {loss(*wider, None):.4f}"
     )
 assert torch.isclose(soft_targets(*wider), soft_targets(z, t))
 observed(
@@ -399,8 +404,10 @@ for temperature in (4, 1):
         for kind in (ForwardKL, ReverseKL)
     }
     compare(
-        f"arrow turned, T = {temperature}", distil(arrows[ReverseKL]), distil(arrows[ForwardKL])
-    )  # fmt: skip
+        f"arrow turned, T = {temperature}",
+        distil(arrows[ReverseKL]),
+        distil(arrows[ForwardKL]),
+    )
 cold, hot = (effects[f"arrow turned, T = {t}"]["nats"] for t in (1, 4))
 observed(
     "The turned arrow costs nats at $T=1$, and far less at $T=4$.",
@@ -432,14 +439,16 @@ epochs = []
 
 
 def note(students):
-    """After each epoch: the validation loss under both names, and how good the students are."""
+    """After each epoch: validation loss under both names, and how good students are."""
     logits, target = predict(students, validation), predict(truth, validation)
     how = {"temperature": 4, "reduction": "none"}
     scored = score(students)
     epochs.append(
         {
             "KL": forward_kl(logits, target, **how).mean(0).numpy(),
-            "cross-entropy": cross_entropy(logits, soften(target, 4), **how).mean(0).numpy(),
+            "cross-entropy": (
+                cross_entropy(logits, soften(target, 4), **how).mean(0).numpy()
+            ),
             "accuracy": scored["accuracy"],
             "nats": scored["nats"],
             "test": scored["logits"].argmax(-1) == test.labels,
@@ -453,7 +462,7 @@ curve = {key: np.stack([np.asarray(e[key]) for e in epochs]) for key in epochs[0
 
 
 def stopped(loss):
-    """Stop at the first epoch that improves the validation loss by less than one per cent."""
+    """Stop at the first epoch that improves the validation loss by less than 1 %."""
     slow = curve[loss][1:] > 0.99 * curve[loss][:-1]
     epoch = np.where(slow.any(0), slow.argmax(0) + 1, len(curve[loss]) - 1)
     kept = {key: curve[key][epoch, np.arange(SEEDS)] for key in ("accuracy", "nats")}
@@ -622,11 +631,13 @@ for temperature in (1, 4):
 
 # %%
 print(
-    f"largest error: kdlab {max(errors['kdlab']):.0e}, log_softmax in float32 {max(errors['log_softmax, float32']):.0e}"
+    f"largest error: kdlab {max(errors['kdlab']):.0e}, "
+    f"log_softmax in float32 {max(errors['log_softmax, float32']):.0e}"
 )
 display(
     observed(
-        "In bfloat16 the smallest divergence is lost in its error; in float32 it keeps fewer digits than in kdlab.",
+        "In bfloat16 the smallest divergence is lost in its error; "
+        "in float32 it keeps fewer digits than in kdlab.",
         max(errors["kdlab"]) < 1e-3 < max(errors["log_softmax, float32"])
         and all(
             errors[f"{way}, bfloat16"][-1] > 10 for way in ("log of softmax", "log_softmax")
@@ -730,7 +741,8 @@ table(
             ("both restricted", top3["restricted"]),
         )
     ],
-    caption="Test examples, means over seeds. A negative difference of entropy is overconfidence.",
+    caption="Test examples, means over seeds. "
+    "A negative difference of entropy is overconfidence.",
 )
 
 # %%
@@ -739,12 +751,14 @@ bias = {
 }
 display(
     observed(
-        "Beside the student of the whole teacher, one of the renormalised top is too sure, and one restricted to it not sure enough.",
+        "Beside the student of the whole teacher, one of the renormalised top is too sure, "
+        "and one restricted to it not sure enough.",
         bias["renormalised"].high < 0 < bias["restricted"].low,
     )
 )
 observed(
-    "With a class for the rest the student is nearest to the truth, restricted to the top it is furthest.",
+    "With a class for the rest the student is nearest to the truth, "
+    "restricted to the top it is furthest.",
     effects["top 3 and the rest"]["nats"].mean
     < effects["top 3 renormalised"]["nats"].low
     < effects["both restricted to the top 3"]["nats"].low,
@@ -768,7 +782,7 @@ WORDS, END, START, LONGEST = 12, 0, 1, 40  # token 0 ends a sentence; it is also
 
 
 class Grammar(nn.Module):
-    """Next-token log-probabilities, exact, of sentences that are short notes or long letters."""
+    """Exact next-token log-probabilities of sentences: short notes or long letters."""
 
     def __init__(self, seed):
         super().__init__()
@@ -829,7 +843,9 @@ def write(model, seed, n=200, longest=200):
 
 
 def teach(loss):
-    """Train the one-token students of all seeds on a loss of (student logits, teacher logits, labels)."""
+    """Train the one-token students of all seeds on a loss of
+    (student logits, teacher logits, labels).
+    """
     students = SideBySide(
         [
             seeded(s, lambda: nn.Sequential(nn.Embedding(WORDS, 16), nn.Linear(16, WORDS)))
@@ -939,7 +955,8 @@ for name, interval in words.items():
     print(f"words, {name}: {interval:.1f}")
 display(
     observed(
-        "With a mean of its own for each micro-batch the student writes shorter sentences, and is further from the truth.",
+        "With a mean of its own for each micro-batch the student writes "
+        "shorter sentences, and is further from the truth.",
         words["each micro-batch its own mean"].high < words["mean over tokens"].low
         and effects["each micro-batch its own mean"]["nats"].low > 0,
     )
@@ -1009,7 +1026,8 @@ for name, run in (("labels alone", untaught_endless), ("distilled", endless)):
     print(f"words, end masked, {name}: {mean_interval(run['lengths'].mean(1)):.0f}")
 masked = effects["end masked, labels alone"]
 observed(
-    "A student of labels alone whose ends were masked hardly stops, which costs nats and no accuracy; the teacher repairs part of it.",
+    "A student of labels alone whose ends were masked hardly stops, "
+    "which costs nats and no accuracy; the teacher repairs part of it.",
     untaught_endless["lengths"].mean() > 5 * untaught["lengths"].mean()
     and masked["nats"].low > 0
     and abs(masked["accuracy"].mean) < 0.5
@@ -1078,7 +1096,9 @@ class StaysInTraining(nn.Module):
 
 
 def looks_like(darker, seed):
-    """400 of the training images; or the same, darker and with less contrast than the teacher ever saw."""
+    """400 training images; or the same, darker and with less contrast than
+    the teacher ever saw.
+    """
     index = torch.randperm(
         len(images.labels), generator=torch.Generator().manual_seed(seed)
     )[:400]
@@ -1150,7 +1170,8 @@ damage = paired_difference(studying[True]["teacher"], [expert_accuracy] * 5)
 print(f"points, the teacher after it taught on darker images: {damage:+.1f}")
 display(
     observed(
-        "On darker images a teacher in training mode is damaged, and its students are on average better for it.",
+        "On darker images a teacher in training mode is damaged, "
+        "and its students are on average better for it.",
         damage.mean
         < 0
         < effects["teacher in training mode, darker images"]["accuracy"].mean,
@@ -1182,10 +1203,12 @@ fast = {"optimizer": "sgd", "learning_rate": 0.1}
 frozen_fast = show_pictures(report=leave_in_evaluation_mode, **fast)
 calm_fast = show_pictures(**fast)
 print(
-    f"with SGD at 0.1: {frozen_fast['diverged']} of 5 diverge; in training mode {calm_fast['diverged']}"
+    f"with SGD at 0.1: {frozen_fast['diverged']} of 5 diverge; "
+    f"in training mode {calm_fast['diverged']}"
 )
 observed(
-    "At a learning rate at which students in training mode are well, some left in evaluation mode diverge.",
+    "At a learning rate at which students in training mode are well, "
+    "some left in evaluation mode diverge.",
     frozen_fast["diverged"] > calm_fast["diverged"] == 0,
 )
 
@@ -1237,7 +1260,8 @@ display(
     )
 )
 observed(
-    "Stored by position, the loss jumps as the second epoch begins and falls from then on; the labels keep the student above chance.",
+    "Stored by position, the loss jumps as the second epoch begins and falls from then on; "
+    "the labels keep the student above chance.",
     losses[0] < losses[-1] < losses[1] and stored[False]["accuracy"].min() > 100 / 20,
 )
 
@@ -1283,7 +1307,8 @@ print("soft loss, epoch by epoch:", {entry["Loss"] for entry in itself["history"
 print("its gradient:", {entry["Loss.gradient_norm"] for entry in itself["history"]})
 compare("distilled from itself", itself, right)
 observed(
-    "Distilled from itself, each student is about as far from the truth as one of labels alone.",
+    "Distilled from itself, each student is about as far from "
+    "the truth as one of labels alone.",
     np.allclose(itself["nats"], labels_alone["nats"], rtol=0.2),
 )
 
@@ -1323,7 +1348,8 @@ paths = {
 }
 display(
     observed(
-        "With the wrong sign the temperature goes the wrong way, and the students can hardly be told apart.",
+        "With the wrong sign the temperature goes the wrong way, "
+        "and the students can hardly be told apart.",
         paths[1][-1] > paths[1][0]
         and paths[-1][-1] < paths[-1][0]
         and abs(effects["sign of the curriculum"]["nats"].mean) < 0.01,

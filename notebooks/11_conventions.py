@@ -110,7 +110,9 @@ def gradient(*arguments, **options):
 
 # %%
 def beside_ours(library, z, t, real, **options):
-    """Loss; size and cosine of the gradient at real positions beside kdlab's; share of its square on padding."""
+    """Loss; size and cosine of the gradient at real positions beside kdlab's;
+    share of its square on padding.
+    """
     loss, g = gradient(library, z, t, real, **options)
     _, ours = gradient("kdlab", z, t, real, T=options.get("T", T))
     a, b = g[real], ours[real]
@@ -308,8 +310,9 @@ table(
 _, thought = gradient("TRL", z, t, real, T=T)
 _, trained = gradient("TRL", z, t, real, T=1.0)
 print(
-    f"gradient at T={T:g} over that at T=1: {(thought.norm() / trained.norm()).item():.3f}, "
-    f"cosine {(thought * trained).sum().item() / (thought.norm() * trained.norm()).item():.3f}"
+    f"gradient at T={T:g} over that at T=1: "
+    f"{(thought.norm() / trained.norm()).item():.3f}, cosine "
+    f"{(thought * trained).sum().item() / (thought.norm() * trained.norm()).item():.3f}"
 )
 
 # %% [markdown]

@@ -62,7 +62,7 @@ device = device_for(profile)
 
 # %%
 def published_results():
-    """The published accuracies and what is known of their noise, from ``book/published.toml``."""
+    """Published accuracies and what is known of their noise: ``book/published.toml``."""
     with open(book_folder() / "published.toml", "rb") as file:
         return tomllib.load(file)
 
@@ -73,7 +73,8 @@ PAIRS = {pair["id"]: pair["name"] for pair in published["pair"]}
 FAMILY = [pair for pair in PAIRS if pair in METHODS["FitNet"]["accuracy"]]
 print(f"{len(METHODS)} rows, {len(PAIRS)} pairs, of which {len(FAMILY)} are of one family;")
 print(
-    f"{sum(len(row['accuracy']) for row in METHODS.values())} accuracies. We know the epoch of"
+    f"{sum(len(row['accuracy']) for row in METHODS.values())} accuracies. "
+    "We know the epoch of"
 )
 known = [sum(key in row for row in METHODS.values()) for key in ("epoch", "runs")]
 print(f"{known[0]} rows, the number of runs of {known[1]}.")
@@ -417,7 +418,9 @@ print(
 
 # %%
 def seems_better(methods, pairs, runs, margin, deviation=DEVIATION, tables=2_000):
-    """In how many of the tables of equal methods one is ``margin`` above KD: in some pair, and in the mean over pairs."""
+    """In how many of the tables of equal methods one is ``margin`` above KD:
+    in some pair, and in the mean over pairs.
+    """
     draw = np.random.default_rng(0)
     cells = draw.normal(0, deviation / np.sqrt(runs), (tables, methods + 1, pairs))
     gaps = cells[:, 1:] - cells[:, :1]
@@ -497,7 +500,7 @@ def holm(p_values):
 
 
 def minutes(record):
-    """Wall time of a run that had its process to itself; of others the clock says nothing."""
+    """Wall time of a run alone in its process; of others the clock says nothing."""
     return record["seconds"] / 60 if record.get("students_in_process", 1) == 1 else np.nan
 
 
@@ -547,7 +550,7 @@ def against_published(row):
 
 
 def against_kd(row):
-    """The direction, if there is one to tell, and whether it survives the other comparisons."""
+    """The direction, if one can be told, and whether it survives other comparisons."""
     if row["gap"] is None:
         return "–"
     if not row["gap"].excludes_zero:

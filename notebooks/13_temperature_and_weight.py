@@ -81,8 +81,8 @@ data_note(data)
 teacher = book_teacher(data, device=device)
 slice_of_training = data.train[torch.arange(min(3000, len(data.train) - 768))]
 recipe = Recipe(
-    epochs=4, batch_size=64, learning_rate=0.1, schedule="cosine", warmup_epochs=0.5, augment=not data.fallback,
-    precision=fast_precision(device),
+    epochs=4, batch_size=64, learning_rate=0.1, schedule="cosine", warmup_epochs=0.5,
+    augment=not data.fallback, precision=fast_precision(device),
 )  # fmt: skip
 torch.manual_seed(0)
 student = resnet8(data.num_classes).to(device)
@@ -123,7 +123,9 @@ teacher.eval()
 
 
 def gradients(model, inputs, labels):
-    """The gradient by the weights, one row a term: the labels, then T²KL at each temperature. And the student's logits."""
+    """The gradient by the weights, one row a term: the labels, then T²KL at each
+    temperature. And the student's logits.
+    """
     model.train()
     parameters = list(model.parameters())
     with torch.no_grad():
@@ -495,7 +497,9 @@ for study in studies:
 
 # %%
 def tuning(study, arms, default="kd"):
-    """Spread of the arms' means against the noise, and what choosing on the validation split brings on the test split."""
+    """Spread of the arms' means against the noise, and what choosing on the validation
+    split brings on the test split.
+    """
     chooser, reported = 100 * matrix(study, arms, validated), 100 * matrix(study, arms)
     m, n = reported.shape
     seeds = range(n)
@@ -526,21 +530,26 @@ for study in studies:
     if "kd" in arms and len(arms) > 2 and matrix(study, arms).shape[1] >= 2:
         tuned[study.plan] = said = tuning(study, arms)
         print(
-            f"{study.plan}: {said['arms']} arms, test accuracy {said['worst'][1]:.2f} % ({said['worst'][0]}) "
-            f"to {said['best'][1]:.2f} % ({said['best'][0]}); default {said['default']:.2f} %"
+            f"{study.plan}: {said['arms']} arms, "
+            f"test accuracy {said['worst'][1]:.2f} % ({said['worst'][0]}) "
+            f"to {said['best'][1]:.2f} % ({said['best'][0]}); "
+            f"default {said['default']:.2f} %"
         )
         print(
-            f"  noise of one run, arm and seed removed: {said['noise']:.2f} points; F = {said['F']:.1f}, "
+            "  noise of one run, arm and seed removed: "
+            f"{said['noise']:.2f} points; F = {said['F']:.1f}, "
             f"by chance with probability {said['by chance']:.2g}"
         )
         print(
             f"  chosen on validation: {said['chosen']}; most agreement: {said['fidelity']}"
         )
         print(
-            f"  gain over the default, chosen by the other seeds: {points(said['left out'], 1)} points, n = {said['left out'].n}"
+            "  gain over the default, chosen by the other seeds: "
+            f"{points(said['left out'], 1)} points, n = {said['left out'].n}"
         )
         print(
-            f"  gain over the default, chosen by the seed itself: {points(said['one seed'], 1)} points, n = {said['one seed'].n}"
+            "  gain over the default, chosen by the seed itself: "
+            f"{points(said['one seed'], 1)} points, n = {said['one seed'].n}"
         )
 
 # %% tags=["hide-input"]
@@ -566,7 +575,9 @@ if (study := deciding(map_of)) and study.plan in tuned:
 
 # %%
 def weight_effect(study, weight, against, measure="accuracy", factor=100):
-    """The effect of one weight against another, a value a seed: paired at each temperature, then averaged over these."""
+    """The effect of one weight against another, a value a seed: paired at each
+    temperature, then averaged over these.
+    """
     both = ([arm(T, weight), arm(T, against)] for T in axes_of(study)[0])
     both = [pair for pair in both if len(study.ready(pair)) == 2]
     values = matrix(study, [name for pair in both for name in pair], measure)
@@ -663,7 +674,7 @@ if (study := deciding(map_of)) and weight_effect(study, 0.5, 0.9) is not None:
 
 # %%
 def widths_of(study):
-    """For each student, narrow to wide: the arm without a teacher, and the arms by temperature."""
+    """By student, narrow to wide: the arm without a teacher, the arms by temperature."""
     cool, _ = axes_of(study)
     narrower = {
         spec.student: (spec.arm, [f"{spec.student}-T{T:g}" for T in cool])
@@ -682,7 +693,9 @@ HOT, WARM = 8, 4  # the hot side of what the paper found best for its small stud
 
 
 def hot_side(study, *students):
-    """Points of accuracy from WARM to HOT, for each student's arms a value a seed; None unless all are there."""
+    """Points of accuracy from WARM to HOT, for each student's arms a value a seed;
+    None unless all are there.
+    """
     cool = axes_of(study)[0]
     arms = [group[cool.index(T)] for group in students for T in (HOT, WARM)]
     values = 100 * matrix(study, arms)
@@ -818,7 +831,7 @@ def constants_of(study):
 
 
 def best_constant(study):
-    """The constant temperature with the best mean validation accuracy; None unless all are there."""
+    """The constant T with the best mean validation accuracy; None unless all are there."""
     arms = constants_of(study)
     if len(study.ready(arms)) < len(arms):
         return None
@@ -916,7 +929,8 @@ rest = without_skew - third / (3 * hot) - fourth / (8 * hot**2)
 assert rest.abs().max() < 1e-2 * without_skew.abs().max()
 skewed = (third > 0).double().mean().item()
 print(
-    f"skewed to the right: the teacher's logits on {skewed:.1%} of the images that the student was not trained on"
+    f"skewed to the right: the teacher's logits on {skewed:.1%} of "
+    "the images that the student was not trained on"
 )
 
 # %% tags=["hide-input"]
@@ -1046,7 +1060,9 @@ for study in studies:
 
 # %%
 def bought(study, arms, default="kd"):
-    """Expected gain in test accuracy over the default, shape (budget, seed), with the best of k random points by validation."""
+    """Expected gain in test accuracy over the default, shape (budget, seed), with the
+    best of k random points by validation.
+    """
     chooser, reported = matrix(study, arms, validated), 100 * matrix(study, arms)
     gain = reported - reported[arms.index(default)]
     m = len(gain)

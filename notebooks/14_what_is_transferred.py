@@ -96,7 +96,7 @@ NARROWER = {"small": "resnet8_width8", "questions": "resnet8"}
 
 
 def decisive(arms_of):
-    """The study that a verdict may rest on: the larger of those that are complete; None if none is."""
+    """The study that a verdict may rest on: the larger complete one; None if none is."""
     return next((s for s in (questions, small) if s.complete(arms_of(s))), None)
 
 
@@ -218,20 +218,22 @@ def family(arm):
 
 
 def full_width(study):
-    """The arms whose student has the full width, sees all classes, and is trained by the usual optimiser."""
+    """Arms whose student has full width, all classes and the usual optimiser."""
     student = STUDENT[study.plan]
     arms = [s.arm for s in study.specs if s.teacher and s.student == student and not s.omit]
     return [arm for arm in dict.fromkeys(arms) if not arm.startswith("times")]
 
 
 def teacher_test(study):
-    """What the record of a study's teacher says of the test split; None where there is none."""
+    """What a study's teacher's record says of the test split; None where there is none."""
     found = study.arm(study.specs[0].arm)
     return found[0]["test"] if found else None
 
 
 def reversed_pairs(study, arms):
-    """Pairs of arms that differ in accuracy and in agreement (both intervals exclude zero), and those in opposite directions."""
+    """Pairs of arms that differ in accuracy and in agreement (both intervals exclude
+    zero), and those in opposite directions.
+    """
     clear, opposite = [], []
     for a, b in combinations(arms, 2):
         better, closer = study.difference(a, b), study.difference(a, b, "agreement")
@@ -774,7 +776,9 @@ def validated(record):
 
 
 def chosen(study, arms, without=None):
-    """The arm that the validation split prefers, by all seeds or without one; an arm of which a run diverged is out."""
+    """The arm that the validation split prefers, by all seeds or without one;
+    an arm of which a run diverged is out.
+    """
     stable = [arm for arm in study.ready(arms) if not study.diverged(arm)]
 
     def score(arm):
@@ -800,7 +804,9 @@ def tuned_gain(study, method, parts):
 
 
 def optimism(study, arms):
-    """What choosing adds to a validation score: how far the chosen arm's exceeds its test score, beyond the mean of all arms'."""
+    """What choosing adds to a validation score: how far the chosen arm's exceeds
+    its test score, beyond the mean of all arms'.
+    """
     gap = {
         arm: study.mean(arm, validated).mean - study.mean(arm).mean
         for arm in study.ready(arms)
@@ -809,7 +815,7 @@ def optimism(study, arms):
 
 
 def regret(study, arms):
-    """By how much the arm that is best on the test split exceeds the one that the validation split chose."""
+    """How far the best arm on the test split exceeds the validation split's choice."""
     best = max(study.mean(arm).mean for arm in study.ready(arms))
     return best - study.mean(chosen(study, arms)).mean
 
@@ -966,7 +972,8 @@ shown_examples = Examples(pool.inputs[seen], pool.labels[seen])
 unseen = torch.isin(test.labels, omitted)
 told = soften(exact(shown_examples.inputs))[:, omitted].sum(-1)
 print(
-    f"{len(shown_examples):,} examples of {20 - len(omitted)} classes; in them the teacher gives"
+    f"{len(shown_examples):,} examples of {20 - len(omitted)} classes; "
+    "in them the teacher gives"
 )
 print(f"the {len(omitted)} omitted classes {told.mean():.1%} of its probability on average")
 
@@ -1232,7 +1239,9 @@ def chain(study):
 
 
 def agreement_range(study):
-    """What the agreement of `assisted` with the large teacher can be, seed by seed: by way of the assistant, and of the labels."""
+    """What the agreement of `assisted` with the large teacher can be, seed by seed:
+    by way of the assistant, and of the labels.
+    """
     right = teacher_test(study)["accuracy"]
     ours, own = (study.values("assisted", name) for name in ("accuracy", "agreement"))
     assistants = study.values("kd", "agreement")

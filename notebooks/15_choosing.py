@@ -91,7 +91,7 @@ assert set(NAMES) == set(candidates)
 
 
 def asks_for(objective):
-    """What must be there: the access to the teacher, parameters that learn, bytes of memory that is kept."""
+    """What it needs: access to the teacher, parameters that learn, bytes that are kept."""
     access = "nothing"
     if objective.needs_teacher:
         access = "layers" if objective.teacher_layers else "logits"
@@ -308,7 +308,7 @@ def beaten_by(arm, measure):
 
 
 def cheapest(arms):
-    """The arm whose step costs least; of those that the timing cannot tell apart, the simplest."""
+    """The arm of least cost a step; of those the timing cannot tell apart, the simplest."""
     least = min(COST[arm] for arm in arms)
     return next(arm for arm in NAMES if arm in arms and COST[arm] <= least + SAME_COST)
 

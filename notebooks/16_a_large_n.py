@@ -119,7 +119,8 @@ surprise = -by_byte[written[: len(written) // 2 * 2]]
 steps = {"bytes": surprise, "pairs of bytes": surprise.view(-1, 2).sum(1)}
 for name, nats in steps.items():
     print(
-        f"{name}: {nats.mean():.3f} nats a token, {nats.sum() / math.log(2) / len(surprise):.3f} bits per byte"
+        f"{name}: {nats.mean():.3f} nats a token, "
+        f"{nats.sum() / math.log(2) / len(surprise):.3f} bits per byte"
     )
 assert torch.allclose(steps["pairs of bytes"].mean(), 2 * steps["bytes"].mean())
 assert torch.allclose(steps["pairs of bytes"].sum(), steps["bytes"].sum())
@@ -348,13 +349,16 @@ by_teacher = {
 best_warmth = min(by_teacher, key=by_teacher.get)
 blind, common = math.log(N - 100), by_frequency.mean().item()
 print(
-    f"which token of the tail: {blind:.2f} nats blindly, {common:.2f} by frequency, {by_teacher[1]:.2f} by the teacher"
+    f"which token of the tail: {blind:.2f} nats blindly, "
+    f"{common:.2f} by frequency, {by_teacher[1]:.2f} by the teacher"
 )
 print(
     f"the teacher's tail costs least at T = {best_warmth} (of {warmth[0]} to {warmth[-1]})"
 )
 print(
-    f"truth beyond rank 100 minus what the teacher gives there, in points: {100 * tail_gap.mean:+.2f} [{100 * tail_gap.low:+.2f}, {100 * tail_gap.high:+.2f}], n = {tail_gap.n} blocks"
+    "truth beyond rank 100 minus what the teacher gives there, "
+    f"in points: {100 * tail_gap.mean:+.2f} [{100 * tail_gap.low:+.2f}, "
+    f"{100 * tail_gap.high:+.2f}], n = {tail_gap.n} blocks"
 )
 
 # %% tags=["hide-input"]
@@ -402,8 +406,9 @@ student = gpt_64x2(data.num_classes).to(device)
 students = {"untrained": predict(student, few, batch_size=8, device=device)}
 student.fused = True
 short = Recipe(
-    epochs=1, epoch_examples=min(320, len(data.train)), batch_size=8, optimizer="adamw", learning_rate=4e-3, weight_decay=0.1,
-    schedule="cosine", warmup_epochs=0.1, augment=False, max_gradient_norm=1.0, precision=fast_precision(device),
+    epochs=1, epoch_examples=min(320, len(data.train)), batch_size=8, optimizer="adamw",
+    learning_rate=4e-3, weight_decay=0.1, schedule="cosine", warmup_epochs=0.1,
+    augment=False, max_gradient_norm=1.0, precision=fast_precision(device),
 )  # fmt: skip
 fit(student, CrossEntropy(), train=data.train, recipe=short, device=device)
 student.fused = False
@@ -545,7 +550,8 @@ bound = np.log(N * reference.softmax(t).max(1))
 assert (centred_top >= bound).all()
 needed = {size: 5 * math.log(size * 0.5) for size in (100, N, 128_000)}
 print(
-    f"largest centred logit: median {np.median(centred_top):.1f}, the bound's {np.median(bound):.1f}"
+    f"largest centred logit: median {np.median(centred_top):.1f}, "
+    f"the bound's {np.median(bound):.1f}"
 )
 print(
     "5 log(N/2), the least temperature where half of the probability is on one token: "
@@ -614,7 +620,13 @@ for T in (1.0, 4.0):
             "by the head": by_W.norm().item(),
             "by the hidden states": by_h.norm().item(),
         }
-law = {"KL": 0, "largest entry by the logits": 1, "by the logits": 0.5, "by the head": 0.5, "by the hidden states": 0}  # fmt: skip
+law = {
+    "KL": 0,
+    "largest entry by the logits": 1,
+    "by the logits": 0.5,
+    "by the head": 0.5,
+    "by the hidden states": 0,
+}
 for (T, m), found in exact.items():
     for what, power in law.items():
         assert math.isclose(found[what] * m**power, exact[T, 1][what], rel_tol=1e-9), what
@@ -682,7 +694,9 @@ table(
         [f"{T:g}", f"{a:.3f}", f"{b:.3f}", f"{c:.1%}", f"{d:.1%}"]
         for T, (a, b, c, d) in finer.items()
     ],
-    caption="The rarer half of the tokens split into 16 synonyms each: nothing is known that was not known before. At $T=1$ the loss is the same; at every other temperature it is another loss.",
+    caption="The rarer half of the tokens split into 16 synonyms each: "
+    "nothing is known that was not known before. At $T=1$ the loss is the same; "
+    "at every other temperature it is another loss.",
 )
 
 # %% [markdown]
@@ -698,8 +712,11 @@ table(
 
 # %%
 class Narrow(nn.Module):
-    """A body and a head over all tokens, which starts at zero. A factor in front of the head's weight raises its rate under SGD
-    by the factor's square, and changes nothing else."""
+    """A body and a head over all tokens, which starts at zero.
+
+    A factor in front of the head's weight raises its rate under SGD by the factor's
+    square, and changes nothing else.
+    """
 
     def __init__(self, width, head_rate=1.0, inner=48):
         super().__init__()
@@ -739,12 +756,15 @@ target = (unseen @ upper.weight.cpu().T).float()
 
 
 def distilled(weight, optimizer, rate, seed, clip=0.0, head_rate=1.0):
-    """KL from the teacher on unseen text after two passes; infinite if the training did not stay finite."""
+    """KL from the teacher on unseen text after two passes;
+    infinite if the training did not stay finite.
+    """
     torch.manual_seed(seed)
     pupil = Narrow(seen.shape[1], head_rate)
     recipe = Recipe(
-        epochs=2, batch_size=128, optimizer=optimizer, learning_rate=rate, momentum=0.0, schedule="constant", weight_decay=0.0,
-        augment=False, max_gradient_norm=clip, seed=seed,
+        epochs=2, batch_size=128, optimizer=optimizer, learning_rate=rate, momentum=0.0,
+        schedule="constant", weight_decay=0.0, augment=False, max_gradient_norm=clip,
+        seed=seed,
     )  # fmt: skip
     try:
         fit(

@@ -138,7 +138,8 @@ for name, split in (
 ):
     books[name] = (split.labels == 0).sum().item()  # <|endoftext|> is token 0
     print(
-        f"{name}: {books[name]:,} documents, {len(split.labels):,} tokens; {len(split):,} blocks of {split.context} in use"
+        f"{name}: {books[name]:,} documents, {len(split.labels):,} tokens; "
+        f"{len(split):,} blocks of {split.context} in use"
     )
 
 # %% [markdown]
@@ -227,7 +228,8 @@ before, text, _ = next(data.test.batches(len(data.test)))
 raw = b"".join(spelled[token] for token in text.flatten().tolist())
 assert len(raw) == data.test.token_bytes[text].sum().item()
 print(
-    f"the test text: {len(text)} blocks at even distances, {text.numel():,} tokens, {len(raw):,} bytes"
+    f"the test text: {len(text)} blocks at even distances, "
+    f"{text.numel():,} tokens, {len(raw):,} bytes"
 )
 
 # %% [markdown]
@@ -347,7 +349,8 @@ for name, compress in compressors.items():
     )
     in_one, in_blocks = (8 * len(compress(x)) / len(x) for x in (in_one, in_blocks))
     print(
-        f"{name}: {bits_per_byte[name]:.3f} above; another piece {in_one:.3f} whole, {in_blocks:.3f} in shuffled blocks"
+        f"{name}: {bits_per_byte[name]:.3f} above; another piece {in_one:.3f} whole, "
+        f"{in_blocks:.3f} in shuffled blocks"
     )
 given = before[:, 0]
 for name in ("pairs of tokens", "teacher"):
@@ -736,7 +739,8 @@ for name, model in made.items():
         model.fused = True
         alone_takes = seconds(lambda model=model: step(model))
         print(
-            f"{name}: {inputs.numel() / alone_takes:,.0f} tokens a second of one core; with a teacher's look × {1 + seconds(look) / alone_takes:.1f} the time, "
+            f"{name}: {inputs.numel() / alone_takes:,.0f} tokens a second of one core; "
+            f"with a teacher's look × {1 + seconds(look) / alone_takes:.1f} the time, "
             f"× {per_token(model, teacher) / per_token(model):.1f} the multiply-adds"
         )
 
@@ -763,8 +767,9 @@ fewer = 4 * max(round(BLOCKS * factor / 4), 1)
 
 def recipe(blocks):
     return Recipe(
-        epochs=EPOCHS, epoch_examples=min(blocks, len(data.train)), batch_size=4, optimizer="adamw", learning_rate=8e-3, weight_decay=0.1,
-        schedule="cosine", warmup_epochs=0.4, augment=False, precision=precision, max_gradient_norm=1.0,
+        epochs=EPOCHS, epoch_examples=min(blocks, len(data.train)), batch_size=4,
+        optimizer="adamw", learning_rate=8e-3, weight_decay=0.1, schedule="cosine",
+        warmup_epochs=0.4, augment=False, precision=precision, max_gradient_norm=1.0,
     )  # fmt: skip
 
 
@@ -1059,10 +1064,12 @@ whole = {
 assert math.isclose(whole["forward"], of_tokens(P, P, Q))
 assert math.isclose(whole["reverse"], of_tokens(Q, Q, P))
 print(
-    f"forward {whole['forward']:.4f}: on the teacher's texts {of_tokens(P, P, Q):.4f}, on the student's {of_tokens(Q, P, Q):.4f}"
+    f"forward {whole['forward']:.4f}: on the teacher's texts {of_tokens(P, P, Q):.4f}, "
+    f"on the student's {of_tokens(Q, P, Q):.4f}"
 )
 print(
-    f"reverse {whole['reverse']:.4f}: on the student's texts {of_tokens(Q, Q, P):.4f}, on the teacher's {of_tokens(P, Q, P):.4f}"
+    f"reverse {whole['reverse']:.4f}: on the student's texts {of_tokens(Q, Q, P):.4f}, "
+    f"on the teacher's {of_tokens(P, Q, P):.4f}"
 )
 
 # %% [markdown]

@@ -335,7 +335,7 @@ z, t = normal(32, 500).requires_grad_(), normal(32, 500)
 
 
 def left_behind(divergence):
-    """Its value, and the tensors of the logits' shape that are kept for the backward pass."""
+    """Its value, and the tensors of the logits' shape kept for the backward pass."""
     found = {}
 
     def note(x):
@@ -375,13 +375,18 @@ from kdlab.benchmarks.vocabulary import Size, from_all_logits, ligers_way
 from kdlab.objectives import GeneralisedJSD, HeadLogits
 
 def kdlab(h, W, t, U):
-    logits = {"student_logits": HeadLogits(h, W, chunk=128), "teacher_logits": HeadLogits(t, U)}
+    logits = {
+        "student_logits": HeadLogits(h, W, chunk=128),
+        "teacher_logits": HeadLogits(t, U),
+    }
     (1.0 * GeneralisedJSD())(**logits)[0].backward()
 
 def textbook(h, W, t, U):
     log_q, log_p = (h @ W.T).log_softmax(-1), (t @ U.T).log_softmax(-1)
     log_m = torch.log(0.5 * log_q.exp() + 0.5 * log_p.exp())
-    kls = [F.kl_div(log_m, x, reduction="batchmean", log_target=True) for x in (log_q, log_p)]
+    kls = [
+        F.kl_div(log_m, x, reduction="batchmean", log_target=True) for x in (log_q, log_p)
+    ]
     (0.5 * sum(kls)).backward()
 
 def high_water():
@@ -400,7 +405,12 @@ def forget():
         pass
 
 torch.set_num_threads(1)
-ways = {"all logits": from_all_logits, "textbook": textbook, "kdlab": kdlab, "Liger's way": ligers_way}
+ways = {
+    "all logits": from_all_logits,
+    "textbook": textbook,
+    "kdlab": kdlab,
+    "Liger's way": ligers_way,
+}
 way = ways[sys.argv[1]]
 h, W, t, U = Size(tokens=int(sys.argv[2]), student=96, teacher=192, words=3072).inputs()
 
@@ -637,7 +647,8 @@ bracket = -torch.xlogy(few, few).sum() - chance @ entropies
 too_large = chance @ values.detach() - true_value
 assert torch.allclose(too_large, bracket, rtol=0, atol=1e-14) and bracket > 0
 print(
-    f"E p̂ = p and E gradient = q − p to rounding; the value is {too_large.item():.3f} too large, "
+    "E p̂ = p and E gradient = q − p to rounding; "
+    f"the value is {too_large.item():.3f} too large, "
     f"beside a true divergence of {true_value.item():.3f}"
 )
 
@@ -675,7 +686,8 @@ assert at_home.abs().max() < 1e-15
 push = 6 * pushed.abs().sum(-1)
 assert torch.allclose(push, 2 * (1 - q.topk(5).values.sum(-1)), rtol=0, atol=1e-13)
 print(
-    f"a student equal to its teacher is pushed by {push.mean().item():.2f} (sum of absolute values, mean over tokens) by "
+    f"a student equal to its teacher is pushed by {push.mean().item():.2f} "
+    "(sum of absolute values, mean over tokens) by "
     f"top-5, and by {6 * at_home.abs().sum(-1).mean().item():.0e} by top-5 with the rest"
 )
 
@@ -754,8 +766,9 @@ for name in learning:
     students[name] = model(vocabulary)
     students[name].fused = True
 recipe = Recipe(
-    epochs=1, epoch_examples=16, batch_size=8, optimizer="adamw", learning_rate=2e-3, schedule="constant",
-    augment=False, precision=fast_precision(device), max_gradient_norm=1.0,
+    epochs=1, epoch_examples=16, batch_size=8, optimizer="adamw", learning_rate=2e-3,
+    schedule="constant", augment=False, precision=fast_precision(device),
+    max_gradient_norm=1.0,
 )  # fmt: skip
 lap_seconds = {name: [] for name in learning}
 reported = {}
@@ -884,7 +897,8 @@ for K in KEPT:
     assert found["top-k-rest", K][0] < true_value + 1e-4
 ours, theory = found["sampled", 12][0], predicted[12]
 print(
-    f"12 samples: the loss reads {ours:.3f}; the true value and the bracket make {theory:.3f}; true is {true_value:.3f}"
+    f"12 samples: the loss reads {ours:.3f}; the true value and the "
+    f"bracket make {theory:.3f}; true is {true_value:.3f}"
 )
 
 # %% [markdown]
@@ -907,7 +921,10 @@ for n in AVERAGED:
         by_tokens[kind, n] = np.mean([(d.norm() / length).item() ** 2 for d in off]) ** 0.5
 several = 8  # independent caches of 12 samples, averaged
 mean_of_several = sum(
-    value_and_gradient(SparseForwardKL(), keep(p, "sampled", 12, torch.Generator().manual_seed(100 + c)))[1]
+    value_and_gradient(
+        SparseForwardKL(),
+        keep(p, "sampled", 12, torch.Generator().manual_seed(100 + c)),
+    )[1]
     for c in range(several)
 ) / several  # fmt: skip
 unbiased = ((mean_of_several - true_gradient).norm() / length).item()
@@ -994,8 +1011,8 @@ for seed in SEEDS:
     examples = task.sample(4000, generator=draw_from)
     posterior = task.posterior_logits(examples.inputs)
     short = Recipe(
-        epochs=10, batch_size=128, optimizer="adam", learning_rate=3e-3, weight_decay=0.0, schedule="cosine",
-        augment=False, seed=seed,
+        epochs=10, batch_size=128, optimizer="adam", learning_rate=3e-3, weight_decay=0.0,
+        schedule="cosine", augment=False, seed=seed,
     )  # fmt: skip
     for name in ARMS:
         torch.manual_seed(seed)

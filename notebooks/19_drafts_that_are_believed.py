@@ -49,9 +49,7 @@ from kdlab.figures import (
     PURPLE,
     SKY,
     VERMILION,
-    Shown,
     dots,
-    mathematics,
     show,
     speed_up_dial,
     table,
@@ -1173,17 +1171,38 @@ def ways_table(study):
     )  # fmt: skip
 
 
-def expected_line(study):
-    """Accepted minus expected, over all prompts of all runs."""
-    gaps = [
-        np.subtract(found["accepted"], found["expected"])
-        for record in study.all(study.ready(ARMS))
-        if record["test"]
-        for found in record["test"]["drafting"]["rounds"]
-        if found["draft_length"] == 4
-    ]
-    i = mean_interval(np.mean(gaps, 0))
-    return f"Accepted minus expected in the records of {study.plan}, a prompt, $\\gamma=4$: {i.bracketed()}, over prompts."
+def predictions_figure(study):
+    """What speculation counted against what the two distributions, and the formula, said of it."""
+    ways = dict(zip(plan_of(study).rounds, "ovsx", strict=True))
+    figure, panels = plt.subplots(1, 2, figsize=(8.2, 3.6))
+    accepted, expected = [], []
+    for record in (record for record in study.all(study.ready(ARMS)) if record["test"]):
+        style = {"color": ARM_HUES[record["spec"]["arm"]], "markersize": 4, "alpha": 0.7}
+        for (length, stop), mark in ways.items():
+            found = round_of(record, length, stop)
+            accepted.append(found["accepted"])
+            expected.append(found["expected"])
+            rate = acceptance_rate(length, stop)(record)
+            panels[0].plot(sum(found["expected"]) / sum(found["tested"]), rate, mark, **style)
+            if not stop:
+                formula = tokens_per_call(rate, length)
+                panels[1].plot(formula, call_yield(length, stop)(record), mark, **style)
+    for panel in panels:
+        low, high = panel.get_xlim()
+        panel.plot([low, high], [low, high], color="grey", linewidth=0.8, zorder=0)
+    panels[0].set(xlabel="mean of $1-\\mathrm{TV}$ where tested", ylabel="accepted / tested")
+    panels[1].set(xlabel="tokens per call, formula", ylabel="tokens per call, measured")
+    for (length, stop), mark in ways.items():
+        name = f"$\\gamma={length}$" + (f", stops below {stop:g}" if stop else "")
+        panels[0].plot([], [], mark, color="grey", markersize=4, label=name)
+    panels[0].legend(fontsize="x-small")
+    ratio = ratio_interval(np.sum(accepted, 0), np.sum(expected, 0))
+    return show(
+        figure,
+        label=f"predictions-{study.plan}",
+        caption=f"{described(study)}: a mark a training and way to propose, in the colours of the figure above; on the grey line prediction and measurement agree. Left: what was accepted over what was expected, all together, is {ratio.bracketed('.3f')} over {ratio.n} prompts. Right: the formula takes one acceptance for all places.",
+        alt="Two panels of marks about a diagonal: acceptance against one minus total variation, and tokens per call against the formula.",
+    )
 
 
 display(*slots(small, ARMS, f"drafts from six objectives ({described(small)})"))
@@ -1193,8 +1212,8 @@ for study in studies:
         if (found := differences_table(study)) is not None:
             display(found)
         display(
+            predictions_figure(study),
             ways_table(study),
-            Shown(f"<p>{mathematics(expected_line(study))}</p>"),
             source_note(study.all(study.ready(ARMS))),
         )
     if diverged := sum(study.diverged(arm) for arm in ARMS):
