@@ -1058,7 +1058,35 @@ for study in studies:
 # %% [markdown]
 # How to read it. Arms with the divergence in the reward should stand in the order of their prices. The loss by $k_1$ should be where *no leash* is, or worse, for it has only added noise. The losses by $k_2$ and exactly have the same mean gradient, so that what lies between them is variance; $k_3$ has another. The column *reward − 0.5 KL* is what all the arms at that price were after,
 # and the arm with the divergence in the reward is the one that was asked for it in full. Training is short: nothing here has come to the end of its road, and an arm that is behind may just be slower.
-#
+
+# %% tags=["hide-input"]
+PRICED = ("beta1", "beta0.5", "beta0.25", "beta0")
+AS_LOSSES = ("loss-exact", "loss-k2", "loss-k3")
+for study in studies:
+    if study.complete(list(ARMS)):
+        far = {arm: study.mean(arm, far_in).mean for arm in (*PRICED, "loss-k1")}
+        order = [far[arm] for arm in PRICED]
+        ahead = {
+            arm: study.difference("beta0.5", arm, objective_in(0.5)) for arm in AS_LOSSES
+        }
+        display(
+            observed(
+                f"In {study.plan} the lower the price, the farther the policy goes, and the loss by k₁ goes farther than the weakest leash: "
+                + ", ".join(f"{value:.1f} nats ({ARMS[arm]})" for arm, value in far.items())
+                + ".",
+                order == sorted(order) and far["loss-k1"] > far["beta0.25"],
+            ),
+            observed(
+                "Of reward − 0.5 KL, divergence in the reward leaves more than as a loss: by "
+                + ", ".join(
+                    f"{i.bracketed('+.2f')} ({ARMS[arm]})" for arm, i in ahead.items()
+                )
+                + f", paired by seed, n = {ahead['loss-exact'].n}.",
+                all(i.low > 0 for i in ahead.values()),
+            ),
+        )
+
+# %% [markdown]
 # ### What is written
 #
 # Numbers do not show what became of the text.
