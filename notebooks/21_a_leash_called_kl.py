@@ -949,6 +949,7 @@ ARMS = {
 }
 HUES = dict(zip(ARMS, (VERMILION, ORANGE, GREEN, BLUE, "#7A7A7A", SKY, PURPLE, "#8C6D1F", "#4B3F8F"), strict=True))  # fmt: skip
 MARKS = dict(zip(ARMS, "oooosvD^P", strict=True))
+PRICES = {"beta0": 0.0, "beta0.25": 0.25, "beta1": 1.0}  # of the others, a half
 studies = (small, large)
 
 
@@ -1012,7 +1013,7 @@ def study_figure(study):
     return show(
         figure,
         label=f"study-{study.plan}",
-        caption=f"{described(study)}. {said}{dots_said}Above the dashed line: more reward for the same divergence than by a constant tilt. Both axes are logarithmic, that of divergences only beyond one.",
+        caption=f"{described(study)}. {said}{dots_said}Above the dashed line: more reward for the same divergence than by a constant tilt. (It joins a few tilts by straight pieces, so that only points well above it say something.) Both axes are logarithmic, that of divergences only beyond one.",
         alt="Reward against divergence: a dashed rising curve of the tilted reference, and dots of recorded policies where there are records.",
     )
 
@@ -1022,26 +1023,33 @@ def study_table(study):
     if study is small:
         start = tilt[0.0]
         earns = np.mean(start["reward"])
-        rows.append(["reference", f"{earns:.2f}", "0", f"{earns:.2f}", f"{start['distinct']:.3f}", f"{of_reference['bits_per_byte']:.3f}", "–"])  # fmt: skip
+        rows.append(["reference", f"{earns:.2f}", "0", f"{earns:.2f}", f"{earns:.2f}", f"{start['distinct']:.3f}", f"{of_reference['bits_per_byte']:.3f}", "–"])  # fmt: skip
     for arm in study.ready(ARMS):
         found = [
             study.mean(arm, m)
-            for m in (reward_in, far_in, objective_in(0.5), distinct_in, "bits_per_byte")
+            for m in (
+                reward_in,
+                far_in,
+                objective_in(0.5),
+                objective_in(PRICES.get(arm, 0.5)),
+                distinct_in,
+                "bits_per_byte",
+            )
         ]
         rows.append(
             [
                 ARMS[arm],
                 *(
                     f"{i.mean:.{d}f} ± {(i.high - i.low) / 2:.{d}f}"
-                    for i, d in zip(found, (2, 2, 2, 3, 3), strict=True)
+                    for i, d in zip(found, (2, 2, 2, 2, 3, 3), strict=True)
                 ),
                 found[0].n,
             ]
         )
     return table(
-        ["arm", "reward", "KL, nats", "reward − 0.5 KL", "distinct tokens", "bits per byte", "$n$"],
+        ["arm", "reward", "KL, nats", "reward − 0.5 KL", "at its own price", "distinct tokens", "bits per byte", "$n$"],
         rows,
-        caption="Means over seeds with half the 95 % interval. Distinct tokens: of a text, divided by its length. Bits per byte: on the books, what the policy has unlearned of them.",
+        caption=f"Means over trainings with half the 95 % interval. Seeds differ in prompts and draws of training; the reference and the {len(tilt[0.0]['reward'])} prompts of the test, four texts each, are the same for all. Distinct tokens: of a text, divided by its length. Bits per byte: on the books, what the policy has unlearned of them.",
     )  # fmt: skip
 
 
@@ -1056,28 +1064,31 @@ for study in studies:
     display(*slots(study, ARMS, f"policies on nine leashes ({described(study)})"))
 
 # %% [markdown]
-# How to read it. Arms with the divergence in the reward should stand in the order of their prices. The loss by $k_1$ should be where *no leash* is, or worse, for it has only added noise. The losses by $k_2$ and exactly have the same mean gradient, so that what lies between them is variance; $k_3$ has another. The column *reward − 0.5 KL* is what all the arms at that price were after,
-# and the arm with the divergence in the reward is the one that was asked for it in full. Training is short: nothing here has come to the end of its road, and an arm that is behind may just be slower.
+# How to read it. Arms with the divergence in the reward should stand in the order of their prices. *Standardised* divides the whole return by the spread of its group: the price stays, the size of the steps changes. The loss by $k_1$ should be where *no leash* is: in the mean it adds nothing. The losses by $k_2$ and exactly have the same mean gradient, so that what lies between them is variance; $k_3$ has another. The column *reward − 0.5 KL* is what all the arms at that price were after,
+# and the arm with the divergence in the reward is the one that was asked for it in full. A text has a fixed number of tokens, so the reward has a ceiling; an arm that is there cannot earn more, and its divergence says only which of the texts of paid tokens it found. The other arms have had few steps, and their places mix where they go with how fast. The reference has no divergence, and is worth its reward at any price:
+# an arm that is worth less at its own price has lost by its training, whose steps cost more than they brought.
 
 # %% tags=["hide-input"]
 PRICED = ("beta1", "beta0.5", "beta0.25", "beta0")
 AS_LOSSES = ("loss-exact", "loss-k2", "loss-k3")
 for study in studies:
     if study.complete(list(ARMS)):
-        far = {arm: study.mean(arm, far_in).mean for arm in (*PRICED, "loss-k1")}
-        order = [far[arm] for arm in PRICED]
+        far = {arm: study.mean(arm, far_in) for arm in (*PRICED, "loss-k1")}
+        order = [far[arm].mean for arm in PRICED]
         ahead = {
             arm: study.difference("beta0.5", arm, objective_in(0.5)) for arm in AS_LOSSES
         }
         display(
             observed(
                 f"In {study.plan} the lower the price, the farther the policy goes, and the loss by k₁ goes farther than the weakest leash: "
-                + ", ".join(f"{value:.1f} nats ({ARMS[arm]})" for arm, value in far.items())
-                + ".",
-                order == sorted(order) and far["loss-k1"] > far["beta0.25"],
+                + ", ".join(
+                    f"{i.bracketed('.1f')} nats ({ARMS[arm]})" for arm, i in far.items()
+                )
+                + f", n = {far['beta0'].n} seeds.",
+                order == sorted(order) and far["loss-k1"].mean > far["beta0.25"].mean,
             ),
             observed(
-                "Of reward − 0.5 KL, divergence in the reward leaves more than as a loss: by "
+                "Of reward − 0.5 KL, the policies with the divergence in the reward have more than those with it as a loss: by "
                 + ", ".join(
                     f"{i.bracketed('+.2f')} ({ARMS[arm]})" for arm, i in ahead.items()
                 )
@@ -1103,21 +1114,34 @@ def quoted(title, texts):
 
 
 parts = [quoted("The reference", tilt[0.0]["samples"][:3])]
-told = [arm for arm in ("beta1", "beta0") if small.values(arm, reward_in)]
+told = [
+    arm for arm in ("beta1", "beta0.5", "beta0.25", "beta0") if small.values(arm, reward_in)
+]
 for arm in told:
     record = next(r for r in small.arm(arm) if r["test"])
     parts.append(
         quoted(f"Recorded policy, {ARMS[arm]}", record["test"]["policy"]["samples"][:3])
     )
+distinct = [
+    f"{value:.2f} ({name})"
+    for name, value in [
+        ("reference", tilt[0.0]["distinct"]),
+        *((ARMS[arm], next(iter(small.values(arm, distinct_in).values()))) for arm in told),
+    ]
+]
 if "beta0" not in told:
-    parts.append(quoted(f"No policy without a leash has been recorded yet. In its place the reference tilted by b = {TILTS[-1]:g}", tilt[TILTS[-1]]["samples"][:3]))  # fmt: skip
-distinct = {b: m["distinct"] for b, m in tilt.items()}
+    parts.append(
+        quoted(
+            f"No policy without a leash has been recorded yet. In its place the reference tilted by b = {TILTS[-1]:g}",
+            tilt[TILTS[-1]]["samples"][:3],
+        )
+    )
 Shown(
-    f'<figure class="kd-figure" id="fig-samples"><div style="font-size:0.92rem">{"".join(parts)}</div><figcaption>How they go on from three prompts of the test text (the prompts are not shown; they are the same for all). Different tokens in a text, as a part of its length: {distinct[0.0]:.2f} for the reference, {distinct[TILTS[-1]]:.2f} tilted by {TILTS[-1]:g}.</figcaption></figure>'
+    f'<figure class="kd-figure" id="fig-samples"><div style="font-size:0.92rem">{"".join(parts)}</div><figcaption>How they go on from three prompts of the test text (the prompts are not shown; they are the same for all), of each arm its first training. Different tokens in a text, as a part of its length: {"; ".join(distinct)}.</figcaption></figure>'
 )
 
 # %% [markdown]
-# A policy that is paid by the word and held by nothing has no reason to write anything else. That is called *reward hacking*, and "hacking" is unfair: it does what the rule says. The leash does not make the rule right either. It makes a departure from the reference cost something, so that the policy takes the cheapest ones first. One may hope that these are the ones that were meant: talk where talk was about to begin anyway. Whether they are is for a reader to say.
+# A policy that is paid by the word and held by nothing has no reason to write anything else. That is called *reward hacking*, and "hacking" is unfair: it does what the rule says. The leash does not make the rule right either. It makes a departure from the reference cost something, so that the policy takes the cheapest ones first. One may hope that these are the ones that were meant: talk where talk was about to begin anyway. The lower the price, the less is left of that. Where it stops being talk is for a reader to say.
 #
 # ## The claim
 #
@@ -1129,9 +1153,19 @@ said = (
     f"with the leash in the reward ($\\beta={BETA:g}$) it ended at $q^*\\propto p\\,e^{{r/\\beta}}$, {ended['with the leash']:.2f} nats away. No policy that is worth more than its reference, leash included, is farther from it than the range of the reward over $\\beta$. As a loss on the drawn tokens, in the mean, $k_1$ has no gradient and holds nothing, $k_2$ has that of the divergence and $k_3$ that of the other direction, and none counts what a word leads to."
 )
 if small.complete(ARMS):
-    said += f" In the records ({described(small)}) the mean divergence of a text, over {small.mean('beta0', far_in).n} seeds, is " + "; ".join(
-        f"{small.mean(arm, far_in).mean:.1f} nats ({ARMS[arm]})"
-        for arm in ("beta0", "beta0.25", "beta0.5", "beta1", "loss-k1", "loss-k3")
+    holding = (
+        "beta0",
+        "beta0.25",
+        "beta0.5",
+        "beta1",
+        "loss-k1",
+        "loss-k2",
+        "loss-k3",
+        "loss-exact",
+    )
+    said += f" In the records ({described(small)}, n = {small.mean('beta0', far_in).n} seeds) the divergence of a text, with its 95 % interval, and the mean reward are " + "; ".join(
+        f"{small.mean(arm, far_in).bracketed('.1f')} nats, {small.mean(arm, reward_in).mean:.1f} ({ARMS[arm]})"
+        for arm in holding
     ) + "."  # fmt: skip
 verdict("B14", "corrected", said)
 
@@ -1139,7 +1173,7 @@ verdict("B14", "corrected", said)
 # ## Limits
 #
 # - **No human feedback.** The reward is a rule of one line. Rewards that are learned from preferences have errors of their own, and the leash is there for these above all: far from the reference, a learned reward has seen nothing. That cannot be seen with a rule that is exact everywhere.
-# - **Small models and short texts.** A few million parameters, twenty-five tokens of their own. What token losses leave out grows with the length of a text, and is not measured there.
+# - **Small models and short texts.** A few million parameters, twenty-five tokens of their own. What token losses leave out grows with the length of a text; how fast, is not measured there.
 # - **The tilted reference is a yardstick, not a bound.** The best policy of the language model is not known. A policy above the dashed line has learned to choose its places; one below may still be on its way.
 # - **One reward, one learning rate, few steps.** An arm's place after a fixed number of steps mixes where it goes with how fast.
 # - **Each batch is used once.** Programs that take several steps on one batch need PPO's ratio or another correction, and then have both divergences.
