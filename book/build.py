@@ -32,6 +32,7 @@ from kdlab.data import folder as data_folder
 from kdlab.figures import mathematics
 from kdlab.files import atomic_write, sha256
 from kdlab.study import provenance
+from kdlab.study.records import headline
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
@@ -308,7 +309,7 @@ def status(notebooks) -> str:
         origin, spec = record["provenance"], record["spec"]
         records.append(
             f"<tr><td>{spec['study']}: {spec['arm']}, seed {spec['recipe'].get('seed', 0)}</td>"
-            f"<td>{100 * record['test']['accuracy']:.2f} %</td><td>{record['seconds'] / 60:.0f} min</td>"
+            f"<td>{html.escape(headline(record))}</td><td>{record['seconds'] / 60:.0f} min</td>"
             f"<td>{origin['started'][:10]}</td><td>{html.escape(origin['device'])}</td>"
             f"<td><code>{(origin['commit'] or '')[:10]}</code></td></tr>"
         )
@@ -327,7 +328,7 @@ def status(notebooks) -> str:
     return (
         text.replace("%CHAPTERS%", table(["chapter", "profile", "time", "finished (UTC)", "commit"], rows))
         .replace(
-            "%RECORDS%", table(["run", "test accuracy", "training", "date", "device", "commit"], records)
+            "%RECORDS%", table(["run", "on the test split", "training", "date", "device", "commit"], records)
         )
         .replace("%UNSEEN%", f"<ul>{differs}</ul>" if differs else "None.")
         .replace("%VERSIONS%", f"{versions}; {origin['device']}; {origin['system']}")

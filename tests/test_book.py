@@ -8,6 +8,8 @@ import jupytext
 import nbformat
 import pytest
 
+from kdlab.study import read_record
+from kdlab.study.records import headline
 from kdlab.study.runner import every_spec, verify
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,7 +150,6 @@ def test_every_chapter_survives_the_round_trip_of_jupytext():
 
 def test_stored_checkpoints_are_the_ones_that_their_records_name():
     from kdlab.files import sha256
-    from kdlab.study import read_record
 
     for path in (ROOT / "book" / "records").glob("*.json"):
         record = read_record(path)
@@ -196,3 +197,19 @@ def test_prose_states_no_measured_number(chapter):
 
 def test_the_books_records_are_whole():
     assert verify(ROOT / "book", every_spec()) == []
+
+
+def test_the_status_page_has_a_headline_for_every_record():
+    said = {}
+    for path in (ROOT / "book" / "records").glob("*.json"):
+        record = read_record(path)
+        said.setdefault(record["spec"]["study"], headline(record))
+    for study, words in (
+        ("small", "test accuracy"),
+        ("language-small", "bits per byte"),
+        ("drafts-small", "bits per byte"),
+        ("modules-small", "shared with the model"),
+        ("policy-small", "nats from the reference"),
+    ):
+        assert words in said[study]
+    assert headline({"test": None, "diverged": "the loss of step 3 is not finite"}) == "the loss of step 3 is not finite"

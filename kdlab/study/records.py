@@ -156,6 +156,22 @@ def read_record(path) -> dict:
     return record
 
 
+def headline(record: dict) -> str:
+    """What came out on the test split, in a few words; of a run that diverged, where it did."""
+    test = record["test"]
+    if test is None:
+        return record["diverged"]
+    if "modules" in test:
+        shared = ", ".join(f"{1 - module['total_variation']:.3f}" for module in test["modules"])
+        return f"{shared} of each module's probability shared with the model"
+    if "policy" in test:
+        reward, kl = (sum(test["policy"][name]) / len(test["policy"][name]) for name in ("reward", "kl"))
+        return f"reward {reward:.2f} of a text, {kl:.2f} nats from the reference"
+    if "bits_per_byte" in test:
+        return f"{test['bits_per_byte']:.4f} bits per byte of the test text"
+    return f"test accuracy {100 * test['accuracy']:.2f} %"
+
+
 def find_record(spec: Spec, folder: Path) -> dict | None:
     """The record of ``spec``, or None where it is not yet run."""
     path = note_read(record_path(spec, folder))

@@ -14,7 +14,7 @@ from ..files import sha256
 from ..training import Stopped
 from ..training.distributed import anywhere, by_the_first, rank_and_world
 from .plans import PLANS
-from .records import RecordError, find_record, read_record, record_path, write_taken
+from .records import RecordError, find_record, headline, read_record, record_path, write_taken
 from .run import checkpoint_path, load, run_together, stored_student
 from .spec import Spec
 
@@ -227,17 +227,7 @@ def _run(specs, places, clock, stop, device, limit, checkpoint_seconds, say) -> 
                 stop=stopping,
             )
             for spec, finished in zip(group, done, strict=True):
-                test = finished.record["test"]
-                if not test:
-                    said = finished.record["diverged"]
-                elif "bits_per_byte" in test:
-                    said = f"{test['bits_per_byte']:.4f} bits per byte of the test text"
-                elif "modules" in test:
-                    shared = [f"{1 - module['total_variation']:.3f}" for module in test["modules"]]
-                    said = f"{', '.join(shared)} of each module's probability shared with the model"
-                else:
-                    said = f"test accuracy {100 * test['accuracy']:.2f} %"
-                say(f"{spec.name}: {said}")
+                say(f"{spec.name}: {headline(finished.record)}")
             written += len(done)
 
 
