@@ -1024,9 +1024,9 @@ def ways_table(study):
     record = next(r for arm in study.ready(ARMS) for r in study.arm(arm) if r["test"])
     brought, faster = within(record)
     return table(
-        ["modules", "$\\gamma$", "$a_\\gamma$ in rounds", "tokens per call, from $1-\\mathrm{TV}$", "tokens per call", "times as fast"],
+        ["modules", "$\\gamma$", "$a_\\gamma$ in rounds", "from $1-\\mathrm{TV}$", "tokens per call", "times as fast"],
         rows,
-        caption=f"Means over seeds. $a_\\gamma$ is the acceptance of the last of $\\gamma$ proposals given those before: rounds of $\\gamma$ that were accepted as a whole, over those of one less; beyond the first it is a quotient of two sets of rounds, and too uncertain to compare teachers by. The fourth column is $1+a_1+a_1a_2+\\dots$ with the teacher-forced $1-\\mathrm{{TV}}$ in place of $a_k$. Over its {brought.n} prompts one run knows its tokens per call to ±{(brought.high - brought.low) / 2:.2f} and its speed to ±{(faster.high - faster.low) / 2:.2f} (95 %, $\\gamma=3$); between trainings the clock differs by more. Times as fast: as plain decoding, on {', '.join(sorted({r['provenance']['device'] for r in study.all(study.ready(ARMS))}))}, one text at a time.",
+        caption=f"Means over seeds. $a_\\gamma$ is the acceptance of the last of $\\gamma$ proposals given those before: rounds of $\\gamma$ that were accepted as a whole, over those of one less; beyond the first it is a quotient of two sets of rounds, and too uncertain to compare teachers by. The fourth column is tokens per call as $1+a_1+a_1a_2+\\dots$ with the teacher-forced $1-\\mathrm{{TV}}$ in place of $a_k$. Over its {brought.n} prompts one run knows its tokens per call to ±{(brought.high - brought.low) / 2:.2f} and its speed to ±{(faster.high - faster.low) / 2:.2f} (95 %, $\\gamma=3$); between trainings the clock differs by more. Times as fast: as plain decoding, on {', '.join(sorted({r['provenance']['device'] for r in study.all(study.ready(ARMS))}))}, one text at a time.",
     )  # fmt: skip
 
 

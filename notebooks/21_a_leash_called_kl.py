@@ -1023,14 +1023,13 @@ def study_table(study):
     if study is small:
         start = tilt[0.0]
         earns = np.mean(start["reward"])
-        rows.append(["reference", f"{earns:.2f}", "0", f"{earns:.2f}", f"{earns:.2f}", f"{start['distinct']:.3f}", f"{of_reference['bits_per_byte']:.3f}", "–"])  # fmt: skip
+        rows.append(["reference", f"{earns:.2f}", "0", f"{earns:.2f}", f"{start['distinct']:.3f}", f"{of_reference['bits_per_byte']:.3f}", "–"])  # fmt: skip
     for arm in study.ready(ARMS):
         found = [
             study.mean(arm, m)
             for m in (
                 reward_in,
                 far_in,
-                objective_in(0.5),
                 objective_in(PRICES.get(arm, 0.5)),
                 distinct_in,
                 "bits_per_byte",
@@ -1041,15 +1040,15 @@ def study_table(study):
                 ARMS[arm],
                 *(
                     f"{i.mean:.{d}f} ± {(i.high - i.low) / 2:.{d}f}"
-                    for i, d in zip(found, (2, 2, 2, 2, 3, 3), strict=True)
+                    for i, d in zip(found, (2, 2, 2, 3, 3), strict=True)
                 ),
                 found[0].n,
             ]
         )
     return table(
-        ["arm", "reward", "KL, nats", "reward − 0.5 KL", "at its own price", "distinct tokens", "bits per byte", "$n$"],
+        ["arm", "reward", "KL, nats", "reward − β · KL", "distinct tokens", "bits per byte", "$n$"],
         rows,
-        caption=f"Means over trainings with half the 95 % interval. Seeds differ in prompts and draws of training; the reference and the {len(tilt[0.0]['reward'])} prompts of the test, four texts each, are the same for all. Distinct tokens: of a text, divided by its length. Bits per byte: on the books, what the policy has unlearned of them.",
+        caption=f"Means over trainings with half the 95 % interval; β is each arm's own price. Seeds differ in prompts and draws of training; the reference and the {len(tilt[0.0]['reward'])} prompts of the test, four texts each, are the same for all. Distinct tokens: of a text, divided by its length. Bits per byte: on the books, what the policy has unlearned of them.",
     )  # fmt: skip
 
 
@@ -1064,8 +1063,8 @@ for study in studies:
     display(*slots(study, ARMS, f"policies on nine leashes ({described(study)})"))
 
 # %% [markdown]
-# How to read it. Arms with the divergence in the reward should stand in the order of their prices. *Standardised* divides the whole return by the spread of its group: the price stays, the size of the steps changes. The loss by $k_1$ should be where *no leash* is: in the mean it adds nothing. The losses by $k_2$ and exactly have the same mean gradient, so that what lies between them is variance; $k_3$ has another. The column *reward − 0.5 KL* is what all the arms at that price were after,
-# and the arm with the divergence in the reward is the one that was asked for it in full. A text has a fixed number of tokens, so the reward has a ceiling; an arm that is there cannot earn more, and its divergence says only which of the texts of paid tokens it found. The other arms have had few steps, and their places mix where they go with how fast. The reference has no divergence, and is worth its reward at any price:
+# How to read it. Arms with the divergence in the reward should stand in the order of their prices. *Standardised* divides the whole return by the spread of its group: the price stays, the size of the steps changes. The loss by $k_1$ should be where *no leash* is: in the mean it adds nothing. The losses by $k_2$ and exactly have the same mean gradient, so that what lies between them is variance; $k_3$ has another. The column *reward − β · KL*, at each arm's own price, is what it was after,
+# and of those at 0.5 the arm with the divergence in the reward is the one that was asked for it in full. A text has a fixed number of tokens, so the reward has a ceiling; an arm that is there cannot earn more, and its divergence says only which of the texts of paid tokens it found. The other arms have had few steps, and their places mix where they go with how fast. The reference has no divergence, and is worth its reward at any price:
 # an arm that is worth less at its own price has lost by its training, whose steps cost more than they brought.
 
 # %% tags=["hide-input"]

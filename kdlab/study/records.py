@@ -163,13 +163,13 @@ def headline(record: dict) -> str:
         return record["diverged"]
     if "modules" in test:
         shared = ", ".join(f"{1 - module['total_variation']:.3f}" for module in test["modules"])
-        return f"{shared} of each module's probability shared with the model"
+        return f"1 − TV {shared}"
     if "policy" in test:
         reward, kl = (sum(test["policy"][name]) / len(test["policy"][name]) for name in ("reward", "kl"))
-        return f"reward {reward:.2f} of a text, {kl:.2f} nats from the reference"
+        return f"reward {reward:.2f} at {kl:.2f} nats"
     if "bits_per_byte" in test:
-        return f"{test['bits_per_byte']:.4f} bits per byte of the test text"
-    return f"test accuracy {100 * test['accuracy']:.2f} %"
+        return f"{test['bits_per_byte']:.4f} bits per byte"
+    return f"accuracy {100 * test['accuracy']:.2f} %"
 
 
 def find_record(spec: Spec, folder: Path) -> dict | None:
