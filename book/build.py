@@ -318,8 +318,8 @@ def status(notebooks) -> str:
         head = "".join(f'<th scope="col">{h}</th>' for h in header)
         return f'<div class="kd-table" tabindex="0"><table class="table"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
-    differs = "".join(
-        f'<li><a href="../notebooks/{path.stem}.html">chapter {int(path.stem[:2])}</a>: {mathematics(statement)}</li>'
+    differs = "\n".join(  # in Markdown, so that Sphinx sees what is mathematics in it
+        f'- <a href="../notebooks/{path.stem}.html">chapter {int(path.stem[:2])}</a>: {statement}'
         for path, statement in unseen(notebooks)
     )
     origin = made["provenance"]
@@ -330,7 +330,7 @@ def status(notebooks) -> str:
         .replace(
             "%RECORDS%", table(["run", "on the test split", "training", "date", "device", "commit"], records)
         )
-        .replace("%UNSEEN%", f"<ul>{differs}</ul>" if differs else "None.")
+        .replace("%UNSEEN%", differs or "None.")
         .replace("%VERSIONS%", f"{versions}; {origin['device']}; {origin['system']}")
     )
 
