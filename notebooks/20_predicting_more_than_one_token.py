@@ -1058,7 +1058,7 @@ def step(study, kind, after, before):
 
 
 for study in studies:
-    if study.complete(list(ARMS)):
+    if study.complete(list(ARMS)) and not any(study.diverged(arm) for arm in ARMS):
         steps = {
             name: paired_difference(step(study, larger, *ways), step(study, smaller, *ways))
             for name, (larger, smaller, *ways) in STEPS.items()

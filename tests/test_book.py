@@ -205,10 +205,10 @@ def test_the_status_page_has_a_headline_for_every_record():
         record = read_record(path)
         said.setdefault(record["spec"]["study"], headline(record))
     for study, words in (
-        ("small", "accuracy"),
-        ("language-small", "bits per byte"),
-        ("drafts-small", "bits per byte"),
-        ("modules-small", "TV"),
+        ("small", "test accuracy"),
+        ("language-small", "bits per byte of the test text"),
+        ("drafts-small", "bits per byte of the test text"),
+        ("modules-small", "1 − TV 0."),
         ("policy-small", "nats"),
     ):
         assert words in said[study]

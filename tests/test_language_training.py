@@ -557,7 +557,7 @@ def test_a_plan_of_texts_says_what_it_found(monkeypatch, tmp_path):
     lines = []
     other = replace(STUDENT, arm="shorter", recipe=replace(STUDENT.recipe, epoch_examples=8))
     assert run_plan([TEACHER, STUDENT, other], book=tmp_path, say=lines.append) == 3
-    said = [line for line in lines if "bits per byte" in line]
+    said = [line for line in lines if "bits per byte of the test text" in line]
     assert len(said) == 3 and not [line for line in lines if "%" in line or "images/s" in line]
 
 

@@ -168,8 +168,8 @@ def headline(record: dict) -> str:
         reward, kl = (sum(test["policy"][name]) / len(test["policy"][name]) for name in ("reward", "kl"))
         return f"reward {reward:.2f} at {kl:.2f} nats"
     if "bits_per_byte" in test:
-        return f"{test['bits_per_byte']:.4f} bits per byte"
-    return f"accuracy {100 * test['accuracy']:.2f} %"
+        return f"{test['bits_per_byte']:.4f} bits per byte of the test text"
+    return f"test accuracy {100 * test['accuracy']:.2f} %"
 
 
 def find_record(spec: Spec, folder: Path) -> dict | None:
