@@ -74,7 +74,7 @@ def status(
     """What of a plan has its record, and what comes next."""
     with sentences():
         place = existing(book) or book_folder()
-        specs = plan(name)
+        specs = plan(name, books=[place, out or place])
         todo = missing(missing(specs, place), out or place)
         typer.echo(f"{name}: {len(specs) - len(todo)} of {len(specs)} runs recorded in {place / 'records'}.")
         arms = {}
@@ -107,15 +107,15 @@ def run(
 ):
     """Run what is missing of a plan; go on where it was stopped."""
     with sentences():
-        specs = plan(name, shard)
-        if only:
-            names = [spec.name for spec in specs]
-            specs = [spec for spec in specs if matches(only, spec.name)]
-            if not specs:
-                raise PlanError(
-                    f"--only {only!r} fits none of {len(names)} runs; the name of one is {names[-1]}."
-                )
         place = book or book_folder_or(out)
+
+        def specs():
+            found = plan(name, shard, [place, out or place])
+            return [spec for spec in found if only is None or matches(only, spec.name)]
+
+        if not specs():
+            names = [spec.name for spec in plan(name, shard, [place, out or place])]
+            raise PlanError(f"--only {only!r} fits none of {len(names)} runs; the name of one is {names[-1]}.")
         limit = None if budget is None else seconds(budget)
         if limit == 0:
             raise PlanError("in no time nothing can be run: give a budget such as 9m.")
@@ -136,9 +136,9 @@ def run(
             except Stopped:
                 say("Stopped; the same command goes on from here.")
                 return
-            left = len(missing(missing(specs, place), out or place))
+            left = len(missing(missing(specs(), place), out or place))
             held = " (another process has them)" if left and not written else ""
-            say(f"{written} records written; {left} of {len(specs)} runs are still without one{held}.")
+            say(f"{written} records written; {left} of {len(specs())} runs are still without one{held}.")
 
 
 @app.command()
@@ -174,7 +174,7 @@ def take_in(
 ):
     """Take in records from another machine, all verified first."""
     with sentences():
-        names = take(source, book or book_folder(), every_spec())
+        names = take(source, book or book_folder(), every_spec([book or book_folder(), source]))
         for name in names:
             typer.echo(name)
         there = len(list((source / "records").glob("*.json"))) - len(names)
@@ -186,7 +186,7 @@ def verify_book(book: Book = None):
     """Check every record and checkpoint: schema, spec, checksums, no orphan."""
     with sentences():
         place = existing(book) or book_folder()
-        wrong = verify(place, every_spec())
+        wrong = verify(place, every_spec([place]))
         for sentence in wrong:
             typer.echo(sentence, err=True)
         if wrong:

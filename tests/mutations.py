@@ -738,14 +738,14 @@ MUTATIONS = [
     ),
     Mutation(
         "the seed is a hyper-parameter of the method",
-        "study/plans.py",
+        "study/image_plans.py",
         "replace(recipe, seed=seed), source",
         "replace(recipe, seed=seed if source is None else seed + 100), source",
         "test_every_arm_is_treated_alike",
     ),
     Mutation(
         "the baseline is not tuned",
-        "study/plans.py",
+        "study/image_plans.py",
         "replace(recipe, seed=seed), source",
         "replace(recipe, seed=seed, learning_rate=recipe.learning_rate if source else 0.01), source",
         "test_every_arm_is_treated_alike",

@@ -223,6 +223,18 @@ def test_projectors_change_the_width_alone(kind, shape, projected):
     assert projector(features.half()).dtype == torch.float32
 
 
+def test_the_regressor_of_the_published_table():
+    """RepDistiller's ConvReg for maps of one size: convolution with bias, batch norm, ReLU."""
+    projector, features = Projector("regressor", 6, 9), torch.randn(8, 6, 4, 4)
+    convolved = torch.einsum("oi,bihw->bohw", projector.map[0].weight[:, :, 0, 0], features)
+    convolved = convolved + projector.map[0].bias[:, None, None]
+    mean, var = convolved.mean((0, 2, 3), keepdim=True), convolved.var((0, 2, 3), keepdim=True, correction=0)
+    expected = ((convolved - mean) / (var + 1e-5).sqrt()).relu()
+    torch.testing.assert_close(projector(features), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="takes maps"):
+        projector(features[..., 0])
+
+
 @pytest.mark.parametrize("kind", ["linear", "mlp", "orthogonal"])
 def test_every_place_of_a_map_is_projected_alike(kind):
     projector, features = Projector(kind, 6, 9), torch.randn(2, 6, 3, 4)
@@ -306,7 +318,7 @@ def test_projectors_evaluate_from_their_repr(kind):
 
 
 def test_projectors_say_what_they_take():
-    with pytest.raises(ValueError, match="a projector is one of linear, conv, mlp, orthogonal, not 'dense'"):
+    with pytest.raises(ValueError, match="a projector is one of linear, conv, regressor, mlp, orthogonal, not 'dense'"):
         Projector("dense", 4, 6)
     for kind, shape in (
         ("linear", (2, 5)),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from kdlab.__main__ import app
@@ -141,7 +142,13 @@ def test_an_omitted_class_is_not_shown_and_is_measured(digits):
     (done,) = run_together([spec], digits)
     assert done.record["data"]["split"]["train"] == sum(int(y) not in (3, 7) for y in digits.train.labels)
     omitted = done.record["test"]["omitted"]
-    assert set(omitted) == {"accuracy", "bias", "accuracy_with_bias", "accuracy_of_all_with_bias"}
+    assert set(omitted) == {
+        "accuracy", "among_omitted", "bias", "accuracy_with_bias", "accuracy_of_all_with_bias",
+    }  # fmt: skip
+    unseen = torch.isin(digits.test.labels, torch.tensor([3, 7]))
+    larger = done.test_logits[unseen][:, 7] > done.test_logits[unseen][:, 3]
+    right = (larger == (digits.test.labels[unseen] == 7)).float().mean().item()
+    assert omitted["among_omitted"] == pytest.approx(right)
     assert omitted["accuracy_with_bias"] >= omitted["accuracy"] and 0 <= omitted["bias"] <= 15
     assert spec.hash != replace(spec, omit=()).hash
 

@@ -1,3 +1,4 @@
+import importlib
 import json
 import math
 import subprocess
@@ -12,7 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdlab.objectives import CrossEntropy, SoftTargets
+from kdlab.models import resnet8
+from kdlab.objectives import CrossEntropy, HiddenMSE, Projector, SoftTargets
 from kdlab.study import (
     Interval,
     RecordError,
@@ -31,7 +33,9 @@ from kdlab.study import (
     write_record,
 )
 from kdlab.study.run import checkpoint_path, load
-from kdlab.training import Recipe, measure, predict
+from kdlab.training import Recipe, Stopped, fitted_temperature, loop, measure, predict
+
+runs = importlib.import_module("kdlab.study.run")  # the name kdlab.study.run is the function
 
 TINY = Recipe(epochs=2, batch_size=32, learning_rate=0.02, schedule="cosine", augment=False)
 TEACHER = Spec("tests", "teacher", "digits", "resnet8", 1.0 * CrossEntropy(), TINY)
@@ -284,7 +288,7 @@ def test_a_run_measures_its_student_on_the_test_split(finished, digits):
     assert not student.student.training
     assert torch.equal(predict(student.student, digits.test), student.test_logits)
     measured = dict(student.record["test"])
-    within = measured.pop("errors_within_superclass")
+    within, fitted = measured.pop("errors_within_superclass"), measured.pop("fitted")
     assert measured == measure(student.test_logits, digits.test.labels, teacher.test_logits)
     errors = [
         digits.superclass_of[a] == digits.superclass_of[b]
@@ -293,6 +297,44 @@ def test_a_run_measures_its_student_on_the_test_split(finished, digits):
     ]
     assert within == pytest.approx(np.mean(errors), abs=1e-6)
     assert "agreement" not in teacher.record["test"]
+    temperature = fitted_temperature(predict(student.student, digits.validation), digits.validation.labels)
+    again = measure(student.test_logits / temperature, digits.test.labels, teacher.test_logits)
+    kept = ("cross_entropy", "calibration_error", "kl_to_teacher")
+    assert fitted == {"temperature": temperature, **{name: again[name] for name in kept}}
+    assert fitted["cross_entropy"] <= measured["cross_entropy"] + 0.02  # it was fitted on another split
+
+
+def test_runs_of_one_seed_begin_with_the_same_weights_whatever_their_objectives_draw(digits, monkeypatch):
+    """A projector or a memory is drawn after the student, so that it does not shift the student's draw."""
+    begun = {}
+
+    def noted(learners, **options):
+        for learner in learners:
+            begun[repr(learner.objective)] = [p.detach().clone() for p in learner.student.parameters()]
+        raise Stopped
+
+    monkeypatch.setattr(runs, "fit_together", noted)
+    hint = HiddenMSE("layer2", projector=Projector("conv", 32, 32))
+    specs = [STUDENT, replace(STUDENT, objective=CrossEntropy() + hint)]
+    with pytest.raises(Stopped):
+        runs.run_together(specs, digits, teacher=resnet8(10))
+    alone, hinted = begun.values()
+    assert all(torch.equal(a, b) for a, b in zip(alone, hinted, strict=True))
+
+
+def test_the_length_of_the_gradient_is_recorded(finished, digits):
+    """Of the first step, by hand: student and batch of the spec, the gradient of its objective."""
+    record = finished[2].record
+    torch.manual_seed(0)
+    student, teacher = resnet8(10), finished[1].student
+    order = torch.randperm(64, generator=loop._generator(0, 0, "order"))
+    inputs, labels, _ = next(iter(digits.train[:64].batches(32, order=order)))
+    with torch.no_grad():
+        t = teacher(inputs)
+    total, _ = STUDENT.objective(student_logits=student(inputs), teacher_logits=t, labels=labels)
+    total.backward()
+    length = torch.cat([p.grad.flatten() for p in student.parameters()]).norm().item()
+    assert record["epochs"]["gradient_norm"][0] == pytest.approx(length, rel=1e-4)
 
 
 def test_a_stored_student_comes_back(finished, digits):

@@ -663,3 +663,25 @@ def test_what_is_no_data_or_no_objective_is_refused_in_a_sentence(linear):
         fit(linear(), cross_entropy, train=data, recipe=Recipe(epochs=1))
     with pytest.raises(ValueError, match="3 inputs have 2 labels"):
         Examples(torch.zeros(3, 5), torch.zeros(2))
+
+
+def test_a_narrow_convolution_with_stride_is_not_trained_with_its_channels_last():
+    """Its gradient would be written past a buffer on CPUs without AVX-512; in a process of its own, which would die."""
+    code = """
+import torch
+from kdlab.data import Examples
+from kdlab.models import resnet8, resnet8_width4
+from kdlab.objectives import CrossEntropy
+from kdlab.training import Recipe, fit
+from kdlab.training.layout import memory_format
+
+assert memory_format(resnet8_width4(10), "cpu") is torch.contiguous_format
+assert memory_format(resnet8_width4(10), "cuda") is memory_format(resnet8(10), "cpu") is torch.channels_last
+images = torch.randn(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+data = Examples(images, torch.arange(64) % 10)
+recipe = Recipe(epochs=2, batch_size=32, augment=False, learning_rate=0.01, schedule="constant")
+fit(resnet8_width4(10), CrossEntropy(), train=data, recipe=recipe)
+print("alive")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr[-2000:]

@@ -110,7 +110,8 @@ class Projector(nn.Module):
     r"""A learned map from the student's features to the teacher's width.
 
     ``"linear"``: :math:`Ws + b`; on maps ``(B, C, H, W)`` it acts on the channels of every position, which is a 1×1
-    convolution with bias. ``"conv"``: a 1×1 convolution without bias, and batch normalisation, for maps alone.
+    convolution with bias. ``"conv"``: a 1×1 convolution without bias, and batch normalisation, for maps alone. ``"regressor"``:
+    the same with a bias, and a ReLU after it, as the published table has its hint (``ConvReg`` of RepDistiller).
     ``"mlp"``: two linear maps with a ReLU between, as wide as the teacher. ``"orthogonal"``: a linear map without bias whose
     matrix keeps orthonormal rows or columns (:math:`W^\top W = I` or :math:`WW^\top = I`) all through training, so that it can
     turn the student's space but not stretch it.
@@ -118,7 +119,7 @@ class Projector(nn.Module):
     It belongs to the objective: what it learns is thrown away after training.
 
     Args:
-        kind: ``"linear"``, ``"conv"``, ``"mlp"`` or ``"orthogonal"``.
+        kind: ``"linear"``, ``"conv"``, ``"regressor"``, ``"mlp"`` or ``"orthogonal"``.
         student_width: features of the student's layer (channels of a map).
         teacher_width: features of the teacher's.
 
@@ -130,7 +131,7 @@ class Projector(nn.Module):
     torch.Size([8, 64, 4, 4])
     """
 
-    KINDS = ("linear", "conv", "mlp", "orthogonal")
+    KINDS = ("linear", "conv", "regressor", "mlp", "orthogonal")
 
     def __init__(self, kind: str, student_width: int, teacher_width: int):
         super().__init__()
@@ -147,6 +148,8 @@ class Projector(nn.Module):
             self.map = nn.Linear(inputs, outputs)
         elif self.kind == "conv":
             self.map = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        elif self.kind == "regressor":
+            self.map = nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.BatchNorm2d(outputs), nn.ReLU())
         elif self.kind == "mlp":
             self.map = nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Linear(outputs, outputs))
         else:
@@ -162,7 +165,7 @@ class Projector(nn.Module):
             raise ValueError(
                 f"{self!r} takes features of width {self.widths[0]}, but these have shape {tuple(features.shape)}."
             )
-        if self.kind == "conv":
+        if self.kind in ("conv", "regressor"):
             if features.ndim != 4:
                 raise ValueError(
                     f"{self!r} takes maps (batch, channels, height, width), not shape {tuple(features.shape)}."

@@ -49,7 +49,9 @@ def spread(
     def worker(shard: str) -> dict[str, bytes]:
         place = Path(out) / f"shard-{shard.replace('/', '-of-')}"
         with suppress(Stopped):  # at the end of the budget: what is done comes back
-            run_plan(plan(name, shard), book=Path(book), out=place, device=device, budget=budget)
+            run_plan(
+                lambda: plan(name, shard, [book, place]), book=Path(book), out=place, device=device, budget=budget
+            )
         return {
             path.relative_to(place).as_posix(): path.read_bytes()
             for kind in ("records", "checkpoints")
@@ -57,7 +59,7 @@ def spread(
         }
 
     ray.init(address=address, ignore_reinit_error=True)
-    known, names = every_spec(), []
+    names = []
     for files in ray.get([worker.remote(f"{i}/{workers}") for i in range(1, workers + 1)]):
         if not files:
             continue
@@ -66,7 +68,7 @@ def spread(
                 (Path(folder) / path).parent.mkdir(exist_ok=True)
                 (Path(folder) / path).write_bytes(content)
             try:
-                names += take(Path(folder), Path(out), known)
+                names += take(Path(folder), Path(out), every_spec([book, out, folder]))
             except RecordError as error:
                 raise RecordError(f"a worker's records are not whole: {error}") from None
     return names

@@ -31,6 +31,7 @@ from ..objectives.checks import IGNORED
 from ..training import (
     Learner,
     fit_together,
+    fitted_temperature,
     load_model,
     measure,
     measure_further,
@@ -147,8 +148,8 @@ def run_together(
     learners = []
     for spec in specs:
         torch.manual_seed(spec.recipe.seed)
+        student = getattr(models, spec.student)(data.num_classes)  # first: runs of one seed begin with the same weights
         objective = spec.objective.fresh()  # what it learns belongs to this run
-        student = getattr(models, spec.student)(data.num_classes)
         if hasattr(student, "stand_on"):
             if teacher is None:
                 raise ValueError(f"{spec.student} stands on a trained model: its spec needs a teacher.")
@@ -308,7 +309,11 @@ def language_data(spec: Spec, train: Tokens, teacher, device) -> tuple[Tokens, n
 
 
 def measured_images(ended, data: ImageData, teacher, how) -> Iterator[tuple[Tensor, dict]]:
-    """Test logits and the measures of a record, of each student whose training came to its end."""
+    """Test logits and the measures of a record, of each student whose training came to its end.
+
+    ``fitted`` is what is measured once more after the logits are divided by the one temperature that fits the validation
+    split best, where that was held out.
+    """
     labels, superclass = data.test.labels, torch.tensor(data.superclass_of)
     teacher_logits = None if teacher is None else predict(teacher, data.test, **how)
     for spec, student in ended:
@@ -319,6 +324,11 @@ def measured_images(ended, data: ImageData, teacher, how) -> Iterator[tuple[Tens
             **measure(logits, labels, teacher_logits),
             "errors_within_superclass": within.float().mean().item() if len(within) else 0.0,
         }
+        if spec.hold_out:
+            temperature = fitted_temperature(predict(student, data.validation, **how), data.validation.labels)
+            refitted = measure(logits / temperature, labels, teacher_logits)
+            kept = ("cross_entropy", "calibration_error", "kl_to_teacher")
+            found["fitted"] = {"temperature": temperature, **{k: refitted[k] for k in kept if k in refitted}}
         if spec.omit:
             found["omitted"] = measured_omission(spec, student, logits, data, how["device"])
         yield logits, found
@@ -403,10 +413,11 @@ def measured_drafting(drafting: Drafting, student: nn.Module, data: TextData, ve
 
 
 def measured_omission(spec: Spec, student, logits: Tensor, data: ImageData, device) -> dict:
-    """Accuracy on classes that the student was never shown, before and after their bias is raised.
+    """Accuracy on classes that the student was never shown: as it is, among these classes alone, and with their bias raised.
 
-    As in Hinton et al. (2015), section 3: a class that no example has gets too low a bias. What is added to the logits of all
-    omitted classes is the one number that is best on the validation split.
+    A class that no example has gets too low a bias (Hinton et al. 2015, section 3). ``among_omitted`` needs none: of the omitted
+    classes, which has the largest logit. ``accuracy_with_bias`` adds to the logits of all omitted classes the one number that is
+    best for all validation images.
     """
     omitted = torch.tensor(spec.omit)
     unseen = torch.isin(data.test.labels, omitted)
@@ -417,6 +428,7 @@ def measured_omission(spec: Spec, student, logits: Tensor, data: ImageData, devi
     moved = logits + best * raised
     return {
         "accuracy": accuracy(logits[unseen], data.test.labels[unseen]),
+        "among_omitted": accuracy(logits[unseen][:, omitted], torch.searchsorted(omitted, data.test.labels[unseen])),
         "bias": best,
         "accuracy_with_bias": accuracy(moved[unseen], data.test.labels[unseen]),
         "accuracy_of_all_with_bias": accuracy(moved, data.test.labels),

@@ -13,7 +13,7 @@ import torch
 from ..files import sha256
 from ..training import Stopped
 from ..training.distributed import anywhere, by_the_first, rank_and_world
-from .plans import PLANS
+from .plans import PLANS, specs_of
 from .records import RecordError, find_record, headline, read_record, record_path, write_taken
 from .run import checkpoint_path, load, run_together, stored_student
 from .spec import Spec
@@ -26,11 +26,12 @@ class PlanError(ValueError):
     """A plan that there is not, or that cannot be run as asked."""
 
 
-def plan(name: str, shard: str | None = None) -> list[Spec]:
+def plan(name: str, shard: str | None = None, books: Sequence[Path] = ()) -> list[Spec]:
     """The specs of a plan, or of one part of it.
 
     Args:
         name: of a plan.
+        books: where a plan that grows looks for the records that it grows by; none is the book's own folder.
         shard: ``"i/n"``, for array jobs; i from 1: every n-th arm, all its seeds, and with it the arms that its students teach.
             A teacher of the whole plan is in the first part, which is run before the others.
 
@@ -39,7 +40,7 @@ def plan(name: str, shard: str | None = None) -> list[Spec]:
     """
     if name not in PLANS:
         raise PlanError(f"there is no plan {name!r}; there are {', '.join(PLANS)}.")
-    specs = list({spec.hash: spec for spec in PLANS[name]()}.values())
+    specs = list({spec.hash: spec for spec in specs_of(name, *books)}.values())
     if shard is None:
         return specs
     part, _, parts = shard.partition("/")
@@ -138,7 +139,7 @@ class Clock:
 
 
 def run_plan(
-    specs: Sequence[Spec],
+    specs: Sequence[Spec] | Callable[[], Sequence[Spec]],
     *,
     book: Path,
     out: Path | None = None,
@@ -154,7 +155,7 @@ def run_plan(
     Several processes may run one plan at once: each takes what no other holds.
 
     Args:
-        specs: of a plan, most valuable first.
+        specs: of a plan, most valuable first; or what gives them, asked again after each group, where a plan grows.
         book: where records and teachers are looked for.
         out: where new ones go; ``book`` if None. What it holds already counts as done.
         budget: seconds; kept by stopping, with a checkpoint, a few seconds before.
@@ -174,24 +175,26 @@ def run_plan(
         torch.backends.cudnn.deterministic = True  # else a resumed run ends with other bits
     if rank_and_world()[0] > 0:  # one process speaks
         say = _silent
+    known = specs if callable(specs) else lambda: specs
     with clock.listening():
-        return _run(specs, [out, Path(book)], clock, stop, device, limit, checkpoint_seconds, say)
+        return _run(known, [out, Path(book)], clock, stop, device, limit, checkpoint_seconds, say)
 
 
 def _silent(line: str) -> None:
     pass
 
 
-def _run(specs, places, clock, stop, device, limit, checkpoint_seconds, say) -> int:
+def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say) -> int:
     out, written, data, teachers = places[0], 0, {}, {}
     running = out / "running"
-    taught = {spec.teacher.hash for spec in specs if spec.teacher}
 
     def stopping():
         return clock() or (stop is not None and stop())
 
-    by_the_first(lambda: _tidy([spec for spec in specs if _recorded(spec, places)], out))
+    by_the_first(lambda: _tidy([spec for spec in known() if _recorded(spec, places)], out))
     while True:
+        specs = by_the_first(known)
+        taught = {spec.teacher.hash for spec in specs if spec.teacher}
         with ExitStack() as claims:
             chosen, still_open = by_the_first(lambda: _claim(specs, places, device, limit, claims))
             if not chosen:
@@ -402,11 +405,11 @@ def verify(book: Path, known: Sequence[Spec]) -> list[str]:
     return wrong
 
 
-def every_spec() -> list[Spec]:
-    """The specs of all plans, each once, with those of teachers."""
+def every_spec(books: Sequence[Path] = ()) -> list[Spec]:
+    """The specs of all plans, each once, with those of teachers; of plans that grow, as far as the records in ``books`` let them."""
     found = {}
-    for make in PLANS.values():
-        for spec in make():
+    for name in PLANS:
+        for spec in specs_of(name, *books):
             found[spec.hash] = spec
             if spec.teacher:
                 found.setdefault(spec.teacher.hash, spec.teacher)

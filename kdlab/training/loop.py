@@ -17,6 +17,7 @@ from ..objectives.checks import IGNORED
 from .checkpoint import checksum, load_run, require_safetensors, save_run
 from .distributed import anywhere, average, average_gradients, rank_and_world, synchronised_batch_norm
 from .graphs import GraphedStep, graphable
+from .layout import memory_format
 from .measures import evaluation_mode, measure_split
 from .recipe import Recipe
 from .taps import Taps
@@ -123,7 +124,7 @@ def fit(
 
     Returns:
         One dict an epoch: ``epoch``, ``learning_rate``, ``loss`` and each term's mean over the epoch,
-        the terms' ``gradient_norm`` if asked for, ``validation`` (see :func:`~kdlab.training.measures.measure`), ``seconds`` and ``examples_per_second`` of training.
+        ``gradient_norm`` (of the whole, by the student's parameters, at the epoch's first step; of each term if asked for), ``validation`` (see :func:`~kdlab.training.measures.measure`), ``seconds`` and ``examples_per_second`` of training.
 
     Raises:
         ValueError: if the objective needs a teacher and there is none, or the teacher is the student itself.
@@ -286,7 +287,8 @@ class _Student:
             self.objective = 1.0 * self.objective
         self.checkpoint = None if learner.checkpoint is None else Path(learner.checkpoint)
         self.report, self.rewrite = learner.report, learner.rewrite
-        self.model.to(device).to(memory_format=torch.channels_last)
+        self.layout = memory_format(self.model, device)
+        self.model.to(device).to(memory_format=self.layout)
         synchronised_batch_norm(self.model, device)
         self.objective.to(device)
         self.optimizer = _optimizer(self.recipe, self.model, self.objective, device)
@@ -350,11 +352,14 @@ class _Student:
             loss, terms = self.compare(progress, counts, **{k: _part(v, part) for k, v in seen.items()})
             if gradient_norms and self.step == 0:
                 found = self.objective.gradient_norms(terms, list(self.model.parameters()), progress)
-                self.norms = {f"{name}.gradient_norm": norm.item() for name, norm in found.items()}
+                self.norms |= {f"{name}.gradient_norm": norm.item() for name, norm in found.items()}
             loss.backward()
             for name, value in {"loss": loss, **terms}.items():
                 sums.setdefault(name, []).append(value.detach())
         average_gradients(self.optimizer)
+        if self.step == 0:
+            lengths = [p.grad.norm() for p in self.model.parameters() if p.grad is not None]
+            self.norms |= {"gradient_norm": torch.stack(lengths).norm().item()} if lengths else {}
         if self.recipe.max_gradient_norm:
             nn.utils.clip_grad_norm_(self.parameters(), self.recipe.max_gradient_norm)
         self.optimizer.step()
@@ -384,6 +389,8 @@ class _Student:
         with torch.autocast(
             torch.device(self.device).type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"
         ):
+            if inputs.ndim == 4:
+                inputs = inputs.contiguous(memory_format=self.layout)
             student_logits, student_hidden = self.taps(inputs)
         if labels.device.type == "cpu":  # a glance; elsewhere the epoch's mean is looked at
             seen = student_logits
@@ -519,8 +526,7 @@ class _Group:
             views = dict(zip(own_views, (next(stream)[0] for stream in own_streams), strict=True))
             for s in students:
                 s.set_learning_rate(self.steps)
-            measuring = self.gradient_norms and students[0].step == 0
-            if graphed is None or measuring:
+            if graphed is None or students[0].step == 0:  # an epoch's first step is measured, which waits for the device
                 self.step(students, batches, views)
             else:
                 seed_torch(self.device, *seeds, *students[0].position)  # what a replay draws from
