@@ -26,6 +26,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import papermill
+import prose
 import yaml
 
 from kdlab.data import folder as data_folder
@@ -485,6 +486,7 @@ def main() -> int:
             return 0
         for path, statement in unseen(notebooks):
             say(f"chapter {int(path.stem[:2])}, not shown: {statement}")
+        say(prose.report(sources))
         say("pages …")
         changed = sphinx(stage(notebooks))
         say(f"pages {'built' if changed else 'unchanged'};", started)

@@ -183,13 +183,9 @@ def evidence(
         ready = source.ready(arms)
         if short := [a for a in wanted if a not in ready]:
             raise ValueError(f"the plan {source.plan} has fewer than two runs of {', '.join(short)}; {source.command}.")
-        values = {}
-        for arm in ready:
-            try:
-                values[arm] = source.values(arm, quantity.of)
-            except (KeyError, TypeError):  # an arm on which this is not measured
-                if arm in wanted:
-                    raise ValueError(f"{quantity.name} is not measured on {source.plan}'s {arm}.") from None
+        values = {arm: source.values(arm, quantity.of) for arm in source.measured(quantity.of)}
+        if unmeasured := [a for a in wanted if a not in values]:
+            raise ValueError(f"{quantity.name} is not measured on {source.plan}'s {', '.join(unmeasured)}.")
         lost = [f"{source.diverged(a)} of {source.planned([a])} runs of {a} diverged and are not counted" for a in (wanted or values) if source.diverged(a)]
         notes = "; ".join(dict.fromkeys(lost))
         kind, whole = "records", f"the {len(values)} arms of {source.plan}"

@@ -203,6 +203,108 @@ def against(
     return found
 
 
+@dataclass(frozen=True)
+class Pairing:
+    """What it brings to compare run by run.
+
+    Attributes:
+        correlation: of two arms' runs of one seed, on average over arms (intraclass; 0: seeds say nothing of a run).
+        variance_ratio: of a difference, paired over unpaired; below 1 pairing helps.
+        p: of the F test that seeds do nothing.
+        arms: how many.
+        seeds: how many.
+    """
+
+    correlation: float
+    variance_ratio: float
+    p: float
+    arms: int
+    seeds: int
+
+
+def pairing(values: Mapping[str, Mapping[int, float]]) -> Pairing:
+    r"""How much pairing by seed helps, from arms of the same seeds.
+
+    With the mean squares of seeds and of residuals, :math:`M_s` and :math:`M_e`, of ``arms + seeds``:
+    :math:`\hat\rho = (M_s - M_e)/(M_s + (k-1) M_e)`, and a paired difference has the variance :math:`2M_e/n` where an unpaired
+    one has :math:`2\hat\sigma^2/n`, :math:`\hat\sigma^2` within arms. Source: Shrout & Fleiss (1979), Psychol. Bull. 86.
+
+    Raises:
+        ValueError: for fewer than two arms or seeds, or seeds that arms do not share.
+    """
+    from scipy.special import fdtrc
+
+    seeds = list(next(iter(values.values())))
+    if len(values) < 2 or len(seeds) < 2 or any(of.keys() != set(seeds) for of in values.values()):
+        raise ValueError("pairing is judged from two arms or more that have the same two seeds or more.")
+    x = np.array([[of[s] for s in seeds] for of in values.values()])
+    k, n = x.shape
+    residual = float((_residuals(values, list(values), seeds) ** 2).sum() / ((k - 1) * (n - 1)))
+    between = float(k * x.mean(0).var(ddof=1))
+    within = float(x.var(axis=1, ddof=1).mean())
+    if not residual:
+        raise ValueError("arms that differ by constants leave nothing to judge pairing by.")
+    return Pairing(
+        (between - residual) / (between + (k - 1) * residual),
+        residual / within,
+        float(fdtrc(n - 1, (k - 1) * (n - 1), between / residual)),
+        k,
+        n,
+    )
+
+
+def smallest_p(runs: int, *, paired: bool = True) -> float:
+    r"""The smallest two-sided p that so many runs of two arms can reach without a normal distribution.
+
+    By signs of paired differences :math:`2/2^n`, by exchange of unpaired runs :math:`2/\binom{2n}{n}`.
+
+    >>> smallest_p(3), smallest_p(3, paired=False), smallest_p(6)
+    (0.25, 0.1, 0.03125)
+    """
+    return 2 / 2**runs if paired else 2 / math.comb(2 * runs, runs)
+
+
+def at_equal(
+    values: Mapping[str, Mapping[int, float]], held: Mapping[str, Mapping[int, float]], level: float = 0.95
+) -> dict[str, Interval]:
+    r"""A measure at equal values of another: each arm's distance from the straight line through all the other arms' means.
+
+    Fidelity at equal accuracy: with agreement :math:`y` and accuracy :math:`x`, the line through the means of the other
+    :math:`k - 1` arms by least squares predicts :math:`\hat y_a` at :math:`x_a`. The interval is that of a new arm of the same
+    kind, :math:`y_a - \hat y_a \pm t_{k-3}\, s \sqrt{1 + \tfrac1{k-1} + (x_a - \bar x)^2/S_{xx}}`: it excludes zero
+    where the arm lies off the line by more than arms do. It holds alone, for an arm that was named beforehand.
+
+    Args:
+        values: what is compared, by arm and seed.
+        held: what is held equal.
+
+    Raises:
+        ValueError: for fewer than four arms, or arms that do not differ in ``held``.
+
+    Source: Weisberg (2005), Applied Linear Regression, eq. 9.7 (outlier test).
+    """
+    from scipy.special import stdtrit
+
+    if values.keys() != held.keys() or len(values) < 4:
+        raise ValueError("a line takes four arms or more, and both measures of each.")
+    y, x = ({a: float(np.mean(list(of.values()))) for a, of in m.items()} for m in (values, held))
+    found = {}
+    for arm in values:
+        rest = [a for a in values if a != arm]
+        xs, ys = np.array([x[a] for a in rest]), np.array([y[a] for a in rest])
+        spread = ((xs - xs.mean()) ** 2).sum()
+        if not spread:
+            raise ValueError("arms that are equal in what is held equal have no line.")
+        slope = ((xs - xs.mean()) * ys).sum() / spread
+        residual = ys - ys.mean() - slope * (xs - xs.mean())
+        free = len(rest) - 2
+        error = math.sqrt((residual**2).sum() / free * (1 + 1 / len(rest) + (x[arm] - xs.mean()) ** 2 / spread))
+        off = float(y[arm] - ys.mean() - slope * (x[arm] - xs.mean()))
+        half = float(stdtrit(free, (1 + level) / 2) * error)
+        found[arm] = Interval(off, off - half, off + half, len(values[arm]))
+    return found
+
+
 def _pooled_variance(values, seeds):
     """Variance, degrees of freedom and the arms that lend it: residuals of arms + seeds, or within arms if ``seeds`` is None."""
     lent = [a for a, of in values.items() if len(set(of.values())) > 1 and (seeds is None or of.keys() == seeds)]
