@@ -26,13 +26,12 @@ from pathlib import Path
 import jupytext
 import nbformat
 import papermill
-import prose
 import yaml
 
 from kdlab.data import folder as data_folder
 from kdlab.figures import mathematics
 from kdlab.files import atomic_write, sha256
-from kdlab.study import provenance
+from kdlab.study import prose, provenance
 from kdlab.study.records import headline
 
 ROOT = Path(__file__).resolve().parents[1]

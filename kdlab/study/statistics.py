@@ -410,7 +410,7 @@ def _grid(df: float):
     """Points and weights of z, standard normal, and of s, the root of chi square over its degrees of freedom."""
     from scipy import stats
 
-    z, weight = np.polynomial.hermite_e.hermegauss(80)
-    u, step = np.polynomial.legendre.leggauss(200)
+    z, weight = np.polynomial.hermite_e.hermegauss(60)
+    u, step = np.polynomial.legendre.leggauss(100)
     s = np.sqrt(stats.chi2.ppf((u + 1) / 2, df) / df)[:, None]
     return z, weight / math.sqrt(2 * math.pi), s, step / 2

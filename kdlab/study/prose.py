@@ -1,19 +1,15 @@
-"""Sentences of the chapters that no cell makes: python book/prose.py [chapter]
+"""Sentences of the chapters that no cell makes: ``python -m kdlab.study.prose notebooks/*.py`` lists them.
 
-Lists the sentences of a chapter's Markdown with a number, a comparative or a superlative. What is measured should be said by a
-cell, which knows whether it is so (``kdlab.study.statements``); what is left here is definition or quotation. Formulae, code,
-quotations, sentences with a citation, tables, headings, questions and exercises are not listed, nor a sentence that ends
-in ``<!-- by definition -->``.
+They have a number, a comparative or a superlative. What is measured should be said by a cell, which knows whether it is so
+(:mod:`kdlab.study.statements`); what is left here is definition or quotation. Formulae, code, quotations, sentences with a
+citation, tables, headings, questions and exercises are not listed, nor a sentence that ends in ``<!-- by definition -->``.
 """
 
 import argparse
 import re
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-import jupytext
-
-ROOT = Path(__file__).resolve().parents[1]
 MARK = "<!-- by definition -->"
 
 #: What is no sentence of ours: code, directives' options, formulae, quotations, references, links.
@@ -41,6 +37,14 @@ IDIOMS = re.compile(
 )
 
 
+def _left_for(found: re.Match) -> str:
+    """What stays of what is not ours: a quotation marks its sentence, a formula or a name in code is a word of it."""
+    text = found[0]
+    if text.startswith("“"):
+        return " {cite} "
+    return " … " if re.match(r"\$|`(?!``)", text) else "\n"
+
+
 def unmade(markdown: str) -> list[str]:
     """The sentences of a Markdown cell with a number, a comparative or a superlative.
 
@@ -48,7 +52,8 @@ def unmade(markdown: str) -> list[str]:
     ['The teacher is better than we are.', '*Twice* as many.']
     """
     marked = re.sub(re.escape(MARK), " {cite} ", markdown)
-    text = NOT_OURS.sub(lambda found: " {cite} " if found[0].startswith("“") else " … ", re.sub(r"\{cite(?::\w+)?\}`[^`]*`", "{cite}", marked))
+    cited = re.sub(r"\{cite(?::\w+)?\}`[^`]*`", "{cite}", marked)
+    text = NOT_OURS.sub(_left_for, cited)
     found = []
     for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.)\s)", text):
         block = re.sub(r"^\s*(?:[-*]|\d+\.)\s+", "", " ".join(block.split()))
@@ -60,29 +65,29 @@ def unmade(markdown: str) -> list[str]:
 
 
 def chapter_sentences(chapter: Path) -> list[str]:
-    """The same of a whole chapter."""
+    """The same of a whole chapter, a file in py:percent."""
+    import jupytext
+
     return [s for cell in jupytext.read(chapter).cells if cell.cell_type == "markdown" for s in unmade(cell.source)]
 
 
-def report(chapters) -> str:
+def report(chapters: Iterable[Path]) -> str:
     """How many each chapter has, on one line."""
-    numbers = {int(chapter.stem[:2]): len(chapter_sentences(chapter)) for chapter in chapters}
+    numbers = {int(Path(chapter).stem[:2]): len(chapter_sentences(chapter)) for chapter in chapters}
     told = ", ".join(f"{number}: {many}" for number, many in numbers.items())
-    return f"sentences that no cell makes (python book/prose.py lists them): {sum(numbers.values())} ({told})"
+    return f"sentences that no cell makes (python -m kdlab.study.prose lists them): {sum(numbers.values())} ({told})"
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("chapter", nargs="?", default="", help="part of a chapter's name; all if left out")
+    parser.add_argument("chapters", nargs="+", type=Path, help="chapters in py:percent, such as notebooks/*.py")
     given = parser.parse_args()
-    chapters = [c for c in sorted((ROOT / "notebooks").glob("*.py")) if given.chapter in c.stem]
-    for chapter in chapters:
+    for chapter in given.chapters:
         print(f"\n{chapter.stem}")
         for sentence in chapter_sentences(chapter):
             print(f"  - {sentence}")
-    print(f"\n{report(chapters)}")
-    return 0
+    print(f"\n{report(given.chapters)}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
