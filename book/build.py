@@ -31,7 +31,7 @@ import yaml
 from kdlab.data import folder as data_folder
 from kdlab.figures import mathematics
 from kdlab.files import atomic_write, sha256
-from kdlab.study import provenance
+from kdlab.study import prose, provenance
 from kdlab.study.records import headline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -249,7 +249,7 @@ def ledger(given) -> str:
             outcome = said["outcome"] if said else "open"
             lines += [f'<div class="kd-claim" id="{claim["id"].lower()}">', ""]
             lines += [f'<p><span class="kd-id">{claim["id"]}</span> {mathematics(claim["text"].strip())}</p>']
-            mark = f'<span class="kd-mark kd-{outcome.split()[0]}">{outcome}</span>'
+            mark = f'<span class="kd-mark kd-{outcome.replace(" ", "-")}">{outcome}</span>'
             if said:
                 records = (
                     f' · <a href="status.html#records">{claim["records"]}</a>' if "records" in claim else ""
@@ -279,7 +279,7 @@ def errata(given) -> str:
 
 
 def unseen(notebooks) -> list[tuple[Path, str]]:
-    """What chapters say of a training and this build did not show: (chapter, statement)."""
+    """What chapters say of records or of a training, and these did not show: (chapter, statement)."""
     found = []
     for path in notebooks:
         for cell in nbformat.read(path, 4).cells:
@@ -484,7 +484,8 @@ def main() -> int:
         if given.only:
             return 0
         for path, statement in unseen(notebooks):
-            say(f"chapter {int(path.stem[:2])} says, and this build did not show: {statement}")
+            say(f"chapter {int(path.stem[:2])}, not shown: {statement}")
+        say(prose.report(sources))
         say("pages …")
         changed = sphinx(stage(notebooks))
         say(f"pages {'built' if changed else 'unchanged'};", started)

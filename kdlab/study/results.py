@@ -7,7 +7,7 @@ from pathlib import Path
 from .plans import PLANS
 from .records import book_folder, find_record
 from .spec import Spec
-from .statistics import Interval, mean_interval
+from .statistics import Difference, Interval, against, at_equal, mean_interval
 
 #: A key of a record's ``test``, or a function of a record.
 Measure = str | Callable[[dict], float]
@@ -92,6 +92,50 @@ class Results:
         """The mean of :meth:`differences` with its 95 % interval; None for fewer than two."""
         values = list(self.differences(treated, control, measure).values())
         return mean_interval(values) if len(values) > 1 else None
+
+    def against(
+        self,
+        control: str,
+        measure: Measure = "accuracy",
+        arms: Collection[str] | None = None,
+        correction: str | None = "dunnett",
+        pool: Collection[str] | None = None,
+    ) -> dict[str, Difference]:
+        """Every arm minus ``control``, by a variance pooled over arms: :func:`~kdlab.study.statistics.against`.
+
+        Args:
+            control: what is subtracted.
+            measure: a key of a record's test, or a function of a record.
+            arms: those compared; all that have a mean and the measure if None.
+            correction: for their number: "dunnett", "holm" or None.
+            pool: the arms that lend their variance; all that have a mean and the measure if None.
+        """
+        lenders = self.measured(measure) if pool is None else [*pool]
+        names = dict.fromkeys([control, *(arms or ()), *lenders])
+        chosen = [a for a in lenders if a != control] if arms is None else list(arms)
+        return against({name: self.values(name, measure) for name in names}, control, chosen, correction=correction)
+
+    def at_equal(self, measure: Measure, held: Measure = "accuracy", arms: Collection[str] | None = None) -> dict[str, Interval]:
+        """A measure of each arm at equal values of another: :func:`~kdlab.study.statistics.at_equal`.
+
+        Args:
+            measure: what is compared: ``"agreement"``.
+            held: what is held equal.
+            arms: through which the line goes; all that have a mean and the measure if None.
+        """
+        arms = self.measured(measure) if arms is None else arms
+        return at_equal(*({a: self.values(a, m) for a in arms} for m in (measure, held)))
+
+    def measured(self, measure: Measure) -> list[str]:
+        """The arms that have a mean of a measure, in the plan's order."""
+        found = []
+        for arm in self.ready(list(dict.fromkeys(spec.arm for spec in self.specs))):
+            try:
+                self.values(arm, measure)
+            except (KeyError, TypeError):
+                continue
+            found.append(arm)
+        return found
 
 
 def results(plan: str | Sequence[Spec], book: Path | None = None) -> Results:

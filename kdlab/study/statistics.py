@@ -1,6 +1,9 @@
-"""Means with intervals, and differences paired by seed."""
+"""Means with intervals, differences paired by seed, and differences between many arms."""
 
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -88,3 +91,326 @@ def paired_difference(treated, control, level: float = 0.95) -> Interval:
     if treated.shape != control.shape:
         raise ValueError(f"paired runs must be as many, not {treated.size} and {control.size}.")
     return mean_interval(treated - control, level)
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """A mean difference with its interval, and what the interval rests on.
+
+    Attributes:
+        p: two-sided, corrected as the interval is; 1 where it cannot be below 1.
+        df: degrees of freedom of the variance.
+        basis: in words, for a sentence: "variance pooled over 10 arms, paired by seed".
+    """
+
+    p: float = 1.0
+    df: float = math.inf
+    basis: str = ""
+
+
+#: Arms whose variances Bartlett's test tells apart at this level do not share one.
+UNEQUAL = 0.01
+
+
+def against(
+    values: Mapping[str, Mapping[int, float]],
+    control: str,
+    arms: Collection[str] | None = None,
+    *,
+    correction: str | None = "dunnett",
+    level: float = 0.95,
+    paired: bool | None = None,
+    pooled: bool | None = None,
+) -> dict[str, Difference]:
+    r"""Every arm minus ``control``, with a variance pooled over all arms that are given, corrected for their number.
+
+    Paired by seed, the runs are blocks: :math:`x_{as} = \mu_a + \beta_s + \varepsilon_{as}`, and with :math:`k` arms of the
+    same :math:`n` seeds
+
+    .. math:: \bar x_a - \bar x_0 \pm d\,\hat\sigma\sqrt{2/n}, \qquad \hat\sigma^2 \text{ of } (k-1)(n-1) \text{ degrees of freedom,}
+
+    which for two arms is the paired t interval. Unpaired, :math:`\hat\sigma^2` is the variance within arms, of
+    :math:`\sum_a (n_a - 1)` degrees of freedom. :math:`d` is Student's, Dunnett's or Holm's.
+
+    Args:
+        values: by arm and seed. All of these arms lend their variance, compared or not; those of one run or no spread do not.
+        control: what is subtracted.
+        arms: those compared; all others if None.
+        correction: ``"dunnett"`` (all intervals hold at once), ``"holm"`` (an interval excludes zero where Holm rejects),
+            None (each holds alone).
+        level: of confidence.
+        paired: by seed; if None, where control and arms have the same seeds.
+        pooled: if None, unless Bartlett's test says at ``UNEQUAL`` that the arms' variances differ. Where variances are not
+            pooled each difference has its own (paired t, or Welch's), and "dunnett" becomes Bonferroni's.
+
+    Raises:
+        ValueError: for an arm without values, or an unknown correction.
+
+    Source: Dunnett (1955), J. Am. Stat. Assoc. 50; Holm (1979), Scand. J. Stat. 6.
+    """
+    from scipy.special import stdtrit
+
+    arms = [a for a in values if a != control] if arms is None else list(arms)
+    if correction not in ("dunnett", "holm", None):
+        raise ValueError(f'a correction is "dunnett", "holm" or None, not {correction!r}.')
+    for name in (control, *arms):
+        if not values.get(name):
+            raise ValueError(f"{name!r} has no values; there are {', '.join(values)}.")
+    if control in arms or not arms:
+        raise ValueError("a comparison needs arms other than its control.")
+    seeds = values[control].keys()
+    same = all(values[a].keys() == seeds for a in arms)
+    if paired and not same:
+        raise ValueError("paired arms must have the same seeds; use paired=False.")
+    paired = same if paired is None else paired
+    n0 = len(seeds)
+    if n0 == 1 and all(len(values[a]) == 1 for a in arms):  # numbers, not samples
+        shift = {a: next(iter(values[a].values())) - next(iter(values[control].values())) for a in arms}
+        return {a: Difference(d, d, d, 1, float(d == 0)) for a, d in shift.items()}
+    if min(len(values[a]) for a in (control, *arms)) < 2:
+        raise ValueError("a difference with an interval needs two runs of each arm.")
+
+    variance, df, lent = _pooled_variance(values, seeds if paired else None)
+    unequal = df == 0 or (len(lent) > 2 and _spreads_differ(values, lent, paired))
+    pooled = not unequal if pooled is None else pooled
+    spread = {a: len(set(values[a].values())) > 1 for a in (control, *arms)}
+    alone = {}  # mean, standard error, degrees of freedom of each difference
+    for a in arms:
+        mean = float(np.mean(list(values[a].values())) - np.mean(list(values[control].values())))
+        if pooled and df and spread[a] and spread[control]:
+            alone[a] = mean, math.sqrt(variance * (1 / len(values[a]) + 1 / n0)), df
+        else:
+            alone[a] = mean, *_own_error(values[a], values[control], paired)
+    shared = all(alone[a][2] == df for a in arms) and pooled
+    raw = {a: _p_value(mean, error, free) for a, (mean, error, free) in alone.items()}
+    tail, corrected = dict.fromkeys(arms, 1 - level), dict(raw)  # each interval's error, and each p
+    if correction == "holm":
+        tail, corrected = _holm(raw, 1 - level)
+    elif correction == "dunnett" and not (shared and len(arms) > 1):
+        tail = dict.fromkeys(arms, (1 - level) / len(arms))
+        corrected = {a: min(1.0, len(arms) * p) for a, p in raw.items()}
+    dunnett = correction == "dunnett" and shared and len(arms) > 1
+    if dunnett:
+        loads = tuple(sorted(math.sqrt(len(values[a]) / (len(values[a]) + n0)) for a in arms))
+        critical = dunnett_quantile(loads, df, level)
+        corrected = {a: _dunnett_p(round(abs(alone[a][0] / alone[a][1]), 9) if alone[a][1] else math.inf, loads, df) for a in arms}
+    found = {}
+    for a, (mean, error, free) in alone.items():
+        half = error * (critical if dunnett else stdtrit(free, 1 - tail[a] / 2)) if error else 0.0
+        words = f"variance pooled over {len(lent)} arms" if pooled and free == df and len(lent) > 2 else ""
+        words = ", ".join(filter(None, [words, "paired by seed" if paired else "not paired"]))
+        found[a] = Difference(mean, mean - half, mean + half, len(values[a]), corrected[a], free, words)
+    return found
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What it brings to compare run by run.
+
+    Attributes:
+        correlation: of two arms' runs of one seed, on average over arms (intraclass; 0: seeds say nothing of a run).
+        variance_ratio: of a difference, paired over unpaired; below 1 pairing helps.
+        p: of the F test that seeds do nothing.
+        arms: how many.
+        seeds: how many.
+    """
+
+    correlation: float
+    variance_ratio: float
+    p: float
+    arms: int
+    seeds: int
+
+
+def pairing(values: Mapping[str, Mapping[int, float]]) -> Pairing:
+    r"""How much pairing by seed helps, from arms of the same seeds.
+
+    With the mean squares of seeds and of residuals, :math:`M_s` and :math:`M_e`, of ``arms + seeds``:
+    :math:`\hat\rho = (M_s - M_e)/(M_s + (k-1) M_e)`, and a paired difference has the variance :math:`2M_e/n` where an unpaired
+    one has :math:`2\hat\sigma^2/n`, :math:`\hat\sigma^2` within arms. Source: Shrout & Fleiss (1979), Psychol. Bull. 86.
+
+    Raises:
+        ValueError: for fewer than two arms or seeds, or seeds that arms do not share.
+    """
+    from scipy.special import fdtrc
+
+    seeds = list(next(iter(values.values())))
+    if len(values) < 2 or len(seeds) < 2 or any(of.keys() != set(seeds) for of in values.values()):
+        raise ValueError("pairing is judged from two arms or more that have the same two seeds or more.")
+    x = np.array([[of[s] for s in seeds] for of in values.values()])
+    k, n = x.shape
+    residual = float((_residuals(values, list(values), seeds) ** 2).sum() / ((k - 1) * (n - 1)))
+    between = float(k * x.mean(0).var(ddof=1))
+    within = float(x.var(axis=1, ddof=1).mean())
+    if not residual:
+        raise ValueError("arms that differ by constants leave nothing to judge pairing by.")
+    return Pairing(
+        (between - residual) / (between + (k - 1) * residual),
+        residual / within,
+        float(fdtrc(n - 1, (k - 1) * (n - 1), between / residual)),
+        k,
+        n,
+    )
+
+
+def smallest_p(runs: int, *, paired: bool = True) -> float:
+    r"""The smallest two-sided p that so many runs of two arms can reach without a normal distribution.
+
+    By signs of paired differences :math:`2/2^n`, by exchange of unpaired runs :math:`2/\binom{2n}{n}`.
+
+    >>> smallest_p(3), smallest_p(3, paired=False), smallest_p(6)
+    (0.25, 0.1, 0.03125)
+    """
+    return 2 / 2**runs if paired else 2 / math.comb(2 * runs, runs)
+
+
+def at_equal(
+    values: Mapping[str, Mapping[int, float]], held: Mapping[str, Mapping[int, float]], level: float = 0.95
+) -> dict[str, Interval]:
+    r"""A measure at equal values of another: each arm's distance from the straight line through all the other arms' means.
+
+    Fidelity at equal accuracy: with agreement :math:`y` and accuracy :math:`x`, the line through the means of the other
+    :math:`k - 1` arms by least squares predicts :math:`\hat y_a` at :math:`x_a`. The interval is that of a new arm of the same
+    kind, :math:`y_a - \hat y_a \pm t_{k-3}\, s \sqrt{1 + \tfrac1{k-1} + (x_a - \bar x)^2/S_{xx}}`: it excludes zero
+    where the arm lies off the line by more than arms do. It holds alone, for an arm that was named beforehand.
+
+    Args:
+        values: what is compared, by arm and seed.
+        held: what is held equal.
+
+    Raises:
+        ValueError: for fewer than four arms, or arms that do not differ in ``held``.
+
+    Source: Weisberg (2005), Applied Linear Regression, eq. 9.7 (outlier test).
+    """
+    from scipy.special import stdtrit
+
+    if values.keys() != held.keys() or len(values) < 4:
+        raise ValueError("a line takes four arms or more, and both measures of each.")
+    y, x = ({a: float(np.mean(list(of.values()))) for a, of in m.items()} for m in (values, held))
+    found = {}
+    for arm in values:
+        rest = [a for a in values if a != arm]
+        xs, ys = np.array([x[a] for a in rest]), np.array([y[a] for a in rest])
+        spread = ((xs - xs.mean()) ** 2).sum()
+        if not spread:
+            raise ValueError("arms that are equal in what is held equal have no line.")
+        slope = ((xs - xs.mean()) * ys).sum() / spread
+        residual = ys - ys.mean() - slope * (xs - xs.mean())
+        free = len(rest) - 2
+        error = math.sqrt((residual**2).sum() / free * (1 + 1 / len(rest) + (x[arm] - xs.mean()) ** 2 / spread))
+        off = float(y[arm] - ys.mean() - slope * (x[arm] - xs.mean()))
+        half = float(stdtrit(free, (1 + level) / 2) * error)
+        found[arm] = Interval(off, off - half, off + half, len(values[arm]))
+    return found
+
+
+def _pooled_variance(values, seeds):
+    """Variance, degrees of freedom and the arms that lend it: residuals of arms + seeds, or within arms if ``seeds`` is None."""
+    lent = [a for a, of in values.items() if len(set(of.values())) > 1 and (seeds is None or of.keys() == seeds)]
+    if seeds is None:
+        squares = sum(np.var(list(values[a].values())) * len(values[a]) for a in lent)
+        df = sum(len(values[a]) - 1 for a in lent)
+    else:
+        residuals, df = _residuals(values, lent, seeds), (len(lent) - 1) * (len(seeds) - 1)
+        squares = (residuals**2).sum()
+    return (float(squares / df), df, lent) if df > 0 else (0.0, 0, lent)
+
+
+def _residuals(values, arms, seeds):
+    """What arms and seeds together leave, one row an arm."""
+    x = np.array([[values[a][s] for s in seeds] for a in arms])
+    return x - x.mean(1, keepdims=True) - x.mean(0, keepdims=True) + x.mean() if len(x) else x
+
+
+def _spreads_differ(values, arms, paired) -> bool:
+    """Of the values, or of what seeds leave of them: one wild arm shows in the first alone, since it moves every seed's mean."""
+    raw = [list(values[a].values()) for a in arms]
+    rest = list(_residuals(values, arms, list(values[arms[0]]))) if paired else raw
+    return min(_bartlett(raw), _bartlett(rest)) < UNEQUAL
+
+
+def _bartlett(rows) -> float:
+    """p of Bartlett's test that the rows have one variance; 0 if one of them has none. Source: Snedecor & Cochran (1989), p. 251."""
+    from scipy.special import chdtrc
+
+    free = np.array([len(row) - 1 for row in rows])
+    variances = np.array([np.var(row, ddof=1) for row in rows])
+    if not (variances > 1e-20 * variances.max()).all():
+        return 0.0
+    total = free.sum()
+    statistic = total * np.log(free @ variances / total) - free @ np.log(variances)
+    return float(chdtrc(len(rows) - 1, statistic / (1 + ((1 / free).sum() - 1 / total) / (3 * len(rows) - 3))))
+
+
+def _own_error(ours, theirs, paired):
+    """Standard error and degrees of freedom of one difference: paired t, or Welch's."""
+    if paired:
+        d = np.array([ours[s] - theirs[s] for s in theirs])
+        return float(d.std(ddof=1) / math.sqrt(len(d))), len(d) - 1
+    parts = [np.var(list(x.values()), ddof=1) / len(x) for x in (ours, theirs)]
+    total = sum(parts)
+    if not total:
+        return 0.0, len(ours) + len(theirs) - 2
+    return math.sqrt(total), total**2 / sum(p**2 / (len(x) - 1) for p, x in zip(parts, (ours, theirs), strict=True))
+
+
+def _p_value(mean, error, df) -> float:
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(df, -abs(mean) / error)) if error else float(mean == 0)
+
+
+def _holm(p: dict, alpha: float):
+    """Each interval's error, and each corrected p: an interval excludes zero exactly where Holm's procedure rejects."""
+    order, m = sorted(p, key=p.get), len(p)
+    corrected, highest = {}, 0.0
+    for rank, a in enumerate(order):
+        highest = max(highest, min(1.0, (m - rank) * p[a]))
+        corrected[a] = highest
+    rejected = sum(value <= alpha for value in corrected.values())
+    return {a: alpha / (m - min(rank, rejected, m - 1)) for rank, a in enumerate(order)}, corrected
+
+
+@lru_cache(maxsize=1000)
+def dunnett_quantile(loads: tuple[float, ...], df: float, level: float = 0.95) -> float:
+    r"""Dunnett's two-sided critical value :math:`d`: :math:`P(\max_i |T_i| \le d)` is ``level``.
+
+    Args:
+        loads: :math:`\lambda_i = \sqrt{n_i/(n_i+n_0)}` of each arm; the :math:`T_i` have correlations
+            :math:`\lambda_i\lambda_j`, ½ for equal numbers of runs.
+        df: degrees of freedom of the common variance.
+        level: of confidence.
+
+    >>> round(dunnett_quantile((0.5**0.5,) * 3, 20), 2)
+    2.54
+    """
+    from scipy import optimize
+
+    return float(optimize.brentq(lambda d: 1 - level - _dunnett_p(d, loads, df), 0.1, 1e4, xtol=1e-8))
+
+
+@lru_cache(maxsize=10_000)
+def _dunnett_p(t: float, loads: tuple[float, ...], df: float) -> float:
+    r""":math:`1 - \int\!\int \prod_i P(|\lambda_i z + \sqrt{1-\lambda_i^2}\,\varepsilon| \le t s)\,\phi(z)\,f_{df}(s)\,dz\,ds`."""
+    from scipy import special
+
+    if math.isinf(t):
+        return 0.0
+    z, weight, s, step = _grid(df)
+    inside = np.ones((len(s), len(z)))
+    for load, times in zip(*np.unique(loads, return_counts=True), strict=True):
+        rest = math.sqrt(1 - load**2)
+        inside *= (special.ndtr((t * s - load * z) / rest) - special.ndtr((-t * s - load * z) / rest)) ** times
+    return float(min(1.0, max(0.0, 1 - step @ inside @ weight)))
+
+
+@lru_cache(maxsize=100)
+def _grid(df: float):
+    """Points and weights of z, standard normal, and of s, the root of chi square over its degrees of freedom."""
+    from scipy import stats
+
+    z, weight = np.polynomial.hermite_e.hermegauss(60)
+    u, step = np.polynomial.legendre.leggauss(100)
+    s = np.sqrt(stats.chi2.ppf((u + 1) / 2, df) / df)[:, None]
+    return z, weight / math.sqrt(2 * math.pi), s, step / 2

@@ -1,0 +1,61 @@
+"""Prose that no cell makes: which sentences count, and how many each chapter may have."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdlab.study import prose
+
+CHAPTERS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
+
+#: How many a chapter may have. They only shrink; the goal is under ten, each a definition or a quotation.
+CEILINGS = {
+    1: 8, 2: 7, 3: 5, 4: 5, 5: 4, 6: 6, 7: 24, 8: 17, 9: 20, 10: 29, 11: 10, 12: 35, 13: 25, 14: 26, 15: 16, 16: 20, 17: 26,
+    18: 25, 19: 33, 20: 33, 21: 29,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The student gains 3 points.", "It is 0.5 at the start.", "Half of them fail.", "Ten times as many were kept.", "It is better.",
+        "Accuracy is higher there.", "The mean says more than the median.", "DIST does best.", "It is as good as the teacher.",
+        "The gap doubles.", "**The nearest** is last.", "- In a list 20 % are lost.",
+    ],
+)  # fmt: skip
+def test_what_tells_of_a_result_is_listed(sentence):
+    assert prose.unmade(f"All is told.\n\n{sentence} Nothing else.") == [sentence.removeprefix("- ")]
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The loss is $3 < 4$.", "Run `best(3)` now.", "“The best of 3,” they say.", "It was 3 points better {cite}`a2015b`.", "See GPT-2 and B10.",
+        "# The best 3", "| best | 3 |", "How much better is it?", "Text has at least one token.", "```{exercise}\nFind the best 3.\n```",
+        "```python\nbest = 3\n```", "Read chapter 3 again.", "A bound says no more than that.", "1. first\n2. second",
+        "Entropy is largest for the uniform one. <!-- by definition -->",
+    ],
+)  # fmt: skip
+def test_what_is_definition_or_quotation_is_not(sentence):
+    assert prose.unmade(sentence) == []
+
+
+def test_solutions_are_prose_and_code_between_is_not():
+    text = "```{solution} ex\nIt is larger.\n```\n\nAnd it is faster.\n\n```python\nx = 3 * best\n```\n"
+    assert prose.unmade(text) == ["It is larger.", "And it is faster."]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.stem)
+def test_a_chapter_has_no_more_sentences_that_no_cell_makes(chapter):
+    found = prose.chapter_sentences(chapter)
+    assert len(found) <= CEILINGS[int(chapter.stem[:2])], "say it by a statement of kdlab.study.statements:\n" + "\n".join(found)
+
+
+def test_the_command_lists_them_and_the_report_counts(monkeypatch, capsys, tmp_path):
+    chapter = tmp_path / "03_a.py"
+    chapter.write_text("# %% [markdown]\n# # A title\n#\n# This is better. So be it.\n\n# %%\nx = 1\n")
+    monkeypatch.setattr(sys, "argv", ["prose", str(chapter)])
+    prose.main()
+    said = capsys.readouterr().out
+    assert "03_a\n  - This is better.\n" in said and said.endswith("1 (3: 1)\n")

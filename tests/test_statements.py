@@ -1,0 +1,233 @@
+"""Sentences about results: true of their evidence, whatever it is, and changed by evidence to the contrary."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdlab.study import Results
+from kdlab.study.evidence import QUANTITIES, Among, Quantity, evidence
+from kdlab.study.statements import (
+    Said,
+    Survivor,
+    above,
+    below,
+    crosses,
+    falls,
+    in_order,
+    leads,
+    only,
+    power,
+    rises,
+    stated,
+    undecided,
+    within,
+)
+
+NATS = Quantity("divergence from the truth", "nats", better="lower")
+POINTS = Quantity("accuracy", "points", 100, 1)
+NUMBERS = {"kd": 0.60, "alone": 0.50, "dist": 0.70}
+CLEAR = {"kd": [0.60, 0.61, 0.62], "alone": [0.50, 0.52, 0.51], "dist": [0.72, 0.70, 0.71]}
+NOISY = {"kd": [0.60, 0.64, 0.50], "alone": [0.58, 0.49, 0.66], "dist": [0.61, 0.57, 0.60]}
+
+
+@pytest.mark.parametrize("source", [NUMBERS, CLEAR])
+def test_who_leads_is_said_whoever_was_expected(source):
+    right, wrong = leads("dist", source, POINTS), leads("kd", source, POINTS)
+    assert right.holds and not wrong.holds and right.text == wrong.text
+    assert right.text.startswith("Of kd, alone and dist, dist (7") and "leads in accuracy, +10.0 points" in right.text
+    assert "against the next, kd" in right.text
+    assert "kd leads kd, alone and dist in accuracy; this build did not show it" in wrong.markup and right.text in wrong.markup
+    with pytest.raises(TypeError, match="no truth value"):
+        bool(right)
+
+
+def test_what_is_better_decides_who_leads():
+    assert leads("alone", CLEAR, NATS).holds and "lower is better" in leads("alone", CLEAR, NATS).text
+
+
+def test_a_set_is_named_and_only_its_arms_are_judged():
+    two = leads("kd", CLEAR, POINTS, among=["kd", "alone"])
+    assert two.holds and two.text.startswith("Of kd and alone, kd")
+    named = leads("kd", CLEAR, POINTS, among=Among("the two old ones", ["kd", "alone"]))
+    assert named.holds and named.text.startswith("Of the two old ones, kd")
+    many = {f"a{i}": float(i) for i in range(10)}
+    with pytest.raises(ValueError, match="name the set"):
+        leads("a8", many, POINTS, among=list(many)[:9])
+    assert leads("a9", many, POINTS).text.startswith("Of 10 arms, a9")
+    with pytest.raises(ValueError, match="must be in the set, and not alone"):
+        leads("dist", CLEAR, POINTS, among=["kd", "alone"])
+
+
+def test_noise_has_no_leader_and_is_not_equality():
+    nobody = leads("dist", NOISY, POINTS)
+    assert not nobody.holds and "nobody leads" in nobody.text and "is not told apart from" in nobody.text
+    assert undecided("kd", "alone", 1, NOISY, POINTS).holds and not within("kd", "alone", 1, NOISY, POINTS).holds
+    assert not above("kd", "alone", NOISY, POINTS).holds, "a mean above zero is no interval above zero"
+    assert within("kd", "alone", 100, NOISY, POINTS).holds and not undecided("kd", "alone", 100, NOISY, POINTS).holds
+
+
+def test_an_arm_is_held_against_arms_numbers_and_multiples():
+    assert above("kd", "alone", CLEAR, POINTS).holds and below("kd", "dist", CLEAR, POINTS).holds
+    assert not above("kd", ["alone", "dist"], CLEAR, POINTS).holds
+    assert "above alone (+10.0 points" in above("kd", ["alone", "dist"], CLEAR, POINTS).text
+    assert above("dist", None, CLEAR, POINTS).short == "dist is above all others of kd, alone and dist in accuracy."
+    assert above("kd", 58, CLEAR, POINTS).holds and not above("kd", 60, CLEAR, POINTS).holds
+    assert above("kd", "alone", CLEAR, POINTS, by=5).holds and not above("kd", "alone", CLEAR, POINTS, by=12).holds
+    assert above("kd", "alone", CLEAR, POINTS, factor=1.1).holds and not above("kd", "alone", CLEAR, POINTS, factor=1.3).holds
+    assert within("kd", "alone", 0, {"kd": 2, "alone": 2}, POINTS).holds
+    with pytest.raises(ValueError, match="there is no at"):
+        above("kd", "at", CLEAR, POINTS)
+    with pytest.raises(ValueError, match="'kd' is not a finite number"):
+        above("kd", "alone", {"kd": float("nan"), "alone": 1}, POINTS)
+
+
+def test_names_are_for_people():
+    said = above("kd", "alone", CLEAR, POINTS, names={"kd": "the teacher's student", "alone": "labels"})
+    assert "the teacher's student is above labels" in said.text
+
+
+def test_order_and_sets():
+    assert in_order(["alone", "kd", "dist"], CLEAR, POINTS).holds
+    assert not in_order(["alone", "dist", "kd"], CLEAR, POINTS).holds
+    assert in_order(["dist", "alone"], CLEAR, POINTS, rising=False).holds
+    assert only(["kd", "dist"], CLEAR, POINTS, above=55).holds and not only(["dist"], CLEAR, POINTS, above=55).holds
+    assert only([], CLEAR, POINTS, below=10).holds
+    with pytest.raises(ValueError, match="give a level"):
+        only(["kd"], CLEAR, POINTS)
+
+
+def test_curves():
+    loss = Quantity("loss", "nats", digits=2)
+    both = {"soft": [3.0, 2.0, 1.0], "hard": [3.0, 3.1, 2.0]}
+    assert falls(both, loss, "epochs").holds and not falls(both, loss, "epochs", throughout=True).holds
+    assert not rises(both, loss, "epochs").holds and not falls(both, loss, "epochs", to=0.5).holds
+    assert "falls from 3.00 nats to 1.00 nats between 0 and 2 epochs, at every step (soft)" in falls(both, loss, "epochs").text
+    line = {"difference": (np.array([1.0, 2.0, 4.0]), np.array([2.0, 1.0, -1.0]))}
+    crossing = crosses(line, loss, "tokens")
+    assert crossing.holds and "downwards at 3 tokens" in crossing.text and not crosses(line, loss, "tokens", level=5).holds
+    inverse = {"error": {n: 1 / n for n in (10, 100, 1000)}}
+    assert power(inverse, loss, "n", -1, 0.1).holds and not power(inverse, loss, "n", -2, 0.1).holds
+    with pytest.raises(ValueError, match="x that rises"):
+        falls({"a": ([2, 1], [1, 1])}, loss, "n")
+
+
+def test_the_source_decides_the_words_of_the_banner(book):
+    said = above("alone", "kd", book)
+    assert "the records do not show it" in said.markup and "processor" not in said.markup and said.source == "records"
+    assert "processor" in above("alone", "kd", CLEAR, POINTS).markup
+    payload = said._repr_mimebundle_()["application/vnd.kdlab.observation+json"]
+    assert not payload["holds"] and said.text in payload["statement"] and "do not show" in payload["statement"]
+    assert above("kd", "alone", book).text == (
+        "In test accuracy, kd is above alone (+10.00 points [+7.52, +12.48]) (95 % interval; paired by seed; n = 3)."
+    )
+
+
+@pytest.fixture
+def book(tmp_path):
+    """Records of a plan of two arms, three seeds."""
+    from kdlab.objectives import CrossEntropy
+    from kdlab.study import Spec
+    from kdlab.training import Recipe
+
+    recipe = Recipe(epochs=1, batch_size=32, schedule="constant", learning_rate=0.01, augment=False)
+    specs, records = [], {}
+    for arm in ("kd", "alone"):
+        for seed, accuracy in enumerate(CLEAR[arm]):
+            spec = Spec("tiny", arm, "digits", "resnet8", 1.0 * CrossEntropy(), replace(recipe, seed=seed))
+            specs.append(spec)
+            records[spec.hash] = {"recipe": {"seed": seed}, "test": {"accuracy": accuracy}}
+    return Results("tiny", tuple(specs), records)
+
+
+def test_records_that_are_missing_or_not_measured_are_named(book):
+    with pytest.raises(ValueError, match="the plan tiny has no arm at"):
+        above("kd", "at", book)
+    with pytest.raises(ValueError, match="agreement with the teacher is not measured on tiny's kd"):
+        above("kd", "alone", book, "agreement")
+    short = replace(book, records=dict(list(book.records.items())[:4]))
+    with pytest.raises(ValueError, match="fewer than two runs of alone; kdlab run tiny"):
+        above("kd", "alone", short)
+    lost = {**book.records, book.specs[0].hash: {"recipe": {"seed": 0}, "test": None}}
+    assert "1 of 3 runs of kd diverged and are not counted" in above("kd", "alone", replace(book, records=lost)).text
+
+
+# ---------------------------------------------------------------- what is said is true, and nothing survives
+
+values = st.dictionaries(
+    st.sampled_from("abcdefg"),
+    st.lists(st.floats(-100, 100).map(lambda v: round(v, 3)), min_size=3, max_size=3),
+    min_size=2,
+)
+
+
+@given(values)
+def test_a_leader_is_above_all_and_a_statement_is_made_of_any_evidence(source):
+    first = next(iter(source))
+    said = leads(first, source, POINTS)  # raises Survivor if it would say the same of evidence to the contrary
+    best = max(source, key=lambda a: np.mean(source[a]))
+    if said.holds:
+        assert all(d.low > 0 for d in evidence(source, POINTS).differences(first, [a for a in source if a != first]).values())
+    else:
+        assert f"{first} (" not in said.text.split("leads")[0] or "nobody leads" in said.text or best != first
+    others = [a for a in source if a != first]
+    outcomes = [make(first, others[0], source, POINTS).holds for make in (above, below)]
+    outcomes.append(within(first, others[0], 10, source, POINTS).holds)
+    outcomes.append(undecided(first, others[0], 10, source, POINTS).holds)
+    assert sum(outcomes) in (1, 2) and outcomes[3] + outcomes[0] + outcomes[1] < 2
+    above(first, others, source, POINTS), in_order(sorted(source), source, POINTS), only([first], source, POINTS, above=0)
+
+
+@given(st.lists(st.floats(0.01, 100).map(lambda v: round(v, 2)), min_size=2, max_size=6))
+def test_statements_of_any_curve_survive_nothing(y):
+    falls({"a": y}, NATS, "n"), crosses({"a": y}, NATS, "n", level=3), rises({"a": y, "b": y[::-1]}, NATS, "n", throughout=True)
+    power({"a": {i + 1: v for i, v in enumerate(y)}}, NATS, "n", -1, 0.1)
+
+
+def free_string(of):
+    """A sentence that does not look."""
+    return Said(f"dist leads with {of.mean('dist').mean:.3f}", frozenset([("leads", "dist")]), True, (("dist", "kd"),))
+
+
+def leaves_two_out(of):
+    """Chapter 7's badge: the arms that beat it are left out of the set."""
+    best = max(("kd", "alone"), key=lambda a: of.mean(a).mean)
+    return Said(f"{best} leads", frozenset([("leads", best)]), True, (("kd", "alone"),))
+
+
+def asks_for_a_difference_only(of):
+    """Says which, whichever way round."""
+    return Said("kd and alone differ", frozenset([("differ",)]), True, (("kd", "alone"),))
+
+
+@pytest.mark.parametrize(
+    ("rule", "how"),
+    [
+        (free_string, "dist and kd exchanged; with all signs turned; with an arm added above all"),
+        (leaves_two_out, "an arm added above all"),
+        (asks_for_a_difference_only, "kd and alone exchanged; with all signs turned; with an arm added"),
+    ],
+)
+def test_a_statement_that_does_not_look_survives_and_is_refused(rule, how):
+    with pytest.raises(Survivor, match=how):
+        stated(rule, evidence(CLEAR, POINTS), "…")
+
+
+def test_a_statement_of_curves_that_does_not_look_is_refused():
+    from kdlab.study.evidence import curves
+
+    def always(of):
+        return Said("all fall", frozenset(["fall"]), True, tuple(of.points))
+
+    with pytest.raises(Survivor, match="a backwards; with all signs turned; with a curve added"):
+        stated(always, curves({"a": [2, 1]}, NATS, "n"), "…")
+
+
+def test_numbers_have_the_quantitys_unit():
+    assert QUANTITIES["bits_per_byte"].level(2.5) == "2.500 bits per byte"
+    assert QUANTITIES["accuracy"].level(0.5) == "50.00 %"
+    with pytest.raises(ValueError, match="better is"):
+        Quantity("speed", better="faster")
