@@ -31,6 +31,11 @@ ALLOWED = {  # besides the standard library and the room itself
         "numpy",
         "scipy",
         "ray",
+        "jupytext",
+        "nbformat",
+        "papermill",
+        "jupyter_client",
+        "jupyter_core",
         "kdlab",
         "kdlab.files",
         *(f"kdlab.{room}" for room in (*ROOMS[:-1], "figures")),
@@ -41,7 +46,7 @@ LAZY = {
     "data": {"pooch", "sklearn"},
     "training": {"safetensors"},
     "language": {"tokenizers"},
-    "study": {"scipy", "ray", "kdlab.figures"},
+    "study": {"scipy", "ray", "kdlab.figures", "jupytext", "nbformat", "papermill", "jupyter_client", "jupyter_core"},
     "benchmarks": {"liger_kernel"},
 }
 
