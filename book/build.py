@@ -13,7 +13,6 @@ import functools
 import hashlib
 import heapq
 import html
-import importlib.util
 import json
 import os
 import platform
@@ -38,27 +37,43 @@ from kdlab.data import folder as data_folder
 from kdlab.figures import mathematics
 from kdlab.files import atomic_write, sha256
 from kdlab.study import provenance
-from kdlab.study.chapters import ChapterError, read_chapter, stop_kernels
+from kdlab.study.chapters import (
+    OBSERVATION,
+    VERDICT,
+    ChapterError,
+    copy_mathjax,
+    jupyter_book,
+    stop_kernels,
+    without_reports,
+    write_page,
+)
 from kdlab.study.chapters import execute as execute_chapter
 from kdlab.study.parameters import ParameterError
 from kdlab.study.records import headline
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
-VERDICT = "application/vnd.kdlab.verdict+json"
-OBSERVATION = "application/vnd.kdlab.observation+json"
-SETUP = """\
-# Where kdlab is not installed (Colab, Binder), fetch it with the book's records. Elsewhere this does nothing.
-import importlib.util
+EXTRAS = "theory,study,data,figures,language"
+SETUP = f"""\
+# On Colab and Binder, fetch kdlab with the book's records, once. Elsewhere this does nothing.
+import importlib.util, os, subprocess, sys
 
+clone = os.path.abspath("kdlab-source")
+hosted = importlib.util.find_spec("kdlab") is None or "BINDER_SERVICE_HOST" in os.environ
+if hosted and not os.path.isdir(clone):
+    subprocess.run(["git", "clone", "--depth", "1", "https://github.com/kdlab/kdlab", clone], check=True)
 if importlib.util.find_spec("kdlab") is None:
-    import os, subprocess, sys
-    subprocess.run(["git", "clone", "--depth", "1", "https://github.com/kdlab/kdlab", "kdlab-source"], check=True)
-    extras = "./kdlab-source[theory,study,data,figures]"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", extras], check=True)
-    os.environ["KDLAB_BOOK"] = os.path.abspath("kdlab-source/book")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", clone + "[{EXTRAS}]"], check=True)
     importlib.invalidate_caches()
+if os.path.isdir(clone):
+    os.environ["KDLAB_BOOK"] = os.path.join(clone, "book")
 """
+#: Binder's environment, in the root of the published branch, where the button points.
+BINDER = {
+    "runtime.txt": "python-3.12\n",
+    "requirements.txt": "--extra-index-url https://download.pytorch.org/whl/cpu\n"
+    f"kdlab[{EXTRAS}] @ git+https://github.com/kdlab/kdlab\n",
+}
 
 
 class BuildError(RuntimeError):
@@ -192,9 +207,8 @@ def unchanged(chapter: Path, profile: str) -> bool:
 
 def execute(chapter: Path, profile: str, *, progress: bool = False) -> float:
     """Execute a chapter; what it took in seconds. Its last good notebook stays where it fails."""
-    key, work = code_key(chapter, {"profile": profile}), BUILD / "running"
-    work.mkdir(parents=True, exist_ok=True)
-    result, trace = (work / f"{chapter.stem}{end}" for end in (".ipynb", ".trace"))
+    key, trace = code_key(chapter, {"profile": profile}), BUILD / "running" / f"{chapter.stem}.trace"
+    trace.parent.mkdir(parents=True, exist_ok=True)
     trace.unlink(missing_ok=True)
     environment = {
         "KDLAB_TRACE": str(trace), "KDLAB_BOOK": str(ROOT / "book"), "PYTHONWARNINGS": "ignore::FutureWarning"
@@ -202,7 +216,7 @@ def execute(chapter: Path, profile: str, *, progress: bool = False) -> float:
     origin, started = provenance(), time.time()
     try:
         executed = execute_chapter(
-            chapter, result, {"profile": profile}, environment=environment, progress=progress
+            chapter, {"profile": profile}, environment=environment, progress=progress
         )
     except (ChapterError, ParameterError) as error:
         raise BuildError(f"{chapter.relative_to(ROOT)}, {error}") from error
@@ -478,11 +492,8 @@ def stage(notebooks) -> Path:
     skip = shutil.ignore_patterns("*.py", "*.toml", "__pycache__", "records", "checkpoints", "running")
     shutil.copytree(ROOT / "book", new / "book", ignore=skip)
     for path in notebooks:
-        notebook = for_readers(nbformat.read(path, 4))
-        for output in (o for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o):
-            # Sphinx does not know them; ledger and status page read them from the executed notebook.
-            output["data"].pop(VERDICT, None)
-            output["data"].pop(OBSERVATION, None)
+        # Ledger and status page read the reports from the executed notebook.
+        notebook = without_reports(for_readers(nbformat.read(path, 4)))
         nbformat.write(notebook, new / "notebooks" / path.name)
     given = verdicts(notebooks)
     for name, page in (("claims", ledger(given)), ("errata", errata(given)), ("status", status(notebooks))):
@@ -493,11 +504,9 @@ def stage(notebooks) -> Path:
     text = landing.read_text(encoding="utf-8").replace("%DIAL%", dial)
     text = text.replace("%TESTED%", str(tested)).replace("%CLAIMS%", str(len(claims()["claim"])))
     landing.write_text(text, encoding="utf-8")
-    mathjax = Path(importlib.util.find_spec("mathjax").origin).parent / "static" / "mathjax" / "es5"
-    target = new / "_root" / "mathjax"
-    (target / "output" / "chtml").mkdir(parents=True)
-    shutil.copyfile(mathjax / "tex-mml-chtml.js", target / "tex-mml-chtml.js")
-    shutil.copytree(mathjax / "output" / "chtml" / "fonts", target / "output" / "chtml" / "fonts")
+    copy_mathjax(new / "_root" / "mathjax")
+    for name, text in BINDER.items():
+        (new / "_root" / name).write_text(text, encoding="utf-8")
     shutil.copytree(ROOT / "book" / "_static", new / "_static", dirs_exist_ok=True)
 
     old = BUILD / "stage"
@@ -539,15 +548,13 @@ def sphinx(where: Path) -> bool:
     if stamp.exists() and stamp.read_text() == key and (BUILD / "html" / "index.html").exists():
         return False
     stamp.unlink(missing_ok=True)
-    jupyter_book = Path(sys.executable).with_name("jupyter-book")
-    command = [jupyter_book, "build", where, "--path-output", BUILD / "sphinx", "-W", "-n", "--keep-going"]
+    finished = jupyter_book(where, BUILD / "sphinx", "-W", "-n", "--keep-going")
     log = BUILD / "sphinx.log"
-    with log.open("w", encoding="utf-8") as out:
-        finished = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
+    log.write_text(finished.stdout, encoding="utf-8")
     if finished.returncode:
         # Else the next build would read fewer pages, and warn of less.
         shutil.rmtree(BUILD / "sphinx", ignore_errors=True)
-        text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8"))
+        text = re.sub(r"\x1b\[[0-9;]*m", "", finished.stdout)
         told = [line for line in text.splitlines() if re.search(r"WARNING|ERROR|Error", line)][
             :8
         ] or text.splitlines()[-8:]
@@ -607,7 +614,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument(
-        "--only", help="execute only the chapters whose name has this in it, and build no HTML"
+        "--only", help="only the chapters whose name has this in it, each as a page of its own in _build/preview"
     )
     parser.add_argument(
         "--jobs", type=int, help="chapters at a time; else as many as there are cores, and one with a GPU"
@@ -626,13 +633,17 @@ def main() -> int:
         notebooks = execute_all(sources, given.profile, jobs)
         say(f"chapters: {processor_seconds():.0f} s of processor time;", started)
         if given.only:
+            for path in notebooks:
+                executed = for_readers(nbformat.read(path, 4))
+                page = write_page(executed, ROOT, path.stem, BUILD / "preview" / path.stem)
+                say(f"Open {page}", started)
             return 0
         for path, statement in unseen(notebooks):
             say(f"chapter {int(path.stem[:2])} says, and this build did not show: {statement}")
         say("pages …")
         changed = sphinx(stage(notebooks))
         say(f"pages {'built' if changed else 'unchanged'};", started)
-    except (BuildError, DataError) as error:
+    except (BuildError, ChapterError, DataError) as error:
         print(f"\nThe book was not built: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -36,6 +36,7 @@ ALLOWED = {  # besides the standard library and the room itself
         "papermill",
         "jupyter_client",
         "jupyter_core",
+        "yaml",
         "kdlab",
         "kdlab.files",
         *(f"kdlab.{room}" for room in (*ROOMS[:-1], "figures")),
@@ -46,7 +47,7 @@ LAZY = {
     "data": {"pooch", "sklearn"},
     "training": {"safetensors"},
     "language": {"tokenizers"},
-    "study": {"scipy", "ray", "kdlab.figures", "jupytext", "nbformat", "papermill", "jupyter_client", "jupyter_core"},
+    "study": {"scipy", "ray", "kdlab.figures", "jupytext", "nbformat", "papermill", "jupyter_client", "jupyter_core", "yaml"},
     "benchmarks": {"liger_kernel"},
 }
 
