@@ -1,17 +1,30 @@
-# Two commands: make test, make book.  PYTHON=python3.12 chooses the interpreter, PROFILE=gpu the profile.
+# make book, make test, make check; make environment for .venv alone.
+# PYTHON=python3.12 chooses the interpreter, PROFILE=gpu the profile, JOBS=4 how many chapters run at a time.
 
 PYTHON ?= python3
 PROFILE ?= cpu
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: book test wheel lock clean
+.PHONY: environment book test check format wheel lock clean
+
+environment: $(READY)
 
 book: $(READY)
-	@$(VENV)/bin/python book/build.py --profile $(PROFILE)
+	@$(VENV)/bin/python book/build.py --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
 
+# As many processes as there are cores, one thread each; pytest's own options go into PYTEST_ADDOPTS.
 test: $(READY)
-	@$(VENV)/bin/python -m pytest --cov=kdlab.objectives --cov-report=term:skip-covered --cov-fail-under=100
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 16 --dist loadgroup --cov=kdlab.objectives --cov-report=term:skip-covered --cov-fail-under=100
+
+# What a commit must pass: format and lint, with the settings of pyproject.toml.
+check: $(READY)
+	@$(VENV)/bin/ruff format --check --quiet . || { $(VENV)/bin/ruff format --check . ; echo "make format mends it."; exit 1; }
+	@$(VENV)/bin/ruff check --quiet .
+
+format: $(READY)
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
 
 # The environment is made anew when the lock changes; kdlab itself is installed in place.
 $(READY): requirements.lock pyproject.toml

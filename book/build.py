@@ -1,55 +1,79 @@
-"""Execute the chapters and build the book: python book/build.py [--profile cpu]
+"""Execute the chapters and build the book: python book/build.py [--profile cpu] [--jobs 2] [--only 03]
 
 sources → executed notebooks (papermill, into _build/executed) → stage (_build/stage) → HTML (_build/html)
 
-A chapter is executed again when its source, its parameters, kdlab, the lock file or the data that it read changed,
-and not otherwise. Only a notebook that ran to its end reaches the stage.
+A chapter is executed again when its source, its parameters, a module of kdlab that it imports, the lock file or the
+data that it read changed, and not otherwise. As many run side by side as there are cores, those that take longest
+first. Only a notebook that ran to its end reaches the stage.
 """
 
 import argparse
+import ast
+import functools
 import hashlib
+import heapq
 import html
-import importlib.util
 import json
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import time
 import tomllib
 import warnings
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from pathlib import Path
 
-import jupytext
 import nbformat
-import papermill
+import torch
 import yaml
 
+from kdlab.data import DataError, corpus_or_fallback, load_images
 from kdlab.data import folder as data_folder
 from kdlab.figures import mathematics
 from kdlab.files import atomic_write, sha256
 from kdlab.study import prose, provenance
+from kdlab.study.chapters import (
+    OBSERVATION,
+    VERDICT,
+    ChapterError,
+    copy_mathjax,
+    jupyter_book,
+    stop_kernels,
+    without_reports,
+    write_page,
+)
+from kdlab.study.chapters import execute as execute_chapter
+from kdlab.study.parameters import ParameterError
 from kdlab.study.records import headline
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
-VERDICT = "application/vnd.kdlab.verdict+json"
-OBSERVATION = "application/vnd.kdlab.observation+json"
-SETUP = """\
-# Where kdlab is not installed (Colab, Binder), fetch it with the book's records. Elsewhere this does nothing.
-import importlib.util
+EXTRAS = "theory,study,data,figures,language"
+SETUP = f"""\
+# On Colab and Binder, fetch kdlab with the book's records, once. Elsewhere this does nothing.
+import importlib.util, os, subprocess, sys
 
+clone = os.path.abspath("kdlab-source")
+hosted = importlib.util.find_spec("kdlab") is None or "BINDER_SERVICE_HOST" in os.environ
+if hosted and not os.path.isdir(clone):
+    subprocess.run(["git", "clone", "--depth", "1", "https://github.com/kdlab/kdlab", clone], check=True)
 if importlib.util.find_spec("kdlab") is None:
-    import os, subprocess, sys
-    subprocess.run(["git", "clone", "--depth", "1", "https://github.com/kdlab/kdlab", "kdlab-source"], check=True)
-    extras = "./kdlab-source[theory,study,data,figures]"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", extras], check=True)
-    os.environ["KDLAB_BOOK"] = os.path.abspath("kdlab-source/book")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", clone + "[{EXTRAS}]"], check=True)
     importlib.invalidate_caches()
+if os.path.isdir(clone):
+    os.environ["KDLAB_BOOK"] = os.path.join(clone, "book")
 """
+#: Binder's environment, in the root of the published branch, where the button points.
+BINDER = {
+    "runtime.txt": "python-3.12\n",
+    "requirements.txt": "--extra-index-url https://download.pytorch.org/whl/cpu\n"
+    f"kdlab[{EXTRAS}] @ git+https://github.com/kdlab/kdlab\n",
+}
 
 
 class BuildError(RuntimeError):
@@ -70,20 +94,78 @@ def chapters() -> list[Path]:
     return [ROOT / f"{name}.py" for name in files if name.startswith("notebooks/")]
 
 
+def imports(path: Path) -> tuple[tuple[str, str], ...]:
+    """(module, name) for every name of kdlab that a Python file imports, wherever in it; ``*`` for a whole module."""
+    return _imports(path.relative_to(ROOT).with_suffix("").parts, path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _imports(here: tuple[str, ...], source: str) -> tuple[tuple[str, str], ...]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, "*") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = here[: len(here) - node.level] if node.level else ()
+            found += [(".".join([*base, *filter(None, [node.module])]), alias.name) for alias in node.names]
+        elif here[0] == "notebooks" and isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += [(name, "*") for name in re.findall(r"\b(?:from|import) (kdlab[\w.]*)", node.value)]
+    return tuple((module, name) for module, name in found if module.split(".")[0] == "kdlab")
+
+
+def module_file(name: str) -> Path | None:
+    stem = ROOT.joinpath(*name.split("."))
+    return next((f for f in (stem / "__init__.py", stem.with_suffix(".py")) if f.is_file()), None)
+
+
+def depends_on(chapter: Path) -> list[Path]:
+    """The files of kdlab that a chapter depends on: what it imports, what that imports, and the data beside them.
+
+    A name that a package passes on stands for the module that it comes from. Data of a folder (figures' scripts,
+    tokenisers) belong to the modules there that name them, or their folder.
+    """
+    found, followed, todo = set(), set(), [*imports(chapter)]
+    while todo:
+        module, name = todo.pop()
+        if (module, name) in followed or not (file := module_file(module)):
+            continue
+        followed.add((module, name))
+        parts = module.split(".")
+        found |= {file, *(module_file(".".join(parts[:n])) for n in range(1, len(parts)))}
+        if file.name != "__init__.py":
+            todo += imports(file)
+        elif module_file(f"{module}.{name}"):
+            todo.append((f"{module}.{name}", "*"))
+        else:  # only that of it which the name is imported by; all of it for what it defines itself
+            passed_on = [(base, other) for base, other in imports(file) if other == name]
+            todo += passed_on or imports(file)
+    for file in (f for f in (ROOT / "kdlab").rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")):
+        package = next(folder for folder in file.parents if (folder / "__init__.py").exists() or folder == ROOT)
+        names = {file.name, *file.relative_to(package).parts[:-1]}
+        near = (module for module in list(found) if module.parent == package)
+        if any(names & set(re.findall(r"[\w.-]+", module.read_text(encoding="utf-8"))) for module in near):
+            found.add(file)
+    return sorted(found)
+
+
 def code_key(chapter: Path, parameters: dict) -> str:
-    """Changes with the chapter's source, its parameters, kdlab's source, the lock file and Python's version."""
+    """Changes with the chapter, its parameters, what it depends on of kdlab, the lock file and Python's version."""
     digest = hashlib.sha256(json.dumps([parameters, platform.python_version()]).encode())
-    sources = sorted(p for p in (ROOT / "kdlab").rglob("*") if p.suffix in (".py", ".js"))
-    for path in [chapter, ROOT / "requirements.lock", *sources]:
+    for path in [chapter, ROOT / "requirements.lock", *depends_on(chapter)]:
         digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+@functools.cache
+def checksum(path: Path, changed: int) -> str:
+    return sha256(path)
 
 
 def fingerprint(paths) -> dict:
     """What each file or folder that a chapter looked for is now; a move of the data folder changes nothing."""
     prints = {}
     for path in map(Path, sorted(set(map(str, paths)))):
-        state = sha256(path) if path.is_file() else "folder" if path.is_dir() else "missing"
+        state = checksum(path, path.stat().st_mtime_ns) if path.is_file() else "folder" if path.is_dir() else "missing"
         for name, base in (("data", data_folder()), ("book", ROOT / "book")):
             if path.is_relative_to(base.absolute()):
                 prints[f"{name}:{path.relative_to(base.absolute()).as_posix()}"] = state
@@ -94,19 +176,6 @@ def fingerprint(paths) -> dict:
 def resolve(names) -> list[Path]:
     bases = {"data": data_folder(), "book": ROOT / "book"}
     return [(bases[kind] / rest).absolute() for kind, rest in (name.split(":", 1) for name in names)]
-
-
-def read_source(chapter: Path, parameters: dict):
-    """The chapter as a notebook; refuses parameters that it does not have."""
-    notebook = jupytext.read(chapter)
-    for cell in notebook.cells:
-        cell.metadata.pop("lines_to_next_cell", None)
-    declared = "\n".join(c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    for name in parameters:
-        if not re.search(rf"^{name}\s*[:=]", declared, re.MULTILINE):
-            raise BuildError(f"{chapter.name} has no parameter {name!r} in its cell tagged 'parameters'.")
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return notebook
 
 
 def commit(origin: dict) -> str:
@@ -122,57 +191,35 @@ def stamp(made: dict) -> str:
     )
 
 
-def failure(notebook) -> str | None:
-    """Cell and error of a notebook that did not run to its end, else None."""
-    for number, cell in enumerate(notebook.cells, start=1):
-        if cell.cell_type != "code" or "papermill-error-cell-tag" in cell.metadata.get("tags", []):
-            continue
-        for output in cell.outputs:
-            if output.output_type == "error":
-                first = cell.source.strip().splitlines()[0] if cell.source.strip() else ""
-                message = " ".join(output.evalue.split())[:500]
-                return f"cell {number} (“{first}”) raised {output.ename}: {message}"
-    if notebook.metadata.get("papermill", {}).get("exception"):
-        return "papermill stopped before its end"
-    return None
+def executed_path(chapter: Path, profile: str) -> Path:
+    return BUILD / "executed" / profile / f"{chapter.stem}.ipynb"
 
 
-def execute(chapter: Path, profile: str) -> tuple[Path, bool]:
-    """The executed notebook of a chapter, and whether it had to be executed now."""
-    parameters = {"profile": profile}
-    done = BUILD / "executed" / profile / f"{chapter.stem}.ipynb"
-    key = code_key(chapter, parameters)
-    if done.exists():
-        made = nbformat.read(done, 4).metadata["kdlab"]
-        if made["key"] == key and made["read"] == fingerprint(resolve(made["read"])):
-            return done, False
-    notebook = read_source(chapter, parameters)
-    work = BUILD / "running"
-    work.mkdir(parents=True, exist_ok=True)
-    source, result, trace = (work / f"{chapter.stem}{end}" for end in (".source.ipynb", ".ipynb", ".trace"))
-    nbformat.write(notebook, source)
+def unchanged(chapter: Path, profile: str) -> bool:
+    """Whether the chapter was executed, and nothing that it depends on has changed since."""
+    done = executed_path(chapter, profile)
+    if not done.exists():
+        return False
+    made = nbformat.read(done, 4).metadata["kdlab"]
+    same = made["key"] == code_key(chapter, {"profile": profile})
+    return same and made["read"] == fingerprint(resolve(made["read"]))
+
+
+def execute(chapter: Path, profile: str, *, progress: bool = False) -> float:
+    """Execute a chapter; what it took in seconds. Its last good notebook stays where it fails."""
+    key, trace = code_key(chapter, {"profile": profile}), BUILD / "running" / f"{chapter.stem}.trace"
+    trace.parent.mkdir(parents=True, exist_ok=True)
     trace.unlink(missing_ok=True)
-    os.environ.update(
-        KDLAB_TRACE=str(trace), KDLAB_BOOK=str(ROOT / "book"), PYTHONWARNINGS="ignore::FutureWarning"
-    )
+    environment = {
+        "KDLAB_TRACE": str(trace), "KDLAB_BOOK": str(ROOT / "book"), "PYTHONWARNINGS": "ignore::FutureWarning"
+    }  # fmt: skip
     origin, started = provenance(), time.time()
     try:
-        papermill.execute_notebook(
-            source, result, parameters=parameters, kernel_name="python3", cwd=str(ROOT / "notebooks"),
-            extra_arguments=["--IPKernelApp.log_level=40"],
-            progress_bar={"desc": "      cells", "leave": False} if sys.stderr.isatty() else False,
-        )  # fmt: skip
-    except papermill.PapermillExecutionError:
-        pass  # told below, from the notebook itself
-    except Exception as error:  # a kernel that died, say
-        raise BuildError(
-            f"{chapter.relative_to(ROOT)}: {type(error).__name__}: {str(error)[:300]}"
-        ) from error
-    finally:
-        os.environ.pop("KDLAB_TRACE")
-    executed = nbformat.read(result, 4)
-    if broken := failure(executed):
-        raise BuildError(f"{chapter.relative_to(ROOT)}, {broken}")
+        executed = execute_chapter(
+            chapter, {"profile": profile}, environment=environment, progress=progress
+        )
+    except (ChapterError, ParameterError) as error:
+        raise BuildError(f"{chapter.relative_to(ROOT)}, {error}") from error
     read = trace.read_text(encoding="utf-8").splitlines() if trace.exists() else []
     executed.metadata["kdlab"] = {
         "key": key,
@@ -182,17 +229,104 @@ def execute(chapter: Path, profile: str) -> tuple[Path, bool]:
         "profile": profile,
         "provenance": origin,
     }
-    for cell in executed.cells:
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.metadata["tags"].append("hide-input")
-        cell.metadata.pop("papermill", None)
-    executed.cells[1:1] = [
-        nbformat.v4.new_markdown_cell(stamp(executed.metadata["kdlab"])),
-        nbformat.v4.new_code_cell(SETUP, metadata={"tags": ["remove-cell"]}),
-    ]
-    with atomic_write(done) as part:
+    with atomic_write(executed_path(chapter, profile)) as part:
         nbformat.write(executed, part)
-    return done, True
+    return executed.metadata["kdlab"]["seconds"]
+
+
+#: What chapters say that they need, and what that is in seconds; the first that fits.
+NEEDS = {
+    "a few seconds": 10, "half a minute": 30, "a minute and a half": 90, "a minute": 60, "two minutes": 120,
+    "three minutes": 180, "four minutes": 240, "five minutes": 300,
+}  # fmt: skip
+
+
+def expected(chapter: Path, profile: str) -> float:
+    """Seconds that a chapter will take: those of its last execution, else what it says itself."""
+    if (done := executed_path(chapter, profile)).exists():
+        return nbformat.read(done, 4).metadata["kdlab"]["seconds"]
+    said = re.search(r"^# \*Needs:.*", chapter.read_text(encoding="utf-8"), re.MULTILINE)
+    return next((float(NEEDS[words]) for words in NEEDS if said and words in said[0]), 60.0)
+
+
+def time_left(running: list[float], waiting: list[float], jobs: int) -> float:
+    """Seconds until all is done: each that waits, in this order, goes where a place is free first.
+
+    >>> time_left([60.0, 20.0], [50.0, 30.0], 2)
+    90.0
+    """
+    places = [*running, *[0.0] * (jobs - len(running))]
+    heapq.heapify(places)
+    for seconds in waiting:
+        heapq.heapreplace(places, places[0] + seconds)
+    return max(places)
+
+
+def execute_all(sources: list[Path], profile: str, jobs: int) -> list[Path]:
+    """The executed notebooks, in the order of ``sources``; those that are not up to date are executed, ``jobs`` at a time.
+
+    Raises:
+        BuildError: for all chapters that failed together, when the others are done.
+    """
+    untold, lines = list(sources), {}
+
+    def tell(chapter, text):  # in the order of the book
+        lines[chapter] = f"[{sources.index(chapter) + 1}/{len(sources)}] {chapter.stem} {text}"
+        while untold and untold[0] in lines:
+            say(lines[untold.pop(0)])
+
+    needed = {c: expected(c, profile) for c in sources if not unchanged(c, profile)}
+    for chapter in (c for c in sources if c not in needed):
+        tell(chapter, "unchanged")
+    queue, took, failed = sorted(needed, key=needed.get, reverse=True), {}, {}
+    begun = {}
+
+    def work(chapter):
+        begun[chapter] = time.time()
+        return execute(chapter, profile, progress=jobs == 1 and sys.stderr.isatty())
+
+    def left() -> str:
+        pace = sum(took.values()) / sum(needed[c] for c in took)
+        going = [max(pace * needed[c] - (time.time() - at), 1.0) for c, at in begun.items() if c not in took]
+        seconds = time_left(going, [pace * needed[c] for c in queue if c not in begun], jobs)
+        return f"{len(took)} of {len(queue)} executed, about {max(1, round(seconds / 60))} min left"
+
+    if queue:
+        prepare_data()
+        say(f"executing {len(queue)} of {len(sources)} chapters, {min(jobs, len(queue))} at a time …")
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(work, chapter): chapter for chapter in queue}
+        try:
+            for future in as_completed(futures):
+                chapter = futures[future]
+                took[chapter] = max(time.time() - begun[chapter], 1.0)
+                if (error := future.exception()) is None:
+                    tell(chapter, f"executed in {future.result():.0f} s")
+                else:
+                    failed[chapter] = error
+                    tell(chapter, f"failed after {took[chapter]:.0f} s")
+                if len(took) < len(queue):
+                    say(f"      {left()}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop_kernels()
+            raise
+    for error in failed.values():
+        if not isinstance(error, BuildError):
+            raise error
+    if failed:
+        raise BuildError("\n  ".join(str(failed[chapter]) for chapter in sources if chapter in failed))
+    return [executed_path(chapter, profile) for chapter in sources]
+
+
+def prepare_data() -> None:
+    """Fetch the data once, before chapters look for them side by side; what cannot be had, none of them tries again."""
+    images, books = load_images(), corpus_or_fallback("books")
+    for found in (images, books):
+        if found.fallback:
+            say(f"fall-back data: {found.reason}")
+    if images.fallback and books.fallback:
+        os.environ["KDLAB_OFFLINE"] = "1"
 
 
 # ---------------------------------------------------------------- generated pages
@@ -338,6 +472,16 @@ def status(notebooks) -> str:
 # ---------------------------------------------------------------- HTML
 
 
+def for_readers(notebook):
+    """An executed notebook as it is shown and downloaded: stamped, able to fetch kdlab, and with its parameters free."""
+    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    notebook.cells[1:1] = [
+        nbformat.v4.new_markdown_cell(stamp(notebook.metadata["kdlab"]), id="stamp"),
+        nbformat.v4.new_code_cell(SETUP, id="setup", metadata={"tags": ["remove-cell"]}),
+    ]
+    return notebook
+
+
 def stage(notebooks) -> Path:
     """Lay out everything that Sphinx reads; what has not changed keeps its time stamp."""
     new = BUILD / "stage.new"
@@ -348,11 +492,8 @@ def stage(notebooks) -> Path:
     skip = shutil.ignore_patterns("*.py", "*.toml", "__pycache__", "records", "checkpoints", "running")
     shutil.copytree(ROOT / "book", new / "book", ignore=skip)
     for path in notebooks:
-        notebook = nbformat.read(path, 4)
-        for output in (o for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o):
-            # Sphinx does not know them; ledger and status page read them from the executed notebook.
-            output["data"].pop(VERDICT, None)
-            output["data"].pop(OBSERVATION, None)
+        # Ledger and status page read the reports from the executed notebook.
+        notebook = without_reports(for_readers(nbformat.read(path, 4)))
         nbformat.write(notebook, new / "notebooks" / path.name)
     given = verdicts(notebooks)
     for name, page in (("claims", ledger(given)), ("errata", errata(given)), ("status", status(notebooks))):
@@ -363,11 +504,9 @@ def stage(notebooks) -> Path:
     text = landing.read_text(encoding="utf-8").replace("%DIAL%", dial)
     text = text.replace("%TESTED%", str(tested)).replace("%CLAIMS%", str(len(claims()["claim"])))
     landing.write_text(text, encoding="utf-8")
-    mathjax = Path(importlib.util.find_spec("mathjax").origin).parent / "static" / "mathjax" / "es5"
-    target = new / "_root" / "mathjax"
-    (target / "output" / "chtml").mkdir(parents=True)
-    shutil.copyfile(mathjax / "tex-mml-chtml.js", target / "tex-mml-chtml.js")
-    shutil.copytree(mathjax / "output" / "chtml" / "fonts", target / "output" / "chtml" / "fonts")
+    copy_mathjax(new / "_root" / "mathjax")
+    for name, text in BINDER.items():
+        (new / "_root" / name).write_text(text, encoding="utf-8")
     shutil.copytree(ROOT / "book" / "_static", new / "_static", dirs_exist_ok=True)
 
     old = BUILD / "stage"
@@ -395,7 +534,9 @@ def cell_output(notebooks, tag: str) -> str:
 
 
 def stage_key(where: Path) -> str:
-    digest = hashlib.sha256(code_key(Path(__file__), {}).encode())
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for path in sorted((ROOT / "kdlab").rglob("*.py")):  # the API page is made from the docstrings
+        digest.update(path.read_bytes())
     for path in sorted(p for p in where.rglob("*") if p.is_file()):
         digest.update(path.relative_to(where).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
@@ -407,15 +548,13 @@ def sphinx(where: Path) -> bool:
     if stamp.exists() and stamp.read_text() == key and (BUILD / "html" / "index.html").exists():
         return False
     stamp.unlink(missing_ok=True)
-    jupyter_book = Path(sys.executable).with_name("jupyter-book")
-    command = [jupyter_book, "build", where, "--path-output", BUILD / "sphinx", "-W", "-n", "--keep-going"]
+    finished = jupyter_book(where, BUILD / "sphinx", "-W", "-n", "--keep-going")
     log = BUILD / "sphinx.log"
-    with log.open("w", encoding="utf-8") as out:
-        finished = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
+    log.write_text(finished.stdout, encoding="utf-8")
     if finished.returncode:
         # Else the next build would read fewer pages, and warn of less.
         shutil.rmtree(BUILD / "sphinx", ignore_errors=True)
-        text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8"))
+        text = re.sub(r"\x1b\[[0-9;]*m", "", finished.stdout)
         told = [line for line in text.splitlines() if re.search(r"WARNING|ERROR|Error", line)][
             :8
         ] or text.splitlines()[-8:]
@@ -460,28 +599,44 @@ def check_pages(where: Path) -> None:
         raise BuildError("the pages are not whole:\n  " + "\n  ".join(sorted(set(wrong))[:12]))
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_seconds() -> float:
+    """What all processes that this one waited for have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument(
-        "--only", help="execute only the chapters whose name has this in it, and build no HTML"
+        "--only", help="only the chapters whose name has this in it, each as a page of its own in _build/preview"
+    )
+    parser.add_argument(
+        "--jobs", type=int, help="chapters at a time; else as many as there are cores, and one with a GPU"
     )
     given = parser.parse_args()
+    jobs = given.jobs or (cores() if given.profile == "cpu" else 1)
+    if jobs < 1:
+        parser.error(f"--jobs must be at least 1, not {jobs}.")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    torch.set_num_threads(1)  # as in the kernels: the chapters' stamp says so
     started = time.time()
     sources = [c for c in chapters() if given.only is None or given.only in c.stem]
-    notebooks = []
+    if not sources:
+        parser.error(f"no chapter has {given.only!r} in its name.")
     try:
-        for number, chapter in enumerate(sources, start=1):
-            say(f"[{number}/{len(sources)}] {chapter.stem} …")
-            begun = time.time()
-            path, ran = execute(chapter, given.profile)
-            say(
-                f"[{number}/{len(sources)}] {chapter.stem} {'executed' if ran else 'unchanged'} in {time.time() - begun:.0f} s;",
-                started,
-            )
-            notebooks.append(path)
+        notebooks = execute_all(sources, given.profile, jobs)
+        say(f"chapters: {processor_seconds():.0f} s of processor time;", started)
         if given.only:
+            for path in notebooks:
+                executed = for_readers(nbformat.read(path, 4))
+                page = write_page(executed, ROOT, path.stem, BUILD / "preview" / path.stem)
+                say(f"Open {page}", started)
             return 0
         for path, statement in unseen(notebooks):
             say(f"chapter {int(path.stem[:2])}, not shown: {statement}")
@@ -489,7 +644,7 @@ def main() -> int:
         say("pages …")
         changed = sphinx(stage(notebooks))
         say(f"pages {'built' if changed else 'unchanged'};", started)
-    except BuildError as error:
+    except (BuildError, ChapterError, DataError) as error:
         print(f"\nThe book was not built: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""kdlab: status, run, show, take, verify, bench."""
+"""kdlab: chapters, chapter, status, run, show, take, verify, bench."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from .benchmarks import vocabulary as head_logits
 from .data import DataError
 from .files import atomic_write
 from .study.cluster import spread
+from .study.parameters import ParameterError, declared_in
 from .study.plans import PLANS
 from .study.records import RecordError, book_folder, read_record
 from .study.runner import PlanError, duration, every_spec, missing, plan, run_plan, take, verify
@@ -37,7 +38,9 @@ def sentences():
     """Errors for people end the command with their sentence."""
     try:
         yield
-    except (BenchmarkError, PlanError, RecordError, CheckpointError, DataError, ImportError) as error:
+    except (
+        BenchmarkError, PlanError, RecordError, ParameterError, CheckpointError, DataError, ImportError
+    ) as error:  # fmt: skip
         typer.echo(f"{error}", err=True)
         raise typer.Exit(1) from None
     except BrokenPipeError:  # such as of head
@@ -230,6 +233,49 @@ def bench(
         if out is not None:
             with atomic_write(out) as part:
                 part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+@app.command(name="chapters")
+def list_chapters():
+    """The chapters of the book and their parameters: name, type, default and what each is."""
+    with sentences():
+        for path in sorted((book_folder().parent / "notebooks").glob("[0-9]*.py")):
+            title = re.search(r"^# # (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)[1]
+            typer.echo(f"{int(path.stem[:2]):>2}  {title}")
+            for parameter in declared_in(path).values():
+                told = f"    {parameter.name}: {parameter.kind} = {parameter.default!r}"
+                typer.echo(f"{told:<44}  {parameter.comment}".rstrip())
+
+
+@app.command(name="chapter", context_settings={"ignore_unknown_options": True})  # -1 is a value
+def execute_chapter(
+    which: Annotated[str, typer.Argument(help="Its number, or a part of its name.")],
+    values: Annotated[list[str] | None, typer.Argument(metavar="", hidden=True)] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("-p", metavar="NAME VALUE", help="A list as 1,2,8; kdlab chapters lists what there is."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder for the notebook and the page.")] = Path("."),
+    page: Annotated[bool, typer.Option(help="Also make the page; it takes Sphinx half a minute.")] = True,
+):
+    """Execute a chapter of the book with parameters of your own: a notebook, and a page that looks as in the book."""
+    with sentences():
+        from .study import chapters
+
+        try:
+            source = chapters.find_chapter(which)
+            if len(names or []) != len(values or []):
+                raise PlanError("each -p takes a name and a value, such as -p temperatures 1,2,8.")
+            given = dict(zip(names or [], values or [], strict=True))
+            executed = chapters.execute(source, given, progress=sys.stderr.isatty())
+            with atomic_write(out / f"{source.stem}.ipynb") as part:
+                part.write_text(chapters.nbformat.writes(executed), encoding="utf-8")
+            typer.echo(f"{out / source.stem}.ipynb")
+            if page:
+                root = source.parents[1]
+                typer.echo(str(chapters.write_page(executed, root, source.stem, out / source.stem)))
+        except chapters.ChapterError as error:
+            raise PlanError(f"{error}") from None
 
 
 def matches(pattern: str, name: str) -> bool:

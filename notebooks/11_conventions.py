@@ -28,8 +28,10 @@ import torch
 from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, show, table, use_style
 from kdlab.objectives import cross_entropy, generalised_jsd
 from kdlab.objectives.conventions import CONVENTIONS, loss_as_in, weight_factor
+from kdlab.study.display import device_for
 
 use_style()
+device = device_for(profile)  # checked, not used: a few logits need no GPU
 
 # %% [markdown]
 # ## Four questions to ask of a library

@@ -842,9 +842,8 @@ class Witness:
             self.seen.append((report.nodeid, str(report.longrepr), False))
 
 
-def run_in_child(nodes: list[str], room: Path, *options: str) -> dict:
-    """Fork; in the child import the package from ``room`` and run the tests. What it saw comes back by a file."""
-    answer = room / "answer.json"
+def start_child(nodes: list[str], room: Path, *options: str) -> int:
+    """Fork; in the child import the package from ``room`` and run the tests. What it saw it leaves in a file there."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -853,17 +852,21 @@ def run_in_child(nodes: list[str], room: Path, *options: str) -> dict:
             sink = os.open(room / "output.txt", os.O_WRONLY | os.O_CREAT)
             os.dup2(sink, 1)
             os.dup2(sink, 2)
-            answer.write_text(json.dumps(_tested(nodes, room, options)))
+            (room / "answer.json").write_text(json.dumps(_tested(nodes, room, options)))
             status = 0
         except BaseException:  # noqa: BLE001 - the parent is told, whatever it is
             traceback.print_exc()
         finally:
             os._exit(status)
-    _, status = os.waitpid(child, 0)
+    return child
+
+
+def what_it_saw(room: Path, status: int) -> dict:
+    """The answer of a child that ended with ``status``."""
     if status != 0:
         output = (room / "output.txt").read_text(errors="replace")
         return {"passed": 0, "seen": [["the child", f"ended with status {status}: {output[-2000:]}", False]]}
-    return json.loads(answer.read_text())
+    return json.loads((room / "answer.json").read_text())
 
 
 def _tested(nodes, room, options):
@@ -904,17 +907,37 @@ def warm_up() -> None:
 
 
 def outcomes(mutations: list[Mutation]):
-    """Plant each mutation and yield (mutation, what came of it, seconds); it is ``"caught"`` or a complaint."""
+    """Plant each mutation and yield (mutation, what came of it, seconds); it is ``"caught"`` or a complaint.
+
+    As many children run at a time as there are cores, each with one thread; they come as they end.
+    """
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     warm_up()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder).resolve()
         sound = folder / "sound"
         shutil.copytree(PACKAGE, sound / "kdlab")  # once: all mutations are of one state of the package
         compileall.compile_dir(sound, quiet=2)
-        before = run_in_child(sorted({mutation.node for mutation in mutations}), sound)
-        for name, error, _ in before["seen"]:
-            raise SystemExit(f"{name} fails without any mutation: {error}")
+        nodes = sorted({mutation.node for mutation in mutations})
+        parts, children = [nodes[part::cores] for part in range(cores)], {}
+        for number, part in enumerate(filter(None, parts)):
+            room = folder / f"sound-{number}"
+            shutil.copytree(sound, room)
+            children[start_child(part, room)] = room
+        for child, room in children.items():
+            for name, error, _ in what_it_saw(room, os.waitpid(child, 0)[1])["seen"]:
+                raise SystemExit(f"{name} fails without any mutation: {error}")
+
+        running = {}
+
+        def ended():
+            child, status = os.wait()
+            mutation, room, started = running.pop(child)
+            outcome = verdict(what_it_saw(room, status))
+            shutil.rmtree(room)
+            return mutation, outcome, time.perf_counter() - started
+
         for number, mutation in enumerate(mutations):
             started, room = time.perf_counter(), folder / str(number)
             shutil.copytree(sound / "kdlab", room / "kdlab")
@@ -923,9 +946,11 @@ def outcomes(mutations: list[Mutation]):
             except NotPlanted as error:
                 yield mutation, f"not planted: {error}", time.perf_counter() - started
                 continue
-            after = run_in_child([mutation.node], room, "--maxfail=1")
-            shutil.rmtree(room)
-            yield mutation, verdict(after), time.perf_counter() - started
+            running[start_child([mutation.node], room, "--maxfail=1")] = mutation, room, started
+            if len(running) == cores:
+                yield ended()
+        while running:
+            yield ended()
 
 
 def verdict(result: dict) -> str:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import jupytext
@@ -9,6 +10,8 @@ import nbformat
 import pytest
 
 from kdlab.study import read_record
+from kdlab.study.chapters import read_chapter
+from kdlab.study.parameters import declared_in
 from kdlab.study.records import headline
 from kdlab.study.runner import every_spec, verify
 
@@ -23,46 +26,96 @@ HEAD = '# %% [markdown]\n# # A chapter\n\n# %% tags=["parameters"]\nprofile = "c
 
 @pytest.fixture
 def small_book(tmp_path, monkeypatch):
-    """A checkout with one chapter, in a temporary folder; returns a function that writes the chapter."""
+    """A checkout in a temporary folder, with a small kdlab; returns a function that writes a chapter."""
+    files = {
+        "requirements.lock": "torch==2.13.0\n",
+        "kdlab/__init__.py": "",
+        "kdlab/files.py": "",
+        "kdlab/losses/__init__.py": "from .soft import soft\nfrom .hard import hard, hardest\n",
+        "kdlab/losses/soft.py": "from ..files import x\nsoft = 1\n",
+        "kdlab/losses/hard.py": "hard = hardest = 1\n",
+        "kdlab/figures/__init__.py": "from .dial import dial\nfrom .dots import dots\n",
+        "kdlab/figures/dial.py": "def dial():\n    from ..losses import hard\n    return open('dial.js'), open('sets/a.json')\n",
+        "kdlab/figures/dots.py": "dots = 1\n",
+        "kdlab/figures/dial.js": "1",
+        "kdlab/figures/sets/a.json": "{}",
+        "kdlab/figures/sets/b.json": "{}",
+        "kdlab/figures/other.js": "1",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "kdlab").mkdir()
     (tmp_path / "book").mkdir()
-    (tmp_path / "requirements.lock").write_text("torch==2.13.0\n")
-    (tmp_path / "kdlab" / "a.py").write_text("x = 1\n")
     monkeypatch.setattr(build, "ROOT", tmp_path)
     monkeypatch.setattr(build, "BUILD", tmp_path / "_build")
+    monkeypatch.setattr(build, "prepare_data", lambda: None)
     monkeypatch.setenv("KDLAB_DATA", str(tmp_path / "data"))
 
-    def write(body):
-        chapter = tmp_path / "notebooks" / "01_a.py"
+    def write(body, name="01_a"):
+        chapter = tmp_path / "notebooks" / f"{name}.py"
         chapter.write_text(HEAD + body)
         return chapter
 
     return write
 
 
+def depends_on(chapter):
+    return {file.relative_to(build.ROOT / "kdlab").as_posix() for file in build.depends_on(chapter)}
+
+
+def test_a_chapter_depends_on_the_modules_that_it_imports_and_their_data(small_book):
+    chapter = small_book("# %%\nfrom kdlab.losses import soft\n")
+    assert depends_on(chapter) == {"__init__.py", "losses/__init__.py", "losses/soft.py", "files.py"}
+    chapter = small_book("# %%\nfrom kdlab.losses import hardest as h\n")
+    assert depends_on(chapter) == {"__init__.py", "losses/__init__.py", "losses/hard.py"}
+    chapter = small_book("# %%\nimport kdlab.losses\n")
+    assert {"losses/soft.py", "losses/hard.py", "files.py"} <= depends_on(chapter)
+    chapter = small_book("# %%\nfrom kdlab import losses\n")
+    assert {"losses/soft.py", "losses/hard.py", "files.py"} <= depends_on(chapter)
+    chapter = small_book("# %%\ndef late():\n    from kdlab.figures.dial import dial\n")
+    found = {"figures/dial.py", "figures/dial.js", "figures/sets/a.json", "figures/sets/b.json", "losses/hard.py"}
+    assert depends_on(chapter) == {"__init__.py", "figures/__init__.py", "losses/__init__.py"} | found
+    assert "figures/dial.js" not in depends_on(small_book("# %%\nfrom kdlab.figures import dots\n"))
+    assert "losses/soft.py" in depends_on(small_book('# %%\nCODE = "import torch; from kdlab.losses import soft"\n'))
+    assert depends_on(small_book("# %%\nimport torch\n")) == set()
+
+
+def test_the_first_chapter_does_not_depend_on_the_runner():
+    found = {file.relative_to(ROOT / "kdlab").as_posix() for file in build.depends_on(CHAPTERS[0])}
+    assert "study/display.py" in found
+    assert not {"study/runner.py", "study/cluster.py", "study/chapters.py", "__main__.py"} & found
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_chapter_runs_again_only_when_something_it_depends_on_changed(small_book, tmp_path):
-    reads = "# %%\nfrom kdlab.files import note_read\nfrom kdlab.data import folder\nnote_read(folder() / 'a.bin')\nprint(1)\n"
+    reads = "# %%\nimport os\nfrom kdlab.files import note_read\nnote_read(os.environ['KDLAB_DATA'] + '/a.bin')\n"
     chapter = small_book(reads)
-    assert build.execute(chapter, "cpu")[1]
-    assert not build.execute(chapter, "cpu")[1]
+    assert not build.unchanged(chapter, "cpu")
+    build.execute_all([chapter], "cpu", 1)
+    assert build.unchanged(chapter, "cpu") and not build.unchanged(chapter, "gpu")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "unrelated.bin").write_bytes(b"1")
-    assert not build.execute(chapter, "cpu")[1]
+    (tmp_path / "kdlab" / "losses" / "hard.py").write_text("hard = hardest = 2\n")
+    assert build.unchanged(chapter, "cpu")
     (tmp_path / "data" / "a.bin").write_bytes(b"1")
-    assert build.execute(chapter, "cpu")[1]
-    (tmp_path / "kdlab" / "a.py").write_text("x = 2\n")
-    assert build.execute(chapter, "cpu")[1]
-    (tmp_path / "requirements.lock").write_text("torch==2.14.0\n")
-    assert build.execute(chapter, "cpu")[1]
-    assert not build.execute(chapter, "cpu")[1]
+    assert not build.unchanged(chapter, "cpu")
+    build.execute_all([chapter], "cpu", 1)
+    assert build.unchanged(chapter, "cpu")
+    for name, text in {"kdlab/files.py": "x = 2\n", "requirements.lock": "torch==2.14.0\n"}.items():
+        before = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text)
+        assert not build.unchanged(chapter, "cpu")
+        (tmp_path / name).write_text(before)
+        assert build.unchanged(chapter, "cpu")
+    small_book(reads + "print(2)\n")
+    assert not build.unchanged(chapter, "cpu")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_failing_chapter_is_told_in_a_sentence_and_does_not_replace_the_last_good_one(small_book):
     chapter = small_book("# %%\nprint('good')\n")
-    good, _ = build.execute(chapter, "cpu")
+    (good,) = build.execute_all([chapter], "cpu", 1)
     before = good.read_bytes()
     small_book("# %%\nx = 1\n\n# %%\nassert x == 2, 'x is one'\n")
     with pytest.raises(
@@ -72,15 +125,81 @@ def test_a_failing_chapter_is_told_in_a_sentence_and_does_not_replace_the_last_g
     assert good.read_bytes() == before
 
 
-def test_an_unknown_parameter_is_refused(small_book):
-    with pytest.raises(build.BuildError, match="no parameter 'colour'"):
-        build.read_source(small_book("# %%\n1\n"), {"colour": "red"})
+@pytest.mark.filterwarnings("ignore")
+def test_one_failure_does_not_lose_the_others_and_all_are_told_in_the_order_of_the_book(small_book, capsys):
+    sources = [
+        small_book("# %%\nimport time; time.sleep(1); raise ValueError('the first')\n", "01_a"),
+        small_book("# %%\nraise ValueError('the second')\n", "02_b"),
+        small_book("# %%\nprint('fine')\n", "03_c"),
+    ]
+    with pytest.raises(build.BuildError, match=r"(?s)01_a.py, .*the first\n  .*02_b.py, .*the second$"):
+        build.execute_all(sources, "cpu", 2)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert [line.split()[:3] for line in said] == [
+        ["[1/3]", "01_a", "failed"], ["[2/3]", "02_b", "failed"], ["[3/3]", "03_c", "executed"]
+    ]  # fmt: skip
+    assert build.unchanged(sources[2], "cpu") and not build.unchanged(sources[1], "cpu")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_chapters_run_side_by_side_each_with_one_thread_in_their_own_folder(small_book, tmp_path):
+    meets = """
+# %%
+import os, pathlib, time, torch
+pathlib.Path("{me}").touch()  # the folder of the notebooks
+end = time.monotonic() + 60
+while not pathlib.Path("{other}").exists():
+    assert time.monotonic() < end, "the other did not run at the same time"
+    time.sleep(0.05)
+assert torch.get_num_threads() == 1 and os.environ["OMP_NUM_THREADS"] == "1"
+"""
+    sources = [
+        small_book(meets.format(me=me, other=other), f"0{me}_a") for me, other in (("1", "2"), ("2", "1"))
+    ]
+    paths = build.execute_all(sources, "cpu", 2)
+    assert [path.stem for path in paths] == ["01_a", "02_a"]
+    assert (tmp_path / "notebooks" / "1").exists()
+
+
+def test_what_takes_longest_comes_first(small_book, monkeypatch, capsys):
+    sources = [
+        small_book(f"# %% [markdown]\n# *Needs: one CPU core and {needs}.*\n", f"0{number}_a")
+        for number, needs in enumerate(("a few seconds", "about four minutes", "about a minute and a half"))
+    ]
+    order = []
+    monkeypatch.setattr(build, "execute", lambda chapter, *a, **k: order.append(chapter.stem) or 1.0)
+    assert [path.stem for path in build.execute_all(sources, "cpu", 1)] == ["00_a", "01_a", "02_a"]
+    assert order == ["01_a", "02_a", "00_a"]
+    assert "2 of 3 executed, about 1 min left" in capsys.readouterr().out
+
+
+def test_every_chapter_says_what_time_it_needs():
+    for chapter in CHAPTERS:
+        needs = re.search(r"^# \*Needs:.*", chapter.read_text(), re.MULTILINE)[0]
+        assert any(words in needs for words in build.NEEDS), needs
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_stale_kernel_of_the_same_name_is_not_taken(small_book, tmp_path, monkeypatch):
+    stale = tmp_path / "jupyter" / "kernels" / "python3"
+    stale.mkdir(parents=True)
+    (stale / "kernel.json").write_text('{"argv": ["false"], "display_name": "old", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    build.execute(small_book(f"# %%\nimport sys\nassert sys.executable == {sys.executable!r}\n"), "cpu")
 
 
 def test_a_cell_that_may_raise_is_not_let_through(small_book):
     chapter = small_book('# %% tags=["raises-exception"]\nraise ValueError("no")\n')
     with pytest.raises(build.BuildError, match="ValueError: no"):
         build.execute(chapter, "cpu")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_notebook_for_readers_is_stamped_and_leaves_its_parameters_to_them(small_book):
+    (path,) = build.execute_all([small_book("# %%\nprint(1)\n")], "cpu", 1)
+    cells = build.for_readers(nbformat.read(path, 4)).cells
+    assert "Executed" in cells[1].source and "git" in cells[2].source
+    assert [c.source for c in cells if "profile" in c.source and c.cell_type == "code"] == ['profile = "cpu"']
 
 
 def said(claim, outcome):
@@ -133,7 +252,8 @@ def test_pages_that_are_not_whole_are_refused(tmp_path, page, wrong):
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.stem)
 def test_every_chapter_is_numbered_listed_and_has_the_parameter(chapter):
     assert chapter in [ROOT / c.relative_to(build.ROOT) for c in build.chapters()]
-    notebook = build.read_source(chapter, {"profile": "cpu"})
+    assert declared_in(chapter)["profile"].default == "cpu"
+    notebook = read_chapter(chapter)
     assert notebook.cells[0].source.startswith("# ")
     text = chapter.read_text()
     for part in ("At the end you will know", "*Needs:", "## Limits", "## Exercises"):

@@ -9,6 +9,8 @@ import sys
 import pytest
 from mutations import CONTROLS, MUTATIONS, TESTS
 
+pytestmark = pytest.mark.xdist_group("mutations")  # all in one worker: they share the run that plants them
+
 PLANT = """
 import json, sys, mutations
 every = [*mutations.MUTATIONS, *mutations.CONTROLS.values()]

@@ -31,6 +31,12 @@ ALLOWED = {  # besides the standard library and the room itself
         "numpy",
         "scipy",
         "ray",
+        "jupytext",
+        "nbformat",
+        "papermill",
+        "jupyter_client",
+        "jupyter_core",
+        "yaml",
         "kdlab",
         "kdlab.files",
         *(f"kdlab.{room}" for room in (*ROOMS[:-1], "figures")),
@@ -41,7 +47,7 @@ LAZY = {
     "data": {"pooch", "sklearn"},
     "training": {"safetensors"},
     "language": {"tokenizers"},
-    "study": {"scipy", "ray", "kdlab.figures"},
+    "study": {"scipy", "ray", "kdlab.figures", "jupytext", "nbformat", "papermill", "jupyter_client", "jupyter_core", "yaml"},
     "benchmarks": {"liger_kernel"},
 }
 

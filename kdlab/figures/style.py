@@ -45,7 +45,8 @@ STYLE = {
 
 
 def use_style() -> None:
-    """Draw every figure of this session in the book's style."""
+    """Draw every figure of this session in the book's style, whatever the user's own ``matplotlibrc`` says."""
+    mpl.rcdefaults()
     mpl.rcParams.update(STYLE)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from ..data import ImageData, TextData
 from ..figures import Shown, mathematics
+from .parameters import ParameterError, check_session
 from .results import Results
 
 #: What can become of a claim.
@@ -167,13 +168,15 @@ def called(model: str) -> str:
 
 
 def device_for(profile: str) -> str:
-    """The device of a chapter's profile.
+    """The device of a chapter's profile, once the chapter's parameters are checked.
 
     Raises:
-        ValueError: for a profile that is neither ``"cpu"`` nor ``"gpu"``, or ``"gpu"`` without a GPU.
+        ParameterError: a ValueError, for a parameter that the chapter does not have, or a value that it cannot
+            take; for a profile that is neither ``"cpu"`` nor ``"gpu"``, or ``"gpu"`` without a GPU.
     """
+    check_session()
     if profile not in ("cpu", "gpu"):
-        raise ValueError(f'profile must be "cpu" or "gpu", not {profile!r}.')
+        raise ParameterError(f'profile must be "cpu" or "gpu", not {profile!r}.')
     if profile == "gpu" and not torch.cuda.is_available():
-        raise ValueError('profile "gpu" needs a CUDA device, and none is visible here; use profile "cpu".')
+        raise ParameterError('profile "gpu" needs a CUDA device, and none is visible here; use profile "cpu".')
     return "cuda" if profile == "gpu" else "cpu"

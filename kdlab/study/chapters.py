@@ -1,0 +1,224 @@
+"""A chapter from its source to an executed notebook, by papermill, in a kernel of one thread; and to a page of its own."""
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ..files import atomic_folder
+
+from .parameters import declared_in, given_to
+from .records import book_folder
+
+try:
+    import jupytext
+    import nbformat
+    import papermill
+    import yaml
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+    from jupyter_core.utils import ensure_event_loop
+except ImportError as error:
+    raise ImportError(f"chapters are executed with {error.name}: pip install 'kdlab[book]'.") from None
+
+#: One thread a kernel: two that wait for each other are slower, and sums come out in one order.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+#: What cells say for the ledger and the status page; the browser shows the HTML beside it.
+VERDICT = "application/vnd.kdlab.verdict+json"
+OBSERVATION = "application/vnd.kdlab.observation+json"
+SITE = "https://kdlab.github.io/kdlab"
+
+
+class ChapterError(RuntimeError):
+    """Which cell of a chapter broke, and how, in a sentence."""
+
+
+class OwnKernel(AsyncKernelManager):
+    """A kernel of the interpreter that asks for it, whatever kernel is named ``python3`` elsewhere on Jupyter's path."""
+
+    environment: dict = {}
+    running: set = set()
+
+    @property
+    def kernel_spec(self):
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=argv, display_name="Python 3", language="python", env=self.environment)
+
+    async def _async_start_kernel(self, **options):
+        await super()._async_start_kernel(**options)
+        self.running.add(self.provisioner.pid)
+
+    start_kernel = _async_start_kernel
+
+    async def _async_cleanup_resources(self, restart=False):
+        self.running.discard(getattr(self.provisioner, "pid", None))
+        await super()._async_cleanup_resources(restart=restart)
+
+    cleanup_resources = _async_cleanup_resources
+
+
+def stop_kernels() -> None:
+    """Kill every kernel that this process runs, so that the threads that wait for them end."""
+    for pid in list(OwnKernel.running):
+        try:
+            os.killpg(pid, signal.SIGKILL)  # a kernel leads its own group, with whatever it started
+        except ProcessLookupError:
+            pass
+
+
+def read_chapter(path: Path) -> nbformat.NotebookNode:
+    """The source of a chapter (py:percent) as a notebook without outputs."""
+    notebook = jupytext.read(path)
+    for cell in notebook.cells:
+        cell.metadata.pop("lines_to_next_cell", None)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return notebook
+
+
+def failure(notebook) -> str | None:
+    """Cell and error of a notebook that did not run to its end, else None."""
+    for number, cell in enumerate(notebook.cells, start=1):
+        if cell.cell_type != "code" or "papermill-error-cell-tag" in cell.metadata.get("tags", []):
+            continue
+        for output in cell.outputs:
+            if output.output_type == "error":
+                first = cell.source.strip().splitlines()[0] if cell.source.strip() else ""
+                message = " ".join(output.evalue.split())[:500]
+                return f"cell {number} (“{first}”) raised {output.ename}: {message}"
+    if notebook.metadata.get("papermill", {}).get("exception"):
+        return "papermill stopped before its end"
+    return None
+
+
+def execute(
+    chapter: Path, parameters: dict, *, environment: dict | None = None, progress: bool = False
+) -> nbformat.NotebookNode:
+    """Execute a chapter in its own folder and return the notebook.
+
+    Args:
+        chapter: its source.
+        parameters: values by name, for those in the cell tagged ``parameters``.
+        environment: variables for its kernel, besides one thread.
+        progress: whether to show a bar.
+
+    Raises:
+        ParameterError: for a parameter that the chapter does not have, or a value that it cannot take.
+        ChapterError: if a cell raises, or the kernel dies.
+    """
+    parameters = given_to(declared_in(chapter), parameters)
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]  # this kdlab, and no other
+    variables = ONE_THREAD | {"PYTHONPATH": os.pathsep.join(paths)} | (environment or {})
+    kernel = type("Kernel", (OwnKernel,), {"environment": variables})
+    with tempfile.TemporaryDirectory() as folder:
+        source, result = Path(folder) / "source.ipynb", Path(folder) / "executed.ipynb"
+        nbformat.write(read_chapter(chapter), source)
+        try:
+            papermill.execute_notebook(
+                source, result, parameters=parameters, kernel_name="python3", kernel_manager_class=kernel,
+                # Not papermill's own cwd, which moves the whole process: chapters run side by side.
+                resources={"metadata": {"path": str(chapter.parent)}},
+                extra_arguments=["--IPKernelApp.log_level=40"],
+                progress_bar={"desc": "      cells", "leave": False} if progress else False,
+            )  # fmt: skip
+        except papermill.PapermillExecutionError:
+            pass  # told below, from the notebook itself
+        except Exception as error:  # a kernel that died, say
+            raise ChapterError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        finally:
+            if not (loop := ensure_event_loop()).is_running():
+                loop.close()  # this thread's; its sockets would stay open
+        executed = nbformat.read(result, 4)
+    if broken := failure(executed):
+        raise ChapterError(broken)
+    for cell in executed.cells:
+        cell.metadata.pop("papermill", None)
+    executed.metadata.pop("papermill", None)
+    return executed
+
+
+def find_chapter(which: str) -> Path:
+    """The source of a chapter, by its number or a part of its name, beside the book's folder.
+
+    Raises:
+        ChapterError: if none or several fit.
+        RecordError: if there is no book.
+    """
+    known = sorted((book_folder().parent / "notebooks").glob("[0-9]*.py"))
+    fit = [c for c in known if (int(c.stem[:2]) == int(which) if which.isdecimal() else which in c.stem)]
+    if len(fit) != 1:
+        raise ChapterError(f"{which!r} fits {len(fit)} chapters of {', '.join(c.stem for c in fit or known)}.")
+    return fit[0]
+
+
+def without_reports(notebook):
+    """The notebook without the outputs that are for the ledger alone, which Sphinx does not know."""
+    for output in (o for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o):
+        output["data"].pop(VERDICT, None)
+        output["data"].pop(OBSERVATION, None)
+    return notebook
+
+
+def copy_mathjax(target: Path) -> None:
+    """MathJax's own files, so that no page asks another host for them."""
+    source = Path(importlib.util.find_spec("mathjax").origin).parent / "static" / "mathjax" / "es5"
+    (target / "output" / "chtml").mkdir(parents=True)
+    shutil.copyfile(source / "tex-mml-chtml.js", target / "tex-mml-chtml.js")
+    shutil.copytree(source / "output" / "chtml" / "fonts", target / "output" / "chtml" / "fonts")
+
+
+def jupyter_book(stage: Path, output: Path, *options: str) -> subprocess.CompletedProcess:
+    """Build the pages of a folder; what it said is in ``stdout``."""
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", stage, "--path-output", output, *options]
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", cwd=stage
+    )
+
+
+def write_page(executed: nbformat.NotebookNode, root: Path, name: str, out: Path) -> Path:
+    """One executed chapter as a page that looks as in the book, in the folder ``out``; the address of its HTML.
+
+    Args:
+        executed: the notebook.
+        root: of the checkout, which has the book's look and its bibliography.
+        name: of the page.
+        out: a folder, replaced as a whole when the page is done.
+
+    Raises:
+        ChapterError: if Sphinx fails.
+    """
+    notebook = without_reports(nbformat.from_dict(executed))
+    for cell in (c for c in notebook.cells if c.cell_type == "markdown"):
+        # Other pages are not here: their links go to the published book.
+        cell.source = re.sub(r"\{doc\}`(?:\.\./)?(book/)?([\w-]+)`", _published, cell.source)
+    references = "## References\n\n```{bibliography}\n:filter: docname in docnames\n```"
+    notebook.cells.append(nbformat.v4.new_markdown_cell(references, id="references"))
+    with tempfile.TemporaryDirectory() as folder:
+        stage = Path(folder) / "stage"
+        (stage / "book").mkdir(parents=True)
+        nbformat.write(notebook, stage / f"{name}.ipynb")
+        (stage / "_toc.yml").write_text(f"format: jb-book\nroot: {name}\n")
+        settings = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+        settings.pop("launch_buttons", None)  # they would open the published chapter
+        settings["sphinx"]["config"]["html_theme_options"].pop("launch_buttons", None)
+        (stage / "_config.yml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
+        shutil.copyfile(root / "book" / "references.bib", stage / "book" / "references.bib")
+        shutil.copytree(root / "book" / "_static", stage / "_static")
+        copy_mathjax(stage / "_root" / "mathjax")
+        built = jupyter_book(stage, Path(folder))
+        html = Path(folder) / "_build" / "html"
+        if built.returncode or not (html / f"{name}.html").exists():
+            raise ChapterError(f"Sphinx made no page of {name}: {' '.join(built.stdout.split())[-500:]}")
+        shutil.rmtree(out, ignore_errors=True)
+        with atomic_folder(out) as part:
+            shutil.copytree(html, part, dirs_exist_ok=True)
+    return out / f"{name}.html"
+
+
+def _published(link: re.Match) -> str:
+    folder, name = link.groups()
+    return f"[{name.replace('_', ' ')}]({SITE}/{folder or 'notebooks/'}{name}.html)"
