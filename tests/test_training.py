@@ -287,7 +287,7 @@ def test_rates_stay_between_zero_and_the_peak_and_fall_after_the_warm_up(epochs,
     [
         ({"optimizer": "lamb"}, "optimizer must be one of sgd, adam, adamw, not 'lamb'"),
         ({"schedule": "steps"}, "schedule must be one of step, cosine, constant, not 'steps'"),
-        ({"precision": "float16"}, "precision must be one of float32, bfloat16, not 'float16'"),
+        ({"precision": "half"}, "precision must be one of float32, bfloat16, float16, not 'half'"),
         ({"epochs": 0}, "epochs must be at least 1, not 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"micro_batches": 0}, "micro_batches must be at least 1, not 0"),
