@@ -168,7 +168,8 @@ def test_images_are_cifar100_where_it_is(cifar100):
 
 
 @pytest.fixture
-def cifar10(small):
+def cifar10(small, monkeypatch):
+    """A folder with a small CIFAR-10 whose checksums are those of the real one."""
     where = folder() / "cifar-10-batches-bin"
     where.mkdir(parents=True)
     rows = np.random.default_rng(0).integers(0, 256, (600, 3073)).astype(np.uint8)
@@ -177,6 +178,8 @@ def cifar10(small):
         (where / f"{name}.bin").write_bytes(rows[100 * part : 100 * part + 100].tobytes())
     names = "airplane automobile bird cat deer dog frog horse ship truck".split()
     (where / "batches.meta.txt").write_text("\n".join(names) + "\n\n")
+    monkeypatch.setattr(images, "CIFAR10_CHECKSUM", content_checksum(rows[:500]))
+    monkeypatch.setattr(images, "CIFAR10_TEST_CHECKSUM", content_checksum(rows[500:]))
     return where
 
 
@@ -195,7 +198,18 @@ def test_cifar10_damaged_is_refused(cifar10):
     with pytest.raises(DataError, match="data_batch_2.bin has 0 bytes instead of 307,300"):
         load_cifar10()
     (cifar10 / "data_batch_2.bin").write_bytes(bytes([10]) * 307_300)
-    with pytest.raises(DataError, match="has labels above 9: it is not CIFAR-10"):
+    with pytest.raises(DataError, match="data_batch_1.bin to data_batch_5.bin do not hold the .* images of CIFAR-10"):
+        load_cifar10()
+
+
+@pytest.mark.parametrize("content", ["noise", "training images"])
+def test_what_is_no_cifar10_is_refused(cifar10, content):
+    """Of the right size, with labels that there are."""
+    rows = np.random.default_rng(1).integers(0, 10, (100, 3073)).astype(np.uint8).tobytes()
+    if content == "training images":
+        rows = (cifar10 / "data_batch_1.bin").read_bytes()
+    (cifar10 / "test_batch.bin").write_bytes(rows)
+    with pytest.raises(DataError, match="test_batch.bin does not hold the .* images of CIFAR-10"):
         load_cifar10()
 
 

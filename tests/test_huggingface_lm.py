@@ -1,5 +1,7 @@
 """Causal language models of transformers, called as kdlab's own: the same logits, the same text, taught and teaching."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ transformers = pytest.importorskip("transformers")
 
 from kdlab.data import Tokens
 from kdlab.language import TeacherCache, generate, write_cache
-from kdlab.language.huggingface import CausalLM
+from kdlab.language.huggingface import CausalLM, without_adapter
 from kdlab.models import GPT
 from kdlab.objectives import (
     AttentionMaps,
@@ -19,6 +21,7 @@ from kdlab.objectives import (
     SparseForwardKL,
 )
 from kdlab.training import Recipe, fit, load_model, save_model
+from kdlab.training.measures import all_logits
 
 V, CONTEXT = 50, 12
 SHAPE = {"vocab_size": V, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -103,14 +106,118 @@ def test_a_softcap_is_kept():
     torch.testing.assert_close(capped, 2 * torch.tanh(free / 2), rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_that_makes_its_logits_in_another_way_is_refused():
+def cohere():
     config = transformers.CohereConfig(
-        **SHAPE, intermediate_size=32, logit_scale=0.25, pad_token_id=0, bos_token_id=1, eos_token_id=2
+        **SHAPE, intermediate_size=32, max_position_embeddings=32, logit_scale=0.25, pad_token_id=0, bos_token_id=1, eos_token_id=2
     )
-    with pytest.raises(
-        ValueError, match="^CohereForCausalLM scales its logits, or makes them otherwise than by its head"
-    ):
-        CausalLM(transformers.CohereForCausalLM(config))
+    return transformers.CohereForCausalLM(config)
+
+
+def opt():
+    return transformers.OPTForCausalLM(transformers.OPTConfig(**SHAPE, ffn_dim=32, max_position_embeddings=32))
+
+
+def nested_gemma():
+    """A text configuration within that of a model of images and text."""
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = gemma().config.to_dict()
+    return transformers.PaliGemmaForConditionalGeneration(
+        transformers.PaliGemmaConfig(
+            text_config=words,
+            vision_config={"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14, **vision},
+        )
+    )
+
+
+def adapted(*targets, make=llama, **options):
+    """With adapters that are not zero."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    return peft.get_peft_model(make(), peft.LoraConfig(target_modules=[*targets], init_lora_weights=False, **options))
+
+
+def parametrised():
+    made = llama()
+    torch.nn.utils.parametrizations.weight_norm(made.lm_head)
+    return made
+
+
+def hooked():
+    made = llama()
+    made.lm_head.register_forward_hook(lambda module, given, output: 2 * output)
+    return made
+
+
+def quantised():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(llama(), {torch.nn.Linear}, torch.qint8)
+
+
+READ = {  # heads whose weights are all that they are
+    "llama": llama, "OPT": opt, "nested text": nested_gemma, "LoRA": lambda: adapted("q_proj"), "parametrised": parametrised,
+    "compiled": lambda: torch.compile(llama(), backend="eager"),
+}  # fmt: skip
+CALLED = {  # and others
+    "scaled": cohere, "LoRA on the head": lambda: adapted("q_proj", "lm_head"), "hooked": hooked, "quantised": quantised,
+    "the head trained as a whole": lambda: adapted("q_proj", modules_to_save=["lm_head"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [*READ.values(), *CALLED.values()], ids=[*READ, *CALLED])
+@torch.no_grad()
+def test_whatever_the_head_is_logits_are_the_models_own(make):
+    lm, inputs = model(make), text(3, CONTEXT)
+    known = lm.model(input_ids=inputs, use_cache=False).logits
+    assert torch.equal(lm(inputs), known) and (lm.vocabulary, lm.context) == (V, 32)
+    cache = lm.cache(3)
+    lm(inputs[:, :5], cache)
+    rounding = 0.05 if make is quantised else 1e-4  # of activations, by the largest in the batch
+    torch.testing.assert_close(lm(inputs[:, 5:], cache), known[:, 5:], rtol=rounding, atol=rounding)
+    if make in CALLED.values():
+        with pytest.raises(ValueError, match="leave fused = False, and the model makes its logits itself"):
+            lm.fused = True
+        return
+    lm.fused = True
+    torch.testing.assert_close(lm(inputs).dense(), known, rtol=1e-5, atol=1e-5)
+
+
+def test_a_head_that_becomes_another_is_noticed_when_it_runs():
+    """The comparison at the beginning is passed by what is zero or one then."""
+    pytest.importorskip("peft")
+    lm = model(llama)
+    lm.fused = True
+    lm(text(1, 3))
+    lm.model.lm_head.register_forward_hook(lambda module, given, output: output)
+    with pytest.raises(ValueError, match="is no plain linear map"):
+        lm(text(1, 3))
+
+    class Scaled(transformers.LlamaForCausalLM):
+        def forward(self, input_ids, logits_to_keep=0, **named):
+            output = super().forward(input_ids, logits_to_keep=logits_to_keep, **named)
+            output.logits = output.logits * self.scale
+            return output
+
+    inner = Scaled(llama().config)
+    inner.scale = 1.0
+    lm = CausalLM(inner)
+    lm.fused = True
+    inner.scale = 2.0
+    with pytest.raises(ValueError, match="^Scaled scales its logits"):
+        lm(text(1, 3))
+    inner.scale = torch.nn.Parameter(torch.ones(()))
+    with pytest.raises(ValueError, match="^Scaled has scale beside body and head"):
+        lm(text(1, 3))
+
+
+def test_no_causal_language_model_is_refused():
+    peft = pytest.importorskip("peft")
+    shape = {**SHAPE, "intermediate_size": 32}
+    with pytest.raises(ValueError, match="depend on the tokens that follow"):
+        CausalLM(transformers.BertForMaskedLM(transformers.BertConfig(**shape)))
+    virtual = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    with pytest.raises(ValueError, match="logits of shape .2, 7, 50. for tokens of shape .2, 3., not a row for each"):
+        CausalLM(peft.get_peft_model(llama(), virtual))
 
 
 def test_the_model_is_left_as_it_was():
@@ -225,3 +332,73 @@ def test_it_is_stored_and_read_again(make, tmp_path):
     assert load_model(tmp_path / "lm.safetensors", other) == {"name": make.__name__}
     with torch.no_grad():
         assert torch.equal(lm(text(2, 5)), other(text(2, 5)))
+
+
+# Adapters
+
+
+def trained_adapters(lm, teacher, train=None, **how):
+    before = {name: p.detach().clone() for name, p in lm.named_parameters()}
+    history = fit(lm, KD, train=train or tokens(), teacher=teacher, recipe=RECIPE, **how)
+    return history, {name for name, p in lm.named_parameters() if not torch.equal(before[name], p)}
+
+
+@pytest.mark.parametrize("targets", [("q_proj",), ("q_proj", "lm_head")])
+def test_adapters_learn_wherever_they_are(targets):
+    lm = model(lambda: adapted(*targets))
+    history, moved = trained_adapters(lm, student())
+    assert moved == {name for name, p in lm.named_parameters() if p.requires_grad}
+    assert all(any(target in name for name in moved) for target in targets)
+    with torch.no_grad():
+        own = lm.model(input_ids=text(2, 5)).logits
+        assert torch.equal(lm(text(2, 5)), own)
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_same_model_without_its_adapters_teaches_it(fused):
+    lm, base = model(lambda: adapted("q_proj", "v_proj", lora_dropout=0.5)), model(lambda: adapted("q_proj"))
+    base = CausalLM(base.model.unload())  # of the same seed, without any
+    teacher = without_adapter(lm)
+    lm.fused = fused
+    lm.train()
+    trained = {name: p.requires_grad for name, p in lm.named_parameters()}
+    torch.testing.assert_close(all_logits(teacher(text(2, 5))), base.eval()(text(2, 5)), rtol=1e-5, atol=1e-5)
+    assert trained == {name: p.requires_grad for name, p in lm.named_parameters()} and lm.training
+    before = all_logits(teacher(text(2, 5)))
+    history, moved = trained_adapters(lm, teacher)
+    assert moved == {name for name, wanted in trained.items() if wanted} and history[0]["ForwardKL"] > 0.01
+    assert history[1]["ForwardKL"] < history[0]["ForwardKL"]
+    assert torch.equal(all_logits(teacher(text(2, 5))), before)
+
+
+def test_a_teacher_without_adapters_does_all_that_a_teacher_does(tmp_path):
+    lm = model(lambda: adapted("q_proj"))
+    teacher = without_adapter(lm)
+    layers = ("model.base_model.model.model.layers.0", "model.base_model.model.model.layers.1")
+    objective = KD + HiddenMSE(*layers)
+    (entry, _) = fit(lm, objective, train=tokens(), teacher=teacher, recipe=RECIPE, checkpoint=tmp_path / "run")
+    assert entry["HiddenMSE"] > 0 and not any("lora" in name for name in teacher.state_dict())
+    again = model(lambda: adapted("q_proj"), 3)
+    for p, q in zip(lm.parameters(), again.parameters(), strict=True):
+        q.data.copy_(p.data)
+    more = Recipe(**{**vars(RECIPE)})
+    assert len(fit(again, objective, train=tokens(), teacher=without_adapter(again), recipe=more, checkpoint=tmp_path / "run")) == 2
+    assert generate(teacher, text(2, 3), tokens=2).shape == (2, 5) and teacher.vocabulary == V
+    write_cache(tmp_path / "cache", teacher, tokens(), entries=6)
+    TeacherCache(tmp_path / "cache", tokens(), without_adapter(again))
+    with pytest.raises(TypeError, match="^CausalLM has no model of peft in it"):
+        without_adapter(model(llama))
+
+
+def test_a_teacher_that_training_would_move_is_refused():
+    base = llama()
+    with pytest.raises(ValueError, match="without_adapter"):
+        fit(CausalLM(pytest.importorskip("peft").get_peft_model(base, lora())), KD, train=tokens(), teacher=CausalLM(base), recipe=RECIPE)
+    biased = CausalLM(adapted("c_attn", make=gpt2, bias="all", fan_in_fan_out=True))
+    with pytest.raises(ValueError, match="bias"):
+        fit(biased, KD, train=tokens(), teacher=without_adapter(biased), recipe=RECIPE)
+
+
+def lora():
+    return pytest.importorskip("peft").LoraConfig(target_modules=["q_proj"])

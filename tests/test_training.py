@@ -287,7 +287,7 @@ def test_rates_stay_between_zero_and_the_peak_and_fall_after_the_warm_up(epochs,
     [
         ({"optimizer": "lamb"}, "optimizer must be one of sgd, adam, adamw, not 'lamb'"),
         ({"schedule": "steps"}, "schedule must be one of step, cosine, constant, not 'steps'"),
-        ({"precision": "float16"}, "precision must be one of float32, bfloat16, not 'float16'"),
+        ({"precision": "half"}, "precision must be one of float32, bfloat16, float16, not 'half'"),
         ({"epochs": 0}, "epochs must be at least 1, not 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"micro_batches": 0}, "micro_batches must be at least 1, not 0"),
@@ -673,10 +673,10 @@ from kdlab.data import Examples
 from kdlab.models import resnet8, resnet8_width4
 from kdlab.objectives import CrossEntropy
 from kdlab.training import Recipe, fit
-from kdlab.training.layout import memory_format
+from kdlab.training.modules import moved_to
 
-assert memory_format(resnet8_width4(10), "cpu") is torch.contiguous_format
-assert memory_format(resnet8_width4(10), "cuda") is memory_format(resnet8(10), "cpu") is torch.channels_last
+assert moved_to(resnet8_width4(10), "cpu") is torch.contiguous_format
+assert moved_to(resnet8_width4(10), "meta") is moved_to(resnet8(10), "cpu") is torch.channels_last
 images = torch.randn(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)
 data = Examples(images, torch.arange(64) % 10)
 recipe = Recipe(epochs=2, batch_size=32, augment=False, learning_rate=0.01, schedule="constant")

@@ -1,8 +1,9 @@
 """Real images and texts in their publishers' layouts, and a task whose posterior is known."""
 
 from .download import DataError, folder
+from .examples import Examples, Loaded
 from .images import ImageData, Split, crop_and_flip, load_cifar10, load_cifar100, load_digits, load_images
-from .posterior import ExactTeacher, Examples, KnownPosterior
+from .posterior import ExactTeacher, KnownPosterior
 from .text import Corpus, corpus_or_fallback, load_corpus, read_documents
 from .tokens import TextData, Tokens
 
@@ -13,6 +14,7 @@ __all__ = [
     "Examples",
     "ImageData",
     "KnownPosterior",
+    "Loaded",
     "Split",
     "TextData",
     "Tokens",

@@ -212,8 +212,23 @@ def _assemble(train, test, validation, *, flip, **described) -> ImageData:
     )
 
 
+def _read_checked(paths, rows: int, bytes_per_row: int, known: str, name: str) -> np.ndarray:
+    """The rows of one or more files, in canonical order, if they are those that the data set has."""
+    content, checksum = _canonical(np.concatenate([_read_rows(path, rows, bytes_per_row) for path in paths]))
+    if checksum != known:
+        where = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}"
+        raise DataError(
+            f"{where} {'does' if len(paths) == 1 else 'do'} not hold the {rows * len(paths):,} images of {name} (content checksum "
+            f"{checksum[:12]}… instead of {known[:12]}…); delete its folder, and it is downloaded again."
+        )
+    return content
+
+
+# Of the content, whatever its order on disk.
 CIFAR100_CHECKSUM = "7077d87fc363f92dbf1245f13ba80561d7b33a96c79ad57168d49dc172aaa92b"
 CIFAR100_TEST_CHECKSUM = "96adb3db8da7632dbb350559a17b9f585fab5b17675de5fc8f6761384196b294"
+CIFAR10_CHECKSUM = "55a61f79a40ece2ceda9fb5f9f7078f6ea2fc4952489cef56682bcf92cfcc260"
+CIFAR10_TEST_CHECKSUM = "325704b01eb92e1e2a6215ae6a916bb7db7de054af0c496be1c7be2e0fcfbf5f"
 
 
 def load_cifar100(*, validation_per_class: int = 50, download: bool = True) -> ImageData:
@@ -229,15 +244,10 @@ def load_cifar100(*, validation_per_class: int = 50, download: bool = True) -> I
         DataError: if the data are missing and cannot be downloaded, truncated, or not CIFAR-100.
     """
     where = fetch_archive(**_CIFAR100, download=download)
-    parts = {}
-    for name, rows, known in (("train", 50_000, CIFAR100_CHECKSUM), ("test", 10_000, CIFAR100_TEST_CHECKSUM)):
-        content, checksum = _canonical(_read_rows(where / f"{name}.bin", rows, 3074))
-        if checksum != known:
-            raise DataError(
-                f"{where / name}.bin does not hold the {rows:,} images of CIFAR-100 (content checksum {checksum[:12]}… "
-                f"instead of {known[:12]}…); delete its folder, and it is downloaded again."
-            )
-        parts[name] = content
+    parts = {
+        name: _read_checked([where / f"{name}.bin"], rows, 3074, known, "CIFAR-100")
+        for name, rows, known in (("train", 50_000, CIFAR100_CHECKSUM), ("test", 10_000, CIFAR100_TEST_CHECKSUM))
+    }
     coarse, fine = parts["train"][:, 0], parts["train"][:, 1]
     superclass_of = tuple(int(coarse[fine == c][0]) for c in range(100))
     names = [_read_names(where / f"{kind}_label_names.txt") for kind in ("fine", "coarse")]
@@ -260,11 +270,9 @@ def load_cifar10(*, validation_per_class: int = 500, download: bool = True) -> I
     :func:`load_cifar100`.
     """
     where = fetch_archive(**_CIFAR10, download=download)
-    train = np.concatenate([_read_rows(where / f"data_batch_{i}.bin", 10_000, 3073) for i in range(1, 6)])
-    train, checksum = _canonical(train)
-    test, _ = _canonical(_read_rows(where / "test_batch.bin", 10_000, 3073))
-    if max(train[:, 0].max(), test[:, 0].max()) > 9:
-        raise DataError(f"{where} has labels above 9: it is not CIFAR-10.")
+    batches = [where / f"data_batch_{i}.bin" for i in range(1, 6)]
+    train = _read_checked(batches, 10_000, 3073, CIFAR10_CHECKSUM, "CIFAR-10")
+    test = _read_checked([where / "test_batch.bin"], 10_000, 3073, CIFAR10_TEST_CHECKSUM, "CIFAR-10")
     classes = _read_names(where / "batches.meta.txt")
     vehicles = {"airplane", "automobile", "ship", "truck"}
     return _assemble(
@@ -275,7 +283,7 @@ def load_cifar10(*, validation_per_class: int = 500, download: bool = True) -> I
         classes=classes,
         superclasses=("animals", "vehicles"),
         superclass_of=tuple(int(c in vehicles) for c in classes),
-        checksum=checksum,
+        checksum=CIFAR10_CHECKSUM,
     )
 
 

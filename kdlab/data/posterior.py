@@ -1,45 +1,11 @@
 """A task whose true posterior is known, so that dark knowledge can be compared with the truth."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .images import batch_indices
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Inputs of any shape ``(n, …)`` and their labels ``(n,)``, for :func:`kdlab.training.loop.fit`."""
-
-    inputs: Tensor
-    labels: Tensor
-
-    def __post_init__(self):
-        if len(self.inputs) != len(self.labels):
-            raise ValueError(f"{len(self.inputs)} inputs have {len(self.labels)} labels.")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device) -> "Examples":
-        return Examples(self.inputs.to(device), self.labels.to(device))
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        generator: torch.Generator | None = None,
-        augment: bool = False,
-        order: Tensor | None = None,
-        start: int = 0,
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches of (inputs, labels, indices), as :meth:`kdlab.data.images.Split.batches`; there is nothing to augment."""
-        for number, index in enumerate(batch_indices(len(self), batch_size, generator, order)):
-            if number >= start:
-                index = index.to(self.labels.device)
-                yield self.inputs[index], self.labels[index], index
+from .examples import Examples
 
 
 class ExactTeacher(nn.Module):

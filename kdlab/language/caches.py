@@ -13,7 +13,8 @@ from ..data import Tokens
 from ..files import atomic_folder, note_read, sha256
 from ..objectives import SparseTargets, soften
 from ..training import evaluation_mode
-from ..training.checkpoint import checksum
+from ..training.precision import autocast
+from ..training.state import checksum, state_of
 from ..training.measures import all_logits
 
 KINDS = ("sampled", "top-k", "top-k-rest")
@@ -72,9 +73,7 @@ def write_cache(
             (part / "probabilities.bin").open("wb") as how_likely,
         ):
             for inputs, _, index in tokens.batches(max(tokens_at_once // tokens.context, 1)):
-                with torch.autocast(
-                    torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
-                ):
+                with autocast(device, precision):
                     logits = all_logits(teacher(inputs.to(device)))
                 vocabulary = logits.shape[-1]  # the teacher's, which may have been filled up beyond the tokeniser's
                 if not 1 <= entries < vocabulary:
@@ -95,7 +94,7 @@ def write_cache(
             "context": tokens.context,
             "blocks": len(tokens),
             "text": text_checksum(tokens),
-            "teacher": checksum(teacher.state_dict().items()),
+            "teacher": checksum(state_of(teacher).items()),
             "files": {name: sha256(part / name) for name in ("tokens.bin", "probabilities.bin")},
         }
         header["checksum"] = _checksum(header)
@@ -155,7 +154,7 @@ class TeacherCache(nn.Module):
         self.path = path
         if tokens is not None:
             self.check_text(tokens)
-        if teacher is not None and checksum(teacher.state_dict().items()) != self.header["teacher"]:
+        if teacher is not None and checksum(state_of(teacher).items()) != self.header["teacher"]:
             raise CacheError(f"{path} is the cache of another teacher.")
         shape = tuple(self.header[name] for name in ("blocks", "context", "entries"))
         number = np.uint16 if self.header["vocabulary"] <= 2**16 else np.uint32

@@ -1,7 +1,12 @@
-"""Causal language models of transformers, called as kdlab's own are."""
+"""Causal language models of transformers, called as kdlab's own are; adapters that are turned off."""
+
+import inspect
+from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..models.gpt import check_tokens
 from ..objectives import HeadLogits
@@ -9,18 +14,22 @@ from ..training import evaluation_mode
 
 
 class CausalLM(nn.Module):
-    """A model of ``transformers``, as teacher or student.
+    """A model of ``transformers``, as teacher or student; with adapters of ``peft``, quantised, compiled or wrapped, too.
 
-    Layers are named as in the model itself, behind ``"model."``, such as ``"model.model.layers.0"``.
+    Logits are those of the model's own forward pass, whatever its head is. Layers are named as in the model itself, behind
+    ``"model."``, such as ``"model.model.layers.0"``.
 
     Args:
         model: such as ``AutoModelForCausalLM.from_pretrained(…)``.
 
     Raises:
-        ValueError: if the model makes its logits in another way than by its head and a softcap.
+        ValueError: if the model does not give one row of logits a token, or a token's logits depend on what follows it.
 
     Attributes:
-        fused: whether it returns :class:`~kdlab.objectives.vocabulary.HeadLogits`, with the softcap of its configuration.
+        vocabulary, context: how many logits a token has, and how many tokens the model reads (of its text configuration).
+        fused: whether it returns :class:`~kdlab.objectives.vocabulary.HeadLogits`, with the softcap of its configuration. Setting
+            it raises ValueError where these would not be the model's own logits: of a head that is no plain linear map (adapters,
+            quantised weights), or logits that are scaled.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> config = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
@@ -30,42 +39,156 @@ class CausalLM(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.fused = model, False
-        self.vocabulary = model.get_output_embeddings().weight.shape[0]
-        self.context = getattr(model.config, "max_position_embeddings", 2**31)
-        tokens = torch.arange(3, device=next(model.parameters()).device)[None]
-        if tokens.is_meta:
+        self.model, self._fused = model, False
+        config = unwrapped(model).config.get_text_config()
+        self.vocabulary = config.vocab_size
+        self.context = getattr(config, "max_position_embeddings", None) or 2**31
+        if (tokens := self._two_texts()).is_meta:
             return
         with torch.no_grad(), evaluation_mode(self):
-            ours, known = self(tokens), model(input_ids=tokens).logits
-        if not torch.allclose(ours, known, rtol=0.02, atol=0.02 * known.abs().max().item()):
+            logits = self._own_logits(tokens)
+        if logits.ndim != 3 or logits.shape[:2] != tokens.shape:
             raise ValueError(
-                f"{type(model).__name__} scales its logits, or makes them otherwise than by its head and a softcap."
+                f"{type(model).__name__} gives logits of shape {tuple(logits.shape)} for tokens of shape {tuple(tokens.shape)}, not "
+                "a row for each; virtual tokens of prompt tuning, for one, are not supported."
             )
+        if not _near(logits[0, :2], logits[1, :2], 1e-4):
+            raise ValueError(
+                f"the logits of {type(model).__name__} depend on the tokens that follow: it is no causal language model, or is told "
+                "by its configuration to look both ways."
+            )
+        self.vocabulary = logits.shape[-1]
+
+    @property
+    def fused(self) -> bool:
+        return self._fused
+
+    @fused.setter
+    def fused(self, fused: bool) -> None:
+        if fused:
+            self._plain_head()
+            if not (tokens := self._two_texts()).is_meta:
+                with torch.no_grad(), evaluation_mode(self):
+                    self._check_last(*self._head_logits(tokens))
+        self._fused = fused
 
     def forward(self, tokens: Tensor, cache: "Reread | None" = None) -> Tensor | HeadLogits:
         """Logits ``(B, T, V)`` of what follows each of ``tokens``, ``(B, T)``, with a cache after what it holds.
 
         Raises:
-            ValueError: as :class:`~kdlab.models.gpt.GPT`'s.
+            ValueError: as :class:`~kdlab.models.gpt.GPT`'s; or, fused, if since then the head has become one that cannot be read.
         """
         check_tokens(tokens, self.vocabulary, self.context, 0 if cache is None else int(cache.lengths.max()))
+        places, first = None, 0
         if cache is not None:
             tokens, places = cache.extend(tokens)
+            first = int(places.min())  # the logits of what was read before are not made again
         # What is on the right of a token has no influence on it, so that rows of different length need no mask.
-        hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        if cache is not None:
-            hidden = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
-        head, softcap = (
-            self.model.get_output_embeddings(),
-            getattr(self.model.config, "final_logit_softcapping", None),
-        )
-        logits = HeadLogits(hidden, head.weight, head.bias, softcap)
-        return logits if self.fused else logits.dense()
+        if self.fused:
+            logits, last = self._head_logits(tokens)
+            if tokens.device.type == "cpu":  # a glance; elsewhere it would wait for the device
+                self._check_last(logits, last)
+            if places is None:
+                return logits
+            hidden = logits.hidden.gather(1, places[..., None].expand(-1, -1, logits.hidden.shape[-1]))
+            return HeadLogits(hidden, logits.weight, logits.bias, logits.softcap)
+        logits = self._own_logits(tokens, first)
+        if places is not None:
+            logits = logits.gather(1, (places - first)[..., None].expand(-1, -1, logits.shape[-1]))
+        return logits
+
+    def _two_texts(self) -> Tensor:
+        """Something to read, on the model's device; the texts differ in their last token."""
+        return torch.tensor([[0, 1, 2], [0, 1, 1]], device=self._device)
+
+    @property
+    def _device(self):
+        return next(chain(self.model.parameters(), self.model.buffers()), torch.empty(0)).device
+
+    def _own_logits(self, tokens: Tensor, first: int = 0) -> Tensor:
+        """The model's own, of all tokens from place ``first`` on."""
+        keep = {}
+        if first and self._keeps_logits:
+            keep = {"logits_to_keep": torch.arange(first, tokens.shape[1], device=tokens.device)}
+        logits = self.model(input_ids=tokens, use_cache=False, **keep).logits
+        return logits if keep or not first else logits[:, first:]
+
+    @property
+    def _keeps_logits(self) -> bool:
+        return "logits_to_keep" in inspect.signature(unwrapped(self.model).forward).parameters
+
+    def _head_logits(self, tokens: Tensor) -> tuple[HeadLogits, Tensor]:
+        """Last hidden states and the head; and the model's own logits of the last token, made in the same pass."""
+        head, hidden = self._plain_head(), []
+        inner = unwrapped(self.model)
+        hooks = [
+            body.register_forward_hook(lambda module, given, output: hidden.append(output[0]))
+            for body in {inner.base_model, inner.get_decoder()}  # of OPT, the first does not run
+        ]
+        try:  # a compiled model would not run the hook
+            last = getattr(self.model, "_orig_mod", self.model)(input_ids=tokens, use_cache=False, logits_to_keep=1).logits
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not hidden:
+            raise ValueError(f"{type(inner).__name__} is compiled in parts: {self._instead}")
+        softcap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
+        return HeadLogits(hidden[-1], head.weight, head.bias, softcap), last
+
+    def _plain_head(self) -> nn.Linear:
+        """The head, if what is read of it is all that it does."""
+        inner = unwrapped(self.model)
+        head, body = inner.get_output_embeddings(), inner.base_model
+        plain = type(head) is nn.Linear or (parametrize.is_parametrized(head) and isinstance(head, nn.Linear))
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        if (
+            not plain
+            or "forward" in vars(head)
+            or any(getattr(head, name) for name in hooks)
+            or type(head.weight) not in (Tensor, nn.Parameter)
+            or head.weight.ndim != 2
+        ):
+            raise ValueError(
+                f"the head of {type(inner).__name__}, a {type(head).__module__}.{type(head).__name__}, is no plain linear map: "
+                f"{self._instead}"
+            )
+        known = {id(p) for part in (head, body) for p in part.parameters()}
+        elsewhere = [name for name, p in self.model.named_parameters() if id(p) not in known]
+        if body is inner or elsewhere or not self._keeps_logits:
+            what = f"has {elsewhere[0]} beside body and head" if elsewhere else "does not show its body by itself"
+            raise ValueError(f"{type(inner).__name__} {what}: {self._instead}")
+        return head
+
+    def _check_last(self, logits: HeadLogits, last: Tensor) -> None:
+        with torch.no_grad():
+            ours = logits[:, -1:].dense()
+        if ours.shape != last.shape or not _near(ours, last):
+            raise ValueError(
+                f"{type(unwrapped(self.model)).__name__} scales its logits, or makes them otherwise than by its head and a softcap: "
+                f"{self._instead}"
+            )
+
+    _instead = "leave fused = False, and the model makes its logits itself."
 
     def cache(self, batch: int) -> "Reread":
         """What was read, to be read again with each step: the same text as with a cache of keys and values, only slower."""
-        return Reread(batch, next(self.parameters()).device)
+        return Reread(batch, self._device)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model of ``transformers`` inside what ``torch.compile``, ``peft``, DataParallel and FSDP put around it."""
+    while True:
+        if hasattr(model, "get_base_model"):  # of peft
+            model = model.get_base_model()
+        elif inner := {"_orig_mod", "module"} & model._modules.keys():
+            model = model._modules[inner.pop()]
+        else:
+            return model
+
+
+def _near(ours: Tensor, known: Tensor, part: float = 0.02) -> bool:
+    """Up to a part of the largest; by itself, up to the rounding of bfloat16."""
+    return torch.allclose(ours.float(), known.float(), rtol=part, atol=part * known.abs().max().item())
 
 
 class Reread:
@@ -88,3 +211,91 @@ class Reread:
         if (lengths > self.lengths).any() or (lengths < 0).any():
             raise ValueError("a cache can be shortened only to lengths between zero and what it holds.")
         self.lengths = lengths
+
+
+class WithoutAdapter(nn.Module):
+    """A model whose adapters are off while it is looked at; see :func:`without_adapter`."""
+
+    def __init__(self, student: nn.Module):
+        super().__init__()
+        self._modules = student._modules  # under the student's own names
+        object.__setattr__(self, "_student", student)
+        object.__setattr__(self, "_adapted", _adapted(student))
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # vocabulary, context, cache, config
+            return getattr(self._student, name)
+
+    @property
+    def fused(self) -> bool:
+        """The student's."""
+        return self._student.fused
+
+    @fused.setter
+    def fused(self, fused: bool) -> None:
+        self._student.fused = fused
+
+    @torch.no_grad()
+    def forward(self, *arguments, **named):
+        with evaluation_mode(self._student), _turned_off(self._adapted):
+            return self._student(*arguments, **named)
+
+    def state_dict(self, *arguments, **options):
+        """What it uses: all but the adapters."""
+        state = self._student.state_dict(*arguments, **options)
+        return type(state)((name, value) for name, value in state.items() if not _of_an_adapter(name, self._adapted))
+
+
+def without_adapter(student: nn.Module) -> WithoutAdapter:
+    """The model that ``peft``'s adapters were put into, as the teacher of the same model with them: no weight is there twice.
+
+    It looks in evaluation mode, without gradient and with adapters off; between its looks the student is as it was. What is
+    trained beside the adapters (biases, with ``bias="all"``) would move the teacher, and ``fit`` refuses that.
+
+    Args:
+        student: a model of ``peft``, or a module that has one in it, such as a :class:`CausalLM`.
+
+    Raises:
+        TypeError: if there is no adapter in it, or more than one model of ``peft``.
+
+    >>> from peft import LoraConfig, get_peft_model
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    >>> adapters = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    >>> student = CausalLM(get_peft_model(LlamaForCausalLM(config), adapters))
+    >>> teacher, tokens = without_adapter(student), torch.tensor([[1, 2, 3]])
+    >>> torch.equal(teacher(tokens), student(tokens))
+    False
+    """
+    return WithoutAdapter(student)
+
+
+def _adapted(model: nn.Module) -> nn.Module:
+    """The one model of ``peft`` in a module."""
+    found = [module for module in model.modules() if hasattr(module, "disable_adapter") and hasattr(module, "peft_config")]
+    if len(found) != 1:
+        raise TypeError(
+            f"{type(model).__name__} has {len(found) or 'no'} model{'s' * (len(found) > 1)} of peft in it, of which one can be turned "
+            "off: make it with peft.get_peft_model."
+        )
+    return found[0]
+
+
+@contextmanager
+def _turned_off(adapted: nn.Module):
+    """Without adapters; what is trained stays as it was, which ``peft`` does not promise."""
+    trained = [(p, p.requires_grad) for p in adapted.parameters()]
+    try:
+        with adapted.disable_adapter():
+            yield
+    finally:
+        for p, requires_grad in trained:
+            p.requires_grad_(requires_grad)
+
+
+def _of_an_adapter(name: str, adapted: nn.Module) -> bool:
+    """Whether a name in a state dict is that of an adapter's, or of a copy that stands in for what it was made of."""
+    marks = {getattr(tuner, "prefix", None) for tuner in adapted.modules()} | {"modules_to_save.", "trainable_tokens_", "prompt_encoder."}
+    return any(mark in name for mark in marks if mark)

@@ -13,7 +13,8 @@ from ..data import Tokens
 from ..data.tokens import mapped
 from ..files import atomic_write, note_read
 from ..objectives.checks import IGNORED
-from ..training.checkpoint import checksum
+from ..training.precision import autocast
+from ..training.state import checksum, state_of
 from .caches import text_checksum
 from .generation import generate
 
@@ -101,15 +102,13 @@ def teacher_text(
     Source: Kim & Rush (2016), with samples in place of the beam's best.
     """
     path = Path(path)
-    mark = text_name(checksum(teacher.state_dict().items()), text_checksum(tokens), prompt, temperature, seed)
+    mark = text_name(checksum(state_of(teacher).items()), text_checksum(tokens), prompt, temperature, seed)
     if not path.exists():
         generator = torch.Generator(device).manual_seed(seed)
         teacher, done = teacher.to(device), 0
         with atomic_write(path) as part, part.open("wb") as file:
             for inputs, _, index in tokens.batches(at_once):
-                with torch.autocast(
-                    torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
-                ):
+                with autocast(device, precision):
                     text = written(teacher, inputs.to(device), prompt, temperature, generator)
                 file.write(text.cpu().numpy().astype(np.uint16).tobytes())
                 done += len(index)

@@ -172,7 +172,7 @@ class Objective(nn.Module):
 
         Args:
             values: what calling the objective returned; before ``backward``, which frees what is needed here.
-            wrt: tensors to differentiate by, such as ``list(student.parameters())`` or ``[student_logits]``.
+            wrt: tensors to differentiate by, such as ``student.parameters()`` or ``[student_logits]``; frozen ones add nothing.
             progress: needed if a weight is a schedule.
 
         >>> z = torch.tensor([[0.0, 0.0]], requires_grad=True)
@@ -181,12 +181,12 @@ class Objective(nn.Module):
         >>> objective.gradient_norms(values, [z])
         {'CrossEntropy': tensor(0.3536)}
         """
-        norms, wrt = {}, list(wrt)
+        norms, wrt = {}, [x for x in wrt if x.requires_grad]
         for name, weight in zip(self.names, self.weights, strict=True):
             term = at(weight, progress) * values[name]
             found = (
                 torch.autograd.grad(term, wrt, retain_graph=True, allow_unused=True)
-                if term.requires_grad
+                if term.requires_grad and wrt
                 else []
             )
             squares = [g.square().sum() for g in found if g is not None]

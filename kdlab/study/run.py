@@ -39,7 +39,7 @@ from ..training import (
     predict,
     save_model,
 )
-from ..training.checkpoint import checksum
+from ..training.state import checksum, state_of
 from ..training.distributed import by_the_first, rank_and_world
 from ..training.loop import Interruptible
 from ..training.measures import accuracy
@@ -291,7 +291,7 @@ def language_data(spec: Spec, train: Tokens, teacher, device) -> tuple[Tokens, n
     if teacher is None or (spec.text != "teacher" and spec.kept is None):
         return train, teacher
     precision = spec.recipe.precision
-    identity = checksum(teacher.state_dict().items()), text_checksum(train)
+    identity = checksum(state_of(teacher).items()), text_checksum(train)
     if spec.text == "teacher":
         own = spec.own_text
         path = folder() / "written" / f"{text_name(*identity, own)}.bin"

@@ -1,7 +1,7 @@
 """One training loop, recipes, checkpoints and measures. May import objectives, models and data."""
 
 from .checkpoint import CheckpointError, load_model, save_model
-from .loop import Learner, Stopped, fast_precision, fit, fit_together
+from .loop import Learner, Stopped, fit, fit_together
 from .measures import (
     accuracy,
     agreement,
@@ -13,6 +13,7 @@ from .measures import (
     measure_tokens,
     predict,
 )
+from .precision import fast_precision
 from .recipe import Recipe
 from .taps import Taps
 

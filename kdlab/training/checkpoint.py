@@ -1,14 +1,13 @@
 """Tensors on disk as safetensors with a JSON header: no pickle, whole or not there."""
 
-import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..files import atomic_write, note_read
+from .state import checksum, load_state, put_together, state_of, take_apart
 
 
 class CheckpointError(RuntimeError):
@@ -24,20 +23,26 @@ def require_safetensors():
     return safetensors
 
 
-def save_tensors(path, tensors: dict[str, Tensor], header: dict) -> None:
-    """Write tensors and a JSON-able header to ``path`` in one step; an older file survives a failure."""
+def save_tensors(path, state: dict, header: dict) -> None:
+    """Write a state dict and a JSON-able header to ``path`` in one step; an older file survives a failure.
+
+    Raises:
+        TypeError: for what is kept neither as a tensor nor as JSON (:func:`~kdlab.training.state.take_apart`).
+    """
+    tensors, rest = take_apart(state)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     seen = set()  # safetensors takes no memory twice, and tied weights are two names of one
     for name, tensor in contiguous.items():
         if (place := tensor.untyped_storage().data_ptr()) in seen:
             contiguous[name] = tensor.clone()
         seen.add(place)
-    content = require_safetensors().torch.save(contiguous, {"kdlab": json.dumps(header)})
+    beside = {"state": json.dumps(rest)} if rest else {}
+    content = require_safetensors().torch.save(contiguous, {"kdlab": json.dumps(header), **beside})
     with atomic_write(path) as part:
         part.write_bytes(content)
 
 
-def load_tensors(path) -> tuple[dict[str, Tensor], dict]:
+def load_tensors(path) -> tuple[dict, dict]:
     """Read what :func:`save_tensors` wrote.
 
     Raises:
@@ -48,26 +53,32 @@ def load_tensors(path) -> tuple[dict[str, Tensor], dict]:
         raise CheckpointError(f"{path} does not exist.")
     try:
         with safetensors.safe_open(path, "pt") as f:
-            header = json.loads(f.metadata()["kdlab"])
-            return {name: f.get_tensor(name) for name in f.keys()}, header  # noqa: SIM118
+            metadata = f.metadata()
+            header, rest = json.loads(metadata["kdlab"]), json.loads(metadata.get("state", "{}"))
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+            return put_together(tensors, rest), header
     except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or was not written by kdlab: {error}") from error
 
 
 def save_model(path, model: nn.Module, header: dict) -> None:
-    """Write a model's parameters and buffers."""
-    save_tensors(path, model.state_dict(), header)
+    """Write a model's parameters, buffers and extra state, under the names that they have in it when it is not wrapped.
+
+    Raises:
+        TypeError: for extra state that is neither tensors nor JSON.
+    """
+    save_tensors(path, state_of(model), header)
 
 
 def load_model(path, model: nn.Module) -> dict:
-    """Fill ``model`` from ``path`` and return the header.
+    """Fill ``model``, wrapped or not, from ``path`` and return the header.
 
     Raises:
         CheckpointError: if the file is missing or damaged, or holds another architecture.
     """
     tensors, header = load_tensors(path)
     try:
-        model.load_state_dict(tensors)
+        load_state(model, tensors)
     except RuntimeError as error:
         raise CheckpointError(
             f"{path} does not fit this model: {str(error).splitlines()[1].strip()}"
@@ -75,18 +86,9 @@ def load_model(path, model: nn.Module) -> dict:
     return header
 
 
-def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 of named tensors, in their order."""
-    digest = hashlib.sha256()
-    for name, value in tensors:
-        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        digest.update(name.encode() + content.tobytes())
-    return digest.hexdigest()
-
-
 def save_run(path: Path, student, objective, optimizer, sums: dict[str, Tensor], header: dict) -> None:
     """Everything that a run needs to go on bit for bit; what is drawn at random comes from the recipe's seed."""
-    tensors = {f"student.{k}": v for k, v in student.state_dict().items()}
+    tensors = {f"student.{k}": v for k, v in state_of(student).items()}
     tensors |= {f"objective.{k}": v for k, v in objective.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
@@ -111,7 +113,7 @@ def load_run(path: Path, student, objective, optimizer, identity: dict, device="
     def part(prefix):
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    student.load_state_dict(part("student."))
+    load_state(student, part("student."))
     objective.load_state_dict(part("objective."))
     state = {}
     for name, value in part("optimizer.").items():

@@ -2,6 +2,7 @@
 
 import torch
 
+from ..data.examples import each
 from ..objectives import Objective
 from ..objectives.schedules import LearnedTemperature, Schedule
 
@@ -41,8 +42,10 @@ class GraphedStep:
             torch.cuda.current_stream().wait_stream(side)
             return
         if self.graph is None:
-            self.batches = {seed: tuple(part.clone() for part in batch) for seed, batch in batches.items()}
-            self.views = {seed: view.clone() for seed, view in views.items()}
+            self.batches = {
+                seed: tuple(each(torch.clone, part) for part in batch) for seed, batch in batches.items()
+            }
+            self.views = {seed: each(torch.clone, view) for seed, view in views.items()}
             try:
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph):
@@ -54,7 +57,16 @@ class GraphedStep:
             self.graph = graph
         for seed, batch in batches.items():
             for place, part in zip(self.batches[seed], batch, strict=True):
-                place.copy_(part)
+                _refill(place, part)
         for seed, view in views.items():
-            self.views[seed].copy_(view)
+            _refill(self.views[seed], view)
         self.graph.replay()
+
+
+def _refill(place, part) -> None:
+    """Put a tensor, or those of a dictionary, where others were."""
+    if isinstance(place, dict):
+        for name, value in part.items():
+            place[name].copy_(value)
+    else:
+        place.copy_(part)

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,14 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..data.examples import as_split, each
 from ..objectives import HeadLogits, Objective, Term, global_count
 from ..objectives.checks import IGNORED
-from .checkpoint import checksum, load_run, require_safetensors, save_run
+from .checkpoint import load_run, require_safetensors, save_run
 from .distributed import anywhere, average, average_gradients, rank_and_world, synchronised_batch_norm
 from .graphs import GraphedStep, graphable
-from .layout import memory_format
 from .measures import evaluation_mode, measure_split
+from .modules import check_two, moved_to, share_layers, storages, training_mode
+from .precision import autocast, gradient_scaler
 from .recipe import Recipe
+from .state import checksum, shapes, state_of, take_apart
 from .taps import Taps
 
 
@@ -65,13 +68,6 @@ class Interruptible:
             yield batch
 
 
-def fast_precision(device="cpu") -> str:
-    """``"bfloat16"`` where the device multiplies matrices faster in it, else ``"float32"``."""
-    if torch.device(device).type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
-
-
 def fit(
     student: nn.Module,
     objective: Objective | Term,
@@ -93,7 +89,11 @@ def fit(
     A step is: student and teacher look at one batch, the objective compares them, the optimiser moves the student
     (and whatever the objective learns). Layers that the objective looks at are captured by
     :class:`~kdlab.training.taps.Taps`. The teacher is in evaluation mode (unless the recipe has it otherwise) and gets no
-    gradient; its weights, buffers and modes are left as they were (it is moved to ``device``).
+    gradient; its weights, buffers and modes are left as they were (it is moved to ``device``). With the student it may share what
+    training does not move, such as frozen layers.
+
+    The student is put in training mode, but for what is frozen: a layer that is in evaluation mode and has parameters, of which none
+    is trained (``requires_grad=False``), stays so with all that is in it, such as the statistics of its batch normalisation.
 
     Every random draw comes from the recipe's seed, the epoch and the step alone, so that a run depends neither on what was
     drawn before it nor on what is trained beside it; torch's own random state is left as it was.
@@ -103,13 +103,14 @@ def fit(
     the examples of a batch with each other see one part; the first process alone writes.
 
     Args:
-        student: trained in place, left in training mode.
+        student: trained in place, left in training mode (but for what is frozen).
         objective: a term or a weighted sum of terms.
-        train: a :class:`~kdlab.data.images.Split` of images, :class:`~kdlab.data.tokens.Tokens` of a text, or
-            :class:`~kdlab.data.posterior.Examples` of anything else.
+        train: a :class:`~kdlab.data.images.Split` of images, :class:`~kdlab.data.tokens.Tokens` of a text,
+            :class:`~kdlab.data.examples.Examples` of anything else, or a DataLoader, which is read as :class:`~kdlab.data.examples.Loaded`
+            says: order and batches are the recipe's.
         recipe: how to train. Its seed fixes the batches; the student's initial weights are the caller's.
         teacher: needed if the objective needs one.
-        validation: a split that is measured after each epoch, in evaluation mode; None measures nothing.
+        validation: a split or DataLoader that is measured after each epoch, in evaluation mode; None measures nothing.
         device: where to train, such as ``"cuda"``.
         checkpoint: a file that is written after every epoch. If it is there already, the run goes on from it, bit
             for bit as if it had never stopped (on the same device); if it is of another run, it is refused.
@@ -127,7 +128,7 @@ def fit(
         ``gradient_norm`` (of the whole, by the student's parameters, at the epoch's first step; of each term if asked for), ``validation`` (see :func:`~kdlab.training.measures.measure`), ``seconds`` and ``examples_per_second`` of training.
 
     Raises:
-        ValueError: if the objective needs a teacher and there is none, or the teacher is the student itself.
+        ValueError: if the objective needs a teacher and there is none, or training the student would move its teacher.
         FloatingPointError: if the loss stops being finite; the last checkpoint stays.
         CheckpointError: if ``checkpoint`` is damaged or belongs to another run.
         Stopped: if ``stop`` said so.
@@ -179,8 +180,11 @@ def fit_together(
     Raises:
         ValueError: also if the learners do not fit each other.
     """
+    train = as_split(train, "train")
+    validation = None if validation is None else as_split(validation, "validation")
     for learner in learners:
         _check_learner(learner, train, teacher, gradient_norms)
+    _check_splits(train, validation, learners[0].recipe)
     shared = {tuple(getattr(learner.recipe, name) for name in _SHARED) for learner in learners}
     if len(shared) > 1:
         raise ValueError(f"students that train side by side share {', '.join(_SHARED)}.")
@@ -194,11 +198,11 @@ def fit_together(
     with ExitStack() as stack:
         stack.enter_context(_own_random_state(device))
         if teacher is not None:
-            teacher = teacher.to(device).to(memory_format=torch.channels_last)
+            moved_to(teacher, device)
         shared = {
             "examples": len(train),
-            "labels": hashlib.sha256(train.labels.cpu().numpy().tobytes()).hexdigest(),
-            "teacher": None if teacher is None else checksum(teacher.state_dict().items()),
+            "labels": _labels_checksum(train),
+            "teacher": None if teacher is None else checksum(state_of(teacher).items()),
             **_blocks(train),
         }
         students = [stack.enter_context(_Student(x, shared, device)) for x in learners]
@@ -206,7 +210,7 @@ def fit_together(
         if layers := [s.objective.teacher_layers for s in students if s.objective.needs_teacher]:
             if learners[0].recipe.teacher_mode == "train":
                 teacher = _unchanged_copy(teacher)
-            else:
+            elif not any(share_layers(s.model, teacher) for s in students):
                 stack.enter_context(evaluation_mode(teacher))
             tapped_teacher = stack.enter_context(Taps(teacher, dict.fromkeys(sum(layers, ()))))
         examples = min(learners[0].recipe.epoch_examples or len(train), len(train))
@@ -242,10 +246,6 @@ def _check_learner(learner: Learner, train, teacher, gradient_norms) -> None:
         raise TypeError(
             f"the objective is a term or a sum of terms, such as SoftTargets(), not {objective!r}."
         )
-    if not hasattr(train, "batches"):
-        raise TypeError(
-            f"train is a Split or kdlab.data.Examples(inputs, labels), not {type(train).__name__}."
-        )
     if learner.rewrite is not None and getattr(teacher, "by_index", False):
         raise ValueError("a teacher cache knows the examples as they were: it cannot look at rewritten ones.")
     for part in objective.modules():
@@ -259,20 +259,34 @@ def _check_learner(learner: Learner, train, teacher, gradient_norms) -> None:
     whole = any(kind in getattr(part, "needs_whole_batch_of", ()) for part in objective.modules())
     if learner.recipe.micro_batches > 1 and whole:
         raise ValueError(f"the objective {objective!r} needs each batch as a whole: micro_batches=1.")
-    if teacher is learner.student:
-        raise ValueError("student and teacher are one and the same model: nothing would be learned.")
+    if teacher is not None:
+        check_two(learner.student, teacher)
     if learner.checkpoint is not None:
         require_safetensors()
+        take_apart(learner.student.state_dict())  # what cannot be stored is known before the first step
+
+
+def _check_splits(train, validation, recipe: Recipe) -> None:
+    """What would be noticed after an epoch only."""
+    if hasattr(train, "loader") and train.batch_size != recipe.batch_size:
+        raise ValueError(
+            f"the DataLoader has batches of {train.batch_size} and the recipe of {recipe.batch_size}: say the same in both."
+        )
+    labels = getattr(validation, "labels", None)
+    if labels is not None and labels.is_floating_point() and not torch.allclose(
+        labels.double().sum(-1), torch.ones((), dtype=torch.double), atol=1e-2
+    ):
+        raise ValueError(
+            "labels of the validation split are no probabilities of classes, and what is measured of it is the accuracy of one: give "
+            "validation=None, and measure with kdlab.training.predict."
+        )
 
 
 def _check_apart(learners) -> None:
     paths = [Path(learner.checkpoint).absolute() for learner in learners if learner.checkpoint is not None]
     if len(set(paths)) < len(paths):
         raise ValueError("two learners have one and the same checkpoint.")
-    held = [
-        {id(value) for part in (x.student, x.objective) for value in part.state_dict(keep_vars=True).values()}
-        for x in learners
-    ]
+    held = [storages(x.student) | storages(x.objective) for x in learners]
     if len(set().union(*held)) < sum(map(len, held)):
         raise ValueError("two learners share weights, of a student or an objective: give each its own.")
 
@@ -287,23 +301,23 @@ class _Student:
             self.objective = 1.0 * self.objective
         self.checkpoint = None if learner.checkpoint is None else Path(learner.checkpoint)
         self.report, self.rewrite = learner.report, learner.rewrite
-        self.layout = memory_format(self.model, device)
-        self.model.to(device).to(memory_format=self.layout)
+        self.layout = moved_to(self.model, device)
         synchronised_batch_norm(self.model, device)
         self.objective.to(device)
         self.optimizer = _optimizer(self.recipe, self.model, self.objective, device)
+        self.scaler = gradient_scaler(device, self.recipe.precision)
         self.history, self.step, self.seconds, self.sums, self.norms = [], 0, 0.0, {}, {}
         self.failure = None
         self.identity = {
             "recipe": _plain(self.recipe),
             "objective": repr(self.objective),
             **shared,
-            "student": repr([(name, tuple(value.shape)) for name, value in self.model.state_dict().items()]),
+            "student": repr(shapes(state_of(self.model))),
             **({} if self.rewrite is None else {"rewrite": repr(self.rewrite)}),
         }
         if self.checkpoint is not None and self.checkpoint.exists():
             self.load()
-        self.model.train()
+        training_mode(self.model)
         self.objective.train()
 
     def __enter__(self):
@@ -348,21 +362,29 @@ class _Student:
         }
         self.optimizer.zero_grad()
         progress, sums = self.progress(steps), {}
-        for part, counts in self.parts(labels):
+        for part, counts in self.parts(labels, inputs):
             loss, terms = self.compare(progress, counts, **{k: _part(v, part) for k, v in seen.items()})
             if gradient_norms and self.step == 0:
-                found = self.objective.gradient_norms(terms, list(self.model.parameters()), progress)
-                self.norms |= {f"{name}.gradient_norm": norm.item() for name, norm in found.items()}
-            loss.backward()
+                large = {name: self.scaled(value) for name, value in terms.items()}
+                found = self.objective.gradient_norms(large, self.model.parameters(), progress)
+                scale = 1.0 if self.scaler is None else self.scaler.get_scale()
+                self.norms |= {f"{name}.gradient_norm": norm.item() / scale for name, norm in found.items()}
+            self.scaled(loss).backward()
             for name, value in {"loss": loss, **terms}.items():
                 sums.setdefault(name, []).append(value.detach())
         average_gradients(self.optimizer)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
         if self.step == 0:
             lengths = [p.grad.norm() for p in self.model.parameters() if p.grad is not None]
             self.norms |= {"gradient_norm": torch.stack(lengths).norm().item()} if lengths else {}
         if self.recipe.max_gradient_norm:
             nn.utils.clip_grad_norm_(self.parameters(), self.recipe.max_gradient_norm)
-        self.optimizer.step()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:  # unless a gradient is not finite
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         for name, values in sums.items():  # summed on the device: no step waits for it
             value = values[-1] if name.endswith(".temperature") else sum(values)
             if name in self.sums:
@@ -370,27 +392,28 @@ class _Student:
             else:
                 self.sums[name] = value.clone()
 
-    def parts(self, labels: Tensor):
+    def scaled(self, loss: Tensor) -> Tensor:
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def parts(self, labels: Tensor, inputs):
         """The micro-batches of a batch, and what their means divide by: the numbers of the whole."""
         n, (_, world) = self.recipe.micro_batches, rank_and_world()
-        if n == 1 and (world == 1 or labels.ndim == 1):
-            return [(slice(None), {})]
         counted = _counted(labels)
+        if n == 1 and (world == 1 or counted.ndim == 1):
+            return [(slice(None), {})]
+        read = _read(inputs, counted)
         counts = {
             "count": global_count(counted),
             "example_count": len(labels),
-            "hidden_count": counted.numel(),
+            "hidden_count": counted.numel() if read is None else global_count(read),
         }
         size = math.ceil(len(labels) / n)
         return [(slice(start, start + size), counts) for start in range(0, len(labels), size)]
 
     def compare(self, progress, counts, *, inputs, labels, index, teacher_logits, teacher_hidden):
         """What the objective says of some examples."""
-        with torch.autocast(
-            torch.device(self.device).type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"
-        ):
-            if inputs.ndim == 4:
-                inputs = inputs.contiguous(memory_format=self.layout)
+        inputs = each(lambda x: x.contiguous(memory_format=self.layout) if x.ndim == 4 else x, inputs)
+        with autocast(self.device, self.recipe.precision):
             student_logits, student_hidden = self.taps(inputs)
         if labels.device.type == "cpu":  # a glance; elsewhere the epoch's mean is looked at
             seen = student_logits
@@ -399,8 +422,9 @@ class _Student:
             self.check_finite({"student logits": seen.detach().sum().item()})
         counted = _counted(labels)
         masks = {}
-        if labels.ndim > 1:  # every token of a block is read, and those with a label are learned from
-            masks = {"mask": counted, "hidden_mask": torch.ones_like(labels, dtype=torch.bool)}
+        if counted.ndim > 1:  # every token of a block is read, and those with a label are learned from
+            read = _read(inputs, counted)
+            masks = {"mask": counted, "hidden_mask": torch.ones_like(counted) if read is None else read}
         return self.objective(
             student_logits=student_logits,
             teacher_logits=teacher_logits,
@@ -421,6 +445,9 @@ class _Student:
         try:
             means = {name: average(total / steps).item() for name, total in self.sums.items()}
             self.check_finite(means)
+            if self.scaler is not None:
+                means["gradient_scale"] = scale = self.scaler.get_scale()
+                self.check_finite({"gradients": scale if scale > 1e-4 else math.inf})  # 30 steps in a row were left out
             examples = steps * min(self.recipe.batch_size, self.identity["examples"])
             entry = {
                 "epoch": len(self.history) + 1,
@@ -466,6 +493,7 @@ class _Student:
             "step": self.step,
             "seconds": self.seconds,
             "norms": self.norms,
+            **({} if self.scaler is None else {"scaler": self.scaler.state_dict()}),
         }
         save_run(self.checkpoint, self.model, self.objective, self.optimizer, sums, header)
 
@@ -475,6 +503,8 @@ class _Student:
         )
         self.history, self.step = header["history"], header["step"]
         self.seconds, self.norms = header["seconds"], header["norms"]
+        if self.scaler is not None:
+            self.scaler.load_state_dict(header["scaler"])
 
 
 class _Group:
@@ -498,13 +528,15 @@ class _Group:
         self.saved = time.monotonic()
         self.by_index = teacher is not None and getattr(teacher.model, "by_index", False)
         self.graphs = graphs and self.device.type == "cuda"
+        self.shared = False
         self.graphed = None
 
     def train(self, students: list[_Student], until: int) -> None:
         """Train students that stand at one position up to step ``until`` of their epoch."""
         for s in students:
-            s.model.train()
+            training_mode(s.model)
             s.objective.train()
+        self.shared = self.teacher is not None and any(share_layers(s.model, self.teacher.model) for s in students)
         epoch, start = students[0].position
         seeds = list(dict.fromkeys(s.recipe.seed for s in students))
         recipe = students[0].recipe
@@ -566,7 +598,7 @@ class _Group:
         )
         rank, world = rank_and_world()
         if world > 1:
-            return (tuple(part[rank::world] for part in batch) for batch in stream)
+            return (tuple(each(lambda x: x[rank::world], part) for part in batch) for batch in stream)
         return stream
 
     def step(self, students: list[_Student], batches: dict, views: dict) -> None:
@@ -605,8 +637,7 @@ class _Group:
         """The batch as the student's own ``rewrite`` leaves it."""
         seed = _number(student.recipe.seed, *student.position, "rewrite")
         generator = torch.Generator(self.device).manual_seed(seed)
-        precision = student.recipe.precision
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with autocast(self.device, student.recipe.precision):
             try:
                 inputs, labels = student.rewrite(
                     student.model, inputs, labels, student.progress(self.steps), generator
@@ -631,9 +662,10 @@ class _Group:
                 inputs.append(batches[seed][2])
             else:
                 inputs.append(views[seed] if view == "own" else batches[seed][0])
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=students[0].recipe.precision == "bfloat16"
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(autocast(self.device, students[0].recipe.precision))
+            if self.shared:  # its layers are in training mode, as the student's
+                stack.enter_context(evaluation_mode(self.teacher.model))
             if len(inputs) == 1 or self.device.type == "cpu":
                 looked = {}
                 for (seed, view), part in zip(wanted, inputs, strict=True):
@@ -641,8 +673,8 @@ class _Group:
                     seed_torch(self.device, seed, *students[0].position, f"teacher's {which} view")
                     looked[seed, view] = self.teacher(part)
                 return looked
-            logits, hidden = self.teacher(torch.cat(inputs))
-        size = len(inputs[0])
+            logits, hidden = self.teacher(_joined(inputs))
+        size = len(logits) // len(inputs)
         return {
             key: (
                 logits[i * size : (i + 1) * size],
@@ -729,8 +761,30 @@ def _unchanged_copy(teacher: nn.Module) -> nn.Module:
 
 
 def _counted(labels: Tensor) -> Tensor:
-    """Which labels count: all but −100. Those that are not whole numbers, such as probabilities, are one an example."""
-    return labels.new_ones(len(labels), dtype=torch.bool) if labels.is_floating_point() else labels != IGNORED
+    """Which labels count: all but −100. Those that are not whole numbers, such as probabilities, have an axis of classes."""
+    if labels.is_floating_point():
+        return labels.new_ones(labels.shape[:-1] or labels.shape, dtype=torch.bool)
+    return labels != IGNORED
+
+
+def _read(inputs, counted: Tensor) -> Tensor | None:
+    """Which tokens are read, and are no padding; None where nothing says so."""
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    return mask.bool() if mask is not None and mask.shape == counted.shape else None
+
+
+def _joined(inputs: list):
+    """Inputs, or dictionaries of them, one after another."""
+    if isinstance(inputs[0], Mapping):
+        return {name: torch.cat([part[name] for part in inputs]) for name in inputs[0]}
+    return torch.cat(inputs)
+
+
+def _labels_checksum(train) -> str:
+    """By which checkpoints tell splits apart."""
+    if hasattr(train, "identity"):  # of what is loaded as it is needed
+        return train.identity
+    return hashlib.sha256(train.labels.cpu().numpy().tobytes()).hexdigest()
 
 
 def _blocks(split) -> dict:

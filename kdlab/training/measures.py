@@ -8,9 +8,11 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..data.examples import as_split, each
 from ..objectives import HeadLogits, cross_entropy, forward_kl, log_soften, soften
 from ..objectives.checks import IGNORED
-from .taps import logits_of
+from .precision import autocast
+from .taps import call, logits_of
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -85,25 +87,31 @@ def evaluation_mode(model: nn.Module):
             module.training = training
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module, split, *, batch_size: int = 500, device=None, precision: str = "float32"
 ) -> Tensor:
-    """Logits for every example of a split, in order, in evaluation mode; the model's mode is put back after.
+    """Logits for every example of a split or DataLoader, in the order of its data set, in evaluation mode; the model's mode is put back after.
 
     ``device`` is where the inputs go; None is where the model is.
 
     Returns:
         float32, shape ``(len(split), classes)``, on the CPU.
     """
+    return _predicted(model, as_split(split, "split"), batch_size, device, precision)[0]
+
+
+@torch.no_grad()
+def _predicted(model, split, batch_size: int, device, precision: str) -> tuple[Tensor, Tensor]:
+    """Logits and labels of every example."""
     if device is None:
         device = next((p.device for p in model.parameters()), "cpu")
-    logits = []
+    logits, labels = [], []
     with evaluation_mode(model):
-        for inputs, _, _ in split.batches(batch_size):
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
-                logits.append(all_logits(model(inputs.to(device))).float().cpu())
-    return torch.cat(logits)
+        for inputs, true, _ in split.batches(batch_size):
+            with autocast(device, precision):
+                logits.append(all_logits(call(model, each(lambda x: x.to(device), inputs))).float().cpu())
+            labels.append(true.cpu())
+    return torch.cat(logits), torch.cat(labels)
 
 
 def measure(student_logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> dict[str, float]:
@@ -111,16 +119,19 @@ def measure(student_logits: Tensor, labels: Tensor, teacher_logits: Tensor | Non
 
     And the agreement apart, where the teacher is right and where it is wrong: at any accuracy a student agrees with a good
     teacher on most of what both get right; only what it shares of the errors is the teacher's own.
+
+    Of labels that are probabilities, accuracy and calibration are those of the likeliest class.
     """
+    likeliest = labels.argmax(-1) if labels.is_floating_point() else labels
     measured = {
-        "accuracy": accuracy(student_logits, labels),
+        "accuracy": accuracy(student_logits, likeliest),
         "cross_entropy": cross_entropy(student_logits, labels).item(),
-        "calibration_error": expected_calibration_error(student_logits, labels),
+        "calibration_error": expected_calibration_error(student_logits, likeliest),
     }
     if teacher_logits is not None:
         measured["agreement"] = agreement(student_logits, teacher_logits)
         measured["kl_to_teacher"] = forward_kl(student_logits, teacher_logits).item()
-        right = teacher_logits.argmax(-1) == labels
+        right = teacher_logits.argmax(-1) == likeliest
         for name, part in (("right", right), ("wrong", ~right)):
             if part.any():
                 measured[f"agreement_where_teacher_{name}"] = agreement(student_logits[part], teacher_logits[part])
@@ -132,8 +143,7 @@ def measure_split(model: nn.Module, split, *, device="cpu", precision: str = "fl
     if hasattr(split, "token_bytes"):
         return measure_tokens([model], split, device=device, precision=precision)[0]
     size = 500 if torch.device(device).type == "cpu" else 2500
-    logits = predict(model, split, batch_size=size, device=device, precision=precision)
-    return measure(logits, split.labels.cpu())
+    return measure(*_predicted(model, as_split(split, "split"), size, device, precision))
 
 
 @torch.no_grad()
@@ -172,14 +182,11 @@ def measure_tokens(
             stack.enter_context(evaluation_mode(model))
         for inputs, labels, _ in split.batches(max(tokens_at_once // split.context, 1)):
             inputs, labels = inputs.to(device), labels.to(device).flatten()
-            autocast = torch.autocast(
-                torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
-            )
-            with autocast:
+            with autocast(device, precision):
                 log_p = None if teacher is None else log_soften(all_logits(teacher(inputs)).flatten(0, 1), 1.0)
             read += split.token_bytes.to(device)[labels].sum().item()
             for found, model in zip(sums, students, strict=True):
-                with autocast:
+                with autocast(device, precision):
                     log_q = log_soften(all_logits(model(inputs)).flatten(0, 1), 1.0)
                 if log_q.shape[-1] < len(split.token_bytes):
                     raise ValueError(
@@ -224,7 +231,7 @@ def measure_further(
     with evaluation_mode(model), evaluation_mode(teacher):
         for inputs, labels, _ in split.batches(max(tokens_at_once // split.context, 1)):
             inputs = inputs.to(device)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
+            with autocast(device, precision):
                 log_q, log_p = (log_soften(all_logits(each(inputs)), 1.0) for each in (model, teacher))
             for k, found in enumerate(sums):
                 y = labels[:, k].to(device)

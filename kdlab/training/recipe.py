@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from .precision import PRECISIONS
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -22,7 +24,8 @@ class Recipe:
         teacher_view: ``"same"``: the teacher sees the student's crops (consistent teaching, Beyer et al. 2022);
             ``"own"``: it sees crops of its own of the same images.
         teacher_mode: ``"eval"``; or ``"train"``, the well-known mistake, for measuring it: batch normalisation by the batch.
-        precision: ``"float32"``, or ``"bfloat16"`` for autocast.
+        precision: ``"float32"``; or of autocast, ``"bfloat16"``, or ``"float16"`` with a gradient scaler, for GPUs before Ampere
+            (T4, V100), which have no fast bfloat16. A step whose gradients overflow is left out, and the scale halved.
         epoch_examples: how many examples an epoch has, drawn anew from the split each time; None: all of them.
         micro_batches: a batch is run in so many equal parts, whose gradients add up to its own; for less memory. (Batch
             normalisation averages over each part.)
@@ -53,7 +56,7 @@ class Recipe:
         for name, allowed in (
             ("optimizer", ("sgd", "adam", "adamw")),
             ("schedule", ("step", "cosine", "constant")),
-            ("precision", ("float32", "bfloat16")),
+            ("precision", tuple(PRECISIONS)),
             ("teacher_view", ("same", "own")),
             ("teacher_mode", ("eval", "train")),
         ):

@@ -1,7 +1,7 @@
 r"""Taps: what the layers of a model compute, captured as it runs, without editing it."""
 
 import difflib
-import re
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,13 @@ from torch.overrides import TorchFunctionMode
 
 from ..objectives import HeadLogits, SparseTargets
 from ..objectives.attention import attention_from_qk
+from .state import plain_names
 
 
 class Taps:
     """A model that also says what some of its layers computed.
 
-    Calling it runs the model and returns its logits and a dict from each layer's name to what was captured there. A
+    Calling it runs the model (with a dictionary, as ``model(**inputs)``) and returns its logits and a dict from each layer's name to what was captured there. A
     layer is named by module path, as ``named_modules`` does: ``"layer2"`` is the output of ``layer2`` (its first tensor),
     ``"input:fc"`` the first input of ``fc``, and ``"attention:encoder.0.attn"`` the attention maps ``(B, heads, L, S)`` of that
     module: those that it returns, or, where it calls PyTorch's fused attention, which returns none, those recovered from
@@ -50,7 +51,8 @@ class Taps:
         self.model, self.layers = model, tuple(layers)
         self._captured, self._running, self._hooks, self._modes = {}, False, [], []
         named = dict(model.named_modules())
-        plain = {re.sub(r"^((module|_orig_mod)\.)+", "", name): module for name, module in named.items()}
+        without = plain_names(model)
+        plain = {without(name): module for name, module in named.items()}
         found = []
         for layer in self.layers:
             kind, _, path = layer.rpartition(":")
@@ -70,7 +72,7 @@ class Taps:
         self._captured = {}
         self._running, self._with_gradient = True, torch.is_grad_enabled()
         try:
-            output = self.model(*args, **kwargs)
+            output = call(self.model, *args, **kwargs)
         finally:
             self._running = False
             captured, self._captured = self._captured, {}
@@ -168,6 +170,13 @@ def _recovered(
     with torch.autocast("cuda" if query.is_cuda else "cpu", enabled=False):
         maps = attention_from_qk(query, key, causal=is_causal, mask=attn_mask, scale=scale)
     return maps if maps.ndim == 4 else maps.unsqueeze(1)
+
+
+def call(model, *args, **kwargs):
+    """What a model says of inputs; a dictionary of them by their names, as ``model(**inputs)``."""
+    if len(args) == 1 and isinstance(args[0], Mapping) and not kwargs:
+        return model(**args[0])
+    return model(*args, **kwargs)
 
 
 def logits_of(output) -> Tensor | HeadLogits | SparseTargets:

@@ -1,0 +1,232 @@
+"""Examples of any kind for the training loop: tensors, dictionaries of tensors, and what a DataLoader loads."""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+
+from .images import batch_indices
+
+
+def each(function: Callable[[Tensor], Tensor], inputs):
+    """A function of inputs that are a tensor, or of each tensor of a dictionary of them."""
+    if isinstance(inputs, Mapping):
+        return {name: function(value) for name, value in inputs.items()}
+    return function(inputs)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs of any shape ``(n, …)`` and their labels, for :func:`kdlab.training.loop.fit`.
+
+    Attributes:
+        inputs: a tensor; or a dictionary of tensors (``input_ids``, ``attention_mask``, …), which a model gets by their names.
+        labels: classes ``(n,)``, or probabilities of the classes ``(n, C)``, such as those of mixed images; of texts one a token.
+    """
+
+    inputs: Tensor | dict[str, Tensor]
+    labels: Tensor
+
+    def __post_init__(self):
+        check_batch(self.inputs, self.labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index) -> "Examples":
+        return replace(self, inputs=each(lambda x: x[index], self.inputs), labels=self.labels[index])
+
+    def to(self, device) -> "Examples":
+        return Examples(each(lambda x: x.to(device), self.inputs), self.labels.to(device))
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augment: bool = False,
+        order: Tensor | None = None,
+        start: int = 0,
+    ) -> Iterator[tuple[Tensor | dict[str, Tensor], Tensor, Tensor]]:
+        """Batches of (inputs, labels, indices), as :meth:`kdlab.data.images.Split.batches`; there is nothing to augment."""
+        for number, index in enumerate(batch_indices(len(self), batch_size, generator, order)):
+            if number >= start:
+                index = index.to(self.labels.device)
+                yield each(lambda x, index=index: x[index], self.inputs), self.labels[index], index
+
+
+def check_batch(inputs, labels) -> None:
+    """That inputs and labels are tensors, one an example, and labels what a model can learn.
+
+    Raises:
+        TypeError: for what is no tensor, nor a dictionary of them.
+        ValueError: for other numbers of inputs than labels, or labels that are the tokens themselves.
+    """
+    named = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}
+    for name, value in {**named, "labels": labels}.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, not {type(value).__name__}; inputs may be a dictionary of tensors.")
+        if value.ndim == 0 or len(value) != len(labels):
+            raise ValueError(f"{len(value) if value.ndim else 'one'} {name} have {len(labels)} labels.")
+    if not named:
+        raise ValueError("an empty dictionary is no input.")
+    tokens = named.get("input_ids")
+    if tokens is not None and tokens.shape == labels.shape and tokens.ndim > 1 and not labels.is_floating_point():
+        counted = labels != -100
+        if counted.any() and torch.equal(labels[counted], tokens[counted]):
+            raise ValueError(
+                "labels are the input_ids themselves, as transformers takes them, which shifts them inside its models: here the label "
+                "of a token is the one that follows it: input_ids[:, :-1] with labels[:, 1:]."
+            )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The data set of a DataLoader, as :func:`~kdlab.training.loop.fit` reads it.
+
+    Which examples a batch has, and in which order, comes from the recipe, so that a run can go on where it stopped; the loader's own
+    sampler is not asked. Loading is the loader's: its data set, ``collate_fn``, ``num_workers`` and ``pin_memory``. What a data set draws at
+    random, such as crops, from the generators of PyTorch, NumPy or Python, is drawn anew for each example from the recipe's seed, the
+    epoch and its index, with any number of workers.
+
+    A batch is (inputs, labels), or a dictionary with ``"labels"``, whose other tensors are the inputs. No data set that can only be
+    gone through from its beginning (``IterableDataset``), and no sampler of one's own: what these draw cannot be gone on with.
+    """
+
+    loader: DataLoader
+    device: torch.device | str | None = None
+
+    def __post_init__(self):
+        loader = self.loader
+        if isinstance(loader.dataset, IterableDataset):
+            raise TypeError(
+                "an IterableDataset has no order that a run could go on in: read it into kdlab.data.Examples(inputs, labels)."
+            )
+        sampled = type(loader.sampler) is SequentialSampler or (
+            type(loader.sampler) is RandomSampler
+            and not loader.sampler.replacement
+            and loader.sampler.num_samples == len(loader.dataset)
+        )
+        if not sampled or type(loader.batch_sampler) is not BatchSampler:
+            which = loader.sampler if not sampled else loader.batch_sampler
+            raise TypeError(
+                f"a DataLoader is taken with batches in order or shuffled, not with {type(which).__name__}: fit draws the order from the "
+                "recipe's seed and spreads it over processes itself."
+            )
+
+    def __len__(self) -> int:
+        return len(self.loader.dataset)
+
+    def to(self, device) -> "Loaded":
+        return replace(self, device=device)
+
+    @property
+    def batch_size(self) -> int:
+        return self.loader.batch_size
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the first and the last example: data sets that agree in these and in their number are taken for one."""
+        digest = hashlib.sha256()
+        for index in (0, len(self) - 1):
+            (batch,) = self._loaded([[index]], 0, in_this_process=True)
+            inputs, labels = _pair(batch)
+            for tensor in [*(inputs.values() if isinstance(inputs, Mapping) else [inputs]), labels]:
+                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augment: bool = False,
+        order: Tensor | None = None,
+        start: int = 0,
+    ) -> Iterator[tuple[Tensor | dict[str, Tensor], Tensor, Tensor]]:
+        """Batches of (inputs, labels, indices), as :meth:`kdlab.data.images.Split.batches`; what is augmented is the data set's matter."""
+        seed = 0 if generator is None else generator.initial_seed()
+        wanted = [index.tolist() for index in batch_indices(len(self), batch_size, generator, order)][start:]
+        for index, batch in zip(wanted, self._loaded(wanted, seed), strict=True):
+            inputs, labels = _pair(batch)
+            check_batch(inputs, labels)
+            index = torch.tensor(index)
+            if self.device is not None:
+                inputs = each(lambda x: x.to(self.device, non_blocking=True), inputs)
+                labels, index = labels.to(self.device, non_blocking=True), index.to(self.device)
+            yield inputs, labels, index
+
+    def _loaded(self, batches: list[list[int]], seed: int, in_this_process: bool = False) -> DataLoader:
+        loader = self.loader
+        workers = {}
+        if loader.num_workers and not in_this_process:
+            workers = {
+                name: getattr(loader, name)
+                for name in ("num_workers", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")
+            }
+        return DataLoader(
+            _Seeded(loader.dataset, seed),
+            batch_sampler=batches,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            generator=torch.Generator(),  # else it would draw from the caller's
+            **workers,
+        )
+
+
+@dataclass(frozen=True)
+class _Seeded:
+    """A data set whose random draws depend on a seed and the index alone."""
+
+    dataset: object
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        with _drawn_from(self.seed, index):
+            return self.dataset[index]
+
+
+@contextmanager
+def _drawn_from(*what):
+    """Python's, NumPy's and PyTorch's generators, seeded; after it they are as they were."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    seed = int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:4], "big")
+    random.seed(seed), np.random.seed(seed), torch.default_generator.manual_seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(before[0]), np.random.set_state(before[1]), torch.set_rng_state(before[2])  # noqa: NPY002
+
+
+def _pair(batch):
+    """Inputs and labels of a batch as a DataLoader gives it."""
+    if isinstance(batch, Mapping) and "labels" in batch:
+        return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    what = f"a dictionary of {', '.join(batch)}" if isinstance(batch, Mapping) else f"{type(batch).__name__}"
+    raise TypeError(f"a batch of the DataLoader is (inputs, labels), or a dictionary with 'labels', not {what}.")
+
+
+def as_split(data, name: str):
+    """What has batches of its own, as it is; a DataLoader as :class:`Loaded`.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(data, DataLoader):
+        return Loaded(data)
+    if not hasattr(data, "batches"):
+        raise TypeError(
+            f"{name} is a Split or kdlab.data.Examples(inputs, labels), or a DataLoader, not {type(data).__name__}."
+        )
+    return data

@@ -1,0 +1,92 @@
+"""What the loop does with models: where they are, in which mode, and whether two of them are two."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .state import take_apart
+
+
+def moved_to(model: nn.Module, device) -> torch.memory_format:
+    """Move a model to a device and return how its maps lie in memory: channels last, which convolutions are faster in.
+
+    Contiguous where that would not be safe: on a CPU without AVX-512, the gradient of a 1×1 convolution with stride and fewer than
+    eight input channels writes past its buffer where the channels are last (oneDNN of torch 2.13: the process dies, or other
+    numbers change). Such a model is trained in the other layout on every CPU, so that a run does not depend on which it is.
+    """
+    narrow = any(
+        isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.in_channels < 8
+        for layer in model.modules()
+    )
+    on_cpu = torch.device(device).type == "cpu"
+    layout = torch.contiguous_format if narrow and on_cpu else torch.channels_last
+    model.to(device)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=layout)
+    return layout
+
+
+def training_mode(model: nn.Module) -> None:
+    """Put a model in training mode, but for what is frozen.
+
+    A layer is frozen if it is in evaluation mode and has parameters, of which none is trained (``requires_grad=False``). It stays as it
+    is with all that is in it: its batch normalisation keeps its statistics, its dropout stays off.
+    """
+    modes = [(layer, layer.training) for layer in _frozen(model)]
+    model.train()
+    for layer, training in modes:
+        layer.training = training
+
+
+def _frozen(model: nn.Module) -> Iterator[nn.Module]:
+    own = list(model.parameters())
+    if not model.training and own and not any(p.requires_grad for p in own):
+        yield from model.modules()
+    else:
+        for child in model.children():
+            yield from _frozen(child)
+
+
+def check_two(student: nn.Module, teacher: nn.Module) -> None:
+    """That training the student does not move its teacher: they share neither what is trained nor running statistics.
+
+    Raises:
+        ValueError: if they do.
+    """
+    if teacher is student:
+        raise ValueError("student and teacher are one and the same model: nothing would be learned.")
+    known, still = storages(teacher), {id(layer) for layer in _frozen(student) if not layer.training}
+    for path, layer in student.named_modules():
+        moving = [(name, p) for name, p in layer.named_parameters(recurse=False) if p.requires_grad]
+        advice = "Give the teacher weights of its own, a copy.deepcopy of its model made before the student was made of it"
+        if getattr(layer, "track_running_stats", False) and id(layer) not in still:
+            moving += layer.named_buffers(recurse=False)
+            advice += f"; or freeze the layer, {path}.requires_grad_(False).eval()"
+        for name, tensor in moving:
+            if _storage(tensor) in known:
+                raise ValueError(
+                    f"student and teacher share {f'{path}.{name}'.lstrip('.')!r}: training the one would change the other. {advice}; or, if "
+                    "the student has adapters of peft, take the model without them, kdlab.language.huggingface.without_adapter(student)."
+                )
+
+
+def share_layers(student: nn.Module, teacher: nn.Module) -> bool:
+    """Whether they have layers in common, which are in training mode when the student learns."""
+    return not {id(layer) for layer in student.modules()}.isdisjoint(id(layer) for layer in teacher.modules())
+
+
+def storages(module: nn.Module) -> set:
+    """Where a module's tensors lie: those that share memory have one storage, whatever they are called."""
+    tensors, _ = take_apart(module.state_dict(keep_vars=True))
+    return {_storage(tensor) for tensor in tensors.values() if tensor.numel()} - {None}
+
+
+def _storage(tensor: Tensor):
+    if tensor.is_meta:
+        return None
+    try:
+        return tensor.device, tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # of a kind of tensor that has none of its own
+        return id(tensor)
