@@ -223,15 +223,29 @@ def counted_labels(labels, logits, mask=None):
     return labels.long()
 
 
-def check_features(student, teacher, names=("student features", "teacher features"), same_width=True):
-    """Two floating-point tensors of the same examples."""
+def check_features(
+    student, teacher, names=("student features", "teacher features"), same_width=True, mask=None, values=True
+):
+    """Two floating-point tensors of the same examples; where ``mask`` (of positions) is False they may be anything.
+
+    Args:
+        values: whether their entries are looked at.
+
+    Returns:
+        Whether all entries are known to be finite.
+    """
+    known = values
     for name, features in zip(names, (student, teacher), strict=True):
         if not isinstance(features, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, not {type(features).__name__}.")
         if not features.is_floating_point():
             raise TypeError(f"{name} must be floating point, not {features.dtype}.")
-        if _inspectable(features) and features.numel() and not torch.isfinite(features).all():
-            raise ValueError(f"{name} have entries that are NaN or infinite.")
+        finite = values and _inspectable(features) and bool(torch.isfinite(features).all())
+        if values and _inspectable(features) and not finite:
+            fits = mask is not None and _inspectable(mask) and mask.shape == features.shape[: mask.ndim]
+            if not fits or not torch.isfinite(features.detach()[mask]).all():
+                raise ValueError(f"{name} have entries that are NaN or infinite.")
+        known = known and finite
     if same_width and student.shape[1:] != teacher.shape[1:]:
         raise ValueError(
             f"{names[0]} of shape {tuple(student.shape)} and {names[1]} of shape {tuple(teacher.shape)} differ in size: "
@@ -242,6 +256,7 @@ def check_features(student, teacher, names=("student features", "teacher feature
             f"{names[0]} of shape {tuple(student.shape)} and {names[1]} of shape {tuple(teacher.shape)} do not belong to "
             "the same examples."
         )
+    return known
 
 
 def check_tokens(tokens, logits):

@@ -210,12 +210,12 @@ def standardise(logits: Tensor, *, class_axis: int | None = None) -> Tensor:
     """
     (logits,) = classes_last(class_axis, logits)
     check_logits("logits", logits)
-    shaped = _standardised(logits)
+    shaped = standardised(logits)
     return shaped if class_axis is None else shaped.movedim(-1, class_axis)
 
 
-def _standardised(logits):
-    """The same, unchecked."""
+def standardised(logits: Tensor) -> Tensor:
+    """What :func:`standardise` computes, unchecked."""
     logits, absent = full_precision(logits), logits.isneginf()
     shifted = logits - logits.detach().amax(-1, keepdim=True)  # exactly zero where all are equal
     shifted = shifted.masked_fill(absent, 0.0)
