@@ -368,7 +368,7 @@ class _Student:
     def parts(self, labels: Tensor):
         """The micro-batches of a batch, and what their means divide by: the numbers of the whole."""
         n, (_, world) = self.recipe.micro_batches, rank_and_world()
-        if n == 1 and (world == 1 or labels.ndim == 1):
+        if n == 1 and (world == 1 or labels.ndim == 1 or labels.is_floating_point()):
             return [(slice(None), {})]
         counted = _counted(labels)
         counts = {
@@ -392,7 +392,7 @@ class _Student:
             self.check_finite({"student logits": seen.detach().sum().item()})
         counted = _counted(labels)
         masks = {}
-        if labels.ndim > 1:  # every token of a block is read, and those with a label are learned from
+        if labels.ndim > 1 and not labels.is_floating_point():  # every token of a block is read, and those with a label are learned from
             masks = {"mask": counted, "hidden_mask": torch.ones_like(labels, dtype=torch.bool)}
         return self.objective(
             student_logits=student_logits,
@@ -723,8 +723,10 @@ def _unchanged_copy(teacher: nn.Module) -> nn.Module:
 
 
 def _counted(labels: Tensor) -> Tensor:
-    """Which labels count: all but −100. Those that are not whole numbers, such as probabilities, are one an example."""
-    return labels.new_ones(len(labels), dtype=torch.bool) if labels.is_floating_point() else labels != IGNORED
+    """Which labels count: all but −100. Of probabilities ``(..., N)``, all; of other numbers, one an example."""
+    if not labels.is_floating_point():
+        return labels != IGNORED
+    return labels.new_ones(labels.shape[:-1] if labels.ndim > 1 else labels.shape, dtype=torch.bool)
 
 
 def _blocks(split) -> dict:
