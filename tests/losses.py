@@ -61,7 +61,7 @@ def hard(z, t, y, *, temperature=1.0, **options):
 
 
 def hard_with_distribution(z, t, y, *, temperature=1.0, **options):
-    return cross_entropy(z, soften(t.detach()), temperature=temperature, **options)
+    return cross_entropy(z, soften(t.detach(), class_axis=-1), temperature=temperature, **options)
 
 
 def smoothed(z, t, y, *, temperature=1.0, **options):
@@ -78,7 +78,7 @@ def decoupled(z, t, y, *, temperature=2.0, **options):
 
 
 def on_shapes(z, t, y, *, temperature=2.0, **options):
-    return soft_targets(standardise(z), standardise(t), temperature=temperature, **options)
+    return soft_targets(standardise(z, class_axis=-1), standardise(t, class_axis=-1), temperature=temperature, **options)
 
 
 def squared_error(z, t, y, **options):

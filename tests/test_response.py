@@ -264,7 +264,7 @@ def test_classes_of_probability_zero_change_nothing(loss, added):
 @every_loss
 def test_any_number_of_leading_axes(loss):
     z, t, y = batch(2, 3, 4, 5)
-    whole = loss(z, t, y, reduction="none")
+    whole = loss(z, t, y, reduction="none", class_axis=-1)
     assert whole.shape == (2, 3, 4)
     assert torch.equal(whole.flatten(), loss(z.flatten(0, 2), t.flatten(0, 2), y.flatten(), reduction="none"))
     one = loss(z[0, 0, 0], t[0, 0, 0], y[0, 0, 0], reduction="none")

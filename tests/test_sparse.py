@@ -102,7 +102,7 @@ def test_the_rest_does_no_harm_where_the_teacher_spreads_it_as_the_student_does(
     alike = p.where(inside, left * tail / tail.sum(-1, keepdim=True)).log()
     found = gradient(lambda z: sparse_forward_kl(z, targets), z)
     torch.testing.assert_close(found, gradient(lambda z: forward_kl(z, alike), z), rtol=1e-9, atol=1e-12)
-    without = SparseTargets(targets.tokens, targets.probabilities, V)
+    without = SparseTargets(targets.tokens, targets.probabilities / targets.probabilities.sum(-1, keepdim=True), V)
     assert gradient(lambda z: sparse_forward_kl(z, without), z)[~inside].min() > 0  # pushed down, all of them
 
 

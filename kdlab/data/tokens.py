@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +19,8 @@ class Tokens:
     the first of the text is predicted once.
 
     Attributes:
-        labels: all tokens in a row as 16-bit numbers without a sign, which PyTorch keeps as int16; they may be mapped from disk. From
-            token numbers, ``torch.from_numpy(numpy.array(ids, dtype=numpy.uint16).view(numpy.int16))``.
+        labels: all tokens in a row as 16-bit numbers without a sign, which PyTorch keeps as int16, or as int32 where a vocabulary has
+            more than 65,536; they may be mapped from disk. From token numbers, :func:`numbered`.
         context: :math:`C`.
         token_bytes: how many bytes of text each token of the vocabulary stands for, int64, shape ``(V,)``.
         blocks: which blocks there are, int64, shape ``(n,)``; None is all.
@@ -36,9 +37,14 @@ class Tokens:
     ahead: int = 0
 
     def __post_init__(self):
-        if not isinstance(self.labels, Tensor) or self.labels.dtype != torch.int16 or self.labels.ndim != 1:
+        known = isinstance(self.labels, Tensor) and self.labels.dtype in (torch.int16, torch.int32)
+        if not known or self.labels.ndim != 1:
             raise ValueError(
-                "tokens are 16-bit numbers in a row: torch.from_numpy(numpy.array(ids, dtype=numpy.uint16).view(numpy.int16))."
+                "tokens are 16-bit numbers in a row, or int32 where there are more: kdlab.data.tokens.numbered(ids, vocabulary)."
+            )
+        if self.labels.dtype == torch.int16 and len(self.token_bytes) > 2**16:
+            raise ValueError(
+                f"16-bit numbers do not name {len(self.token_bytes)} tokens: kdlab.data.tokens.numbered(ids, vocabulary)."
             )
         if len(self.labels) <= self.context:
             raise ValueError(
@@ -87,7 +93,9 @@ class Tokens:
             if number >= start:
                 index = index.to(self.labels.device)
                 places = self.blocks[index].unsqueeze(1) * self.stride + steps
-                block = self.labels[places].long() & 0xFFFF
+                block = self.labels[places].long()
+                if self.labels.dtype == torch.int16:
+                    block &= 0xFFFF
                 yield block[:, :-1], self._labels(block[:, 1:]), index
 
     def _labels(self, following: Tensor) -> Tensor:
@@ -97,9 +105,29 @@ class Tokens:
         return torch.stack([torch.cat([following[:, k:], ended[:, :k]], 1) for k in range(1, self.ahead + 1)], 1)
 
 
-def mapped(path: Path) -> Tensor:
-    """A file of 16-bit numbers, int16, mapped into memory."""
-    return torch.from_file(str(path), shared=False, size=path.stat().st_size // 2, dtype=torch.int16)
+def width(vocabulary: int) -> np.dtype:
+    """How token numbers of a vocabulary are written: in 16 bits without a sign, or 32 where these are too few."""
+    return np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
+
+
+def numbered(ids, vocabulary: int) -> Tensor:
+    """Token numbers in a row as :class:`Tokens` keep them: int16, or int32 for more than 65,536.
+
+    Raises:
+        ValueError: for a number that is none of the vocabulary's.
+    """
+    ids = np.asarray(ids)
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocabulary:
+        raise ValueError(f"tokens of a vocabulary of {vocabulary} do not reach from {ids.min()} to {ids.max()}.")
+    kept = width(vocabulary)
+    return torch.from_numpy(ids.astype(kept).view(f"i{kept.itemsize}"))
+
+
+def mapped(path: Path, vocabulary: int = 2**16) -> Tensor:
+    """A file of token numbers, int16 or int32, mapped into memory."""
+    size = width(vocabulary).itemsize
+    kind = {2: torch.int16, 4: torch.int32}[size]
+    return torch.from_file(str(path), shared=False, size=path.stat().st_size // size, dtype=kind)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,8 @@ def write_cache(
 ) -> None:
     """Run a teacher over a text once, and keep ``entries`` of each token's distribution in the folder ``path``.
 
-    Written whole or not at all. An entry takes 4 bytes (6 for more than 65,536 tokens): twelve of them 48 a token.
+    Written whole or not at all. An entry takes 4 bytes (6 for more than 65,536 tokens): twelve of them 48 a token. A rest takes 4
+    more: it is small where the teacher is sure, and half precision beside a probability of nearly one would leave nothing of it.
 
     Args:
         kind: ``"sampled"``, ``"top-k"`` or ``"top-k-rest"`` (:mod:`~kdlab.objectives.sparse`).
@@ -71,6 +73,7 @@ def write_cache(
             evaluation_mode(teacher.to(device)),
             (part / "tokens.bin").open("wb") as which,
             (part / "probabilities.bin").open("wb") as how_likely,
+            ((part / "rest.bin").open("wb") if kind == "top-k-rest" else nullcontext()) as of_others,
         ):
             for inputs, _, index in tokens.batches(max(tokens_at_once // tokens.context, 1)):
                 with autocast(device, precision):
@@ -81,9 +84,13 @@ def write_cache(
                         f"a cache keeps 1 to {vocabulary - 1} entries of {vocabulary}, not {entries}."
                     )
                 number = np.uint16 if vocabulary <= 2**16 else np.uint32
-                kept = keep(soften(logits.float()), kind, entries, generator)
+                p = soften(logits.float(), class_axis=-1)
+                kept = keep(p, kind, entries, generator)
                 which.write(kept.tokens.cpu().numpy().astype(number).tobytes())
                 how_likely.write(kept.probabilities.cpu().numpy().astype(np.float16).tobytes())
+                if kept.rest:
+                    left = p.scatter(-1, kept.tokens, 0.0).sum(-1)  # with all its digits
+                    of_others.write(left.cpu().numpy().astype(np.float32).tobytes())
                 done += len(index)
                 if report is not None:
                     report(done, len(tokens))
@@ -95,7 +102,7 @@ def write_cache(
             "blocks": len(tokens),
             "text": text_checksum(tokens),
             "teacher": checksum(state_of(teacher).items()),
-            "files": {name: sha256(part / name) for name in ("tokens.bin", "probabilities.bin")},
+            "files": {path.name: sha256(path) for path in sorted(part.glob("*.bin"), reverse=True)},
         }
         header["checksum"] = _checksum(header)
         (part / "header.json").write_text(json.dumps(header, indent=1) + "\n")
@@ -147,6 +154,11 @@ class TeacherCache(nn.Module):
             damaged += ["header.json"] if _checksum(self.header) != checksum_of_header else []
         except (OSError, ValueError, KeyError) as error:
             raise CacheError(f"{path} is no teacher cache, or is damaged ({error}); delete it to make it anew.") from None
+        if self.header["kind"] == "top-k-rest" and "rest.bin" not in self.header["files"]:
+            raise CacheError(
+                f"{path} was written by an earlier kdlab, which lost the rest of sure teachers to rounding: delete it, and write it "
+                "anew."
+            )
         if damaged:
             raise CacheError(
                 f"{path / damaged[0]} is truncated or was changed; delete {path} to make it anew."
@@ -160,6 +172,8 @@ class TeacherCache(nn.Module):
         number = np.uint16 if self.header["vocabulary"] <= 2**16 else np.uint32
         self._tokens = np.memmap(path / "tokens.bin", number, "r", shape=shape)
         self._probabilities = np.memmap(path / "probabilities.bin", np.float16, "r", shape=shape)
+        with_rest = self.header["kind"] == "top-k-rest"
+        self._rest = np.memmap(path / "rest.bin", np.float32, "r", shape=shape[:2]) if with_rest else None
         identity = torch.tensor(list(bytes.fromhex(checksum_of_header)), dtype=torch.uint8)
         self.register_buffer("identity", identity)  # by which checkpoints tell teachers apart
 
@@ -177,14 +191,15 @@ class TeacherCache(nn.Module):
         places = index.cpu().numpy()
         tokens = torch.from_numpy(self._tokens[places].astype(np.int64)).to(index.device)
         probabilities = torch.from_numpy(self._probabilities[places].astype(np.float32)).to(index.device)
-        rest = self.header["kind"] == "top-k-rest"
-        if not rest:  # of which half precision has kept three digits
-            probabilities = probabilities / probabilities.sum(-1, keepdim=True)
-        return SparseTargets(tokens, probabilities, self.header["vocabulary"], rest)
+        whole = 1.0
+        if self._rest is not None:
+            whole = 1 - torch.from_numpy(self._rest[places]).to(index.device)[..., None]
+        # Of the entries half precision has kept three digits; what they sum to is known better.
+        probabilities = probabilities * (whole / probabilities.sum(-1, keepdim=True))
+        return SparseTargets(tokens, probabilities, self.header["vocabulary"], self._rest is not None)
 
     @property
     def bytes_per_token(self) -> float:
         """On disk."""
-        return (self._tokens.nbytes + self._probabilities.nbytes) / (
-            self.header["blocks"] * self.header["context"]
-        )
+        parts = [part for part in (self._tokens, self._probabilities, self._rest) if part is not None]
+        return sum(part.nbytes for part in parts) / (self.header["blocks"] * self.header["context"])

@@ -1,6 +1,7 @@
 """Writing text: token after token, with what was read kept."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ def generate(
     lengths: Tensor | None = None,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    stop: int | Sequence[int] | None = None,
 ) -> Tensor:
     r"""Go on from prompts, all at once; each prompt is read once, and each new token costs one step of the model.
 
@@ -30,13 +32,15 @@ def generate(
             ``vocabulary``, a ``context``, and ``cache(B)``, which it is called with beside tokens ``(B, T)``, and whose
             ``rewind(lengths)`` forgets what is behind the first ``lengths`` tokens of each row.
         prompts: token numbers, int64 of shape ``(B, P)``, on the model's device; shorter prompts are filled up on the right.
-        tokens: how many to write; a token that ends a text is a token as any other.
+        tokens: how many to write, at most.
         lengths: of the prompts, shape ``(B,)``; None: all have ``P`` tokens.
         generator: what is drawn from, on the model's device.
+        stop: a token that ends a text, or several; a row's text ends with the first of them that is written. None: each is a token
+            as any other.
 
     Returns:
         Prompts and what follows, shape ``(B, P + tokens)``: where a prompt is shorter, its new tokens follow it at once, and what
-        is left at the end of the row is zero.
+        is left at the end of the row is zero; :func:`text_lengths` says where that is.
 
     Raises:
         ValueError: for an empty prompt, lengths that do not fit, or a text longer than the model's context.
@@ -48,8 +52,9 @@ def generate(
     torch.Size([1, 5])
     """
     check_writer(model)
-    lengths = check_prompts(prompts, lengths, tokens, temperature)
+    lengths, stop = check_prompts(prompts, lengths, tokens, temperature), stop_tokens(stop, prompts.device)
     batch, width = prompts.shape
+    ended = torch.zeros(batch, dtype=torch.bool, device=prompts.device)
     rows = torch.arange(batch, device=prompts.device)
     written = torch.cat([blank_after(prompts, lengths), prompts.new_zeros(batch, tokens)], 1)
     with evaluation_mode(model):
@@ -58,10 +63,44 @@ def generate(
         cache.rewind(lengths)
         for number in range(tokens):
             following = draw(logits, temperature, generator)
+            if stop is not None:
+                following = following.masked_fill(ended, 0)
+                ended = ended | (torch.isin(following, stop) & ~ended)
             written[rows, lengths + number] = following
+            if stop is not None and ended.all():
+                break
             if number < tokens - 1:
                 logits = last_logits(model(following[:, None], cache), None)
     return written
+
+
+def stop_tokens(stop: int | Sequence[int] | None, device=None) -> Tensor | None:
+    """Tokens that end a text, ``(n,)``.
+
+    Raises:
+        TypeError: for what is no token number.
+    """
+    if stop is None:
+        return None
+    stop = (stop,) if isinstance(stop, int) else tuple(stop)
+    if not stop or not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in stop):
+        raise TypeError(f"stop is the number of a token that ends a text, or several, not {stop!r}.")
+    return torch.tensor(stop, device=device)
+
+
+def text_lengths(text: Tensor, lengths: Tensor | int, stop: int | Sequence[int] | None) -> Tensor:
+    """How many tokens of each row ``(B, T)`` are text: up to the first token after ``lengths`` that ends one, with it.
+
+    >>> text_lengths(torch.tensor([[0, 5, 0, 7], [0, 5, 6, 7]]), 1, stop=0)
+    tensor([3, 4])
+    """
+    whole = torch.full((len(text),), text.shape[1], device=text.device)
+    if stop is None:
+        return whole
+    places = torch.arange(text.shape[1], device=text.device)
+    start = torch.as_tensor(lengths, device=text.device).expand(len(text))[:, None]
+    ends = torch.isin(text, stop_tokens(stop, text.device)) & (places >= start)
+    return torch.where(ends.any(1), ends.long().argmax(1) + 1, whole)
 
 
 def check_prompts(prompts: Tensor, lengths: Tensor | None, tokens: int, temperature: float) -> Tensor:

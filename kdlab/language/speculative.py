@@ -14,7 +14,7 @@ Source: Leviathan, Kalman & Matias (2023), algorithm 1, eq. 1 and corollary 3.6;
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -27,7 +27,16 @@ from ..objectives import HeadLogits
 from ..objectives.softening import log_softmax
 from ..training import evaluation_mode
 from ..training.measures import all_logits
-from .generation import blank_after, check_finite, check_prompts, check_writer, draw, generate, last_logits
+from .generation import (
+    blank_after,
+    check_finite,
+    check_prompts,
+    check_writer,
+    draw,
+    generate,
+    last_logits,
+    text_lengths,
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,7 @@ def speculate(
     lengths: Tensor | None = None,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    stop: int | Sequence[int] | None = None,
 ) -> Speculation:
     r"""Go on from prompts as :func:`~kdlab.language.generation.generate` would with the verifier alone, in fewer of its calls.
 
@@ -109,7 +119,7 @@ def speculate(
             these are fewer.
         stop_below: a row proposes no more in a round after a token to which the draft itself gave less than this; at
             ``temperature=0``, less at temperature one.
-        prompts, tokens, lengths, generator: as for ``generate``.
+        prompts, tokens, lengths, generator, stop: as for ``generate``.
         temperature: of both models.
 
     Raises:
@@ -147,7 +157,7 @@ def speculate(
                 f"a prompt of {width} tokens, {tokens} to write and {draft_length} to propose are more than the {name}'s context of "
                 f"{model.context}."
             )
-    end, rows = lengths + tokens, torch.arange(batch, device=prompts.device)
+    begin, end, rows = lengths, lengths + tokens, torch.arange(batch, device=prompts.device)
     written = F.pad(blank_after(prompts, lengths), (0, tokens + draft_length + 1))
     counts = torch.zeros(4, batch, device=prompts.device)
     proposing = OwnModules if own else OtherModel
@@ -158,6 +168,7 @@ def speculate(
         written[rows, lengths] = draw(last_logits(output, lengths - 1), temperature, generator)
         proposer = proposing(draft, written[:, :width])
         proposer.see(output, torch.zeros_like(lengths))
+        end = end.minimum(_ended(written, begin, (lengths + 1).minimum(end), stop))
         lengths = (lengths + 1).minimum(end)
         while (open_rows := lengths < end).any():
             proposed, q, count = _propose(
@@ -174,8 +185,17 @@ def speculate(
             written[rows, lengths + accepted] = following
             counts += open_rows * torch.stack([torch.ones_like(expected), tested, accepted, expected])
             lengths = (lengths + accepted + 1).minimum(end)
+            if stop is not None:  # of what is believed
+                end = end.minimum(_ended(written, begin, lengths, stop))
+                lengths = lengths.minimum(end)
     *whole, expected = counts
     return Speculation(blank_after(written[:, : width + tokens], end), *(each.long() for each in whole), expected)
+
+
+def _ended(written: Tensor, begin: Tensor, lengths: Tensor, stop) -> Tensor:
+    """Where each row's text ends, if it does within its first ``lengths`` tokens."""
+    ends = text_lengths(written, begin, stop)
+    return torch.where(ends <= lengths, ends, written.shape[1])
 
 
 @dataclass(frozen=True)

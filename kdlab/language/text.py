@@ -2,21 +2,20 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..data import Tokens
-from ..data.tokens import mapped
+from ..data.tokens import mapped, width
 from ..files import atomic_write, note_read
 from ..objectives.checks import IGNORED
 from ..training.precision import autocast
 from ..training.state import checksum, state_of
 from .caches import text_checksum
-from .generation import generate
+from .generation import generate, stop_tokens, text_lengths
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class OwnText:
         after: the part of the training that is on the corpus alone, so that there is something to write with.
         temperature: of the writing.
         copies: so many rows of a batch, one after another, go on from the prompt of the first of them; 1: each from its own.
+        stop: a token that ends a text, or several: nothing is learned from what would follow the first that the student writes.
+            None: each is a token as any other, as where the corpus itself goes on with the next text.
 
     Source: Agarwal et al. (2024), GKD, algorithm 1.
     """
@@ -41,8 +42,14 @@ class OwnText:
     temperature: float = 1.0
     after: float = 0.0
     copies: int = 1
+    stop: int | tuple[int, ...] | None = None
+
+    def __repr__(self):  # as it was before there was a stop, by which runs are told apart
+        shown = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        return f"OwnText({', '.join(f'{n}={v!r}' for n, v in shown if n != 'stop' or v is not None)})"
 
     def __post_init__(self):
+        stop_tokens(self.stop)
         parts = (self.probability, self.after)
         if min(self.prompt, self.copies) < 1 or self.temperature < 0 or not all(0 <= part <= 1 for part in parts):
             raise ValueError(
@@ -60,22 +67,27 @@ class OwnText:
         if len(inputs) % self.copies:
             raise ValueError(f"a batch of {len(inputs)} is not made of {self.copies} texts for each prompt.")
         inputs = inputs[:: self.copies].repeat_interleave(self.copies, 0)
-        return after_prompt(written(student, inputs, self.prompt, self.temperature, generator), self.prompt)
+        text = written(student, inputs, self.prompt, self.temperature, generator, self.stop)
+        return after_prompt(text, self.prompt, self.stop)
 
 
-def written(model, inputs: Tensor, prompt: int, temperature: float, generator) -> Tensor:
+def written(model, inputs: Tensor, prompt: int, temperature: float, generator, stop=None) -> Tensor:
     """Blocks ``(B, C + 1)`` that begin as ``inputs`` and go on as the model writes."""
     context = inputs.shape[1]
     if not prompt <= context:
         raise ValueError(f"a prompt of {prompt} tokens is longer than a block of {context}.")
     more = context + 1 - prompt
-    return generate(model, inputs[:, :prompt], tokens=more, temperature=temperature, generator=generator)
+    how = {"temperature": temperature, "generator": generator, "stop": stop}
+    return generate(model, inputs[:, :prompt], tokens=more, **how)
 
 
-def after_prompt(text: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
-    """Inputs and labels of blocks ``(B, C + 1)``, none for the tokens of the prompt."""
+def after_prompt(text: Tensor, prompt: int, stop=None) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of blocks ``(B, C + 1)``, none for the tokens of the prompt, nor for what follows the end of the text."""
     labels = text[:, 1:].clone()
     labels[:, : prompt - 1] = IGNORED
+    if stop is not None:
+        places = torch.arange(1, text.shape[1], device=text.device)
+        labels = labels.masked_fill(places >= text_lengths(text, prompt, stop)[:, None], IGNORED)
     return text[:, :-1], labels
 
 
@@ -103,6 +115,7 @@ def teacher_text(
     """
     path = Path(path)
     mark = text_name(checksum(state_of(teacher).items()), text_checksum(tokens), prompt, temperature, seed)
+    vocabulary = max(len(tokens.token_bytes), getattr(teacher, "vocabulary", 0))
     if not path.exists():
         generator = torch.Generator(device).manual_seed(seed)
         teacher, done = teacher.to(device), 0
@@ -110,12 +123,12 @@ def teacher_text(
             for inputs, _, index in tokens.batches(at_once):
                 with autocast(device, precision):
                     text = written(teacher, inputs.to(device), prompt, temperature, generator)
-                file.write(text.cpu().numpy().astype(np.uint16).tobytes())
+                file.write(text.cpu().numpy().astype(width(vocabulary)).tobytes())
                 done += len(index)
                 if report is not None:
                     report(done, len(tokens))
             file.write(bytes.fromhex(mark))
-    content = mapped(note_read(path))
+    content = mapped(note_read(path), vocabulary)
     labels, known = content[: len(tokens) * (tokens.context + 1)], content[len(tokens) * (tokens.context + 1) :]
     if known.numpy().tobytes() != bytes.fromhex(mark):
         raise ValueError(

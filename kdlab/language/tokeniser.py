@@ -11,7 +11,7 @@ import torch
 
 from ..data import DataError, TextData, Tokens, corpus_or_fallback, folder, load_corpus
 from ..data.text import END_OF_TEXT, SPLITS, Corpus
-from ..data.tokens import mapped
+from ..data.tokens import mapped, numbered, width
 from ..files import atomic_folder, atomic_write, note_read, sha256
 
 #: Tokenisers that come with the package, as ``corpus-vocabulary.json``; others are trained and kept in the data folder.
@@ -43,11 +43,10 @@ def train_tokeniser(documents: Iterable[str], vocabulary: int):
 
     Raises:
         TypeError: for one string in place of several texts.
-        ValueError: for a vocabulary without room for the bytes, or more than 16 bits can number; for no text, or too little for
-            so many tokens.
+        ValueError: for a vocabulary without room for the bytes; for no text, or too little for so many tokens.
     """
-    if not 257 <= vocabulary <= 65_536:
-        raise ValueError(f"a vocabulary has 257 to 65,536 tokens, not {vocabulary}.")
+    if vocabulary < 257:
+        raise ValueError(f"a vocabulary has at least 257 tokens, not {vocabulary}.")
     _check_documents(documents)
     tokenizers = require_tokenizers()
     tokeniser = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -91,8 +90,9 @@ def token_bytes(tokeniser) -> torch.Tensor:
     if "ByteLevel" not in [part["type"] for part in (before, *before.get("pretokenizers", ())) if part]:
         raise ValueError("the tokeniser is not byte-level: how many bytes its tokens stand for is not known.")
     added = {token["id"]: token for token in parts["added_tokens"]}
-    sizes = torch.zeros(tokeniser.get_vocab_size(), dtype=torch.long)
-    for token, number in tokeniser.get_vocab().items():
+    vocabulary = tokeniser.get_vocab()
+    sizes = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.long)
+    for token, number in vocabulary.items():
         if number not in added:
             sizes[number] = len(token)  # a character of its alphabet is a byte
         elif not added[number]["special"]:
@@ -105,7 +105,7 @@ def tokenise_documents(documents: Iterable[str], tokeniser, context: int) -> Tok
 
     Args:
         documents: a text each.
-        tokeniser: a ``tokenizers.Tokenizer``, or a fast one of ``transformers``; byte-level, of at most 65,536 tokens.
+        tokeniser: a ``tokenizers.Tokenizer``, or a fast one of ``transformers``; byte-level.
         context: tokens of a block.
 
     Raises:
@@ -120,11 +120,9 @@ def tokenise_documents(documents: Iterable[str], tokeniser, context: int) -> Tok
     _check_documents(documents)
     tokeniser = getattr(tokeniser, "backend_tokenizer", tokeniser)
     sizes = token_bytes(tokeniser)
-    if len(sizes) > 2**16:
-        raise ValueError(f"tokens are 16-bit numbers: a vocabulary of {len(sizes)} has too many.")
     ends = [number for number in [tokeniser.token_to_id(END_OF_TEXT)] if number is not None]
     ids = [number for text in documents for number in (*tokeniser.encode(text, add_special_tokens=False).ids, *ends)]
-    return Tokens(torch.from_numpy(np.array(ids, dtype=np.uint16).view(np.int16)), context, sizes)
+    return Tokens(numbered(ids, len(sizes)), context, sizes)
 
 
 def load_text_data(name: str) -> TextData:
@@ -141,7 +139,7 @@ def load_text_data(name: str) -> TextData:
     tokeniser = stored_tokeniser(corpus, min(vocabulary, 2048) if corpus.fallback else vocabulary)
     where, checksum = tokenise(corpus, tokeniser)
     sizes = token_bytes(tokeniser)
-    splits = {split: Tokens(mapped(where / f"{split}.bin"), context, sizes) for split in SPLITS}
+    splits = {split: Tokens(mapped(where / f"{split}.bin", len(sizes)), context, sizes) for split in SPLITS}
     return TextData(
         name=name,
         train=splits["train"],
@@ -203,7 +201,8 @@ def tokeniser_checksum(tokeniser) -> str:
 
 
 def tokenise(corpus: Corpus, tokeniser) -> tuple[Path, str]:
-    """The folder with the tokens of each split as ``train.bin`` and so on, unsigned 16-bit numbers, and their checksum.
+    """The folder with the tokens of each split as ``train.bin`` and so on, unsigned numbers of 16 bits (32 for more than 65,536
+    tokens), and their checksum.
 
     Each document is followed by ``<|endoftext|>``. Written once, whole or not at all.
 
@@ -232,12 +231,12 @@ def tokenise(corpus: Corpus, tokeniser) -> tuple[Path, str]:
 
 def _write_tokens(corpus: Corpus, split: str, tokeniser, path: Path) -> str:
     """Write the tokens of a split; their SHA-256."""
-    end = tokeniser.token_to_id(END_OF_TEXT)
+    end, number = tokeniser.token_to_id(END_OF_TEXT), width(max(tokeniser.get_vocab().values()) + 1)
     with path.open("wb") as file:
         documents = corpus.documents(split)
         while batch := list(itertools.islice(documents, 16)):
             for encoding in tokeniser.encode_batch(batch, add_special_tokens=False):
-                file.write(np.array([*encoding.ids, end], dtype=np.uint16).tobytes())
+                file.write(np.array([*encoding.ids, end], dtype=number).tobytes())
         if not file.tell():
             raise DataError(f"the {split} split of {corpus.name} has no text.")
     return sha256(path)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .checks import check_features, check_mask
-from .features import full_precision, same_size, unit
+from .features import same_size, unit
 from .reduction import reduce
+from .softening import full_precision, without_autocast
 
 
 def attention_map_mse(
@@ -58,7 +59,9 @@ def attention_map_mse(
     >>> attention_map_mse(student, teacher), attention_map_mse(student, teacher, normalise="queries")
     (tensor(1.), tensor(0.5000))
     """
-    check_features(student_maps, teacher_maps, ("student maps", "teacher maps"), same_width=False)
+    check_features(
+        student_maps, teacher_maps, ("student maps", "teacher maps"), same_width=False, values=mask is None
+    )
     if student_maps.ndim != 4 or teacher_maps.ndim != 4 or student_maps.shape[2:] != teacher_maps.shape[2:]:
         raise ValueError(
             f"attention maps have shape (batch, heads, queries, keys) and one length, but these have "
@@ -66,9 +69,13 @@ def attention_map_mse(
         )
     if normalise not in ("none", "queries", "entries"):
         raise ValueError(f'normalise must be "none", "queries" or "entries", not {normalise!r}.')
-    student, teacher = _same_heads(full_precision(student_maps), full_precision(teacher_maps), heads)
-    counted = _entries(mask, student)
-    losses = (student - teacher).square().where(counted, 0.0).sum((2, 3)).mean(1)
+    counted = _entries(mask, student_maps)
+    maps = student_maps, teacher_maps
+    if mask is not None:  # what does not count is taken out before anything is computed with it
+        maps = [torch.where(counted, x, 0.0) for x in maps]
+        check_features(*maps, ("student maps", "teacher maps"), same_width=False)
+    student, teacher = _same_heads(*map(full_precision, maps), heads)
+    losses = (student - teacher).square().sum((2, 3)).mean(1)
     if normalise == "queries":
         losses = losses / counted.any(-1).sum(-1).clamp(min=1).squeeze(1)
     elif normalise == "entries":
@@ -108,6 +115,7 @@ def _entries(mask, maps):
     return counted & mask[:, None, None, :] if queries == keys else counted.expand(-1, -1, -1, keys)
 
 
+@without_autocast
 def attention_from_qk(
     queries: Tensor,
     keys: Tensor,
@@ -140,7 +148,7 @@ def attention_from_qk(
             [0.5000, 0.5000, 0.0000],
             [0.3333, 0.3333, 0.3333]])
     """
-    check_features(queries, keys, ("queries", "keys"), same_width=False)
+    check_features(queries, keys, ("queries", "keys"), same_width=False, values=mask is None)
     if queries.ndim not in (3, 4) or queries.ndim != keys.ndim or queries.shape[-1] != keys.shape[-1]:
         raise ValueError(
             f"queries and keys have shape (batch, heads, length, width) or (batch, length, width), not {tuple(queries.shape)} and "
@@ -150,13 +158,16 @@ def attention_from_qk(
         raise ValueError(f"{keys.shape[-3]} key heads do not divide {queries.shape[-3]} query heads.")
     queries, keys = full_precision(queries), full_precision(keys)
     keys = keys.repeat_interleave(queries.shape[-3] // keys.shape[-3], dim=-3)
-    scores = queries @ keys.transpose(-1, -2) * (queries.shape[-1] ** -0.5 if scale is None else scale)
-    seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+    seen = torch.ones(queries.shape[-2], keys.shape[-2], dtype=torch.bool, device=queries.device)
     if causal:
         seen = seen.tril()
-    if mask is not None and mask.dtype == torch.bool:
-        seen = seen & mask
-    elif mask is not None:
+    if mask is not None:
+        seen = seen & (mask if mask.dtype == torch.bool else ~mask.isneginf())
+        # What no query sees, and what sees nothing, has no influence, whatever stands there.
+        keys, queries = torch.where(seen.any(-2)[..., None], keys, 0.0), torch.where(seen.any(-1)[..., None], queries, 0.0)
+        check_features(queries, keys, ("queries", "keys"), same_width=False)
+    scores = queries @ keys.transpose(-1, -2) * (queries.shape[-1] ** -0.5 if scale is None else scale)
+    if mask is not None and mask.dtype != torch.bool:
         scores = scores + mask
     scores = scores.masked_fill(~seen, -math.inf)
     # A row of −∞ alone has no softmax: take it of zeros, and then write zeros.

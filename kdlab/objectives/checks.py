@@ -24,27 +24,55 @@ def _inspectable(tensor):
     )
 
 
-def check_logits(name, logits):
+def check_logits(name, logits, mask=None, at_least=2):
+    """Logits of which a class that does not exist has −∞; where ``mask`` is False they may be anything.
+
+    Returns:
+        Whether all of them are known to be finite.
+    """
     if not isinstance(logits, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, not {type(logits).__name__}.")
     if not logits.is_floating_point():
         raise TypeError(f"{name} must be floating point (logits, not labels), not {logits.dtype}.")
-    if logits.ndim == 0 or logits.shape[-1] < 2:
+    if logits.ndim == 0 or logits.shape[-1] < at_least:
         raise ValueError(
-            f"{name} needs at least two classes in its last axis, but has shape {tuple(logits.shape)}."
+            f"{name} needs at least {'two classes' if at_least == 2 else 'one label'} in its last axis, but has shape "
+            f"{tuple(logits.shape)}."
         )
-    if _inspectable(logits) and logits.numel() and not torch.isfinite(torch.stack(logits.aminmax())).all():
-        bad = int((~torch.isfinite(logits)).sum())
-        raise ValueError(f"{name} has {bad} of {logits.numel()} entries that are NaN or infinite.")
-
-
-def check_same_shape(student_logits, teacher_logits):
-    check_logits("student_logits", student_logits)
-    check_logits("teacher_logits", teacher_logits)
-    if student_logits.shape[-1] != teacher_logits.shape[-1]:
+    if not _inspectable(logits):
+        return False
+    if not logits.numel() or torch.isfinite(torch.stack(logits.aminmax())).all():
+        return True
+    counted = logits.detach() if mask is None or not _inspectable(mask) else logits.detach()[mask]
+    if bad := int((counted.isnan() | counted.isposinf()).sum()):
+        raise ValueError(f"{name} has {bad} of {counted.numel()} entries that are NaN or infinite.")
+    if empty := int(counted.isneginf().all(-1).sum()):
         raise ValueError(
-            f"student and teacher must share one set of classes, but the student has {student_logits.shape[-1]} "
-            f"and the teacher {teacher_logits.shape[-1]}; map one vocabulary onto the other first (restrict_vocabulary)."
+            f"{name} of {empty} distributions are −∞ in every class: −∞ says that a class does not exist, and one has to."
+        )
+    return False
+
+
+def check_same_shape(student_logits, teacher_logits, mask=None):
+    """Whether all entries are known to be finite, of each."""
+    finite = (
+        check_logits("student_logits", student_logits, mask),
+        check_logits("teacher_logits", teacher_logits, mask),
+    )
+    check_same_classes(student_logits, teacher_logits)
+    return finite
+
+
+def check_same_classes(student_logits, teacher_logits):
+    """That logits, or what stands for them, are of the same classes and examples."""
+    n, m = student_logits.shape[-1], teacher_logits.shape[-1]
+    if n != m:
+        larger = "student" if n > m else "teacher"
+        raise ValueError(
+            f"student and teacher must share one set of classes, but the student has {n} and the teacher {m}. If the first "
+            f"{min(n, m)} are the same, and the {larger}'s others fill it up to a round number: "
+            f"restrict_vocabulary({larger}_logits, torch.arange({min(n, m)})); within fit, in the forward of a module around "
+            f"the {larger}. Otherwise restrict both to the tokens that they share (restrict_vocabulary)."
         )
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
@@ -53,17 +81,50 @@ def check_same_shape(student_logits, teacher_logits):
         )
 
 
-def check_temperature(temperature):
+def check_infinite(losses, mask=None):
+    """That no loss that counts is infinite, as where one side gives probability to what for the other does not exist."""
+    if not _inspectable(losses) or torch.isfinite(losses).all():
+        return
+    counted = losses.detach() if mask is None or not _inspectable(mask) else losses.detach()[mask]
+    if bad := int((~torch.isfinite(counted)).sum()):
+        raise ValueError(
+            f"the loss of {bad} of {counted.numel()} distributions is infinite: it asks for probability where logits of −∞ say "
+            "that a class does not exist. Restrict both sides to the classes that they share (restrict_vocabulary), or leave "
+            "these positions out (mask)."
+        )
+
+
+def check_temperature(temperature, logits=None, mask=None):
     if isinstance(temperature, Tensor):
-        if temperature.ndim and temperature.shape[-1] != 1:
+        if temperature.is_complex() or temperature.dtype == torch.bool:
+            raise TypeError(f"temperatures are numbers, not {temperature.dtype}.")
+        shape = tuple(temperature.shape)
+        if shape and shape[-1] != 1:
             raise ValueError(
                 f"a tensor of temperatures has one entry a distribution and ends in an axis of size 1, but has shape "
-                f"{tuple(temperature.shape)}."
+                f"{shape}."
             )
-        if _inspectable(temperature) and not (torch.isfinite(temperature) & (temperature > 0)).all():
+        if logits is not None and not _spreads(shape, tuple(logits.shape)):
+            raise ValueError(
+                f"temperatures of shape {shape} are not one a distribution of logits of shape {tuple(logits.shape)}: give "
+                f"shape {(*logits.shape[:-1], 1)}, with an axis of size 1 where they are the same, or one number."
+            )
+        if not _inspectable(temperature):
+            return
+        good = torch.isfinite(temperature) & (temperature > 0)
+        if mask is not None and _inspectable(mask) and temperature.ndim == mask.ndim + 1:
+            good = good | ~mask.unsqueeze(-1)
+        if not good.all():
             raise ValueError("temperature must be positive and finite in every entry.")
     elif not (isinstance(temperature, Real) and math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be a positive, finite number, not {temperature!r}.")
+
+
+def _spreads(shape, over):
+    """Whether one temperature for each distribution has this shape: none is repeated but along axes of size one."""
+    if all(size == 1 for size in shape):
+        return len(shape) <= len(over)
+    return len(shape) == len(over) and all(a in (1, b) for a, b in zip(shape[:-1], over[:-1], strict=True))
 
 
 def check_labels(labels, logits, name="labels"):
@@ -86,18 +147,28 @@ def check_labels(labels, logits, name="labels"):
         )
 
 
-def check_distribution(target, logits, tolerance=1e-3):
+def check_indices(labels, who):
+    """That labels are class indices, for what asks which class is the true one."""
+    if isinstance(labels, Tensor) and labels.is_floating_point():
+        raise TypeError(
+            f"{who} needs labels that are class indices, not {labels.dtype}: soft labels, as of mixup and CutMix, name no one "
+            "class. CrossEntropy and SmoothedLabels take them, and all that look at no labels."
+        )
+
+
+def check_distribution(target, logits, mask=None):
     if target.shape == logits.shape[:-1]:
         raise TypeError(f"labels must be integer class indices, not {target.dtype}.")
     if target.shape != logits.shape:
         raise ValueError(
             f"target probabilities of shape {tuple(target.shape)} do not fit logits of shape {tuple(logits.shape)}."
         )
-    if _inspectable(target):
-        if not (target >= 0).all():
+    if _inspectable(target) and target.numel():
+        counted = target.detach() if mask is None or not _inspectable(mask) else target.detach()[mask]
+        if not (counted >= 0).all():
             raise ValueError("target is no distribution: it has entries that are negative or NaN.")
-        off = (target.sum(-1) - 1).abs().max() if target.numel() else torch.tensor(0.0)
-        if not off <= tolerance:
+        off = (counted.sum(-1, dtype=torch.float64) - 1).abs().amax() if counted.numel() else 0.0
+        if not off <= max(1e-3, torch.finfo(target.dtype).eps):  # what the rounding of its entries adds up to
             raise ValueError(f"target is no distribution: a row sums to 1 only within {off:.3g}.")
 
 
@@ -152,15 +223,29 @@ def counted_labels(labels, logits, mask=None):
     return labels.long()
 
 
-def check_features(student, teacher, names=("student features", "teacher features"), same_width=True):
-    """Two floating-point tensors of the same examples."""
+def check_features(
+    student, teacher, names=("student features", "teacher features"), same_width=True, mask=None, values=True
+):
+    """Two floating-point tensors of the same examples; where ``mask`` (of positions) is False they may be anything.
+
+    Args:
+        values: whether their entries are looked at.
+
+    Returns:
+        Whether all entries are known to be finite.
+    """
+    known = values
     for name, features in zip(names, (student, teacher), strict=True):
         if not isinstance(features, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, not {type(features).__name__}.")
         if not features.is_floating_point():
             raise TypeError(f"{name} must be floating point, not {features.dtype}.")
-        if _inspectable(features) and features.numel() and not torch.isfinite(features).all():
-            raise ValueError(f"{name} have entries that are NaN or infinite.")
+        finite = values and _inspectable(features) and bool(torch.isfinite(features).all())
+        if values and _inspectable(features) and not finite:
+            fits = mask is not None and _inspectable(mask) and mask.shape == features.shape[: mask.ndim]
+            if not fits or not torch.isfinite(features.detach()[mask]).all():
+                raise ValueError(f"{name} have entries that are NaN or infinite.")
+        known = known and finite
     if same_width and student.shape[1:] != teacher.shape[1:]:
         raise ValueError(
             f"{names[0]} of shape {tuple(student.shape)} and {names[1]} of shape {tuple(teacher.shape)} differ in size: "
@@ -171,6 +256,7 @@ def check_features(student, teacher, names=("student features", "teacher feature
             f"{names[0]} of shape {tuple(student.shape)} and {names[1]} of shape {tuple(teacher.shape)} do not belong to "
             "the same examples."
         )
+    return known
 
 
 def check_tokens(tokens, logits):

@@ -8,10 +8,12 @@ classes.
 import torch
 from torch import Tensor, nn
 
-from .checks import check_features, check_labels, check_temperature
-from .features import Projector, full_precision, unit
+from .checks import check_features, check_indices, check_labels, check_temperature
+from .features import Projector, unit
+from .softening import full_precision, without_autocast
 
 
+@without_autocast
 def info_nce(
     student: Tensor,
     teacher: Tensor,
@@ -46,14 +48,16 @@ def info_nce(
     tensor(0.7437)
     """
     check_features(student, teacher)
-    check_temperature(temperature)
     if student.ndim != 2:
         raise ValueError(f"embeddings have shape (batch, width), not {tuple(student.shape)}.")
     if len(student) < 2 and negatives is None:
         raise ValueError("a batch of one has no negatives: give some, or larger batches.")
     student, teacher = unit(full_precision(student)), unit(full_precision(teacher))
-    scores = student @ teacher.T / temperature
+    scores = student @ teacher.T
+    check_temperature(temperature, scores)
+    scores = scores / temperature
     if labels is not None:
+        check_indices(labels, "info_nce")
         if labels.shape != student.shape[:1]:
             raise ValueError(f"labels of shape {tuple(labels.shape)} do not fit {len(student)} examples.")
         alike = (labels.unsqueeze(0) == labels.unsqueeze(1)).fill_diagonal_(False)
@@ -104,7 +108,7 @@ class MemoryBank(nn.Module):
     @torch.no_grad()
     def update(self, index: Tensor, embeddings: Tensor, labels: Tensor) -> None:
         """Move the entries of the examples ``index`` towards their ``embeddings``, on all ranks."""
-        index, embeddings, labels = (_from_all_ranks(x) for x in (index, unit(embeddings.detach()), labels))
+        index, embeddings, labels = (_from_all_ranks(x) for x in (index, unit(full_precision(embeddings.detach())), labels))
         moved = self.momentum * self.entries[index] + (1 - self.momentum) * embeddings.to(self.entries.dtype)
         self.entries[index] = unit(moved)
         self.labels[index] = labels
@@ -139,6 +143,7 @@ def _from_all_ranks(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+@without_autocast
 def crd_nce(positive: Tensor, negatives: Tensor, number: Tensor, normaliser: Tensor, examples: int) -> Tensor:
     r"""The noise-contrastive loss of CRD.
 
@@ -207,12 +212,15 @@ class ContrastiveMemory(nn.Module):
         if not (isinstance(negatives, int) and negatives > 0):
             raise ValueError(f"negatives must be a positive number of examples, not {negatives!r}.")
         check_temperature(temperature)
+        if loss == "nce" and temperature < 0.0015:
+            raise ValueError(f"at a temperature of {temperature!r} e^(1/τ) overflows: it is at least 0.0015, or info_nce.")
         self.number, self.temperature, self.loss = negatives, temperature, loss
         self.student_map = Projector("linear", student_width, width)
         self.teacher_map = Projector("linear", teacher_width, width)
         self.student_bank = MemoryBank(examples, width, momentum=momentum)
         self.teacher_bank = MemoryBank(examples, width, momentum=momentum)
-        self.register_buffer("normalisers", torch.zeros(2))  # 0: not yet set
+        # 0: not yet set. In float64, which holds e^(1/τ) down to temperatures of 0.0015.
+        self.register_buffer("normalisers", torch.zeros(2, dtype=torch.float64))
         self._normalised = False
 
     def reset_parameters(self):
@@ -222,6 +230,7 @@ class ContrastiveMemory(nn.Module):
         self.normalisers.zero_()
         self._normalised = False
 
+    @without_autocast
     def forward(
         self, student_features: Tensor, teacher_features: Tensor, labels: Tensor, index: Tensor
     ) -> Tensor:
@@ -240,6 +249,7 @@ class ContrastiveMemory(nn.Module):
                 f"{len(student_features)} examples have {len(index)} indices and {len(labels)} labels."
             )
         check_labels(index, student_features.new_empty(()).expand(len(index), examples), "index")
+        check_indices(labels, "ContrastiveMemory")
         index, labels = index.long(), labels.long()
         student = unit(self.student_map(student_features.flatten(1)))
         teacher = unit(self.teacher_map(teacher_features.flatten(1)))
@@ -267,11 +277,13 @@ class ContrastiveMemory(nn.Module):
     @torch.no_grad()
     def _set_normaliser(self, which, score, negatives, number):
         """Z = n · mean exp(score) of the first batch, over all ranks, unless a checkpoint has set it."""
+        score, negatives = score.double(), negatives.double()  # a constant that overflows would stay for good
         sums = torch.stack([score.exp().sum() + negatives.exp().sum(), len(score) + number.sum()])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
         first = len(self.student_bank.entries) * sums[0] / sums[1]
-        self.normalisers[which] = self.normalisers[which].where(self.normalisers[which] > 0, first)
+        known = (self.normalisers[which] > 0) | ~torch.isfinite(first)
+        self.normalisers[which] = self.normalisers[which].where(known, first)
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)

@@ -12,30 +12,42 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check_fraction, check_same_shape
+from .checks import check_fraction, check_infinite
 from .reduction import reduce
-from .softening import log_soften
+from .softening import log_softmax, prepared
 
 
-def _pair(student_logits, teacher_logits, temperature):
+def _pair(student_logits, teacher_logits, temperature, mask=None, class_axis=None):
     """log p, log q."""
-    check_same_shape(student_logits, teacher_logits)
-    return log_soften(teacher_logits, temperature), log_soften(student_logits, temperature)
+    student, teacher, temperature = prepared(
+        student_logits, teacher_logits, temperature, mask=mask, class_axis=class_axis
+    )
+    return log_softmax(teacher, temperature), log_softmax(student, temperature)
 
 
-def _kl(log_p, log_q, log_ratio=None):
-    r"""KL(p‖q) for each distribution, as a sum of terms none of which is negative.
+def _reduced(losses, mask, reduction, count):
+    check_infinite(losses, mask)
+    return reduce(losses, mask, reduction, count)
+
+
+def _kl(log_p, log_q):
+    """KL(p‖q) for each distribution."""
+    return _kl_of(log_p.exp(), log_q.exp(), log_p - log_q)
+
+
+def _kl_of(p, q, log_ratio):
+    r"""KL(p‖q) from p, q and log p/q, as a sum of terms none of which is negative.
 
     Since p and q both sum to one, Σ p·log(p/q) = Σ (p·r + q − p) with r = log p − log q, and each term is
     p·φ(r) ≥ 0 with φ(r) = e^{−r} − 1 + r. At high temperature all r are small: φ, by expm1, keeps far more digits than
     the textbook sum, which is lost in cancellation, and T² multiplies what is left of it. Where q ≫ p, e^{−r} could
-    overflow, and the terms are taken as they stand; the clamp removes what rounding leaves below zero.
+    overflow, and the terms are taken as they stand; the clamp removes what rounding leaves below zero. Where p = 0 the term
+    is q whatever r is: infinite, or NaN where q is zero too.
     """
-    r = log_p - log_q if log_ratio is None else log_ratio
-    p = log_p.exp()
+    r = log_ratio.masked_fill(p == 0, -1.0)
     small = r.clamp(min=-1.0)
     near = p * (torch.expm1(-small) + small)
-    return torch.where(r > -1.0, near, p * r + log_q.exp() - p).clamp(min=0.0).sum(-1)
+    return torch.where(r > -1.0, near, p * r + q - p).clamp(min=0.0).sum(-1)
 
 
 def _kl_to_mixture(log_p, log_q, w, v):
@@ -44,10 +56,11 @@ def _kl_to_mixture(log_p, log_q, w, v):
     log(p/m) = −log(w + v·q/p), and not log p − log m, whose rounding is that of log p: where p and q are nearly equal,
     log(p/m) is much smaller.
     """
+    p, q = log_p.exp(), log_q.exp()
     log_w, log_v = math.log(w), math.log(v)
-    delta = log_q - log_p
+    delta = (log_q - log_p).masked_fill(p == 0, 0.0)
     log_ratio = -torch.logaddexp(torch.full_like(delta, log_w), delta + log_v)
-    return _kl(log_p, torch.logaddexp(log_p + log_w, log_q + log_v), log_ratio)
+    return _kl_of(p, w * p + v * q, log_ratio)
 
 
 def forward_kl(
@@ -58,6 +71,7 @@ def forward_kl(
     mask: Tensor | None = None,
     count=None,
     reduction: str = "batchmean",
+    class_axis: int | None = None,
 ) -> Tensor:
     r"""Forward Kullback–Leibler divergence, teacher to student: mode covering, for a student that cannot fit them all.
 
@@ -67,20 +81,23 @@ def forward_kl(
     Convention: expectation under the **teacher**; no :math:`T^2`; nats.
 
     Args:
-        student_logits: :math:`z`, shape ``(..., N)``.
+        student_logits: :math:`z`, shape ``(..., N)``. A class that does not exist has logit −∞: no probability, no gradient.
         teacher_logits: :math:`t`, the same shape.
         temperature: :math:`T > 0`; a number, or a tensor of shape ``(..., 1)`` with one a distribution.
-        mask: boolean, shape ``(...)``; False positions (padding) do not count.
+        mask: boolean, shape ``(...)``; False positions (padding) do not count, and what stands there, NaN too, has no
+            influence.
         count: what ``"batchmean"`` divides by; None is the number of positions that count. See
             :func:`~kdlab.objectives.reduction.global_count`.
         reduction: see :func:`~kdlab.objectives.reduction.reduce`.
+        class_axis: where the classes are, such as 1 for maps ``(B, N, H, W)``; None is the last axis.
 
     Returns:
         A scalar, or shape ``(...)`` for ``reduction="none"``; float32 for half-precision logits.
 
     Raises:
         TypeError: for logits that are not floating-point tensors, or a mask that is not boolean.
-        ValueError: for shapes that differ, logits that are not finite, or a temperature that is not positive.
+        ValueError: for shapes that differ, logits of NaN or +∞, or a temperature that is not positive; where the divergence is
+            infinite, since one side gives probability to what for the other does not exist.
 
     Source: Kullback & Leibler (1951); as a distillation loss, Hinton, Vinyals & Dean (2015), section 2.
 
@@ -88,8 +105,8 @@ def forward_kl(
     >>> forward_kl(student, teacher)
     tensor(0.3278)
     """
-    log_p, log_q = _pair(student_logits, teacher_logits, temperature)
-    return reduce(_kl(log_p, log_q), mask, reduction, count)
+    log_p, log_q = _pair(student_logits, teacher_logits, temperature, mask, class_axis)
+    return _reduced(_kl(log_p, log_q), mask, reduction, count)
 
 
 def reverse_kl(
@@ -100,6 +117,7 @@ def reverse_kl(
     mask: Tensor | None = None,
     count=None,
     reduction: str = "batchmean",
+    class_axis: int | None = None,
 ) -> Tensor:
     r"""Reverse Kullback–Leibler divergence, student to teacher: mode seeking, for a student that cannot fit them all.
 
@@ -114,8 +132,8 @@ def reverse_kl(
     >>> reverse_kl(student, teacher)
     tensor(0.4338)
     """
-    log_p, log_q = _pair(student_logits, teacher_logits, temperature)
-    return reduce(_kl(log_q, log_p), mask, reduction, count)
+    log_p, log_q = _pair(student_logits, teacher_logits, temperature, mask, class_axis)
+    return _reduced(_kl(log_q, log_p), mask, reduction, count)
 
 
 def skewed_forward_kl(
@@ -127,6 +145,7 @@ def skewed_forward_kl(
     mask: Tensor | None = None,
     count=None,
     reduction: str = "batchmean",
+    class_axis: int | None = None,
 ) -> Tensor:
     r"""Forward KL to a mixture that holds a little of the teacher, so that it is never larger than :math:`-\log\lambda`.
 
@@ -146,8 +165,8 @@ def skewed_forward_kl(
     (tensor(2.3026), tensor(90.))
     """
     check_fraction("skew", skew)
-    log_p, log_q = _pair(student_logits, teacher_logits, temperature)
-    return reduce(_skewed(log_p, log_q, skew), mask, reduction, count)
+    log_p, log_q = _pair(student_logits, teacher_logits, temperature, mask, class_axis)
+    return _reduced(_skewed(log_p, log_q, skew), mask, reduction, count)
 
 
 def skewed_reverse_kl(
@@ -159,6 +178,7 @@ def skewed_reverse_kl(
     mask: Tensor | None = None,
     count=None,
     reduction: str = "batchmean",
+    class_axis: int | None = None,
 ) -> Tensor:
     r"""Reverse KL to a mixture that holds a little of the student.
 
@@ -177,15 +197,15 @@ def skewed_reverse_kl(
     (tensor(2.3026), tensor(90.))
     """
     check_fraction("skew", skew)
-    log_p, log_q = _pair(student_logits, teacher_logits, temperature)
-    return reduce(_skewed(log_q, log_p, skew), mask, reduction, count)
+    log_p, log_q = _pair(student_logits, teacher_logits, temperature, mask, class_axis)
+    return _reduced(_skewed(log_q, log_p, skew), mask, reduction, count)
 
 
 def _skewed(log_p, log_q, skew):
     if skew == 0:
         return _kl(log_p, log_q)
     if skew == 1:
-        return 0.0 * _kl(log_p, log_q)
+        return 0.0 * (log_p.exp() + log_q.exp()).sum(-1)
     return _kl_to_mixture(log_p, log_q, skew, 1 - skew)
 
 
@@ -199,6 +219,7 @@ def generalised_jsd(
     mask: Tensor | None = None,
     count=None,
     reduction: str = "batchmean",
+    class_axis: int | None = None,
 ) -> Tensor:
     r"""Generalised Jensen–Shannon divergence: from forward to reverse KL, without their infinities.
 
@@ -222,11 +243,11 @@ def generalised_jsd(
     tensor(0.6931)
     """
     check_fraction("beta", beta)
-    log_p, log_q = _pair(student_logits, teacher_logits, temperature)
-    if beta == 0:
-        losses = _kl(log_p, log_q) * scaled
-    elif beta == 1:
-        losses = _kl(log_q, log_p) * scaled
+    log_p, log_q = _pair(student_logits, teacher_logits, temperature, mask, class_axis)
+    if beta in (0, 1) and not scaled:
+        losses = 0.0 * (log_p.exp() + log_q.exp()).sum(-1)
+    elif beta in (0, 1):
+        losses = _kl(log_q, log_p) if beta else _kl(log_p, log_q)
     else:
         to_mixture = (
             _kl_to_mixture(log_p, log_q, beta, 1 - beta),
@@ -234,7 +255,7 @@ def generalised_jsd(
         )
         losses = beta * to_mixture[0] + (1 - beta) * to_mixture[1]
         losses = losses / (beta * (1 - beta)) if scaled else losses
-    return reduce(losses, mask, reduction, count)
+    return _reduced(losses, mask, reduction, count)
 
 
 def total_variation(
@@ -245,6 +266,7 @@ def total_variation(
     mask: Tensor | None = None,
     count=None,
     reduction: str = "batchmean",
+    class_axis: int | None = None,
 ) -> Tensor:
     r"""Total variation: the largest difference in the probability of any event.
 
@@ -259,8 +281,8 @@ def total_variation(
     >>> total_variation(torch.tensor([[0.0, 90.0]]), torch.tensor([[90.0, 0.0]]))
     tensor(1.)
     """
-    log_p, log_q = _pair(student_logits, teacher_logits, temperature)
-    return reduce((log_p.exp() - log_q.exp()).abs().sum(-1) / 2, mask, reduction, count)
+    log_p, log_q = _pair(student_logits, teacher_logits, temperature, mask, class_axis)
+    return _reduced((log_p.exp() - log_q.exp()).abs().sum(-1) / 2, mask, reduction, count)
 
 
 def negative_log_acceptance(
@@ -271,6 +293,7 @@ def negative_log_acceptance(
     mask: Tensor | None = None,
     count=None,
     reduction: str = "batchmean",
+    class_axis: int | None = None,
 ) -> Tensor:
     r"""Minus the logarithm of the rate at which speculative decoding accepts a draft's token.
 
@@ -285,10 +308,10 @@ def negative_log_acceptance(
     >>> negative_log_acceptance(torch.tensor([[0.0, 90.0]]), torch.tensor([[90.0, 0.0]]))
     tensor(89.3069)
     """
-    log_p, log_q = _pair(student_logits, teacher_logits, temperature)
+    log_p, log_q = _pair(student_logits, teacher_logits, temperature, mask, class_axis)
     shared = torch.logsumexp(torch.minimum(log_p, log_q), -1)
     apart = 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
-    return reduce(minus_log_shared(shared, apart), mask, reduction, count)
+    return _reduced(minus_log_shared(shared, apart), mask, reduction, count)
 
 
 def minus_log_shared(shared: Tensor, apart: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch  # noqa: F401 (the examples use it)
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_features
+from .checks import check_features, check_mask
 from .reduction import reduce
-from .softening import full_precision
+from .softening import counted_rows, full_precision, without_autocast
 
 
 def hidden_mse(
@@ -30,7 +30,7 @@ def hidden_mse(
     Args:
         student_hidden: :math:`s`, shape ``(B, ..., D)``.
         teacher_hidden: :math:`t`, the same shape.
-        mask: boolean, shape ``(B, ...)``; False positions (padding) do not count.
+        mask: boolean, shape ``(B, ...)``; False positions (padding) do not count, whatever stands there.
         count, reduction: as in :func:`~kdlab.objectives.divergences.forward_kl`.
 
     Raises:
@@ -42,9 +42,17 @@ def hidden_mse(
     >>> hidden_mse(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
     tensor(2.)
     """
-    check_features(student_hidden, teacher_hidden)
-    difference = full_precision(student_hidden) - full_precision(teacher_hidden)
+    student, teacher = _counted(student_hidden, teacher_hidden, mask)
+    difference = full_precision(student) - full_precision(teacher)
     return reduce(difference.square().mean(-1), mask, reduction, count)
+
+
+def _counted(student_hidden, teacher_hidden, mask):
+    """Both, checked, with zeros where they do not count."""
+    finite = check_features(student_hidden, teacher_hidden, mask=mask if isinstance(mask, Tensor) else None)
+    if mask is not None:
+        check_mask(mask, student_hidden[..., 0], empty=True)
+    return counted_rows(student_hidden, mask, finite), counted_rows(teacher_hidden, mask, finite)
 
 
 def hidden_cosine(
@@ -68,8 +76,7 @@ def hidden_cosine(
     >>> hidden_cosine(torch.tensor([[1.0, 0.0]]), torch.tensor([[5.0, 0.0]]))
     tensor(0.)
     """
-    check_features(student_hidden, teacher_hidden)
-    student, teacher = unit(full_precision(student_hidden)), unit(full_precision(teacher_hidden))
+    student, teacher = (unit(full_precision(x)) for x in _counted(student_hidden, teacher_hidden, mask))
     losses = (student - teacher).square().sum(-1) / 2
     return reduce(losses.where(student.any(-1) & teacher.any(-1), 1.0), mask, reduction, count)
 
@@ -159,6 +166,7 @@ class Projector(nn.Module):
             )
         self.map.to(device)
 
+    @without_autocast
     def forward(self, features: Tensor) -> Tensor:
         axis = 1 if features.ndim == 4 else -1
         if features.shape[axis] != self.widths[0]:

@@ -18,10 +18,11 @@ import copy
 from torch import nn
 
 from .attention import activation_attention, attention_map_mse
-from .checks import check_hidden_mask, check_temperature
+from .checks import check_hidden_mask, check_indices, check_temperature
 from .contrastive import ContrastiveMemory, info_nce
 from .features import Projector, channels_last, hidden_cosine, hidden_mse, same_size
 from .relational import rkd_angle, rkd_distance, similarity_preserving
+from .softening import full_precision
 from .terms import Term, _shown
 
 
@@ -88,7 +89,7 @@ class _Hidden(_LayerTerm):
         total = 0.0
         for i, (student, teacher) in enumerate(self.captured(student_hidden, teacher_hidden)):
             student = student if self.projectors is None else self.projectors[i](student)
-            student, teacher = map(channels_last, same_size(student, teacher))
+            student, teacher = map(channels_last, same_size(full_precision(student), full_precision(teacher)))
             total = total + type(self).function(student, teacher, mask=hidden_mask, count=hidden_count)
         return total
 
@@ -209,8 +210,10 @@ class InfoNCE(_LayerTerm):
         self.projector = copy.deepcopy(projector)
 
     def forward(self, *, student_hidden=None, teacher_hidden=None, labels=None, **_):
-        if labels is None and not self.options["same_class"]:
-            raise ValueError(f"{self!r} needs labels=… to leave out examples of the same class.")
+        if not self.options["same_class"]:
+            if labels is None:
+                raise ValueError(f"{self!r} needs labels=… to leave out examples of the same class.")
+            check_indices(labels, "InfoNCE(same_class=False)")
         ((student, teacher),) = self.captured(student_hidden, teacher_hidden)
         student = student if self.projector is None else self.projector(student)
         return info_nce(
@@ -246,5 +249,6 @@ class CRD(_LayerTerm):
             raise ValueError(
                 f"{self!r} needs labels=… and index=…, the examples' places in the training set."
             )
+        check_indices(labels, "CRD")
         ((student, teacher),) = self.captured(student_hidden, teacher_hidden)
         return self.memory(student, teacher, labels, index)

@@ -12,14 +12,15 @@ has just written (:class:`~kdlab.language.text.OwnText`), the reference in the t
 Source: the objective, Ziegler et al. (2019), eq. 2; Korbak et al. (2022) for the solution.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .checks import IGNORED, _inspectable, check_count, check_same_shape, check_weight
+from .checks import IGNORED, _inspectable, check_count, check_indices, check_same_shape, check_weight
 from .divergences import reverse_kl
-from .softening import full_precision
+from .softening import counted_rows, full_precision
 from .terms import Term, _shown
 
 ESTIMATORS = ("k1", "k2", "k3", "exact")
@@ -38,29 +39,44 @@ def sampled_kl(log_policy: Tensor, log_reference: Tensor, estimator: str = "k3")
     that of :math:`k_3` is the gradient of :math:`D_{\mathrm{KL}}(p\,\|\,q)`, the other direction.
 
     Args:
-        log_policy, log_reference: :math:`\log q(x)` and :math:`\log p(x)`, of one shape.
+        log_policy, log_reference: :math:`\log q(x)` and :math:`\log p(x)`, of one shape, finite.
 
     Returns:
-        Of the same shape, differentiable by both.
+        Of the same shape, differentiable by both; float32 for half precision.
 
     Raises:
-        ValueError: for another estimator, or shapes that differ.
+        TypeError: for what is no floating-point tensor.
+        ValueError: for another estimator, or shapes that differ; for what cannot be the logarithm of a probability; and where
+            :math:`\rho` is larger than a number can be (:math:`e^{88}` in float32): such a token was not drawn from :math:`q`.
 
     Source: Schulman (2020), Approximating KL Divergence; of the gradients, Tang & Munos (2025).
 
     >>> sampled_kl(torch.tensor([0.0]), torch.tensor([-1.0]), "k2")
     tensor([0.5000])
     """
+    for name, given in (("log_policy", log_policy), ("log_reference", log_reference)):
+        if not isinstance(given, Tensor) or not given.is_floating_point():
+            kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
+            raise TypeError(f"{name} is a floating-point tensor of log-probabilities, not {kind}.")
+        if _inspectable(given) and not (torch.isfinite(given) & (given <= 1e-3)).all():
+            raise ValueError(f"{name} has entries that are NaN, infinite or positive: it holds log-probabilities of tokens.")
     if log_policy.shape != log_reference.shape:
         raise ValueError(
             f"log-probabilities of shapes {tuple(log_policy.shape)} and {tuple(log_reference.shape)} are not of the same tokens."
         )
+    log_policy, log_reference = full_precision(log_policy), full_precision(log_reference)
     log_rho = log_reference - log_policy
     if estimator == "k1":
         return -log_rho
     if estimator == "k2":
         return log_rho.square() / 2
     if estimator == "k3":
+        largest = math.log(torch.finfo(log_rho.dtype).max)
+        if _inspectable(log_rho) and log_rho.numel() and log_rho.max() > largest:
+            raise ValueError(
+                f"k3 overflows where a token is e^{log_rho.max():.0f} times as likely for the reference as for the policy: it was "
+                "not drawn from the policy. Are these the policy's own texts? k1, k2 and exact divergences stay finite."
+            )
         return torch.expm1(log_rho) - log_rho
     raise ValueError(f"an estimate is k1, k2 or k3, not {estimator!r}.")
 
@@ -127,7 +143,7 @@ def rewards_of(texts: Tensor, reward: Callable[[Tensor], Tensor]) -> Tensor:
 def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
     """Log-probabilities ``(B, T)`` of tokens ``(B, T)`` by logits ``(B, T, V)``; zero where the token is −100."""
     known = tokens != IGNORED
-    log_q = torch.log_softmax(full_precision(logits), -1)
+    log_q = torch.log_softmax(full_precision(counted_rows(logits, known)), -1)
     return log_q.gather(-1, tokens.masked_fill(~known, 0)[..., None]).squeeze(-1).where(known, 0.0)
 
 
@@ -181,10 +197,11 @@ class PolicyGradient(Term):
             )
 
     def forward(self, *, student_logits, labels, teacher_logits=None, **_):
+        check_indices(labels, "PolicyGradient")
         log_q = log_probabilities(student_logits, labels).sum(1)
         returns = rewards_of(labels, self.reward).to(log_q.dtype)
         if self.beta:
-            check_same_shape(student_logits, teacher_logits)
+            check_same_shape(student_logits, teacher_logits, labels != IGNORED)
             returns = returns - self.beta * (log_q - log_probabilities(teacher_logits, labels).sum(1))
         return -(advantages(returns.detach(), self.group, self.baseline) * log_q).mean()
 
@@ -206,12 +223,13 @@ class TextKL(Term):
         return repr(self.estimator)
 
     def forward(self, *, student_logits, teacher_logits, labels, example_count=None, **_):
+        check_indices(labels, "TextKL")
         count = len(labels) if example_count is None else example_count
         check_count(count)
         if self.estimator == "exact":
-            of_token = reverse_kl(student_logits, teacher_logits.detach(), reduction="none")
-            return of_token.where(labels != IGNORED, 0.0).sum() / count
-        check_same_shape(student_logits, teacher_logits)
+            known = labels != IGNORED
+            return reverse_kl(student_logits, teacher_logits.detach(), mask=known, reduction="sum") / count
+        check_same_shape(student_logits, teacher_logits, labels != IGNORED)
         log_q, log_p = (log_probabilities(z, labels) for z in (student_logits, teacher_logits.detach()))
         return sampled_kl(log_q, log_p, self.estimator).sum() / count
 
@@ -229,5 +247,6 @@ class MeanReward(Term):
         return repr(self.reward)
 
     def forward(self, *, student_logits, labels, example_count=None, **_):
+        check_indices(labels, "MeanReward")
         earned = rewards_of(labels, self.reward).sum()
         return earned / (len(labels) if example_count is None else example_count)

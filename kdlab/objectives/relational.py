@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_features
-from .features import full_precision, unit
+from .features import unit
+from .softening import full_precision, without_autocast
 
 
 def _rows(student, teacher):
@@ -24,6 +25,7 @@ def _rows(student, teacher):
     return full_precision(student).flatten(1), full_precision(teacher).flatten(1)
 
 
+@without_autocast
 def rkd_distance(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     r"""Distances between examples, relative to their mean.
 
@@ -59,6 +61,7 @@ def _relative_distances(x):
     return distances / mean.where(mean > 0, 1.0)
 
 
+@without_autocast
 def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     r"""Angles that three examples form.
 
@@ -83,6 +86,7 @@ def _angles(x):
     return directions @ directions.transpose(1, 2)
 
 
+@without_autocast
 def similarity_preserving(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     r"""Similarities of examples, row by row.
 

@@ -3,28 +3,27 @@ r"""Response-based objectives: match what the teacher says about the classes.
 Convention of the whole file: :math:`p = \operatorname{softmax}(t/T)` is the teacher, :math:`q =
 \operatorname{softmax}(z/T)` the student, :math:`z` and :math:`t` their logits, :math:`y` the label. What the literature
 scales by :math:`T^2` is scaled here (:func:`soft_targets`, :func:`decoupled_kd`, :func:`dist`); bare divergences are in
-:mod:`kdlab.objectives.divergences` and are not. ``temperature``, ``mask``, ``count`` and ``reduction``, the result's type
-and the errors are those of :func:`~kdlab.objectives.divergences.forward_kl`.
+:mod:`kdlab.objectives.divergences` and are not. ``temperature``, ``mask``, ``count``, ``reduction`` and ``class_axis``, the
+result's type and the errors are those of :func:`~kdlab.objectives.divergences.forward_kl`.
 """
-
-import math
 
 import torch
 from torch import Tensor
 
 from .checks import (
+    _inspectable,
     check_distribution,
     check_fraction,
+    check_indices,
     check_labels,
     check_logits,
-    check_same_shape,
     check_several,
     check_temperature,
     counted_labels,
 )
-from .divergences import _kl, forward_kl
+from .divergences import _kl, _reduced
 from .reduction import reduce
-from .softening import full_precision, log_soften, log_softmax
+from .softening import classes_last, counted_rows, full_precision, log_softmax, log_sum_exp, prepared, prepared_alone
 
 
 def _squared(temperature):
@@ -41,6 +40,7 @@ def soft_targets(
     mask: Tensor | None = None,
     count=None,
     reduction: str = "batchmean",
+    class_axis: int | None = None,
 ) -> Tensor:
     r"""The soft-target loss of knowledge distillation, with its factor :math:`T^2`.
 
@@ -55,8 +55,11 @@ def soft_targets(
     >>> soft_targets(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]), temperature=100.0)
     tensor(0.5000)
     """
-    losses = forward_kl(student_logits, teacher_logits, temperature=temperature, reduction="none")
-    return reduce(_squared(temperature) * losses, mask, reduction, count)
+    student, teacher, temperature = prepared(
+        student_logits, teacher_logits, temperature, mask=mask, class_axis=class_axis
+    )
+    losses = _kl(log_softmax(teacher, temperature), log_softmax(student, temperature))
+    return _reduced(_squared(temperature) * losses, mask, reduction, count)
 
 
 def cross_entropy(
@@ -67,6 +70,7 @@ def cross_entropy(
     mask: Tensor | None = None,
     count=None,
     reduction: str = "batchmean",
+    class_axis: int | None = None,
 ) -> Tensor:
     r"""Cross-entropy with integer labels or with a target distribution.
 
@@ -78,8 +82,8 @@ def cross_entropy(
 
     Args:
         student_logits: :math:`z`, shape ``(..., N)``.
-        target: class indices of shape ``(...)``, or probabilities :math:`p` of shape ``(..., N)``.
-        temperature, mask, count, reduction: as in :func:`~kdlab.objectives.divergences.forward_kl`.
+        target: class indices of shape ``(...)``, or probabilities :math:`p` of shape ``(..., N)``, as of mixup.
+        temperature, mask, count, reduction, class_axis: as in :func:`~kdlab.objectives.divergences.forward_kl`.
 
     Raises:
         TypeError, ValueError: as there; also for labels out of range and for a target with negative
@@ -90,15 +94,20 @@ def cross_entropy(
     >>> cross_entropy(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.5, 0.5]]))
     tensor(1.1269)
     """
-    check_logits("student_logits", student_logits)
-    log_q = log_soften(student_logits, temperature)
-    if isinstance(target, Tensor) and target.is_floating_point():
-        check_distribution(target, student_logits)
-        losses = -(target.to(log_q.dtype) * log_q).sum(-1)
+    soft = isinstance(target, Tensor) and target.is_floating_point()
+    student, temperature = prepared_alone(
+        student_logits, temperature, mask=mask, class_axis=class_axis, fits=None if soft else target
+    )
+    log_q = log_softmax(student, temperature)
+    if soft:
+        _, target = classes_last(class_axis, student_logits, target, fits=mask)
+        check_distribution(target, student, mask)
+        p = counted_rows(target.to(log_q.dtype), mask)
+        losses = -(p * log_q.masked_fill(p == 0, 0.0)).sum(-1)
     else:
-        target = counted_labels(target, student_logits, mask)
+        target = counted_labels(target, student, mask)
         losses = -log_q.gather(-1, target.unsqueeze(-1)).squeeze(-1)
-    return reduce(losses, mask, reduction, count)
+    return _reduced(losses, mask, reduction, count)
 
 
 def distillation_loss(
@@ -112,6 +121,7 @@ def distillation_loss(
     mask: Tensor | None = None,
     count=None,
     reduction: str = "batchmean",
+    class_axis: int | None = None,
 ) -> Tensor:
     r"""Hard labels and soft targets, weighted to sum to one.
 
@@ -124,11 +134,11 @@ def distillation_loss(
 
     Args:
         student_logits, teacher_logits: shape ``(..., N)``.
-        labels: class indices, shape ``(...)``.
+        labels: class indices, shape ``(...)``, or probabilities, shape ``(..., N)``.
         temperature: :math:`T > 0` of the soft targets; the hard labels are always matched at :math:`T = 1`.
         hard_weight: :math:`w_{\text{hard}} \in [0, 1]`; or
         soft_weight: :math:`w_{\text{soft}} \in [0, 1]`.
-        mask, count, reduction: as in :func:`~kdlab.objectives.divergences.forward_kl`.
+        mask, count, reduction, class_axis: as in :func:`~kdlab.objectives.divergences.forward_kl`.
 
     Raises:
         TypeError: if neither or both weights are given.
@@ -144,7 +154,7 @@ def distillation_loss(
         raise TypeError("give exactly one of hard_weight and soft_weight; the other is one minus it.")
     check_fraction("a weight", hard_weight if soft_weight is None else soft_weight)
     hard_weight = hard_weight if soft_weight is None else 1 - soft_weight
-    how = {"mask": mask, "count": count, "reduction": reduction}
+    how = {"mask": mask, "count": count, "reduction": reduction, "class_axis": class_axis}
     hard = cross_entropy(student_logits, labels, **how)
     soft = soft_targets(student_logits, teacher_logits, temperature=temperature, **how)
     return hard_weight * hard + (1 - hard_weight) * soft
@@ -158,13 +168,15 @@ def logit_mse(
     mask: Tensor | None = None,
     count=None,
     reduction: str = "batchmean",
+    class_axis: int | None = None,
 ) -> Tensor:
     r"""Logit matching: the mean squared difference of the logits.
 
     .. math:: \frac1N \sum_i (z_i - t_i)^2, \qquad \frac{\partial}{\partial z_i} = \frac{2 (z_i - t_i)}{N}
 
     With ``centred``, both logits have their mean subtracted, which no softmax can see; **half** of that is the limit of
-    :func:`soft_targets` as :math:`T \to \infty`. Convention: mean over classes and distributions; no temperature.
+    :func:`soft_targets` as :math:`T \to \infty`. Convention: mean over classes and distributions; no temperature. A class that
+    does not exist on both sides (−∞) is none of the :math:`N`; one that exists on one side alone is refused.
 
     Source: Ba & Caruana (2014), eq. 1, without its ½; the limit, Hinton, Vinyals & Dean (2015), eq. 4.
 
@@ -173,32 +185,44 @@ def logit_mse(
     >>> logit_mse(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0]]), centred=True)
     tensor(1.)
     """
-    check_same_shape(student_logits, teacher_logits)
-    difference = full_precision(student_logits) - full_precision(teacher_logits)
+    student, teacher, _ = prepared(student_logits, teacher_logits, mask=mask, class_axis=class_axis)
+    absent = student.isneginf() & teacher.isneginf()
+    classes = (~absent).sum(-1, keepdim=True)
+    difference = (full_precision(student) - full_precision(teacher)).masked_fill(absent, 0.0)
     if centred:
-        difference = difference - difference.mean(-1, keepdim=True)
-    return reduce(difference.square().mean(-1), mask, reduction, count)
+        difference = (difference - difference.sum(-1, keepdim=True) / classes).masked_fill(absent, 0.0)
+    return _reduced(difference.square().sum(-1) / classes.squeeze(-1), mask, reduction, count)
 
 
-def standardise(logits: Tensor) -> Tensor:
+def standardise(logits: Tensor, *, class_axis: int | None = None) -> Tensor:
     r"""Logits with mean zero and standard deviation one, so that only their *shape* is matched, not their scale.
 
     .. math:: \frac{z_i - \bar z}{s(z)}, \qquad s^2 = \frac{1}{N-1}\sum_i (z_i - \bar z)^2
 
     Apply it to student and teacher, and then any loss at a base temperature: ``soft_targets(standardise(z),
-    standardise(t), temperature=2)``. All-equal logits become zeros.
+    standardise(t), temperature=2)``. All-equal logits become zeros; a class that does not exist keeps its −∞, and is none of
+    the :math:`N`.
 
     Source: Sun et al. (2024), Logit Standardization in Knowledge Distillation, algorithm 1.
 
     >>> standardise(torch.tensor([1.0, 2.0, 3.0]))
     tensor([-1.,  0.,  1.])
     """
+    (logits,) = classes_last(class_axis, logits)
     check_logits("logits", logits)
-    logits = full_precision(logits)
+    shaped = standardised(logits)
+    return shaped if class_axis is None else shaped.movedim(-1, class_axis)
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """What :func:`standardise` computes, unchecked."""
+    logits, absent = full_precision(logits), logits.isneginf()
     shifted = logits - logits.detach().amax(-1, keepdim=True)  # exactly zero where all are equal
-    centred = shifted - shifted.mean(-1, keepdim=True)
-    variance = centred.square().sum(-1, keepdim=True) / (logits.shape[-1] - 1)
-    return centred / variance.where(variance > 0, 1.0).sqrt()
+    shifted = shifted.masked_fill(absent, 0.0)
+    classes = (~absent).sum(-1, keepdim=True)
+    centred = (shifted - shifted.sum(-1, keepdim=True) / classes).masked_fill(absent, 0.0)
+    variance = centred.square().sum(-1, keepdim=True) / (classes - 1).clamp(min=1)
+    return (centred / variance.where(variance > 0, 1.0).sqrt()).masked_fill(absent, -torch.inf)
 
 
 def decoupled_kd(
@@ -212,6 +236,7 @@ def decoupled_kd(
     mask: Tensor | None = None,
     count=None,
     reduction: str = "batchmean",
+    class_axis: int | None = None,
 ) -> Tensor:
     r"""Decoupled distillation: how likely the true class is, and how the rest is spread, weighted apart.
 
@@ -234,13 +259,16 @@ def decoupled_kd(
     >>> decoupled_kd(z, t, torch.tensor([0]), temperature=1.0)
     tensor(1.1166)
     """
-    check_same_shape(student_logits, teacher_logits)
-    labels = counted_labels(labels, student_logits, mask)
+    check_indices(labels, "decoupled_kd")
+    student, teacher, temperature = prepared(
+        student_logits, teacher_logits, temperature, mask=mask, class_axis=class_axis, fits=labels
+    )
+    labels = counted_labels(labels, student, mask)
     (p_true, p_other), (q_true, q_other) = (
-        _decoupled(logits, labels, temperature) for logits in (teacher_logits, student_logits)
+        _decoupled(logits, labels, temperature) for logits in (teacher, student)
     )
     losses = target_weight * _kl(p_true, q_true) + other_weight * _kl(p_other, q_other)
-    return reduce(_squared(temperature) * losses, mask, reduction, count)
+    return _reduced(_squared(temperature) * losses, mask, reduction, count)
 
 
 def _decoupled(logits, labels, temperature):
@@ -248,9 +276,12 @@ def _decoupled(logits, labels, temperature):
     true = labels.unsqueeze(-1)
     rank = torch.arange(logits.shape[-1] - 1, device=logits.device)
     others = rank + (rank >= true).long()
-    log_q = log_soften(logits, temperature)
-    rest = log_q.gather(-1, others).logsumexp(-1, keepdim=True)
-    return torch.cat([log_q.gather(-1, true), rest], -1), log_softmax(logits.gather(-1, others), temperature)
+    log_q = log_softmax(logits, temperature)
+    rest = log_sum_exp(log_q.gather(-1, others))
+    other = logits.gather(-1, others)
+    alone = other.isneginf().all(-1, keepdim=True)  # no other class exists: nothing is spread over them
+    among = log_softmax(other.masked_fill(alone, 0.0), temperature)
+    return torch.cat([log_q.gather(-1, true), rest], -1), among
 
 
 def dist(
@@ -261,6 +292,7 @@ def dist(
     intra_weight: float = 1.0,
     temperature=1.0,
     mask: Tensor | None = None,
+    class_axis: int | None = None,
 ) -> Tensor:
     r"""DIST: correlation in place of divergence, between classes and between examples.
 
@@ -270,7 +302,8 @@ def dist(
     with :math:`\rho` Pearson's correlation: along the classes of an example (inter-class), and along the examples of a
     class (intra-class). Convention: **times** :math:`T^2`; a mean over the batch and over the classes. The second part
     compares examples with each other, so the loss of a batch is not the mean of its parts' losses, and there is no
-    ``reduction`` or ``count``. All positions of all sequences that count are one batch.
+    ``reduction`` or ``count``. All positions of all sequences that count are one batch. Classes that do not exist on both sides
+    are left out: those of an example of its correlation, those of all examples of the mean over classes.
 
     Args:
         inter_weight: :math:`\beta`.
@@ -285,13 +318,17 @@ def dist(
     >>> dist(z, z).abs() < 1e-6, dist(z, -z) > 1
     (tensor(True), tensor(True))
     """
-    check_same_shape(student_logits, teacher_logits)
-    p, q = log_soften(teacher_logits, temperature).exp(), log_soften(student_logits, temperature).exp()
-    inter = reduce(_squared(temperature) * (1 - _correlation(p, q, -1)), mask)
+    student, teacher, temperature = prepared(
+        student_logits, teacher_logits, temperature, mask=mask, class_axis=class_axis
+    )
+    exists = ~(student.isneginf() & teacher.isneginf())
+    p, q = log_softmax(teacher, temperature).exp(), log_softmax(student, temperature).exp()
+    inter = reduce(_squared(temperature) * (1 - _correlation(p, q, -1, exists)), mask)
     counted = torch.ones_like(q[..., 0]) if mask is None else mask.to(q.dtype)
     check_several(counted)
-    rows = p.flatten(0, -2), q.flatten(0, -2)
-    intra = (1 - _correlation(*rows, 0, counted.flatten().unsqueeze(-1))).mean()
+    rows, counts = (p.flatten(0, -2), q.flatten(0, -2)), counted.flatten().unsqueeze(-1)
+    named = (exists.flatten(0, -2) & (counts > 0)).any(0)
+    intra = (1 - _correlation(*rows, 0, counts)).where(named, 0.0).sum() / named.sum()
     squared = (_squared(temperature) * counted).sum() / counted.sum()
     return inter_weight * inter + intra_weight * squared * intra
 
@@ -316,10 +353,11 @@ def smooth_labels(labels: Tensor, num_classes: int, *, smoothing: float = 0.1) -
     .. math:: p_i = (1 - \varepsilon)\,[i = y] + \frac{\varepsilon}{N}
 
     The same for every example of a class: a teacher without dark knowledge. Give it to :func:`cross_entropy` as its
-    target, or its logarithm to any loss as ``teacher_logits``.
+    target, or its logarithm to any loss as ``teacher_logits``. Labels that are probabilities already, :math:`y_i`, become
+    :math:`(1 - \varepsilon)\,y_i + \varepsilon/N`.
 
     Args:
-        labels: class indices, shape ``(...)``.
+        labels: class indices, shape ``(...)``, or probabilities, shape ``(..., N)``.
         num_classes: :math:`N`.
         smoothing: :math:`\varepsilon \in [0, 1]`.
 
@@ -332,13 +370,23 @@ def smooth_labels(labels: Tensor, num_classes: int, *, smoothing: float = 0.1) -
     tensor([[0.0500, 0.8500, 0.0500, 0.0500]])
     """
     check_fraction("smoothing", smoothing)
+    if isinstance(labels, Tensor) and labels.is_floating_point():
+        check_distribution(labels, labels.new_empty(()).expand(*labels.shape[:-1], num_classes))
+        return (1 - smoothing) * full_precision(labels) + smoothing / num_classes
     uniform = torch.full((*torch.as_tensor(labels).shape, num_classes), smoothing / num_classes)
     check_labels(labels, uniform)
     uniform, index = uniform.to(labels.device), labels.long().unsqueeze(-1)
     return uniform.scatter_add(-1, index, torch.full_like(uniform[..., :1], 1 - smoothing))
 
 
-def permute_dark_knowledge(teacher_logits: Tensor, labels: Tensor, *, generator=None) -> Tensor:
+def permute_dark_knowledge(
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    generator=None,
+    mask: Tensor | None = None,
+    class_axis: int | None = None,
+) -> Tensor:
     r"""The teacher's logits with those of the wrong classes shuffled within each example.
 
     The true class keeps its probability, and the wrong classes keep their values, at every temperature: what is
@@ -349,27 +397,48 @@ def permute_dark_knowledge(teacher_logits: Tensor, labels: Tensor, *, generator=
         teacher_logits: shape ``(..., N)``.
         labels: class indices, shape ``(...)``.
         generator: a ``torch.Generator``; None uses torch's own state.
+        mask: boolean, shape ``(...)``; where it is False, nothing is looked at, and the result is zero.
+        class_axis: as in :func:`~kdlab.objectives.softening.log_soften`.
 
     Returns:
-        Logits of the same shape.
+        Logits of the same shape. Classes that do not exist keep their −∞.
 
     >>> t = torch.tensor([[9.0, 3.0, 2.0, 1.0]])
     >>> shuffled = permute_dark_knowledge(t, torch.tensor([0]))
     >>> shuffled[0, 0].item(), sorted(shuffled[0].tolist())
     (9.0, [1.0, 2.0, 3.0, 9.0])
     """
-    check_logits("teacher_logits", teacher_logits)
-    check_labels(labels, teacher_logits)
-    labels = labels.long()
-    true_class = torch.zeros_like(teacher_logits).scatter(-1, labels.unsqueeze(-1), 1.0)
-    keys = torch.rand(teacher_logits.shape, generator=generator, device=teacher_logits.device)
-    # Both orders have the true class last; the wrong classes come in class order, and at random.
-    to = true_class.sort(dim=-1, stable=True).indices
-    source = (true_class + keys).argsort(dim=-1)
-    return torch.empty_like(teacher_logits).scatter(-1, to, teacher_logits.gather(-1, source))
+    teacher, true_class = _with_true_class(teacher_logits, labels, mask, class_axis)
+    keys = torch.rand(teacher.shape, generator=generator, device=teacher.device)
+    # Both orders have the true class last, before what does not exist; the wrong classes come in class order, and at random.
+    last = true_class + 2.0 * teacher.isneginf()
+    to = last.sort(dim=-1, stable=True).indices
+    source = torch.where(last == 0, keys, last).sort(dim=-1, stable=True).indices
+    shuffled = torch.empty_like(teacher).scatter(-1, to, teacher.gather(-1, source))
+    return shuffled if class_axis is None else shuffled.movedim(-1, class_axis)
 
 
-def spread_dark_knowledge(teacher_logits: Tensor, labels: Tensor, *, temperature=1.0) -> Tensor:
+def _with_true_class(teacher_logits, labels, mask, class_axis):
+    """Logits as every loss takes them, and where the true class is."""
+    check_indices(labels, "dark knowledge, which is of the wrong classes,")
+    teacher, labels = classes_last(class_axis, teacher_logits, labels, fits=labels)
+    finite = check_logits("teacher_logits", teacher, mask)
+    labels = counted_labels(labels, teacher, mask)
+    teacher = counted_rows(teacher, mask, finite)
+    true_class = torch.zeros_like(teacher, dtype=torch.bool).scatter(-1, labels.unsqueeze(-1), True)
+    if _inspectable(teacher) and not finite and (teacher.isneginf() & true_class).any():
+        raise ValueError("labels name a class that does not exist for the teacher, whose logit there is −∞.")
+    return teacher, true_class
+
+
+def spread_dark_knowledge(
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    temperature=1.0,
+    mask: Tensor | None = None,
+    class_axis: int | None = None,
+) -> Tensor:
     r"""The teacher's logits with what it gives to wrong classes spread evenly over them.
 
     .. math:: t'_y = t_y, \qquad t'_j = T \log \frac{1}{N-1} \sum_{k \ne y} e^{t_k/T} \quad (j \ne y)
@@ -382,21 +451,22 @@ def spread_dark_knowledge(teacher_logits: Tensor, labels: Tensor, *, temperature
         teacher_logits: shape ``(..., N)``.
         labels: class indices, shape ``(...)``.
         temperature: :math:`T`, at which the result will be softened.
+        mask, class_axis: as in :func:`permute_dark_knowledge`.
 
     Returns:
-        Logits of the same shape.
+        Logits of the same shape. Classes that do not exist keep their −∞, and are none of the :math:`N`.
 
     >>> from kdlab.objectives import soften
     >>> even = spread_dark_knowledge(torch.tensor([[2.0, 1.0, -1.0]]), torch.tensor([0]))
     >>> soften(even)[0], soften(torch.tensor([2.0, 1.0, -1.0]))[0]
     (tensor([0.7054, 0.1473, 0.1473]), tensor(0.7054))
     """
-    check_logits("teacher_logits", teacher_logits)
-    check_labels(labels, teacher_logits)
-    check_temperature(temperature)
-    true_class = torch.zeros_like(teacher_logits, dtype=torch.bool).scatter(
-        -1, labels.long().unsqueeze(-1), True
-    )
-    softened = (full_precision(teacher_logits) / temperature).masked_fill(true_class, -torch.inf)
-    even = temperature * (softened.logsumexp(-1, keepdim=True) - math.log(teacher_logits.shape[-1] - 1))
-    return torch.where(true_class, teacher_logits, even.to(teacher_logits.dtype))
+    teacher, true_class = _with_true_class(teacher_logits, labels, mask, class_axis)
+    _, temperature = classes_last(class_axis, teacher_logits, temperature, fits=labels)
+    check_temperature(temperature, teacher, mask)
+    absent = teacher.isneginf()
+    wrong = log_sum_exp((full_precision(teacher) / temperature).masked_fill(true_class, -torch.inf))
+    others = (~absent & ~true_class).sum(-1, keepdim=True)
+    even = (temperature * (wrong - others.log())).to(teacher.dtype)
+    spread = torch.where(true_class | absent, teacher, even)
+    return spread if class_axis is None else spread.movedim(-1, class_axis)

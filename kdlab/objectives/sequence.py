@@ -4,11 +4,15 @@ Every response loss takes logits of shape ``(batch, time, vocabulary)`` with a m
 mean over the tokens that count. What is left to do is here.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from .checks import check_logits, check_tokens
-from .softening import full_precision
+from .checks import _inspectable, check_logits, check_tokens
+from .softening import full_precision, log_sum_exp
+from .sparse import SparseTargets
+from .vocabulary import HeadLogits
 
 
 def next_token(
@@ -66,7 +70,9 @@ def next_token(
     return aligned
 
 
-def restrict_vocabulary(logits: Tensor, tokens: Tensor, *, rest: bool = False) -> Tensor:
+def restrict_vocabulary(
+    logits: Tensor | HeadLogits | SparseTargets, tokens: Tensor, *, rest: bool = False
+) -> Tensor | HeadLogits | SparseTargets:
     r"""Logits over chosen tokens: for vocabularies that share some tokens, or a teacher of whom only the top k are known.
 
     Without ``rest`` the softmax becomes the distribution *given* that one of the chosen tokens comes. With ``rest``, one
@@ -79,15 +85,20 @@ def restrict_vocabulary(logits: Tensor, tokens: Tensor, *, rest: bool = False) -
     whose vocabulary was merely padded to a rounder size is restricted to ``torch.arange(size)``.
 
     Args:
-        logits: shape ``(..., V)``.
+        logits: shape ``(..., V)``. :class:`~kdlab.objectives.vocabulary.HeadLogits` become those of the chosen rows of their head;
+            of :class:`~kdlab.objectives.sparse.SparseTargets` the entries of chosen tokens stay, scaled to sum to one, and their
+            rest is taken to be that of chosen tokens, as it is where only padding is left out.
         tokens: different token numbers, of shape ``(k,)``, or ``(..., k)`` where they differ from position to position.
 
     Returns:
-        Logits of shape ``(..., k)``; with ``rest`` ``(..., k + 1)``, and float32 for half precision.
+        Logits of shape ``(..., k)``; with ``rest`` ``(..., k + 1)``, and float32 for half precision. Of HeadLogits and
+        SparseTargets the same, over k tokens.
 
     Raises:
-        TypeError: for tokens that are not whole numbers.
-        ValueError: for tokens out of range or named twice, or with ``rest`` if none is left over.
+        TypeError: for tokens that are not whole numbers; for HeadLogits and SparseTargets with ``rest``, or with tokens that differ
+            from position to position.
+        ValueError: for tokens out of range or named twice, or with ``rest`` if none is left over; for targets of which nothing is
+            left.
 
     Source: the tail bucket of sparse teachers; see Anshumann et al. (2025).
 
@@ -97,6 +108,13 @@ def restrict_vocabulary(logits: Tensor, tokens: Tensor, *, rest: bool = False) -
     >>> restrict_vocabulary(z, torch.tensor([0, 1]), rest=True).softmax(-1)
     tensor([0.5000, 0.2500, 0.2500])
     """
+    if isinstance(logits, (HeadLogits, SparseTargets)):
+        check_tokens(tokens, logits)
+        if rest or tokens.ndim != 1:
+            raise TypeError(
+                f"{type(logits).__name__} are restricted to tokens of shape (k,), without a rest: give logits, as HeadLogits.dense() does."
+            )
+        return (_restricted_head if isinstance(logits, HeadLogits) else _restricted_targets)(logits, tokens.long())
     check_logits("logits", logits)
     check_tokens(tokens, logits)
     index = tokens.long().expand(*logits.shape[:-1], tokens.shape[-1])
@@ -105,5 +123,34 @@ def restrict_vocabulary(logits: Tensor, tokens: Tensor, *, rest: bool = False) -
     if index.shape[-1] >= logits.shape[-1]:
         raise ValueError("all tokens are kept, so that there is no rest: leave rest=True out.")
     logits = full_precision(logits)
-    others = logits.scatter(-1, index, -torch.inf).logsumexp(-1, keepdim=True)
+    others = log_sum_exp(logits.scatter(-1, index, -torch.inf))
     return torch.cat([logits.gather(-1, index), others], -1)
+
+
+def _restricted_head(logits: HeadLogits, tokens: Tensor) -> HeadLogits:
+    """Those rows of the head; the first of them without a copy."""
+    first = _inspectable(tokens) and torch.equal(tokens, torch.arange(len(tokens)))
+    which = slice(len(tokens)) if first else tokens.to(logits.device)
+    bias = None if logits.bias is None else logits.bias[which]
+    return replace(logits, weight=logits.weight[which], bias=bias)
+
+
+def _restricted_targets(targets: SparseTargets, tokens: Tensor) -> SparseTargets:
+    """Those entries, and what they sum to is what all did, but for what was of other tokens."""
+    place = torch.full((targets.vocabulary,), -1, dtype=torch.long, device=targets.tokens.device)
+    place[tokens.to(place.device)] = torch.arange(len(tokens), device=place.device)
+    known = targets.tokens.clamp(0, targets.vocabulary - 1)  # of a row that keeps nothing, anything
+    there = place[known] >= 0
+    kept = targets.probabilities.where(there, 0.0)
+    outside = (targets.probabilities - kept).sum(-1, keepdim=True)
+    empty = (kept == 0).all(-1) & (targets.probabilities > 0).any(-1)
+    if _inspectable(kept) and not targets.rest and empty.any():
+        raise ValueError(f"of {int(empty.sum())} positions nothing that is kept is of the chosen tokens.")
+    rest = targets.rest and targets.tokens.shape[-1] < len(tokens)
+    whole = 1 - outside if rest else kept.sum(-1, keepdim=True)
+    kept = kept / whole.where(whole > 0, 1.0)
+    # What is left out stands on the likeliest that stays, and adds nothing to it.
+    likeliest = place[known].gather(-1, kept.argmax(-1, keepdim=True)).clamp(min=0)
+    return targets._with(
+        tokens=place[known].where(there, likeliest), probabilities=kept, vocabulary=len(tokens), rest=rest
+    )

@@ -1,12 +1,14 @@
 r"""Temperature: from logits to softened probabilities."""
 
+import functools
+
 import torch
 from torch import Tensor
 
-from .checks import check_logits, check_temperature
+from .checks import check_logits, check_mask, check_same_shape, check_temperature
 
 
-def log_soften(logits: Tensor, temperature=1.0) -> Tensor:
+def log_soften(logits: Tensor, temperature=1.0, *, class_axis: int | None = None) -> Tensor:
     r"""Log-probabilities at a temperature.
 
     .. math:: \log q_i = \frac{z_i}{T} - \log \sum_k e^{z_k/T}
@@ -15,24 +17,30 @@ def log_soften(logits: Tensor, temperature=1.0) -> Tensor:
     logits keep their digits when :math:`T` is small. Half precision is computed in float32.
 
     Args:
-        logits: :math:`z`, of shape ``(..., N)``, floating point and finite.
+        logits: :math:`z`, of shape ``(..., N)``, floating point. A class that does not exist has logit −∞: its probability is
+            zero at every temperature, and its gradient too.
         temperature: :math:`T > 0`, a number, or a tensor of shape ``(..., 1)`` with one temperature a distribution.
+        class_axis: where the classes are, such as 1 for maps ``(B, N, H, W)``; None is the last axis. Of four axes and more,
+            it has to be said.
 
     Returns:
-        Log-probabilities of shape ``(..., N)``; float32 for float16 and bfloat16 logits, else their own type.
+        Log-probabilities of the shape of ``logits``; float32 for float16 and bfloat16 logits, else their own type.
 
     Raises:
         TypeError: if ``logits`` is not a floating-point tensor.
-        ValueError: if a logit is NaN or infinite, or the temperature is not positive and finite.
+        ValueError: if a logit is NaN or +∞, or all of a distribution are −∞; if the temperature is not positive and finite, or
+            not one a distribution; if it is not clear where the classes are.
 
     Source: Hinton, Vinyals & Dean (2015), eq. 1.
 
     >>> log_soften(torch.tensor([1e4, 0.0]), temperature=1e4)
     tensor([-0.3133, -1.3133])
     """
+    logits, temperature = classes_last(class_axis, logits, temperature)
     check_logits("logits", logits)
-    check_temperature(temperature)
-    return log_softmax(logits, temperature)
+    check_temperature(temperature, logits)
+    log_q = log_softmax(logits, temperature)
+    return log_q if class_axis is None else log_q.movedim(-1, class_axis)
 
 
 def log_softmax(logits, temperature):
@@ -41,12 +49,125 @@ def log_softmax(logits, temperature):
     return torch.log_softmax((logits - logits.detach().amax(-1, keepdim=True)) / temperature, dim=-1)
 
 
+def log_sum_exp(x: Tensor) -> Tensor:
+    """log Σ exp along the last axis, which stays; −∞ with gradient zero where all are −∞."""
+    none = x.isneginf().all(-1, keepdim=True)
+    return x.masked_fill(none, 0.0).logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
+
+
 def full_precision(x: Tensor) -> Tensor:
     """Half precision as float32, everything else as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def soften(logits: Tensor, temperature=1.0) -> Tensor:
+def without_autocast(function):
+    """A function that computes in the precision of what it is given, whatever ``torch.autocast`` says around it.
+
+    Under autocast, matrix products are made in half precision, of float32 too.
+    """
+
+    @functools.wraps(function)
+    def computed(*args, **kwargs):
+        for kind in ("cuda", "cpu", "xpu", "mps"):
+            if torch.is_autocast_enabled(kind):
+                with torch.autocast(kind, enabled=False):
+                    return computed(*args, **kwargs)  # of another kind, too
+        return function(*args, **kwargs)
+
+    return computed
+
+
+def classes_last(class_axis: int | None, logits: Tensor, *others, fits: Tensor | None = None) -> tuple:
+    """Logits, and what else has their axes, with the classes in the last.
+
+    Args:
+        class_axis: where they are; None is the last axis.
+        fits: labels or a mask, of the shape of the logits without their classes.
+
+    Raises:
+        ValueError: where there is no such axis; and for None where logits have four axes or more, as maps ``(B, N, H, W)`` do,
+            and nothing says that the last holds the classes.
+    """
+    if not isinstance(logits, Tensor) or (class_axis is None and logits.ndim < 4):
+        return logits, *others
+    shape = tuple(logits.shape)
+    if class_axis is None:
+        given = None if fits is None else tuple(fits.shape)
+        if given != shape[:-1] or given == (shape[0], *shape[2:]):
+            raise ValueError(
+                f"logits of shape {shape} may have their classes in any axis: say class_axis=1 for maps (batch, classes, height, "
+                "width), or class_axis=-1."
+            )
+        return logits, *others
+    if isinstance(class_axis, bool) or not isinstance(class_axis, int) or not -len(shape) <= class_axis < len(shape):
+        raise ValueError(f"class_axis is one of the {len(shape)} axes of logits of shape {shape}, not {class_axis!r}.")
+    return tuple(
+        x.movedim(class_axis, -1) if isinstance(x, Tensor) and x.ndim == len(shape) else x for x in (logits, *others)
+    )
+
+
+def counted_rows(x: Tensor, mask: Tensor | None, harmless: bool = False) -> Tensor:
+    """Zeros where ``mask`` is False, so that what stands there reaches neither value nor gradient.
+
+    A product of zero and NaN is NaN: what does not count is taken out before anything is computed, and not after. Where it is
+    known to be ``harmless`` (finite), it is left as it is.
+    """
+    return x if mask is None or harmless else torch.where(mask.unsqueeze(-1), x, 0.0)
+
+
+def prepared(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature=1.0,
+    *,
+    mask: Tensor | None = None,
+    class_axis: int | None = None,
+    fits: Tensor | None = None,
+) -> tuple[Tensor, Tensor, float | Tensor]:
+    """Logits of student and teacher and a temperature, as every loss computes with them.
+
+    They are checked, their classes are in the last axis, and what does not count is zero (of a temperature, one).
+    """
+    student, teacher, temperature = classes_last(
+        class_axis, student_logits, teacher_logits, temperature, fits=mask if fits is None else fits
+    )
+    _check_shape(mask, student)
+    finite = check_same_shape(student, teacher, mask)
+    temperature = _counted_temperature(temperature, student, mask)
+    return counted_rows(student, mask, finite[0]), counted_rows(teacher, mask, finite[1]), temperature
+
+
+def prepared_alone(
+    student_logits: Tensor,
+    temperature=1.0,
+    *,
+    mask: Tensor | None = None,
+    class_axis: int | None = None,
+    fits: Tensor | None = None,
+    at_least: int = 2,
+) -> tuple[Tensor, float | Tensor]:
+    """The same without a teacher."""
+    student, temperature = classes_last(
+        class_axis, student_logits, temperature, fits=mask if fits is None else fits
+    )
+    _check_shape(mask, student)
+    finite = check_logits("student_logits", student, mask, at_least)
+    return counted_rows(student, mask, finite), _counted_temperature(temperature, student, mask)
+
+
+def _check_shape(mask, logits):
+    if mask is not None and isinstance(logits, Tensor) and logits.ndim:
+        check_mask(mask, logits[..., 0], empty=True)
+
+
+def _counted_temperature(temperature, logits, mask):
+    check_temperature(temperature, logits, mask)
+    if mask is not None and isinstance(temperature, Tensor) and temperature.ndim == logits.ndim:
+        return torch.where(mask.unsqueeze(-1), temperature, 1.0)
+    return temperature
+
+
+def soften(logits: Tensor, temperature=1.0, *, class_axis: int | None = None) -> Tensor:
     r"""Probabilities at a temperature.
 
     .. math:: q_i = \frac{e^{z_i/T}}{\sum_k e^{z_k/T}}
@@ -58,19 +179,22 @@ def soften(logits: Tensor, temperature=1.0) -> Tensor:
     tensor([0.6652, 0.2447, 0.0900])
     >>> soften(torch.tensor([2.0, 1.0, 0.0]), temperature=4.0)
     tensor([0.4192, 0.3265, 0.2543])
+    >>> soften(torch.tensor([2.0, 1.0, -torch.inf]))
+    tensor([0.7311, 0.2689, 0.0000])
     """
-    return log_soften(logits, temperature).exp()
+    return log_soften(logits, temperature, class_axis=class_axis).exp()
 
 
-def entropy(logits: Tensor, temperature=1.0) -> Tensor:
+def entropy(logits: Tensor, temperature=1.0, *, class_axis: int | None = None) -> Tensor:
     r"""Entropy of the softened distribution, in nats.
 
     .. math:: H = -\sum_i q_i \log q_i \in [0, \log N]
 
-    Arguments and errors as in :func:`log_soften`; returns shape ``(...)``.
+    Arguments and errors as in :func:`log_soften`; returns their shape without the classes.
 
     >>> entropy(torch.zeros(100))
     tensor(4.6052)
     """
-    log_q = log_soften(logits, temperature)
-    return -(log_q.exp() * log_q).sum(-1)
+    log_q = log_soften(logits, temperature, class_axis=class_axis)
+    q = log_q.exp()
+    return -(q * log_q.masked_fill(q == 0, 0.0)).sum(-1 if class_axis is None else class_axis)

@@ -10,14 +10,18 @@ Of the teacher's :math:`p` a few entries are kept for each token, :math:`\hat p_
 Source: Anshumann et al. (2025), Sparse logit sampling, sections 2 to 4.
 """
 
-from dataclasses import dataclass, replace
+import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .checks import check_logits
+from .checks import _inspectable, check_infinite, check_mask
 from .reduction import reduce
-from .softening import log_soften
+from .softening import counted_rows, full_precision, log_softmax, log_sum_exp, prepared_alone
+
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float64, torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +30,15 @@ class SparseTargets:
 
     Args:
         tokens: int64, shape ``(..., K)``. A token may be there twice: its entries add up.
-        probabilities: :math:`\hat p`, shape ``(..., K)``, none negative.
+        probabilities: :math:`\hat p`, shape ``(..., K)``, none negative. They sum to one, or with ``rest`` to at most one. A row
+            of zeros or NaN alone keeps nothing: a ``mask`` has to leave it out.
         vocabulary: :math:`V`.
         rest: whether :math:`1 - \sum \hat p` is the probability of all other tokens together.
 
     Raises:
-        ValueError: for shapes that differ, or a rest of which there is none.
+        TypeError: for tokens that are no whole numbers, or probabilities that are no floating-point tensor, or in half precision
+            beside a rest, of which it keeps no digits.
+        ValueError: for shapes that differ, what is no such distribution, tokens out of range, or a rest of which there is none.
     """
 
     tokens: Tensor
@@ -40,13 +47,97 @@ class SparseTargets:
     rest: bool = False
 
     def __post_init__(self):
-        if self.tokens.shape != self.probabilities.shape or not self.tokens.shape[-1]:
+        for name, known in (("tokens", (torch.int32, torch.int64)), ("probabilities", FLOATS)):
+            given = getattr(self, name)
+            if not isinstance(given, Tensor) or given.dtype not in known:
+                kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
+                raise TypeError(f"{name} of SparseTargets are a torch.Tensor of {known[-1]}, not {kind}.")
+        object.__setattr__(self, "tokens", self.tokens.long())
+        if self.tokens.ndim == 0 or self.tokens.shape != self.probabilities.shape or not self.tokens.shape[-1]:
             raise ValueError(
                 f"tokens and probabilities of one shape (..., K) are needed, not {tuple(self.tokens.shape)} and "
                 f"{tuple(self.probabilities.shape)}."
             )
         if self.rest and self.tokens.shape[-1] >= self.vocabulary:
             raise ValueError("all tokens are kept, so that there is no rest: leave rest=True out.")
+        if self.rest and self.probabilities.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(
+                f"of a rest, which is what the kept leave of one, {self.probabilities.dtype} keeps no digits: give float32."
+            )
+        if _inspectable(self.probabilities) and _inspectable(self.tokens):
+            self._check_values()
+
+    def _check_values(self):
+        p, tokens = self.probabilities.detach(), self.tokens
+        some = ~(p.isnan() | (p == 0)).all(-1)
+        p, tokens = p[some], tokens[some]
+        if not p.numel():
+            return
+        if not (p >= 0).all():
+            raise ValueError(
+                "probabilities have entries that are negative or NaN"
+                + (": log-probabilities go into SparseTargets.from_log_probabilities." if (p <= 0).all() else ".")
+            )
+        if not 0 <= tokens.min() <= tokens.max() < self.vocabulary:
+            raise ValueError(
+                f"tokens must lie in 0 … {self.vocabulary - 1}, but reach from {tokens.min()} to {tokens.max()}."
+            )
+        total = p.sum(-1, dtype=torch.float64)
+        if not total.max() <= 1 + _close(p):
+            raise ValueError(f"probabilities of one token sum to {total.max():.4g}, which is more than one.")
+
+    @classmethod
+    def from_log_probabilities(
+        cls, tokens: Tensor, log_probabilities: Tensor, vocabulary: int, *, rest: bool = True, mask: Tensor | None = None
+    ) -> "SparseTargets":
+        r"""What a server gives of a teacher: the k likeliest tokens of each position, and their log-probabilities.
+
+        Args:
+            tokens: shape ``(..., K)``, none twice.
+            log_probabilities: natural logarithms, shape ``(..., K)``; −∞ where a position has fewer entries.
+            rest: whether the other tokens share what is left; else the entries are scaled to sum to one, which is biased.
+            mask: boolean, shape ``(...)``; where it is False, padding may have anything.
+
+        Raises:
+            TypeError, ValueError: as the class; for log-probabilities that are positive or NaN, and a token that is there twice.
+
+        >>> of_server = SparseTargets.from_log_probabilities(
+        ...     torch.tensor([[7, 2]]), torch.tensor([[0.6, 0.3]]).log(), vocabulary=10)
+        >>> of_server.probabilities.sum(), of_server.rest
+        (tensor(0.9000), True)
+        """
+        if not isinstance(log_probabilities, Tensor) or not log_probabilities.is_floating_point():
+            raise TypeError("log-probabilities are a floating-point torch.Tensor.")
+        if not isinstance(tokens, Tensor) or tokens.shape != log_probabilities.shape or not tokens.ndim:
+            shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise ValueError(
+                f"tokens and log-probabilities of one shape (..., K) are needed, not {shape} and "
+                f"{tuple(log_probabilities.shape)}."
+            )
+        log_p = full_precision(log_probabilities)
+        if mask is not None:
+            check_mask(mask, log_p[..., 0], empty=True)
+            log_p = torch.where(mask.unsqueeze(-1), log_p, -torch.inf)
+        if _inspectable(log_p) and not (log_p <= 1e-3).all():
+            raise ValueError("log-probabilities have entries that are NaN or positive: they are logarithms, and no logits.")
+        there = ~log_p.isneginf()
+        first = tokens.gather(-1, log_p.argmax(-1, keepdim=True))  # in the place of what is not there, and adds nothing
+        tokens = tokens.where(there, first)
+        if _inspectable(log_p):
+            named = torch.where(there, tokens, -1 - torch.arange(tokens.shape[-1], device=tokens.device))
+            if (named.sort(-1).values.diff() == 0).any():
+                raise ValueError("tokens name one token twice, whose probability would be counted twice.")
+        p = log_p.exp()
+        if not rest:
+            p = p / p.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+        return cls(tokens.where(there.any(-1, keepdim=True), 0), p, vocabulary, rest)
+
+    def _with(self, **changed) -> "SparseTargets":
+        """The same with other tensors, which are as valid as its own."""
+        other = copy.copy(self)
+        for name, value in changed.items():
+            object.__setattr__(other, name, value)
+        return other
 
     @property
     def shape(self) -> torch.Size:
@@ -58,18 +149,20 @@ class SparseTargets:
         return self.probabilities.dtype
 
     def to(self, dtype: torch.dtype) -> "SparseTargets":
-        return replace(self, probabilities=self.probabilities.to(dtype))
+        if self.rest and dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(f"of a rest {dtype} keeps no digits.")
+        return self._with(probabilities=self.probabilities.to(dtype))
 
     def detach(self) -> "SparseTargets":
-        return replace(self, probabilities=self.probabilities.detach())
+        return self._with(probabilities=self.probabilities.detach())
 
     def __getitem__(self, index) -> "SparseTargets":
-        return replace(self, tokens=self.tokens[index], probabilities=self.probabilities[index])
+        return self._with(tokens=self.tokens[index], probabilities=self.probabilities[index])
 
     def flatten(self) -> "SparseTargets":
         """Leading axes as one."""
-        return replace(
-            self, tokens=self.tokens.flatten(0, -2), probabilities=self.probabilities.flatten(0, -2)
+        return self._with(
+            tokens=self.tokens.flatten(0, -2), probabilities=self.probabilities.flatten(0, -2)
         )
 
     def dense(self) -> Tensor:
@@ -104,7 +197,8 @@ def sparse_forward_kl(
 
     Raises:
         TypeError: for logits or targets of another type.
-        ValueError: for shapes that do not fit.
+        ValueError: for shapes that do not fit; for targets that keep nothing of a position that counts, or probability for a
+            token that for the student does not exist.
 
     >>> z = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
     >>> half = SparseTargets(torch.tensor([[0]]), torch.tensor([[0.5]]), vocabulary=3, rest=True)
@@ -112,9 +206,10 @@ def sparse_forward_kl(
     0.0
     """
     check_targets(student_logits, targets)
-    check_logits("student_logits", student_logits)
-    log_q = log_soften(student_logits)
-    return reduce(sparse_losses(log_q, targets), mask, reduction, count)
+    student, _ = prepared_alone(student_logits, mask=mask, class_axis=-1)
+    losses = sparse_losses(log_softmax(student, 1.0), counted_targets(targets, mask))
+    check_infinite(losses, mask)
+    return reduce(losses, mask, reduction, count)
 
 
 def check_targets(student_logits, targets) -> None:
@@ -123,20 +218,51 @@ def check_targets(student_logits, targets) -> None:
             f"the targets are SparseTargets, such as a TeacherCache gives, not {type(targets).__name__}."
         )
     if targets.shape != student_logits.shape:
+        n, m = student_logits.shape[-1], targets.vocabulary
+        advice = f"restrict both to the tokens that they share, such as restrict_vocabulary(…, torch.arange({min(n, m)}))"
         raise ValueError(
             f"targets that stand for logits of shape {tuple(targets.shape)} do not fit student logits of shape "
-            f"{tuple(student_logits.shape)}."
+            f"{tuple(student_logits.shape)}" + (f": {advice}." if n != m else ".")
         )
+
+
+def counted_targets(targets: SparseTargets, mask: Tensor | None = None) -> SparseTargets:
+    """Nothing where ``mask`` is False, so that what stands there has no influence.
+
+    Raises:
+        ValueError: where nothing is kept of what counts, or, without a rest, less than a distribution.
+    """
+    p = counted_rows(targets.probabilities, mask)
+    if _inspectable(p) and p.numel():
+        counted = p.detach() if mask is None else p.detach()[mask]
+        total = counted.sum(-1, dtype=torch.float64)
+        if missing := int((total.isnan() if targets.rest else total.isnan() | (total == 0)).sum()):
+            raise ValueError(f"the targets keep nothing of {missing} positions: leave these out (mask).")
+        if not targets.rest and len(total) and total.min() < 1 - _close(p):
+            raise ValueError(
+                f"the probabilities that are kept of a token sum to {total.min():.4g} only: say rest=True, so that all other "
+                "tokens share what is left, or divide by the sum."
+            )
+    if mask is None:
+        return targets
+    return targets._with(tokens=torch.where(mask.unsqueeze(-1), targets.tokens, 0), probabilities=p)
+
+
+def _close(p: Tensor) -> float:
+    """What the rounding of entries may add up to."""
+    return max(1e-3, torch.finfo(p.dtype).eps)
 
 
 def sparse_losses(log_q: Tensor, targets: SparseTargets) -> Tensor:
     """The divergence of each token, from the student's log-probabilities."""
     kept = targets.probabilities.to(log_q.dtype)
     merged = _merged(targets.tokens, kept)
-    losses = (torch.xlogy(kept, merged) - kept * log_q.gather(-1, targets.tokens)).sum(-1)
+    log_kept = log_q.gather(-1, targets.tokens).masked_fill(kept == 0, 0.0)
+    losses = (torch.xlogy(kept, merged) - kept * log_kept).sum(-1)
     if targets.rest:
         left = (1 - kept.sum(-1)).clamp(min=0)
-        losses = losses + torch.xlogy(left, left) - left * log_remaining(log_q, targets.tokens).squeeze(-1)
+        log_left = log_remaining(log_q, targets.tokens).squeeze(-1).masked_fill(left == 0, 0.0)
+        losses = losses + torch.xlogy(left, left) - left * log_left
     return losses
 
 
@@ -146,14 +272,15 @@ def sparse_slope(log_q: Tensor, q: Tensor, targets: SparseTargets) -> Tensor:
     if not targets.rest:
         return (q * kept.sum(-1, keepdim=True)).scatter_add_(-1, targets.tokens, -kept)
     left = (1 - kept.sum(-1, keepdim=True)).clamp(min=0)
-    slope = q - left * torch.exp(log_q - log_remaining(log_q, targets.tokens))
+    log_left = log_remaining(log_q, targets.tokens)
+    slope = q - left * torch.exp(log_q - log_left.masked_fill(log_left.isneginf(), 0.0))
     slope.scatter_(-1, targets.tokens, q.gather(-1, targets.tokens))
     return slope.scatter_add_(-1, targets.tokens, -kept)
 
 
 def log_remaining(log_q: Tensor, tokens: Tensor) -> Tensor:
     """log(1 − Σ_S q), shape ``(..., 1)``; summed up from the others, so that a sure student's has all its digits."""
-    return log_q.scatter(-1, tokens, -torch.inf).logsumexp(-1, keepdim=True)
+    return log_sum_exp(log_q.scatter(-1, tokens, -torch.inf))
 
 
 def _merged(tokens: Tensor, kept: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from . import divergences, response, vocabulary
-from .checks import check_fraction, check_temperature, check_weight, counted_labels
+from .checks import check_distribution, check_fraction, check_indices, check_temperature, check_weight, counted_labels
 from .schedules import Schedule, at
+from .softening import classes_last, prepared, without_autocast
 from .sparse import SparseTargets, check_targets, sparse_forward_kl
 from .vocabulary import HeadLogits, TokenLogits, by_autograd
 
@@ -119,6 +120,13 @@ class Objective(nn.Module):
                         f"{name} learns a temperature or more and needs all logits at once: let the student return them, with "
                         "fused = False, or give student_logits.dense()."
                     )
+                if getattr(term, "class_axis", None) not in (None, -1):
+                    raise TypeError(f"{name}: HeadLogits have their classes in the last axis, not in {term.class_axis}.")
+                if "labels" in needed and seen["labels"].is_floating_point():
+                    raise TypeError(
+                        f"{name} takes class indices where the student returns HeadLogits: for soft labels let it return all "
+                        "logits, with fused = False, or give student_logits.dense()."
+                    )
                 by_token[name] = term
                 continue
             values[name] = term(**seen)
@@ -159,7 +167,8 @@ class Objective(nn.Module):
             {name: weights[name] for name in terms},
             student_logits,
             teacher_logits if "teacher_logits" in needed else None,
-            labels,  # also where no term looks at them: a label of −100 says that a token does not count
+            # Also where no term looks at them: a label of −100 says that a token does not count.
+            None if labels is not None and labels.is_floating_point() else labels,
             mask=mask,
             count=count,
             progress=progress,
@@ -172,8 +181,13 @@ class Objective(nn.Module):
 
         Args:
             values: what calling the objective returned; before ``backward``, which frees what is needed here.
-            wrt: tensors to differentiate by, such as ``student.parameters()`` or ``[student_logits]``; frozen ones add nothing.
+            wrt: tensors to differentiate by, such as ``student.parameters()`` or ``[student_logits]``; those that are frozen
+                are left out.
             progress: needed if a weight is a schedule.
+
+        Raises:
+            ValueError: if all of ``wrt`` are frozen.
+            RuntimeError: after ``backward``.
 
         >>> z = torch.tensor([[0.0, 0.0]], requires_grad=True)
         >>> objective = 0.5 * CrossEntropy()
@@ -182,13 +196,20 @@ class Objective(nn.Module):
         {'CrossEntropy': tensor(0.3536)}
         """
         norms, wrt = {}, [x for x in wrt if x.requires_grad]
+        if not wrt:
+            raise ValueError("gradient norms are by tensors that are trained, and none of these requires a gradient.")
         for name, weight in zip(self.names, self.weights, strict=True):
             term = at(weight, progress) * values[name]
-            found = (
-                torch.autograd.grad(term, wrt, retain_graph=True, allow_unused=True)
-                if term.requires_grad and wrt
-                else []
-            )
+            try:
+                found = (
+                    torch.autograd.grad(term, wrt, retain_graph=True, allow_unused=True)
+                    if term.requires_grad
+                    else []
+                )
+            except RuntimeError as error:
+                if "second time" not in str(error):
+                    raise
+                raise RuntimeError("gradient norms come before loss.backward(), which frees what they need.") from None
             squares = [g.square().sum() for g in found if g is not None]
             norms[name] = torch.stack(squares).sum().sqrt() if squares else torch.zeros_like(values[name])
         return norms
@@ -278,6 +299,8 @@ class Term(nn.Module):
         own = vars(cls).keys()
         if own & {"forward", "function"} and not own & {"on_tokens", "closed_form"}:
             cls.on_tokens = Term.on_tokens  # another loss has another gradient
+        if "forward" in own:
+            cls.forward = without_autocast(cls.forward)
 
     def on_tokens(self, tokens: TokenLogits) -> tuple[Tensor, Tensor]:
         """What each of some tokens loses, shape ``(n,)`` or their sum, and the gradient of the sum by their logits, ``(n, V)``.
@@ -305,13 +328,27 @@ class Term(nn.Module):
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
+def _options(**given):
+    """Keyword arguments as they are written, without those that are None."""
+    return ", ".join(f"{name}={_shown(value)}" for name, value in given.items() if value is not None)
+
+
 class CrossEntropy(Term):
-    """Hard labels at temperature one: :func:`~kdlab.objectives.response.cross_entropy`."""
+    """Labels at temperature one, class indices or probabilities: :func:`~kdlab.objectives.response.cross_entropy`."""
 
     needs_teacher = False
 
+    def __init__(self, class_axis: int | None = None):
+        super().__init__()
+        self.class_axis = class_axis
+
+    def extra_repr(self):
+        return _options(class_axis=self.class_axis)
+
     def forward(self, *, student_logits, labels, mask=None, count=None, **_):
-        return response.cross_entropy(student_logits, labels, mask=mask, count=count)
+        return response.cross_entropy(
+            student_logits, labels, mask=mask, count=count, class_axis=self.class_axis
+        )
 
     def on_tokens(self, tokens):
         return vocabulary.cross_entropy(tokens.at(1.0), tokens.labels)
@@ -322,18 +359,24 @@ class SmoothedLabels(Term):
 
     needs_teacher = False
 
-    def __init__(self, smoothing: float = 0.1):
+    def __init__(self, smoothing: float = 0.1, class_axis: int | None = None):
         super().__init__()
         check_fraction("smoothing", smoothing)
-        self.smoothing = smoothing
+        self.smoothing, self.class_axis = smoothing, class_axis
 
     def extra_repr(self):
-        return f"smoothing={_shown(self.smoothing)}"
+        return _options(smoothing=self.smoothing, class_axis=self.class_axis)
 
     def forward(self, *, student_logits, labels, mask=None, count=None, **_):
-        labels = counted_labels(labels, student_logits, mask)
-        target = response.smooth_labels(labels, student_logits.shape[-1], smoothing=self.smoothing)
-        return response.cross_entropy(student_logits, target, mask=mask, count=count)
+        student, labels = classes_last(self.class_axis, student_logits, labels, fits=mask if labels.is_floating_point() else labels)
+        if labels.is_floating_point():
+            check_distribution(labels, student, mask)
+            even = torch.full_like(labels, 1 / student.shape[-1])
+            labels = labels if mask is None else torch.where(mask.unsqueeze(-1), labels, even)
+        else:
+            labels = counted_labels(labels, student, mask)
+        target = response.smooth_labels(labels, student.shape[-1], smoothing=self.smoothing)
+        return response.cross_entropy(student, target, mask=mask, count=count, class_axis=-1)
 
     def on_tokens(self, tokens):
         return vocabulary.cross_entropy(tokens.at(1.0), tokens.labels, self.smoothing)
@@ -344,19 +387,21 @@ class _Softened(Term):
 
     function = closed_form = None
 
-    def __init__(self, temperature=1.0, *, options=None):
+    def __init__(self, temperature=1.0, class_axis: int | None = None, *, options=None):
         super().__init__()
         for percent in range(101):
             check_temperature(at(temperature, percent / 100))
-        self.temperature, self.options = temperature, options or {}
+        self.temperature, self.class_axis, self.options = temperature, class_axis, options or {}
 
     def extra_repr(self):
-        return ", ".join(
-            f"{k}={_shown(v)}" for k, v in {**self.options, "temperature": self.temperature}.items()
-        )
+        return _options(**self.options, temperature=self.temperature, class_axis=self.class_axis)
+
+    def _how(self, mask, count, progress):
+        temperature = at(self.temperature, progress)
+        return {"temperature": temperature, "mask": mask, "count": count, "class_axis": self.class_axis}
 
     def forward(self, *, student_logits, teacher_logits, mask=None, count=None, progress=None, **_):
-        how = {"temperature": at(self.temperature, progress), "mask": mask, "count": count}
+        how = self._how(mask, count, progress)
         return type(self).function(student_logits, teacher_logits.detach(), **self.options, **how)
 
     def on_tokens(self, tokens):
@@ -384,9 +429,9 @@ class SkewedForwardKL(_Softened):
     function = divergences.skewed_forward_kl
     closed_form = vocabulary.skewed_forward_kl
 
-    def __init__(self, skew: float = 0.1, temperature=1.0):
+    def __init__(self, skew: float = 0.1, temperature=1.0, class_axis: int | None = None):
         check_fraction("skew", skew)
-        super().__init__(temperature, options={"skew": skew})
+        super().__init__(temperature, class_axis, options={"skew": skew})
 
 
 class SkewedReverseKL(_Softened):
@@ -395,9 +440,9 @@ class SkewedReverseKL(_Softened):
     function = divergences.skewed_reverse_kl
     closed_form = vocabulary.skewed_reverse_kl
 
-    def __init__(self, skew: float = 0.1, temperature=1.0):
+    def __init__(self, skew: float = 0.1, temperature=1.0, class_axis: int | None = None):
         check_fraction("skew", skew)
-        super().__init__(temperature, options={"skew": skew})
+        super().__init__(temperature, class_axis, options={"skew": skew})
 
 
 class GeneralisedJSD(_Softened):
@@ -406,9 +451,11 @@ class GeneralisedJSD(_Softened):
     function = divergences.generalised_jsd
     closed_form = vocabulary.generalised_jsd
 
-    def __init__(self, beta: float = 0.5, scaled: bool = False, temperature=1.0):
+    def __init__(
+        self, beta: float = 0.5, scaled: bool = False, temperature=1.0, class_axis: int | None = None
+    ):
         check_fraction("beta", beta)
-        super().__init__(temperature, options={"beta": beta, "scaled": scaled})
+        super().__init__(temperature, class_axis, options={"beta": beta, "scaled": scaled})
 
 
 class TotalVariation(_Softened):
@@ -432,14 +479,17 @@ class SoftTargets(_Softened):
     (:func:`~kdlab.objectives.response.standardise`).
     """
 
-    def __init__(self, temperature=4.0, standardised: bool = False):
-        super().__init__(temperature, options={"standardised": True} if standardised else {})
+    def __init__(self, temperature=4.0, standardised: bool = False, class_axis: int | None = None):
+        super().__init__(temperature, class_axis, options={"standardised": True} if standardised else {})
 
     @staticmethod
     def function(student_logits, teacher_logits, *, standardised=False, **how):
-        if standardised:
-            student_logits, teacher_logits = map(response.standardise, (student_logits, teacher_logits))
-        return response.soft_targets(student_logits, teacher_logits, **how)
+        if not standardised:
+            return response.soft_targets(student_logits, teacher_logits, **how)
+        as_said = {name: how.pop(name, None) for name in ("mask", "class_axis")}
+        student, teacher, temperature = prepared(student_logits, teacher_logits, how.pop("temperature"), **as_said)
+        shapes = (response.standardised(logits) for logits in (student, teacher))
+        return response.soft_targets(*shapes, temperature=temperature, mask=as_said["mask"], class_axis=-1, **how)
 
     closed_form = vocabulary.soft_targets
 
@@ -463,17 +513,16 @@ class LogitMSE(Term):
 
     on_tokens = by_autograd
 
-    def __init__(self, centred: bool = False):
+    def __init__(self, centred: bool = False, class_axis: int | None = None):
         super().__init__()
-        self.centred = centred
+        self.centred, self.class_axis = centred, class_axis
 
     def extra_repr(self):
-        return f"centred={self.centred!r}"
+        return _options(centred=self.centred, class_axis=self.class_axis)
 
     def forward(self, *, student_logits, teacher_logits, mask=None, count=None, **_):
-        return response.logit_mse(
-            student_logits, teacher_logits.detach(), centred=self.centred, mask=mask, count=count
-        )
+        how = {"mask": mask, "count": count, "class_axis": self.class_axis}
+        return response.logit_mse(student_logits, teacher_logits.detach(), centred=self.centred, **how)
 
 
 class DecoupledKD(_Softened):
@@ -481,13 +530,21 @@ class DecoupledKD(_Softened):
 
     on_tokens = by_autograd
 
-    def __init__(self, target_weight: float = 1.0, other_weight: float = 8.0, temperature=4.0):
+    def __init__(
+        self,
+        target_weight: float = 1.0,
+        other_weight: float = 8.0,
+        temperature=4.0,
+        class_axis: int | None = None,
+    ):
         check_weight("target_weight", target_weight)
         check_weight("other_weight", other_weight)
-        super().__init__(temperature, options={"target_weight": target_weight, "other_weight": other_weight})
+        options = {"target_weight": target_weight, "other_weight": other_weight}
+        super().__init__(temperature, class_axis, options=options)
 
     def forward(self, *, student_logits, teacher_logits, labels, mask=None, count=None, progress=None, **_):
-        how = {"temperature": at(self.temperature, progress), "mask": mask, "count": count}
+        check_indices(labels, "DecoupledKD")
+        how = self._how(mask, count, progress)
         return response.decoupled_kd(student_logits, teacher_logits.detach(), labels, **self.options, **how)
 
 
@@ -499,10 +556,17 @@ class DIST(_Softened):
 
     needs_whole_batch_of = ("images", "texts")  # it compares examples with each other
 
-    def __init__(self, inter_weight: float = 1.0, intra_weight: float = 1.0, temperature=1.0):
+    def __init__(
+        self,
+        inter_weight: float = 1.0,
+        intra_weight: float = 1.0,
+        temperature=1.0,
+        class_axis: int | None = None,
+    ):
         check_weight("inter_weight", inter_weight)
         check_weight("intra_weight", intra_weight)
-        super().__init__(temperature, options={"inter_weight": inter_weight, "intra_weight": intra_weight})
+        options = {"inter_weight": inter_weight, "intra_weight": intra_weight}
+        super().__init__(temperature, class_axis, options=options)
 
     @staticmethod
     def function(student_logits, teacher_logits, *, count=None, **how):
@@ -514,8 +578,10 @@ class PermutedSoftTargets(SoftTargets):
     :func:`~kdlab.objectives.response.permute_dark_knowledge`. The control of the study, not a method."""
 
     def forward(self, *, teacher_logits, labels, mask=None, **seen):
-        labels = counted_labels(labels, teacher_logits, mask)
-        shuffled = response.permute_dark_knowledge(teacher_logits.detach(), labels)
+        check_indices(labels, "PermutedSoftTargets")
+        shuffled = response.permute_dark_knowledge(
+            teacher_logits.detach(), labels, mask=mask, class_axis=self.class_axis
+        )
         return super().forward(teacher_logits=shuffled, mask=mask, **seen)
 
 
@@ -526,8 +592,12 @@ class SpreadSoftTargets(SoftTargets):
     on_tokens = by_autograd
 
     def forward(self, *, teacher_logits, labels, mask=None, progress=None, **seen):
-        labels = counted_labels(labels, teacher_logits, mask)
+        check_indices(labels, "SpreadSoftTargets")
         even = response.spread_dark_knowledge(
-            teacher_logits.detach(), labels, temperature=at(self.temperature, progress)
+            teacher_logits.detach(),
+            labels,
+            temperature=at(self.temperature, progress),
+            mask=mask,
+            class_axis=self.class_axis,
         )
         return super().forward(teacher_logits=even, mask=mask, progress=progress, **seen)

@@ -32,7 +32,7 @@ from torch import Tensor
 from .checks import IGNORED, _inspectable, check_count, check_mask, check_same_shape, counted_labels
 from .divergences import minus_log_shared
 from .softening import log_softmax
-from .sparse import SparseTargets, sparse_losses, sparse_slope
+from .sparse import SparseTargets, counted_targets, sparse_losses, sparse_slope
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +135,17 @@ class Softened:
     def __init__(self, student: Tensor, teacher: Tensor | None, temperature: float):
         self.student, self.teacher, self.temperature = student, teacher, temperature
 
+    @cached_property
+    def partial(self):
+        """Whether there may be classes that do not exist, with logits of −∞."""
+        both = [x for x in (self.student, self.teacher) if isinstance(x, Tensor)]
+        return not all(_inspectable(x) and torch.isfinite(x.amin()) for x in both)
+
+    def times(self, p: Tensor, logarithm: Tensor) -> Tensor:
+        """p·logarithm, which is zero where p is."""
+        product = p * logarithm
+        return product.masked_fill_(p == 0, 0.0) if self.partial else product
+
     def _log_softmax(self, logits):
         if self.temperature == 1:  # three passes less
             return torch.log_softmax(logits, -1)
@@ -158,8 +169,9 @@ class Softened:
 
     @cached_property
     def log_ratio(self):
-        """log p/q."""
-        return self.log_p - self.log_q
+        """log p/q; zero where neither exists."""
+        ratio = self.log_p - self.log_q
+        return ratio.masked_fill_(self.log_p.isneginf() & self.log_q.isneginf(), 0.0) if self.partial else ratio
 
     @cached_property
     def difference(self):
@@ -193,7 +205,7 @@ def cross_entropy(at: Softened, labels: Tensor, smoothing: float = 0.0):
 
 def forward_kl(at: Softened):
     """Σ p·log(p/q), with gradient (q − p)/T."""
-    losses = (at.p * at.log_ratio).sum(-1) + at.rounding
+    losses = at.times(at.p, at.log_ratio).sum(-1) + at.rounding
     return losses.clamp(min=0), at.difference / at.temperature
 
 
@@ -205,7 +217,7 @@ def soft_targets(at: Softened):
 
 def reverse_kl(at: Softened):
     """Σ q·log(q/p), with s = log(q/p)."""
-    qs = (at.q * at.log_ratio).neg_()
+    qs = at.times(at.q, at.log_ratio).neg_()
     losses = qs.sum(-1) - at.rounding
     return losses.clamp(min=0), at.gradient(qs)
 
@@ -274,6 +286,7 @@ def negative_log_acceptance(at: Softened):
 
 def sparse_forward_kl(at: Softened, targets: SparseTargets):
     """Σ p̂·log(p̂/q) over what is kept of the teacher, and the same of all the rest."""
+    targets = counted_targets(targets)
     return sparse_losses(at.log_q, targets), sparse_slope(at.log_q, at.q, targets)
 
 
@@ -371,16 +384,17 @@ def token_means(
         FloatingPointError: if a logit is NaN or infinite: here it is the product that overflows, not what was given.
     """
     outline = _outline(student)
-    if teacher is not None:
-        check_same_shape(outline, _outline(teacher))
-        teacher = _flat(teacher.detach())
-    if isinstance(teacher, HeadLogits):  # autocast would copy it anew for each chunk
-        teacher = replace(teacher, weight=teacher.weight.to(teacher.dtype))
     if mask is not None:
         check_mask(mask, outline[..., 0], empty=True)
     if isinstance(labels, Tensor):
         learned = labels != IGNORED
         mask = learned & mask if mask is not None and mask.shape == labels.shape else learned
+    if teacher is not None:
+        fits = mask is not None and mask.shape == outline.shape[:-1] == teacher.shape[:-1]
+        check_same_shape(outline, _outline(teacher), mask if fits else None)
+        teacher = _flat(teacher.detach())
+    if isinstance(teacher, HeadLogits):  # autocast would copy it anew for each chunk
+        teacher = replace(teacher, weight=teacher.weight.to(teacher.dtype))
     if labels is not None:
         labels = counted_labels(labels, outline, mask).flatten()
     if count is not None:
@@ -427,7 +441,8 @@ def token_means(
     sums = _TokenSums.apply(differentiate, tuple(weights.values()), student.dtype, student.chunk, *inputs)
     if _inspectable(hidden) and not torch.isfinite(torch.stack(sums)).all():
         raise FloatingPointError(
-            "the logits of the student or the teacher have entries that are NaN or infinite."
+            "the logits of the student or the teacher have entries that are NaN or infinite, or a loss is infinite, since it asks "
+            "for probability where a logit of −∞ says that a token does not exist."
         )
     total, *values = (value / count for value in sums)
     return total, dict(zip(terms, values, strict=True))

@@ -11,21 +11,75 @@ from torch import Tensor, nn
 from ..data.examples import as_split, each
 from ..objectives import HeadLogits, cross_entropy, forward_kl, log_soften, soften
 from ..objectives.checks import IGNORED
+from ..objectives.checks import IGNORED, check_distribution, check_mask, check_same_shape, counted_labels
+from ..objectives.softening import classes_last, prepared_alone
 from .precision import autocast
 from .taps import call, logits_of
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The fraction of rows whose largest logit is the label's."""
+def accuracy(
+    logits: Tensor, labels: Tensor, *, mask: Tensor | None = None, class_axis: int | None = None
+) -> float:
+    """The fraction of rows whose largest logit is the label's; of labels that are probabilities, the likeliest's.
+
+    Args:
+        logits: shape ``(..., N)``.
+        labels: class indices, shape ``(...)``, or probabilities, shape ``(..., N)``.
+        mask: boolean, shape ``(...)``; False positions do not count, such as those of labels −100: ``mask=labels >= 0``.
+        class_axis: as in :func:`~kdlab.objectives.softening.log_soften`.
+
+    Raises:
+        TypeError, ValueError: as the losses do, for what does not fit, labels out of range, NaN, or a mask that leaves nothing.
+    """
+    logits, labels = _counted(logits, labels, mask, class_axis)
     return (logits.argmax(-1) == labels).float().mean().item()
 
 
-def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
-    """The fraction of examples on which student and teacher rank the same class first (Stanton et al. 2021)."""
-    return (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float().mean().item()
+def _counted(logits, labels, mask, class_axis=None):
+    """Logits ``(n, N)`` and class indices ``(n,)`` of what counts, checked as the losses check them."""
+    soft = isinstance(labels, Tensor) and labels.is_floating_point()
+    found, _ = prepared_alone(logits, mask=mask, class_axis=class_axis, fits=None if soft else labels)
+    if soft:
+        _, labels = classes_last(class_axis, logits, labels, fits=mask)
+        check_distribution(labels, found, mask)
+        labels = labels.argmax(-1)
+    else:
+        labels = counted_labels(labels, found, mask)
+    if mask is not None:
+        check_mask(mask, labels)
+        found, labels = found[mask], labels[mask]
+    if not labels.numel():
+        raise ValueError("there is nothing to measure.")
+    return found.reshape(-1, found.shape[-1]), labels.reshape(-1)
 
 
-def expected_calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15) -> float:
+def agreement(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    mask: Tensor | None = None,
+    class_axis: int | None = None,
+) -> float:
+    """The fraction of examples on which student and teacher rank the same class first (Stanton et al. 2021).
+
+    Arguments and errors as in :func:`accuracy`.
+    """
+    student, teacher = classes_last(class_axis, student_logits, teacher_logits, fits=mask)
+    if mask is not None:
+        check_mask(mask, student[..., 0])
+    check_same_shape(student, teacher, mask)
+    alike = student.argmax(-1) == teacher.argmax(-1)
+    return (alike if mask is None else alike[mask]).float().mean().item()
+
+
+def expected_calibration_error(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    bins: int = 15,
+    mask: Tensor | None = None,
+    class_axis: int | None = None,
+) -> float:
     r"""Mean distance between confidence and accuracy over equally wide bins of confidence (Guo et al. 2017, eq. 3).
 
     .. math:: \mathrm{ECE} = \sum_b \frac{n_b}{n} \bigl| \mathrm{acc}(b) - \mathrm{conf}(b) \bigr|
@@ -33,6 +87,7 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15
     >>> expected_calibration_error(torch.tensor([[20.0, 0.0], [20.0, 0.0]]), torch.tensor([0, 1]))
     0.5
     """
+    logits, labels = _counted(logits, labels, mask, class_axis)
     return calibration_gaps(logits, labels, bins=bins).abs().sum().item() / len(labels)
 
 
@@ -65,6 +120,7 @@ def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
 
 def calibration_gaps(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Tensor:
     """In each bin of confidence, the sum of what accuracy exceeds confidence by, float64, shape ``(bins,)``."""
+    logits, labels = _counted(logits, labels, None)
     confidence, predicted = soften(logits).max(-1)
     return _gaps(confidence, predicted == labels, bins)
 
@@ -114,28 +170,43 @@ def _predicted(model, split, batch_size: int, device, precision: str) -> tuple[T
     return torch.cat(logits), torch.cat(labels)
 
 
-def measure(student_logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> dict[str, float]:
+def measure(
+    student_logits: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    class_axis: int | None = None,
+) -> dict[str, float]:
     """Accuracy, cross-entropy (nats) and calibration error; with a teacher also agreement and KL(teacher‖student).
 
     And the agreement apart, where the teacher is right and where it is wrong: at any accuracy a student agrees with a good
-    teacher on most of what both get right; only what it shares of the errors is the teacher's own.
-
-    Of labels that are probabilities, accuracy and calibration are those of the likeliest class.
+    teacher on most of what both get right; only what it shares of the errors is the teacher's own. Arguments and errors as in
+    :func:`accuracy`.
     """
-    likeliest = labels.argmax(-1) if labels.is_floating_point() else labels
+    how = {"mask": mask, "class_axis": class_axis}
     measured = {
-        "accuracy": accuracy(student_logits, likeliest),
-        "cross_entropy": cross_entropy(student_logits, labels).item(),
-        "calibration_error": expected_calibration_error(student_logits, likeliest),
+        "accuracy": accuracy(student_logits, labels, **how),
+        "cross_entropy": cross_entropy(student_logits, labels, **how).item(),
+        "calibration_error": expected_calibration_error(student_logits, labels, **how),
     }
     if teacher_logits is not None:
-        measured["agreement"] = agreement(student_logits, teacher_logits)
-        measured["kl_to_teacher"] = forward_kl(student_logits, teacher_logits).item()
-        right = teacher_logits.argmax(-1) == likeliest
+        measured["agreement"] = agreement(student_logits, teacher_logits, **how)
+        measured["kl_to_teacher"] = forward_kl(student_logits, teacher_logits, **how).item()
+        student, teacher = (_counted(z, labels, mask, class_axis) for z in (student_logits, teacher_logits))
+        right = teacher[0].argmax(-1) == teacher[1]
         for name, part in (("right", right), ("wrong", ~right)):
             if part.any():
-                measured[f"agreement_where_teacher_{name}"] = agreement(student_logits[part], teacher_logits[part])
+                measured[f"agreement_where_teacher_{name}"] = agreement(student[0][part], teacher[0][part])
     return measured
+
+
+def _how(logits: Tensor, labels: Tensor) -> dict:
+    """What of a split's labels counts, and where its classes are: of maps, labels fit beside axis 1 alone."""
+    if labels.is_floating_point() or labels.ndim == 1:
+        return {}
+    beside = labels.shape == (logits.shape[0], *logits.shape[2:]) != logits.shape[:-1]
+    return {"mask": labels != IGNORED, "class_axis": 1 if beside else None}
 
 
 def measure_split(model: nn.Module, split, *, device="cpu", precision: str = "float32") -> dict[str, float]:
@@ -143,7 +214,8 @@ def measure_split(model: nn.Module, split, *, device="cpu", precision: str = "fl
     if hasattr(split, "token_bytes"):
         return measure_tokens([model], split, device=device, precision=precision)[0]
     size = 500 if torch.device(device).type == "cpu" else 2500
-    return measure(*_predicted(model, as_split(split, "split"), size, device, precision))
+    logits, labels = _predicted(model, as_split(split, "split"), size, device, precision)
+    return measure(logits, labels, **_how(logits, labels))
 
 
 @torch.no_grad()
@@ -232,7 +304,7 @@ def measure_further(
         for inputs, labels, _ in split.batches(max(tokens_at_once // split.context, 1)):
             inputs = inputs.to(device)
             with autocast(device, precision):
-                log_q, log_p = (log_soften(all_logits(each(inputs)), 1.0) for each in (model, teacher))
+                log_q, log_p = (log_soften(all_logits(each(inputs)), class_axis=-1) for each in (model, teacher))
             for k, found in enumerate(sums):
                 y = labels[:, k].to(device)
                 known = y != IGNORED
@@ -257,7 +329,7 @@ def _add_up(found, log_q: Tensor, labels: Tensor, log_p: Tensor | None) -> None:
     if log_p is not None:
         p, q = log_p.exp(), log_q.exp()
         found["agreement"] += (predicted == log_p.argmax(-1)).sum().item()
-        found["kl_to_teacher"] += p.mul(log_p - log_q).sum().item()
+        found["kl_to_teacher"] += p.mul(log_p - log_q).masked_fill_(p == 0, 0.0).sum().item()
         found["total_variation"] += p.sub_(q).abs_().sum().item() / 2
 
 
