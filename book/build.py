@@ -19,7 +19,6 @@ import platform
 import re
 import resource
 import shutil
-import subprocess
 import sys
 import time
 import tomllib
@@ -140,7 +139,9 @@ def depends_on(chapter: Path) -> list[Path]:
             passed_on = [(base, other) for base, other in imports(file) if other == name]
             todo += passed_on or imports(file)
     for file in (f for f in (ROOT / "kdlab").rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")):
-        package = next(folder for folder in file.parents if (folder / "__init__.py").exists() or folder == ROOT)
+        package = next(
+            folder for folder in file.parents if (folder / "__init__.py").exists() or folder == ROOT
+        )
         names = {file.name, *file.relative_to(package).parts[:-1]}
         near = (module for module in list(found) if module.parent == package)
         if any(names & set(re.findall(r"[\w.-]+", module.read_text(encoding="utf-8"))) for module in near):
@@ -165,7 +166,13 @@ def fingerprint(paths) -> dict:
     """What each file or folder that a chapter looked for is now; a move of the data folder changes nothing."""
     prints = {}
     for path in map(Path, sorted(set(map(str, paths)))):
-        state = checksum(path, path.stat().st_mtime_ns) if path.is_file() else "folder" if path.is_dir() else "missing"
+        state = (
+            checksum(path, path.stat().st_mtime_ns)
+            if path.is_file()
+            else "folder"
+            if path.is_dir()
+            else "missing"
+        )
         for name, base in (("data", data_folder()), ("book", ROOT / "book")):
             if path.is_relative_to(base.absolute()):
                 prints[f"{name}:{path.relative_to(base.absolute()).as_posix()}"] = state
@@ -215,9 +222,7 @@ def execute(chapter: Path, profile: str, *, progress: bool = False) -> float:
     }  # fmt: skip
     origin, started = provenance(), time.time()
     try:
-        executed = execute_chapter(
-            chapter, {"profile": profile}, environment=environment, progress=progress
-        )
+        executed = execute_chapter(chapter, {"profile": profile}, environment=environment, progress=progress)
     except (ChapterError, ParameterError) as error:
         raise BuildError(f"{chapter.relative_to(ROOT)}, {error}") from error
     read = trace.read_text(encoding="utf-8").splitlines() if trace.exists() else []
@@ -614,7 +619,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument(
-        "--only", help="only the chapters whose name has this in it, each as a page of its own in _build/preview"
+        "--only",
+        help="only the chapters whose name has this in it, each as a page of its own in _build/preview",
     )
     parser.add_argument(
         "--jobs", type=int, help="chapters at a time; else as many as there are cores, and one with a GPU"

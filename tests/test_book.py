@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import sys
+import time
 from pathlib import Path
 
 import jupytext
@@ -10,7 +11,7 @@ import nbformat
 import pytest
 
 from kdlab.study import read_record
-from kdlab.study.chapters import read_chapter
+from kdlab.study.chapters import OwnKernel, read_chapter
 from kdlab.study.parameters import declared_in
 from kdlab.study.records import headline
 from kdlab.study.runner import every_spec, verify
@@ -74,10 +75,18 @@ def test_a_chapter_depends_on_the_modules_that_it_imports_and_their_data(small_b
     chapter = small_book("# %%\nfrom kdlab import losses\n")
     assert {"losses/soft.py", "losses/hard.py", "files.py"} <= depends_on(chapter)
     chapter = small_book("# %%\ndef late():\n    from kdlab.figures.dial import dial\n")
-    found = {"figures/dial.py", "figures/dial.js", "figures/sets/a.json", "figures/sets/b.json", "losses/hard.py"}
+    found = {
+        "figures/dial.py",
+        "figures/dial.js",
+        "figures/sets/a.json",
+        "figures/sets/b.json",
+        "losses/hard.py",
+    }
     assert depends_on(chapter) == {"__init__.py", "figures/__init__.py", "losses/__init__.py"} | found
     assert "figures/dial.js" not in depends_on(small_book("# %%\nfrom kdlab.figures import dots\n"))
-    assert "losses/soft.py" in depends_on(small_book('# %%\nCODE = "import torch; from kdlab.losses import soft"\n'))
+    assert "losses/soft.py" in depends_on(
+        small_book('# %%\nCODE = "import torch; from kdlab.losses import soft"\n')
+    )
     assert depends_on(small_book("# %%\nimport torch\n")) == set()
 
 
@@ -89,7 +98,9 @@ def test_the_first_chapter_does_not_depend_on_the_runner():
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_chapter_runs_again_only_when_something_it_depends_on_changed(small_book, tmp_path):
-    reads = "# %%\nimport os\nfrom kdlab.files import note_read\nnote_read(os.environ['KDLAB_DATA'] + '/a.bin')\n"
+    reads = (
+        "# %%\nimport os\nfrom kdlab.files import note_read\nnote_read(os.environ['KDLAB_DATA'] + '/a.bin')\n"
+    )
     chapter = small_book(reads)
     assert not build.unchanged(chapter, "cpu")
     build.execute_all([chapter], "cpu", 1)
@@ -186,6 +197,21 @@ def test_a_stale_kernel_of_the_same_name_is_not_taken(small_book, tmp_path, monk
     (stale / "kernel.json").write_text('{"argv": ["false"], "display_name": "old", "language": "python"}')
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     build.execute(small_book(f"# %%\nimport sys\nassert sys.executable == {sys.executable!r}\n"), "cpu")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_interruption_ends_the_chapters_that_run(small_book, tmp_path, monkeypatch):
+    chapter = small_book("# %%\nimport pathlib, time\npathlib.Path('began').touch()\ntime.sleep(1000)\n")
+
+    def interrupted(futures):
+        while not (tmp_path / "notebooks" / "began").exists():
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "as_completed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build.execute_all([chapter], "cpu", 1)  # returns, since the kernel was killed
+    assert not OwnKernel.running and not build.unchanged(chapter, "cpu")
 
 
 def test_a_cell_that_may_raise_is_not_let_through(small_book):
@@ -332,4 +358,7 @@ def test_the_status_page_has_a_headline_for_every_record():
         ("policy-small", "nats"),
     ):
         assert words in said[study]
-    assert headline({"test": None, "diverged": "the loss of step 3 is not finite"}) == "the loss of step 3 is not finite"
+    assert (
+        headline({"test": None, "diverged": "the loss of step 3 is not finite"})
+        == "the loss of step 3 is not finite"
+    )

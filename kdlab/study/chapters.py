@@ -9,9 +9,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 from ..files import atomic_folder
-
 from .parameters import declared_in, given_to
 from .records import book_folder
 
@@ -41,8 +41,8 @@ class ChapterError(RuntimeError):
 class OwnKernel(AsyncKernelManager):
     """A kernel of the interpreter that asks for it, whatever kernel is named ``python3`` elsewhere on Jupyter's path."""
 
-    environment: dict = {}
-    running: set = set()
+    environment: ClassVar[dict[str, str]] = {}
+    running: ClassVar[set[int]] = set()
 
     @property
     def kernel_spec(self):
@@ -111,7 +111,10 @@ def execute(
         ChapterError: if a cell raises, or the kernel dies.
     """
     parameters = given_to(declared_in(chapter), parameters)
-    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]  # this kdlab, and no other
+    paths = [
+        str(Path(__file__).parents[2]),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]  # this kdlab, and no other
     variables = ONE_THREAD | {"PYTHONPATH": os.pathsep.join(paths)} | (environment or {})
     kernel = type("Kernel", (OwnKernel,), {"environment": variables})
     with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +154,9 @@ def find_chapter(which: str) -> Path:
     known = sorted((book_folder().parent / "notebooks").glob("[0-9]*.py"))
     fit = [c for c in known if (int(c.stem[:2]) == int(which) if which.isdecimal() else which in c.stem)]
     if len(fit) != 1:
-        raise ChapterError(f"{which!r} fits {len(fit)} chapters of {', '.join(c.stem for c in fit or known)}.")
+        raise ChapterError(
+            f"{which!r} fits {len(fit)} chapters of {', '.join(c.stem for c in fit or known)}."
+        )
     return fit[0]
 
 
@@ -173,7 +178,14 @@ def copy_mathjax(target: Path) -> None:
 
 def jupyter_book(stage: Path, output: Path, *options: str) -> subprocess.CompletedProcess:
     """Build the pages of a folder; what it said is in ``stdout``."""
-    command = [Path(sys.executable).with_name("jupyter-book"), "build", stage, "--path-output", output, *options]
+    command = [
+        Path(sys.executable).with_name("jupyter-book"),
+        "build",
+        stage,
+        "--path-output",
+        output,
+        *options,
+    ]
     return subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", cwd=stage
     )
