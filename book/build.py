@@ -386,9 +386,10 @@ def ledger(given) -> str:
                     f"claim {claim['id']}: a cell says {said['outcome']}, book/claims.toml {expected}."
                 )
             outcome = said["outcome"] if said else "open"
+            condition = f" ({said['condition']})" if said and said.get("condition") else ""
             lines += [f'<div class="kd-claim" id="{claim["id"].lower()}">', ""]
             lines += [f'<p><span class="kd-id">{claim["id"]}</span> {mathematics(claim["text"].strip())}</p>']
-            mark = f'<span class="kd-mark kd-{outcome.replace(" ", "-")}">{outcome}</span>'
+            mark = f'<span class="kd-mark kd-{outcome.replace(" ", "-")}">{outcome}{condition}</span>'
             if said:
                 records = (
                     f' · <a href="status.html#records">{claim["records"]}</a>' if "records" in claim else ""

@@ -66,6 +66,19 @@ def test_arms_are_read_in_the_order_of_their_seeds_and_paired_by_them(tiny):
     assert found.missing == 2 and found.command == "kdlab run tiny" and len(found.all(["kd", "alone"])) == 5
 
 
+def test_every_arm_against_one_with_the_variance_of_all(tiny):
+    specs, book = tiny
+    for spec, accuracy in zip([*specs[1:4], *specs[4:]], (0.1, 0.2, 0.3, 0.5, 0.7, 0.6), strict=True):
+        note(spec, book, accuracy)
+    found = results("tiny", book)
+    assert found.measured("accuracy") == ["alone", "kd"] and found.measured("agreement") == []
+    (d,) = found.against("alone").values()
+    want = found.difference("kd", "alone")
+    assert (d.mean, d.low, d.high, d.n) == pytest.approx((want.mean, want.low, want.high, 3))
+    with pytest.raises(ValueError, match="four arms"):
+        found.at_equal("accuracy")
+
+
 def test_a_spec_takes_a_term_and_names_that_are_files():
     spec = Spec("tiny", "kd+at-0.5", "digits", "resnet8", SoftTargets(temperature=4), RECIPE)
     assert repr(spec.objective) == "1 * SoftTargets(temperature=4)"

@@ -1,7 +1,8 @@
 """Sentences about results: true of their evidence, whatever it is, and changed by evidence to the contrary."""
 
+import re
 from dataclasses import replace
-from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from kdlab.study.statements import (
     undecided,
     within,
 )
+from replay import replay
 
 NATS = Quantity("divergence from the truth", "nats", better="lower")
 POINTS = Quantity("accuracy", "points", 100, 1)
@@ -143,6 +145,20 @@ def book(tmp_path):
     return Results("tiny", tuple(specs), records)
 
 
+def test_a_verdict_can_be_not_decided_and_depend_on_something(book):
+    from kdlab.study.display import verdict
+
+    null = undecided("kd", "alone", 1, NOISY, POINTS)
+    said = verdict("B17", "not decided" if null.holds else "depends", null)
+    assert said.outcome == "not decided" and 'class="kd-verdict kd-not-decided"' in said.markup and null.text in said.markup
+    depends = verdict("B9", "depends", "…", condition="true in a limit")
+    assert "Claim B9: depends (true in a limit)." in depends.markup
+    assert depends._repr_mimebundle_()["application/vnd.kdlab.verdict+json"]["condition"] == "true in a limit"
+    for outcome, condition in (("proved", "undecided"), ("depends", "the weather")):
+        with pytest.raises(ValueError, match="has one of the conditions"):
+            verdict("B9", outcome, "…", condition=condition)
+
+
 def test_records_that_are_missing_or_not_measured_are_named(book):
     with pytest.raises(ValueError, match="the plan tiny has no arm at"):
         above("kd", "at", book)
@@ -231,3 +247,38 @@ def test_numbers_have_the_quantitys_unit():
     assert QUANTITIES["accuracy"].level(0.5) == "50.00 %"
     with pytest.raises(ValueError, match="better is"):
         Quantity("speed", better="faster")
+
+
+# ---------------------------------------------------------------- the chapters' own
+
+
+CHAPTERS = [c for c in sorted((Path(__file__).parents[1] / "notebooks").glob("*.py")) if "results(" in c.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.stem)
+def test_no_statement_of_records_survives_the_opposite_evidence(chapter):
+    """Live statements are tried as their chapter makes them; those of records are made again here, and tried as they are made."""
+    made, lacking = replay(chapter)
+    assert all(said.text for said in made)
+    beyond = [line for line in lacking if not line.endswith(": live") and ": NameError" not in line]
+    assert beyond == [], "a line of records could not be run alone"
+
+
+def test_chapters_make_no_statement_by_hand():
+    """Neither the rules nor the check can be gone around."""
+    for chapter in sorted((Path(__file__).parents[1] / "notebooks").glob("*.py")):
+        code = chapter.read_text(encoding="utf-8")
+        assert not re.search(r"\b(?:Said|Statement|stated|Observation)\(", code), chapter.stem
+
+
+def test_a_replayed_chapter_is_run_without_its_trainings(tmp_path):
+    chapter = tmp_path / "03_a.py"
+    chapter.write_text(
+        "# %%\nfrom kdlab.study.statements import above, leads\nfrom kdlab.study import results\nfrom kdlab.data import load_digits\n\n"
+        "# %%\ndata = load_digits()\nseen = {'kd': len(data.train), 'alone': 1}\n\n# %%\nsmall = results('small')\narms = []\n"
+        "for arm in ('kd', 'alone'):\n    arms.append(arm)\nleads('kd', small, among=arms)\n\n# %%\nabove('kd', 'alone', seen, 'accuracy')\n"
+        "leads('kd', small, among=[*arms, 'no such arm'])\n"
+    )
+    made, (live, broken) = replay(chapter)
+    assert [said.short for said in made] == ["kd leads kd and alone in test accuracy."] and made[0].holds
+    assert live.endswith(": live") and "the plan small has no arm no such arm" in broken

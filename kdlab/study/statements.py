@@ -26,6 +26,8 @@ from .evidence import (
 from .results import Results
 from .statistics import Interval
 
+__all__ = ["above", "below", "crosses", "falls", "in_order", "leads", "only", "power", "rises", "undecided", "within"]
+
 Source = Results | Mapping | Evidence
 
 
@@ -174,6 +176,8 @@ def _against(arm: str, others: tuple[str, ...] | None, margin, expected: str, fa
     }
     if not margin:
         words["within"] = "equal to {}"
+    else:
+        words["not decided"] += f", nor surely within {q.scale * margin:.{q.digits}f} {q.unit}".rstrip()
     for kind in ("above", "within", "not decided", "below"):
         group = [o for o in fixed if outcomes[o] == kind]
         if not group:
