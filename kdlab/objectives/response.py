@@ -166,7 +166,7 @@ def logit_mse(
     With ``centred``, both logits have their mean subtracted, which no softmax can see; **half** of that is the limit of
     :func:`soft_targets` as :math:`T \to \infty`. Convention: mean over classes and distributions; no temperature.
 
-    Source: Ba & Caruana (2014), eq. 1, without its ½; the limit, Hinton, Vinyals & Dean (2015), eq. 4.
+    Source: Ba & Caruana (2014), eq. 1, half the sum over the classes: this is :math:`2/N` times it; the limit, Hinton, Vinyals & Dean (2015), eq. 4.
 
     >>> logit_mse(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0]]))
     tensor(2.)
@@ -188,7 +188,8 @@ def standardise(logits: Tensor) -> Tensor:
     Apply it to student and teacher, and then any loss at a base temperature: ``soft_targets(standardise(z),
     standardise(t), temperature=2)``. All-equal logits become zeros.
 
-    Source: Sun et al. (2024), Logit Standardization in Knowledge Distillation, algorithm 1.
+    Source: Sun et al. (2024), Logit Standardization in Knowledge Distillation, algorithm 1, which divides by :math:`N`; with
+    :math:`N-1`, as here, in the authors' code.
 
     >>> standardise(torch.tensor([1.0, 2.0, 3.0]))
     tensor([-1.,  0.,  1.])
