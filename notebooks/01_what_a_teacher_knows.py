@@ -55,7 +55,9 @@ from kdlab.objectives import (
     soften,
 )
 from kdlab.study import book_teacher, mean_interval, paired_difference
-from kdlab.study.display import data_note, device_for, observed, verdict
+from kdlab.study.display import data_note, device_for, verdict
+from kdlab.study.evidence import Quantity
+from kdlab.study.statements import above, below, leads
 from kdlab.theory import reference
 from kdlab.theory.symbolic import T, k, l, log_softmax, partial, same, softmax, total, z
 from kdlab.training import Recipe, accuracy, fit, predict
@@ -286,9 +288,8 @@ guesses = {
     "the teacher": dark_teacher,
 }
 dark_error = {name: forward_kl(guess, dark_truth).item() for name, guess in guesses.items()}
-print("KL from the true distribution over the wrong classes (nats):")
-for name, value in dark_error.items():
-    print(f"  {name} {value:.3f}")
+divergence = Quantity("KL from the exact distribution over the wrong classes", "nats", better="lower")
+leads("the teacher", dark_error, divergence)
 
 # %% tags=["hide-input"]
 some = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(2))[:60]
@@ -444,15 +445,13 @@ table(
 )
 
 # %%
-observed(
-    "At every $n$ the teacher's soft targets bring a student nearer to the truth "
-    "than labels, and than the same targets with the wrong classes shuffled.",
-    all(
-        np.mean(error["teacher", n]) < np.mean(error[other, n])
-        for n in sizes
-        for other in ("hard labels", "teacher, shuffled")
-    ),
-)
+others = ["hard labels", "teacher, shuffled"]
+for n in sizes:
+    points = Quantity(f"accuracy at $n = {n}$", "points", 100, 1, level_unit="%")
+    display(above("teacher", others, {name: right_answers[name, n] for name in sources}, points))
+for n in sizes:
+    nats = Quantity(f"the distance from the true posterior at $n = {n}$", "nats")
+    display(below("teacher", "hard labels", {name: error[name, n] for name in sources}, nats))
 
 # %% [markdown]
 # Whether the same holds on photographs, where no truth is known, is tested in {doc}`06_first_distillation`.

@@ -34,7 +34,9 @@ from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, show, table, u
 from kdlab.models import resnet8
 from kdlab.objectives import CrossEntropy, forward_kl
 from kdlab.study import book_teacher
-from kdlab.study.display import data_note, device_for, observed, verdict
+from kdlab.study.display import data_note, device_for, verdict
+from kdlab.study.evidence import Quantity
+from kdlab.study.statements import only
 from kdlab.theory import reference
 from kdlab.theory.expansion import (
     N,
@@ -334,12 +336,9 @@ def at(values, T):
 
 settled = {name: beyond(values) for name, values in exponent.items()}
 settled_loss = {name: beyond(values) for name, values in loss_exponent.items()}
-display(
-    observed(
-        "The exponent of the gradient settles on −2 for all four kinds of logits.",
-        all(np.isfinite(T) for T in settled.values()),
-    )
-)
+off = {name: abs(values[-1] + 2) for name, values in exponent.items()}
+hottest = Quantity(f"distance of the gradient's exponent from −2 at $T={grid[-1]:.0f}$", digits=4)
+display(only(pairs, off, hottest, below=0.01))
 table(
     [
         "logits",
@@ -420,6 +419,7 @@ verdict(
     rf"limit from $T={max(flat[n] for n in real):.1f}$ on, and varies by a factor of up to {max(spread[n] for n in real):.1f} between $T=1$ "
     r"and $10$.",
     data=data,
+    condition="true in a limit",
 )  # fmt: skip
 
 # %% [markdown]
@@ -517,6 +517,7 @@ verdict(
     + ". Without $T^2$, going from $T=4$ to $T=8$ alone divides it by "
     + " and ".join(f"{at(unscaled[name], 4) / at(unscaled[name], 8):.1f}" for name in real) + ".",
     data=data,
+    condition="true in a limit",
 )  # fmt: skip
 
 # %% [markdown]

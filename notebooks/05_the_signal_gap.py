@@ -32,7 +32,9 @@ from kdlab.models import resnet8
 from kdlab.objectives import SoftTargets
 from kdlab.study import book_teacher, results, stored_student
 from kdlab.study.display import data_note, device_for, verdict
+from kdlab.study.evidence import Quantity
 from kdlab.study.records import book_folder
+from kdlab.study.statements import only
 from kdlab.theory import reference
 from kdlab.training import Recipe, fit, predict
 
@@ -272,6 +274,14 @@ table(
     caption="Medians over 50 draws (random logits) and over the images (real logits).",
 )
 
+# %%
+only(
+    ["real, first step", "real, distilled"],
+    {name: v[2] for name, v in peakiness.items()},
+    Quantity("the teacher's largest probability at $T=1$ (median)", digits=2),
+    above=0.5,
+)
+
 # %% tags=["hide-input"]
 kl_5, norm_1, norm_5 = (quartiles[name] for name in others)
 below = (typical[:, 1] > PRINTED["KL, T=5"]).mean()
@@ -281,8 +291,8 @@ verdict(
     rf"The table is consistent (×25), and logits exist that give all six numbers to the printed digits: {len(WITNESSES)} sets are written down above. "
     rf"Real logits of {data.num_classes} classes with this KL at $T=1$ ({near.sum()} images, a distilled student) have a norm of {norm_5[1]:.4f} at $T=5$ "
     rf"(quartiles {norm_5[0]:.4f} to {norm_5[2]:.4f}; printed 0.012) and {norm_1[1]:.2f} at $T=1$ ({norm_1[0]:.2f} to {norm_1[2]:.2f}; printed 0.420), and a "
-    rf"KL of {kl_5[1]:.3f} at $T=5$ ({kl_5[0]:.3f} to {kl_5[2]:.3f}; printed 0.020, exceeded on {below:.0%} of them). Gaussian logits of 1,000 classes with this KL are "
-    rf"not peaked (largest probability of the teacher {peakiness['Gaussian'][2]:.3f}), and their norm at $T=5$ is {gaussian:.4f}.",
+    rf"KL of {kl_5[1]:.3f} at $T=5$ ({kl_5[0]:.3f} to {kl_5[2]:.3f}; printed 0.020, exceeded on {below:.0%} of them). Gaussian logits of 1,000 classes with this KL have a "
+    rf"largest probability of {peakiness['Gaussian'][2]:.3f} (teacher, $T=1$) and a norm of {gaussian:.4f} at $T=5$.",
     data=data,
 )  # fmt: skip
 
