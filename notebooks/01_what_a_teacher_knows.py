@@ -9,7 +9,7 @@
 # %% [markdown]
 # # What a teacher knows
 #
-# A classifier that says *fox, 90 %* says more than *fox*. It also says which other animals it had in mind. This
+# A classifier that says *fox, 90 %* says more than *fox*. <!-- by definition --> It also says which other animals it had in mind. This
 # chapter is about that second message: how a temperature makes it audible, whether it is true, and how much of it a
 # student can learn.
 #
@@ -125,7 +125,7 @@ assert soften(random_logits, 1e-6).max(-1).values.min() > 1 - 1e-12
 # In the plain text that we have of article A, the softmax reads $\sum_j\exp(z_j/T)$ first and $\exp(z_i/T)$ after it. So do its other
 # fractions: $1/N_h$ reads “Nh1”. KaTeX, which typesets formulas on web pages, writes a fraction's denominator into the page before its numerator, and
 # whoever copies the text of the page gets that order. On the page it is the softmax. When a formula has lost its layout, two properties tell
-# which way up it goes: the values of a softmax sum to one, and the largest logit gets the largest value.
+# which way up it goes: the values of a softmax sum to one, and the largest logit gets the largest value. <!-- by definition -->
 
 # %%
 exponentials = torch.exp(logits)
@@ -240,7 +240,7 @@ print(
 )
 
 # %% [markdown]
-# The teacher is a small network trained on 20,000 examples with **hard labels only**. Nobody ever told it a
+# The teacher is a small network trained with **hard labels only**. Nobody ever told it a
 # probability.
 
 
@@ -266,8 +266,8 @@ teacher_logits = predict(teacher, test)
 
 # %% [markdown]
 # Now the question. Take away the true class, rescale what is left to sum to one, and compare the teacher's *wrong-class*
-# distribution with the exact one. There are two yardsticks: a uniform guess, and the best that can be said of the wrong classes by who knows the
-# label alone, the mean of the exact distributions over all examples of that label.
+# distribution with the exact one. There are two yardsticks: a uniform guess; and the mean of the exact distributions over all examples of the
+# label, which is what can be said of the wrong classes by who knows the label alone.
 
 
 # %%
@@ -297,10 +297,10 @@ wrong = torch.ones(60, task.num_classes, dtype=torch.bool).scatter(
     -1, test.labels[some, None], False
 )
 excess = (dark_teacher - dark_truth).exp()
-likely, unlikely = dark_truth.exp() > 1e-2, (dark_truth.exp() < 1e-4) & (dark_truth > -1e3)
+likely, unlikely = dark_truth.exp() > 1e-2, (dark_truth.exp() < 1e-4) & (dark_truth.exp() > 1e-8)
 over_truth = {
     where: excess[which][:: max(1, which.sum() // 100_000)].quantile(torch.tensor([0.25, 0.5, 0.75]))
-    for where, which in (("where that is above 1 %", likely), ("where it is below one in ten thousand", unlikely))
+    for where, which in (("where that is above 1 %", likely), ("where it is between 1e-8 and 1e-4", unlikely))
 }
 figure, axis = plt.subplots(figsize=(5.2, 4.4))
 axis.plot([1e-12, 1], [1e-12, 1], color="grey", linewidth=1, linestyle=":")
@@ -335,11 +335,11 @@ show(
 #
 # ## Four teachers for one student
 #
-# A student half as wide sees $n$ examples and learns from one of four sources: the hard labels; the teacher; the
+# A smaller student sees $n$ examples and learns from one of four sources: the hard labels; the teacher; the
 # teacher with the probabilities of its wrong classes shuffled in every example (`PermutedSoftTargets`); and the exact
-# posterior. Initial weights and examples are equal. Each source has a length of training of its own, for labels are soon learned
-# by heart where examples are few: of three, the one after which the student gives the labels of 2,000 further examples the highest likelihood. (The
-# teacher itself has seen 20,000 labels: what it passes on includes what it learned from them.)
+# posterior. Initial weights and examples are equal. Nobody trains for more steps than `lengths` ends with, but a source may do with fewer, for labels are
+# soon learned by heart where examples are few: the likelihood of held-out labels chooses. (The teacher itself has seen many labels: what it passes
+# on includes what it learned from them.)
 #
 # We measure accuracy on fresh examples, and the Kullback–Leibler divergence from the *true* posterior, over five seeds. For the shuffled teacher only the accuracy is
 # a test: on average over shuffles its wrong classes are uniform, so that a distance from the truth is built in.

@@ -104,7 +104,7 @@ equation(r"\frac{\partial L}{\partial z_i}", gradient)
 
 # %% [markdown]
 # The prediction is multiplied by $\sum_n p_n$. For a distribution that is one, and the gradient is $q_i - p_i$ (times $1/T$), as the article says. A target whose mass was lost on the way (top-$k$ probabilities that were not renormalised, a
-# row of padding, classes masked after the softmax) has another gradient: it pulls towards $p_i/\sum p$, with a weaker hand.
+# row of padding, classes masked after the softmax) has another gradient: it pulls towards $p_i/\sum p$, and $\sum p$ times as hard.
 
 # %%
 assert same(gradient, (q[i] * total(p[l], l) - p[i]) / T)

@@ -563,7 +563,7 @@ show(
 # %% [markdown]
 # ## Limits
 #
-# - The curves are medians over examples. Single examples differ, most of all those on which the teacher is very sure.
+# - The curves are medians over examples. Single examples differ.
 # - A gradient's *norm* is not its direction. With rising $T$ the direction changes too, from correcting the top classes to
 #   matching all logits; $T^2$ does nothing about that.
 # - Two stages of one student were measured, both early. Language models, with their thousands of classes, are a matter of their own: {doc}`16_a_large_n`.

@@ -84,7 +84,7 @@ device = device_for(profile)
 #
 # To see a distribution, let the classes lie on a line: two hundred of them, at positions $x_i$ from $-10$ to $10$. The
 # teacher is a mixture of three bells. The **heaviest** is broad, the **tallest** is narrow, and these are not the same
-# one. The student is a single bell. It has two numbers to learn, its centre $\mu$ and its width $\sigma$, and its
+# one. <!-- by definition --> The student is a single bell. It has two numbers to learn, its centre $\mu$ and its width $\sigma$, and its
 # logits are $z_i = -(x_i-\mu)^2/2\sigma^2$.
 
 # %%
@@ -226,7 +226,7 @@ only([], above_best, Quantity("forward KL above the best minimum", "nats", digit
 #
 # Suppose the modes do not overlap, $p = \sum_k w_k p_k$, and the student is exactly $p_k$. Wherever it has mass,
 # $q/p = 1/w_k$. So $D_{\mathrm{KL}}(q\,\|\,p) = -\log w_k$, whatever the other modes are like. Each mode is a minimum
-# of its own, and the heaviest is the cheapest; height does not enter.
+# of its own, and the heaviest is the cheapest; height does not enter. <!-- by definition -->
 
 # %%
 by_mode = {}
@@ -249,7 +249,7 @@ leads(f"the mode of weight {weight.max():.2f}", at_mode, nats)
 # %% [markdown]
 # ### Each is right by its own measure
 #
-# No fit is better than another until a measure is chosen. Here every best fit is judged by four of them.
+# No fit is better than another until a measure is chosen. <!-- by definition --> Here every one is judged by four of them.
 
 # %%
 JUDGES = [n for n in DIVERGENCES if "skewed" not in n and "scaled" not in n]
@@ -442,7 +442,7 @@ assert np.allclose([scaled[1], scaled[-2]], ends, rtol=1e-3)  # and still nearly
 # \qquad \frac{D_{\mathrm{KL}}\bigl(q \,\|\, (1-\lambda) p + \lambda q\bigr)}{(1-\lambda)^2} \;\to\; \frac12 \sum_i \frac{(p_i-q_i)^2}{q_i}.$$
 #
 # These are the two $\chi^2$ divergences, and they have *changed sides*: the first divides by the teacher, so it
-# punishes mass where the teacher has none, even harder than the reverse KL does. The skewed **forward** KL ends as a
+# punishes mass where the teacher has none. The skewed **forward** KL ends as a
 # mode **seeker**, the skewed reverse KL as a coverer.
 
 # %%
@@ -456,7 +456,7 @@ for skewed, denominator in ((skewed_forward_kl, p_t), (skewed_reverse_kl, q_z)):
     assert torch.allclose(limit, chi_squared / 2, rtol=1e-2)
 
 # %% [markdown]
-# So let each dial turn through its range and ask, at every setting, where the best bell sits.
+# So let each dial turn through its range and look, at every setting, for the bell that fits.
 
 # %%
 settings = np.linspace(0, 1, 21)
@@ -525,7 +525,7 @@ show(
 # “Skewed forward KL” without its $\lambda$ does not say on which side it is.
 #
 # Around a jump two minima are equally good, and both go on to exist on either side. A descent that starts in the one
-# stays there: near the jump the start decides more than the dial.
+# stays there, on whichever side of the jump the dial is.
 #
 # ## One formula for all gradients
 #
@@ -560,7 +560,7 @@ assert symbolic.same(gradient, -q[i] / T * (heard(ratio(i)) - average))
 assert not symbolic.same(gradient, -q[i] / T * heard(ratio(i)))  # the check can fail
 
 # %% [markdown]
-# Read it so. Each class reports its ratio $r_i$: how much more the teacher believes in it than the student does. The
+# Read it so. Each class reports its ratio $r_i$, the teacher's belief in it over the student's. The
 # divergence decides how loudly a ratio is **heard**, by $h$, which rises with $r$ since $h' = r f''$. A class is pulled
 # up if it is heard above the student's average. And all of it is multiplied by $q_i$. Here is $h$ for each divergence,
 # worked out from $f$ and then compared with automatic differentiation through `kdlab`'s functions.
@@ -811,7 +811,7 @@ table(
 # ## What bounds what
 #
 # The divergences are tied to each other by inequalities {cite}`sason2016fdivergence`, worth knowing because they
-# translate a loss into a promise. Total variation is the largest difference in the probability of *any* event. With
+# translate a loss into a promise. Total variation is the largest difference in the probability of *any* event. <!-- by definition --> With
 # $\mathrm{KL}$ in either direction:
 #
 # $$\mathrm{TV} \le \sqrt{\tfrac12 \mathrm{KL}} \;\text{(Pinsker)}, \qquad \mathrm{TV} \le \sqrt{1-e^{-\mathrm{KL}}}\;\text{(Bretagnolle and Huber)},$$
@@ -1168,9 +1168,9 @@ ARMS = {  # what is minimised, and the function that says how well that went
 ARMS["forward, then reverse KL"][0]
 
 # %% [markdown]
-# The last arm changes from forward to reverse at half time, by two schedules. Every arm has the same budget, 256 steps
-# of Adam, and a learning rate of its own: of five, the one with the least validation loss by *the arm's own* divergence, on average
-# over four seeds that are not used again. Then ten seeds, paired: the same initial weights, training examples and batches for all
+# The last arm changes from forward to reverse midway, by two schedules. Every arm has the same budget
+# and a learning rate of its own: the validation split chooses it, by *the arm's own* divergence, averaged over seeds that are not used again.
+# Then other seeds, paired: the same initial weights, training examples and batches for all
 # arms. The test split is looked at once, below.
 #
 # The students of an arm train at once, as one module ({class}`~kdlab.models.side_by_side.SideBySide`).
@@ -1382,24 +1382,24 @@ only(["labels", "forward KL"], by_arm("confidence − accuracy"), confidence, be
 # %% [markdown]
 # So mode seeking in a network need not be a forgotten bell; here it shows as a forgotten doubt.
 #
-# **The reverse KL alone does not get there.** The arm that began with the forward KL minimises the same divergence in its second half. Where it ends
+# **The reverse KL alone does not get there.** The arm that began with the forward KL minimises the same divergence from midway on. Where it ends
 # lower, what looks like mode seeking in the row of the reverse KL is partly a failed descent, and the formula for the gradients suggests how: classes that the
 # student has ruled out early send nothing back. The divergence that article A names is therefore no harmless variant of the one whose sum it writes.
 #
-# What cannot be said is which divergence is better. That depends on what the student is for: to be believed when it
+# Which divergence is to be preferred cannot be said. That depends on what the student is for: to be believed when it
 # gives a probability, or to say something plausible when it is asked for one answer.
 #
 # ## Limits
 #
-# - The bells show optima, found from a handful of starts; that there is no better minimum elsewhere is proved for the
-#   forward KL only, and visible for four divergences in the landscape.
+# - The bells show optima, found from a handful of starts; that there is no other minimum is proved for the
+#   forward KL alone.
 # - Where the dials jump depends on the teacher. Another mixture moves the jumps, and one with modes that overlap may
 #   have none.
 # - The network experiment is one task, one width, one optimiser, one short budget and a teacher that is never wrong.
 #   Five learning rates were tried per arm. Its intervals are over seeds of the student and its examples; the task is
 #   fixed. The first table of differences has an interval for each alone; the sentences below it have intervals that hold together.
 # - All temperatures are one. The third exercise says what heat does.
-# - Sequences bring more than samples: a student that writes for itself meets its own mistakes. Nothing here measures
+# - In sequences a student that writes for itself meets its own mistakes. Nothing here measures
 #   that.
 #
 # ## Exercises
