@@ -1444,7 +1444,7 @@ above("reverse KL", "forward, then reverse KL", by_arm("KL(student ‖ truth)"),
 # Zero, whatever the student is. Automatic differentiation sees $\log q(x)$ but not that $q$ chose $x$, and
 # $\mathbb E_q[\nabla\log q(x)] = \sum_x \nabla q(x) = \nabla 1 = 0$. In the notation of this chapter:
 # `drawn = torch.multinomial(soften(somewhere), 100_000, replacement=True)`,
-# `leaf = somewhere.clone().requires_grad_()`, `((log_soften(leaf) - log_p)[drawn]).mean().backward()`. The norm of
+# `leaf = somewhere.clone().requires_grad_()`, `((log_soften(leaf) - log_soften(teacher))[drawn]).mean().backward()`. The norm of
 # `leaf.grad` is sampling noise, and falls as $1/\sqrt n$. The factor $\log(q/p) - c$ before $\nabla\log q$ is what is
 # missing.
 # ```
