@@ -248,8 +248,8 @@ pairs = {
         2 * rng.standard_t(3, size=(1000, classes)),
         2 * rng.standard_t(3, size=(1000, classes)),
     ),
-    "real, first step": (untrained.double().numpy(), trained.double().numpy()),
-    "real, after an epoch": (young.double().numpy(), trained.double().numpy()),
+    "real (first step)": (untrained.double().numpy(), trained.double().numpy()),
+    "real (after an epoch)": (young.double().numpy(), trained.double().numpy()),
 }
 colours = dict(zip(pairs, (BLUE, GREEN, PURPLE, VERMILION), strict=True))
 

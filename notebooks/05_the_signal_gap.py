@@ -222,8 +222,8 @@ untrained, distilled, trained = (
     for network in (resnet8(data.num_classes), student_network, teacher_network)
 )
 near = np.abs(np.log(reference.forward_kl(distilled, trained) / PRINTED["KL, T=1"])) < 0.25
-pairs["real, first step"] = list(zip(untrained[:500], trained[:500], strict=True))
-pairs["real, distilled"] = list(zip(distilled[near], trained[near], strict=True))
+pairs["real (first step)"] = list(zip(untrained[:500], trained[:500], strict=True))
+pairs["real (distilled)"] = list(zip(distilled[near], trained[near], strict=True))
 
 clouds = {name: np.array([six_numbers(*pair) for pair in both]) for name, both in pairs.items()}
 peakiness = {  # median largest probability at T = 1 and 5, of the student and of the teacher
@@ -248,7 +248,7 @@ left.set(title="loss", xticks=[0.5, 1, 2, 4], xticklabels=["0.5", "1", "2", "4"]
 right.set(title="gradient norm")
 left.minorticks_off()
 left.legend(fontsize="x-small")
-typical = clouds["real, distilled"]
+typical = clouds["real (distilled)"]
 quartiles = {
     name: np.quantile(typical[:, column], [0.25, 0.5, 0.75])
     for column, name in enumerate(PRINTED)
@@ -276,7 +276,7 @@ table(
 
 # %%
 only(
-    ["real, first step", "real, distilled"],
+    ["real (first step)", "real (distilled)"],
     {name: v[2] for name, v in peakiness.items()},
     Quantity("the teacher's largest probability at $T=1$ (median)", digits=2),
     above=0.5,
