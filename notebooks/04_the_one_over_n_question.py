@@ -308,7 +308,7 @@ table(
 # %% [markdown]
 # The last row says what the bound says. At a rate that is $N$ times too large a step of SGD is too long by that factor, but the gradient cannot grow
 # with it: the logits come to rest at a size of rate × gradient, which is of the order of $N\cdot N$, and the KL is then of the order of the logits.
-# It is an overshoot of fixed size. The gradient of logit matching does grow with the error, and there every step multiplies it.
+# It is an overshoot of fixed size. The gradient of logit matching does grow with the error, and at too large a rate every step multiplies it.
 #
 # Adam divides its step by $\sqrt{v} + \epsilon$ with $\epsilon = 10^{-8}$. Without the factor the gradient of one weight is of the order of $1/N$
 # times small numbers; where that comes near $\epsilon$, Adam would slow down. How large is a gradient entry here, at the first step?
