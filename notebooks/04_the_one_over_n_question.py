@@ -32,7 +32,7 @@ from kdlab.data import Examples
 from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, show, table, use_style
 from kdlab.objectives import LogitMSE, SoftTargets, forward_kl
 from kdlab.study.display import device_for, verdict
-from kdlab.study.evidence import Quantity
+from kdlab.study.evidence import Among, Quantity
 from kdlab.study.statements import only, power
 from kdlab.theory import reference
 from kdlab.training import Recipe, fit, predict
@@ -237,7 +237,7 @@ shift_error = {
 }
 best_over_N = {N: rate / N for N, rate in best_rate.items()}
 print("best rate / N:", {N: f"{rate:.2g}" for N, rate in best_over_N.items()})
-only([], shift_error, Quantity("the two curves' relative difference up to the best rate", "%", 100, 4), above=1)
+only([], shift_error, Quantity("the two curves' relative difference up to the best rate", "%", 100, 4), above=1, among=Among("the three sizes", shift_error))
 
 # %% [markdown]
 # The bare $1/N$ in the plain loss's gradient has to be paid for somewhere: in the rate. To have a reference rate for larger $N$ without another
@@ -340,13 +340,14 @@ def by_size(function):
 
 
 worse = by_size(lambda N: final["SGD, ×N, same rate", N] / final["SGD", N])
-display(only(worse, worse, Quantity("the KL at the end of SGD with the factor, at the same rate, over that without", digits=0), above=10))
+five = Among("the five sizes", worse)
+display(only(worse, worse, Quantity("the KL at the end of SGD with the factor, at the same rate, over that without", digits=0), above=10, among=five))
 overshoot = {"SGD, ×N, same rate": {N: final["SGD, ×N, same rate", N] for N in sizes if N >= 100}}
 display(power(overshoot, Quantity("KL at the end"), "classes", 2, 0.1))
 relative = by_size(lambda N: abs(final["SGD", N] / final["SGD, ×N, rate/N", N] - 1))
-display(only([], relative, Quantity("relative change of SGD's end by the factor at rate over $N$", "%", 100, 4), above=1))
+display(only([], relative, Quantity("relative change of SGD's end by the factor at rate over $N$", "%", 100, 4), above=1, among=five))
 under_adam = by_size(lambda N: abs(final["Adam", N] / final["Adam, ×N", N] - 1))
-display(only([], under_adam, Quantity("relative change of Adam's end by the factor", "%", 100, 2), above=1))
+display(only([], under_adam, Quantity("relative change of Adam's end by the factor", "%", 100, 2), above=1, among=five))
 verdict(
     "B10", "depends",
     rf"When hot, $N\,T^2$KL is logit matching, but its gradient is never longer than $\sqrt2\,N\,T$: what grows is the step, once, and not the gradient. "

@@ -129,6 +129,7 @@ DIVERGENCES = {
     r"JSD, $\beta=0.9$, scaled": partial(generalised_jsd, beta=0.9, scaled=True),
     "total variation": total_variation,
 }
+PLAIN = {name: name.replace(",", "") for name in DIVERGENCES}
 COLOURS = dict(
     zip(
         DIVERGENCES,
@@ -219,7 +220,8 @@ for k, moment in enumerate(("mean", "standard deviation")):
     both = {"the best fit of the forward KL": moments(covering)[k], "the teacher": moments(p)[k]}
     display(within(*both, 0.001, both, Quantity(f"{moment} on the line", digits=4)))
 above_best = {f"start {k}": f.fun - fits["forward KL"][0].fun for k, f in enumerate(fits["forward KL"])}
-only([], above_best, Quantity("forward KL above the best minimum", "nats", digits=6), above=1e-5)
+above_the_best = Quantity("forward KL above the best minimum", "nats", digits=6)
+only([], above_best, above_the_best, above=1e-5, among=Among("the eight starts", above_best))
 
 # %% [markdown]
 # ### Why the reverse KL seeks: a mode of weight $w$ costs $-\log w$
@@ -259,7 +261,8 @@ judged = {
 }
 for column, judge in enumerate(JUDGES):
     by_judge = {f"the fit of the {name}": row[column] for name, row in judged.items()}
-    display(leads(f"the fit of the {judge}", by_judge, Quantity(judge, digits=5, better="lower")))
+    eight_fits = Among("the eight best fits", by_judge)
+    display(leads(f"the fit of the {judge}", by_judge, Quantity(judge, digits=5, better="lower"), among=eight_fits))
 
 # %% tags=["hide-input"]
 missed = judged["reverse KL"][0] / judged["forward KL"][0]
@@ -358,8 +361,9 @@ print(
     f"three bells: the worst of the eight best fits is {furthest:.0e} from the teacher (TV)"
 )
 least = {size: {name: by_size[size, name][0].fun for name in DIVERGENCES} for size in (2, 3)}
-display(only([], least[3], Quantity("least divergence of three bells", digits=4), above=0.0001))
-only(DIVERGENCES, least[2], Quantity("least divergence of two bells", digits=4), above=0.0001)
+eight = {"among": Among("the eight divergences", DIVERGENCES), "names": PLAIN}
+display(only([], least[3], Quantity("least value with three bells", digits=4), above=0.0001, **eight))
+only(DIVERGENCES, least[2], Quantity("least value with two bells", digits=4), above=0.0001, **eight)
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 3, sharex=True, sharey=True, figsize=(8.4, 2.7))
@@ -964,6 +968,8 @@ display(
         most,
         Quantity(f"relative error with $10^{len(sizes)}$ samples"),
         below=0.1,
+        among=Among("the four estimates", ESTIMATES),
+        names={name: name.replace(",", " and") for name in ESTIMATES},
     )
 )
 
@@ -1062,8 +1068,9 @@ table(
 serve_student = [name for name, (grows, _) in LIMITS.items() if grows == 0]
 serve_teacher = [name for name, (_, bounded) in LIMITS.items() if bounded.is_finite]
 assert set(FAMILY) - set(serve_student) == {"forward KL"} and set(FAMILY) - set(serve_teacher) == {"reverse KL"}
-display(only(serve_student, from_student, Quantity("relative error from the student's samples"), below=0.1))
-only(serve_teacher, from_teacher, Quantity("relative error from the teacher's samples"), below=0.1)
+six = {"among": Among("the six divergences", FAMILY), "names": SHORT}
+display(only(serve_student, from_student, Quantity("relative error from the student's samples"), below=0.1, **six))
+only(serve_teacher, from_teacher, Quantity("relative error from the teacher's samples"), below=0.1, **six)
 
 # %% [markdown]
 # So the forward KL needs the teacher's samples, the reverse KL the student's, and the skewed ones, the JSD and the total variation take either.
@@ -1351,15 +1358,18 @@ def by_arm(measure):
 divergences = Among("the seven that were taught by the truth", [name for name in ARMS if name != "labels"])
 from_truth = by_arm("KL(truth ‖ student)")
 logarithm = Quantity("the logarithm of KL(truth ‖ student)", better="lower")
+called = {name: name.replace(",", "") for name in ARMS}
+eight_arms = Among("the eight arms", ARMS)
+logs = {name: np.log(values) for name, values in from_truth.items()}
 display(within("labels", "forward KL", 0.05, from_truth, Quantity("KL(truth ‖ student)", "nats")))
-leads("forward KL", {name: np.log(v) for name, v in from_truth.items()}, logarithm, among=divergences)
+leads("forward KL", logs, logarithm, among=divergences, names=called)
 
 # %% [markdown]
 # **By the reverse KL.**
 
 # %%
 to_truth = Quantity("KL(student ‖ truth)", "nats", better="lower")
-leads("forward, then reverse KL", by_arm("KL(student ‖ truth)"), to_truth)
+leads("forward, then reverse KL", by_arm("KL(student ‖ truth)"), to_truth, among=eight_arms, names=called)
 
 # %% [markdown]
 # **Accuracy.**
@@ -1368,8 +1378,8 @@ leads("forward, then reverse KL", by_arm("KL(student ‖ truth)"), to_truth)
 points = Quantity("test accuracy", "points", 100, 1, level_unit="%")
 lower = ["total variation", "reverse KL", "forward, then reverse KL"]
 beside = [name for name in ARMS if name not in (*lower, "forward KL")]
-display(above("forward KL", lower, by_arm("accuracy"), points))
-undecided("forward KL", beside, 1, by_arm("accuracy"), points)
+display(above("forward KL", lower, by_arm("accuracy"), points, names=called))
+undecided("forward KL", beside, 1, by_arm("accuracy"), points, names=called)
 
 # %% [markdown]
 # **Confidence.** Where it is below the accuracy the student hedges, which is the honest answer of a network that cannot tell the classes
@@ -1377,12 +1387,14 @@ undecided("forward KL", beside, 1, by_arm("accuracy"), points)
 
 # %%
 confidence = Quantity("confidence − accuracy", "points", 100, 1)
-display(only([name for name in ARMS if name not in ("labels", "forward KL")], by_arm("confidence − accuracy"), confidence, above=0))
-only(["labels", "forward KL"], by_arm("confidence − accuracy"), confidence, below=0)
+excess = by_arm("confidence − accuracy")
+overconfident = [name for name in ARMS if name not in ("labels", "forward KL")]
+display(only(overconfident, excess, confidence, above=0, among=eight_arms, names=called))
+only(["labels", "forward KL"], excess, confidence, below=0, among=eight_arms, names=called)
 
 # %%
 towards = [name for name in ARMS if name not in ("labels", "forward, then reverse KL", "total variation", "reverse KL")]
-in_order([*towards, "reverse KL"], by_arm("confidence − accuracy"), confidence)
+in_order([*towards, "reverse KL"], excess, confidence, names=called)
 
 # %% [markdown]
 # So mode seeking in a network need not be a forgotten bell; here it shows as a forgotten doubt.
@@ -1390,7 +1402,7 @@ in_order([*towards, "reverse KL"], by_arm("confidence − accuracy"), confidence
 # **The reverse KL alone does not get there.**
 
 # %%
-above("reverse KL", "forward, then reverse KL", by_arm("KL(student ‖ truth)"), to_truth)
+above("reverse KL", "forward, then reverse KL", by_arm("KL(student ‖ truth)"), to_truth, names=called)
 
 # %% [markdown]
 # The arm that began with the forward KL minimises the same divergence from midway on. Where it ends
