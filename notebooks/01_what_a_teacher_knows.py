@@ -9,12 +9,12 @@
 # %% [markdown]
 # # What a teacher knows
 #
-# A classifier that says *fox, 90 %* says more than *fox*. It also says which other animals it had in mind. This
+# A classifier that says *fox, 90 %* says more than *fox*. <!-- by definition --> It also says which other animals it had in mind. This
 # chapter is about that second message: how a temperature makes it audible, whether it is true, and how much of it a
 # student can learn.
 #
-# **At the end you will know** what temperature does to a distribution and why its entropy must rise; that a trained
-# teacher's opinion of the *wrong* classes is close to the truth, on a task where the truth is known exactly; and what
+# **At the end you will know** what temperature does to a distribution and why its entropy must rise; how far a trained
+# teacher's opinion of the *wrong* classes is from the truth, on a task where the truth is known exactly; and what
 # a real teacher believes about a photograph.
 #
 # *Needs: two CPU cores and about a minute. Read {doc}`../book/notation` first if a symbol is new.*
@@ -23,12 +23,15 @@
 profile = "cpu"
 
 # %% tags=["hide-input"]
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import sympy as sp
 import torch
+from IPython.display import display
 
-from kdlab.data import ExactTeacher, KnownPosterior, load_images
+from kdlab.data import Examples, ExactTeacher, KnownPosterior, load_images
 from kdlab.figures import (
     BLUE,
     GREEN,
@@ -40,18 +43,21 @@ from kdlab.figures import (
     temperature_dial,
     use_style,
 )
-from kdlab.models import mlp
+from kdlab.models import SideBySide, mlp
 from kdlab.objectives import (
     CrossEntropy,
     PermutedSoftTargets,
     SoftTargets,
+    cross_entropy,
     entropy,
     forward_kl,
     log_soften,
     soften,
 )
-from kdlab.study import book_teacher, mean_interval
-from kdlab.study.display import data_note, device_for, observed, verdict
+from kdlab.study import book_teacher, mean_interval, paired_difference
+from kdlab.study.display import data_note, device_for, verdict
+from kdlab.study.evidence import Quantity
+from kdlab.study.statements import above, below, leads
 from kdlab.theory import reference
 from kdlab.theory.symbolic import T, k, l, log_softmax, partial, same, softmax, total, z
 from kdlab.training import Recipe, accuracy, fit, predict
@@ -114,31 +120,30 @@ assert soften(random_logits, 1e-6).max(-1).values.min() > 1 - 1e-12
 
 # %% [markdown]
 # (printed-softmax)=
-# ### A softmax upside down
+# ### A fraction taken from a page
 #
-# In the plain text of one of the articles that this book examines, the softmax has its denominator first. So do its other
-# fractions (its $1/N_h$ reads "$N_h\,1$"): plain text that is taken from a typeset page does that, and on the page the
-# formula is most likely right. Read as it stands it is wrong, and a wrong softmax is easy to catch: its values do not sum to
-# one, and they rank the classes backwards.
+# In the plain text that we have of article A, the softmax reads $\sum_j\exp(z_j/T)$ first and $\exp(z_i/T)$ after it. So do its other
+# fractions: $1/N_h$ reads “Nh1”. KaTeX, which typesets formulas on web pages, writes a fraction's denominator into the page before its numerator, and
+# whoever copies the text of the page gets that order. On the page it is the softmax. When a formula has lost its layout, two properties tell
+# which way up it goes: the values of a softmax sum to one, and the largest logit gets the largest value. <!-- by definition -->
 
 # %%
-printed = torch.exp(logits).sum() / torch.exp(logits)
-right = soften(logits)
+exponentials = torch.exp(logits)
+upright, upside_down = exponentials / exponentials.sum(), exponentials.sum() / exponentials
 table(
-    ["class", "logit", "as it reads", "softmax"],
-    [[i, f"{logits[i]:.0f}", f"{printed[i]:.3g}", f"{right[i]:.4f}"] for i in range(5)]
-    + [["sum", "", f"{printed.sum():.3g}", f"{right.sum():.4f}"]],
-    caption="The fraction as the text has it and the softmax, "
-    "for the logits of the figure above.",
+    ["class", "logit", "softmax", "upside down"],
+    [[i, f"{logits[i]:.0f}", f"{upright[i]:.4f}", f"{upside_down[i]:.3g}"] for i in range(5)]
+    + [["sum", "", f"{upright.sum():.4f}", f"{upside_down.sum():.3g}"]],
+    caption="The fraction both ways up, for the logits of the figure above.",
 )
 
 # %% tags=["hide-input"]
-assert printed.argmax() == logits.argmin() and not np.isclose(printed.sum(), 1)
+assert torch.allclose(upright, soften(logits)) and upright.argmax() == logits.argmax()
+assert upside_down.argmax() == logits.argmin() and not np.isclose(upside_down.sum(), 1)
 verdict(
-    "A2", "corrected",
-    rf"In the plain text that we have, the denominator comes first, probably by the way the text was taken from the page. Read so, the "
-    rf"values for the five logits above sum to {printed.sum():.0f} and the least likely class leads. Right is "
-    r"$q_i = e^{z_i/T} / \sum_k e^{z_k/T}$.",
+    "A2", "verified",
+    r"It is the softmax, $q_i = e^{z_i/T} / \sum_k e^{z_k/T}$: its values sum to one and keep the order of the logits. The copy of the page as plain text "
+    r"puts the denominator first in this fraction as in every other one of the article, so that the order of the copy says nothing of the page.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -189,6 +194,7 @@ assert worst < 1e-6
 worst
 
 # %% tags=["hide-input"]
+hot_slope = reference.effective_exponent(grid, closed_form)[-1]
 figure, (left, right_panel) = plt.subplots(1, 2, figsize=(7.6, 3.0))
 left.plot(grid, [entropy(logits, temperature) for temperature in grid], color=BLUE)
 left.axhline(np.log(5), color="grey", linestyle=":", linewidth=1)
@@ -201,9 +207,10 @@ show(
     figure,
     label="entropy",
     caption=r"Left: entropy rises to $\log N$ (dotted). Right: its slope, measured by finite differences (dots) and "
-    r"by the closed form (line). Most of the rise is over by $T=10$; beyond, the slope falls as $1/T^3$.",
+    rf"by the closed form (line). The slope is largest at $T={grid[closed_form.argmax()]:.1f}$; at $T=10$ the entropy has come to "
+    rf"{entropy(logits, 10.0) / np.log(5):.0%} of $\log N$, and at the hot end the slope falls with exponent {hot_slope:.2f}.",
     alt="Two curves against temperature on a logarithmic axis. Left: entropy rises in an S shape from zero to log 5. "
-    "Right: the slope rises, peaks near temperature one, and falls as a straight line; dots lie on the line.",
+    "Right: the slope rises to a peak and falls as a straight line; dots lie on the line.",
 )
 
 # %% tags=["hide-input"]
@@ -233,7 +240,7 @@ print(
 )
 
 # %% [markdown]
-# The teacher is a small network trained on 20,000 examples with **hard labels only**. Nobody ever told it a
+# The teacher is a small network trained with **hard labels only**. Nobody ever told it a
 # probability.
 
 
@@ -259,7 +266,8 @@ teacher_logits = predict(teacher, test)
 
 # %% [markdown]
 # Now the question. Take away the true class, rescale what is left to sum to one, and compare the teacher's *wrong-class*
-# distribution with the exact one. The yardstick is a uniform guess.
+# distribution with the exact one. There are two yardsticks: a uniform guess; and the mean of the exact distributions over all examples of the
+# label, which is what can be said of the wrong classes by who knows the label alone.
 
 
 # %%
@@ -271,20 +279,29 @@ def dark_distribution(logits, labels):
 
 dark_teacher = dark_distribution(teacher_logits, test.labels)
 dark_truth = dark_distribution(truth, test.labels)
-dark_error = forward_kl(dark_teacher, dark_truth).item()
-uniform_error = forward_kl(
-    dark_distribution(torch.zeros_like(truth), test.labels), dark_truth
-).item()
-print(
-    f"KL from the true dark distribution: teacher {dark_error:.3f}, "
-    f"a uniform guess {uniform_error:.3f} nats"
-)
+more = task.sample(20_000, generator=torch.Generator().manual_seed(3))
+dark_of_more = dark_distribution(task.posterior_logits(more.inputs), more.labels).exp()
+of_label = torch.stack([dark_of_more[more.labels == c].mean(0) for c in range(task.num_classes)])
+guesses = {
+    "a uniform guess": dark_distribution(torch.zeros_like(truth), test.labels),
+    "one distribution a label": dark_distribution(of_label.log().clamp(min=-1e4)[test.labels], test.labels),
+    "the teacher": dark_teacher,
+}
+dark_error = {name: forward_kl(guess, dark_truth).item() for name, guess in guesses.items()}
+divergence = Quantity("KL from the exact distribution over the wrong classes", "nats", better="lower")
+leads("the teacher", dark_error, divergence)
 
 # %% tags=["hide-input"]
 some = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(2))[:60]
 wrong = torch.ones(60, task.num_classes, dtype=torch.bool).scatter(
     -1, test.labels[some, None], False
 )
+excess = (dark_teacher - dark_truth).exp()
+likely, unlikely = dark_truth.exp() > 1e-2, (dark_truth.exp() < 1e-4) & (dark_truth.exp() > 1e-8)
+over_truth = {
+    where: excess[which][:: max(1, which.sum() // 100_000)].quantile(torch.tensor([0.25, 0.5, 0.75]))
+    for where, which in (("where that is above 1 %", likely), ("where it is between 1e-8 and 1e-4", unlikely))
+}
 figure, axis = plt.subplots(figsize=(5.2, 4.4))
 axis.plot([1e-12, 1], [1e-12, 1], color="grey", linewidth=1, linestyle=":")
 axis.loglog(
@@ -304,22 +321,28 @@ axis.set(
 show(
     figure,
     label="dark-truth",
-    caption="Each dot is one wrong class of one example. A teacher that saw nothing but hard labels places the likely wrong "
-    "classes where Bayes' rule places them (dotted). The very unlikely ones it takes for less unlikely than they are.",
-    alt="Scatter plot on logarithmic axes: dots lie along the diagonal, tightly where probabilities are large and more "
-    "loosely, and above it, where they are tiny.",
+    caption="Each dot is one wrong class of one example; on the dotted line the teacher, which saw nothing but hard labels, agrees with Bayes' rule. "
+    + "The teacher's probability over the true one, median and quartiles: "
+    + "; ".join(
+        f"{v[1]:.2g} ({v[0]:.2g} to {v[2]:.2g}) {where}" for where, v in over_truth.items()
+    )
+    + ".",
+    alt="Scatter plot on logarithmic axes: dots lie along the diagonal, with a spread that grows towards small probabilities.",
 )
 
 # %% [markdown]
-# The wrong classes are not noise: they are an estimate of the truth. What is that worth to a student?
+# The teacher's wrong classes are an estimate of the truth, made from labels alone. What is that worth to a student?
 #
 # ## Four teachers for one student
 #
-# A student half as wide sees $n$ examples and learns from one of four sources: the hard labels; the teacher; the
+# A smaller student sees $n$ examples and learns from one of four sources: the hard labels; the teacher; the
 # teacher with the probabilities of its wrong classes shuffled in every example (`PermutedSoftTargets`); and the exact
-# posterior, which no teacher can beat in truth. Everything else is equal: initial weights, batches, number of steps. (The teacher itself has seen 20,000 labels: what it passes on
-# includes what it learned from them.) We
-# measure the Kullback–Leibler divergence from the *true* posterior on fresh examples, over five seeds.
+# posterior. Initial weights and examples are equal. Nobody trains for more steps than `lengths` ends with, but a source may do with fewer, for labels are
+# soon learned by heart where examples are few: the likelihood of held-out labels chooses. (The teacher itself has seen many labels: what it passes
+# on includes what it learned from them.)
+#
+# We measure accuracy on fresh examples, and the Kullback–Leibler divergence from the *true* posterior, over five seeds. For the shuffled teacher only the accuracy is
+# a test: on average over shuffles its wrong classes are uniform, so that a distance from the truth is built in.
 
 # %%
 sources = {
@@ -328,22 +351,40 @@ sources = {
     "teacher, shuffled": (PermutedSoftTargets(temperature=1), teacher),
     "exact posterior": (SoftTargets(temperature=1), ExactTeacher(task)),
 }
-sizes, seeds = (128, 512, 2048), range(5)
-error, right_answers = {}, {}
-for n in sizes:
+sizes, lengths, seeds = (128, 512, 2048), (50, 150, 400), range(5)
+held_out = task.sample(2000, generator=torch.Generator().manual_seed(4))
+
+
+def students(name, n, steps):
+    """Five students, one a seed, of about so many steps, trained at once."""
+    objective, source = sources[name]
+    networks, drawn = [], []
     for seed in seeds:
-        train = task.sample(n, generator=torch.Generator().manual_seed(100 + seed))
-        for name, (objective, source) in sources.items():
-            torch.manual_seed(seed)
-            student = mlp(16, task.num_classes, width=64)
-            fit(
-                student, objective, train=train, teacher=source, recipe=recipe(n, 400, seed)
-            )
-            student_logits = predict(student, test)
-            error.setdefault((name, n), []).append(forward_kl(student_logits, truth).item())
-            right_answers.setdefault((name, n), []).append(
-                accuracy(student_logits, test.labels)
-            )
+        torch.manual_seed(seed)
+        networks.append(mlp(16, task.num_classes, width=64))
+        drawn.append(task.sample(n, generator=torch.Generator().manual_seed(100 + seed)))
+    beside = SideBySide(networks)
+    train = Examples(*(torch.stack(parts, 1) for parts in zip(*((e.inputs, e.labels) for e in drawn), strict=True)))
+    fit(beside, len(seeds) * objective, train=train, teacher=source, recipe=recipe(n, steps, seed=0))
+    return beside
+
+
+def logits_of(beside, split):
+    with torch.no_grad():
+        return beside(split.inputs[:, None].expand(-1, len(beside), -1)).unbind(1)
+
+
+error, right_answers, length = {}, {}, {}
+for name, n in itertools.product(sources, sizes):
+    trained = {steps: students(name, n, steps) for steps in lengths}
+    likelihood = {
+        steps: np.mean([cross_entropy(z, held_out.labels).item() for z in logits_of(beside, held_out)])
+        for steps, beside in trained.items()
+    }
+    length[name, n] = min(likelihood, key=likelihood.get)
+    of_students = logits_of(trained[length[name, n]], test)
+    error[name, n] = [forward_kl(z, truth).item() for z in of_students]
+    right_answers[name, n] = [accuracy(z, test.labels) for z in of_students]
 
 # %% tags=["hide-input"]
 figure, (left, right_panel) = plt.subplots(1, 2, figsize=(7.6, 3.4))
@@ -372,34 +413,45 @@ left.legend(fontsize="small")
 show(
     figure,
     label="four-teachers",
-    caption="Mean and 95 % interval over five seeds. Soft targets, the teacher's or the exact ones, bring a student nearer to "
-    "the truth at every $n$. With the wrong classes shuffled the accuracy still profits from the teacher's confidence, but "
-    "the divergence hardly falls with more examples: that knowledge is gone. Dotted: the Bayes classifier.",
-    alt="Two panels against the number of training examples. Left, divergence from the truth: teacher and exact "
-    "posterior lowest and together, hard labels higher, shuffled teacher high and hardly falling at large n. Right, "
-    "accuracy: teacher and exact posterior highest, hard labels and shuffled lower.",
+    caption="Mean and 95 % interval over five seeds, each source at its own length of training. Left: the distance from the true posterior; that of the shuffled teacher is "
+    "built in. Right: accuracy. Dotted: the Bayes classifier.",
+    alt="Two panels against the number of training examples, four lines each: divergence from the truth, and accuracy.",
 )
 
 # %% tags=["hide-input"]
+display(
+    table(
+        ["source", *(f"$n = {n}$" for n in sizes), *(f"steps, $n={n}$" for n in sizes)],
+        [
+            [name, *(f"{mean_interval(right_answers[name, n]).mean:.1%}" for n in sizes)]
+            + [str(length[name, n]) for n in sizes]
+            for name in sources
+        ],
+        caption=f"Accuracy, mean of {len(seeds)} seeds, and the length of training that the held-out labels chose. The Bayes classifier reaches {accuracy(truth, test.labels):.1%}.",
+    )
+)
 table(
-    ["source"] + [f"$n = {n}$" for n in sizes],
+    ["accuracy, teacher minus", *(f"$n = {n}$" for n in sizes)],
     [
-        [name] + [f"{mean_interval(right_answers[name, n]).mean:.1%}" for n in sizes]
-        for name in sources
+        [other]
+        + [
+            (100 * paired_difference(right_answers["teacher", n], right_answers[other, n])).bracketed("+.1f")
+            for n in sizes
+        ]
+        for other in sources
+        if other != "teacher"
     ],
-    caption=f"Accuracy, mean of {len(seeds)} seeds. The Bayes classifier reaches {accuracy(truth, test.labels):.1%}.",
+    caption="Points, paired by seed, mean and 95 % interval.",
 )
 
 # %%
-observed(
-    "At every $n$ the teacher's soft targets bring a student nearer to the truth "
-    "than labels, and than the same targets with the wrong classes shuffled.",
-    all(
-        np.mean(error["teacher", n]) < np.mean(error[other, n])
-        for n in sizes
-        for other in ("hard labels", "teacher, shuffled")
-    ),
-)
+others = ["hard labels", "teacher, shuffled"]
+for n in sizes:
+    points = Quantity(f"accuracy at $n = {n}$", "points", 100, 1, level_unit="%")
+    display(above("teacher", others, {name: right_answers[name, n] for name in sources}, points))
+for n in sizes:
+    nats = Quantity(f"the distance from the true posterior at $n = {n}$", "nats")
+    display(below("teacher", "hard labels", {name: error[name, n] for name in sources}, nats))
 
 # %% [markdown]
 # Whether the same holds on photographs, where no truth is known, is tested in {doc}`06_first_distillation`.
@@ -433,6 +485,7 @@ print(
 # %% tags=["hide-input"]
 family = data.superclasses.index("people") if "people" in data.superclasses else 0
 members = [c for c in range(data.num_classes) if data.superclass_of[c] == family]
+believed = {}
 figure, panels = plt.subplots(1, 3, figsize=(8.2, 3.1), sharey=True)
 for panel, temperature in zip(panels, (1, 4, 20), strict=True):
     rows = torch.stack(
@@ -442,6 +495,8 @@ for panel, temperature in zip(panels, (1, 4, 20), strict=True):
         ]
     )
     names = [data.classes[c] for c in members]
+    others = ~torch.eye(len(members), dtype=torch.bool)
+    believed[temperature] = rows.diagonal().mean().item(), rows[others].mean().item()
     heatmap(
         panel, 100 * rows, names, names, text=lambda v: f"{v:.0f}" if v >= 1 else f"{v:.1f}"
     )
@@ -451,10 +506,11 @@ show(
     figure,
     label="superclass",
     caption=f"Mean probability (in %) that the teacher gives the classes of the superclass “{data.superclasses[family]}”, "
-    "by what the image shows. At $T=1$ the diagonal dominates; at $T=4$ the likeness of the classes becomes visible; at "
-    "$T=20$ little is left but $1/N$.",
-    alt="Three heat maps, one a temperature. Rows are true classes of one superclass, columns the same classes. The "
-    "diagonal is bright at temperature 1; off-diagonal entries become visible at 4; all are alike at 20.",
+    "by what the image shows. Mean of the diagonal and of the rest: "
+    + "; ".join(f"{100 * a:.1f} and {100 * b:.1f} at $T={t}$" for t, (a, b) in believed.items())
+    + rf". ($1/N$ is {100 / data.num_classes:.0f}.)",
+    alt="Three heat maps, one a temperature. Rows are true classes of one superclass, columns the same classes; the difference between the "
+    "diagonal and the rest shrinks from map to map.",
 )
 
 # %% [markdown]
@@ -542,7 +598,6 @@ temperature_dial(
 # ```{solution} ex-teacher-size
 # :class: dropdown
 #
-# Change `task.sample(20_000, …)` and `recipe(20_000, …)` to 500 and run the chapter again. A teacher trained on fewer
-# examples than its student is further from the truth than the student could come by itself: the curve of the teacher
-# crosses that of the hard labels.
+# Change `task.sample(20_000, …)` and `recipe(20_000, …)` to 500 and run the chapter again. A student that sees more examples than its
+# teacher did can come nearer to the truth by itself: look for the $n$ at which the curve of the teacher crosses that of the hard labels.
 # ```

@@ -9,13 +9,13 @@
 # %% [markdown]
 # # Gradients by hand and by machine
 #
-# Everything that distillation does, it does through one vector: the derivative of a loss by the student's logits. This
-# chapter derives that vector for every loss the next chapters need, three times over: by SymPy for a **symbolic** number of classes, by SymPy again for a few explicit classes (all but the Jensen–Shannon divergence), and by PyTorch's automatic
+# A loss on a student's outputs moves the student through one vector: its derivative by the logits. This
+# chapter derives that vector for the losses on outputs that the next chapters need, three times over: by SymPy for a **symbolic** number of classes, by SymPy again for a few explicit classes (all but the Jensen–Shannon divergence), and by PyTorch's automatic
 # differentiation on random logits. They must agree.
 #
 # **At the end you will know** the softmax's Jacobian and where its two cases come from; the gradients of cross-entropy,
-# of both Kullback–Leibler divergences and of the Jensen–Shannon divergence; and which small condition on the target
-# makes "prediction minus target" true.
+# of both Kullback–Leibler divergences and of the Jensen–Shannon divergence; and what becomes of "prediction minus target" if the
+# target has lost some of its mass.
 #
 # *Needs: one CPU core and under half a minute.*
 
@@ -92,9 +92,10 @@ assert sp.factor(jacobian.subs(j, i)) == sp.factor(q[i] * (1 - q[i]) / T)
 
 # %% [markdown]
 # (ce-gradient)=
-# ## Cross-entropy, and the condition nobody mentions
+# ## Cross-entropy
 #
-# The loss for a target $p$ is $L = -\sum_l p_l \log q_l$. Nothing is assumed of $p$ yet.
+# Article B: “The Cross-Entropy loss for a target distribution $p$ is $L = -\sum_j p_j \ln q_j$”, with the gradient $q_i - p_i$. Here nothing is
+# assumed of $p$ yet.
 
 # %%
 cross_entropy_loss = -total(p[l] * log_softmax(z, l), l)
@@ -102,9 +103,8 @@ gradient = partial(cross_entropy_loss, z[i])
 equation(r"\frac{\partial L}{\partial z_i}", gradient)
 
 # %% [markdown]
-# There it is: the prediction is multiplied by $\sum_n p_n$. The famous $q_i - p_i$ holds **because a distribution sums
-# to one**, and only then. A target whose mass was lost on the way (top-$k$ probabilities that were not renormalised, a
-# row of padding, classes masked after the softmax) has another gradient: it pulls towards $p_i/\sum p$, with a weaker hand.
+# The prediction is multiplied by $\sum_n p_n$. For a distribution that is one, and the gradient is $q_i - p_i$ (times $1/T$), as the article says. A target whose mass was lost on the way (top-$k$ probabilities that were not renormalised, a
+# row of padding, classes masked after the softmax) has another gradient: it pulls towards $p_i/\sum p$, and $\sum p$ times as hard.
 
 # %%
 assert same(gradient, (q[i] * total(p[l], l) - p[i]) / T)
@@ -113,7 +113,7 @@ assert sp.expand(with_mass_one - (q[i] - p[i]) / T) == 0
 equation(r"\frac{\partial L}{\partial z_i}\Big|_{\sum p = 1}", sp.factor(with_mass_one))
 
 # %% [markdown]
-# To *see* it: keep the ten largest of a thousand target probabilities, and compare the formula that forgets $\sum p$ with
+# To *see* it: keep the ten largest of a thousand target probabilities, and compare the formula for a distribution with
 # what automatic differentiation says.
 
 # %%
@@ -169,10 +169,9 @@ show(
 
 # %% tags=["hide-input"]
 verdict(
-    "B5", "depends",
-    r"The gradient is $q_i\sum_k p_k - p_i$, for every $N$. It equals $q_i - p_i$ exactly when the target sums to one. "
-    rf"For a target cut to {mass:.0%} of its mass, autograd agrees with the first to {error_with:.0e} and misses the second "
-    rf"by {error_without:.0e}.",
+    "B5", "proved",
+    r"For a target distribution the gradient is $q_i - p_i$, for every $N$. For any other target it is $q_i\sum_k p_k - p_i$: with a "
+    rf"target cut to {mass:.0%} of its mass, autograd agrees with that to {error_with:.0e} and misses $q_i - p_i$ by {error_without:.0e}.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -380,6 +379,8 @@ norms = {
         for t_ in grid
     ],
 }
+slope = {name: reference.effective_exponent(grid, v)[-1] for name, v in norms.items()}
+hot_ratio = {name: v[-1] / norms["forward KL"][-1] for name, v in norms.items()}
 figure, axis = plt.subplots(figsize=(6.4, 3.4))
 for (name, values), colour in zip(norms.items(), (BLUE, ORANGE, GREEN), strict=True):
     axis.loglog(grid, values, color=colour, label=name)
@@ -402,8 +403,10 @@ axis.legend(fontsize="small")
 show(
     figure,
     label="norms",
-    caption="Gradient norm of three losses for one random pair of logits. None follows the slope −1 that the explicit "
-    "factor alone would give; all bend to −2, forward and reverse KL to the same line, JSD to a fraction of it.",
+    caption="Gradient norms of three losses for one random pair of logits, with the slope −1 of the explicit factor alone (dotted) and −2 (dashed). "
+    "Slopes at the hot end: "
+    + ", ".join(f"{v:.2f} ({name})" for name, v in slope.items())
+    + f". There the reverse KL's gradient is {hot_ratio['reverse KL']:.2f} times the forward KL's, and the JSD's {hot_ratio['JSD, beta=0.5']:.2f} times.",
     alt="Log-log plot of three falling curves that become parallel to a dashed line of slope minus two at high "
     "temperature; a dotted line of slope minus one falls less steeply.",
 )
@@ -420,18 +423,20 @@ verdict(
 # %% [markdown]
 # ## A name and a sum that disagree
 #
-# Article A names its loss $D_{\mathrm{KL}}(p_S\,\|\,p_T)$. In the plain text that we have the sum reads
-# $\sum p_T\log(p_S/p_T)$. That text puts denominators first (see {ref}`chapter 1 <printed-softmax>`), so the page itself most likely has
-# $\sum p_T\log(p_T/p_S)$, the right sum under the wrong name. Read as it stands, the sum is
-# $-D_{\mathrm{KL}}(p_T\,\|\,p_S)$: never positive, and largest where the student is *right*. Minimising it drives the
-# student away from its teacher. One gradient step tells the three apart.
+# Article A: “The distillation loss, $L_{KD}$, is typically the Kullback-Leibler (KL) divergence between the student's softened predictions … and the
+# teacher's”, written $T^2\cdot D_{KL}(p_S\|p_T)$ and then as a sum over $p_T(i)$. In the plain text that we have, the logarithm in the sum reads
+# $p_S/p_T$; but that text puts every fraction's denominator first (see {ref}`chapter 1 <printed-softmax>`), so on the page it is
+# $\sum p_T\log(p_T/p_S)$: the **forward** divergence, which is Hinton's loss up to a constant. The sum is right; its name has the arguments
+# exchanged.
+#
+# Who codes the name gets another loss, and who codes the copied text gets a wrong sign. One gradient step tells the three apart.
 
 # %%
 student_logits = torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
 teacher_logits = torch.tensor([2.0, 1.0, -1.0], dtype=torch.float64)
 
 
-def printed(student_logits, teacher_logits):
+def copied(student_logits, teacher_logits):
     log_p, log_q = log_soften(teacher_logits), log_soften(student_logits)
     return (log_p.exp() * (log_q - log_p)).sum()
 
@@ -439,9 +444,9 @@ def printed(student_logits, teacher_logits):
 before = forward_kl(student_logits, teacher_logits).item()
 rows = []
 for name, loss in {
-    "the sum as it reads": printed,
-    "forward KL, teacher to student": forward_kl,
-    "reverse KL, as named": reverse_kl,
+    "the copied text, upside down": copied,
+    "the sum: forward KL": forward_kl,
+    "the name: reverse KL": reverse_kl,
 }.items():
     value = loss(student_logits, teacher_logits)
     (direction,) = torch.autograd.grad(value, student_logits)
@@ -460,10 +465,9 @@ table(
 # %% tags=["hide-input"]
 verdict(
     "A3", "corrected",
-    r"The divergence that is named, $D_{\mathrm{KL}}(p_S\|p_T)$, is not Hinton's loss but a mode-seeking one. His is "
-    r"$T^2 D_{\mathrm{KL}}(p_T\|p_S) = T^2\sum p_T\log(p_T/p_S)$, which the sum gives if the text has its fraction upside down "
-    r"only by the way it was taken from the page. As the sum reads it has the wrong sign: for the example above it is "
-    rf"{rows[0][1]:.3f}, and a step of descent on it moves the student away from the teacher by {rows[0][2]:.3f} nats.",
+    r"The sum, $T^2\sum p_T\log(p_T/p_S)$, is right: $T^2$ times the forward divergence, $T^2 D_{\mathrm{KL}}(p_T\|p_S)$. Its name, "
+    r"$D_{\mathrm{KL}}(p_S\|p_T)$, is that of the reverse one, which has another value and another gradient "
+    rf"({rows[2][1]:.4f} against {rows[1][1]:.4f} in the example above).",
 )  # fmt: skip
 
 # %% [markdown]

@@ -34,7 +34,9 @@ from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, show, table, u
 from kdlab.models import resnet8
 from kdlab.objectives import CrossEntropy, forward_kl
 from kdlab.study import book_teacher
-from kdlab.study.display import data_note, device_for, observed, verdict
+from kdlab.study.display import data_note, device_for, verdict
+from kdlab.study.evidence import Quantity
+from kdlab.study.statements import only
 from kdlab.theory import reference
 from kdlab.theory.expansion import (
     N,
@@ -217,7 +219,7 @@ verdict(
 # ## Four kinds of logits
 #
 # Now the numbers that matter. Two kinds of random logits, and two real pairs of student and teacher on validation images:
-# an untrained ResNet-8, which is the first step of every distillation, and the same network after one epoch. The teacher
+# an untrained ResNet-8, as at the first step of a distillation, and the same network after one epoch. The teacher
 # is the book's ResNet-20.
 
 # %% tags=["hide-input"]
@@ -246,8 +248,8 @@ pairs = {
         2 * rng.standard_t(3, size=(1000, classes)),
         2 * rng.standard_t(3, size=(1000, classes)),
     ),
-    "real, first step": (untrained.double().numpy(), trained.double().numpy()),
-    "real, after an epoch": (young.double().numpy(), trained.double().numpy()),
+    "real (first step)": (untrained.double().numpy(), trained.double().numpy()),
+    "real (after an epoch)": (young.double().numpy(), trained.double().numpy()),
 }
 colours = dict(zip(pairs, (BLUE, GREEN, PURPLE, VERMILION), strict=True))
 
@@ -282,6 +284,8 @@ loss_exponent = {
 }
 
 # %% tags=["hide-input"]
+common = (grid >= 1) & (grid <= 10)
+furthest = max(abs(v[-1] + 2) for v in (*exponent.values(), *loss_exponent.values()))
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.8, 3.6))
 for name, colour in colours.items():
     left.loglog(grid, norm[name], color=colour, label=name)
@@ -302,10 +306,14 @@ show(
     figure,
     label="exponents",
     caption="Left: the unscaled gradient vanishes. Right: the exponent with which it does so at each temperature (solid: "
-    "gradient, dotted: loss). It becomes −2 in the end for all. In the shaded range where people distil, it is anything "
-    "from near 0 (loss) to beyond −2, and it depends on the logits.",
+    "gradient, dotted: loss); the line is at −2. In the shaded range from 1 to 10 it lies between "
+    + " and between ".join(
+        f"{min(v[common].min() for v in curves_of.values()):.2f} and {max(v[common].max() for v in curves_of.values()):.2f} ({what})"
+        for what, curves_of in (("gradient", exponent), ("loss", loss_exponent))
+    )
+    + f"; at $T={grid[-1]:,.0f}$ the furthest of the eight is {furthest:.4f} from −2.",
     alt="Left: four falling curves in a log-log plot, parallel at high temperature. Right: their slopes against "
-    "temperature, spread between zero and minus three at temperatures one to ten, all settling on minus two.",
+    "temperature, which differ in the shaded range and meet at minus two.",
 )
 
 
@@ -328,12 +336,9 @@ def at(values, T):
 
 settled = {name: beyond(values) for name, values in exponent.items()}
 settled_loss = {name: beyond(values) for name, values in loss_exponent.items()}
-display(
-    observed(
-        "The exponent of the gradient settles on −2 for all four kinds of logits.",
-        all(np.isfinite(T) for T in settled.values()),
-    )
-)
+off = {name: abs(values[-1] + 2) for name, values in exponent.items()}
+hottest = Quantity(f"distance of the gradient's exponent from −2 at $T={grid[-1]:.0f}$", digits=4)
+display(only(pairs, off, hottest, below=0.01))
 table(
     [
         "logits",
@@ -397,20 +402,15 @@ axis.legend(fontsize="small")
 show(
     figure,
     label="scaled",
-    caption="The scaled gradient norm over its limit. In the grey band it is within 20 % of it. Below, $T^2$ makes the "
-    "soft loss pull less or more than in the limit, by an amount that depends on the logits.",
-    alt="Four curves against temperature that end at one. They enter a grey band from 0.8 to 1.2 at temperatures between "
-    "a few and some tens, from above or from below.",
+    caption="The scaled gradient norm over its limit. In the grey band it is within 20 % of it. At $T=1$ it is "
+    + ", ".join(f"{at(scaled[name] / limits[name], 1):.2f} ({name})" for name in pairs)
+    + " of the limit.",
+    alt="Four curves against temperature that end at one, in a grey band from 0.8 to 1.2.",
 )
 
 # %% tags=["hide-input"]
-spread = {
-    name: scaled[name][(grid >= 1) & (grid <= 10)].max()
-    / scaled[name][(grid >= 1) & (grid <= 10)].min()
-    for name in pairs
-}
+spread = {name: scaled[name][common].max() / scaled[name][common].min() for name in pairs}
 real = [name for name in pairs if name.startswith("real")]
-common = (grid >= 1) & (grid <= 10)
 low, high = (f(f(exponent[name][common]) for name in real) for f in (min, max))
 verdict(
     "B9", "depends",
@@ -419,13 +419,14 @@ verdict(
     rf"limit from $T={max(flat[n] for n in real):.1f}$ on, and varies by a factor of up to {max(spread[n] for n in real):.1f} between $T=1$ "
     r"and $10$.",
     data=data,
+    condition="true in a limit",
 )  # fmt: skip
 
 # %% [markdown]
 # ### Against the hard labels
 #
 # Article A's claim is about a *ratio*: the soft term's pull compared with that of the hard labels. The hard term is taken
-# at $T=1$ and does not change with $T$. So the ratio of gradient norms, relative to its value at the usual $T=4$:
+# at $T=1$ and does not change with $T$. So the ratio of gradient norms, relative to its value at $T=4$:
 
 # %%
 labels = images.labels.numpy()
@@ -494,10 +495,13 @@ axis.legend(fontsize="small")
 show(
     figure,
     label="ratio",
-    caption="How hard the soft term pulls compared with the hard term, relative to $T=4$. Without $T^2$ (dotted) the "
-    "balance is lost within a factor of two in temperature; with it (solid) it leaves the band of 20 % (grey) too, but slowly.",
-    alt="Log-log plot: two nearly flat solid curves through one at temperature four, and two dotted curves that fall by "
-    "orders of magnitude.",
+    caption="How hard the soft term pulls compared with the hard term, relative to $T=4$, with $T^2$ (solid) and without (dotted); grey: within 20 %. From "
+    "$T=4$ to $T=8$ the ratio changes by a factor of "
+    + " and ".join(f"{at(ratios[name], 8) / at(ratios[name], 4):.2f} with and {at(unscaled[name], 8) / at(unscaled[name], 4):.2f} without ({name})" for name in real)
+    + ". At $T=4$ itself it is "
+    + " and ".join(f"{at(ratios[name], 4):.2f} ({name})" for name in real)
+    + rf"; how it depends on the number of classes, here {classes}, is told in the next chapter.",
+    alt="Log-log plot of two solid and two dotted curves that meet at one at temperature four; the dotted ones fall faster.",
 )
 
 
@@ -513,6 +517,7 @@ verdict(
     + ". Without $T^2$, going from $T=4$ to $T=8$ alone divides it by "
     + " and ".join(f"{at(unscaled[name], 4) / at(unscaled[name], 8):.1f}" for name in real) + ".",
     data=data,
+    condition="true in a limit",
 )  # fmt: skip
 
 # %% [markdown]
@@ -551,18 +556,17 @@ show(
     figure,
     label="digits",
     caption="Error of the KL divergence in float32, against float64. Above the dotted line no digit is right.",
-    alt="Log-log plot: the textbook sum's error grows as the square of the temperature and passes one; kdlab's stays "
+    alt="Log-log plot: the textbook sum's error grows with the temperature and passes one; kdlab's stays "
     "below one in a thousand.",
 )
 
 # %% [markdown]
 # ## Limits
 #
-# - The curves are medians over examples. Single examples differ, most of all those on which the teacher is very sure.
+# - The curves are medians over examples. Single examples differ.
 # - A gradient's *norm* is not its direction. With rising $T$ the direction changes too, from correcting the top classes to
 #   matching all logits; $T^2$ does nothing about that.
-# - Two stages of one student were measured. Late in training student and teacher agree, and the curve shifts again.
-#   Language models, with their thousands of classes, are a matter of their own: {doc}`16_a_large_n`.
+# - Two stages of one student were measured, both early. Language models, with their thousands of classes, are a matter of their own: {doc}`16_a_large_n`.
 #
 # ## Exercises
 #

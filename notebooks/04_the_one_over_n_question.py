@@ -10,10 +10,11 @@
 # # The 1/N question
 #
 # The hot gradient is $(\tilde z_i - \tilde t_i)/(NT^2)$. Multiplying by $T^2$ removes one of the two factors. Why not multiply by
-# $N$ as well? Article B answers that this "would cause immediate gradient explosion" at $N=128{,}000$. Let us multiply.
+# $N$ as well? Article B: “We omit the $N$ multiplier in the loss scaling because logit differences $(z_{si}-z_{ti})$ are large. Multiplying by
+# $N$ (e.g., $128,000$ for an LLM vocab) would cause immediate gradient explosion.” Let us multiply.
 #
-# **At the end you will know** what $N$ times the loss is (an old acquaintance), for which optimisers the factor matters, and
-# why "explosion" is a statement about a learning rate.
+# **At the end you will know** what $N$ times the loss is (an old acquaintance), how large its gradient can become at most, for which
+# optimisers the factor matters, and how the soft loss compares with the hard one as $N$ grows.
 #
 # *Needs: two CPU cores and about two minutes.*
 
@@ -29,8 +30,10 @@ from torch import nn
 
 from kdlab.data import Examples
 from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, show, table, use_style
-from kdlab.objectives import SoftTargets, forward_kl
-from kdlab.study.display import device_for, observed, verdict
+from kdlab.objectives import LogitMSE, SoftTargets, forward_kl
+from kdlab.study.display import device_for, verdict
+from kdlab.study.evidence import Among, Quantity
+from kdlab.study.statements import only, power
 from kdlab.theory import reference
 from kdlab.training import Recipe, fit, predict
 
@@ -71,13 +74,55 @@ table(
 )
 
 # %% [markdown]
-# So "multiplying by $N$" is no exotic idea. It is a loss with a long record of training networks. What can explode?
+# So "multiplying by $N$" is no exotic idea. It is a loss with a long record of training networks.
 #
+# (bounded)=
+# ## The gradient has a bound
+#
+# The likeness ends where the logits are far apart. The gradient of $N\,T^2D_{\mathrm{KL}}$ is $N\,T\,(q-p)$. No entry of $q-p$ is larger than one
+# and their absolute values sum to at most two, so
+#
+# $$\lVert q-p\rVert_2^2 \le \max_i\lvert q_i-p_i\rvert\,\sum_i\lvert q_i-p_i\rvert \le 2,
+# \qquad \lVert\nabla_z\, N\,T^2D_{\mathrm{KL}}\rVert_2 \le \sqrt2\,N\,T ,$$
+#
+# whatever the logits are. The gradient of logit matching, $\tilde z-\tilde t$, has no bound. The next cell tries to break the first, with logits of
+# all sizes, and comes as near as rounding allows with two models that are sure of different classes.
+
+# %%
+spreads = np.geomspace(1e-1, 1e6, 29)
+bounded, unbounded = [], []
+for spread in spreads:
+    student, teacher = spread * rng.normal(size=(2, 50, 1000))
+    bounded.append(1000 * T**2 * reference.forward_kl_gradient(student, teacher, T))
+    difference = student - teacher
+    unbounded.append(difference - difference.mean(-1, keepdims=True))
+bounded, unbounded = (np.linalg.norm(g, axis=-1) for g in (bounded, unbounded))
+bound = np.sqrt(2) * 1000 * T
+closest = bounded.max() / bound
+assert 0.999 < closest <= 1
+
+# %% tags=["hide-input"]
+figure, axis = plt.subplots(figsize=(6.4, 3.3))
+axis.loglog(spreads, np.median(bounded, -1), color=BLUE, label="$N\\,T^2$KL")
+axis.loglog(spreads, np.median(unbounded, -1), color=ORANGE, label="logit matching")
+axis.axhline(bound, color="grey", linestyle=":", label="$\\sqrt{2}\\,N\\,T$")
+axis.set(xlabel="standard deviation of the logits", ylabel="gradient norm")
+axis.legend(fontsize="small")
+show(
+    figure,
+    label="bound",
+    caption=f"Norm of the gradient by the student's logits, $N=1000$, $T={T:g}$, median of 50 random pairs. Where the logits are small against $T$, "
+    f"the two losses agree; then one meets its bound (the largest single norm is {closest:.4f} of it) and the other goes on.",
+    alt="Log-log plot of two curves that coincide at the left; one becomes flat at a dotted line, the other rises on as a straight line.",
+)
+
+# %% [markdown]
 # ## A probe
 #
 # Student and teacher are linear maps from 32 features to $N$ logits; the student starts at zero. Nothing else can go wrong
 # here, and $N$ can be taken to 128,000. The reference run uses `SoftTargets(temperature=4)` with plain SGD and a learning
-# rate from a sweep. Then the loss is multiplied by $N$, as in `N * SoftTargets(temperature=4)`.
+# rate from a sweep. Then the loss is multiplied by $N$, as in `N * SoftTargets(temperature=4)`. The data, the initial weights and the
+# batches are the same in all runs of one $N$.
 
 # %%
 FEATURES, STEPS, BATCH = 32, 60, 8
@@ -99,9 +144,9 @@ def problem(N, seed=0):
     )
 
 
-def distil(N, weight, optimizer, learning_rate, seed=0):
+def distil(N, objective, optimizer, learning_rate, seed=0):
     """KL from the teacher at T = 1 on fresh inputs after 60 steps;
-    infinite if the loss did not stay finite.
+    infinite if loss or logits did not stay finite.
     """
     teacher, train, test = problem(N, seed)
     student = nn.Linear(FEATURES, N, bias=False)
@@ -113,13 +158,15 @@ def distil(N, weight, optimizer, learning_rate, seed=0):
     try:
         fit(
             student,
-            weight * SoftTargets(temperature=T),
+            objective,
             train=train,
             teacher=teacher,
             recipe=recipe,
             device=device,
         )
-    except FloatingPointError:
+    except (FloatingPointError, ValueError) as error:  # the loss, or the logits before it
+        if "finite" not in str(error):
+            raise
         return np.inf
     student_logits = predict(student, test, batch_size=64, device=device)
     return forward_kl(
@@ -134,12 +181,16 @@ def distil(N, weight, optimizer, learning_rate, seed=0):
 # the learning rate over many decades, for both losses and three sizes:
 
 # %%
+def soft(weight):
+    return weight * SoftTargets(temperature=T)
+
+
 rates = {N: N * 10.0 ** np.arange(-5, 1.01, 0.5) for N in (10, 100, 1000)}
 sweep = {}
 for N, plain_rates in rates.items():
     for rate in plain_rates:
-        sweep[N, "plain", rate] = distil(N, 1.0, "sgd", rate)
-        sweep[N, "times N", rate / N] = distil(N, float(N), "sgd", rate / N)
+        sweep[N, "plain", rate] = distil(N, soft(1.0), "sgd", rate)
+        sweep[N, "times N", rate / N] = distil(N, soft(float(N)), "sgd", rate / N)
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 3, figsize=(8.0, 3.1), sharey=True)
@@ -165,9 +216,8 @@ panels[0].legend(fontsize="small")
 show(
     figure,
     label="sweep",
-    caption="KL after 60 steps of SGD against the learning rate. The two losses give the same curve, shifted by exactly "
-    "$N$. Each has a range in which it learns and a rate from which it fails: neither is more explosive, they are one loss "
-    "in two units.",
+    caption="KL after 60 steps of SGD against the learning rate, for the two losses. A factor on the loss is a factor on the rate: the curves are "
+    "one, shifted by $N$.",
     alt="Three panels with two identical U-shaped curves each, the orange one shifted to the left by a factor of 10, 100 "
     "and 1000.",
 )
@@ -177,35 +227,38 @@ best_rate = {
     N: min(plain_rates, key=lambda rate, N=N: sweep[N, "plain", rate])
     for N, plain_rates in rates.items()
 }
-shift_error = max(
-    abs(sweep[N, "plain", rate] - sweep[N, "times N", rate / N]) / sweep[N, "plain", rate]
+shift_error = {
+    f"$N={N}$": max(
+        abs(sweep[N, "times N", rate / N] / sweep[N, "plain", rate] - 1)
+        for rate in plain_rates
+        if rate <= best_rate[N]
+    )
     for N, plain_rates in rates.items()
-    for rate in plain_rates
-    if rate <= best_rate[N]
-)
+}
 best_over_N = {N: rate / N for N, rate in best_rate.items()}
-print(f"largest relative difference up to the best rate: {shift_error:.0e}")
 print("best rate / N:", {N: f"{rate:.2g}" for N, rate in best_over_N.items()})
-observed("Up to the best rate the two curves are one, shifted by $N$.", shift_error < 1e-2)
+only([], shift_error, Quantity("the two curves' relative difference up to the best rate", "%", 100, 4), above=1, among=Among("the three sizes", shift_error))
 
 # %% [markdown]
-# The best learning rate of the *plain* loss grows in proportion to $N$: the bare $1/N$ in its gradient has to be paid for
-# somewhere. That gives the reference rate for larger $N$ without another sweep. We take one step of the grid less than the best: the
-# limit of stability is set by the *likeliest* class, whose curvature is larger than $1/N$, and more so the more classes there are.
+# The bare $1/N$ in the plain loss's gradient has to be paid for somewhere: in the rate. To have a reference rate for larger $N$ without another
+# sweep, we take the smallest of the three best rates over $N$, and one step of the grid less.
 #
-# ## Five runs at every N
+# ## Six runs at every N
 #
-# From $N=10$ to $N=128{,}000$: the reference; $N$ times the loss at the *same* rate; $N$ times the loss at rate$/N$; and Adam
-# with and without the factor, at one learning rate for all $N$.
+# From $N=10$ to $N=128{,}000$: the reference; $N$ times the loss at the *same* rate; $N$ times the loss at rate$/N$; logit matching,
+# $\frac12\lVert\tilde z-\tilde t\rVert^2$, at the same rate as the second; and Adam with and without the factor, at one learning rate for all $N$.
 
 # %%
 rate_per_N = min(best_over_N.values()) / 10**0.5
 arms = {
-    "SGD": lambda N: distil(N, 1.0, "sgd", rate_per_N * N),
-    "SGD, ×N, same rate": lambda N: distil(N, float(N), "sgd", rate_per_N * N),
-    "SGD, ×N, rate/N": lambda N: distil(N, float(N), "sgd", rate_per_N),
-    "Adam": lambda N: distil(N, 1.0, "adam", 0.03),
-    "Adam, ×N": lambda N: distil(N, float(N), "adam", 0.03),
+    "SGD": lambda N: distil(N, soft(1.0), "sgd", rate_per_N * N),
+    "SGD, ×N, same rate": lambda N: distil(N, soft(float(N)), "sgd", rate_per_N * N),
+    "SGD, ×N, rate/N": lambda N: distil(N, soft(float(N)), "sgd", rate_per_N),
+    "SGD, logit matching, same rate": lambda N: distil(
+        N, N / 2 * LogitMSE(centred=True), "sgd", rate_per_N * N
+    ),
+    "Adam": lambda N: distil(N, soft(1.0), "adam", 0.03),
+    "Adam, ×N": lambda N: distil(N, soft(float(N)), "adam", 0.03),
 }
 final = {(name, N): run(N) for N in sizes for name, run in arms.items()}
 
@@ -215,13 +268,14 @@ styles = {
     "SGD": (BLUE, "o-", 9),
     "SGD, ×N, same rate": (VERMILION, "x-", 7),
     "SGD, ×N, rate/N": (ORANGE, "s--", 5),
+    "SGD, logit matching, same rate": ("grey", "^:", 7),
     "Adam": (GREEN, "o-", 9),
     "Adam, ×N": (PURPLE, "s--", 5),
 }
 for name, (colour, style, size) in styles.items():
     axis.loglog(
         sizes,
-        [final[name, N] for N in sizes],
+        [final[name, N] if np.isfinite(final[name, N]) else np.nan for N in sizes],
         style,
         color=colour,
         markersize=size,
@@ -229,26 +283,35 @@ for name, (colour, style, size) in styles.items():
     )
 axis.set(xlabel="number of classes $N$", ylabel="KL from the teacher, end of run")
 axis.legend(fontsize="small", ncols=2)
+same_run = max(abs(final["SGD", N] / final["SGD, ×N, rate/N", N] - 1) for N in sizes)
+adam_change = max(abs(final["Adam", N] / final["Adam, ×N", N] - 1) for N in sizes)
+lost = [N for N in sizes if not np.isfinite(final["SGD, logit matching, same rate", N])]
 show(
     figure,
     label="arms",
-    caption="KL from the teacher after 60 steps. Multiplying by $N$ at the same rate wrecks SGD; at rate$/N$ it is the same "
-    "run, dashes on the line. Adam divides its gradient by its own size, and the factor hardly shows.",
-    alt="Log-log plot against the number of classes: one curve far above (SGD times N at the same rate), two coinciding "
-    "pairs of curves below.",
+    caption="KL from the teacher after 60 steps. "
+    + (f"Logit matching left the finite numbers at $N$ = {', '.join(f'{N:,}' for N in lost)}. " if lost else "")
+    + f"SGD with the factor at rate$/N$ differs from the reference by at most {same_run:.0e} of it, Adam with it from Adam without by at most "
+    f"{adam_change:.1%}.",
+    alt="Log-log plot against the number of classes. SGD with the factor N at the same rate rises steeply; SGD at rate over N lies on the "
+    "reference, and the two runs of Adam lie on each other.",
 )
 
 # %% tags=["hide-input"]
 table(
     ["run", *(f"$N={N:,}$" for N in sizes)],
-    [[name, *(f"{final[name, N]:.3g}" for N in sizes)] for name in arms],
+    [[name, *(f"{final[name, N]:.3g}" for N in sizes)] for name in arms]
+    + [["SGD, ×N, same rate: KL over $N^2$", *(f"{final['SGD, ×N, same rate', N] / N**2:.2f}" for N in sizes)]],
     caption="KL from the teacher (nats, $T=1$) on fresh inputs after 60 steps; one seed, identical batches in each column.",
 )
 
 # %% [markdown]
-# Adam's indifference has an end, and it is not where the article sees it. Its denominator is $\sqrt{v} + \epsilon$ with
-# $\epsilon = 10^{-8}$. Without the factor the gradient of one weight is of the order of $1/N$ times small numbers; where that comes near
-# $\epsilon$, Adam slows down. With the factor it never does. How large is a gradient entry here, at the first step?
+# The last row says what the bound says. At a rate that is $N$ times too large a step of SGD is too long by that factor, but the gradient cannot grow
+# with it: the logits come to rest at a size of rate × gradient, which is of the order of $N\cdot N$, and the KL is then of the order of the logits.
+# It is an overshoot of fixed size. The gradient of logit matching does grow with the error, and at too large a rate every step multiplies it.
+#
+# Adam divides its step by $\sqrt{v} + \epsilon$ with $\epsilon = 10^{-8}$. Without the factor the gradient of one weight is of the order of $1/N$
+# times small numbers; where that comes near $\epsilon$, Adam would slow down. How large is a gradient entry here, at the first step?
 
 # %%
 entries = {}
@@ -256,7 +319,7 @@ for N in sizes:
     teacher, train, _ = problem(N)
     student = nn.Linear(FEATURES, N, bias=False)
     nn.init.zeros_(student.weight)
-    objective = 1.0 * SoftTargets(temperature=T)
+    objective = soft(1.0)
     inputs = train.inputs[:BATCH]
     with torch.no_grad():
         teacher_logits = teacher(inputs)
@@ -269,35 +332,98 @@ table(
 )
 
 # %% tags=["hide-input"]
-same_run = max(abs(final["SGD", N] / final["SGD, ×N, rate/N", N] - 1) for N in sizes)
-adam_change = max(abs(final["Adam", N] / final["Adam, ×N", N] - 1) for N in sizes)
-worse = {N: final["SGD, ×N, same rate", N] / final["SGD", N] for N in sizes}
-display(
-    observed(
-        "At the same rate the factor $N$ wrecks SGD; at rate$/N$ it is the same run; Adam hardly notices it.",
-        all(ratio > 10 for N, ratio in worse.items() if N >= 100)
-        and same_run < 0.02
-        and adam_change < 0.5,
-    )
-)
+over = [final["SGD, ×N, same rate", N] / N**2 for N in sizes if N >= 100]
+
+
+def by_size(function):
+    return {f"$N={N:,}$": function(N) for N in sizes}
+
+
+worse = by_size(lambda N: final["SGD, ×N, same rate", N] / final["SGD", N])
+five = Among("the five sizes", worse)
+display(only(worse, worse, Quantity("the KL at the end of SGD with the factor, at the same rate, over that without", digits=0), above=10, among=five))
+overshoot = {"SGD, ×N, same rate": {N: final["SGD, ×N, same rate", N] for N in sizes if N >= 100}}
+display(power(overshoot, Quantity("KL at the end"), "classes", 2, 0.1))
+relative = by_size(lambda N: abs(final["SGD", N] / final["SGD, ×N, rate/N", N] - 1))
+display(only([], relative, Quantity("relative change of SGD's end by the factor at rate over $N$", "%", 100, 4), above=1, among=five))
+under_adam = by_size(lambda N: abs(final["Adam", N] / final["Adam, ×N", N] - 1))
+display(only([], under_adam, Quantity("relative change of Adam's end by the factor", "%", 100, 2), above=1, among=five))
 verdict(
     "B10", "depends",
-    rf"When hot, $N\,T^2$KL is logit matching. Under SGD at a rate chosen for the plain loss it fails (at $N=1000$ it ends at a KL of "
-    rf"{final['SGD, ×N, same rate', 1000]:.0f} against {final['SGD', 1000]:.3f}); at rate$/N$ it is the same run (largest difference over "
-    rf"all $N$: {same_run:.1%}). Under Adam it changes the end of the run by at most {adam_change:.1%}, up to $N=128{{,}}000$. The explosion is one "
-    r"of the step size, not of the loss.",
+    rf"When hot, $N\,T^2$KL is logit matching, but its gradient is never longer than $\sqrt2\,N\,T$: what grows is the step, once, and not the gradient. "
+    rf"SGD at a rate chosen for the plain loss overshoots, to a KL of {min(over):.2f} to {max(over):.2f} times $N^2$ for $N\ge100$ (at $N=1000$ "
+    rf"{final['SGD, ×N, same rate', 1000]:,.0f} against {final['SGD', 1000]:.3f}); at rate$/N$ it is the same run (largest difference over "
+    rf"all $N$: {same_run:.0e}). Under Adam the factor changes the end of the run by at most {adam_change:.1%}, up to $N=128{{,}}000$.",
+    condition="bound to a scale",
 )  # fmt: skip
 
 # %% [markdown]
-# ## What to do
+# (soft-and-hard)=
+# ## Soft against hard, as N grows
 #
-# Leave $N$ out, as everyone does, but for a better reason: with $T^2$ alone, the gradient of the soft loss is comparable with that of the
-# cross-entropy ({doc}`03_why_t_squared`), so that the two can be added with weights that mean something.
+# Is there another reason to leave $N$ out, or to put it in? The soft loss is added to a cross-entropy on labels, so compare the two gradients. Let the
+# student be new, $z=0$. When hot, the soft gradient is $-\tilde t/N$, of norm $s(t)/\sqrt N$ with $s$ the standard deviation of the teacher's logits. The
+# gradient of the labels is $q-y$, of norm $\sqrt{1-1/N}$. So their **ratio is $s(t)/\sqrt{N-1}$** with $T^2$, and $N$ times that with $N\,T^2$.
+#
+# Below it is measured at the temperatures in use, for two kinds of teacher: Gaussian logits of deviation 2, as in the probe, and the same with one logit
+# raised until its class has a probability of 0.9 at $T=1$.
+
+# %%
+temperatures = (1, 2, 4, 10)
+
+
+def sure_teacher(logits, probability=0.9):
+    others = np.exp(logits[:, 1:]).sum(-1)
+    return np.concatenate([np.log(probability / (1 - probability) * others)[:, None], logits[:, 1:]], -1)
+
+
+ratio = {}
+for N in sizes:
+    gaussian = 2 * rng.normal(size=(20, N))
+    hard = np.sqrt(1 - 1 / N)
+    for kind, teacher in (("Gaussian", gaussian), ("sure", sure_teacher(gaussian))):
+        for temperature in temperatures:
+            soft_gradient = temperature**2 * reference.forward_kl_gradient(0 * teacher, teacher, temperature)
+            ratio[kind, temperature, N] = np.median(np.linalg.norm(soft_gradient, axis=-1)) / hard
+
+# %% tags=["hide-input"]
+figure, panels = plt.subplots(1, 2, figsize=(7.8, 3.3), sharey=True)
+for panel, kind in zip(panels, ("Gaussian", "sure"), strict=True):
+    for temperature, colour in zip(temperatures, (ORANGE, PURPLE, BLUE, GREEN), strict=True):
+        panel.loglog(
+            sizes, [ratio[kind, temperature, N] for N in sizes], "o-", color=colour, label=f"$T={temperature}$"
+        )
+    panel.loglog(sizes, [2 / np.sqrt(N) for N in sizes], color="grey", linestyle=":", label="$2/\\sqrt{N}$")
+    panel.set(title=f"{kind} teacher", xlabel="number of classes $N$")
+panels[0].set_ylabel("soft gradient : hard gradient")
+panels[0].legend(fontsize="small")
+show(
+    figure,
+    label="soft-and-hard",
+    caption="The norm of the soft loss's gradient, with $T^2$, over that of the labels', for a new student; median of 20 teachers. Gaussian teacher at $T=4$: "
+    + ", ".join(f"{ratio['Gaussian', 4, N]:.2g} at $N={N:,}$" for N in sizes)
+    + f". Sure teacher at $N=128{{,}}000$: "
+    + ", ".join(f"{ratio['sure', t, 128_000]:.2g} at $T={t}$" for t in temperatures)
+    + ".",
+    alt="Two log-log panels of the ratio against the number of classes, one line a temperature. Left, the lines fall beside a dotted line of slope minus "
+    "one half. Right, the line of temperature one is flat and the hotter ones fall.",
+)
+
+# %%
+falling = {"Gaussian teacher": {N: ratio["Gaussian", 4, N] for N in sizes}}
+power(falling, Quantity("ratio of soft to hard gradient at $T=4$"), "classes", -0.5, 0.05)
+
+# %% [markdown]
+# So “comparable gradients” is no reason for either choice. With a large vocabulary and a warm temperature, $T^2$ leaves the soft loss a small fraction of
+# the pull, and $N\,T^2$ would give it nearly all. The weights of a sum are the reader's to choose, and which gradient they let win can be measured:
+# `fit(…, gradient_norms=True)` reports the norm of each weighted term's gradient by the weights, and
+# {meth}`~kdlab.objectives.terms.Objective.gradient_norms` gives it for a single step, by whatever one names.
 #
 # ## Limits
 #
 # A linear probe has no depth, no normalisation and no other loss term. In a sum with a cross-entropy the factor $N$ is *not* only
-# a learning rate: it is a weight, and at $N=128{,}000$ it would silence the labels. Clipping and weight decay interact with the gradient's size as well.
+# a learning rate: it is a weight. Clipping and weight decay interact with the gradient's size as well. The ratio of soft to hard was taken for a new student
+# and by its logits; it changes as the student learns.
 # A language model has a body below its head, whose gradient has no $1/N$: {doc}`16_a_large_n`.
 #
 # ## Exercises

@@ -25,6 +25,7 @@
 profile = "cpu"
 
 # %% tags=["hide-input"]
+import itertools
 import math
 from functools import partial
 
@@ -35,7 +36,7 @@ import torch
 from IPython.display import display
 from scipy.optimize import minimize
 
-from kdlab.data import ExactTeacher, KnownPosterior
+from kdlab.data import Examples, ExactTeacher, KnownPosterior
 from kdlab.figures import (
     BLUE,
     GREEN,
@@ -47,7 +48,7 @@ from kdlab.figures import (
     table,
     use_style,
 )
-from kdlab.models import mlp
+from kdlab.models import SideBySide, mlp
 from kdlab.objectives import (
     CrossEntropy,
     ForwardKL,
@@ -69,9 +70,11 @@ from kdlab.objectives import (
     total_variation,
 )
 from kdlab.study import mean_interval, paired_difference
-from kdlab.study.display import device_for, observed
+from kdlab.study.display import device_for
+from kdlab.study.evidence import Among, Quantity
+from kdlab.study.statements import above, in_order, leads, only, power, rises, undecided, within
 from kdlab.theory import symbolic
-from kdlab.training import Recipe, accuracy, expected_calibration_error, fit, predict
+from kdlab.training import Recipe, accuracy, expected_calibration_error, fit
 
 use_style()
 device = device_for(profile)
@@ -81,7 +84,7 @@ device = device_for(profile)
 #
 # To see a distribution, let the classes lie on a line: two hundred of them, at positions $x_i$ from $-10$ to $10$. The
 # teacher is a mixture of three bells. The **heaviest** is broad, the **tallest** is narrow, and these are not the same
-# one. The student is a single bell. It has two numbers to learn, its centre $\mu$ and its width $\sigma$, and its
+# one. <!-- by definition --> The student is a single bell. It has two numbers to learn, its centre $\mu$ and its width $\sigma$, and its
 # logits are $z_i = -(x_i-\mu)^2/2\sigma^2$.
 
 # %%
@@ -126,6 +129,7 @@ DIVERGENCES = {
     r"JSD, $\beta=0.9$, scaled": partial(generalised_jsd, beta=0.9, scaled=True),
     "total variation": total_variation,
 }
+PLAIN = {name: name.replace(",", "") for name in DIVERGENCES}
 COLOURS = dict(
     zip(
         DIVERGENCES,
@@ -183,15 +187,16 @@ for panel in panels[:, 0]:
 show(
     figure,
     label="eight-fits",
-    caption="One teacher (grey), one bell, eight divergences. Solid: the best fit. Dashed: other minima that a start ran into (the narrow ones are cut off). Above, "
-    "the student covers all three modes and puts much of its mass where the teacher has none. Below, it sits on the heaviest mode, "
-    "which is not the tallest, and says nothing of the rest; total variation settles in between.",
-    alt="Eight panels, each with the same three grey bells and a coloured curve. In the four upper panels a low broad curve spans "
-    "all bells. In the lower ones a narrow curve coincides with the leftmost, broadest bell; dashed curves coincide with the others.",
+    caption="One teacher (grey), one bell, eight divergences. Solid: the best fit. Dashed: other minima that a start ran into (the narrow ones are cut off). "
+    "Centre and width of the best fits: "
+    + "; ".join(f"{theta[0]:+.1f} and {theta[1].exp():.1f} ({name})" for name, theta in best.items())
+    + f". The heaviest mode is at {centre[weight.argmax()]:+.0f} and {width[weight.argmax()]:.1f} wide.",
+    alt="Eight panels, each with the same three grey bells and a coloured curve: a low broad one over all bells, or a narrow one on the leftmost, "
+    "broadest bell.",
 )
 
 # %% [markdown]
-# That is mode covering and mode seeking. In the older literature the two directions are called inclusive and exclusive
+# A broad bell over all modes is mode *covering*, a narrow one on a single mode is mode *seeking*. In the older literature the two directions are called inclusive and exclusive
 # {cite}`minka2005divergence`. Neither is a preference that somebody put in. Both can be calculated.
 #
 # ### Why the forward KL covers: it matches moments
@@ -211,19 +216,19 @@ def moments(distribution):
 covering = soften(bell(best["forward KL"]))
 print("teacher:     mean {:+.3f}, deviation {:.3f}".format(*moments(p)))
 print("forward fit: mean {:+.3f}, deviation {:.3f}".format(*moments(covering)))
-observed(
-    "The best fit of the forward KL has the teacher's mean and deviation, "
-    "and all eight starts find it.",
-    np.allclose(moments(p), moments(covering), atol=1e-3)
-    and fits["forward KL"][-1].fun - fits["forward KL"][0].fun < 1e-5,
-)
+for k, moment in enumerate(("mean", "standard deviation")):
+    both = {"the best fit of the forward KL": moments(covering)[k], "the teacher": moments(p)[k]}
+    display(within(*both, 0.001, both, Quantity(f"{moment} on the line", digits=4)))
+above_best = {f"start {k}": f.fun - fits["forward KL"][0].fun for k, f in enumerate(fits["forward KL"])}
+above_the_best = Quantity("forward KL above the best minimum", "nats", digits=6)
+only([], above_best, above_the_best, above=1e-5, among=Among("the eight starts", above_best))
 
 # %% [markdown]
 # ### Why the reverse KL seeks: a mode of weight $w$ costs $-\log w$
 #
 # Suppose the modes do not overlap, $p = \sum_k w_k p_k$, and the student is exactly $p_k$. Wherever it has mass,
 # $q/p = 1/w_k$. So $D_{\mathrm{KL}}(q\,\|\,p) = -\log w_k$, whatever the other modes are like. Each mode is a minimum
-# of its own, and the heaviest is the cheapest; height does not enter.
+# of its own, and the heaviest is the cheapest; height does not enter. <!-- by definition -->
 
 # %%
 by_mode = {}
@@ -236,18 +241,17 @@ for k in sorted(by_mode):
         f"−log w {-weight[k].log():.4f}"
     )
 assert p.argmax() == (x - centre[1]).abs().argmin()  # the heaviest is not the tallest
-observed(
-    r"Each mode is a minimum of the reverse KL, at about $-\log w$, "
-    "and the heaviest is the cheapest.",
-    len(by_mode) == 3
-    and all(abs(value + weight[k].log()) < 2e-3 for k, value in by_mode.items())
-    and min(by_mode, key=by_mode.get) == weight.argmax(),
-)
+assert len(by_mode) == 3
+at_mode = {f"the mode of weight {weight[k]:.2f}": value for k, value in by_mode.items()}
+off = {name: abs(value + weight[k].log().item()) for (name, value), k in zip(at_mode.items(), by_mode, strict=True)}
+nats = Quantity("reverse KL", "nats", digits=4, better="lower")
+display(only([], off, Quantity(r"distance of the reverse KL from $-\log w$", "nats", digits=4), above=0.002))
+leads(f"the mode of weight {weight.max():.2f}", at_mode, nats)
 
 # %% [markdown]
 # ### Each is right by its own measure
 #
-# No fit is better than another until a measure is chosen. Here every best fit is judged by four of them.
+# No fit is better than another until a measure is chosen. <!-- by definition --> Here every one is judged by four of them.
 
 # %%
 JUDGES = [n for n in DIVERGENCES if "skewed" not in n and "scaled" not in n]
@@ -255,17 +259,17 @@ judged = {
     name: [DIVERGENCES[judge](bell(theta), teacher).item() for judge in JUDGES]
     for name, theta in best.items()
 }
-observed(
-    "By each of the four, the student that was fitted by it is best.",
-    all(
-        judged[judge][column] <= min(row[column] for row in judged.values()) + 1e-6
-        for column, judge in enumerate(JUDGES)
-    ),
-)
+for column, judge in enumerate(JUDGES):
+    by_judge = {f"the fit of the {name}": row[column] for name, row in judged.items()}
+    eight_fits = Among("the eight best fits", by_judge)
+    display(leads(f"the fit of the {judge}", by_judge, Quantity(judge, digits=5, better="lower"), among=eight_fits))
 
 # %% tags=["hide-input"]
 missed = judged["reverse KL"][0] / judged["forward KL"][0]
 strayed = judged["forward KL"][2] / judged["reverse KL"][2]
+bounded_judges = [
+    max(row[k] for row in judged.values()) / min(row[k] for row in judged.values()) for k in (1, 3)
+]
 table(
     ["fitted by", r"$\mu$", r"$\sigma$", *JUDGES],
     [
@@ -273,9 +277,9 @@ table(
         + [f"{value:.3f}" for value in values]
         for name, values in judged.items()
     ],
-    caption="The best fits, judged by four divergences. In each column the smallest value belongs to the student that was fitted by it. "
+    caption="The best fits, judged by four divergences. "
     f"Under the forward KL the seeking student is {missed:.0f} times worse than the covering one; under the reverse KL the covering one is "
-    f"{strayed:.1f} times worse. Under the two bounded judges they are nearly equal.",
+    f"{strayed:.1f} times worse. Under the two bounded judges the worst of the eight is {bounded_judges[0]:.2f} and {bounded_judges[1]:.2f} times the best.",
 )
 
 # %% [markdown]
@@ -295,6 +299,7 @@ landscape = {
 }
 
 # %% tags=["hide-input"]
+pits = {}
 figure, panels = plt.subplots(1, 4, sharex=True, sharey=True, figsize=(8.8, 2.9))
 for panel, (name, values) in zip(panels, landscape.items(), strict=True):
     floor = values.min().item()
@@ -317,6 +322,7 @@ for panel, (name, values) in zip(panels, landscape.items(), strict=True):
                 markeredgewidth=0.7,
             )
             seen.append(here)
+    pits[name] = len(seen)
     panel.set(title=name, yscale="log", xlabel=r"centre $\mu$")
     panel.set_yticks([0.3, 1, 3], ["0.3", "1", "3"])
     panel.minorticks_off()
@@ -326,10 +332,10 @@ show(
     figure,
     label="landscape",
     caption="What each divergence thinks of every bell: bright is good. Stars: the best; dots: further minima that the eight starts "
-    "found. The forward KL has one wide valley. The reverse KL has one pit a mode. The bounded two are flat almost everywhere "
-    "that is far from the teacher.",
-    alt="Four contour maps over centre and width. Forward KL: one bright basin at large width. JSD: a basin at large width and a small one "
-    "at the heavy mode. Reverse KL: three separate basins at small width. Total variation: one basin near the heavy mode, flat plains elsewhere.",
+    "found. Different minima found: "
+    + ", ".join(f"{count} ({name})" for name, count in pits.items())
+    + ".",
+    alt="Four contour maps over centre and width, with a star at the best bell of each and dots at further minima.",
 )
 
 # %% [markdown]
@@ -354,11 +360,10 @@ furthest = max((q - p).abs().sum().item() / 2 for q in exact)
 print(
     f"three bells: the worst of the eight best fits is {furthest:.0e} from the teacher (TV)"
 )
-observed(
-    "By every divergence the best student of three bells is the teacher, "
-    "and the best of two is not.",
-    all(by_size[3, name][0].fun < 1e-4 < by_size[2, name][0].fun for name in DIVERGENCES),
-)
+least = {size: {name: by_size[size, name][0].fun for name in DIVERGENCES} for size in (2, 3)}
+eight = {"among": Among("the eight divergences", DIVERGENCES), "names": PLAIN}
+display(only([], least[3], Quantity("least value with three bells", digits=4), above=0.0001, **eight))
+only(DIVERGENCES, least[2], Quantity("least value with two bells", digits=4), above=0.0001, **eight)
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 3, sharex=True, sharey=True, figsize=(8.4, 2.7))
@@ -379,10 +384,10 @@ panels[0].legend(fontsize="x-small", loc="upper right")
 show(
     figure,
     label="capacity",
-    caption="Best fits as the student grows. With one bell they have little in common. With two, the forward KL spends its second "
-    "bell on covering what the first does not reach; the reverse KL takes the two heaviest modes and drops the third. With three, all lie on the teacher, and on each other.",
-    alt="Three panels with three grey bells and three coloured curves. With one bell the curves differ widely, with two they "
-    "agree in part, with three they coincide with the grey bells.",
+    caption="Best fits as the student grows. Centres with two bells: "
+    + "; ".join(f"{', '.join(f'{mu:+.1f}' for mu in sorted(by_size[2, name][0].x[2:4]))} ({name})" for name in drawn)
+    + ".",
+    alt="Three panels with three grey bells and three coloured curves, for a student of one, two and three bells.",
 )
 
 # %% tags=["hide-input"]
@@ -404,8 +409,8 @@ table(
 # can be too small there is the network behind the logits, which has to serve all contexts at once; the last experiment
 # of this chapter is of that kind.
 #
-# The last column is a second lesson. The optima agree; the roads to them do not. Even with room enough, a good part of
-# the starts ends in a minimum that leaves out a mode or straddles two of them.
+# The last column is a second lesson. The optima agree; the roads to them do not. Even with room enough, a start can end in a minimum that is not
+# the teacher.
 #
 # (dials)=
 # ## Two dials
@@ -441,7 +446,7 @@ assert np.allclose([scaled[1], scaled[-2]], ends, rtol=1e-3)  # and still nearly
 # \qquad \frac{D_{\mathrm{KL}}\bigl(q \,\|\, (1-\lambda) p + \lambda q\bigr)}{(1-\lambda)^2} \;\to\; \frac12 \sum_i \frac{(p_i-q_i)^2}{q_i}.$$
 #
 # These are the two $\chi^2$ divergences, and they have *changed sides*: the first divides by the teacher, so it
-# punishes mass where the teacher has none, even harder than the reverse KL does. The skewed **forward** KL ends as a
+# punishes mass where the teacher has none. The skewed **forward** KL ends as a
 # mode **seeker**, the skewed reverse KL as a coverer.
 
 # %%
@@ -455,7 +460,7 @@ for skewed, denominator in ((skewed_forward_kl, p_t), (skewed_reverse_kl, q_z)):
     assert torch.allclose(limit, chi_squared / 2, rtol=1e-2)
 
 # %% [markdown]
-# So let each dial turn through its range and ask, at every setting, where the best bell sits.
+# So let each dial turn through its range and look, at every setting, for the bell that fits.
 
 # %%
 settings = np.linspace(0, 1, 21)
@@ -479,12 +484,9 @@ for name, dialled in DIALS.items():
         f"the best width jumps from {before:.2f} to {after:.2f}"
     )
     by_factor[name] = max(before / after, after / before)
-observed(
-    "At some setting of each dial the best width jumps by more than a factor of two; "
-    "of both skews, below a third.",
-    min(by_factor.values()) > 2
-    and all(settings[jump[name] + 1] < 1 / 3 for name in paths if "skewed" in name),
-)
+display(only(by_factor, by_factor, Quantity("factor of the largest jump of the best width", digits=2), above=2))
+skews = {name: settings[jump[name] + 1] for name in paths if "skewed" in name}
+only(skews, skews, Quantity(r"skew $\lambda$ after the jump", digits=2), below=0.3)
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 4, figsize=(9.4, 3.0), width_ratios=(1.25, 1, 1, 1))
@@ -518,17 +520,16 @@ show(
     label="dials",
     caption=r"Left: the value for one student; the plain form (dashed) is zero at both ends, the scaled one meets the forward KL (blue) and the "
     r"reverse KL (orange). Then: centre (line) and $\pm\sigma$ (band) of the best bell, with the teacher's modes in grey. The divergence "
-    "is continuous in its dial; the best student is not: it jumps from covering to seeking, or back.",
+    "is continuous in its dial; the best student need not be.",
     alt="Four panels. First: two curves against beta, the dashed one zero at both ends, the solid one ending in two dots. Next three: a "
-    "coloured band against the dial that is wide on one side and, after a jump, narrow on the other; in the last one narrow first and wide later.",
+    "coloured band against the dial, which changes its width at a jump.",
 )
 
 # %% [markdown]
-# For this teacher both skewed divergences have changed sides before $\lambda$ reaches a third. “Skewed forward KL”
-# without its $\lambda$ does not say on which side it is.
+# “Skewed forward KL” without its $\lambda$ does not say on which side it is.
 #
 # Around a jump two minima are equally good, and both go on to exist on either side. A descent that starts in the one
-# stays there: near the jump the start decides more than the dial.
+# stays there, on whichever side of the jump the dial is.
 #
 # ## One formula for all gradients
 #
@@ -563,7 +564,7 @@ assert symbolic.same(gradient, -q[i] / T * (heard(ratio(i)) - average))
 assert not symbolic.same(gradient, -q[i] / T * heard(ratio(i)))  # the check can fail
 
 # %% [markdown]
-# Read it so. Each class reports its ratio $r_i$: how much more the teacher believes in it than the student does. The
+# Read it so. Each class reports its ratio $r_i$, the teacher's belief in it over the student's. The
 # divergence decides how loudly a ratio is **heard**, by $h$, which rises with $r$ since $h' = r f''$. A class is pulled
 # up if it is heard above the student's average. And all of it is multiplied by $q_i$. Here is $h$ for each divergence,
 # worked out from $f$ and then compared with automatic differentiation through `kdlab`'s functions.
@@ -648,7 +649,7 @@ show(
     figure,
     label="loudness",
     caption=r"Left: $h(r)-h(1)$, brought to slope one at $r=1$ (total variation, which has none there, as it is). To the right of 1 the teacher believes "
-    "more than the student. Only the forward KL rises in proportion. Middle: a class that the student misses. Under the forward KL its pull stays "
+    "more than the student. Middle: a class that the student misses. Under the forward KL its pull stays "
     r"at $p-q$; under every other divergence it dies with $q$. Right: a class that the teacher rules out. Only the reverse KL's pull grows "
     "without end.",
     alt="Three panels. Left: six rising curves through zero at ratio one; forward KL shoots up on the right, reverse KL is a straight line, the "
@@ -705,9 +706,9 @@ show(
     label="pulls",
     caption=r"The pull on every logit, $-\partial D/\partial z_i$ (colour), on a student (dashed) between two modes of the teacher (grey). Each panel "
     f"has its own scale. On the heavy mode at the left, of weight {weight[0]:.1f}, the forward KL pulls with {on_unseen['forward KL']:.2f} in "
-    f"all. The next largest is {sorted(on_unseen.values())[-2]:.0e}: the other five do not know that it is there.",
-    alt="Six panels with three grey bells, a dashed bell between the second and third, and a coloured curve. Only in the forward KL's panel does "
-    "the curve rise over the leftmost bell; in the others it is zero there and active only under the dashed bell.",
+    f"all, the next largest of the six with {sorted(on_unseen.values())[-2]:.0e}.",
+    alt="Six panels with three grey bells, a dashed bell between the second and third, and a coloured curve; in the forward KL's panel "
+    "the curve rises over the leftmost bell.",
 )
 
 # %% [markdown]
@@ -750,6 +751,7 @@ far = {
 }
 
 # %% tags=["hide-input"]
+at_end = {key: values[-1] for key, values in far.items()}
 figure, panels = plt.subplots(1, 3, figsize=(9.2, 3.3))
 for name, colour in COLOURS_OF.items():
     how = {"color": colour, "linewidth": 4.5 if name == "forward KL" else 1.8}
@@ -765,11 +767,11 @@ for panel in panels:
 show(
     figure,
     label="far",
-    caption="A student at distance $d$ from its teacher; solid: a pure bell, dashed: the same on a floor. Left: the bounded divergences saturate. Middle: the pull "
-    "on the teacher's classes vanishes for all but the forward KL. Right: what the centre feels. The reverse KL is carried by the slope of the "
-    "teacher's tail (solid), and lost where the tail is flat (dashed).",
-    alt="Three panels against distance on logarithmic scales. Values: the two KLs rise, the others level off. Pull: forward KL stays at one, all others "
-    "plunge within ten units. Slope: forward KL and solid reverse KL rise, dashed reverse KL and the bounded ones plunge.",
+    caption="A student at distance $d$ from its teacher; solid: a pure bell, dashed: the same on a floor. "
+    f"At $d={distances[-1]:.0f}$: the pull on the teacher's classes is {at_end['forward KL', 'pure bell'][1]:.2f} under the forward KL and at most "
+    f"{max(abs(v[1]) for (name, _), v in at_end.items() if name != 'forward KL'):.0e} under any other. The slope that the centre feels under the reverse KL is "
+    f"{abs(at_end['reverse KL', 'pure bell'][2]):.0f} with the pure bell and {abs(at_end['reverse KL', 'bell on a floor'][2]):.0e} with the bell on a floor, whose tail is flat.",
+    alt="Three panels against distance on logarithmic scales, two lines a divergence: its value, the pull on the teacher's classes, and the slope by the centre.",
 )
 
 # %% [markdown]
@@ -788,13 +790,12 @@ for name in FAMILY:
         for _ in range(100):
             d -= 0.1 * felt(DIVERGENCES[name], target, d)[2]
         arrived[name, tail] = d
-home = {key for key, d in arrived.items() if abs(d) < 0.1}
-observed(
-    "The forward KL comes home to both teachers, the reverse KL to "
-    "the pure bell only, and the others do not move.",
-    home == {("forward KL", tail) for tail in TEACHERS} | {("reverse KL", "pure bell")}
-    and all(abs(d - 20) < 1e-6 for key, d in arrived.items() if key not in home),
-)
+left_over = {f"{SHORT[name]} to the {tail}": abs(d) for (name, tail), d in arrived.items()}
+home = ["forward KL to the pure bell", "forward KL to the bell on a floor", "reverse KL to the pure bell"]
+descents = Among("the twelve descents", left_over)
+distance = Quantity("distance left of 20", digits=3)
+display(only(home, left_over, distance, below=0.1, among=descents))
+only(set(left_over) - set(home), left_over, distance, above=19.999, among=descents)
 
 # %% tags=["hide-input"]
 table(
@@ -814,7 +815,7 @@ table(
 # ## What bounds what
 #
 # The divergences are tied to each other by inequalities {cite}`sason2016fdivergence`, worth knowing because they
-# translate a loss into a promise. Total variation is the largest difference in the probability of *any* event. With
+# translate a loss into a promise. Total variation is the largest difference in the probability of *any* event. <!-- by definition --> With
 # $\mathrm{KL}$ in either direction:
 #
 # $$\mathrm{TV} \le \sqrt{\tfrac12 \mathrm{KL}} \;\text{(Pinsker)}, \qquad \mathrm{TV} \le \sqrt{1-e^{-\mathrm{KL}}}\;\text{(Bretagnolle and Huber)},$$
@@ -875,10 +876,9 @@ right.legend(fontsize="small")
 show(
     figure,
     label="bounds",
-    caption="Random pairs (dots) and bounds (lines). Left: for small divergences Pinsker is nearly met, for large ones it says less than "
-    "“TV is at most one”, and the other bound takes over. Right: JSD is at most TV times log 2, met where the distributions do not overlap.",
-    alt="Two log-log scatter plots. Left: dots lie below two lines that coincide for small KL; one bends flat at one. Right: dots lie below a "
-    "straight line and touch it at the upper end.",
+    caption="Random pairs (dots) and bounds (lines). Left: beyond a KL of two Pinsker's bound is above one, which no total variation is, and the other bound says more. "
+    "Right: JSD is at most TV times log 2, and equal to it where the distributions do not overlap.",
+    alt="Two log-log scatter plots; all dots lie below the lines of the bounds.",
 )
 
 # %% [markdown]
@@ -910,44 +910,68 @@ for n in (30, 300, 3000, 30_000):
         value = forward_kl(bell(torch.tensor(on_samples.x)), teacher).item()
         lost.setdefault(n, []).append(value - fits["forward KL"][0].fun)
     print(f"n = {n:6,}: {np.mean(lost[n]):.1e} nats above the minimum (mean of 20 draws)")
-observed(
-    "The loss against the true minimum falls about as $1/n$.",
-    all(0.4 < n * np.mean(values) < 2.5 for n, values in lost.items()),
-)
+excess = {"cross-entropy on samples": {n: np.mean(values) for n, values in lost.items()}}
+power(excess, Quantity("forward KL above the minimum", "nats", digits=5), "samples", -1, 0.15)
 
 # %% [markdown]
-# It falls as $1/n$, as it should with two parameters. Now the reverse gradient, for a student whose flank lies in the
+# With two parameters the excess should fall as $1/n$. Now the reverse gradient, for a student whose flank lies in the
 # gap between two modes. Four estimates from $n$ samples: the student's own, with $c=0$ and with $c$ equal to the
 # divergence itself; the *teacher's* samples put in their place; and the teacher's samples with the importance weights
-# $q/p$ that should repair this.
+# $q/p$. The last is consistent, since this teacher has some mass everywhere. How many samples it takes is another matter.
 
 # %%
 flank = somewhere
-log_q, log_p = log_soften(flank), log_soften(teacher)
-q_flank, log_ratio = log_q.exp(), log_q - log_p
+q_flank, flank_ratio = soften(flank), (log_soften(teacher) - log_soften(flank)).exp()
 constant = reverse_kl(flank, teacher)
-leaf = flank.clone().requires_grad_()
-(truth_gradient,) = torch.autograd.grad(reverse_kl(leaf, teacher), leaf)
+
+
+def gradient_at_flank(name):
+    leaf = flank.clone().requires_grad_()
+    return torch.autograd.grad(DIVERGENCES[name](leaf, teacher), leaf)[0]
+
+
+def relative_error(name, drawn_from, counts_for, n, repetitions=200):
+    """Of the gradient's estimate, the mean of (weight) × (gradient of −log q) over n samples."""
+    source = (drawn_from / drawn_from.sum()).numpy()
+    drawn = torch.as_tensor(rng.multinomial(n, source, size=repetitions) / n)
+    scores = drawn * counts_for
+    estimate = scores - scores.sum(-1, keepdim=True) * q_flank
+    exact = gradient_at_flank(name)
+    return ((estimate - exact).norm(dim=-1) / exact.norm()).mean().item()
+
+
+log_ratio = -flank_ratio.log()  # of q to p
 ESTIMATES = {  # who is sampled, and how much each sample counts
     "student's samples, $c=0$": (q_flank, log_ratio),
     "student's samples, $c=$ KL": (q_flank, log_ratio - constant),
     "teacher's samples": (p, log_ratio - constant),
-    "teacher's, weighted by $q/p$": (p, (log_ratio - constant) * log_ratio.exp()),
+    "teacher's, weighted by $q/p$": (p, (log_ratio - constant) / flank_ratio),
 }
-sizes = (10, 100, 1000, 10_000, 100_000)
-errors = {}
-for name, (source, counts_for) in ESTIMATES.items():
-    for n in sizes:
-        drawn_counts = torch.as_tensor(
-            rng.multinomial(n, (source / source.sum()).numpy(), size=200) / n
-        )
-        scores = drawn_counts * counts_for
-        estimate = scores - scores.sum(-1, keepdim=True) * q_flank
-        errors[name, n] = (
-            ((estimate - truth_gradient).norm(dim=-1) / truth_gradient.norm()).mean().item()
-        )
-own, borrowed, reweighted = (errors[name, sizes[-1]] for name in list(ESTIMATES)[1:])
-assert own < 0.1 and borrowed > 1 and reweighted > 0.5
+sizes = 10 ** np.arange(1, 10)
+errors = {
+    (name, n): relative_error("reverse KL", *estimate, n)
+    for name, estimate in ESTIMATES.items()
+    for n in sizes
+}
+
+
+def needed(name, error=0.1):
+    """How many samples the mean error takes to come below; infinite if none of the sizes does."""
+    return next((n for n in sizes if errors[name, n] < error), np.inf)
+
+
+samples = {name: needed(name) for name in ESTIMATES}
+most = {name: errors[name, sizes[-1]] for name in ESTIMATES}
+display(
+    only(
+        [name for name in ESTIMATES if name != "teacher's samples"],
+        most,
+        Quantity(f"relative error with $10^{len(sizes)}$ samples"),
+        below=0.1,
+        among=Among("the four estimates", ESTIMATES),
+        names={name: name.replace(",", " and") for name in ESTIMATES},
+    )
+)
 
 # %% tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(6.6, 3.5))
@@ -957,43 +981,120 @@ for (name, colour), mark in zip(
     axis.loglog(
         sizes, [errors[name, n] for n in sizes], marker=mark, color=colour, label=name
     )
-axis.loglog(
-    sizes,
-    [3 / math.sqrt(n) for n in sizes],
-    color="grey",
-    linestyle=":",
-    label="slope −1/2",
-)
+axis.axhline(0.1, color="grey", linestyle=":", linewidth=1)
 axis.set(xlabel="samples $n$", ylabel="relative error of the gradient")
 axis.legend(fontsize="small")
+own, borrowed, weighted = (samples[name] for name in list(ESTIMATES)[1:])
 show(
     figure,
     label="whose",
-    caption="Estimating the reverse KL's gradient; mean relative error of 200 repetitions. From the student's samples it comes out, the sooner with "
-    "a good constant. From the teacher's it does not, however many there are; and weights cannot mend what was never drawn.",
-    alt="Log-log plot of error against sample size: two lines fall with slope minus one half, two stay flat near or above one.",
+    caption="Estimating the reverse KL's gradient; mean relative error of 200 repetitions. From the student's samples with a good constant it "
+    f"is below a tenth (dotted) from $n = {own:,}$ on. The teacher's samples as they are "
+    + (f"get there with {borrowed:,}" if np.isfinite(borrowed) else "never get there")
+    + f"; weighted by $q/p$ they do, with $n = {weighted:,}$.",
+    alt="Log-log plot of the error against the number of samples, four lines: two fall from the start, one stays flat, and one is flat for "
+    "many decades before it begins to fall.",
 )
 
 # %% [markdown]
-# The lesson for language models is direct. Likelihood on stored teacher text is, up to a constant, the forward KL of
-# whole sequences, and cheap. The reverse KL needs the student to write, the teacher to judge what was written, and a
+# ### All six divergences
+#
+# What decides? The gradient of any $f$-divergence is an expectation under the student, and, with the ratio $r=p/q$ put in, one
+# under the teacher. Since $\mathbb E_q[\nabla \log q] = 0$, a constant may be taken off $h$ in both:
+#
+# $$-\nabla D = \mathbb E_{x\sim q}\bigl[(h(r)-c)\,\nabla\log q(x)\bigr]
+# = \mathbb E_{x\sim p}\Bigl[\frac{h(r)-c}{r}\,\nabla\log q(x)\Bigr].$$
+#
+# Each is a fair estimate. Its spread is that of the **weight** before $\nabla\log q$. From the student's samples that is $h(r)$,
+# and it must not grow fast where $r$ is large, on what the student misses. From the teacher's it is $(h(r)-c)/r$, with
+# $c = h(0)$ where that is finite, and it must stay bounded where $r$ is small, on what the student invents. SymPy takes both limits.
+
+# %%
+at_zero = {name: sp.limit(h_r.subs(numbers), r, 0, "+") for name, (_, h_r) in FAMILY.items()}
+taken_off = {name: h_0 if h_0.is_finite else 0 for name, h_0 in at_zero.items()}
+LIMITS = {}
+for name, (_, h_r) in FAMILY.items():
+    if name == "total variation":  # sign(r − 1) is constant on either side of one
+        LIMITS[name] = (sp.Integer(0), sp.Integer(0))
+        continue
+    h_n = h_r.subs(numbers)
+    LIMITS[name] = (
+        sp.limit(h_n / r, r, sp.oo),  # 0: the weight of the student's samples grows more slowly than r
+        sp.limit((h_n - taken_off[name]) / r, r, 0, "+"),  # the weight of the teacher's samples
+    )
+from_student = {
+    name: relative_error(name, q_flank, -torch.as_tensor(h(flank_ratio.numpy())), 100_000)
+    for name, h in loudness.items()
+}
+from_teacher = {
+    name: relative_error(
+        name,
+        p,
+        torch.as_tensor(float(taken_off[name]) - h(flank_ratio.numpy())) / flank_ratio,
+        100_000,
+    )
+    for name, h in loudness.items()
+}
+
+# %% tags=["hide-input"]
+rows_of = np.arange(len(FAMILY))
+figure, axis = plt.subplots(figsize=(6.6, 3.1))
+axis.plot(from_student.values(), rows_of, "o", color=ORANGE, label="student's samples")
+axis.plot(from_teacher.values(), rows_of, "s", color=BLUE, label="teacher's samples")
+axis.axvline(0.1, color="grey", linestyle=":", linewidth=1)
+axis.set(xscale="log", xlabel="relative error of the gradient, $n = 100{,}000$")
+axis.set_yticks(rows_of, [SHORT[name] for name in FAMILY])
+axis.invert_yaxis()
+axis.legend(fontsize="small")
+show(
+    figure,
+    label="sources",
+    caption="The gradients of six divergences from samples of either side, for the student on the flank; mean relative error of 200 repetitions.",
+    alt="One row a divergence, two marks a row: errors of the gradient from the student's and from the teacher's samples, on a logarithmic axis.",
+)
+
+# %% tags=["hide-input"]
+table(
+    ["divergence", "$h(r)/r$, $r\\to\\infty$", "$(h(r)-c)/r$, $r\\to0$", "student's samples", "teacher's samples"],
+    [
+        [SHORT[name], *(f"${sp.latex(limit)}$" for limit in LIMITS[name]), f"{from_student[name]:.2g}", f"{from_teacher[name]:.2g}"]
+        for name in FAMILY
+    ],
+    caption="The two limits, and the relative errors of the figure. A zero in the first column: the student's samples serve. A finite number in the "
+    "second: the teacher's do.",
+)
+
+# %%
+serve_student = [name for name, (grows, _) in LIMITS.items() if grows == 0]
+serve_teacher = [name for name, (_, bounded) in LIMITS.items() if bounded.is_finite]
+assert set(FAMILY) - set(serve_student) == {"forward KL"} and set(FAMILY) - set(serve_teacher) == {"reverse KL"}
+six = {"among": Among("the six divergences", FAMILY), "names": SHORT}
+display(only(serve_student, from_student, Quantity("relative error from the student's samples"), below=0.1, **six))
+only(serve_teacher, from_teacher, Quantity("relative error from the teacher's samples"), below=0.1, **six)
+
+# %% [markdown]
+# So the forward KL needs the teacher's samples, the reverse KL the student's, and the skewed ones, the JSD and the total variation take either.
+#
+# For language models this means: likelihood on stored teacher text is, up to a constant, the forward KL of
+# whole sequences. The reverse KL needs the student to write, the teacher to judge what was written, and a
 # likelihood-ratio gradient or its like; that is what on-policy distillation pays for
-# {cite}`gu2024minillm,agarwal2024onpolicy`. Within a single position, where all logits are at hand, neither direction
+# {cite}`gu2024minillm,agarwal2024onpolicy`. A skew, or a mixture, buys freedom: the text may be anyone's of the two, as long as *both*
+# models say how likely they find it. Within a single position, where all logits are at hand, no divergence
 # needs a sample, and `kdlab`'s functions take none.
 #
 # (swapped)=
 # ## What a swapped direction does to a student
 #
-# Chapter 2 found that article A *names* the reverse divergence, *prints* minus the forward one, and needs the forward
-# one ({doc}`02_gradients` has the verdict on claim A3). A formula is copied more often than it is read. So three
-# students descend from the same start, each on one of the three. In `kdlab` the printed sum is the forward KL with
-# weight $-1$.
+# Article A *names* the reverse divergence over a sum that is the forward one ({doc}`02_gradients` has the verdict on claim
+# A3). In a copy of the page as plain text the fraction in that sum stands upside down as well, which turns the sign. A formula is
+# copied without its context: so three students descend from the same start, one on what is meant, one on what is named, and one on
+# the copy, which in `kdlab` is the forward KL with weight $-1$.
 
 # %%
 THREE = {
     "meant: forward KL": 1.0 * ForwardKL(),
     "named: reverse KL": 1.0 * ReverseKL(),
-    "printed: minus forward KL": -1.0 * ForwardKL(),
+    "copied: minus forward KL": -1.0 * ForwardKL(),
 }
 tracks, last_sane = {}, {}
 for name, objective in THREE.items():
@@ -1010,13 +1111,10 @@ for name, objective in THREE.items():
         (direction,) = torch.autograd.grad(loss, theta)
         theta = (theta - 0.05 * direction).detach().requires_grad_()
     tracks[name] = track
-observed(
-    "The meant divergence leads to its minimum; under the named one the forward KL rises; "
-    "the printed one runs away within a few steps.",
-    abs(tracks["meant: forward KL"][-1] - fits["forward KL"][0].fun) < 0.01
-    and tracks["named: reverse KL"][-1] > 5 * tracks["named: reverse KL"][0]
-    and len(tracks["printed: minus forward KL"]) < 30,
-)
+ends = {"meant": tracks["meant: forward KL"][-1], "the minimum": fits["forward KL"][0].fun}
+on_the_way = {name: track for name, track in tracks.items() if "meant" not in name}
+display(within("meant", "the minimum", 0.01, ends, Quantity("forward KL at the end", "nats", digits=4)))
+rises(on_the_way, Quantity("forward KL", "nats", digits=2), "steps", to=5)
 
 # %% tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.2))
@@ -1031,11 +1129,10 @@ right.set(xlabel="step", ylabel="forward KL (nats)")
 show(
     figure,
     label="swapped",
-    caption=f"Left: where each descent ends (the printed one: after {len(tracks['printed: minus forward KL'])} steps, the last before "
+    caption=f"Left: where each descent ends (the copied one: after {len(tracks['copied: minus forward KL'])} steps, the last before "
     f"the divergence passes a thousand). Right: the forward KL on the way. The named divergence does its own job, and the forward KL rises from "
-    f"{tracks['named: reverse KL'][0]:.2f} to {tracks['named: reverse KL'][-1]:.1f} nats. The printed one has no minimum at all.",
-    alt="Left: three curves over grey bells: a broad one, one on the left bell, and a narrow spike that fits no bell. Right: on log axes one line stays "
-    "low, one climbs and levels off, one shoots up within a few steps.",
+    f"{tracks['named: reverse KL'][0]:.2f} to {tracks['named: reverse KL'][-1]:.1f} nats. The copied one has no minimum: its loss can fall without end.",
+    alt="Left: where three descents end, as curves over grey bells. Right: the forward KL on the way, three lines on log axes.",
 )
 
 # %% [markdown]
@@ -1078,46 +1175,85 @@ ARMS = {  # what is minimised, and the function that says how well that went
 ARMS["forward, then reverse KL"][0]
 
 # %% [markdown]
-# The last arm changes from forward to reverse at half time, by two schedules. Every arm has the same budget: 256 steps
-# of Adam, and three learning rates of which the validation split chooses one, by *the arm's own* divergence: each
-# student is to do as well as it can what it was asked for. The choice is made with a seed that is not used again. Then
-# five seeds, paired: the same initial weights, training examples and batches for all arms. The test split is looked at
-# once, below.
-
+# The last arm changes from forward to reverse midway, by two schedules. Every arm has the same budget
+# and a learning rate of its own: the validation split chooses it, by *the arm's own* divergence, averaged over seeds that are not used again.
+# Then other seeds, paired: the same initial weights, training examples and batches for all
+# arms. The test split is looked at once, below.
+#
+# The students of an arm train at once, as one module ({class}`~kdlab.models.side_by_side.SideBySide`).
 
 # %%
-def small_student(objective, learning_rate, seed):
-    train = task.sample(8192, generator=torch.Generator().manual_seed(1000 + seed))
-    torch.manual_seed(seed)
-    student = mlp(16, task.num_classes, width=4, hidden_layers=1)
+RATES, CHOOSING, SEEDS = (0.02, 0.05, 0.1, 0.2, 0.5), range(100, 104), range(20, 36)
+
+
+def logits_of_students(objective, rates, seeds, split):
+    """Train one student for each rate and its seed; their logits on a split, one after another."""
+    networks, inputs, labels = [], [], []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        networks.append(mlp(16, task.num_classes, width=4, hidden_layers=1))
+        train = task.sample(8192, generator=torch.Generator().manual_seed(1000 + seed))
+        inputs.append(train.inputs)
+        labels.append(train.labels)
+    students = SideBySide(networks, units=[rate / 0.1 for rate in rates])
     recipe = Recipe(
-        epochs=8, batch_size=256, optimizer="adam", learning_rate=learning_rate,
-        weight_decay=0.0, schedule="cosine", augment=False, seed=seed,
+        epochs=8, batch_size=256, optimizer="adam", learning_rate=0.1,
+        weight_decay=0.0, schedule="cosine", augment=False, seed=0,
     )  # fmt: skip
     fit(
-        student,
+        students,
         objective,
-        train=train,
+        train=Examples(torch.stack(inputs, 1), torch.stack(labels, 1)),
         recipe=recipe,
         teacher=truth_as_teacher,
         device=device,
     )
-    return student
+    with torch.no_grad():
+        same_for_all = split.inputs[:, None].expand(-1, len(students), -1)
+        return students.cpu()(same_for_all).unbind(1)
 
 
-def own_loss(student, judge):
-    logits = predict(student, validation)
+def own_loss(logits, judge):
     if judge is None:
         return cross_entropy(logits, validation.labels).item()
     return judge(logits, validation_truth).item()
 
 
-RATES = (0.03, 0.1, 0.3)
-chosen = {}
-for name, (objective, judge) in ARMS.items():
-    tried = [own_loss(small_student(objective, rate, seed=99), judge) for rate in RATES]
-    chosen[name] = RATES[int(np.argmin(tried))]
-print("chosen learning rates:", *chosen.values())
+pairs_of = list(itertools.product(RATES, CHOOSING))
+losses = {
+    name: np.array(
+        [
+            own_loss(logits, judge)
+            for logits in logits_of_students(objective, *zip(*pairs_of, strict=True), validation)
+        ]
+    ).reshape(len(RATES), len(CHOOSING))
+    for name, (objective, judge) in ARMS.items()
+}
+chosen = {name: RATES[loss.mean(1).argmin()] for name, loss in losses.items()}
+
+# %% tags=["hide-input"]
+ARM_COLOURS = ("grey", BLUE, SKY, GREEN, VERMILION, PURPLE, ORANGE, ORANGE)
+figure, axis = plt.subplots(figsize=(6.6, 3.4))
+for (name, loss), colour in zip(losses.items(), ARM_COLOURS, strict=True):
+    line = "--" if "then" in name else "-"
+    relative = loss.mean(1) / loss.mean(1).min()
+    axis.plot(RATES, relative, line, marker="o", markersize=4, color=colour, label=name)
+axis.set(xscale="log", ylim=(0.95, 3), xlabel="learning rate", ylabel="validation loss, own best = 1")
+axis.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+axis.minorticks_off()
+axis.legend(fontsize="x-small")
+at_edge = [name for name, rate in chosen.items() if rate in (RATES[0], RATES[-1])]
+show(
+    figure,
+    label="rates",
+    caption=f"Each arm's own loss on the validation split against the learning rate, mean of {len(CHOOSING)} seeds. Chosen: "
+    + "; ".join(
+        f"{rate:g} for " + ", ".join(name for name in ARMS if chosen[name] == rate)
+        for rate in sorted(set(chosen.values()))
+    )
+    + (f". At an edge of the grid: {', '.join(at_edge)}." if at_edge else ". No choice lies at an edge of the grid."),
+    alt="Eight curves of validation loss against the learning rate.",
+)
 
 # %%
 MEASURES = {
@@ -1130,11 +1266,10 @@ MEASURES = {
     "KL(truth ‖ student)": lambda z, t, y: forward_kl(z, t).item(),
     "KL(student ‖ truth)": lambda z, t, y: reverse_kl(z, t).item(),
 }
-SEEDS = range(5)
 measured = {}
 for name, (objective, _) in ARMS.items():
-    for seed in SEEDS:
-        logits = predict(small_student(objective, chosen[name], seed), test)
+    rates = [chosen[name]] * len(SEEDS)
+    for logits in logits_of_students(objective, rates, SEEDS, test):
         for measure, function in MEASURES.items():
             value = function(logits, test_truth, test.labels)
             measured.setdefault((measure, name), []).append(value)
@@ -1144,7 +1279,6 @@ ideal = {
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 4, sharey=True, figsize=(9.2, 3.3))
-ARM_COLOURS = ("grey", BLUE, SKY, GREEN, VERMILION, PURPLE, ORANGE, ORANGE)
 drawn = ("accuracy", "confidence − accuracy", "KL(truth ‖ student)", "KL(student ‖ truth)")
 for panel, measure in zip(panels, drawn, strict=True):
     for row, (name, colour) in enumerate(zip(ARMS, ARM_COLOURS, strict=True)):
@@ -1171,9 +1305,9 @@ show(
     figure,
     label="too-small",
     caption=f"Students of four hidden units on {len(test):,} test examples. Circles and bars: mean and 95 % interval of {len(SEEDS)} paired seeds; small dots: the seeds. "
-    f"The Bayes classifier reaches {ideal['accuracy']:.1%}. From forward to reverse the confidence grows from a little too low to far too high.",
-    alt="Four panels with one row a training objective. Accuracy is alike for most and lower for the reverse KL alone. Overconfidence rises downwards. "
-    "KL from the truth is lowest for forward KL, KL to the truth lowest for forward then reverse.",
+    f"The Bayes classifier reaches {ideal['accuracy']:.1%}.",
+    alt="Four panels with one row a training objective: accuracy, confidence minus accuracy, and the two KL divergences between student and truth; "
+    "a mean with its interval and a dot for each seed in every row.",
 )
 
 # %% tags=["hide-input"]
@@ -1212,86 +1346,83 @@ table(
     caption=f"Differences to the student of the forward KL, paired by seed: mean and 95 % interval (Student's $t$), n = {len(SEEDS)}.",
 )
 
-# %% tags=["hide-input"]
-towards = [name for name in ARMS if "skewed" in name or "JSD" in name]
-over = {name: mean_interval(measured["confidence − accuracy", name]) for name in ARMS}
-too_cold = paired_difference(
-    measured["KL(student ‖ truth)", "reverse KL"],
-    measured["KL(student ‖ truth)", "forward, then reverse KL"],
-)
-with_sign = predict(small_student(-1.0 * ForwardKL(), 0.1, seed=0), test)
-print(
-    f"overconfidence:  forward KL {over['forward KL']:+.3f}\n"
-    f"                 forward, then reverse {over['forward, then reverse KL']:+.3f}\n"
-    f"KL(student ‖ truth), reverse alone minus forward, then reverse: {too_cold:+.2f}\n"
-    f"the sum as article A prints it (one run): accuracy {accuracy(with_sign, test.labels):.1%}, "
-    f"chance {1 / task.num_classes:.1%}; KL from the truth {forward_kl(with_sign, test_truth):.0f} nats, "
-    f"a uniform guess {forward_kl(torch.zeros_like(with_sign), test_truth):.1f}"
-)
-display(
-    observed(
-        "Accuracy does not tell the labels, the forward KL, the skewed ones and the JSD apart; confidence does, from the forward KL's hedging to the reverse KL's overconfidence.",
-        not any(against["accuracy", name].excludes_zero for name in ["labels", *towards])
-        and all(
-            np.diff(
-                [sign * np.mean(measured[m, n]) for n in ["forward KL", *towards]]
-            ).min()
-            > 0
-            for m, sign in (("entropy (nats)", -1), ("confidence − accuracy", 1))
-        )
-        and np.mean(measured["entropy (nats)", "forward KL"]) > 2 * ideal["entropy (nats)"]
-        and over["forward KL"].high < 0 < over["reverse KL"].low
-        and over["forward, then reverse KL"].low > 0,
-    )
-)
-mean_kl = {name: np.mean(measured["KL(truth ‖ student)", name]) for name in ARMS}
-observed(
-    "By its own measure the forward KL leads on average, and so does the reverse KL that began with the forward one; started cold, the reverse KL loses on average by its own measure and in accuracy.",
-    all(
-        mean_kl["forward KL"] < mean_kl[name]
-        for name in set(ARMS) - {"forward KL", "labels", towards[0]}
-    )
-    and against["KL(student ‖ truth)", "forward, then reverse KL"].mean < 0
-    and too_cold.mean > 0.3
-    and against["accuracy", "reverse KL"].mean < 0,
-)
+# %% [markdown]
+# **By the forward KL.** Labels drawn from the truth are samples of the same objective as the forward KL, and should end beside it. The others' single runs
+# differ by factors, as the dots show, so logarithms are compared.
+
+# %%
+def by_arm(measure):
+    return {name: measured[measure, name] for name in ARMS}
+
+
+divergences = Among("the seven that were taught by the truth", [name for name in ARMS if name != "labels"])
+from_truth = by_arm("KL(truth ‖ student)")
+logarithm = Quantity("the logarithm of KL(truth ‖ student)", better="lower")
+called = {name: name.replace(",", "") for name in ARMS}
+eight_arms = Among("the eight arms", ARMS)
+logs = {name: np.log(values) for name, values in from_truth.items()}
+display(within("labels", "forward KL", 0.05, from_truth, Quantity("KL(truth ‖ student)", "nats")))
+leads("forward KL", logs, logarithm, among=divergences, names=called)
 
 # %% [markdown]
-# Four things can be said, and one cannot.
+# **By the reverse KL.**
+
+# %%
+to_truth = Quantity("KL(student ‖ truth)", "nats", better="lower")
+leads("forward, then reverse KL", by_arm("KL(student ‖ truth)"), to_truth, among=eight_arms, names=called)
+
+# %% [markdown]
+# **Accuracy.**
+
+# %%
+points = Quantity("test accuracy", "points", 100, 1, level_unit="%")
+lower = ["total variation", "reverse KL", "forward, then reverse KL"]
+beside = [name for name in ARMS if name not in (*lower, "forward KL")]
+display(above("forward KL", lower, by_arm("accuracy"), points, names=called))
+undecided("forward KL", beside, 1, by_arm("accuracy"), points, names=called)
+
+# %% [markdown]
+# **Confidence.** Where it is below the accuracy the student hedges, which is the honest answer of a network that cannot tell the classes
+# apart; above, it is overconfident.
+
+# %%
+confidence = Quantity("confidence − accuracy", "points", 100, 1)
+excess = by_arm("confidence − accuracy")
+overconfident = [name for name in ARMS if name not in ("labels", "forward KL")]
+display(only(overconfident, excess, confidence, above=0, among=eight_arms, names=called))
+only(["labels", "forward KL"], excess, confidence, below=0, among=eight_arms, names=called)
+
+# %%
+towards = [name for name in ARMS if name not in ("labels", "forward, then reverse KL", "total variation", "reverse KL")]
+in_order([*towards, "reverse KL"], excess, confidence, names=called)
+
+# %% [markdown]
+# So mode seeking in a network need not be a forgotten bell; here it shows as a forgotten doubt.
 #
-# **Accuracy hardly tells the divergences apart.** Forward KL, both skewed ones and the JSD lie within each other's
-# intervals, and so do plain labels. If these five differ here, then by less than five seeds can see.
+# **The reverse KL alone does not get there.**
+
+# %%
+above("reverse KL", "forward, then reverse KL", by_arm("KL(student ‖ truth)"), to_truth, names=called)
+
+# %% [markdown]
+# The arm that began with the forward KL minimises the same divergence from midway on. Where it ends
+# lower, what looks like mode seeking in the row of the reverse KL is partly a failed descent, and the formula for the gradients suggests how: classes that the
+# student has ruled out early send nothing back. The divergence that article A names is therefore no harmless variant of the one whose sum it writes.
 #
-# **Confidence tells them apart at once.** The student of the forward KL hedges: its entropy is more than twice the
-# truth's, and this is the honest answer of a network that cannot tell the classes apart, for it stays nearly
-# calibrated, slightly on the modest side. Every step towards the reverse direction buys a sharper opinion, and soon an
-# overconfident one. That is mode seeking in a network: not a forgotten bell but a forgotten doubt.
-#
-# **Each is best by its own measure, if it gets there.** By the forward KL the student of the forward KL leads, with
-# that of the labels beside it (labels drawn from the truth are samples of the same objective) and the lightly skewed
-# one close behind. By the reverse KL the student that ends on the reverse KL leads, and by far.
-#
-# **The reverse KL alone does not get there.** Started cold, it is beaten *at its own measure* by the student that began
-# with the forward KL, by a wide margin (printed above). So what looks like mode seeking in its row is partly a failed
-# descent, and the formula for the gradients suggests how: classes that the student has ruled out early send nothing
-# back. Total variation, whose pull dies in the same way, suffers too, though less. The divergence that claim A3 names
-# is therefore not a harmless variant of the one it needs: here, with the same budget and from a fresh network, it costs
-# a good part of the accuracy.
-#
-# What cannot be said is which divergence is better. That depends on what the student is for: to be believed when it
+# Which divergence is to be preferred cannot be said. That depends on what the student is for: to be believed when it
 # gives a probability, or to say something plausible when it is asked for one answer.
 #
 # ## Limits
 #
-# - The bells show optima, found from a handful of starts; that there is no better minimum elsewhere is proved for the
-#   forward KL only, and visible for four divergences in the landscape.
+# - The bells show optima, found from a handful of starts; that there is no other minimum is proved for the
+#   forward KL alone.
 # - Where the dials jump depends on the teacher. Another mixture moves the jumps, and one with modes that overlap may
 #   have none.
 # - The network experiment is one task, one width, one optimiser, one short budget and a teacher that is never wrong.
-#   Three learning rates were tried per arm. Its intervals are over seeds of the student and its examples; the task is
-#   fixed. On an accuracy difference of a point or less it is silent.
+#   Five learning rates were tried per arm. Its intervals are over seeds of the student and its examples; the task is
+#   fixed. The first table of differences has an interval for each alone; the sentences below it have intervals that hold together.
 # - All temperatures are one. The third exercise says what heat does.
-# - Sequences bring more than samples: a student that writes for itself meets its own mistakes. Nothing here measures
+# - In sequences a student that writes for itself meets its own mistakes. Nothing here measures
 #   that.
 #
 # ## Exercises
@@ -1325,7 +1456,7 @@ observed(
 # Zero, whatever the student is. Automatic differentiation sees $\log q(x)$ but not that $q$ chose $x$, and
 # $\mathbb E_q[\nabla\log q(x)] = \sum_x \nabla q(x) = \nabla 1 = 0$. In the notation of this chapter:
 # `drawn = torch.multinomial(soften(somewhere), 100_000, replacement=True)`,
-# `leaf = somewhere.clone().requires_grad_()`, `((log_soften(leaf) - log_p)[drawn]).mean().backward()`. The norm of
+# `leaf = somewhere.clone().requires_grad_()`, `((log_soften(leaf) - log_soften(teacher))[drawn]).mean().backward()`. The norm of
 # `leaf.grad` is sampling noise, and falls as $1/\sqrt n$. The factor $\log(q/p) - c$ before $\nabla\log q$ is what is
 # missing.
 # ```
@@ -1361,7 +1492,6 @@ observed(
 # :class: dropdown
 #
 # $\sum_x q\min(1,p/q) = \sum_x\min(p,q) = 1 - \frac12\sum_x|p-q|$. The last column of the table under *Each is right by
-# its own measure* is one minus the acceptance: the bell that was fitted by total variation wins by its own measure, but
-# only by a few hundredths over the covering bell and over the seeking one, which are equally good drafts although they
-# have almost nothing in common.
+# its own measure* is one minus the acceptance: the bell that was fitted by total variation wins by its own measure. Read off by how much, and what the
+# covering bell and the seeking one have in common: `1 - total_variation(bell(best["forward KL"]), bell(best["reverse KL"]))` is their shared mass.
 # ```

@@ -33,6 +33,7 @@ from .resnet import (
     resnet110,
 )
 from .shufflenet import shufflenet_v1, shufflenet_v2
+from .side_by_side import SideBySide
 from .vgg import vgg, vgg8, vgg11, vgg13, vgg16, vgg19
 from .wide_resnet import wide_resnet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
@@ -40,6 +41,7 @@ __all__ = [
     "Ahead",
     "GPT",
     "MultiToken",
+    "SideBySide",
     "count_parameters",
     "gpt_192x4",
     "gpt_224x4",

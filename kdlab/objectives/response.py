@@ -178,7 +178,7 @@ def logit_mse(
     :func:`soft_targets` as :math:`T \to \infty`. Convention: mean over classes and distributions; no temperature. A class that
     does not exist on both sides (−∞) is none of the :math:`N`; one that exists on one side alone is refused.
 
-    Source: Ba & Caruana (2014), eq. 1, without its ½; the limit, Hinton, Vinyals & Dean (2015), eq. 4.
+    Source: Ba & Caruana (2014), eq. 1, half the sum over the classes: this is :math:`2/N` times it; the limit, Hinton, Vinyals & Dean (2015), eq. 4.
 
     >>> logit_mse(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0]]))
     tensor(2.)
@@ -203,7 +203,8 @@ def standardise(logits: Tensor, *, class_axis: int | None = None) -> Tensor:
     standardise(t), temperature=2)``. All-equal logits become zeros; a class that does not exist keeps its −∞, and is none of
     the :math:`N`.
 
-    Source: Sun et al. (2024), Logit Standardization in Knowledge Distillation, algorithm 1.
+    Source: Sun et al. (2024), Logit Standardization in Knowledge Distillation, algorithm 1, which divides by :math:`N`; with
+    :math:`N-1`, as here, in the authors' code.
 
     >>> standardise(torch.tensor([1.0, 2.0, 3.0]))
     tensor([-1.,  0.,  1.])
