@@ -16,7 +16,7 @@
 #
 # **At the end you will know** why the positive belongs in the denominator; that InfoNCE is a lower bound on mutual
 # information, what exactly it leaves out, and which two ceilings it cannot pass; and what it costs, and buys, to take the
-# negatives from a memory bank and not from the batch, after a short training and after a longer one.
+# negatives from a memory bank and not from the batch, after a short training and after a longer one. <!-- by definition -->
 #
 # *Needs: one CPU core and about two minutes. It reads no data.*
 
@@ -34,7 +34,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from IPython.display import Markdown, display
+from IPython.display import display
 from torch import nn
 
 from kdlab.data.posterior import KnownPosterior
@@ -63,7 +63,7 @@ from kdlab.objectives.contrastive import crd_nce
 from kdlab.study import mean_interval, paired_difference
 from kdlab.study.display import device_for, verdict
 from kdlab.study.evidence import Among, Quantity
-from kdlab.study.statements import above, below, falls, leads, rises, undecided, within
+from kdlab.study.statements import above, below, leads, rises, undecided, within
 from kdlab.training import Recipe, Taps, accuracy, fit, measure, predict
 
 use_style()
@@ -132,7 +132,7 @@ assert (slopes["positive left out"] == -1).all() and (slopes["inverted too"] == 
 
 # %% [markdown]
 # Does it matter in training? Take pairs of Gaussian vectors that share some information, train two small networks with each loss,
-# and ask after every few steps how often the positive is the most similar of 64 new candidates.
+# and ask after every few steps how often the positive is the most similar of 64 new candidates. <!-- by definition -->
 
 
 # %%
@@ -235,11 +235,11 @@ display(
 # Let $p(s,t)$ be the joint distribution of the student's and the teacher's vector, $r(s,t) = p(t\mid s)/p(t)$. Draw a pair
 # $(s, t_1)$ from it, draw $t_2, \dots, t_K$ from $p(t)$ without looking at $s$, and hide the place of $t_1$ by shuffling.
 # By Bayes' rule the probability that candidate $k$ is the positive is $r(s,t_k)/\sum_j r(s,t_j)$. The loss is a cross-entropy
-# with that truth, so the best similarity is $\sigma = \log r$, up to any function of $s$, and any other adds a divergence:
+# with that truth, so the best similarity is $\sigma = \log r$, up to any function of $s$, and any other adds a divergence: <!-- by definition -->
 #
 # $$L = L_{\text{best}} + \mathbb E\, D_{\mathrm{KL}}(\text{true posterior} \,\|\, \text{softmax of } \sigma) .$$
 #
-# The best loss has two parts,
+# The best loss has two parts, <!-- by definition -->
 #
 # $$\log K - L_{\text{best}} = \mathbb E \log r(s, t_1) - \mathbb E \log \tfrac1K \textstyle\sum_k r(s, t_k) .$$
 #
@@ -293,7 +293,9 @@ for K in sizes:
     loss, best = info_nce_exactly(critic, K), info_nce_exactly(ratio, K)
     parts.append((np.log(K) - loss, loss - best, information_of_the_set(K)))
     assert abs(sum(parts[-1]) - truth) < 1e-12 and min(parts[-1]) > -1e-12
-above_truth = [np.log(K - 1) - info_nce_exactly(ratio, K, with_positive=False) for K in sizes[1:]]
+above_truth = [
+    np.log(K - 1) - info_nce_exactly(ratio, K, with_positive=False) for K in sizes[1:]
+]
 stretched = -info_nce_exactly(ratio**10, 2, with_positive=False)  # log(K−1) = 0
 
 # %% tags=["hide-input"]
@@ -310,7 +312,11 @@ for part, colour, label in zip(
 axis.axhline(truth, color="grey", linewidth=1)
 axis.text(8.6, truth, " $I(S;T)$", va="center")
 axis.plot(
-    sizes[1:], above_truth, "o", color=VERMILION, label=r"positive left out, $\log (K-1) - L$"
+    sizes[1:],
+    above_truth,
+    "o",
+    color=VERMILION,
+    label=r"positive left out, $\log (K-1) - L$",
 )
 axis.set(
     xlabel="number of candidates $K$",
@@ -352,9 +358,9 @@ assert max(wild) <= truth < min(above_truth) and stretched > 3 * truth
 # ## On Gaussians, where the truth is known
 #
 # Now with vectors. For $d$ pairs of coordinates with correlation $\rho$, $I = -\frac d2\log(1-\rho^2)$, and the true log-ratio is a
-# quadratic form. That gives the best possible critic in closed form. Beside it, what a *learned* critic shows: two small networks, trained by
-# `info_nce` on 512 candidates at $\tau = 0.05$, and measured on pairs that they have not seen. The best critic does not depend on $K$,
-# so one training serves for all three.
+# quadratic form. That gives the best possible critic in closed form. <!-- by definition --> Beside it, what a *learned* critic shows: two small networks, trained by
+# `info_nce` on 512 candidates at $\tau = 0.05$, and measured on pairs that they have not seen. <!-- by definition --> The best critic does not depend on $K$,
+# so one training serves for all three. <!-- by definition -->
 
 
 # %%
@@ -407,6 +413,7 @@ cold = functools.partial(similarities, temperature=0.05)
 learned = {K: np.array([shown(*embedded[i], K, cold) for i in learned_at]) for K in SIZES}
 for K, of_K in learned.items():  # up to the error of the samples
     assert (of_K[:, 0] - 4 * of_K[:, 1] < np.minimum(learned_at, np.log(K))).all()
+
 
 # %% tags=["hide-input"]
 def at_nats(K, information, column=0):
@@ -466,8 +473,7 @@ verdict(
 # \;=\; \frac1{\tau K}\sum_i (s_i-\bar s)\cdot(t_i-\bar t) \;\le\; \frac1\tau .$$
 #
 # The last step is Cauchy and Schwarz's. So **InfoNCE of unit vectors shows at most $\min(\log K, 1/\tau)$ nats**, and the
-# middle term says what it rewards where $\tau$ is large: covariance. Towards small $\tau$ another price rises. The gradient falls on ever
-# fewer negatives, those most similar to the example. Their effective number is the exponential of the entropy of their weights.
+# middle term says what it rewards where $\tau$ is large: covariance. Towards small $\tau$ another price rises. The softmax weighs negatives by their similarity to the example. Their effective number is the exponential of the entropy of their weights.
 
 # %%
 temperatures = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
@@ -522,7 +528,7 @@ rises(
 )
 
 # %% [markdown]
-# So a better bound is not a better teacher. $\tau$ chooses which negatives are worth the student's attention, and a task decides that, not
+# A bound is not a teacher. $\tau$ chooses which negatives are worth the student's attention, and a task decides that, not
 # the information.
 #
 # ## Batch or bank
@@ -760,7 +766,9 @@ for momentum in MOMENTA:
         f"student {first[0]:.2f}, teacher {first[1]:.2f}; "
         f"after {EPOCHS}, {last[0]:.2f} and {last[1]:.2f}"
     )
-CLOSE = Quantity("mean cosine of the student's bank with the present, after one epoch", "", 1, 2)
+CLOSE = Quantity(
+    "mean cosine of the student's bank with the present, after one epoch", "", 1, 2
+)
 above(
     "no momentum",
     "momentum 0.9",
@@ -814,7 +822,7 @@ assert still < 0.1 and turning > 3
 # That is no violation of the bound. The derivation asked for negatives drawn from the *same* distribution as the positive, and yesterday's embeddings
 # are not. Networks find it out: they drift, all embeddings together, and the loss falls though no example has been told from another. CRD takes the
 # positive **from the bank**, as old as the negatives. Here both are trained, and judged twice: by the negatives that they were trained with, and by the same examples
-# embedded anew.
+# embedded anew. <!-- by definition -->
 
 
 # %%
@@ -904,7 +912,10 @@ late = {
 }
 AT_THE_END = Quantity("information shown at the end", "nats", 1, 2)
 by_old, by_fresh, of_bank = late
-display(above(by_old, by_fresh, late, AT_THE_END, factor=2), above(of_bank, by_fresh, late, AT_THE_END))
+display(
+    above(by_old, by_fresh, late, AT_THE_END, factor=2),
+    above(of_bank, by_fresh, late, AT_THE_END),
+)
 
 # %% [markdown]
 # Taking the positive from the bank has its own price: in the first epoch, every example is pulled towards a random vector. MoCo {cite}`he2020momentum` has the other way out. It keeps a queue of old negatives *and* a positive of
@@ -916,7 +927,7 @@ display(above(by_old, by_fresh, late, AT_THE_END, factor=2), above(of_bank, by_f
 # once, and of these each example leaves out itself and those of its own class. Does this favour some negatives? Every other-class example is drawn with probability
 # $M/n$, whichever example asks, and given how many remain, all sets of that size are equally likely. Only the examples of
 # a batch are no longer independent of each other: they have the same negatives. So the expected gradient is the same and its noise is not.
-# Both are checked below; the noise for the mean over a batch, where sharing hurts most.
+# Both are checked below; the noise for the mean over a batch, where shared negatives do not average out.
 
 # %%
 student, memory = runs[0.5]
@@ -983,7 +994,7 @@ above(
 #
 # and differ in who sets the threshold. In the softmax it is the log-sum-exp of *this example's* candidates: they compete. In NCE it is one constant for
 # all examples and all time. The published code {cite}`tian2020contrastive` sets $Z$ at the first batch to $n$ times the mean of $e^\sigma$, so that $c$ is then the logarithm of $m$ times the mean
-# of $e^\sigma$: **the softmax's own threshold, averaged**. The two begin as the same loss, nearly, and drift apart.
+# of $e^\sigma$: **the softmax's own threshold, averaged**. Do the two begin as one loss, and do they stay one?
 
 
 # %%
@@ -1056,7 +1067,10 @@ show(
     caption="How hard each negative is pushed away, by NCE (a function of its similarity alone) and by the softmax (dots: it depends "
     "on the example's other candidates, so that every example has a threshold of its own, which NCE does not know). The titles give the median cosine between the two gradients.",
     alt="Two logarithmic plots of weight against similarity: dots of the softmax about the curve of NCE. The cosine of the gradients is "
-    + " and ".join(f"{stages[n]['cosine']:.2f} ({n})" for n in ("first batch", f"after {EPOCHS} epochs"))
+    + " and ".join(
+        f"{stages[n]['cosine']:.2f} ({n})"
+        for n in ("first batch", f"after {EPOCHS} epochs")
+    )
     + ".",
 )
 
@@ -1080,13 +1094,23 @@ table(
     "$Z$ decides.",
 )
 
+# %%
+SAME = Quantity("cosine between the gradients of NCE and of the softmax", "", 1, 2)
+late_stage = f"after {EPOCHS} epochs"
+below(
+    late_stage,
+    "first batch",
+    {name: stages[name]["cosine"] for name in ("first batch", late_stage)},
+    SAME,
+)
+
 # %% [markdown]
-# $Z$ is the exchange rate between attraction and repulsion, as the table shows: a smaller one lets the pushes outweigh the pull, a larger one leaves little pushing. Since it is set
+# $Z$ is the exchange rate between attraction and repulsion, as the table shows in its second and third row. Since it is set
 # once, on networks that know nothing yet, it must be in the checkpoint too: measured anew on resuming, it would be another objective.
 #
 # ## Does it teach?
 #
-# Ten students, all with the hard labels in full (but for KD, which gives them a tenth):
+# Ten students, all with the hard labels in full (but for KD, which gives them a tenth): <!-- by definition -->
 #
 # | arm | what is added |
 # |---|---|
@@ -1147,9 +1171,7 @@ def of_nobody(copies, n):
     """Random directions for both networks, the same whatever the arm."""
     generator = torch.Generator().manual_seed(0)
     shape = (len(copies["student.0.bias"]), n, 32)
-    return [
-        F.normalize(torch.randn(shape, generator=generator), dim=-1) for _ in range(2)
-    ]
+    return [F.normalize(torch.randn(shape, generator=generator), dim=-1) for _ in range(2)]
 
 
 # %% [markdown]
@@ -1285,7 +1307,9 @@ def train_together(name, settings, *, epochs=25, rate=1e-2):
     )
 
     def shuffled(generators):
-        return torch.stack([torch.randperm(len(train), generator=g) for g in generators])[own]
+        return torch.stack([torch.randperm(len(train), generator=g) for g in generators])[
+            own
+        ]
 
     source, Z = arm and arm.source(copies), {}
     steps = epochs * (len(train) // BATCH)
@@ -1415,9 +1439,7 @@ for name, arm in ARMS.items():
         arm.weights, validated[name], style, color=COLOURS[name], marker=".", label=name
     )
 axis.axhline(max(by_rate), color="grey", linewidth=1)
-axis.set(
-    xscale="log", xlabel="weight of the contrast", ylabel="validation accuracy (%)"
-)
+axis.set(xscale="log", xlabel="weight of the contrast", ylabel="validation accuracy (%)")
 axis.legend(fontsize="x-small", ncols=2)
 show(
     figure,
@@ -1432,9 +1454,7 @@ show(
     )
     + f". The student alone has {max(by_rate):.1f}.",
 )
-at_the_edge = [
-    name for name, v in validated.items() if int(v.argmax()) in (0, len(v) - 1)
-]
+at_the_edge = [name for name, v in validated.items() if int(v.argmax()) in (0, len(v) - 1)]
 print("chosen:", chosen)
 print("at the edge of their grid:", ", ".join(at_the_edge) or "none")
 
@@ -1551,7 +1571,7 @@ display(
 
 # %% [markdown]
 # So in the short training it is the candidates' *age* that takes the gain away: the same examples, embedded afresh, teach. Beside it stands the curve of weights above: a bank does harm that grows with its weight, and the weight that validation chooses
-# is one at which it does next to nothing. CRD's two maps can agree on something that is easier than the teacher's vectors; they show more nats, and teach less.
+# is one at which it does next to nothing. CRD's two maps may agree on something else than the teacher's vectors: information shown is not accuracy.
 #
 # How much is *number*? The next cell compares *batch* with *batch and stored* at equal weights, and not at the weights that each has chosen.
 
@@ -1567,8 +1587,8 @@ display(undecided("batch and stored", "batch", 0.1, points, ACCURACY))
 # %% [markdown]
 # ### The longer training
 #
-# A bank ages by the distance that the networks move between two visits. So age should cost less where they move less: six times as many epochs, at a tenth of the learning rate. The student alone chooses between
-# that rate and three times as much. All others have weight one, in both trainings; it is nobody's choice.
+# A bank ages by the distance that the networks move between two visits. So here is a training in which they move less: 150 epochs, at a tenth of the learning rate. The student alone chooses between
+# that rate and three times as much. <!-- by definition --> All others have weight one, in both trainings; it is nobody's choice.
 
 # %%
 LONG = 150
@@ -1591,9 +1611,7 @@ for name in AGED:
     copies = train_together(name, [(1.0, s) for s in SEEDS], rate=rate)
     lengths["short"][name] = correct(copies, test)
 for name in ("alone", *AGED):
-    copies = train_together(
-        name, [(1.0, s) for s in SEEDS], epochs=LONG, rate=slow_rate
-    )
+    copies = train_together(name, [(1.0, s) for s in SEEDS], epochs=LONG, rate=slow_rate)
     lengths["long"][name] = correct(copies, test)
 at_length = {
     length: {a: paired_difference(values[a], values["alone"]) for a in AGED}
@@ -1610,7 +1628,9 @@ for place, name in enumerate(AGED):
     for shift, length in ((-0.12, "short"), (0.12, "long")):
         gain, colour = at_length[length][name], COLOURS[name]
         style = "-" if length == "long" else ":"
-        axis.plot([gain.low, gain.high], [place + shift] * 2, style, color=colour, linewidth=2)
+        axis.plot(
+            [gain.low, gain.high], [place + shift] * 2, style, color=colour, linewidth=2
+        )
         axis.plot(
             gain.mean, place + shift, "o", color=colour if length == "long" else "white",
             markeredgecolor=colour,
@@ -1636,8 +1656,12 @@ show(
 )
 
 # %% tags=["hide-input"]
-SHORT = Quantity("test accuracy at weight one after the short training", "points", 1, 2, "higher", "%")
-SLOW = Quantity("test accuracy at weight one after the longer training", "points", 1, 2, "higher", "%")
+SHORT = Quantity(
+    "test accuracy at weight one after the short training", "points", 1, 2, "higher", "%"
+)
+SLOW = Quantity(
+    "test accuracy at weight one after the longer training", "points", 1, 2, "higher", "%"
+)
 display(
     below("CRD", ["alone", "batch, two maps", "afresh"], lengths["short"], SHORT),
     above("CRD", ["alone", "batch, two maps"], lengths["long"], SLOW),
@@ -1678,19 +1702,19 @@ with torch.no_grad():
             torch.zeros(len(SEEDS), 1, TEACHER_WIDTH),
         )
         cosines[arm] = class_cosines(embedded[0])
-for name, (within, across) in cosines.items():
-    print(f"{name:22s} same class {within:.2f}, other classes {across:.2f}")
+for name, (inside, across) in cosines.items():
+    print(f"{name:22s} same class {inside:.2f}, other classes {across:.2f}")
 
 # %% [markdown]
 # In distillation a false negative is only half false: the teacher tells its examples apart within a class as well, and that is part of
-# what it knows. What leaving them out does to accuracy:
+# what it knows. <!-- by definition --> What leaving them out does to accuracy:
 
 # %%
 undecided("batch, other classes", "batch", 0.1, points, ACCURACY)
 
 # %% [markdown]
 # One thing is lost when they are left out. The negatives then come from another distribution than the bound assumes, and the number
-# means nothing. Let both vectors be the class itself, one of two. They share $\log 2$ nats, but a candidate of the other class is never
+# means nothing. <!-- by definition --> Let both vectors be the class itself, one of two. They share $\log 2$ nats, but a candidate of the other class is never
 # mistaken:
 
 # %%
@@ -1707,6 +1731,7 @@ print(
     f"own class left out {without_own:.3f}"
 )
 assert with_all <= math.log(2) + 1e-5 and without_own > 4 * math.log(2)
+
 
 # %% tags=["hide-input"]
 def said(interval):
@@ -1747,7 +1772,7 @@ verdict(
 # :class: dropdown
 #
 # They meet at $\tau = 1/\log K$. `math.log(64)` is below 5 and $1/\tau$ is 10, so the number of candidates binds; with 16,385 candidates
-# `math.log` gives less than 10, and $1/0.07$ is above 14. In both cases $K$. The temperature binds where it is above $1/\log K$, about a quarter for 64.
+# `math.log` gives less than 10, and $1/0.07$ is above 14. In both cases $K$. <!-- by definition --> The temperature binds where it is above $1/\log K$, about a quarter for 64. <!-- by definition -->
 # ```
 #
 # ```{exercise}
@@ -1790,6 +1815,6 @@ verdict(
 # ```{solution} ex-slower
 # :class: dropdown
 #
-# Train `AGED` once more for `LONG` epochs at the *short* training's rate, and for 25 epochs at a tenth of it, and compare with the student alone at the same settings. Between two visits there is one epoch in every
+# Train `AGED` once more for `LONG` epochs at the *short* training's rate, and for 25 epochs at a tenth of it, and compare with the student alone at the same settings. <!-- by definition --> Between two visits there is one epoch in every
 # case, so that only the rate changes an entry's age; the number of epochs changes how long the last, slow part of the cosine lasts.
 # ```

@@ -197,6 +197,7 @@ table(
 # %% [markdown]
 # How many different losses are these? Two count as one if they pull the student in the same direction with the same force.
 
+
 # %%
 def different(names):
     """Groups of names whose gradients agree in size, direction and share of padding."""
@@ -309,13 +310,17 @@ ended = {
 # %% tags=["hide-input"]
 table(
     ["", *(f"factor {name}" for name in FACTORS)],
-    [[setting, *(f"{v:.4f}" for v in values.values())] for setting, values in ended.items()],
+    [
+        [setting, *(f"{v:.4f}" for v in values.values())]
+        for setting, values in ended.items()
+    ],
     caption="KL from the teacher after 100 steps, in nats; nothing is random. Weight decay is zero throughout.",
 )
 
 # %%
 spread_of = {
-    setting: max(values.values()) / min(values.values()) for setting, values in ended.items()
+    setting: max(values.values()) / min(values.values())
+    for setting, values in ended.items()
 }
 for setting, spread in spread_of.items():
     print(f"{setting}: largest over smallest {spread:.4f}")
@@ -397,7 +402,7 @@ assert falls_with_padding == ["mdistiller", "DistillKit 0.1", "DeiT"]
 #   TRL's `GKDTrainer` is no example: its loss never sees its temperature (below).
 # - **Padding.** Where it counts, the teacher's weight depends on how the batch happened to be padded, from step to step. That is not a
 #   factor, and `weight_factor` refuses. DistillKit 0.1 divides by the *configured* length besides: filling the batch to the brim is the only case
-#   in which that is a mean over positions.
+#   in which that is a mean over positions. <!-- by definition -->
 # - **Classes.** DeiT divides by them, as a comment in its code says “to have the legacy PyTorch behavior” (`losses.py`, line 63): a second $1/N$ beside the one of
 #   {doc}`04_the_one_over_n_question`. On ImageNet its teacher has a thousandth of the weight that the same $\alpha$ has elsewhere. The paper's own choice is the
 #   *hard* distillation of the same file, which has no such factor.
@@ -514,7 +519,7 @@ assert at(0.001, as_trl) < 0.01 * ends[0]
 assert np.isclose(at(1e-4, lambda x: as_kdlab(x, scaled=True)), ends[0], rtol=0.01)
 
 # %% [markdown]
-# A sweep of $\beta$ over 0, 0.1, 0.5, 0.9 and 1 thus compares five divergences at five weights. Beside another term, or under SGD, the interior has less force
+# Each value of $\beta$ in a sweep thus has a divergence and a weight of its own. Beside another term, or under SGD, the interior has less force
 # by $\beta(1-\beta)$ or so before its shape has said anything; `generalised_jsd(…, scaled=True)` takes that out. Alone under Adam, as both trainers have it by default, the weights cancel, and what is
 # left is the shape, unless gradients are clipped. (Neither convention is wrong. The branch
 # is what the name promises, and the unscaled formula what the paper prints.)
@@ -551,7 +556,7 @@ assert torch.allclose(converted, wanted)
 # - the mixture had the weights of teacher and student exchanged, until [#3043](https://github.com/huggingface/trl/pull/3043);
 # - without labels it divided by the batch *and* the length, until [#4105](https://github.com/huggingface/trl/pull/4105) left the batch alone. (The description says that the
 #   vocabulary was divided by; the line was `jsd.sum() / (jsd.size(0) * jsd.size(1))`, of a tensor of batch, length and vocabulary.);
-# - with Liger it trained half on the labels, and at another temperature, until [#5731](https://github.com/huggingface/trl/pull/5731);
+# - with Liger it trained half on the labels, and at another temperature, until [#5731](https://github.com/huggingface/trl/pull/5731); <!-- by definition -->
 # - each micro-batch was averaged over its own tokens, until [#6006](https://github.com/huggingface/trl/pull/6006).
 #
 # So a recipe is a formula, or a library *with its version*.
@@ -577,8 +582,8 @@ assert torch.allclose(converted, wanted)
 # ```{solution} ex-conventions-recipe
 # :class: dropdown
 #
-# `weight_factor("TextBrewer", "kdlab", temperature=2.0)` is $1/T^2$, so `0.25 * SoftTargets(temperature=2)`. Its loss is lower by a quarter of $T^2$, that is once, the
-# teacher's entropy; its gradient is the same. As the teacher is the only term, the 0.25 matters under SGD or clipping and not under Adam.
+# `weight_factor("TextBrewer", "kdlab", temperature=2.0)` is $1/T^2$, so `0.25 * SoftTargets(temperature=2)`. Its loss is lower by the
+# teacher's entropy; its gradient is the same. As the teacher is the only term, that factor matters under SGD or clipping and not under Adam.
 # ```
 #
 # ```{exercise}
@@ -591,8 +596,8 @@ assert torch.allclose(converted, wanted)
 # :class: dropdown
 #
 # The teacher's term doubles, and the cross-entropy, a mean over real tokens, stays: with $\alpha$ unchanged the teacher has twice
-# the weight. `loss_as_in("DistillKit 0.1", …, max_length=2048)` shows it. (Its batches are padded to `max_length`, so that padding halves as well: what
-# doubles is the part at real positions.)
+# the weight. <!-- by definition --> `loss_as_in("DistillKit 0.1", …, max_length=2048)` shows it. (Its batches are padded to `max_length`, so that padding halves as well: what
+# doubles is the part at real positions.) <!-- by definition -->
 # ```
 #
 # ```{exercise}
@@ -606,5 +611,5 @@ assert torch.allclose(converted, wanted)
 # :class: dropdown
 #
 # Train $\beta=0.1$ with the loss divided by $\beta(1-\beta)$, or tune the learning rate for each. If the difference vanishes it was the
-# weight. Under AdamW without clipping the factor cancels, so that the difference should stay: then it was the divergence. (`max_grad_norm` is 1 by default in `transformers`; with it, and under SGD, it may have been the weight.)
+# weight. Under AdamW without clipping the factor cancels, so that the difference should stay: then it was the divergence. (With `max_grad_norm`, which `transformers` sets by default, and under SGD it may have been the weight.)
 # ```
