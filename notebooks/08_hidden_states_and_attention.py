@@ -79,7 +79,7 @@ from kdlab.objectives import (
 )
 from kdlab.objectives.contrastive import ContrastiveMemory
 from kdlab.objectives.features import unit
-from kdlab.study import book_teacher, mean_interval, paired_difference
+from kdlab.study import book_teacher, paired_difference
 from kdlab.study.display import data_note, device_for, verdict
 from kdlab.study.evidence import Among, Quantity
 from kdlab.study.statements import above, below, falls, leads, undecided, within
@@ -687,6 +687,95 @@ display(
     below("after training", "before training", hint_loss, HINT),
     undecided("hint", "alone", 0.05, best_maps, R2),
 )
+
+# %% [markdown]
+# ## Which layer with which?
+#
+# A ResNet-8 has three blocks, a ResNet-20 nine. `match_layers` knows three maps from the literature: **uniform** spreads the student's layers over
+# the teacher's depth {cite}`jiao2020tinybert`, **last** takes the teacher's last ones and **skip** every so-manyth
+# {cite}`sun2019patient`.
+
+# %%
+ten = [f"block {i}" for i in range(1, 11)]
+for how in ("uniform", "last", "skip"):
+    pairs = match_layers(["a", "b", "c", "d"], ten, how)
+    print(f"{how:8s}", ", ".join(f"{mine} – {other}" for mine, other in pairs))
+
+# %% [markdown]
+# Do any two layers correspond by themselves? **Linear CKA** {cite}`kornblith2019similarity` measures how alike two
+# layers arrange the same examples; one is "alike up to rotation and scale". No training is involved.
+
+
+# %%
+def linear_cka(x, y):
+    """Linear centred kernel alignment of two matrices of examples by features."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    return ((x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())).item()
+
+
+student_blocks = [f"layer{stage}.0" for stage in (1, 2, 3)]
+teacher_blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3)]
+theirs = look(teacher, held_out, teacher_blocks)
+likeness = np.zeros((3, 9))
+for seed in SEEDS:
+    ours = look(students["alone", seed], held_out, student_blocks)
+    likeness += [
+        [
+            linear_cka(ours[a].mean((2, 3)).double(), theirs[b].mean((2, 3)).double())
+            / len(SEEDS)
+            for b in teacher_blocks
+        ]
+        for a in student_blocks
+    ]
+chosen = {
+    how: match_layers(student_blocks, teacher_blocks, how)
+    for how in ("uniform", "last", "skip")
+}
+assert chosen["uniform"] == chosen["skip"]
+for block, row in zip(student_blocks, likeness, strict=True):
+    print(f"most like the student's {block}: the teacher's {teacher_blocks[row.argmax()]}")
+
+# %% tags=["hide-input"]
+figure, panel = plt.subplots(figsize=(7.2, 2.5))
+heatmap(
+    panel,
+    likeness,
+    student_blocks,
+    teacher_blocks,
+    text="{:.2f}",
+    largest=1,
+    rotation=30,
+)
+for how, style in {"uniform": "-", "last": ":"}.items():
+    for mine, other in chosen[how]:
+        inset = 0.06 if how == "last" else 0.0
+        panel.add_patch(
+            Rectangle(
+                (
+                    teacher_blocks.index(other) - 0.48 + inset,
+                    student_blocks.index(mine) - 0.46 + inset,
+                ),
+                0.96 - 2 * inset,
+                0.92 - 2 * inset,
+                fill=False,
+                edgecolor=VERMILION if how == "uniform" else SKY,
+                linewidth=2,
+                linestyle=style,
+            )
+        )
+panel.set(xlabel="teacher's block", ylabel="student's block")
+show(
+    figure,
+    label="cka",
+    caption=f"Likeness (linear CKA of features averaged over places, mean of {len(SEEDS)} seeds) of the student alone and the teacher. Frames: the "
+    "pairs of “uniform” (solid; for three of nine blocks “skip” is the same) and “last” (dotted).",
+    alt="Heat map of three student blocks by nine teacher blocks. Solid frames mark the last block of each stage, "
+    "dotted frames the last three blocks.",
+)
+
+# %% [markdown]
+# No map follows from the networks themselves. A pair in a frame is a *decision*: it tells the student which
+# part of the teacher's way it should cover with which part of its own.
 
 # %% tags=["hide-input"]
 fall = paired_difference(hint_loss["after training"], hint_loss["before training"])
