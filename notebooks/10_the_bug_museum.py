@@ -309,6 +309,12 @@ for kind, runs in sweep.items():
     chosen = np.argmax([validation_accuracy(run) for run in runs])
     tuned[kind] = runs[chosen]
     print(f"{kind.__name__:11s} validation chooses {ODDS[chosen]:g} : 1")
+at_the_edge = [
+    kind.__name__
+    for kind, runs in sweep.items()
+    if any(tuned[kind] is run for run in (runs[0], runs[-1]))
+]
+print("at the edge of the grid:", ", ".join(at_the_edge) or "none")
 compare("T² lost, weight tuned", tuned[ForwardKL], tuned[SoftTargets])
 
 # %% tags=["hide-input"]
@@ -355,6 +361,8 @@ show(
 )
 
 # %% [markdown]
+# (Where a choice lies at the edge: one step beyond it, the loss without $T^2$ is the other one at its own last ratio, which was tried. <!-- by definition -->)
+#
 # At the weights of somebody else's recipe the lost $T^2$ may be expensive, and a weight tuned for it gives it back. Where the teacher is the *only* term, Adam divides the factor out:
 
 # %%
