@@ -1744,6 +1744,9 @@ class Relations(Term):
         ]
         self.student_layers, self.teacher_layers = zip(*self.pairs, strict=True)
 
+    def extra_repr(self):
+        return f"{self.pairs}, heads={self.heads}"
+
     def relations(self, vectors):
         """Logits (B, relation heads, L, L); what is behind a position is left out."""
         x = vectors.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -1252,7 +1252,7 @@ class Arm:
     nce: bool = False
 
 
-MORE, LESS = (0.3, 1.0, 3.0, 10.0, 30.0), (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+MORE, LESS = (0.3, 1.0, 3.0, 10.0, 30.0), (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 ARMS = {
     "batch": Arm(InBatch, MORE, own_class=True, both=False),
     "batch, other classes": Arm(InBatch, MORE, both=False),
