@@ -1565,13 +1565,14 @@ display(
     above("afresh", ["alone", "bank", "CRD"], points, ACCURACY),
     within("bank", "alone", 0.5, points, ACCURACY),
     within("CRD", "alone", 0.5, points, ACCURACY),
+    within("queue", "alone", 0.5, points, ACCURACY),
     above("batch, two maps", "batch", {k: shown_nats[k] for k in ARMS}, NATS),
     below("batch, two maps", "batch", points, ACCURACY),
 )
 
 # %% [markdown]
 # So in the short training it is the candidates' *age* that takes the gain away: the same examples, embedded afresh, teach. Beside it stands the curve of weights above: a bank does harm that grows with its weight, and the weight that validation chooses
-# is one at which it does next to nothing. CRD's two maps may agree on something else than the teacher's vectors: information shown is not accuracy.
+# is one at which it does next to nothing. The queue is no way out in so short a training: its networks are slow, which may be age under another name. CRD's two maps may agree on something else than the teacher's vectors: information shown is not accuracy.
 #
 # How much is *number*? The next cell compares *batch* with *batch and stored* at equal weights, and not at the weights that each has chosen.
 
