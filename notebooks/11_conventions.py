@@ -10,10 +10,10 @@
 # # Conventions: the same name, six losses
 #
 # A recipe says "KD, $T=4$, weight 0.9". You have the same data, the same networks and another library. You set $T=4$ and 0.9, and
-# train on a different loss. Nothing warns you: each library calls its own loss by that name, and each is right by its own lights.
+# train on a different loss. Nothing warns you: what each library adds for the teacher is right by its own lights.
 #
-# **At the end you will know** what seven libraries compute under that name, by what factor a weight has to change between them, where no
-# factor exists, and which option makes a $T^2$ vanish.
+# **At the end you will know** what nine libraries add for the teacher, by what factor a weight has to change between them, where no
+# factor exists, when an optimiser makes the factor irrelevant, and which option makes a $T^2$ vanish.
 #
 # *Needs: one CPU core and a few seconds.*
 
@@ -24,9 +24,20 @@ profile = "cpu"
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import Markdown
 
-from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, show, table, use_style
-from kdlab.objectives import cross_entropy, generalised_jsd
+from kdlab.figures import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    show,
+    table,
+    use_style,
+)
+from kdlab.objectives import cross_entropy, forward_kl, generalised_jsd
 from kdlab.objectives.conventions import CONVENTIONS, loss_as_in, weight_factor
 from kdlab.study.display import device_for
 
@@ -41,9 +52,11 @@ device = device_for(profile)  # checked, not used: a few logits need no GPU
 # $$\frac{T^2 \text{ or } 1}{n}\sum_{\text{positions that count}} D(p, q).$$
 #
 # Which divergence $D$? Is there a $T^2$? Does padding count? What is $n$? The answers were read in the sources: of
-# RepDistiller {cite}`tian2020contrastive`, mdistiller {cite}`zhao2022decoupled`, torchdistill {cite}`matsubara2021torchdistill`,
-# TRL {cite}`vonwerra2020trl`, Liger Kernel {cite}`hsu2024liger`, DistillKit {cite}`goddard2024distillkit` in its first and its present form, and
-# TextBrewer {cite}`yang2020textbrewer`. `CONVENTIONS` holds them, with file and version, and `loss_as_in` computes any of them out of kdlab's own
+# RepDistiller {cite}`tian2020contrastive`, mdistiller {cite}`zhao2022decoupled`, torchdistill {cite}`matsubara2021torchdistill`, timm
+# {cite}`wightman2019timm`, DeiT {cite}`touvron2021deit`, TRL {cite}`vonwerra2020trl`, Liger Kernel {cite}`hsu2024liger`,
+# DistillKit {cite}`goddard2024distillkit` in its first and its present form, and TextBrewer {cite}`yang2020textbrewer`. TRL has two rows. “TRL” is its
+# `DistillationTrainer`; “TRL GKD” is the older `GKDTrainer`, now experimental. Both, and Liger, call their divergence a JSD, not KD.
+# `CONVENTIONS` holds each with file, version and line, and `loss_as_in` computes any of them out of kdlab's own
 # functions. The tests compare it with TRL and Liger themselves, and with the published formula of the others.
 
 # %% tags=["hide-input"]
@@ -64,6 +77,17 @@ table(
         for name, c in CONVENTIONS.items()
     ],
     caption="What each library does when it is given labels. A dash: there is no default. “Positions” are those that count.",
+)
+
+# %% tags=["hide-input"]
+table(
+    ["library", "read in", "what surprises"],
+    [
+        [name, c.source, c.remark or "–"]
+        for name, c in CONVENTIONS.items()
+        if name != "kdlab"
+    ],
+    caption="Where each row was read. A line number belongs to the version or commit beside it.",
 )
 
 # %% [markdown]
@@ -134,7 +158,7 @@ colours = [
     PURPLE if cases[name][2] < 0.999 else VERMILION if cases[name][3] > 0.001 else BLUE
     for name in order
 ]
-figure, axis = plt.subplots(figsize=(7.2, 3.6))
+figure, axis = plt.subplots(figsize=(7.2, 4.2))
 for row, (name, colour) in enumerate(zip(order, colours, strict=True)):
     axis.plot([cases[name][1], 1], [row, row], color=colour, linewidth=1.2, alpha=0.6)
     axis.plot(cases[name][1], row, "o", color=colour, markersize=7)
@@ -145,13 +169,18 @@ axis.set(
     yticks=range(len(order)),
 )
 axis.set_yticklabels(order)
+of_colour = {
+    colour: ", ".join(name for name, c in zip(order, colours, strict=True) if c == colour)
+    for colour in (BLUE, VERMILION, PURPLE)
+}
 show(
     figure,
     label="sizes",
     caption="The same logits, the same temperature, the same weight. Blue: the gradient points where ours does; vermilion: it does, but part of "
     "it is spent on padding; purple: it points elsewhere. The grey line is kdlab.",
-    alt="Dots on a logarithmic axis, one a library: one lies on the line of kdlab, the image libraries a little below, TextBrewer, TRL, Liger and "
-    "torchdistill with alpha zero far below, and DistillKit 0.1 furthest.",
+    alt="Dots on a logarithmic axis, one a library, from the smallest gradient to the largest: "
+    + ", ".join(f"{name} {cases[name][1]:.2g}" for name in order)
+    + f" times kdlab's. Vermilion: {of_colour[VERMILION]}. Purple: {of_colour[PURPLE]}.",
 )
 
 # %% tags=["hide-input"]
@@ -162,25 +191,45 @@ table(
         for name, (loss, size, cosine, padding) in ((n, cases[n]) for n in order[::-1])
     ],
     caption=f"The numbers of the figure: {real.numel()} positions, {int(real.sum())} of them real, $N={z.shape[-1]}$, $T={T:g}$, $\\beta=0.5$ for "
-    "TRL and Liger.",
+    "TRL and Liger (TRL's own default is $\\beta=1$).",
 )
 
 # %% [markdown]
 # How many different losses are these? Two count as one if they pull the student in the same direction with the same force.
 
+
 # %%
-different = {tuple(round(number, 9) for number in case[1:]) for case in cases.values()}
-print(f"{len(cases)} rows, {len(different)} losses")
-assert len(different) == 6
+def different(names):
+    """Groups of names whose gradients agree in size, direction and share of padding."""
+    groups = {}
+    for name in names:
+        groups.setdefault(tuple(round(x, 9) for x in cases[name][1:]), []).append(name)
+    return list(groups.values())
+
+
+losses = different([name for name in CONVENTIONS if name != "kdlab"])
+for group in losses:
+    print(", ".join(group))
+print(f"{len(CONVENTIONS) - 1} rows of the first table, {len(losses)} losses")
+assert len(losses) == 6 and len(different(cases)) == 7  # one library has two
+
+# %% tags=["hide-input"]
+by_value = sorted(cases, key=lambda name: -cases[name][0])
+place = {
+    "value": by_value.index("TextBrewer") + 1,
+    "gradient": order[::-1].index("TextBrewer") + 1,
+}
+Markdown(
+    f"The values of the loss say little. TextBrewer's is number {place['value']} of {len(cases)} by size, since it is a cross-entropy, which contains the "
+    f"teacher's entropy; its gradient is number {place['gradient']}. Loss curves of two libraries cannot be compared."
+)
 
 # %% [markdown]
-# The values of the loss say little. TextBrewer's is larger than most, since it is a cross-entropy, which contains the teacher's entropy, and its
-# gradient is among the smallest. Comparing loss curves between libraries is comparing nothing.
-#
 # ## The factor
 #
 # Where the direction is the same, a factor repairs the size. `weight_factor(source, target, …)` is what to multiply the teacher's weight
-# by when a recipe moves from `source` to `target`. It needs what the constants depend on: the temperature and the shape of the batch.
+# by when a recipe moves from `source` to `target`. It needs what the constants depend on: the temperature, the shape of the batch, for DeiT the
+# number of classes.
 
 # %% tags=["hide-input"]
 unpadded = make_batch(lengths=(32, 32, 32, 32))
@@ -189,7 +238,12 @@ measured, stated = {}, {}
 for name in CONVENTIONS:
     try:
         stated[name] = weight_factor(
-            "mdistiller", name, temperature=T, shape=shape, max_length=MAX_LENGTH
+            "mdistiller",
+            name,
+            temperature=T,
+            shape=shape,
+            max_length=MAX_LENGTH,
+            classes=unpadded[0].shape[-1],
         )
     except ValueError as error:
         stated[name], refusal = None, error
@@ -213,6 +267,70 @@ assert all(np.isclose(f, measured[name]) for name, f in stated.items() if f is n
 print(refusal)
 
 # %% [markdown]
+# ## When the factor matters
+#
+# A factor on the *whole* loss is a factor on the learning rate under SGD, and nothing under Adam, which divides each gradient by its own recent
+# size. It is the teacher's weight *relative to something else* that counts: to the labels, to weight decay inside the gradient, to a threshold at which gradients are clipped.
+# TRL's two trainers and TextBrewer's defaults have the teacher for their only term; the default optimiser of the `Trainer` on which TRL builds is AdamW.
+#
+# A toy shows it. A table of logits learns a teacher's distributions over ten classes, its loss multiplied by the factors
+# 1, 1/16 (a lost $T^2$ at $T=4$) and 0.09 ($\beta(1-\beta)$ at $\beta=0.1$).
+
+
+# %%
+FACTORS = {"1": 1.0, "1/16": 1 / 16, "0.09": 0.09}
+SETTINGS = {  # optimiser, its learning rate, weight of the labels
+    "AdamW, teacher alone": (torch.optim.AdamW, 0.03, 0.0),
+    "SGD, teacher alone": (torch.optim.SGD, 3.0, 0.0),
+    "AdamW, with labels": (torch.optim.AdamW, 0.03, 1.0),
+}
+generator = torch.Generator().manual_seed(0)
+toy_teacher = 2 * torch.randn(64, 10, generator=generator)
+toy_labels = torch.multinomial(toy_teacher.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def end_of(optimiser, rate, labels_weight, factor, steps=100):
+    """KL from the teacher after a training whose teacher's term has this factor."""
+    student = torch.zeros(64, 10, requires_grad=True)
+    optimiser = optimiser([student], lr=rate, weight_decay=0.0)
+    for _ in range(steps):
+        loss = factor * forward_kl(student, toy_teacher)
+        loss = loss + labels_weight * cross_entropy(student, toy_labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return forward_kl(student.detach(), toy_teacher).item()
+
+
+ended = {
+    setting: {name: end_of(*how, factor) for name, factor in FACTORS.items()}
+    for setting, how in SETTINGS.items()
+}
+
+# %% tags=["hide-input"]
+table(
+    ["", *(f"factor {name}" for name in FACTORS)],
+    [
+        [setting, *(f"{v:.4f}" for v in values.values())]
+        for setting, values in ended.items()
+    ],
+    caption="KL from the teacher after 100 steps, in nats; nothing is random. Weight decay is zero throughout.",
+)
+
+# %%
+spread_of = {
+    setting: max(values.values()) / min(values.values())
+    for setting, values in ended.items()
+}
+for setting, spread in spread_of.items():
+    print(f"{setting}: largest over smallest {spread:.4f}")
+assert spread_of["AdamW, teacher alone"] < 1.001
+assert min(v for k, v in spread_of.items() if k != "AdamW, teacher alone") > 2
+
+# %% [markdown]
+# So “weight” in the rest of this chapter means: weight beside another term, or under SGD. Where the teacher is alone under Adam, two losses that
+# differ by a constant factor are one training, up to Adam's $\epsilon$ ({doc}`10_the_bug_museum`, exhibit 1, has the same of trained networks).
+#
 # ## What the factor depends on
 #
 # The same ratio to our gradient, now as the temperature, the share of padding and the number of classes change.
@@ -222,6 +340,7 @@ LINES = {
     "mdistiller": (BLUE, "-"),
     "DistillKit 1.0": (GREEN, "--"),
     "DistillKit 0.1": (ORANGE, "-"),
+    "DeiT": (SKY, "-"),
     "TextBrewer": (VERMILION, "-"),
     "TRL": (PURPLE, "-"),
 }
@@ -235,7 +354,20 @@ share = [1 - batch[2].double().mean().item() for batch in batches]
 wide = [make_batch(N=N, lengths=(32, 32, 32, 32)) for N in classes]
 of_N = {n: [beside_ours(n, *batch)[1] for batch in wide] for n in LINES}
 
-figure, panels = plt.subplots(1, 3, figsize=(8.6, 3.4), sharey=True)
+
+def slope(x, y):
+    """Of the last half of a curve on logarithmic axes."""
+    half = len(x) // 2
+    return np.polyfit(np.log(x[half:]), np.log(y[half:]), 1)[0]
+
+
+slopes = {
+    name: (slope(temperatures, of_T[name]), slope(classes, of_N[name])) for name in LINES
+}
+falls_with_padding = [n for n in LINES if of_padding[n][-1] < 0.9 * of_padding[n][0]]
+falls_with_T = [n for n in LINES if slopes[n][0] < -1.5]
+falls_with_N = [n for n in LINES if slopes[n][1] < -0.5]
+figure, panels = plt.subplots(1, 3, figsize=(8.6, 3.6), sharey=True)
 for name, (colour, style) in LINES.items():
     panels[0].loglog(temperatures, of_T[name], style, color=colour)
     panels[1].semilogy(100 * np.array(share), of_padding[name], style, color=colour)
@@ -247,35 +379,43 @@ panels[2].set(xlabel="classes $N$")
 figure.legend(
     *panels[2].get_legend_handles_labels(),
     loc="outside lower center",
-    ncols=6,
+    ncols=4,
     fontsize="small",
 )
 show(
     figure,
     label="dependence",
-    caption="Size of the gradient at real positions, over kdlab's. Left: without $T^2$ it falls as $1/T^2$. Middle: where padding counts, the real "
-    "positions share the gradient with it. Right: no library divides by the number of classes, as PyTorch's reduction “mean” would (dotted).",
-    alt="Three panels of lines. Against temperature, TextBrewer and TRL fall with slope minus two and the rest are flat. Against padding, mdistiller "
-    "and DistillKit 0.1 fall, the rest are flat. Against the number of classes all are nearly flat, and a dotted line falls.",
+    caption="Size of the gradient at real positions, over kdlab's. Left: it falls with the temperature, to slopes of "
+    + ", ".join(f"{slopes[n][0]:.1f} ({n})" for n in falls_with_T)
+    + "; the others do not. Middle: where padding counts, the real "
+    f"positions share the gradient with it ({', '.join(falls_with_padding)}). Right: {' and '.join(falls_with_N)} divides by the number of classes, as PyTorch's reduction “mean” does (dotted).",
+    alt=f"Three panels of lines. Against temperature, {' and '.join(falls_with_T)} fall. Against padding, {', '.join(falls_with_padding)} fall. "
+    f"Against the number of classes {' and '.join(falls_with_N)} falls along a dotted line.",
 )
+assert falls_with_T == ["TextBrewer", "TRL"] and falls_with_N == ["DeiT"]
+assert falls_with_padding == ["mdistiller", "DistillKit 0.1", "DeiT"]
 
 # %% [markdown]
 # Three things to take from it.
 #
-# - **Temperature.** A sweep over $T$ in TextBrewer or TRL is a sweep over the weight as well: the hotter, the less teacher.
+# - **Temperature.** A sweep over $T$ in TextBrewer, in Liger or in TRL's `DistillationTrainer` is a sweep over the weight as well, where the weight matters at all (above).
+#   TRL's `GKDTrainer` is no example: its loss never sees its temperature (below).
 # - **Padding.** Where it counts, the teacher's weight depends on how the batch happened to be padded, from step to step. That is not a
 #   factor, and `weight_factor` refuses. DistillKit 0.1 divides by the *configured* length besides: filling the batch to the brim is the only case
-#   in which that is a mean over positions.
-# - **Classes.** PyTorch's own default reduction would: a second $1/N$ beside the one of {doc}`04_the_one_over_n_question`.
+#   in which that is a mean over positions. <!-- by definition -->
+# - **Classes.** DeiT divides by them, as a comment in its code says “to have the legacy PyTorch behavior” (`losses.py`, line 63): a second $1/N$ beside the one of
+#   {doc}`04_the_one_over_n_question`. On ImageNet its teacher has a thousandth of the weight that the same $\alpha$ has elsewhere. The paper's own choice is the
+#   *hard* distillation of the same file, which has no such factor.
 #
-# TRL has no factor to a KL at any finite temperature. When everything is hot it acquires one: for $p\approx q$,
-# $\mathrm{JSD}_\beta \approx \beta(1-\beta)\,D_{\mathrm{KL}}$, and the ratio tends to $\beta(1-\beta)/T^2$:
+# At $\beta=0$ and $\beta=1$ TRL and Liger are a forward and a reverse KL, and have a factor. In between there is none to a KL at any finite temperature. When everything is hot one
+# appears: for $p\approx q$, $\mathrm{JSD}_\beta \approx \beta(1-\beta)\,D_{\mathrm{KL}}$, and the ratio tends to $\beta(1-\beta)/T^2$:
 
 # %%
 for hot in (4.0, 20.0, 100.0):
     _, size, cosine, _ = beside_ours("TRL", *unpadded, T=hot)
     print(f"T={hot:5g}   ratio × T² = {size * hot**2:.4f}   cosine {cosine:.6f}")
 assert np.isclose(size * hot**2, 0.25, atol=1e-3)
+assert weight_factor("TRL", "kdlab", temperature=4.0, beta=0.0) == 1 / 16
 
 # %% [markdown]
 # ## A T² that comes and goes
@@ -305,12 +445,13 @@ table(
 # Whoever distils on unlabelled data after tuning on labelled data meets this step. So does the ablation "no labels".
 #
 # TRL's `GKDTrainer` is the other case. Its configuration has a `temperature`, and its loss has one too, but the trainer does not hand it
-# on: the option is for sampling, and the loss is always taken at $T=1$. Raising it changes what the student writes and nothing else. (A test
-# calls the trainer's own `compute_loss` to hold this.) How far is the loss that one may have thought to train on?
+# on: the option is for sampling, and the loss is always taken at $T=1$. (A test
+# calls the trainer's own `compute_loss` to hold this.) `DistillationTrainer`, which is to replace it, hands the same option to both, without a $T^2$. So a
+# configuration that moves from one to the other with a temperature that is not one changes its loss. By how much?
 
 # %%
 _, thought = gradient("TRL", z, t, real, T=T)
-_, trained = gradient("TRL", z, t, real, T=1.0)
+_, trained = gradient("TRL GKD", z, t, real, T=1.0)
 print(
     f"gradient at T={T:g} over that at T=1: "
     f"{(thought.norm() / trained.norm()).item():.3f}, cosine "
@@ -320,7 +461,7 @@ print(
 # %% [markdown]
 # ## The jump at both ends
 #
-# TRL and Liger take the generalised Jensen–Shannon divergence of GKD {cite}`agarwal2024onpolicy`,
+# TRL's two trainers and Liger take the generalised Jensen–Shannon divergence of GKD {cite}`agarwal2024onpolicy`,
 #
 # $$\beta D_{\mathrm{KL}}(p\,\|\,m) + (1-\beta) D_{\mathrm{KL}}(q\,\|\,m), \qquad m = \beta p + (1-\beta) q,$$
 #
@@ -378,8 +519,9 @@ assert at(0.001, as_trl) < 0.01 * ends[0]
 assert np.isclose(at(1e-4, lambda x: as_kdlab(x, scaled=True)), ends[0], rtol=0.01)
 
 # %% [markdown]
-# A sweep of $\beta$ over 0, 0.1, 0.5, 0.9 and 1 thus compares five divergences at five weights. The interior loses most of its force
-# to $\beta(1-\beta)$ before its shape has said anything. `generalised_jsd(…, scaled=True)` takes that out. (Neither convention is wrong. The branch
+# Each value of $\beta$ in a sweep thus has a divergence and a weight of its own. Beside another term, or under SGD, the interior has less force
+# by $\beta(1-\beta)$ or so before its shape has said anything; `generalised_jsd(…, scaled=True)` takes that out. Alone under Adam, as both trainers have it by default, the weights cancel, and what is
+# left is the shape, unless gradients are clipped. (Neither convention is wrong. The branch
 # is what the name promises, and the unscaled formula what the paper prints.)
 #
 # ## Moving a recipe
@@ -409,11 +551,12 @@ assert torch.allclose(converted, wanted)
 #
 # ## One library, four losses
 #
-# A name does not pin a loss within one library either. TRL's GKD, as its pull requests tell it (they were read, not run):
+# A name does not pin a loss within one library either. TRL's GKD, as its pull requests and the lines that they replaced tell it (they were read, not run):
 #
 # - the mixture had the weights of teacher and student exchanged, until [#3043](https://github.com/huggingface/trl/pull/3043);
-# - without labels it divided by the vocabulary as well, until [#4105](https://github.com/huggingface/trl/pull/4105);
-# - with Liger it trained half on the labels, and at another temperature, until [#5731](https://github.com/huggingface/trl/pull/5731);
+# - without labels it divided by the batch *and* the length, until [#4105](https://github.com/huggingface/trl/pull/4105) left the batch alone. (The description says that the
+#   vocabulary was divided by; the line was `jsd.sum() / (jsd.size(0) * jsd.size(1))`, of a tensor of batch, length and vocabulary.);
+# - with Liger it trained half on the labels, and at another temperature, until [#5731](https://github.com/huggingface/trl/pull/5731); <!-- by definition -->
 # - each micro-batch was averaged over its own tokens, until [#6006](https://github.com/huggingface/trl/pull/6006).
 #
 # So a recipe is a formula, or a library *with its version*.
@@ -423,8 +566,9 @@ assert torch.allclose(converted, wanted)
 # - What is compared is the loss function. A trainer around it may shift labels, accumulate gradients, clip, or average over ranks, and moves the
 #   loss again: DistillKit 1.0, for one, takes its mask from the labels before they are shifted, one position off.
 # - The sources were read at the versions that `CONVENTIONS` names. Libraries change; that is the point of the section above.
-# - RepDistiller, mdistiller, torchdistill, DistillKit and TextBrewer are compared with their formula, written out a second time in the tests, not with their code
-#   as it runs.
+# - RepDistiller, mdistiller, torchdistill, timm, DeiT, DistillKit and TextBrewer are compared with their formula, written out a second time in the tests, not with their code
+#   as it runs. DeiT's teacher is matched by a head of its own, which no formula of one pair of logits shows.
+# - The toy of the optimiser is one table of logits. Adam's second moment forgets slowly, so that a factor that *changes* during training is not divided out at once.
 # - The logits are random. The factors are not: they hold for any logits. The cosines, and the ratios without a factor, are of this batch.
 #
 # ## Exercises
@@ -439,7 +583,7 @@ assert torch.allclose(converted, wanted)
 # :class: dropdown
 #
 # `weight_factor("TextBrewer", "kdlab", temperature=2.0)` is $1/T^2$, so `0.25 * SoftTargets(temperature=2)`. Its loss is lower by the
-# teacher's entropy; its gradient is the same.
+# teacher's entropy; its gradient is the same. As the teacher is the only term, that factor matters under SGD or clipping and not under Adam.
 # ```
 #
 # ```{exercise}
@@ -452,19 +596,20 @@ assert torch.allclose(converted, wanted)
 # :class: dropdown
 #
 # The teacher's term doubles, and the cross-entropy, a mean over real tokens, stays: with $\alpha$ unchanged the teacher has twice
-# the weight. `loss_as_in("DistillKit 0.1", …, max_length=2048)` shows it. (Its batches are padded to `max_length`, so that padding halves as well: what
-# doubles is the part at real positions.)
+# the weight. <!-- by definition --> `loss_as_in("DistillKit 0.1", …, max_length=2048)` shows it. (Its batches are padded to `max_length`, so that padding halves as well: what
+# doubles is the part at real positions.) <!-- by definition -->
 # ```
 #
 # ```{exercise}
 # :label: ex-conventions-beta
 #
-# Someone finds that forward KL ($\beta=0$ in TRL) "learns much faster than $\beta=0.1$". Which experiment would tell the divergence from the weight?
+# Someone trains with TRL, the teacher alone, and finds that forward KL ($\beta=0$) "learns much faster than $\beta=0.1$". Which experiment would tell the divergence from the
+# weight? What do you expect under AdamW?
 # ```
 #
 # ```{solution} ex-conventions-beta
 # :class: dropdown
 #
-# Train $\beta=0.1$ with the weight divided by $\beta(1-\beta)$, or tune the learning rate for each. If the difference vanishes it was the
-# weight.
+# Train $\beta=0.1$ with the loss divided by $\beta(1-\beta)$, or tune the learning rate for each. If the difference vanishes it was the
+# weight. Under AdamW without clipping the factor cancels, so that the difference should stay: then it was the divergence. (With `max_grad_norm`, which `transformers` sets by default, and under SGD it may have been the weight.)
 # ```

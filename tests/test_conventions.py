@@ -55,6 +55,22 @@ def gkd():
 
 
 @pytest.fixture(scope="module")
+def trl_distillation():
+    """The loss of TRL's DistillationTrainer, of logits: its output heads are the identity."""
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")
+        patch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+        from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+    def loss(z, t, labels, *, beta, temperature):
+        identity = torch.eye(z.shape[-1], dtype=z.dtype)
+        how = {"beta": beta, "temperature": temperature}
+        return _chunked_divergence_loss(z, t, identity, identity, labels != IGNORED, **how)[0]
+
+    return loss
+
+
+@pytest.fixture(scope="module")
 def liger():
     losses = pytest.importorskip("liger_kernel.chunked_loss")  # for Linux alone
 
@@ -69,25 +85,35 @@ def liger():
 
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_trl(gkd, temperature, beta):
+def test_trl(trl_distillation, temperature, beta):
     z, t, labels = batch(3, 6, 7)
     how = {"beta": beta, "temperature": temperature}
-    same(loss_as_in("TRL", z, t, labels, **how), gkd.generalized_jsd_loss(z, t, labels, **how), z)
+    theirs = trl_distillation(z, t, labels, **how)
+    same(loss_as_in("TRL", z, t, labels, **how), theirs, z, tolerance=1e-5)
+    same(loss_as_in("TRL", z, t, mask=labels != IGNORED, **how), theirs, z, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_trl_gkd(gkd, temperature, beta):
+    z, t, labels = batch(3, 6, 7)
+    how = {"beta": beta, "temperature": temperature}
+    same(loss_as_in("TRL GKD", z, t, labels, **how), gkd.generalized_jsd_loss(z, t, labels, **how), z)
     same(
-        loss_as_in("TRL", z, t, mask=labels != IGNORED, **how),
+        loss_as_in("TRL GKD", z, t, mask=labels != IGNORED, **how),
         gkd.generalized_jsd_loss(z, t, labels, **how),
         z,
     )
-    same(loss_as_in("TRL", z, t, **how), gkd.generalized_jsd_loss(z, t, **how), z)
+    same(loss_as_in("TRL GKD", z, t, **how), gkd.generalized_jsd_loss(z, t, **how), z)
 
 
-def test_trl_of_padding_alone_is_zero(gkd):
+def test_trl_gkd_of_padding_alone_is_zero(gkd):
     z, t, labels = batch(2, 3, 5)
     labels.fill_(IGNORED)
-    same(loss_as_in("TRL", z, t, labels, temperature=1.0), gkd.generalized_jsd_loss(z, t, labels), z)
+    same(loss_as_in("TRL GKD", z, t, labels, temperature=1.0), gkd.generalized_jsd_loss(z, t, labels), z)
 
 
-def test_trl_trains_at_temperature_one_whatever_is_set(gkd):
+def test_trl_gkd_trains_at_temperature_one_whatever_is_set(gkd):
     z, t, labels = batch(2, 6, 5)
 
     class Model:
@@ -104,7 +130,7 @@ def test_trl_trains_at_temperature_one_whatever_is_set(gkd):
     )
     inputs = {"input_ids": None, "attention_mask": None, "labels": labels}
     loss = gkd.compute_loss(trainer, Model(z), inputs)
-    same(loss, loss_as_in("TRL", z[:, :-1], t[:, :-1], labels[:, 1:], temperature=1.0, beta=0.3), z)
+    same(loss, loss_as_in("TRL GKD", z[:, :-1], t[:, :-1], labels[:, 1:], temperature=1.0, beta=0.3), z)
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -135,9 +161,8 @@ def test_liger_pads_a_small_student_with_logits_of_zero(liger):
 @pytest.mark.parametrize("library", IMAGES)
 def test_libraries_for_images(library, temperature):
     z, t, labels = batch(8, 7, padded=False)
-    T, mean = temperature, F.kl_div(
-        F.log_softmax(z / temperature, 1), F.softmax(t / temperature, 1), reduction="batchmean"
-    )  # fmt: skip
+    T, divisor = temperature, z.numel() if library == "DeiT" else len(z)
+    mean = kl(z, t, T).sum() / divisor
     weights = {"hard_weight": 0.3, "soft_weight": 0.6}
     same(
         loss_as_in(library, z, t, labels, temperature=T, **weights),
@@ -204,6 +229,7 @@ def test_a_converted_weight_gives_the_same_gradient_or_is_refused(padded, beta):
     z, t, labels = batch(4, 6, 7, padded=padded)
     tokens = int((labels != IGNORED).sum())
     shared = {"temperature": 3.0, "beta": beta, "max_length": 9}
+    classes = z.shape[-1]
 
     def gradient(library):
         if CONVENTIONS[library].images:
@@ -221,7 +247,7 @@ def test_a_converted_weight_gives_the_same_gradient_or_is_refused(padded, beta):
     refused = 0
     for source, target in itertools.product(CONVENTIONS, repeat=2):
         try:
-            factor = weight_factor(source, target, shape=(4, 6), tokens=tokens, **shared)
+            factor = weight_factor(source, target, shape=(4, 6), tokens=tokens, classes=classes, **shared)
         except ValueError:
             refused += 1
             ratio = gradients[source] / gradients[target]
@@ -234,7 +260,8 @@ def test_a_converted_weight_gives_the_same_gradient_or_is_refused(padded, beta):
 def test_weights_without_labels():
     assert weight_factor("torchdistill", "mdistiller", temperature=4.0) == 1.0
     assert weight_factor("torchdistill", "mdistiller", temperature=4.0, labels=False) == 1 / 16
-    assert weight_factor("TRL", "Liger", temperature=1.0, shape=(2, 50), labels=False) == pytest.approx(50)
+    assert weight_factor("TRL GKD", "Liger", temperature=1.0, shape=(2, 50), labels=False) == pytest.approx(50)
+    assert weight_factor("DeiT", "timm", temperature=4.0, classes=1000) == pytest.approx(1e-3)
 
 
 # What is refused
@@ -279,6 +306,7 @@ def test_what_a_library_cannot_take_is_refused_in_a_sentence(library, options, m
         (("kdlab", "nowhere"), {}, "no convention is known of 'nowhere'"),
         (("kdlab", "kdlab"), {"tokens": 0}, "tokens must lie in 1"),
         (("kdlab", "DistillKit 0.1"), {}, "give max_length"),
+        (("kdlab", "DeiT"), {}, "give classes"),
     ],
 )  # fmt: skip
 def test_a_weight_that_cannot_be_converted_is_refused_in_a_sentence(pair, options, message):
@@ -288,7 +316,7 @@ def test_a_weight_that_cannot_be_converted_is_refused_in_a_sentence(pair, option
 
 def test_conventions_are_stated_and_fixed():
     for convention in CONVENTIONS.values():
-        assert convention.source and convention.divides_by in ("positions", "batch × max_length")
+        assert convention.source and convention.divides_by in ("positions", "positions × N", "batch × max_length")
         with pytest.raises(FrozenInstanceError):
             convention.squared = False
-    assert MIXED == ["TRL", "Liger"]
+    assert MIXED == ["TRL", "TRL GKD", "Liger"]

@@ -30,9 +30,9 @@ def attention_map_mse(
     .. math:: \frac{1}{N_h}\sum_{h=1}^{N_h} \bigl\|A_S^h - A_T^h\bigr\|_F^2
 
     Convention: mean over examples and heads, **sum** over queries and keys: the value grows with the number of queries.
-    ``normalise="queries"`` divides by the number of queries that count, and ``"entries"`` by the queries times the keys
-    (the mean squared error of TinyBERT, which shrinks with length). Maps cost
-    :math:`O(B N_h L^2)` memory, on both sides.
+    ``normalise="queries"`` divides by the number of queries that count, and ``"entries"`` by the queries times the keys:
+    the mean squared error, which of softmax maps shrinks with length, since their entries do. (TinyBERT takes it of the scores
+    before the softmax, whose size does not depend on length.) Maps cost :math:`O(B N_h L^2)` memory, on both sides.
 
     Different numbers of heads are refused, unless ``heads`` says what is meant: ``"mean"`` compares the average over
     heads, and the sum has one term; ``"group"`` averages each ``teacher_heads / student_heads`` neighbouring heads of the
@@ -53,7 +53,7 @@ def attention_map_mse(
         TypeError: for maps that are not floating-point tensors.
         ValueError: for shapes that do not fit.
 
-    Source: the article's formula; with ``normalise="entries"`` and before the softmax, Jiao et al. (2020), eq. 7.
+    Source: the article's formula; of unnormalised scores and with ``normalise="entries"``, Jiao et al. (2020), eq. 7.
 
     >>> student, teacher = torch.eye(2).expand(1, 4, 2, 2), torch.full((1, 4, 2, 2), 0.5)
     >>> attention_map_mse(student, teacher), attention_map_mse(student, teacher, normalise="queries")
@@ -190,9 +190,10 @@ def activation_attention(
     .. math:: \text{paper: } \bigl\|\hat a_S - \hat a_T\bigr\|_2, \qquad
         \text{released: } \frac{1}{HW}\bigl\|\hat a_S - \hat a_T\bigr\|_2^2
 
-    Convention: mean over examples. The paper's eq. 2 has the norm (and a factor :math:`\beta/2`, which is the weight's
-    business); the code that its authors released, and all code after it, has the mean of squares. The published weights,
-    such as 1000, belong to ``"released"``. Channels need not agree; the larger map is averaged down to the smaller.
+    Convention: mean over examples. The paper's eq. 2 has the norm, with a factor :math:`\beta/2` and
+    :math:`\beta = 10^3/HW` over the batch's size; the code that its authors released has the mean of squares, with a weight of 1000, as have
+    RepDistiller and torchdistill's ``mode="code"`` (its ``mode="paper"`` has the norm). So 1000 and :math:`1/HW` are in both: what differs is norm
+    against square. Here :math:`1/HW` is in ``"released"`` alone. Channels need not agree; the larger map is averaged down to the smaller.
 
     Args:
         student_map: shape ``(B, C_S, H, W)``.
@@ -200,7 +201,7 @@ def activation_attention(
         form: ``"released"`` or ``"paper"``.
         count: number of examples to divide by; None is that of this batch.
 
-    Source: Zagoruyko & Komodakis (2017), eq. 2.
+    Source: Zagoruyko & Komodakis (2017), eq. 2; its :math:`\beta` as quoted in szagoruyko/attention-transfer, issue 32.
 
     >>> student, teacher = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0]]]])
     >>> activation_attention(student, teacher), activation_attention(student, teacher, form="paper")

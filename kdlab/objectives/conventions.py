@@ -8,6 +8,9 @@ with :math:`p` the teacher and :math:`q` the student at temperature :math:`T`. T
 :math:`D`, in the factor, in which positions count and in what :math:`n` is. A weight, a learning rate or a temperature
 tuned in one of them is not the same in another; :func:`weight_factor` says by how much.
 
+A factor of the whole loss is a factor of the step under SGD. Under Adam, which divides by the gradient's own size, it cancels, unless there
+is another term (labels, weight decay in the gradient) or gradients are clipped.
+
 Read in the sources that each :class:`Convention` names, and compared with those that can be installed.
 """
 
@@ -34,7 +37,7 @@ class Convention:
             β = 1.
         squared: whether it is multiplied by T².
         masked: whether padding is left out.
-        divides_by: ``"positions"`` (those that count), ``"batch"`` (the size of the first axis) or
+        divides_by: ``"positions"`` (those that count), ``"positions × N"``, ``"batch"`` (the size of the first axis) or
             ``"batch × max_length"``.
         temperature: the default; None has to be given.
         weights: the defaults of labels and teacher; None if they have to be given.
@@ -72,49 +75,67 @@ CONVENTIONS = {
     "RepDistiller": Convention(
         "forward KL", squared=True, masked=False, divides_by="positions", temperature=4.0, weights=None, images=True,
         names=("gamma", "alpha", "kd_T"),
-        source="HobbitLong/RepDistiller, distiller_zoo/KD.py at 5237c1f, helper/loops.py at 1143dfe",
+        source="HobbitLong/RepDistiller, distiller_zoo/KD.py at 5237c1f, line 16; helper/loops.py at 1143dfe, line 184",
         remark="The weight of the teacher has no default; its scripts take 0.1 for the labels and 0.9 for the teacher.",
     ),
     "mdistiller": Convention(
         "forward KL", squared=True, masked=False, divides_by="positions", temperature=4.0, weights=(0.1, 0.9),
         images=True, names=("KD.LOSS.CE_WEIGHT", "KD.LOSS.KD_WEIGHT", "KD.TEMPERATURE"),
-        source="megvii-research/mdistiller, mdistiller/distillers/KD.py at e8c5bb3, engine/cfg.py at a08d46f",
+        source="megvii-research/mdistiller, mdistiller/distillers/KD.py at e8c5bb3, lines 8 to 12; engine/cfg.py at a08d46f, lines 61 to 64",
         remark="",
     ),
     "torchdistill": Convention(
         "forward KL", squared=True, masked=False, divides_by="positions", temperature=None, weights=None, images=True,
         names=("alpha", "beta", "temperature"), without_labels={"squared": False},
-        source="torchdistill 1.1.5, losses/mid_level.py: KDLoss",
+        source="torchdistill 1.1.5, losses/mid_level.py: KDLoss, lines 182 to 189",
         remark="Without labels, or with alpha = 0, it returns the bare KL: without T², and without beta.",
+    ),
+    "timm": Convention(
+        "forward KL", squared=True, masked=False, divides_by="positions", temperature=1.0, weights=(1.0, 1.0), images=True,
+        names=("task_loss_weight", "distill_loss_weight", "temperature"),
+        source="huggingface/pytorch-image-models, timm/task/distillation.py at 3034f27: LogitDistillationTask",
+        remark="Of task_loss_weight alone the teacher's weight becomes the rest to one; of distill_loss_weight alone the labels' is one.",
+    ),
+    "DeiT": Convention(
+        "forward KL", squared=True, masked=False, divides_by="positions × N", temperature=1.0, weights=(0.5, 0.5), images=True,
+        names=("1 − alpha", "alpha", "tau"),
+        source="facebookresearch/deit, losses.py at ae4dba9, lines 54 to 69; main.py at 7e160fe, lines 145 to 147; its issue 61",
+        remark="It divides by the classes as well, on purpose. Labels and teacher look at two heads of the student.",
     ),
     "TRL": Convention(
         "generalised JSD", squared=False, masked=True, divides_by="positions", temperature=1.0, weights=None,
+        names=(None, None, "temperature"),
+        source="trl 1.16.0, trainer/distillation_trainer.py: _chunked_divergence_loss, called in line 1904; Agarwal et al. (2024), eq. 1",
+        remark="Its default is β = 1, the reverse KL. One temperature is for sampling and for the loss.",
+    ),
+    "TRL GKD": Convention(
+        "generalised JSD", squared=False, masked=True, divides_by="positions", temperature=1.0, weights=None,
         names=(None, None, None), without_labels={"divides_by": "batch"},
-        source="trl 1.16.0, experimental/gkd/gkd_trainer.py: GKDTrainer.generalized_jsd_loss; Agarwal et al. (2024), eq. 1",
+        source="trl 1.16.0, experimental/gkd/gkd_trainer.py: GKDTrainer.generalized_jsd_loss, line 238; Agarwal et al. (2024), eq. 1",
         remark="The trainer keeps its temperature for sampling and calls the loss without one: T is 1, whatever is set.",
     ),
     "Liger": Convention(
         "generalised JSD", squared=False, masked=True, divides_by="positions", temperature=1.0, weights=(0.5, 0.5),
         names=("weight_hard_loss", "weight_soft_loss", "temperature"),
-        source="liger-kernel 0.8.5, chunked_loss/jsd_loss.py: LigerFusedLinearJSDLoss, with fused_linear_distillation.py",
+        source="liger-kernel 0.8.5, chunked_loss/jsd_loss.py: LigerFusedLinearJSDLoss, with fused_linear_distillation.py, lines 120 to 148",
         remark="A student of fewer classes is padded with logits of zero, which are not of probability zero.",
     ),
     "DistillKit 0.1": Convention(
         "forward KL", squared=True, masked=False, divides_by="batch × max_length", temperature=2.0, weights=(0.5, 0.5),
         names=("1 − alpha", "alpha", "temperature"),
-        source="arcee-ai/DistillKit, distil_logits.py at 09fbb0c",
+        source="arcee-ai/DistillKit, distil_logits.py at 09fbb0c, lines 156 to 165",
         remark="It divides by the longest length that is configured, 4096, not by that of the batch; padding counts.",
     ),
     "DistillKit 1.0": Convention(
         "forward KL", squared=True, masked=True, divides_by="positions", temperature=1.0, weights=(0.5, 0.5),
         normalised=True, names=("weight", "weight", "temperature"),
-        source="arcee-ai/DistillKit, distillkit/lossfuncs/kl.py at 361c7ac, distillkit/trainer.py at b8ed189",
+        source="arcee-ai/DistillKit at a61c2e7, distillkit/lossfuncs/kl.py, lines 205 to 231; distillkit/trainer.py, lines 106 to 131",
         remark="Weights are divided by their sum. Its mask is that of the labels *before* they are shifted by one.",
     ),
     "TextBrewer": Convention(
         "cross-entropy", squared=False, masked=True, divides_by="positions", temperature=4.0, weights=(0.0, 1.0),
         names=("hard_label_weight", "kd_loss_weight", "temperature"),
-        source="TextBrewer 0.2.1.post1, src/textbrewer/losses.py: kd_ce_loss, distiller_general.py",
+        source="airaria/TextBrewer at 2c105fa, src/textbrewer/losses.py: kd_ce_loss, lines 23 to 37; distiller_general.py, lines 93 to 167",
         remark="Its mask is left unused for logits of shape (batch, N).",
     ),
 }  # fmt: skip
@@ -147,7 +168,8 @@ def loss_as_in(
         labels: class indices, shape ``(...)``, in step with the logits; -100 is padding.
         temperature: :math:`T > 0`, one number.
         mask: boolean, shape ``(...)``, True where a position counts; None takes labels other than -100.
-        beta: weight of the teacher in the Jensen–Shannon divergence of TRL and Liger.
+        beta: weight of the teacher in the Jensen–Shannon divergence of TRL and Liger (their defaults: 1 in TRL's
+            ``DistillationTrainer``, 0.5 in its ``GKDTrainer`` and in Liger).
         max_length: what DistillKit 0.1 divides by, besides the batch.
         hard_weight, soft_weight: in place of the defaults. The library's own names are in ``Convention.names``.
 
@@ -186,7 +208,8 @@ def loss_as_in(
     total = _divergence(convention, beta)(
         student_logits, teacher_logits, temperature=temperature, mask=counted, reduction="sum"
     )
-    soft = _scaled(total, convention, temperature, counted.shape, counted.sum().clamp(min=1), max_length)
+    positions, classes = counted.sum().clamp(min=1), student_logits.shape[-1]
+    soft = _scaled(total, convention, temperature, counted.shape, positions, max_length, classes)
     if plain or weights is None:
         return soft
     return weights[0] * cross_entropy(student_logits, labels, mask=real) + weights[1] * soft
@@ -201,6 +224,7 @@ def weight_factor(
     tokens: int | None = None,
     beta: float = 0.5,
     max_length: int | None = None,
+    classes: int | None = None,
     labels: bool = True,
 ) -> float:
     r"""By what to multiply the teacher's weight when a recipe moves from one library to another.
@@ -213,6 +237,7 @@ def weight_factor(
         shape: that of the labels, ``logits.shape[:-1]``.
         tokens: how many of these positions are not padding; None is all.
         beta, max_length: as in :func:`loss_as_in`.
+        classes: :math:`N`, which DeiT divides by.
         labels: whether the loss is given labels, with a weight that is not zero; compare with :func:`loss_as_in` given some.
 
     Raises:
@@ -239,7 +264,7 @@ def weight_factor(
             f"padding counts in one of {source} and {target} alone: no factor turns one into the other."
         )
     here, there = (
-        _scaled(1.0, convention, temperature, shape, real if convention.masked else positions, max_length)
+        _scaled(1.0, convention, temperature, shape, real if convention.masked else positions, max_length, classes)
         for convention in (here, there)
     )
     return here / there
@@ -271,12 +296,15 @@ def _soft_cross_entropy(student_logits, teacher_logits, *, temperature, **how):
     return cross_entropy(student_logits, soften(teacher_logits, temperature), temperature=temperature, **how)
 
 
-def _scaled(total, convention, temperature, shape, positions, max_length):
+def _scaled(total, convention, temperature, shape, positions, max_length, classes):
     """The sum of divergences, with its factor and divided by what the library divides by."""
     if convention.divides_by == "batch × max_length" and max_length is None:
         raise ValueError("DistillKit 0.1 divides by the maximal length that is configured: give max_length.")
+    if convention.divides_by == "positions × N" and classes is None:
+        raise ValueError("DeiT divides by the number of classes: give classes.")
     count = {
         "positions": positions,
+        "positions × N": positions * (classes or 0),
         "batch": shape[0],
         "batch × max_length": shape[0] * (max_length or 0),
     }[convention.divides_by]

@@ -123,14 +123,16 @@ class Projector(nn.Module):
     matrix keeps orthonormal rows or columns (:math:`W^\top W = I` or :math:`WW^\top = I`) all through training, so that it can
     turn the student's space but not stretch it.
 
-    It belongs to the objective: what it learns is thrown away after training.
+    It belongs to the objective: what it learns is thrown away after training. None is the regressor of RepDistiller and mdistiller
+    (``ConvReg``: with bias, batch normalisation and a ReLU), to which their weight of 100 for FitNets belongs.
 
     Args:
         kind: ``"linear"``, ``"conv"``, ``"regressor"``, ``"mlp"`` or ``"orthogonal"``.
         student_width: features of the student's layer (channels of a map).
         teacher_width: features of the teacher's.
 
-    Source: the regressor of FitNets, Romero et al. (2015); orthogonal, Miles, Elezi & Deng (2024).
+    Source: the idea of a regressor, FitNets, Romero et al. (2015), eq. 3; orthogonal, Miles, Elezi & Deng (2024), who also normalise the
+    teacher's features.
 
     >>> Projector("linear", 16, 64)(torch.zeros(8, 10, 16)).shape
     torch.Size([8, 10, 64])
