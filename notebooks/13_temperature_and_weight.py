@@ -26,6 +26,7 @@ profile = "cpu"
 import copy
 import re
 import tomllib
+from dataclasses import replace
 from itertools import product
 from math import comb
 
@@ -62,8 +63,8 @@ from kdlab.study.display import (
     source_note,
     verdict,
 )
-from kdlab.study.evidence import Among, Quantity
-from kdlab.study.statements import above, below, crosses, in_order, leads, undecided
+from kdlab.study.evidence import Curves, Quantity, evidence
+from kdlab.study.statements import above, below, crosses, undecided
 from kdlab.study.statistics import against
 from kdlab.training import Recipe, accuracy, fast_precision, fit, predict
 
@@ -595,7 +596,7 @@ if (study := deciding(map_of)) and study.plan in tuned:
         "A7", "depends",
         f"“Often requires”, says the article. Over {said['arms']} pairs of temperature and weight of the soft targets test accuracy goes from "
         f"{said['worst'][1]:.2f} % ({spoken(said['worst'][0])}) to {said['best'][1]:.2f} % ({spoken(said['best'][0])}); {len(under)} of {len(gaps)} are below the default and {len(over)} above it"
-        f" (Dunnett). So a bad pair costs up to {said['default'] - said['worst'][1]:.2f} points. Whether tuning gains anything over the default is "
+        f" ({'; '.join(over) or 'none'}; Dunnett). So a bad pair costs up to {said['default'] - said['worst'][1]:.2f} points. Whether tuning gains anything over the default is "
         f"{'shown' if bought_by.excludes_zero else 'not decided'}: choosing on the validation split buys {points(bought_by, 1)}, n = {bought_by.n} left-out seeds. {described(study)}.",
         data=data, condition="bound to a scale",
     )  # fmt: skip
@@ -692,9 +693,14 @@ if (study := deciding(map_of)) and weight_effect(study, 0.5, 0.9) is not None:
     turned = {T: differs(study, arm(T, 0.5), arm(T, 0.9), map_of(study)) for T in down}
     for T, i in turned.items():
         print(f"T = {T:g}: an even split minus 0.9: {points(i)} points")
+    hotter = [T for T in down if T > 1]
     EFFECT = Quantity("accuracy of an even split minus that of $w_{\\text{soft}}=0.9$", "points", 100, 2)
+    by_temperature = Curves(
+        {"mean over seeds": (np.array(hotter), np.array([turned[T].mean for T in hotter]))},
+        EFFECT, "of temperature", "records",
+    )  # fmt: skip
     display(
-        crosses({"mean over seeds": {T: i.mean for T, i in turned.items() if T > 1}}, EFFECT, "temperature", upwards=True),
+        crosses(by_temperature, EFFECT, "of temperature", upwards=True),
         above("T8-soft0.5", "T8-soft0.9", study, names=named),
         below("T2-soft0.5", "T2-soft0.9", study, names=named),
     )
@@ -806,7 +812,7 @@ def width_figure(study):
     return show(
         figure,
         label=f"width-{study.plan}",
-        caption=f"{described(study)} and narrower. Gain in test accuracy over the same student alone, a dot a seed; the dashed line is the temperature with the best validation accuracy"
+        caption=f"{described(study)}; and narrower students. Gain in test accuracy over the same student alone, a dot a seed; the dashed line is the temperature with the best validation accuracy"
         + (
             " (" + ", ".join(f"{k}: {v:g}" for k, v in chosen.items()) + ")"
             if chosen
@@ -853,6 +859,7 @@ if (study := deciding(arms_of_widths)) and (difference := widths_apart(study)):
     cool = axes_of(study)[0]
     STEP = Quantity(f"step of accuracy from $T={WARM}$ to $T={HOT}$", "points", 100, 2)
     steps = dict(zip(("the narrowest student", "the widest"), hot_side(study, narrow, wide) / 100, strict=True))
+    steps = replace(evidence(steps, STEP), source="records")
     named |= {name: f"$T={T:g}$, the narrowest student" for T, name in zip(cool, narrow, strict=True)}
     display(
         undecided("the widest", "the narrowest student", 1.0, steps, STEP),
@@ -971,8 +978,7 @@ for study in studies:
 if small.complete(schedule_arms):
     display(
         above("T-falling", "T-rising", small),
-        above("T-falling", best_constant(small), small, names=named),
-        undecided("T-learned", best_constant(small), 1.0, small, names=named),
+        below("T-rising", best_constant(small), small, names=named),
     )
 
 # %% [markdown]
@@ -1118,11 +1124,12 @@ for study in studies:
         print(
             f"{study.plan}: over the first epoch the training losses of ×N at rate/N, decay times N, and of the plain run differ by {off:.2%} at most ({len(plain)} seeds)"
         )
+quoted = {name: f"“{title}”" for name, title in TIMES_N.items()}
 if small.complete(list(TIMES_N)):
     display(
-        below("timesN-sgd", "T4-soft1", small, names=TIMES_N),
-        undecided("timesN-sgd-scaled", "T4-soft1", 1.0, small, names=TIMES_N),
-        undecided("timesN-adam", "times1-adam", 0.2, small, names=TIMES_N),
+        below("timesN-sgd", "T4-soft1", small, names=quoted),
+        undecided("timesN-sgd-scaled", "T4-soft1", 1.0, small, names=quoted),
+        undecided("timesN-adam", "times1-adam", 0.2, small, names=quoted),
     )
 
 # %% [markdown]
