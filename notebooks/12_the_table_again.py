@@ -56,7 +56,7 @@ from kdlab.study import (
 )
 from kdlab.study.display import conditions, device_for, not_yet_run, source_note
 from kdlab.study.evidence import Among, Quantity
-from kdlab.study.statements import above, below, leads
+from kdlab.study.statements import above, leads
 from kdlab.study.statistics import against
 from kdlab.training import Recipe, Taps, accuracy, fit, predict
 
@@ -733,7 +733,7 @@ if compared:
         display(
             leads("dist", small, among=Among("the ten methods", ARMS), names=ARMS),
             above("kd", "alone", small, names=ARMS),
-            *(below(arm, "kd", small, names=ARMS) for arm in ("at", "rkd", "crd")),
+            above("kd", ["at", "rkd", "crd"], small, names=ARMS),
         )
 
 # %% [markdown]

@@ -873,7 +873,7 @@ if (study := deciding(arms_of_widths)) and (difference := widths_apart(study)):
         "(3) Small ones for a capable student: its source is not checked. (4) Large ones “essential” for a large gap: the reverse of the paper that is cited. "
         f"Here the temperature with the best validation accuracy is "
         + ", ".join(f"{T:g} ({called(name)})" for name, T in chosen.items())
-        + f"; for the narrowest, $T={HOT}$ minus $T=2$ is {points(hot_narrow)} points, so a large temperature is not essential to it; and from $T={WARM}$ to $T={HOT}$ the widest gains {points(difference, 1)} points more than the narrowest (n = {difference.n}): "
+        + f"; for the narrowest, $T={HOT}$ minus $T=2$ is {points(hot_narrow)} points{', so a large temperature is not essential to it' if hot_narrow.high < 0 else ''}; and from $T={WARM}$ to $T={HOT}$ the widest gains {points(difference, 1)} points more than the narrowest (n = {difference.n}): "
         + ("whether width matters is not decided" if not difference.excludes_zero else "width matters")
         + f". {described(study)}.",
         data=data,

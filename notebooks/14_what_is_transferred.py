@@ -25,6 +25,7 @@
 profile = "cpu"
 
 # %% tags=["hide-input"]
+from dataclasses import replace
 from itertools import combinations, permutations
 
 import matplotlib.pyplot as plt
@@ -72,7 +73,7 @@ from kdlab.study.display import (
     source_note,
     verdict,
 )
-from kdlab.study.evidence import Among, Quantity
+from kdlab.study.evidence import Among, Quantity, evidence
 from kdlab.study.statements import above, below, leads, undecided, within
 from kdlab.study.statistics import against
 from kdlab.training import (
@@ -399,7 +400,8 @@ def fidelity_figure(study):
         f"{spread:.2f} points (root mean square over runs), and of {count} pairs of arms, {len(clear)} of them clear in both, {len(opposite)} are in opposite order."
     )
     beside = Quantity("agreement beyond what a student of its accuracy has", "points", 1, 2)
-    return shown, said, within("kd", "alone", 1.0, rest, beside)
+    beyond = replace(evidence(rest, beside), source="records")
+    return shown, said, within("kd", "alone", 1.0, beyond, beside)
 
 
 answer(
@@ -731,7 +733,7 @@ def layers_figure(study):
         caption=f"Differences to kd in points. In each column the 95 % intervals hold together (Dunnett; {every['accuracy'][others[0]].basis}).",
     )  # fmt: skip
     found = [shown, table_of, above("fitnet", "kd", study)]
-    found += [below(arm, "kd", study) for arm in ("at", "rkd", "crd") if arm in arms]
+    found += [above("kd", [arm for arm in ("at", "rkd", "crd") if arm in arms], study)]
     if {"dist", "fitnet"} <= set(arms):
         found.append(leads("dist", study, among=Among("the eight objectives", arms)))
     return found
@@ -753,20 +755,12 @@ answer(
 # %% tags=["hide-input"]
 ASKED_9 = ("alone", *OUTPUTS, *LAYERS)
 if study := decisive(lambda study: ASKED_9):
-    every = {arm: study.values(arm) for arm in ASKED_9[1:]}
-    inside = against(every, "kd")
-    ahead = [arm for arm in LAYERS if inside[arm].low > 0]
-    behind = [arm for arm in LAYERS if inside[arm].high < 0]
-    best = max(OUTPUTS, key=lambda arm: study.mean(arm).mean)
-    beside = against(every, best, LAYERS)
-    equal = [arm for arm in LAYERS if beside[arm].high >= 0]
+    gains = above("fitnet", "kd", study)
+    losses = above("kd", ["at", "rkd", "crd"], study)
+    outputs = above("dist", LAYERS, study)
     display(verdict(
         "A9", "depends",
-        f"Layers “can” guide more strongly than kd's outputs: of four, {', '.join(ahead) or 'none'} did ({', '.join(points(inside[a]) for a in ahead)}), {', '.join(behind) or 'none'} guided less ("
-        + ", ".join(f"{points(inside[a])}" for a in behind)
-        + f"; points of test accuracy, Dunnett, n = {inside['at'].n}). Against the objective on outputs with the best mean, {best}, "
-        + (f"{', '.join(equal)} cannot be told apart or is above" if equal else "all four are below: " + ", ".join(f"{a} {points(beside[a])}" for a in LAYERS))
-        + f". All of it under published weights ({scale_of(study)}): with a rate of its own for each method the order may be another.",
+        f"“Can provide stronger guidance”: {gains} {losses} Against the objective on outputs that is best here: {outputs} Published weights; {scale_of(study)}, so the order may be one of rates, and another with a rate of its own for each method.",
         condition="bound to a scale",
     ))  # fmt: skip
 
@@ -997,17 +991,13 @@ if study := decisive(lambda study: ("alone", *every(study), "crd+kd")):
     }
     warmer = {m: tuned_gain(study, m, kd_map(study)) for m in gains}
     arms = study.ready((*SINGLE, *COMBINED))
-    first = max(arms, key=lambda arm: study.mean(arm).mean)
-    best = max(study.ready(COMBINED), key=lambda arm: study.mean(arm).mean)
-    behind = against({arm: study.values(arm) for arm in arms}, best, SINGLE)
-    ahead = [arm for arm in SINGLE if behind[arm].low > 0]
+    first = leads("dist", study, among=Among(f"{len(arms)} objectives, single ones and combinations", arms))
+    best = below("crd+kd", ["dist", "fitnet"], study)
     display(verdict(
         "A15", "depends",
-        f"Of {len(arms)} objectives, single and combined, the most effective is {first}, a {'combination' if first in COMBINED else 'single one'}; the best combination by its mean, {best}, is below {', '.join(ahead) or 'no single one'} ("
-        + ", ".join(f"{points(-1 * behind[a])}" for a in ahead)
-        + f"; points of test accuracy, Dunnett, n = {behind[SINGLE[0]].n}). A combination can still be ahead of its own parts: "
+        f"“The most effective”: {first} {best} Ahead of its own parts a combination can be, in points of test accuracy, with three weights for each: "
         + "; ".join(f"{m} minus the better of them {points(gains[m])}, minus kd with its temperature tuned, too, {points(warmer[m])}" for m in gains)
-        + f". Two combinations are tried; {scale_of(study)}.",
+        + f" (paired by seed, n = {len(study.values('alone'))}). Two combinations are tried; {scale_of(study)}.",
         condition="bound to a scale",
     ))  # fmt: skip
 
@@ -1408,7 +1398,9 @@ answer("a teacher's assistant", lambda study: (*chain(study), "kd"), chain_figur
 # %% tags=["hide-input"]
 if study := decisive(lambda study: (*chain(study), "kd")):
     alone, direct, _ = chain(study)
-    helps, taught = gap(study, "assisted", direct), gap(study, direct, alone)
+    named = {"assisted": "the student with an assistant", direct: "the student that was taught directly", alone: "the student alone"}
+    helps = undecided("assisted", direct, 1.0, study, names=named)
+    taught = above(direct, alone, study, names=named)
     measured_agreement = (
         f" Agreement with the large teacher: {', '.join(f'{v:.1%}' for v in assisted_agrees.values())} with an assistant (from the stored students), "
         f"{', '.join(f'{v:.1%}' for v in study.values(direct, 'agreement').values())} taught directly."
@@ -1416,9 +1408,9 @@ if study := decisive(lambda study: (*chain(study), "kd")):
         else ""
     )
     display(verdict(
-        "B17", "not decided" if not helps.excludes_zero else "depends",
-        f"A claim of the paper that article B cites, not of the article. One chain, {called(study.specs[0].student)} → {called(STUDENT[study.plan])} → {called(NARROWER[study.plan])} (n = {helps.n}): assisted minus taught directly {points(helps)} points of test accuracy; taught "
-        f"directly minus alone {points(taught)}.{measured_agreement} {scale_of(study)}; one set of sizes, whose gap may not be large in the paper's sense.",
+        "B17", "not decided" if helps.holds else "depends",
+        f"A claim of the paper that article B cites, not of the article. One chain, {called(study.specs[0].student)} → {called(STUDENT[study.plan])} → {called(NARROWER[study.plan])}. {helps} {taught}"
+        f"{measured_agreement} {scale_of(study)}; one set of sizes, whose gap may not be large in the paper's sense.",
     ))  # fmt: skip
 
 # %% [markdown]

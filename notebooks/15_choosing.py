@@ -572,7 +572,7 @@ ON_LOGITS = ["dkd", "dist", "standardised"]
 if set(ran) == set(NAMES):
     display(
         versus(["alone", "smoothed", *ON_LOGITS], "kd"),
-        *(above(arm, "kd", small, names=NAMES) for arm in ON_LOGITS),
+        below("kd", ON_LOGITS, small, names=NAMES),
     )
 
 # %% [markdown]
@@ -590,8 +590,8 @@ if set(ran) == set(NAMES):
         versus(ON_LAYERS, "kd"),
         versus(ON_LAYERS, best_on_logits),
         above("fitnet", "kd", small, names=NAMES),
-        *(below(arm, "kd", small, names=NAMES) for arm in ("at", "rkd", "crd")),
-        below("fitnet", "dist", small, names=NAMES),
+        above("kd", ["at", "rkd", "crd"], small, names=NAMES),
+        above("dist", ON_LAYERS, small, names=NAMES),
         above("crd+kd", "crd", small, names=NAMES),
     )
 
