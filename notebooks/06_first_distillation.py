@@ -271,10 +271,10 @@ if seeds >= 2:
         print(f"{name:17s} {interval:+.2f} points")
 
 # %% [markdown]
-# The last sentence of the three is of an error: higher is worse. And `permuted` below `alone` is a warning: such a target teaches less than labels do, so *kd − permuted* is no share of what distillation gains.
+# The third sentence is of an error. The second is a warning: where such a target hardly teaches, *kd − permuted* is no share of what distillation gains.
 # Part of it is the noise of shuffling anew at every step; {doc}`14_what_is_transferred` takes that away.
 #
-# Accuracy says that a student is better; it does not say what it knows. If it learned of the wrong classes, a larger share of its errors should be inside the superclass of the truth, where the teacher's are. The plan `small` of the later chapters has measured that for the same three arms.
+# Accuracy does not say what a student knows. If it learned of the wrong classes, its errors should move into the superclass of the truth, where the teacher's are. The plan `small` of the later chapters has measured that for the same three arms.
 
 # %% tags=["hide-input"]
 elsewhere = results("small")
@@ -368,7 +368,7 @@ show(
 # %% [markdown]
 # ### On a GPU, by the published recipe
 #
-# ResNet-56 to ResNet-20, 240 epochs, five seeds: the row of the literature's table that this pair belongs to. With the
+# ResNet-56 to ResNet-20, 240 epochs, five seeds: the row of the literature's table that this pair belongs to. <!-- by definition --> With the
 # profile `gpu` this chapter runs what is missing and writes the records.
 
 # %% tags=["hide-input"]
@@ -409,7 +409,7 @@ else:
 # ## Limits
 #
 # - One pair of networks, one data set, one temperature, one weight and one learning rate, none of them chosen for any arm.
-#   The trainings are short, which favours whatever speeds up learning: a gain here may be *earlier* rather than *better*, and a rate of its own for each arm may change its size.
+#   The trainings are short, which favours whatever speeds up learning: a gain here may be one of early learning, and a rate of its own for each arm may change its size.
 # - The control shuffles anew at every step, so it adds noise to the targets as well as taking their structure. Its expectation is a
 #   smoothed label; training on that, without the noise, is the first exercise, and chapter 14 has it as an arm of the study.
 # - Seeds bound the noise of initialisation and order, not that of the data or of the teacher: there is one teacher. The live part has one seed.
@@ -441,6 +441,6 @@ else:
 # ```{solution} ex-more-seeds
 # :class: dropdown
 #
-# Its half-width is $t_{n-1}s/\sqrt n$. Once $n$ is not tiny, four times as many. From three seeds five are enough, since $t_2 = 4.30$
-# falls to $t_4 = 2.78$: $2.78/\sqrt5$ is half of $4.30/\sqrt3$.
+# Its half-width is $t_{n-1}s/\sqrt n$. <!-- by definition --> Once $n$ is not tiny, four times as many. <!-- by definition --> From three seeds five are enough, since $t_2 = 4.30$
+# falls to $t_4 = 2.78$: $2.78/\sqrt5$ is half of $4.30/\sqrt3$. <!-- by definition -->
 # ```

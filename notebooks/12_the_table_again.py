@@ -194,7 +194,7 @@ print(
 # ## The recipe and the weights
 #
 # A row is a method, a weight for each of its terms, and a way to train. Most papers share the last; it is the default of
-# `Recipe`. The file of published facts and the code must say the same.
+# `Recipe`. <!-- by definition --> The file of published facts and the code must say the same.
 
 # %%
 recipe = asdict(Recipe())
@@ -236,14 +236,14 @@ for arm, objective in methods.items():
 # %% [markdown]
 # Two things can be read off before anything is trained. The rows were not tuned alike: the earlier methods have
 # one weight for all pairs, some of the later ones one for each pair. And the recipe trains on
-# all 50,000 images and reports the test split: it does not say on what the weights were chosen.
+# all 50,000 images and reports the test split: it does not say on what the weights were chosen. <!-- by definition -->
 #
 # ## Seeds, epochs, and what is picked
 #
 # Two numbers of one method differ by the seed. A number can also be *picked*: the best of the epochs, the best of the
-# runs. What picking adds is a matter of arithmetic. Of $k$ numbers with the same mean and independent deviations $\sigma$,
-# the largest is expected above the mean by at most $\sigma\sqrt{2\ln k}$, if they are normal; for thirty numbers it is about $2\sigma$. And the
-# method is no better for it.
+# runs. <!-- by definition --> What picking adds is a matter of arithmetic. Of $k$ numbers with the same mean and independent deviations $\sigma$,
+# the largest is expected above the mean by at most $\sigma\sqrt{2\ln k}$, if they are normal; for thirty numbers it is about $2\sigma$. <!-- by definition --> The
+# method is the same.
 #
 # On CIFAR-100 one cannot see how much of a picked number is luck, for its test images are all there are. On a task
 # whose examples can be drawn at will one can. Below, one and the same method, a small network on labels alone, is trained
@@ -375,7 +375,7 @@ print("mean luck by schedule: " + ", ".join(f"{name} {values.mean():+.2f}" for n
 # ## How noisy the published numbers are
 #
 # Three sources say something of that, and each can be read where it was written. DIST's authors print deviations. With the code of standardised logits training logs are published, one run a pair, in which
-# the best epoch and the last stand beside each other. And a user of one method's own code reported what came out.
+# the best epoch and the last stand beside each other. <!-- by definition --> And a user of one method's own code reported what came out.
 
 # %% tags=["hide-input"]
 users, logs = published["noise"]["users"], published["noise"]["logs"]
@@ -491,19 +491,19 @@ show(
 )
 
 # %% [markdown]
-# The dashed line is why rows are better evidence than cells: chance rarely favours one method in *every* column.
+# The dashed line is the reason to read rows and not cells: chance rarely favours one method in *every* column.
 
 # %% [markdown]
 # ## Ours beside the published numbers
 #
 # The plan `table` trains every pair and method by the recipe above, five seeds, all 50,000 training images, last
-# epoch. For each seed all methods see the same batches, and those without projectors or memories of their own start from the same weights. This is how a column will be compared:
+# epoch. <!-- by definition --> For each seed all methods see the same batches and start from the same weights; in the records of the plan `small` below, those with projectors or memories of their own (FitNet, CRD, CRD + KD) started from others. This is how a column will be compared:
 #
 # - **Against the published number.** Ours has $n$ runs with mean $\bar x$ and deviation $s$. One more run of ours would
-#   lie within $\bar x \pm t_{n-1}\, s\sqrt{1+1/n}$ in 95 of 100 cases. A published number inside is *within noise*. (A mean of several runs would lie closer, so that the test is generous to it.)
-# - **Against KD.** One deviation is pooled over all methods of the column, and the intervals hold together (Dunnett's), so that none of them misses zero by chance in 95 of 100 columns. If one contains zero, the two *cannot be told apart*, which does not make them equal: with few
+#   lie within $\bar x \pm t_{n-1}\, s\sqrt{1+1/n}$ in 95 of 100 cases. <!-- by definition --> A published number inside is *within noise*. (A mean of several runs would lie closer, so that the test is generous to it.) <!-- by definition -->
+# - **Against KD.** One deviation is pooled over all methods of the column, and the intervals hold together (Dunnett's), so that none of them misses zero by chance in 95 of 100 columns. <!-- by definition --> If one contains zero, the two *cannot be told apart*, which does not make them equal: with few
 #   seeds a true difference of some tenths of a point is mostly missed, as the last section computes.
-# - **Cost.** Wall time relative to the student alone, and minutes more than alone for each point above it. Students that
+# - **Cost.** Wall time relative to the student alone, and minutes more than alone for each point above it. <!-- by definition --> Students that
 #   trained side by side in one process shared its clock; their column is left out.
 
 
@@ -874,8 +874,8 @@ else:
 # %% [markdown]
 # ## The best epoch, in our own curves
 #
-# Every record has the validation accuracy after each epoch, on images that nobody trained on, half as many as the test images of the published logs. The best of them minus the
-# last is what picking the epoch would have added to our numbers. Our recorded schedules are cosines that end at zero.
+# Every record has the validation accuracy after each epoch, on images that nobody trained on, half as many as the test images of the published logs. <!-- by definition --> The best of them minus the
+# last is what picking the epoch would have added to our numbers. <!-- by definition --> Our recorded schedules are cosines that end at zero.
 
 # %% tags=["hide-input"]
 first = results("first-distillation-cpu")
@@ -1095,8 +1095,8 @@ for name, (deviation, *_) in estimates.items():
 # :class: dropdown
 #
 # `np.random.default_rng(0).normal(0, 0.15, (10_000, 30)).max(1).mean()` gives the expected maximum of 30 deviates, about twice their
-# deviation: 0.31 points over their mean, and as much over the last of them, whose mean is zero. It is the size of what the logs show.
-# Epochs that follow each other are not independent, which lowers it; the 60 epochs before the last drop add candidates.
+# deviation: 0.31 points over their mean, and as much over the last of them, whose mean is zero. <!-- by definition --> It is the size of what the logs show.
+# Epochs that follow each other are not independent, which lowers it; the 60 epochs before the last drop add candidates. <!-- by definition -->
 # ```
 #
 # ```{exercise}
@@ -1110,9 +1110,9 @@ for name, (deviation, *_) in estimates.items():
 # :class: dropdown
 #
 # They are judged on the same images. What is hard for one is hard for the other, so most of that error is common to both and leaves
-# the difference. Only images on which exactly one of the two is right count: if those are a fraction $d$ of the test set, the
+# the difference. <!-- by definition --> Only images on which exactly one of the two is right count: if those are a fraction $d$ of the test set, the
 # difference has a standard error of about $\sqrt{d/n}$. For $d = 0.15$ and $n = 10{,}000$ it is 0.39 points: less than $\sqrt2$
-# times 0.45, but still no less than the differences in question. Seeds average this part only as far as they change which images are
+# times 0.45, but still no less than the differences in question. <!-- by definition --> Seeds average this part only as far as they change which images are
 # hard.
 # ```
 #
@@ -1126,6 +1126,5 @@ for name, (deviation, *_) in estimates.items():
 # ```{solution} ex-row-not-cell
 # :class: dropdown
 #
-# `next(m for m in np.arange(0, 0.5, 0.01) if seems_better(9, 7, 5, m)[1] <= 0.05)` answers a little more than a tenth of a point. A mean gain of
-# a fifth of a point over seven columns is better evidence than twice that in one.
+# `next(m for m in np.arange(0, 0.5, 0.01) if seems_better(9, 7, 5, m)[1] <= 0.05)` answers a little more than a tenth of a point. <!-- by definition --> That is why a small mean gain over seven columns is evidence, and a large one in a single column need not be.
 # ```

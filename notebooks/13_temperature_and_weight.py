@@ -78,7 +78,7 @@ data_note(data)
 #
 # Before any comparison of trained students, look at one step. A student of the book, a ResNet-8, is trained for a few
 # epochs on a slice of the data with the book's default, and stopped three times on the way: untrained, after the first
-# epoch, after the last. (It is one student, of one seed: gradients are looked at here, not trainings compared.) At each stop
+# epoch, after the last. <!-- by definition --> (It is one student, of one seed: gradients are looked at here, not trainings compared.) At each stop
 # we ask the same question of several temperatures: *which way would you move the weights, and how far?*
 
 # %%
@@ -207,7 +207,7 @@ print("largest over smallest, with T²: " + ", ".join(f"{v:.1f} ({n})" for n, v 
 # the remainder. A factor that $T^2$ does not remove is a change of *weight*: whoever compares temperatures at a fixed weight
 # compares a little of the weight as well.
 #
-# The direction of the pull says more than its length. If two temperatures pull the same way they are one objective, whatever the
+# The direction of the pull matters beside its length. If two temperatures pull the same way they are one objective, whatever the
 # curve of accuracy looks like. There are two ways to ask. *In one step*: the cosine of two objectives' gradients on the same batch, and for a
 # yardstick that of the same objective on two different batches, a disagreement that SGD lives with at every step. *In the long run*: the cosine of
 # the two *mean* gradients, in which the noise of batches has averaged out. A batch multiplied with itself would add its own noise to the products. Pairs of different batches do not:
@@ -298,7 +298,7 @@ print(
 # The plan `small` asks the questions of this part of the book at a CPU's scale. The plan `questions` asks the same ones by the published
 # recipe, on a GPU. Three rules hold throughout.
 #
-# - **One learning rate.** All arms of `small` have the rate that the cell below prints, which was chosen for none of them, and were trained briefly. What a better rate is worth beside temperature and weight is not in these records; it may be more.
+# - **One learning rate.** All arms of `small` have the rate that the cell below prints, which was chosen for none of them, and were trained briefly. What another rate is worth beside temperature and weight is not in these records.
 # - **One deviation.** Runs of one seed share their initial weights (at one width) and their batches. Three seeds leave a difference two degrees of freedom, so one deviation is pooled over the arms that are compared, and
 #   differences to one control have intervals that hold together (Dunnett's). How much the seeds share is printed with the map.
 # - **The validation split chooses, the test split reports.** Both are measured on the last epoch.
@@ -378,7 +378,7 @@ def points(i, factor=100):
 #
 # Temperatures down, weights across. The default of this book, and of many published tables, is $T=4$ with $w_{\text{soft}}=0.9$. Five panels show what
 # can be wanted of a student: accuracy on the split that chooses and on the one that reports; agreement with the teacher; KL from it at $T=1$;
-# and calibration. They need not have their best cell in one place.
+# and calibration. They need not agree on a cell.
 
 # %% tags=["hide-input"]
 PANELS = (
@@ -446,7 +446,7 @@ for study in studies:
         display(map_figure(study), source_note(study.all(map_of(study))))
 
 # %% [markdown]
-# Means hide the seeds. Here is each point of the map as a difference from the default, run by run: to the right of the line is better. Read two
+# Means hide the seeds. Here is each point of the map as a difference from the default, run by run: to the right of the line is better. <!-- by definition --> Read two
 # things: how wide one interval is, and how many of them touch the line.
 
 
@@ -730,8 +730,7 @@ if (study := deciding(map_of)) and weight_effect(study, 0.5, 0.9) is not None:
 # 3. Small temperatures, 1 to 2, are “recommended when the student has enough capacity”, with Mirzadeh and co-workers {cite}`mirzadeh2020improved` for source. We have not checked that source.
 # 4. Large ones, 3 to 10, are “essential when there is a significant capacity gap”, with Hinton et al. for source. Above 4 that is the reverse of statement 2 and of its sentence: for their much smaller student higher temperatures were worse.
 #
-# What our records can ask is how three widths of student fare along the temperature, with the same teacher and $w_{\text{soft}}=0.9$. If heat harms a student the
-# more the narrower it is, the step from $T=4$ to $T=8$ is worse for the narrow one. If a large gap asks for heat, it is better. The plan `small` ends at $T=8$, where the plateau of statement 1 begins, and ResNets on photographs are not two layers on digits: no sign would prove a reading.
+# What our records can ask is how three widths of student fare along the temperature, with the same teacher and $w_{\text{soft}}=0.9$. If heat harms a narrow student in particular, the step from $T=4$ to $T=8$ is one down from the wide student's to the narrow one's; if a large gap asks for heat, one up. The plan `small` ends at $T=8$, where the plateau of statement 1 begins, and ResNets on photographs are not two layers on digits: no sign would prove a reading.
 
 
 # %%
@@ -885,7 +884,7 @@ if (study := deciding(arms_of_widths)) and (difference := widths_apart(study)):
 #
 # “Newer research suggests starting with a high $T$ … and decaying it”, writes article B, with a paper for it that does something else: curriculum temperature {cite}`li2023curriculum` *learns* its
 # temperature, against the student, by ascending on the loss on which the student descends. Four schedules are tried. `T-falling` goes from 8 to 1, `T-rising` from 1 to 8,
-# each in a straight line; `T-learned` is curriculum temperature between 1 and 21, which in kdlab starts at 11 (the authors' code starts at $1+20\sigma(1)$, near 15.6); `soft-falling` keeps $T=4$ and hands the weight over from the teacher to the labels.
+# each in a straight line; `T-learned` is curriculum temperature between 1 and 21, which in kdlab starts at 11 (the authors' code starts at $1+20\sigma(1)$, near 15.6); `soft-falling` keeps $T=4$ and hands the weight over from the teacher to the labels. <!-- by definition -->
 #
 # Against what? A schedule has had one try, so it is fair to compare it with the one constant that the *validation* split picks among four only if one remembers that
 # the constant has been tuned and the schedule has not. A second test needs no constant at all: **falling against rising**. Both spend the same time at the
@@ -1139,7 +1138,7 @@ if small.complete(list(TIMES_N)):
 # ## With a budget of three runs
 #
 # Few will tune on twelve points times three seeds. What does a small budget buy? The map answers, since all its runs are there: draw $k$ of its points at random, train each *once*, keep the
-# one with the best validation accuracy, and note its test accuracy. The mean over all draws needs no simulation. If the points of a seed are ranked by validation accuracy, the
+# one with the best validation accuracy, and note its test accuracy. <!-- by definition --> The mean over all draws needs no simulation. If the points of a seed are ranked by validation accuracy, the
 # $r$-th of $m$ is the winner with probability $\binom{m-r}{k-1}\big/\binom{m}{k}$. The zero line is the default, taken without any tuning.
 
 
@@ -1226,7 +1225,7 @@ if not shown:
 # %% [markdown]
 # A procedure for three runs follows from arithmetic, not from the numbers of this page. **First run:** the default. **Second run:** the default again with another seed, which costs a run and tells you the size of the
 # differences that you may believe. **Third run:** one large move, not a small one: half or twice the temperature, an even split of the weights, or three times the learning rate, which these records held fixed. Compare the third run with the *mean* of the
-# first two, by validation accuracy. If it is not above that mean by more than the first two differ, keep the default.
+# first two, by validation accuracy. If it is not above that mean by more than the first two differ, keep the default. <!-- by definition -->
 #
 # That rule is lenient, and it should be known how lenient. Suppose that the move changes nothing, so that all three runs have the same mean and independent normal noise. How often does the move win all the same?
 
@@ -1262,7 +1261,7 @@ display(
 # %% [markdown]
 # ## Limits
 #
-# - The small study is *short*. A few epochs reward whatever speeds up learning, and a hot, soft target may do that without being better in the end. Read the map as one of early training.
+# - The small study is *short*. A few epochs reward whatever speeds up learning, and a hot, soft target may do that for a while alone. Read the map as one of early training.
 # - One teacher, one data set, **one learning rate, chosen for no point of the map**, although the soft term's pull is not the same at every $T$ (the first figure) nor at every weight. How the map
 #   looks with a rate of its own at each point is open.
 # - A grid of powers of two cannot see a narrow optimum; the gradients of the first section are the reason to expect none.
@@ -1281,7 +1280,7 @@ display(
 # ```{solution} ex-winners-curse
 # :class: dropdown
 #
-# `0.5 * np.random.default_rng(0).normal(size=(100_000, 12)).max(1).mean()` gives about 0.8 points on the split that chose, since the largest of twelve standard normal numbers is 1.63 on average.
+# `0.5 * np.random.default_rng(0).normal(size=(100_000, 12)).max(1).mean()` gives about 0.8 points on the split that chose, since the largest of twelve standard normal numbers is 1.63 on average. <!-- by definition -->
 # On the test split: nothing. This is why one split chooses and another reports.
 # ```
 #

@@ -75,7 +75,7 @@ from kdlab.study.display import (
 )
 from kdlab.study.evidence import Among, Quantity, evidence
 from kdlab.study.statements import above, below, leads, undecided, within
-from kdlab.study.statistics import against
+from kdlab.study.statistics import against, pairing, smallest_p
 from kdlab.training import (
     Learner,
     Recipe,
@@ -101,8 +101,7 @@ data_note(data)
 # is one of rates, too ({doc}`12_the_table_again` measures by how much); the contrasts between targets of one loss, below, are less exposed to that.
 #
 # Three seeds leave a difference of two arms two degrees of freedom, so one deviation is pooled over all arms of a student. Runs of one seed see the same batches, and begin with the same weights unless the objective has
-# projectors or memories of its own (`fitnet`, `crd`, `crd+kd`, `kd+crd`), which are drawn first. How much that is worth, the cell prints. No interval here escapes the assumption that runs are normal: three against three
-# can be ordered in twenty ways, so without it no difference could reach the usual level.
+# projectors or memories of its own (`fitnet`, `crd`, `crd+kd`, `kd+crd`), which were drawn first when these records were made. How much that is worth, the cell prints, and what so few runs could show without the assumption that they are normal, which every interval here makes.
 
 # %%
 small, questions = results("small"), results("questions")
@@ -193,13 +192,14 @@ for study in STUDIES:
     done = f"{len(study.records)} of {len(study.specs)} runs are recorded"
     print(f"{study.plan}: {done} ({scale_of(study)})")
     if len(arms := like(study, "kd")) > 2:
-        runs = np.array([list(study.values(arm).values()) for arm in arms])
-        one = np.sqrt(runs.var(1, ddof=1).mean())
-        rest = runs - runs.mean(1, keepdims=True) - runs.mean(0) + runs.mean()
-        paired = np.sqrt((rest**2).sum() / ((len(arms) - 1) * (runs.shape[1] - 1)))
+        shared = pairing({arm: study.values(arm) for arm in arms})
         print(
-            f"  deviation of a run over {len(arms)} arms: {100 * one:.2f} points; with what the seeds share "
-            f"taken out: {100 * paired:.2f}, which is {1 - paired / one:.0%} less"
+            f"  over {shared.arms} arms, runs of one seed correlate with {shared.correlation:.2f}; a difference paired by seed has "
+            f"{shared.variance_ratio:.2f} times the variance of an unpaired one (that seeds do nothing: p = {shared.p:.2g})"
+        )
+        print(
+            f"  without normality {shared.seeds} runs against {shared.seeds} can reach no p below {smallest_p(shared.seeds, paired=False):.2g}, "
+            f"nor {shared.seeds} paired differences one below {smallest_p(shared.seeds):.2g}"
         )
 if questions.missing:
     display(
@@ -413,7 +413,7 @@ answer(
 
 # %% [markdown]
 # A student that learns from labels agrees with the teacher too, since both are often right. So the question to ask of a faithful student is how much larger its agreement is
-# than that of a student of like accuracy which has never heard of the teacher. The sentence under the figure has the answer for `kd` and `alone`, by way of a line through all arms. **On this page, therefore, agreement is no
+# than that of a student of like accuracy which has never heard of the teacher. <!-- by definition --> The sentence under the figure has the answer for `kd` and `alone`, by way of a line through all arms. **On this page, therefore, agreement is no
 # second witness beside accuracy.** What a student says of images on which its teacher errs would be one; these records do not have it.
 #
 # ## Which part of the target?
@@ -482,7 +482,7 @@ show(
 
 # %% [markdown]
 # What the arms share is exact, and so is what tells them apart. `spread`, `permuted` and `kd` agree in the true class. `permuted` and `kd` have
-# the same entropy; `spread` has the largest that is left when the true class is fixed. And `spread` is the *mean* of `permuted` over all shuffles. Since the
+# the same entropy; `spread` has the largest that is left when the true class is fixed. <!-- by definition --> And `spread` is the *mean* of `permuted` over all shuffles. Since the
 # gradient of the soft loss is linear in the target ({doc}`02_gradients`), `spread` is `permuted` with the noise of shuffling averaged away, step by step.
 
 # %%
@@ -518,7 +518,7 @@ print(f"from {share.quantile(0.05):.1%} (5th percentile) to {share.quantile(0.95
 # *spread − smoothed* looks like the value of image-dependent confidence {cite}`tang2020understanding`. It is not clean: the two also differ in temperature, in weight, and, as the printed line
 # shows, in how much they leave to the true class.
 #
-# Accuracy alone would not tell the mechanisms apart. If dark knowledge is transferred, one expects the student to err where its teacher does, with a larger share of its errors within the superclass of the truth.
+# Accuracy alone would not tell the mechanisms apart. If dark knowledge is transferred, one expects the student to err where its teacher does, with errors that move into the superclass of the truth.
 # A target that is merely soft would be expected to change calibration first.
 
 # %%
@@ -682,7 +682,7 @@ answer(
 )
 
 # %% [markdown]
-# The last sentence is of the noise of shuffling: what *permuted* loses beyond *spread*. The verdict on A4 is given in {doc}`06_first_distillation`, with `permuted` for its control; *kd − spread* here is the sharper version of that test,
+# The last sentence is of the noise of shuffling: what *permuted* loses beyond *spread*. The verdict on A4 is given in {doc}`06_first_distillation`, with `permuted` for its control; *kd − spread* here is that test without its noise,
 # since nothing is drawn at random in it. Either shows that the teacher's opinion of the wrong classes makes such a target useful; neither says how much of the gain over labels it is.
 #
 # ## Do layers guide more strongly than outputs?
@@ -769,11 +769,11 @@ if study := decisive(lambda study: ASKED_9):
 #
 # A15: “Often, the most effective distillation strategy involves combining multiple objectives.” *The most effective* asks whether a combination is ahead of all single objectives; whether it is ahead of its own parts is another question, and the weaker one. Both are asked.
 # A combination has one more weight to tune, and whoever tries more settings and reports the best
-# will find a better one, even among equals. So each method of the second question gets the same budget here: three weights. For `kd` it is the weight of the soft
+# will find a better one, even among equals. <!-- by definition --> So each method of the second question gets the same budget here: three weights. For `kd` it is the weight of the soft
 # targets, for `at` and `crd` the weight of the term, and for `kd+at` and `kd+crd` the weight of the second term beside a fixed `kd`.
 #
 # The **validation split chooses**, and no seed is reported by a choice in which it took part: for each seed, the weight is the one whose mean validation accuracy after the last epoch, over the
-# *other* seeds, is highest, and the test accuracy of that weight with the seed left out is what counts. A combination is compared with the better of its parts, chosen in the same way. That rival
+# *other* seeds, is highest, and the test accuracy of that weight with the seed left out is what counts. <!-- by definition --> A combination is compared with the better of its parts, chosen in the same way. <!-- by definition --> That rival
 # has had six tries, three for each part, and the combination three. A second rival is `kd` with its temperature tuned as well, over the whole map of {doc}`13_temperature_and_weight`. `crd+kd`, with the weights under which it was published, was not tuned and is shown beside.
 # The plan for a CPU leaves the tuning of `crd` and `kd+crd` to the GPU's.
 
@@ -1004,7 +1004,7 @@ if study := decisive(lambda study: ("alone", *every(study), "crd+kd")):
 # %% [markdown]
 # ## A class that the student never saw
 #
-# Hinton, Vinyals and Dean left every 3 out of the student's MNIST and let a teacher that knew threes teach it. The student had
+# Hinton, Vinyals and Dean left every 3 out of the student's MNIST and let a teacher that knew threes teach it. <!-- by definition --> The student had
 # never seen one. Yet, once a single number, the bias of that class, had been raised, it recognised nearly all of them (section 3) {cite}`hinton2015distilling`. Whatever it knew of
 # threes it had learned from what its teacher said of *other* digits: how much a certain 8, or a certain 2, looks like a 3.
 #
@@ -1036,7 +1036,7 @@ print(f"the {len(omitted)} omitted classes {told.mean():.1%} of its probability 
 # %% [markdown]
 # Four students see the same examples. `alone` has labels. `spread` has soft targets in which all wrong classes, the omitted among them, are alike: it hears
 # that there are other classes, but not which one an example resembles. `kd` has the teacher's distribution and a tenth of labels, which never name an omitted class; `soft` has
-# the distribution alone.
+# the distribution alone. <!-- by definition -->
 #
 # A class that no label names gets too low a bias. Hinton and co-workers then raised it, to the value that did best on their *test* set. We raise it too, one number for all omitted classes, but choose it
 # on a validation sample. A raised bias mixes two things, what a student knows and how well one number was chosen. So there is a measure without it, too: whether a student that is *told* that the class is an
@@ -1188,7 +1188,7 @@ display(
 )
 
 # %% [markdown]
-# Both halves matter. Where `soft` succeeds, the information is in the targets. Where `spread` fails, that is an identity and no finding: its targets give
+# Where `soft` succeeds, the information is in the targets. Where `spread` fails, that is an identity and no finding: its targets give
 # all omitted classes the same probability in every example, so nothing in them could tell one from another. It has the same
 # confidence in the true class, image by image, and so the two together say *where* the information is: in the relative probabilities of the wrong classes, as B16 says.
 #
@@ -1506,7 +1506,7 @@ answer(
 # %% [markdown]
 # ## Limits
 #
-# - One data set, one family of networks, and in the plan `small` one short training at **one learning rate, chosen for no objective**. No arm has converged. Whatever makes learning *earlier* looks like learning *better* there, a long gradient among them, and
+# - One data set, one family of networks, and in the plan `small` one short training at **one learning rate, chosen for no objective**. No arm has converged. Whatever speeds up learning wins there, a long gradient among it, and
 #   weights published for long trainings are used for a short one.
 # - Seeds measure the noise of initialisation and order. There is one teacher a study and one test split, and no interval on this page knows of their noise.
 # - Many arms are compared. Tables with one control hold together by Dunnett's correction; figures say how many intervals they show, and these are not corrected.
@@ -1526,7 +1526,7 @@ answer(
 # :class: dropdown
 #
 # Where $u$ and $w$ differ, $v$ cannot equal both, so each such image is counted in $d(u,v)$ or in $d(v,w)$: $d(u,w)\le d(u,v)+d(v,w)$. With the labels $y$ for a third
-# classifier, $d(S,T) \le d(S,y)+d(y,T) = (1-a_S)+(1-a_T)$ is the lower bound on agreement, and $\lvert d(S,y)-d(y,T)\rvert\le d(S,T)$ the upper one.
+# classifier, $d(S,T) \le d(S,y)+d(y,T) = (1-a_S)+(1-a_T)$ is the lower bound on agreement, and $\lvert d(S,y)-d(y,T)\rvert\le d(S,T)$ the upper one. <!-- by definition -->
 # ```
 #
 # ```{exercise}
@@ -1553,7 +1553,7 @@ answer(
 #
 # Their last layer has a row of weights for each omitted class, drawn at random. Training moves all five rows in the same direction, since their targets are alike, and leaves their differences as they were
 # drawn (no weight decay acts here). So the choice between the five is a random linear function of what the student has learned to see. Examples of one class look alike to it and fall to the same side: of five classes one or two
-# may win most of their examples and the others none. The mean over many seeds is a fifth; of three seeds it need not be.
+# may win most of their examples and the others none. The mean over many seeds is a fifth; of three seeds it need not be. <!-- by definition -->
 # ```
 #
 # ```{exercise}
@@ -1566,5 +1566,5 @@ answer(
 # :class: dropdown
 #
 # By the expected maximum of $m$ normal variables times $s$: `np.random.default_rng(0).normal(size=(100_000, m)).max(1).mean()`. For three it is $3/(2\sqrt\pi)$, about 0.85, and for thirty about two. With
-# a second weight on a grid of three the budget is nine, and the optimism is three quarters larger than with three: an advantage of the combination that no combining has earned.
+# a second weight on a grid of three the budget is nine, and the optimism is three quarters larger than with three: an advantage of the combination that no combining has earned. <!-- by definition -->
 # ```

@@ -266,7 +266,7 @@ for arm, name in NAMES.items():
 # **calibration error** of the confidence {cite}`guo2017calibration`, which one fitted temperature changes.
 #
 # An objective is *beaten* if another one costs no more, to within two fifths of a step on labels alone, and the interval of their difference
-# excludes zero; the deviation is pooled over all candidates. (The line of cost is generous: costs are measured anew whenever this page is built, and a finer one would be crossed by chance.) What is not beaten stays, even if its mean is not on the front: two objectives that
+# excludes zero; the deviation is pooled over all candidates. <!-- by definition --> (The line of cost is generous: costs are measured anew whenever this page is built, and a finer one would be crossed by chance.) What is not beaten stays, even if its mean is not on the front: two objectives that
 # cannot be told apart are not shown to be equal.
 
 # %%
@@ -295,7 +295,7 @@ def better(arm, other, measure):
 
 
 def leader(measure, arms):
-    """The arm with the best mean, and those that it does not beat."""
+    """The arm with the best mean, and those that it does not beat. <!-- by definition -->"""
     key, _, larger, _ = MEASURES[measure]
     arms = [arm for arm in arms if arm in ran]
     first = (max if larger else min)(arms, key=lambda arm: small.mean(arm, key).mean)
@@ -436,7 +436,7 @@ if compared:
 # ## By what is wanted
 #
 # The same records, asked the other way round: for each wish, the candidate with the best mean among those that qualify, and all
-# those that it does not beat. Of several that cannot be told apart, the cheapest is marked.
+# those that it does not beat. Of several that cannot be told apart, the cheapest is marked. <!-- by definition -->
 
 # %%
 LOGITS = [arm for arm in NAMES if ACCESS[arm] != "layers"]
@@ -518,7 +518,7 @@ display(
 )
 
 # %% [markdown]
-# Does a wish change the answer? The first two sentences ask for the best of all, the last for the rest of the table.
+# Does a wish change the answer? The first two sentences ask for the best of all, the last for the rest of the table. <!-- by definition -->
 
 # %% tags=["hide-input"]
 CALLED = Among("the eleven candidates", NAMES)
@@ -542,7 +542,7 @@ if set(ran) == set(NAMES):
 #
 # 1. **Is there a teacher's answer for every example, and nothing more?** Then the objectives on logits are all there is. The next cell compares them with KD.
 # 2. **Can you look into the teacher?** Then ask whether it pays: layers cost projectors, names of layers, sizes that fit. The
-#    objectives that use them are compared below with KD, and with the objective on logits that has the best mean.
+#    objectives that use them are compared below with KD, and with the objective on logits that has the best mean. <!-- by definition -->
 # 3. **Do the widths differ?** Choose what does not mind (RKD, AT) or brings a projector (FitNet, CRD). A projector learns;
 #    see {doc}`chapter 8 <08_hidden_states_and_attention>` for what it can hide.
 # 4. **Is the student tiny?** A cell below has what temperature and an assistant did for two such students. No objective but KD was tried on them.
@@ -600,7 +600,7 @@ if set(ran) == set(NAMES):
 #
 # In this pair they do not. So our records cannot say what a
 # projector costs in accuracy where it is forced; what it costs in parameters is in the first table. The published table has one
-# teacher with two students, the one as wide as itself, the other of half its width. Their depths differ, too (16 layers and 40), so the
+# teacher with two students, one of its own width, the other narrow. Their depths differ, too (16 layers and 40), so the
 # two columns do not isolate the width.
 
 # %% tags=["hide-input"]
@@ -678,9 +678,9 @@ if set(ran) == set(NAMES):
 # %% [markdown]
 # ## Does it depend on the models?
 #
-# One pair of networks cannot say. The published table has more; its best row in each is a fact. How many rows
+# One pair of networks cannot say. The published table has others; which row leads a pair is a fact. How many rows
 # are as good within their noise follows from the deviations that one paper prints ({doc}`chapter 12 <12_the_table_again>`). And the rows are not alike: those of DKD
-# and of standardised logits report the best epoch, Tian et al.'s the last. The last column lowers the former by what the best epoch adds on average in published logs, and leaves rows whose epoch is not known.
+# and of standardised logits report the best epoch, Tian et al.'s the last. <!-- by definition --> The last column lowers the former by what the best epoch adds on average in published logs, and leaves rows whose epoch is not known. <!-- by definition -->
 
 # %% tags=["hide-input"]
 deviations = [d for m in published["method"] for d in m.get("deviation", {}).values()]
@@ -787,7 +787,7 @@ if questions.missing:
 #
 # `COST[arm] - LOOK` for every arm with a teacher: those on logits fall to little more than one. Those on
 # layers need more than logits stored: FitNet's map has thousands of numbers an image, AT's three attention maps together more than a
-# thousand. RKD and CRD need only embeddings of 64 numbers, which is less than the 100 logits. None can profit if images are augmented anew in
+# thousand. <!-- by definition --> RKD and CRD need only embeddings of 64 numbers, which is less than the 100 logits. <!-- by definition --> None can profit if images are augmented anew in
 # each epoch.
 # ```
 #
