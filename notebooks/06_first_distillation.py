@@ -23,6 +23,8 @@
 profile = "cpu"
 
 # %% tags=["hide-input"]
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -292,7 +294,8 @@ if len(elsewhere.ready(ARMS)) == 3:
 # One seed of each arm: the teacher looks once at each batch for all of them. A few thousand images and epochs are all that a core can do in a minute, too little to train a good network, and one seed is no comparison. What it gives are three students that can be asked.
 
 # %%
-live = run_together(specs, data, teacher=teacher, device=device)
+fewer = replace(data, validation=data.validation[: min(1000, len(data.validation))])
+live = run_together(specs, fewer, teacher=teacher, device=device)
 
 # %% tags=["hide-input"]
 live_records = [done.record for done in live]

@@ -70,7 +70,7 @@ def first_distillation_live(data: str, precision: str) -> list[Spec]:
     recipe = Recipe(
         epochs=4, batch_size=64, learning_rate=0.1, schedule="cosine", warmup_epochs=0.5, precision=precision
     )
-    examples = 5_000
+    examples = 4_000
     if data == "digits":
         recipe, examples = replace(recipe, batch_size=32, augment=False), 200
     return _three_arms("first-distillation-live", data, "resnet8", teacher(data), recipe, range(1), examples)
