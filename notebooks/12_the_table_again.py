@@ -10,11 +10,11 @@
 # # The table, again
 #
 # One table has stood in papers on distillation since 2020: CIFAR-100, pairs of a teacher and a student, a row for each
-# method. New methods add a row at the bottom. It has decided what is called better. How much of it would come out again?
+# method. New methods add a row at the bottom. How much of it would come out again?
 #
 # **At the end you will know** the recipe and the weights behind the table, as code that runs; how far seeds alone move
 # such numbers, and what choosing the best epoch adds; how many seeds a difference of a few tenths of a point takes; and
-# what of the table's order our own runs have found so far.
+# what order our own short trainings give, at one learning rate that was chosen for no method. **The table itself has not been run again yet**: a slot below says how many of its runs are missing.
 #
 # *Needs: one CPU core and about a minute. The recorded runs took longer; each says where.*
 
@@ -31,7 +31,7 @@ import torch
 from IPython.display import display
 from scipy.stats import chi2, nct, rankdata, spearmanr, t, ttest_1samp
 
-from kdlab.data import KnownPosterior
+from kdlab.data import KnownPosterior, load_images
 from kdlab.figures import (
     BLUE,
     GREEN,
@@ -46,18 +46,29 @@ from kdlab.figures import (
 )
 from kdlab.models import mlp
 from kdlab.objectives import CrossEntropy
-from kdlab.study import book_folder, mean_interval, plans, results
-from kdlab.study.display import device_for, not_yet_run, observed, source_note
-from kdlab.training import Recipe, accuracy, fit, predict
+from kdlab.study import (
+    book_folder,
+    book_teacher,
+    mean_interval,
+    plans,
+    results,
+    stored_student,
+)
+from kdlab.study.display import conditions, device_for, not_yet_run, source_note
+from kdlab.study.evidence import Among, Quantity
+from kdlab.study.statements import above, leads
+from kdlab.study.statistics import against
+from kdlab.training import Recipe, Taps, accuracy, fit, predict
 
 use_style()
 device = device_for(profile)
+data = load_images()
 
 # %% [markdown]
 # ## The table
 #
 # The numbers are facts from the papers, kept in one file with what is known of each row: where the method comes from,
-# which paper's table the number stands in, and, where the authors say so, which epoch it is and of how many runs it is the mean.
+# which paper's table the number stands in, on which page we read it, and, where the authors say so, which epoch it is and of how many runs it is the mean. What we could not read ourselves is marked.
 
 
 # %%
@@ -70,17 +81,21 @@ def published_results():
 published = published_results()
 METHODS = {row["name"]: row for row in published["method"]}
 PAIRS = {pair["id"]: pair["name"] for pair in published["pair"]}
-FAMILY = [pair for pair in PAIRS if pair in METHODS["FitNet"]["accuracy"]]
+FAMILY = [pair["id"] for pair in published["pair"] if pair.get("one_family")]
+UNCHECKED = [name for name, row in METHODS.items() if row.get("checked") is False]
 print(f"{len(METHODS)} rows, {len(PAIRS)} pairs, of which {len(FAMILY)} are of one family;")
 print(
     f"{sum(len(row['accuracy']) for row in METHODS.values())} accuracies. "
     "We know the epoch of"
 )
 known = [sum(key in row for row in METHODS.values()) for key in ("epoch", "runs")]
-print(f"{known[0]} rows, the number of runs of {known[1]}.")
+print(
+    f"{known[0]} rows, the number of runs of {known[1]}"
+    f" ({sum(row.get('runs_checked') is False for row in METHODS.values())} of these by report alone). Not read by us: {', '.join(UNCHECKED)}."
+)
 
 # %% [markdown]
-# Accuracy differs from pair to pair by far more than from method to method. What the table is read for is the difference
+# Accuracy differs from pair to pair and from method to method; the cell below prints by how much. What the table is read for is the difference
 # to plain distillation in the same column.
 
 # %% tags=["hide-input"]
@@ -101,8 +116,9 @@ def over_kd(name):
     return {pair: value - kd[pair] for pair, value in METHODS[name]["accuracy"].items()}
 
 
-rerun = published["noise"]["rerun"]
-DEVIATION = np.sqrt(np.mean(np.square(list(rerun["deviation"].values()))))
+# What one paper prints after ±, for six pairs; we read it as a standard deviation over runs.
+deviations = [d for row in METHODS.values() for d in row.get("deviation", {}).values()]
+DEVIATION = np.sqrt(np.mean(np.square(deviations)))
 
 
 def chance_gap(runs):
@@ -115,7 +131,7 @@ panel.axvspan(-chance_gap(1), chance_gap(1), color="grey", alpha=0.13, linewidth
 panel.axvspan(-chance_gap(5), chance_gap(5), color="grey", alpha=0.18, linewidth=0)
 panel.axvline(0, color="grey", linewidth=0.8)
 rows = {
-    name + (" †" if METHODS[name].get("secondary") else ""): list(over_kd(name).values())
+    name + (" †" if name in UNCHECKED else ""): list(over_kd(name).values())
     for name in ROWS
 }
 colours = {row: COLOURS[row.removesuffix(" †")] for row in rows}
@@ -130,10 +146,9 @@ show(
     figure,
     label="published",
     caption=f"The published table as differences to KD: a dot a pair, the stroke their median. The light band is what two single runs of one and "
-    f"the same method differ by ({chance_gap(1):.2f} points in 95 of 100 cases, from an independent rerun of one pair), the dark one what two "
-    f"means of five runs do ({chance_gap(5):.2f}). † copied from a secondary source.",
-    alt="Rows of dots, one row a method. Student alone lies left of zero, FitNet, AT and RKD mostly left of zero, CRD, DKD and the later methods right "
-    "of it; many dots lie inside the grey bands.",
+    f"the same method differ by ({chance_gap(1):.2f} points in 95 of 100 cases, from the {len(deviations)} deviations that DIST's authors print), the dark one what two "
+    f"means of five runs do ({chance_gap(5):.2f}). † copied from a later source, not read by us.",
+    alt="Rows of dots, one row a method, a dot a pair: published accuracy minus that of KD, with two grey bands about zero.",
 )
 
 # %% tags=["hide-input"]
@@ -151,8 +166,17 @@ last = [
     for pair in FAMILY
     if pair in METHODS[a]["accuracy"] and pair in METHODS[b]["accuracy"]
 ]
+cells = np.array([[METHODS[name]["accuracy"][pair] for pair in FAMILY] for name in METHODS if name not in ("teacher", "DIST")])
+print(
+    f"Deviation of the means of {cells.shape[1]} pairs of one family: {cells.mean(0).std(ddof=1):.2f} points; of the means of {cells.shape[0]} rows (without DIST, which lacks pairs): {cells.mean(1).std(ddof=1):.2f}."
+)
 print(
     f"Differences to KD inside the light band: {inside[1]:.0%}; inside the dark one: {inside[5]:.0%}."
+)
+lowest = {name: min(over_kd(name), key=over_kd(name).get) for name in ROWS}
+print(
+    "The lowest cell of each row: "
+    + ", ".join(f"{name} {over_kd(name)[pair]:+.2f} ({PAIRS[pair]})" for name, pair in lowest.items())
 )
 print(
     f"Differences among the four newest rows, {len(last)} of them: {np.mean(np.array(last) < chance_gap(1)):.0%} inside the light band, "
@@ -170,7 +194,7 @@ print(
 # ## The recipe and the weights
 #
 # A row is a method, a weight for each of its terms, and a way to train. Most papers share the last; it is the default of
-# `Recipe`. The file of published facts and the code must say the same.
+# `Recipe`. <!-- by definition --> The file of published facts and the code must say the same.
 
 # %%
 recipe = asdict(Recipe())
@@ -212,16 +236,16 @@ for arm, objective in methods.items():
 # %% [markdown]
 # Two things can be read off before anything is trained. The rows were not tuned alike: the earlier methods have
 # one weight for all pairs, some of the later ones one for each pair. And the recipe trains on
-# all 50,000 images and reports the test split: it does not say on what the weights were chosen.
+# all 50,000 images and reports the test split: it does not say on what the weights were chosen. <!-- by definition -->
 #
 # ## Seeds, epochs, and what is picked
 #
 # Two numbers of one method differ by the seed. A number can also be *picked*: the best of the epochs, the best of the
-# runs. What picking adds is a matter of arithmetic. Of $k$ numbers with the same mean and independent deviations $\sigma$,
-# the largest is expected above the mean by at most $\sigma\sqrt{2\ln k}$, if they are normal; for thirty numbers it is about $2\sigma$. And the
-# method is no better for it.
+# runs. <!-- by definition --> What picking adds is a matter of arithmetic. Of $k$ numbers with the same mean and independent deviations $\sigma$,
+# the largest is expected above the mean by at most $\sigma\sqrt{2\ln k}$, if they are normal; for thirty numbers it is about $2\sigma$. <!-- by definition --> The
+# method is the same.
 #
-# On CIFAR-100 one cannot see how much of a picked number is luck, for there are only 10,000 test images. On a task
+# On CIFAR-100 one cannot see how much of a picked number is luck, for its test images are all there are. On a task
 # whose examples can be drawn at will one can. Below, one and the same method, a small network on labels alone, is trained
 # from several seeds under three schedules. After each epoch it is measured on a small test set, which plays the published
 # split, and on a set twenty times as large, which plays the truth. The small set then picks the epoch.
@@ -317,7 +341,7 @@ show(
     caption=f"One method, {len(SEEDS)} seeds, three schedules. Left: thin lines are runs as the test set sees them, thick lines the mean in truth. Right: "
     "the epoch that the test set picks, compared with the last one, by the same test set and in truth; mean and 95 % interval. The distance "
     "between the two rows of a schedule is luck.",
-    alt="Left: accuracy by epoch, the constant schedule jagged, step and cosine smooth at their end. Right: the gain of the best epoch, larger on the test set than in truth.",
+    alt="Left: accuracy by epoch of each run under three schedules, and the mean in truth. Right: the gain of the best epoch by schedule, on the test set and in truth, a dot a seed.",
 )
 
 # %% tags=["hide-input"]
@@ -340,13 +364,9 @@ print(
     f"luck under the constant rate minus luck under the falling ones, paired by seed: {more:+.2f}"
     + ("" if more.excludes_zero else ": not told apart here")
 )
-display(
-    observed(
-        "An epoch that is picked on the test set looks better than it is, under each of the three schedules in the mean over seeds; under the two "
-        f"falling ones, averaged for each seed, luck in points is {mean_interval(falling):+.2f}.",
-        all(values.mean() > 0 for values in luck.values()),
-    )
-)
+LUCK = Quantity("luck of the picked epoch", "points", 1, 2)
+display(above("step and cosine, averaged for each seed", 0.0, {"step and cosine, averaged for each seed": falling}, LUCK))
+print("mean luck by schedule: " + ", ".join(f"{name} {values.mean():+.2f}" for name, values in luck.items()))
 
 # %% [markdown]
 # A schedule that ends with a small learning rate should leave less to pick from, since its last epochs are nearly one network; whether our few seeds
@@ -354,61 +374,62 @@ display(
 #
 # ## How noisy the published numbers are
 #
-# Three sources say something of that. One pair was rerun independently with five seeds. Published training logs
-# let one compare the best epoch with the last. And a user of one method's own code reported what came out. The last can be read where it was written.
-# For the first two we have no source to cite: we know them from secondary reports and have not checked the originals. What is computed from the rerun's
-# deviation, here and below, is no surer than that; our own deviations stand beside it at the end.
+# Three sources say something of that, and each can be read where it was written. DIST's authors print deviations. With the code of standardised logits training logs are published, one run a pair, in which
+# the best epoch and the last stand beside each other. <!-- by definition --> And a user of one method's own code reported what came out.
 
 # %% tags=["hide-input"]
-users, logs = published["noise"]["users"], published["noise"]["best_minus_last"]
+users, logs = published["noise"]["users"], published["noise"]["logs"]
+picked_by = {name: np.array(values) for name, values in logs["best_minus_last"].items()}
+log_gain = np.concatenate(list(picked_by.values()))
 names = {row["arm"]: name for name, row in METHODS.items() if "arm" in row}
-figure, panel = plt.subplots(figsize=(7.2, 3.0))
-rows, intervals, reference = {}, {}, {}
-for arm, mean in rerun["mean"].items():
-    name = f"{names[arm]}, rerun"
-    half = (
-        t.ppf(0.975, rerun["runs"] - 1) * rerun["deviation"][arm] / np.sqrt(rerun["runs"])
-    )
-    rows[name], intervals[name] = [], (mean, mean - half, mean + half)
-    reference[name] = METHODS[names[arm]]["accuracy"][rerun["pair"]]
-rows["DKD, by a user"] = users["found"]
-intervals["DKD, by a user"] = mean_interval(users["found"])
-reference["DKD, by a user"] = METHODS["DKD"]["accuracy"][users["pair"]]
-dots(panel, rows, intervals, reference=reference)
-panel.set_xlabel(f"test accuracy (%), {PAIRS[rerun['pair']]}")
+figure, panel = plt.subplots(figsize=(7.2, 3.9))
+panel.axvline(0, color="grey", linewidth=0.8)
+places = [pair for pair in PAIRS if pair in logs["best"]]
+for place, pair in enumerate(places):
+    told = METHODS["KD (standardised)"]["accuracy"][pair]
+    last, best = logs["last"][pair] - told, logs["best"][pair] - told
+    panel.plot([last, best], [place, place], color=BLUE, linewidth=1.2)
+    panel.plot([last], [place], "o", color=BLUE, mfc="none", label=None if place else "last epoch")
+    panel.plot([best], [place], "o", color=BLUE, label=None if place else "best epoch")
+told = METHODS["DKD"]["accuracy"][users["pair"]]
+panel.plot(np.array(users["found"]) - told, [len(places)] * len(users["found"]), "D", color=ORANGE, alpha=0.6, markersize=5, label="a user's run")
+panel.set_yticks(range(len(places) + 1), [*(f"standardised, {PAIRS[pair]}" for pair in places), f"DKD, {PAIRS[users['pair']]}"])
+panel.invert_yaxis()
+panel.grid(axis="y", visible=False)
+panel.legend(fontsize=8)
+panel.set_xlabel("test accuracy minus the published number of that pair (points)")
 show(
     figure,
     label="reruns",
-    caption=f"Published numbers (diamonds) and what others found: mean and 95 % interval of {rerun['runs']} seeds, last epoch; for DKD a user's {len(users['found'])} runs as dots. "
-    f"The rerun is known to us at second hand. Published rows report the best epoch or the last one; in {logs['logs']} published logs, by a secondary report, the best is {logs['mean']:.2f} points above the "
-    f"last on average ({logs['smallest']:.2f} to {logs['largest']:.2f}).",
-    alt="Five rows: student alone, KD, CRD, CRD plus KD and DKD; intervals of a few tenths of a point. The diamond of the student alone is at the mean, those of KD, CRD and CRD plus KD in the upper half of the interval, that of DKD above it.",
+    caption=f"Published numbers (zero) and single runs beside them. Blue: the log that the authors of standardised logits publish with each of {len(places)} numbers, last epoch (hollow) and best (full). Orange: {len(users['found'])} runs of DKD by a user. "
+    f"In {len(log_gain)} published logs the best epoch is {log_gain.mean():.2f} points above the last on average ({log_gain.min():.2f} to {log_gain.max():.2f}).",
+    alt="Eleven rows: for ten pairs a hollow and a full dot joined by a line, last and best epoch of one run relative to the published number; for DKD five diamonds of a user's runs.",
 )
 
 # %% tags=["hide-input"]
-difference = rerun["mean"]["crd+kd"] - rerun["mean"]["crd"]
-table_difference = (
-    METHODS["CRD + KD"]["accuracy"][rerun["pair"]]
-    - METHODS["CRD"]["accuracy"][rerun["pair"]]
-)
 found = mean_interval(users["found"])
+best_over, last_over = (
+    np.array([logs[key][pair] - METHODS["KD (standardised)"]["accuracy"][pair] for pair in places])
+    for key in ("best", "last")
+)
+print(f"deviation between runs, DIST: {DEVIATION:.2f} points (root mean square of {len(deviations)})")
 print(
-    f"deviation between seeds in the rerun: {DEVIATION:.2f} points (root mean square of {len(rerun['mean'])})"
+    f"standardised logits, {len(places)} logs: best epoch minus the published number {best_over.mean():+.2f} on average, last epoch minus it {last_over.mean():+.2f}"
 )
 print(
-    f"CRD + KD minus CRD: {difference:+.2f} in the rerun, {table_difference:+.2f} in the table: no gain"
+    "best minus last by method: "
+    + ", ".join(f"{name} {values.mean():.2f} ({len(values)} logs)" for name, values in picked_by.items())
 )
 print(
-    f"DKD: published {reference['DKD, by a user']:.2f}, a user {found:.2f}; the authors answer that theirs lie between "
+    f"DKD: published {told:.2f}, a user {found:.2f}; the authors answer that theirs lie between "
     f"{users['authors_range'][0]} and {users['authors_range'][1]}"
 )
 
 # %% [markdown]
 # DKD's authors say that theirs is [the best epoch, mean of five runs](https://github.com/megvii-research/mdistiller/issues/30), and those of standardised logits
 # that theirs is [the best epoch, too](https://github.com/sunshangquan/logit-standardization-KD/issues/23), a practice that they took over; the
-# table that they are compared with has the last epoch. The user's runs, and the authors' answer to them, are in [the same
-# project's seventh issue](https://github.com/megvii-research/mdistiller/issues/7). The rerun gives its deviations as ±; we
-# read them as standard deviations.
+# table that they are compared with has the last epoch. (One cell of the row DKD, R110 → R20, is not among its authors' pairs and stands in the later paper.) The user's runs, and the authors' answer to them, are in [the same
+# project's seventh issue](https://github.com/megvii-research/mdistiller/issues/7). The logs are [in the repository of standardised logits](https://github.com/sunshangquan/logit-standardization-KD/tree/master/logs).
 #
 # ### A table of equals
 #
@@ -464,41 +485,29 @@ show(
     figure,
     label="equals",
     caption=f"Tables in which every method is the same: how often some cell shows a gain over KD of {MARGIN} points or more. Deviation between seeds "
-    f"{DEVIATION:.2f} points, from the rerun. With single runs, nine methods and {len(FAMILY)} pairs it is {chances[list(CASES)[2]][0]:.0%}; with five runs, "
+    f"{DEVIATION:.2f} points, DIST's. With single runs, nine methods and {len(FAMILY)} pairs it is {chances[list(CASES)[2]][0]:.0%}; with five runs, "
     f"{chances[list(CASES)[2]][3]:.0%}.",
-    alt="Falling curves of the chance of a false gain by the number of runs; the more methods and pairs, the higher; the mean over pairs is far lower.",
+    alt="Curves of the chance of a false gain by the number of runs, for three sizes of table, and for the mean over pairs.",
 )
 
 # %% [markdown]
-# A method that wins a little in *every* column says more than one that wins much in one: read rows, not cells.
+# The dashed line is the reason to read rows and not cells: chance rarely favours one method in *every* column.
 
 # %% [markdown]
 # ## Ours beside the published numbers
 #
-# The plan `table` trains every pair and method by the recipe above, five paired seeds, all 50,000 training images, last
-# epoch. *Paired* means that for each seed all methods start from the same weights and see the same batches, so that the
-# difference to KD is taken seed by seed. This is how a column will be compared:
+# The plan `table` trains every pair and method by the recipe above, five seeds, all 50,000 training images, last
+# epoch. <!-- by definition --> For each seed all methods see the same batches and start from the same weights; in the records of the plan `small` below, those with projectors or memories of their own (FitNet, CRD, CRD + KD) started from others. This is how a column will be compared:
 #
 # - **Against the published number.** Ours has $n$ runs with mean $\bar x$ and deviation $s$. One more run of ours would
-#   lie within $\bar x \pm t_{n-1}\, s\sqrt{1+1/n}$ in 95 of 100 cases. A published number inside is *within noise*. (Of most
-#   rows we do not know whether they are single runs. A mean of several would lie closer, so that the test is generous to it.)
-# - **Against KD.** The interval of the paired difference. If it contains zero, the two *cannot be told apart*, which does not make them equal: with few
-#   seeds a true difference of some tenths of a point is mostly missed, as the last section computes. With several methods some
-#   interval misses zero by chance, so Holm's step-down correction says which differences survive all comparisons of the
-#   column.
-# - **Cost.** Wall time relative to the student alone, and minutes more than alone for each point above it. Students that
+#   lie within $\bar x \pm t_{n-1}\, s\sqrt{1+1/n}$ in 95 of 100 cases. <!-- by definition --> A published number inside is *within noise*. (A mean of several runs would lie closer, so that the test is generous to it.) <!-- by definition -->
+# - **Against KD.** One deviation is pooled over all methods of the column, and the intervals hold together (Dunnett's), so that none of them misses zero by chance in 95 of 100 columns. <!-- by definition --> If one contains zero, the two *cannot be told apart*, which does not make them equal: with few
+#   seeds a true difference of some tenths of a point is mostly missed, as the last section computes.
+# - **Cost.** Wall time relative to the student alone, and minutes more than alone for each point above it. <!-- by definition --> Students that
 #   trained side by side in one process shared its clock; their column is left out.
 
 
 # %%
-def holm(p_values):
-    """Holm's adjusted p-values."""
-    p = np.asarray(p_values)
-    order = p.argsort()
-    adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    return dict(zip(order.tolist(), adjusted.clip(max=1).tolist(), strict=True))
-
-
 def minutes(record):
     """Wall time of a run alone in its process; of others the clock says nothing."""
     return record["seconds"] / 60 if record.get("students_in_process", 1) == 1 else np.nan
@@ -508,23 +517,23 @@ def column(found, pair, prefix):
     """What the records say of each method of a pair, in the published order."""
     arms = {spec.arm for spec in found.specs}
     kd_here = METHODS["KD"]["accuracy"][pair]
-    rows = {}
+    rows, runs = {}, {}
     for name, row in METHODS.items():
         arm = prefix + row.get("arm", "")
         if arm not in arms or not row.get("arm"):
             continue
         values = {seed: 100 * v for seed, v in found.values(arm).items()}
+        if len(values) > 1:
+            runs[name] = values
         kd = {seed: 100 * v for seed, v in found.values(f"{prefix}kd").items()}
         common = sorted(values.keys() & kd.keys()) if name != "KD" else []
-        gaps = [values[seed] - kd[seed] for seed in common]
         times = [m for m in found.values(arm, minutes).values() if np.isfinite(m)]
         rows[name] = {
             "arm": arm,
             "values": values,
             "mean": mean_interval(list(values.values())) if len(values) > 1 else None,
-            "gaps": gaps,
-            "gap": mean_interval(gaps) if len(gaps) > 1 else None,
-            "p": ttest_1samp(gaps, 0).pvalue if len(gaps) > 1 and np.ptp(gaps) else None,
+            "gaps": [values[seed] - kd[seed] for seed in common],
+            "gap": None,
             "published": row["accuracy"].get(pair),
             "published gap": row["accuracy"][pair] - kd_here
             if pair in row["accuracy"]
@@ -532,9 +541,9 @@ def column(found, pair, prefix):
             "minutes": np.mean(times) if times else None,
             "diverged": found.diverged(arm),
         }
-    tested = [name for name, row in rows.items() if row["p"] is not None]
-    for place, p in holm([rows[name]["p"] for name in tested]).items() if tested else ():
-        rows[tested[place]]["holm"] = p
+    if "KD" in runs and len(runs) > 1:
+        for name, gap in against(runs, "KD").items():
+            rows[name]["gap"] = gap
     return rows
 
 
@@ -550,13 +559,12 @@ def against_published(row):
 
 
 def against_kd(row):
-    """The direction, if one can be told, and whether it survives other comparisons."""
+    """The direction, if one can be told beside the other comparisons of the column."""
     if row["gap"] is None:
         return "–"
     if not row["gap"].excludes_zero:
         return "cannot be told apart"
-    word = "above" if row["gap"].mean > 0 else "below"
-    return word + ("" if row.get("holm", 1) < 0.05 else ", not after Holm")
+    return "above" if row["gap"].mean > 0 else "below"
 
 
 # %% tags=["hide-input"]
@@ -568,7 +576,7 @@ def shown(rows):
 
 
 def column_figure(rows, label, where, same_scale):
-    """Accuracy by seed, and differences to KD paired by seed, with the published ones as diamonds."""
+    """Accuracy by seed, and differences to KD, with the published ones as diamonds."""
     here, missing = shown(rows)
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(8.6, 0.36 * len(here) + 1.3), sharey=True
@@ -595,22 +603,22 @@ def column_figure(rows, label, where, same_scale):
         },
         colours=COLOURS,
     )
-    right.set_xlabel("minus KD, paired by seed (points)")
+    right.set_xlabel("minus KD (points); dots by seed")
     counts = sorted({len(r["values"]) for r in here.values()})
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     tested = sum(r["gap"] is not None for r in here.values())
     return show(
         figure,
         label=label,
-        caption=f"{where}: a dot a run, {seeds} seeds; mean and 95 % interval (Student's t). Diamonds: published"
+        caption=f"{where}: a dot a run, {seeds} seeds; on the left mean and 95 % interval of each method. Diamonds: published"
         + (
             ". "
             if same_scale
             else f" differences, of larger networks that saw {longer:.0f} times as many images. "
         )
-        + f"On the right {tested} comparison{'s' * (tested != 1)} with KD: at 95 % each, {0.05 * tested:.2g} of the intervals would miss zero by chance alone."
+        + f"On the right {tested} comparison{'s' * (tested != 1)} with KD, whose 95 % intervals hold together (Dunnett; one deviation for all methods)."
         + (f" Not yet run: {', '.join(missing)}." if missing else ""),
-        alt="Left: accuracy of each method by seed with intervals. Right: differences to KD paired by seed, with diamonds for the published differences.",
+        alt="Left: accuracy of each method by seed with intervals. Right: differences to KD with intervals, and diamonds for the published differences.",
     )
 
 
@@ -649,7 +657,7 @@ def column_table(rows, caption, same_scale):
         lines.append([*line, cost] if timed else line)
     head = ["", "published", "ours"]
     head += ["ours − published"] if same_scale else []
-    head += ["published − KD", "ours − KD, paired", "against KD"]
+    head += ["published − KD", "ours − KD", "against KD"]
     head += ["time; minutes a point"] if timed else []
     return table(head, lines, caption=caption)
 
@@ -683,14 +691,9 @@ if full.missing:
 # ## The same methods at the scale of a CPU
 #
 # What two CPU cores can do in hours is another scale: a ResNet-20 teaches a ResNet-8, a few epochs, 45,000 images, three
-# paired seeds. The methods and weights are those of the column R56 → R20. Nothing says that the order of that column must
-# come out: the student is smaller, the training short, and the weights were made for long training. That is
-# the question. If the order depends on such things, a table of one scale does not tell which method is better; it tells which
-# is better there.
+# seeds. The methods and weights are those of the column R56 → R20. Nothing says that the order of that column must
+# come out: the student is smaller, the training short, the weights were made for long training, and **all methods have one learning rate, which was chosen for none of them**. So an order found here is one of early learning at that rate.
 #
-# Read the right-hand panel: differences to KD, paired by seed, with the published ones as diamonds. With three seeds
-# Student's $t$ makes an interval $4.30/1.96$ times as wide as a known deviation would; wide bars are the honest picture.
-
 # %% tags=["hide-input"]
 small = results("small")
 ours = column(small, PAIR, "")
@@ -717,21 +720,86 @@ if compared:
             False,
         ),
     )
-    survivors = [n for n in compared if ours[n].get("holm", 1) < 0.05]
     separate = [n for n in compared if ours[n]["gap"].excludes_zero]
     print(
-        f"{len(compared)} methods compared with KD; intervals that miss zero: {', '.join(separate) or 'none'}; "
-        f"after Holm's correction: {', '.join(survivors) or 'none'}."
+        f"{conditions(small)}. {len(compared)} methods compared with KD; intervals that miss zero, together: {', '.join(separate) or 'none'}."
     )
     signs = [
         np.sign(ours[n]["gap"].mean) == np.sign(ours[n]["published gap"]) for n in compared
     ]
     print(f"On the published side of KD: {sum(signs)} of {len(signs)}.")
+    if len(compared) == 9:
+        ARMS = {row["arm"]: name for name, row in ours.items()}
+        display(
+            leads("dist", small, among=Among("the ten methods", ARMS), names=ARMS),
+            above("kd", "alone", small, names=ARMS),
+            above("kd", ["at", "rkd", "crd"], small, names=ARMS),
+        )
+
+# %% [markdown]
+# ### One learning rate for all
+#
+# A step of gradient descent is as long as the gradient times the rate. How long are the gradients of these objectives? The stored distilled student of this plan (`kd`, seed 0) is asked, on batches of its training images:
+# each objective's gradient by the student's weights, relative to that of labels alone. Projectors and memories are as they are drawn, so CRD's and FitNet's are those of a beginning.
+
+# %%
+def pull(objective, student, teacher, batches):
+    """Length of the objective's gradient by the student's weights, mean over batches."""
+    torch.manual_seed(0)
+    objective = objective.fresh().train()
+    looks = Taps(student, objective.student_layers), Taps(teacher, objective.teacher_layers)
+    lengths = []
+    for inputs, labels, index in batches:
+        seen = {"labels": labels, "index": index, "progress": 0.5}
+        seen["student_logits"], seen["student_hidden"] = looks[0](inputs)
+        with torch.no_grad():
+            seen["teacher_logits"], seen["teacher_hidden"] = looks[1](inputs)
+        loss, _ = objective(**seen)
+        gradients = torch.autograd.grad(loss, list(student.parameters()))
+        lengths.append(torch.sqrt(sum(g.square().sum() for g in gradients)).item())
+    return np.mean(lengths)
+
+
+of_kd = next(spec for spec in small.specs if spec.arm == "kd")
+learned = None if data.fallback else stored_student(of_kd, book_folder(), data.num_classes)
+if learned is not None:
+    teacher = book_teacher(data).eval()
+    few = list(data.train[torch.arange(512)].batches(128))
+    lengths = {
+        name: pull(next(s for s in small.specs if s.arm == row["arm"]).objective, learned.train(), teacher, few)
+        for name, row in ours.items()
+    }
+    relative = {name: length / lengths["student alone"] for name, length in lengths.items()}
+
+# %% tags=["hide-input"]
+if learned is not None and len(compared) == 9:
+    here = {name: ours[name]["mean"].mean for name in relative}
+    column_of = {name: ours[name]["published"] for name in relative if ours[name]["published"]}
+    figure, panel = plt.subplots(figsize=(6.4, 3.6))
+    for name, length in relative.items():
+        panel.semilogx(length, here[name], "o", color=COLOURS[name])
+        panel.annotate(name, (length, here[name]), (5, 3), textcoords="offset points", fontsize=8)
+    panel.set(xlabel="length of the gradient, labels alone = 1", ylabel="test accuracy (%), ours")
+    by_length = spearmanr(list(relative.values()), list(here.values()))
+    display(
+        show(
+            figure,
+            label="pull",
+            caption=f"Test accuracy of ten methods against the length of their gradient at one student ({conditions(small)}). Rank correlation {by_length.statistic:+.2f} (p = {by_length.pvalue:.2g}); "
+            f"of our accuracy with the published column {spearmanr(list(column_of.values()), [here[n] for n in column_of]).statistic:+.2f}.",
+            alt="Ten points: the mean test accuracy of each method against the length of its gradient, on a logarithmic axis.",
+        )
+    )
+    print("relative length: " + ", ".join(f"{name} {value:.1f}" for name, value in relative.items()))
+    print(f"the longest over the shortest: {max(relative.values()) / min(relative.values()):.0f}")
+
+# %% [markdown]
+# One student at one moment is no proof of a cause. But a comparison in which the length of the step differs by so much, and the rate is nobody's own, cannot tell an objective from its rate: what it needs is a rate for each method, chosen in the same number of tries.
 
 # %% [markdown]
 # ### Does the order survive?
 #
-# Spearman's rank correlation between the published column and ours, seed by seed. It has a ceiling: even our own seeds do
+# Spearman's rank correlation between the published column and ours, seed by seed. It has a ceiling: our own seeds need
 # not order the methods alike. So beside it stands the same correlation between one of our seeds and the mean of the
 # others. If the first is as large as the second, the published order has survived as far as our noise lets one see. The values of the second share
 # their runs, so they are shown as they are, without an interval.
@@ -759,6 +827,8 @@ if enough:
         for _ in range(2_000)
     ]
     chance = np.sum(np.abs(by_chance) >= abs(overall) - 1e-12)
+    taught = [place for place, name in enumerate(ranked) if name != "student alone"]
+    without_alone = spearmanr(theirs[taught], values.mean(0)[taught])
 
 # %% tags=["hide-input"]
 if enough:
@@ -786,7 +856,7 @@ if enough:
             label="order",
             caption=f"Left: {len(ranked)} methods from best to worst, published and in the mean of our {len(common)} seeds. Right: rank correlation of each of our "
             f"seeds with the published order, and with our own other seeds. Of the mean over seeds with the published order: {overall:+.2f} "
-            f"(as far from zero in {chance} of {len(by_chance):,} random orders).",
+            f"(as far from zero in {chance} of {len(by_chance):,} random orders); without the student alone {without_alone.statistic:+.2f} (p = {without_alone.pvalue:.2g}). {conditions(small)}.",
             alt="Left: lines from each method's published place to its place in ours. Right: rank correlations of each seed with the published order and with the other seeds.",
         )
     )
@@ -804,9 +874,8 @@ else:
 # %% [markdown]
 # ## The best epoch, in our own curves
 #
-# Every record has the validation accuracy after each epoch, on 5,000 images that nobody trained on; the published logs have the
-# 10,000 test images, on which luck is smaller. The best of them minus the
-# last is what picking the epoch would have added to our numbers. Our recorded schedules are cosines that end at zero.
+# Every record has the validation accuracy after each epoch, on images that nobody trained on, half as many as the test images of the published logs. <!-- by definition --> The best of them minus the
+# last is what picking the epoch would have added to our numbers. <!-- by definition --> Our recorded schedules are cosines that end at zero.
 
 # %% tags=["hide-input"]
 first = results("first-distillation-cpu")
@@ -843,10 +912,8 @@ picked = {
 }
 if picked:
     figure, panel = plt.subplots(figsize=(7.2, 0.42 * len(picked) + 1.5))
-    panel.axvspan(
-        logs["smallest"], logs["largest"], color=VERMILION, alpha=0.12, linewidth=0
-    )
-    panel.axvline(logs["mean"], color=VERMILION, linewidth=1.4)
+    panel.axvspan(log_gain.min(), log_gain.max(), color=VERMILION, alpha=0.12, linewidth=0)
+    panel.axvline(log_gain.mean(), color=VERMILION, linewidth=1.4)
     dots(
         panel,
         picked,
@@ -859,8 +926,8 @@ if picked:
             figure,
             label="best-epoch",
             caption=f"What picking the best epoch adds: our runs on the validation split, a dot a run ({', '.join(f'{len(v)}' for v in picked.values())} runs). The coloured line and band are mean "
-            f"and range of {logs['logs']} published logs of the step schedule, on the test split of twice as many images, by a secondary report: {logs['mean']:.2f}, {logs['smallest']:.2f} to {logs['largest']:.2f}.",
-            alt="Rows of dots for our runs near zero, and a band for published logs to their right.",
+            f"and range of {len(log_gain)} published logs of the step schedule, on the test split of twice as many images: {log_gain.mean():.2f}, {log_gain.min():.2f} to {log_gain.max():.2f}.",
+            alt="Rows of dots, one row a group of our runs: best minus last epoch, with a line and a band for the published logs.",
         ),
     )
     everything = [value for values in picked.values() for value in values]
@@ -872,7 +939,7 @@ else:
     display(not_yet_run("the curves of any recorded run", small.command))
 
 # %% [markdown]
-# Short trainings still improve in their last epoch, which alone keeps the best epoch at the end; so this is no proof that
+# A short training may still improve in its last epoch, which alone keeps the best epoch at the end; so this is no proof that
 # a cosine cures it at 240 epochs. The plan `table-held-out` measures that with the published schedule.
 #
 # ## How many seeds?
@@ -895,15 +962,6 @@ def seeds_needed(difference, deviation, wanted=0.8):
     return next(n for n in range(2, 10_000) if power(n, difference, deviation) >= wanted)
 
 
-def pooled(groups):
-    """One deviation for several groups, and its 95 % interval by chi-squared."""
-    groups = [np.asarray(g) for g in groups if len(g) > 1]
-    freedom = sum(len(g) - 1 for g in groups)
-    squares = sum(((g - g.mean()) ** 2).sum() for g in groups)
-    low, high = (np.sqrt(squares / chi2.ppf(q, freedom)) for q in (0.975, 0.025))
-    return np.sqrt(squares / freedom), low, high, freedom
-
-
 # A check against simulation.
 draws = np.random.default_rng(0).normal(0.4, 0.3, (20_000, 5))
 simulated = np.mean(ttest_1samp(draws, 0, axis=1).pvalue < 0.05)
@@ -913,35 +971,41 @@ print(
 )
 
 # %% tags=["hide-input"]
-# What our own records say of σ and of σ_d, beside the published.
+# What our own records say of σ and of σ_d, beside the published: arms by seeds.
 arms6 = ("alone", "kd", "permuted")
-points = {
-    "chapter 6": [100 * np.array(list(first.values(a).values())) for a in arms6],
-    "plan small": [list(r["values"].values()) for r in ours.values()],
+matrices = {
+    "chapter 6": [list(first.values(a).values()) for a in arms6],
+    "plan small": [list(small.values(row["arm"]).values()) for row in ours.values()],
 }
-kd6 = first.values("kd")
-paired = {
-    "chapter 6": [
-        [100 * (v - kd6[s]) for s, v in first.values(a).items() if s in kd6]
-        for a in ("alone", "permuted")
-    ],
-    "plan small": [r["gaps"] for r in ours.values() if r["gaps"]],
-}
-estimates = {
-    f"rerun of {PAIRS[rerun['pair']]}, unpaired": (np.sqrt(2) * DEVIATION, None, None, None)
-}
+
+
+def with_interval(squares, freedom):
+    """A deviation and its 95 % interval by chi-squared."""
+    low, high = (np.sqrt(squares / chi2.ppf(q, freedom)) for q in (0.975, 0.025))
+    return np.sqrt(squares / freedom), low, high, freedom
+
+
+estimates = {"DIST's, unpaired": (np.sqrt(2) * DEVIATION, None, None, None)}
 lines = [[next(iter(estimates)), f"{DEVIATION:.2f}", f"{np.sqrt(2) * DEVIATION:.2f}"]]
-for name, values in points.items():
-    if sum(len(g) - 1 for g in paired[name] if len(g) > 1) > 2:  # else it says nothing
-        alone = pooled(values)
-        estimates[f"{name}, paired"] = both = pooled(paired[name])
-        lines.append(
-            [
-                f"{name}, paired",
-                f"{alone[0]:.2f} [{alone[1]:.2f}, {alone[2]:.2f}]",
-                f"{both[0]:.2f} [{both[1]:.2f}, {both[2]:.2f}]",
-            ]
-        )
+for name, runs_of in matrices.items():
+    if len({len(row) for row in runs_of}) == 1 and len(runs_of[0]) > 1:
+        x = 100 * np.array(runs_of)
+        k, n = x.shape
+        inside_arms = x - x.mean(1, keepdims=True)
+        rest = inside_arms - x.mean(0) + x.mean()
+        one = with_interval((inside_arms**2).sum(), k * (n - 1))
+        for word, (deviation, low, high, freedom) in (
+            ("unpaired", one),
+            ("paired", with_interval((rest**2).sum(), (k - 1) * (n - 1))),
+        ):
+            estimates[f"{name}, {word}"] = both = tuple(np.sqrt(2) * v for v in (deviation, low, high)) + (freedom,)
+            lines.append(
+                [
+                    f"{name}, {word}",
+                    f"{deviation:.2f} [{low:.2f}, {high:.2f}]",
+                    f"{both[0]:.2f} [{both[1]:.2f}, {both[2]:.2f}]",
+                ]
+            )
 for line, (deviation, low, high, _) in zip(lines, estimates.values(), strict=True):
     for difference in (MARGIN, MARGIN / 2):
         n = f"{seeds_needed(difference, deviation)}"
@@ -952,7 +1016,7 @@ for line, (deviation, low, high, _) in zip(lines, estimates.values(), strict=Tru
 figure, panel = plt.subplots(figsize=(6.8, 3.3))
 grid = np.arange(2, 31)
 for (name, (deviation, low, high, _)), colour in zip(
-    estimates.items(), (VERMILION, BLUE, GREEN), strict=False
+    estimates.items(), (VERMILION, SKY, BLUE, GREEN, PURPLE), strict=False
 ):
     panel.plot(
         grid, [100 * power(n, MARGIN, deviation) for n in grid], color=colour, label=name
@@ -981,7 +1045,7 @@ display(
         label="power",
         caption=f"Power of a paired comparison for a true difference of {MARGIN} points; bands from the 95 % interval of each estimated deviation. "
         "Upright lines: three and five seeds. Dotted: 80 %.",
-        alt="Curves rising with the number of seeds; at three seeds the chance is small.",
+        alt="The chance to see a difference against the number of seeds, a curve for each estimate of the deviation.",
     ),
     table(
         [
@@ -992,7 +1056,7 @@ display(
             f"seeds for {MARGIN / 2}",
         ],
         lines,
-        caption="How many seeds of each method a paired t-test takes for 80 % power; in brackets from the 95 % interval of the deviation.",
+        caption="How many seeds of each method a t-test of the differences takes for 80 % power; in brackets from the 95 % interval of the deviation. Unpaired: the deviation within methods; paired: with what the seeds share taken out. Where the two are alike, pairing by seed is worth nothing.",
     ),
 )
 for name, (deviation, *_) in estimates.items():
@@ -1001,10 +1065,8 @@ for name, (deviation, *_) in estimates.items():
     )
 
 # %% [markdown]
-# The deviation of a difference is estimated from arms that share one KD, so its interval is somewhat too narrow. The
-# unpaired line is the worst case, two methods whose seeds have nothing in common. Whether pairing by seed
-# helps is itself measured above: if it does, the deviation of a difference is less than $\sqrt2$ times that of one method. Where
-# training is chaotic, two students that start from the same weights soon differ by as much as any two.
+# Whether pairing by seed helps is seen by comparing the two lines of one plan, like with like. Two students of one seed can soon differ by as much as any two, and then a paired difference of three seeds only has fewer degrees of freedom than one deviation pooled over all methods has.
+# The search takes a deviation to be estimated from the differences alone; pooled, fewer seeds do.
 #
 # ## Limits
 #
@@ -1012,9 +1074,9 @@ for name, (deviation, *_) in estimates.items():
 #   not a replication.
 # - Seeds are one source of noise. The same 10,000 test images judge every method, so that the picture could tilt for all of them
 #   together; one teacher teaches them all, too.
-# - The weights are taken as published, not tuned for our scale. A method that falls back here may need another weight;
-#   chapter 14 tunes some of them with an equal budget.
-# - Published deviations come from one pair and one rerun, of which we have only a secondary report. What ± means is not always said; we took it for the
+# - The weights are taken as published and the learning rate as it was, neither tuned for our scale. A method that falls back here may need another weight or rate;
+#   chapter 14 tunes some weights with an equal budget.
+# - Published deviations come from one paper. What ± means there is not said; we took it for the
 #   standard deviation.
 # - Wall time in a record depends on the machine and on what else ran there. What a step of each method costs is measured side by
 #   side in chapter 15.
@@ -1033,8 +1095,8 @@ for name, (deviation, *_) in estimates.items():
 # :class: dropdown
 #
 # `np.random.default_rng(0).normal(0, 0.15, (10_000, 30)).max(1).mean()` gives the expected maximum of 30 deviates, about twice their
-# deviation: 0.31 points over their mean, and as much over the last of them, whose mean is zero. It is the size of what the logs show.
-# Epochs that follow each other are not independent, which makes it smaller; the 60 epochs before the last drop add candidates.
+# deviation: 0.31 points over their mean, and as much over the last of them, whose mean is zero. <!-- by definition --> It is the size of what the logs show.
+# Epochs that follow each other are not independent, which lowers it; the 60 epochs before the last drop add candidates. <!-- by definition -->
 # ```
 #
 # ```{exercise}
@@ -1048,9 +1110,9 @@ for name, (deviation, *_) in estimates.items():
 # :class: dropdown
 #
 # They are judged on the same images. What is hard for one is hard for the other, so most of that error is common to both and leaves
-# the difference. Only images on which exactly one of the two is right count: if those are a fraction $d$ of the test set, the
+# the difference. <!-- by definition --> Only images on which exactly one of the two is right count: if those are a fraction $d$ of the test set, the
 # difference has a standard error of about $\sqrt{d/n}$. For $d = 0.15$ and $n = 10{,}000$ it is 0.39 points: less than $\sqrt2$
-# times 0.45, but still no less than the differences in question. Seeds average this part only as far as they change which images are
+# times 0.45, but still no less than the differences in question. <!-- by definition --> Seeds average this part only as far as they change which images are
 # hard.
 # ```
 #
@@ -1064,6 +1126,5 @@ for name, (deviation, *_) in estimates.items():
 # ```{solution} ex-row-not-cell
 # :class: dropdown
 #
-# `next(m for m in np.arange(0, 0.5, 0.01) if seems_better(9, 7, 5, m)[1] <= 0.05)` answers a little more than a tenth of a point. A mean gain of
-# a fifth of a point over seven columns is better evidence than twice that in one.
+# `next(m for m in np.arange(0, 0.5, 0.01) if seems_better(9, 7, 5, m)[1] <= 0.05)` answers a little more than a tenth of a point. <!-- by definition --> That is why a small mean gain over seven columns is evidence, and a large one in a single column need not be.
 # ```

@@ -157,6 +157,16 @@ def slots(study: Results, arms: Collection[str], what: str) -> list[Shown]:
     return [not_yet_run(said, study.command)] if lacking else []
 
 
+def conditions(study: Results) -> str:
+    """Under what a plan's arms are compared, in words: networks, length of training and learning rate of its plain distillation.
+
+    An order of methods is an order under these: whoever states it states them.
+    """
+    spec = next(spec for spec in study.specs if spec.arm == "kd")
+    rate = f"one learning rate, {spec.recipe.learning_rate:g}, chosen for none of the objectives"
+    return f"{called(spec.teacher.student)} to {called(spec.student)}, {spec.recipe.epochs} epochs, {rate}"
+
+
 def called(model: str) -> str:
     """A model's name for people.
 
