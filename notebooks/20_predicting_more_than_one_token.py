@@ -29,6 +29,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import display
+from kdlab.study.evidence import Quantity
+from kdlab.study.statements import above, within
 from scipy.optimize import linprog
 
 from kdlab.figures import (
@@ -62,7 +64,6 @@ from kdlab.study.display import (
     called,
     data_note,
     device_for,
-    observed,
     slots,
     source_note,
     verdict,
@@ -431,7 +432,8 @@ table(
 #
 # ## Two teachers
 #
-# What should module $k$ at place $i$ be taught? There is the **label**, the token $x_{i+k+1}$ of the text. And there is the **model itself**: when it stands at place $i+k$, it has a distribution for that token. It is computed anyway, for the same text, in the same look that gives the states; all it takes is to shift it. Learning from it is self-distillation; for modules of this kind it is what MTP-D does {cite}`zhao2026mtpd`.
+# What should module $k$ at place $i$ be taught? There is the **label**, the token $x_{i+k+1}$ of the text. And there is the **model itself**: when it stands at place $i+k$, it has a distribution for that token. It is computed anyway, for the same text, in the same look that gives the states; all it takes is to shift it. Learning from it is self-distillation, and it is about as old as the modules. EAGLE's draft layer, which reads the states and the tokens between, learns by a smooth $L_1$ distance to the model's next state and by cross-entropy with the distribution that the model has there {cite}`li2024eagle`.
+# Hydra puts Medusa's heads in a row, on a model that stays frozen; its best recipe, Hydra++, teaches them by cross-entropy with the model's own shifted distribution, and its published command gives the labels a weight of zero {cite}`ankner2024hydra`. Both are of early 2024. MTP-D does it with modules that are trained together with the model, which had learned from labels until then {cite}`zhao2026mtpd`.
 # (Medusa speaks of self-distillation too, for training its heads on text that the model wrote {cite}`cai2024medusa`: there the model supplies the text, here the distribution.)
 #
 # `Ahead` is this teacher. It has no weights of its own.
@@ -626,13 +628,8 @@ for k, panel in enumerate(panels):
     panel.set_xlabel(f"$1-\\mathrm{{TV}}$, {TOKENS[k]}", fontsize="small")
 
 
-gained = {
-    kind: [
-        paired_difference(*(shares[kind, name][:, k] for name in ("distilled", "labels")))
-        for k in range(DEPTH)
-    ]
-    for kind in kinds
-}
+step_up = {kind: shares[kind, "distilled"] - shares[kind, "labels"] for kind in kinds}
+gained = {kind: [mean_interval(values.T[k]) for k in range(DEPTH)] for kind, values in step_up.items()}  # fmt: skip
 show(
     figure,
     label="live",
@@ -646,13 +643,10 @@ show(
 
 # %% tags=["hide-input"]
 if not data.fallback:
-    both = zip(gained["in a row"], gained["side by side"], strict=True)
-    display(
-        observed(
-            "At each depth, distillation gains more in a row, where it takes all noise from the target, than side by side.",
-            all(row.mean > side.mean for row, side in both),
-        )
-    )
+    for k, token in enumerate(TOKENS):  # by block, one training each
+        gain = Quantity(f"what distillation adds to the acceptance of the {token}")
+        by_block = {kind: values[:, k].tolist() for kind, values in step_up.items()}
+        display(above("in a row", "side by side", by_block, gain))
 
 # %% [markdown]
 # And the bound? For the contexts of the first section all is there to compute $A(q)$ of the modules that do not see the token between, exactly, and to set it beside the best there is. Modules in a row have another $q$ for each token between; for them a sample of such tokens has to do.
@@ -725,11 +719,17 @@ show(
 
 # %% tags=["hide-input"]
 if not data.fallback:
-    past = paired_difference(with_the_token["distilled"], ladder["best, $q^*$"])
     display(
-        observed(
-            "Young as it is, the distilled module in a row is believed more often here than any head could be that does not see the token between.",
-            past.mean > 0,
+        above(
+            "the young module in a row",
+            "the best head that does not see the token between",
+            {
+                "the young module in a row": with_the_token["distilled"],
+                "the best head that does not see the token between": ladder[
+                    "best, $q^*$"
+                ],
+            },
+            Quantity("acceptance of the second token, context by context"),
         )
     )
 
@@ -751,12 +751,10 @@ for kind in kinds:
     model = learned[kind, "distilled"]
     found = speculate(model.trunk, model, few, tokens=24, draft_length=DEPTH, temperature=0)
     differing[kind] = (found.text != plain).any(1).sum().item()
-said = ", ".join(f"{kind}: {n} differ" for kind, n in differing.items())
-observed(
-    f"Modules that draft for their own model leave its {len(few)} greedy texts "
-    f"as they are, token for token ({said}).",
-    not any(differing.values()),
-)
+of_texts = Quantity(f"{len(few)} greedy texts against plain decoding", digits=0)
+for kind, n in differing.items():
+    what = f"the number of texts that differ with modules {kind}"
+    display(within(what, 0, 0, {what: n}, of_texts))
 
 # %% [markdown]
 # ### Acceptances multiply
@@ -1046,8 +1044,8 @@ display(*slots(large, ARMS, f"the same on a GPU ({described(large)})"))
 
 # %% tags=["hide-input"]
 STEPS = {
-    "from labels to distilled, in a row minus side by side": ("row", "side", "distilled", "labels"),
-    "from forward KL to total variation, side by side minus in a row": ("side", "row", "distilled-tv", "distilled"),
+    "the step from labels to distilled, second token": ("row", "side", "distilled", "labels"),
+    "the step from forward KL to total variation, second token": ("side", "row", "distilled-tv", "distilled"),
 }  # fmt: skip
 
 
@@ -1059,28 +1057,22 @@ def step(study, kind, after, before):
 
 for study in studies:
     if study.complete(list(ARMS)) and not any(study.diverged(arm) for arm in ARMS):
-        steps = {
-            name: paired_difference(step(study, larger, *ways), step(study, smaller, *ways))
-            for name, (larger, smaller, *ways) in STEPS.items()
-        }
-        display(
-            observed(
-                f"In {study.plan} both steps are for the second token as the arguments say ($1-\\mathrm{{TV}}$ on the test text, paired by seed, n = {next(iter(steps.values())).n}): "
-                + "; ".join(f"{name} {i.bracketed()}" for name, i in steps.items())
-                + ".",
-                all(i.low > 0 for i in steps.values()),
-            )
-        )
+        for what, (larger, smaller, *taught) in STEPS.items():
+            by_kind = {
+                KINDS[k]: step(study, k, *taught) for k in (larger, smaller)
+            }
+            display(above(KINDS[larger], KINDS[smaller], by_kind, Quantity(what)))
 
 # %% [markdown]
-# The two differences share two arms, so they are not independent, and they agree with the arguments without proving them: the kinds differ in size too, and labels also pull towards the books. In a row a module could in principle say the model's own distribution, and then both losses have the same best answer. If total variation stays behind forward KL there, it is a matter of getting there ({doc}`19_drafts_that_are_believed` has its gradient).
+# The two differences share two arms, so they are not independent. Where they agree with the arguments they do not prove them: the kinds differ in size too, and labels also pull towards the books. In a row a module could in principle say the model's own distribution, and then both losses have the same best answer. If total variation stays behind forward KL there, it is a matter of getting there ({doc}`19_drafts_that_are_believed` has its gradient).
 #
 # Then compare the kinds: from the second token to the fourth, modules side by side are blind to more and more. Where rounds bring more than the fourth column says, it is the selection: later tokens are tested where the earlier ones were accepted. Last the clock, which belongs to one
 # machine: a proposal that is believed more often may still not be worth its time.
 #
 # ## The claim
 #
-# "Multi-token prediction is distilled." As it was introduced, it is not: modules learn from the tokens of the text {cite}`gloeckle2024better,deepseek2024v3`. It can be {cite}`zhao2026mtpd`. What can be asked is whether the modules are believed more often for it.
+# "Modern transformers use KD to predict multiple future tokens simultaneously", says article B, and cites DeepSeek-V3 for "multi-token prediction distillation (MTP-D)". There the modules learn from the tokens of the text {cite}`deepseek2024v3`, as those of {cite:t}`gloeckle2024better` do; the name MTP-D is a later paper's {cite}`zhao2026mtpd`. Modules and draft layers on a *frozen* model have been distilled from the beginning {cite}`li2024eagle,ankner2024hydra`. What can be asked
+# is whether the modules are believed more often for it.
 
 # %% tags=["hide-input"]
 decides = next(
@@ -1110,7 +1102,7 @@ if decides is not None:
     arm, length, stop = best = max(clocks, key=clocks.get)
     given = verdict(
         "B13", "depends",
-        "Multi-token prediction need not be distilled: as introduced it learns from the text's own tokens, and distilling it from the model's own distribution, taken at the place where that token is the next, is an option. "
+        "It may be or not. Modules that are trained together with their model, as in DeepSeek-V3, which the article cites, learn from the text's own tokens; drafts on a frozen model have been distilled from its own distribution since EAGLE and Hydra (2024), and MTP-D (2026) distils the former, too. "
         f"What it changes, distilled minus labels, paired by seed, at equal tokens ({described(decides)}, n = {shares_of[0].n}): " + "; ".join(said)
         + ". Distilled by total variation instead, the second token's changes by "
         + " and ".join(f"{decides.difference(f'{k}-distilled-tv', f'{k}-labels', shared_by(1)).bracketed()} ({kind})" for k, kind in KINDS.items())
@@ -1131,7 +1123,7 @@ if decides is not None:
 # - **One bound at one depth, after a handful of contexts.** It is computed for the second token ahead. For the third, all pairs of tokens between would have to be tried. The interval over contexts is wide.
 # - **The bound is for text of the model.** Places after a refusal are not counted in it.
 # - **Kinds are not equally large.** A module in a row has more weights and more arithmetic than one side by side. Their comparison is of two designs as they are used, not of reading alone.
-# - **MTP-D is more than what is tried here.** It trains the model and its modules together, at a scale where that can be judged, and adds modules by using those that it has in a loop {cite}`zhao2026mtpd`.
+# - **EAGLE, Hydra and MTP-D are more than what is tried here.** EAGLE matches states beside distributions and proposes trees. MTP-D trains the model and its modules together, at a scale where that can be judged, and adds modules by using those that it has in a loop {cite}`zhao2026mtpd`.
 # - **One learning rate**, that of a language model trained from the start, for all arms. Equal text, not equal time.
 # - **The clock** is that of one text at a time on one machine, at a size where a module's output layer is a good part of the model's own work.
 # - **One proposal at a time.** Medusa tests a tree of proposals in one look, which uses modules side by side better than a single line does.

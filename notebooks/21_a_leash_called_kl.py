@@ -35,6 +35,9 @@ import numpy as np
 import sympy as sp
 import torch
 from IPython.display import display
+from kdlab.study.evidence import Among, Quantity
+from kdlab.study.statements import above, below, in_order, only
+from scipy.interpolate import PchipInterpolator
 
 from kdlab.data import Examples
 from kdlab.figures import (
@@ -66,7 +69,6 @@ from kdlab.study.display import (
     called,
     data_note,
     device_for,
-    observed,
     slots,
     source_note,
     verdict,
@@ -100,6 +102,12 @@ data_note(data)
 # $$ D_{\mathrm{KL}}(q^*\,\|\,p)\;\le\;\frac{\mathbb E_{q^*}[r]-\mathbb E_p[r]}{\beta}\;\le\;\frac{\max r-\min r}{\beta}, $$
 #
 # which also holds for every policy that is no worse than the reference. That is the leash, and its length.
+#
+# The line can be read from right to left, too. A policy $q$ is the best one for the reward $\beta\log\frac{q(x)}{p(x)}$, up to a number that is the same for all texts. Suppose that people prefer $x$ to $x'$ with probability $\sigma(r(x)-r(x'))$, as Bradley and Terry have it. Then the number cancels, and preferences can be fitted by the policy itself, without a reward between:
+#
+# $$ \max_q\;\mathbb E\,\log\sigma\Bigl(\beta\log\frac{q(x)}{p(x)}-\beta\log\frac{q(x')}{p(x')}\Bigr),\qquad x\text{ preferred to }x'. $$
+#
+# That is direct preference optimisation {cite}`rafailov2023direct`. With preferences about all pairs its end is the same $q^*$; the cell after the next checks it.
 #
 # ### All texts of three letters
 #
@@ -175,6 +183,24 @@ for beta in (0.1, 0.5, 1.0, 4.0):
         torch.testing.assert_close(wanted(other, beta), beta * log_z - lacks)
 assert earned(best(1e4))[1] < 1e-6  # a dear leash: the reference
 assert best(0.02).exp()[r.argmax()] > 0.999  # a cheap one: the best text alone
+
+# %%
+# Direct preference optimisation, with the exact preferences about all pairs.
+z = torch.zeros(ROWS, 4, dtype=torch.float64, requires_grad=True)
+preferred = torch.sigmoid(r[:, None] - r)
+adam = torch.optim.Adam([z], lr=0.1)
+rate = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.01, total_iters=600)
+for _ in range(600):
+    implied = 0.5 * (log_texts(z) - log_p)  # the reward that this policy would be best for
+    margin = implied[:, None] - implied
+    loss = -(preferred * torch.nn.functional.logsigmoid(margin)).mean()
+    adam.zero_grad()
+    loss.backward()
+    adam.step()
+    rate.step()
+from_preferences = log_texts(z).detach()
+assert kl(from_preferences, best(0.5)) < 1e-4
+print(f"KL of what DPO ends at from q*: {kl(from_preferences, best(0.5)).item():.1e}")
 
 # %% [markdown]
 # ### The price of a nat
@@ -531,7 +557,9 @@ show(
 # $$ \nabla D_{\mathrm{KL}}(q\,\|\,p)\;=\;\mathbb E_{x\sim q}\Bigl[\,\sum_s\nabla D_s\Bigr]\;+\;\mathbb E_{x\sim q}\Bigl[\,\sum_s\nabla\log q(x_s\mid x_{<s})\sum_{u>s}D_u\Bigr]. $$
 #
 # The first is what a loss at each token has, `TextKL("exact")`, and also what on-policy distillation descends with `ReverseKL` {cite}`agarwal2024onpolicy`. The second says that a word is also responsible for the places that it leads to, where policy and reference may differ more. A loss on a text that is *given* cannot know it. With the divergence
-# in the reward, `PolicyGradient(..., beta=β)`, both parts are there, since a reward is credited to every word before it.
+# in the reward, `PolicyGradient(..., beta=β)`, both parts are there, since a reward is credited to every word before it, without a discount.
+#
+# "In the reward" may be said and the first part meant. On-policy distillation as it is practised takes $-\log\frac{q(x_s)}{p(x_s)}$ of each token as the advantage of that token, "for simplicity, we use a discount factor of zero" {cite}`lu2025onpolicy`. Then no word answers for those behind it, and the mean gradient is that of $k_2$ as a loss, $\mathbb E\sum_s\nabla D_s$.
 
 # %%
 draws = torch.Generator().manual_seed(1)
@@ -549,8 +577,13 @@ whole = by_table(kl(log_q, log_p), retain_graph=True)
 at_tokens = by_table((q_texts[:, None] * of_token).sum(), retain_graph=True)
 later = of_token.detach().flip(1).cumsum(1).flip(1) - of_token.detach()
 log_letters = log_probabilities(z[PREFIX], TEXTS)
-of_what_follows = by_table((q_texts[:, None] * later * log_letters).sum())
+of_what_follows = by_table(
+    (q_texts[:, None] * later * log_letters).sum(), retain_graph=True
+)
 torch.testing.assert_close(whole, at_tokens + of_what_follows)
+log_ratio = (log_letters - log_probabilities(t[PREFIX], TEXTS)).detach()
+discounted_away = by_table((q_texts[:, None] * log_ratio * log_letters).sum())
+torch.testing.assert_close(discounted_away, at_tokens)  # discount zero
 
 
 def mean_of_term(term):
@@ -864,11 +897,11 @@ display(
         + ".",
         alt="Three tracks that leave the reference along a grey curve and end at crosses, or without a leash at the far end.",
     ),
-    observed(
-        "Policies that were trained by drawing alone end near the best policy of their price, and what they lack is mostly what this GPT cannot say.",
-        all(gap < 2 * of_exact[beta] < 0.1 for beta, gap in gaps.items()),
-    ),
 )  # fmt: skip
+lack = Quantity("what is lacking of the best J", better="lower")
+for beta, gap in gaps.items():  # most of what drawing lacks, this GPT cannot say
+    lacking_of = {"exact gradients": of_exact[beta], "drawing": gap}
+    display(above("exact gradients", "drawing", lacking_of, lack, factor=0.5))
 
 # %% [markdown]
 # ## Paid by the word
@@ -920,7 +953,7 @@ class Tilted(torch.nn.Module):
         return self.model(tokens, cache) + self.bias
 
 
-TILTS = (0.0, 1.0, 2.0, 3.0, 4.0, 5.5, 8.0)
+TILTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.5, 8.0)
 tilt = {}
 for b in TILTS:
     tilted_model = Tilted(model, paid.tokens, b).to(device)
@@ -965,6 +998,10 @@ def distinct_in(record):
     return record["test"]["policy"]["distinct"]
 
 
+def own_price(arm):
+    return PRICES.get(arm, 0.5)
+
+
 def objective_in(beta):
     return lambda record: reward_in(record) - beta * far_in(record)
 
@@ -982,6 +1019,8 @@ def study_figure(study):
             *tilt_line.T, "--", color="grey", linewidth=1.2, label="tilted reference"
         )
         for (far, reward), b in zip(tilt_line, TILTS, strict=True):
+            if b % 1 and b != 5.5:
+                continue  # between the others
             panel.annotate(f"$b={b:g}$", (far, reward), xytext=(3, -9), textcoords="offset points", fontsize="xx-small")  # fmt: skip
     for arm in study.ready(ARMS) if study.records else []:
         far, reward = (list(study.values(arm, m).values()) for m in (far_in, reward_in))
@@ -1030,7 +1069,7 @@ def study_table(study):
             for m in (
                 reward_in,
                 far_in,
-                objective_in(PRICES.get(arm, 0.5)),
+                objective_in(own_price(arm)),
                 distinct_in,
                 "bits_per_byte",
             )
@@ -1052,12 +1091,48 @@ def study_table(study):
     )  # fmt: skip
 
 
+def tilted_at(far):
+    """The reward of the tilted reference at a divergence, between the measured tilts."""
+    return float(PchipInterpolator(*tilt_line.T)(far))
+
+
+def beyond_tilt(record):
+    """Reward minus that of a constant tilt of the same divergence."""
+    return reward_in(record) - tilted_at(far_in(record))
+
+
+def yardstick_table(study):
+    """Each arm beside the tilted reference: at its divergence, and at its price."""
+    rows = []
+    for arm in study.ready(ARMS):
+        beta = own_price(arm)
+        worth = tilt_line[:, 1] - beta * tilt_line[:, 0]
+        best_tilt = TILTS[int(worth.argmax())]
+        inside = all(x <= tilt_line[-1, 0] for x in study.values(arm, far_in).values())
+        rows.append(
+            [
+                ARMS[arm],
+                study.mean(arm, beyond_tilt).bracketed("+.2f") if inside else "farther than any tilt",
+                study.mean(arm, objective_in(beta)).bracketed("+.2f"),
+                f"{worth.max():+.2f} ($b={best_tilt:g}$)" if beta else "–",
+                f"{worth[0]:+.2f}",
+            ]
+        )
+    return table(
+        ["arm", "reward beyond the tilt's at equal KL", "reward − β · KL", "of the best tilt", "of the reference"],
+        rows,
+        caption=f"The recorded policies beside a tilt that takes no training; means over trainings with 95 % intervals, at each arm's own price. Tilts between the measured ones are interpolated (monotone cubic), the best one is the best of the {len(TILTS)} measured.",
+    )  # fmt: skip
+
+
 display(study_figure(small))
 for study in studies:
     if study.ready(ARMS):
         if study is large:
             display(study_figure(large))
         display(study_table(study), source_note(study.all(study.ready(ARMS))))
+    if study is small and study.ready(ARMS):
+        display(yardstick_table(small))
     if diverged := sum(study.diverged(arm) for arm in ARMS):
         print(f"{study.plan}: {diverged} runs diverged")
     display(*slots(study, ARMS, f"policies on nine leashes ({described(study)})"))
@@ -1070,19 +1145,12 @@ for study in studies:
 # %% tags=["hide-input"]
 PRICED = ("beta1", "beta0.5", "beta0.25", "beta0")
 AS_LOSSES = ("loss-exact", "loss-k2", "loss-k3")
+FAR = Quantity("divergence from the reference", "nats", digits=1, better="lower", of=far_in)
 for study in studies:
     if study.complete(list(ARMS)):
-        far = {arm: study.mean(arm, far_in) for arm in (*PRICED, "loss-k1")}
-        order = [far[arm].mean for arm in PRICED]
         display(
-            observed(
-                f"In {study.plan} the lower the price, the farther the policy goes, and the loss by k₁ goes farther than the weakest leash: "
-                + ", ".join(
-                    f"{i.bracketed('.1f')} nats ({ARMS[arm]})" for arm, i in far.items()
-                )
-                + f", n = {far['beta0'].n} seeds.",
-                order == sorted(order) and far["loss-k1"].mean > far["beta0.25"].mean,
-            ),
+            in_order(PRICED, study, FAR, names=ARMS),
+            above("loss-k1", "beta0.25", study, FAR, names=ARMS),
         )
         ahead = {
             arm: study.difference("beta0.5", arm, objective_in(0.5)) for arm in AS_LOSSES
@@ -1096,7 +1164,36 @@ for study in studies:
                 + f", paired by seed, n = {ahead['loss-exact'].n}"
             )
 
+# %% tags=["hide-input"]
+def sided(study, measure, arms):
+    """Arms by what their interval says of zero."""
+    found = {arm: study.mean(arm, measure) for arm in arms}
+    return {
+        "more": [ARMS[a] for a, i in found.items() if i.low > 0],
+        "less": [ARMS[a] for a, i in found.items() if i.high < 0],
+        "not decided": [ARMS[a] for a, i in found.items() if not i.excludes_zero],
+    }
+
+
+def above_reference(record):
+    """Reward − β · KL of an arm at its own price, minus the reference's."""
+    arm = record["spec"]["arm"]
+    return objective_in(own_price(arm))(record) - tilt_line[0, 1]
+
+
+if small.complete(ARMS):
+    others = Among("the trained arms with a leash", [a for a in ARMS if a not in ("beta0", "loss-k1")])
+    beyond = Quantity("reward beyond a constant tilt's at equal divergence", digits=2, of=beyond_tilt)
+    gained = Quantity("reward − β · KL beyond the reference's, at its own price", digits=2, of=above_reference)
+    display(
+        only(["beta0.25"], small, beyond, above=0, among=others, names=ARMS),
+        only(["beta0.25", "beta0.5"], small, gained, above=0, among=others, names=ARMS),
+        below("beta1", tilt_line[0, 1], small, Quantity("reward − KL", digits=2, of=objective_in(1.0)), names=ARMS),
+    )  # fmt: skip
+
 # %% [markdown]
+# So most of these policies are not where their price would have them. A constant tilt, which looks at nothing but the paid words, is the measure of what has been learned beside "say them more often", and by it little has.
+#
 # ### What is written
 #
 # Numbers do not show what became of the text.
@@ -1144,7 +1241,7 @@ Shown(
 #
 # ## The claim
 #
-# "Reinforcement learning from human feedback keeps the policy near its reference by a KL divergence." It can, and then this is the divergence from the reference, with the price in proportion to the reward. The paper that the article cites for it has the other one.
+# "Knowledge distillation in RLHF: Used to regularize a 'Policy' model against a 'Reference' model via KL-divergence, preventing 'reward hacking' while preserving the base model's knowledge", says article B. Such a leash is in use, it is the divergence from the reference, and how much it prevents and preserves is a matter of its price. The paper that the article cites for it has the other divergence.
 
 # %% tags=["hide-input"]
 said = (
@@ -1156,7 +1253,9 @@ if small.complete(ARMS):
         f"{small.mean(arm, far_in).bracketed('.1f')} nats, {small.mean(arm, reward_in).mean:.1f} ({ARMS[arm]})"
         for arm in ARMS
         if arm != "standardised"
-    ) + "."  # fmt: skip
+    ) + f". Bits per byte of the books are {of_reference['bits_per_byte']:.3f} before, {small.mean('beta1', 'bits_per_byte').mean:.3f} after training with β = 1, and {small.mean('beta0', 'bits_per_byte').mean:.3f} without a leash. By a constant tilt's measure the places are poor: at equal divergence it earns "
+    tilts = sided(small, beyond_tilt, [a for a in ARMS if a not in ("beta0", "loss-k1")])
+    said += f"more than {', '.join(tilts['less']) or 'none'}, less than {', '.join(tilts['more']) or 'none'}, and is not told apart from {', '.join(tilts['not decided']) or 'none'}."  # fmt: skip
 verdict("B14", "corrected", said)
 
 # %% [markdown]
@@ -1164,7 +1263,7 @@ verdict("B14", "corrected", said)
 #
 # - **No human feedback.** The reward is a rule of one line. Rewards that are learned from preferences have errors of their own, and the leash is there for these above all: far from the reference, a learned reward has seen nothing. That cannot be seen with a rule that is exact everywhere.
 # - **Small models and short texts.** A few million parameters, twenty-five tokens of their own. What token losses leave out grows with the length of a text; how fast, is not measured there.
-# - **The tilted reference is a yardstick, not a bound.** The best policy of the language model is not known. A policy above the dashed line has learned to choose its places; one below may still be on its way.
+# - **The tilted reference is a yardstick, not a bound.** The best policy of the language model is not known. A policy above the dashed line has learned to choose its places; one below may still be on its way. The tilts have draws of their own, which the intervals over trainings do not hold.
 # - **One reward, one learning rate, few steps.** An arm's place after a fixed number of steps mixes where it goes with how fast.
 # - **Each batch is used once.** Programs that take several steps on one batch need PPO's ratio or another correction, and then have both divergences.
 # - **What divergence says.** A mean over texts may be small while some texts are far off, and a text may be likely under the reference and still be bad.
