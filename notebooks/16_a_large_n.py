@@ -416,8 +416,8 @@ display(
 # %% [markdown]
 # Frequency need not help at all here, for a good reason. The commonest tokens are likely nearly everywhere; where one of them stands beyond rank 100 the teacher has ruled it out, mostly rightly. What is common in the text is not what is common in its tails.
 #
-# A cross-entropy over millions of tokens asks for calibration at $T=1$, in the tail too, and the figure says how far the teacher got: for the tail as a whole, where errors cancel, and for single entries, where they do not, since each rare token was seen a few times in few places. The tail is the least trained part of a teacher, and
-# it is also the largest. What heat does is of another size. At the temperatures that are usual for images, most of a target's probability is beyond rank 100. A student that could match every logit would not mind, since at its optimum $z=t$ up to a constant
+# A cross-entropy over millions of tokens asks for calibration at $T=1$, in the tail too, and the figure says how far the teacher got: for the tail as a whole, where errors cancel, and for single entries, where they do not, since each rare token was seen a few times in few places. What
+# heat does is of another size. At the temperatures that are usual for images, most of a target's probability is beyond rank 100. A student that could match every logit would not mind, since at its optimum $z=t$ up to a constant
 # whatever $T$ is. A student that cannot has to choose what to get right, and $T$ makes that choice.
 #
 # ## T² with thousands of classes
@@ -819,7 +819,12 @@ def distilled(weight, optimizer, rate, seed, clip=0.0, head_rate=1.0, text=unsee
 
 TRIED = {
     "SGD": [(r, 1.0) for r in (0.03, 0.1, 0.3, 1.0)],
-    "SGD, head's own rate": [(0.03, 300.0), (0.01, 1000.0), (0.003, 3000.0), (0.01, 3000.0)],
+    "SGD, head's own rate": [
+        (0.03, 300.0),
+        (0.01, 1000.0),
+        (0.003, 3000.0),
+        (0.01, 3000.0),
+    ],
     "AdamW": [(r, 1.0) for r in (0.001, 0.003, 0.01, 0.03)],
 }
 best = {}
@@ -1026,9 +1031,7 @@ for study in (small, large):
 section(["timesN"], "soft1", "times-n", "N times the loss, against soft targets alone")
 for study in (small, large):
     if study.complete(["timesN", "soft1"]):
-        display(
-            within("timesN", "soft1", 0.05, study, "bits_per_byte", names=NAMES)
-        )
+        display(within("timesN", "soft1", 0.05, study, "bits_per_byte", names=NAMES))
 used = ["kd", *HEAT, *WEIGHT, "timesN"]
 display(
     *slots(large, used, "all questions of this section with a teacher of 89 M parameters")

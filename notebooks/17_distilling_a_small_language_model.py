@@ -592,7 +592,7 @@ for study in studies:
 # ### At equal compute
 #
 # The same tokens are not the same bill. So each student is trained alone once more, for as many tokens as the teacher's looks would have paid for by the last column of the table above. Its learning rate falls to zero at the end of *its* run: had we only stretched
-# the axis under the learning curves, the longer run would be asked in mid-schedule, where no run is at its best. Below, the curves over tokens and over multiply-adds, and then the differences at the ends.
+# the axis under the learning curves, the longer run would be asked in mid-schedule. Below, the curves over tokens and over multiply-adds, and then the differences at the ends.
 
 
 # %% tags=["hide-input"]
@@ -915,6 +915,7 @@ print(
 #
 # All of these keep $0.1$ of the cross-entropy and replace $D_{\mathrm{KL}}(p\,\Vert\,q)$ by another divergence ({doc}`07_divergences`): reversed, Jensen–Shannon (divided by $\beta(1-\beta)$, so that it is of the KLs' size), the two skewed by $\lambda=0.1$ {cite}`ko2024distillm`, and total variation {cite}`wen2023fdivergence`. No other number was tuned for them: the weights were a habit of the
 # forward KL, the learning rate was chosen for the student alone, and a divergence whose gradient has another size meets another rate. So this is an order of divergences *at one rate, after one short training*. Four panels, each against plain `kd`, seed by seed. They need not agree: forward KL is, up to a constant, the expected code length of the teacher's next token, so that the first and the third are its home ground; agreement looks at the largest probability alone.
+
 
 # %% tags=["hide-input"]
 def comparable(study, compared):
@@ -1275,7 +1276,11 @@ def each(intervals):
     return ", ".join(i.bracketed("+.2f") for i in intervals)
 
 
-whose = "The stored students of kd" if stored is not students["distilled, equal tokens"] else "Live students"
+whose = (
+    "The stored students of kd"
+    if stored is not students["distilled, equal tokens"]
+    else "Live students"
+)
 show(
     figure,
     label="exposure",
@@ -1318,11 +1323,7 @@ for d, name in enumerate(DIRECTIONS):
     )
 # The excess of Arora et al.: own contexts over the teacher's, forward KL, in per cent.
 excess = [
-    100
-    * (
-        apart["student's own"][0, s].mean() / apart["teacher's"][0, s].mean()
-        - 1
-    )
+    100 * (apart["student's own"][0, s].mean() / apart["teacher's"][0, s].mean() - 1)
     for s in range(len(readers))
 ]
 print(
@@ -1346,11 +1347,14 @@ print(
 #
 # And one thing is against them all. The learning rate falls along a cosine, and the last quarter of the tokens is not the last quarter of the training:
 
+
 # %%
 def share_of_rate(spec):
     """The part of the integrated learning rate that comes after the corpus-only phase."""
     epochs = spec.recipe.epochs
-    rate = np.array([spec.recipe.learning_rate_at(t) for t in np.linspace(0, epochs, 20_001)])
+    rate = np.array(
+        [spec.recipe.learning_rate_at(t) for t in np.linspace(0, epochs, 20_001)]
+    )
     return rate[round(20_000 * spec.own_text.after) :].sum() / rate.sum()
 
 
@@ -1379,12 +1383,19 @@ compared_section(
 
 # %% tags=["hide-input"]
 for study in studies:
-    if study.complete(list(dict.fromkeys(arm for pair in TEXT_ARMS.values() for arm in pair))):
+    if study.complete(
+        list(dict.fromkeys(arm for pair in TEXT_ARMS.values() for arm in pair))
+    ):
         costs = {
             "reverse KL instead of forward (reverse-kl − kd)": ("reverse-kl", "kd"),
-            "own text instead of the corpus (own-text-reverse − reverse-kl)": ("own-text-reverse", "reverse-kl"),
+            "own text instead of the corpus (own-text-reverse − reverse-kl)": (
+                "own-text-reverse",
+                "reverse-kl",
+            ),
         }
-        by_seed = {what: study.differences(*pair, "bits_per_byte") for what, pair in costs.items()}
+        by_seed = {
+            what: study.differences(*pair, "bits_per_byte") for what, pair in costs.items()
+        }
         cost_of = Quantity("cost on the books", "bits per byte", better="lower")
         display(
             above("own-text-reverse", ["soft1", "reverse-kl"], study, "bits_per_byte"),

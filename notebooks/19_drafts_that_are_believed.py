@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Drafts that are believed
 #
-# A language model writes one token, reads it, and writes the next. A large one takes its time over each, and most of that time goes into tokens that a small model would have guessed.
+# A language model writes one token, reads it, and writes the next. A large one takes its time over each, and a part of that time goes into tokens that a small model would have guessed.
 # *Speculative decoding* lets the small one guess. It writes a few tokens ahead, the **draft**; the large one, the **verifier**, looks at all of them at once (a *look*, or call, is one forward pass), keeps a beginning of them,
 # and puts one token of its own behind it. No approximation is made: what is written has the verifier's distribution, whatever the draft is {cite}`leviathan2023fast,chen2023accelerating`.
 # A bad draft costs time, and nothing else.
@@ -466,7 +466,7 @@ display(
 
 # %% [markdown]
 # The gap of two logits changes by at most twice what a logit changes by. So if the second number is more than twice the first, no first choice turns between these looks; where it is not, it may, and from there on the texts are different. (The looks of `speculate` are as wide, and begin at other places of the text: the first number says of what size their rounding is, and is no bound for it.)
-# In half precision the first number is larger by orders of magnitude, and texts part the sooner. At temperature one rounding of this size moves probabilities by about what the last line says. That is what the word means in practice: the distribution of the verifier *as this program computes it*, in products of another shape. It is as
+# In bfloat16 numbers have sixteen bits less, and texts may part sooner. At temperature one rounding of this size moves probabilities by about what the last line says. That is what the word means in practice: the distribution of the verifier *as this program computes it*, in products of another shape. It is as
 # exact as running the same model with another batch size, and no more.
 #
 # ## How often a draft is believed

@@ -725,9 +725,7 @@ if not data.fallback:
             "the best head that does not see the token between",
             {
                 "the young module in a row": with_the_token["distilled"],
-                "the best head that does not see the token between": ladder[
-                    "best, $q^*$"
-                ],
+                "the best head that does not see the token between": ladder["best, $q^*$"],
             },
             Quantity("acceptance of the second token, context by context"),
         )
@@ -1058,9 +1056,7 @@ def step(study, kind, after, before):
 for study in studies:
     if study.complete(list(ARMS)) and not any(study.diverged(arm) for arm in ARMS):
         for what, (larger, smaller, *taught) in STEPS.items():
-            by_kind = {
-                KINDS[k]: step(study, k, *taught) for k in (larger, smaller)
-            }
+            by_kind = {KINDS[k]: step(study, k, *taught) for k in (larger, smaller)}
             display(above(KINDS[larger], KINDS[smaller], by_kind, Quantity(what)))
 
 # %% [markdown]
@@ -1117,7 +1113,7 @@ if decides is not None:
 # %% [markdown]
 # ## Limits
 #
-# - **Scale.** A model of a few million parameters on books. Its next token is rarely certain, so there is little to be gained by looking ahead. Acceptances do not carry over to large models; the bound and the bookkeeping do.
+# - **Scale.** A model of a few million parameters on books. Acceptances do not carry over to large models; the bound and the bookkeeping do.
 # - **One model.** Intervals over seeds are over trainings of modules for it.
 # - **The model is frozen.** {cite:t}`gloeckle2024better` and DeepSeek-V3 train modules together with the model, which changes the states, and is said to be good for the model itself. Nothing is said of that here.
 # - **One bound at one depth, after a handful of contexts.** It is computed for the second token ahead. For the third, all pairs of tokens between would have to be tried. The interval over contexts is wide.
