@@ -17,7 +17,7 @@
 # probability goes when it is heated; why $T=1$ is the one temperature at which the vocabulary's size does not matter; how hot "hot" would have to be; and which part of a
 # network feels the factor $1/N$, and which part does not.
 #
-# *Needs: one CPU core and about a minute and a half. The recorded runs took longer; the section says where.*
+# *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
 
 # %% tags=["parameters"]
 profile = "cpu"
@@ -204,7 +204,7 @@ display(
 # ## How many tokens compete
 #
 # With a hundred classes a sure teacher puts nearly everything on one of them. How sure is a language model? Its entropy $H$ at a position says it, and $e^H$ is easier to read: the number of equally likely tokens that would leave one
-# as uncertain. Beside it stand the probabilities themselves, sorted from the likeliest token to the least likely, for the teacher as it is ($T=1$) and heated.
+# as uncertain. Beside it stand the probabilities themselves, sorted from the likeliest token to the least likely, for the teacher as it is ($T=1$) and heated. <!-- by definition -->
 
 # %%
 temperatures = (1, 2, 4, 8)
@@ -414,10 +414,10 @@ display(
 )
 
 # %% [markdown]
-# Frequency need not help at all here, for a good reason. The commonest tokens are likely nearly everywhere; where one of them stands beyond rank 100 the teacher has ruled it out, mostly rightly. What is common in the text is not what is common in its tails.
+# Frequency need not help at all here, for a good reason. A common token that stands so far down was ruled out by the teacher, and mostly rightly. What is common in the text is not what is common in its tails.
 #
 # A cross-entropy over millions of tokens asks for calibration at $T=1$, in the tail too, and the figure says how far the teacher got: for the tail as a whole, where errors cancel, and for single entries, where they do not, since each rare token was seen a few times in few places. What
-# heat does is of another size. At the temperatures that are usual for images, most of a target's probability is beyond rank 100. A student that could match every logit would not mind, since at its optimum $z=t$ up to a constant
+# heat does is of another size. At the temperatures that are usual for images, a target is mainly tail. A student that could match every logit would not mind, since at its optimum $z=t$ up to a constant
 # whatever $T$ is. A student that cannot has to choose what to get right, and $T$ makes that choice.
 #
 # ## T² with thousands of classes
@@ -617,8 +617,7 @@ show(
 #
 # ## The same information in more classes
 #
-# How does all this depend on $N$ itself? Two real vocabularies differ in too many ways to tell. But there is an exact construction. Split every token into $m$ synonyms that are equally likely, in the eyes of both teacher and student: logits $t_i - \log m$ and $z_i-\log m$, each $m$ times. Nobody knows
-# more or less than before; $N$ has become $mN$. A shift by $\log m$ is nothing to a softmax, so at every $T$ each copy has $p_i/m$ and $q_i/m$, and
+# How does all this depend on $N$ itself? Two real vocabularies differ in too many ways to tell. But there is an exact construction. Split every token into $m$ synonyms that are equally likely, in the eyes of both teacher and student: logits $t_i - \log m$ and $z_i-\log m$, each $m$ times. Nobody has learned anything; $N$ has become $mN$. A shift by $\log m$ is nothing to a softmax, so at every $T$ each copy has $p_i/m$ and $q_i/m$, and
 #
 # $$D_{\mathrm{KL}} = \sum_i m\,\frac{p_i}{m}\log\frac{p_i}{q_i} \quad\text{is unchanged,}\qquad
 # \frac{\partial D_{\mathrm{KL}}}{\partial z_{ic}} = \frac{q_i-p_i}{mT}, \qquad
@@ -694,7 +693,7 @@ show(
 
 # %% [markdown]
 # So $1/N$ is no flaw and needs no repair. It is how a fixed amount of gradient is shared among more classes. Only the last layer feels it; whatever lies below the head learns as before. Multiply the loss by $N$, and the *body* of the network gets a gradient $N$ times too large, in order to mend something
-# that it never had. A step of SGD on the head is slower in a larger vocabulary; an optimiser that divides every entry of the gradient by its own size, as Adam does, divides the factor out.
+# that it never had. A step of SGD on the head is slower in a larger vocabulary; an optimiser that divides every entry of the gradient by its own size, as Adam does, divides the factor out. <!-- by definition -->
 #
 # Now split *unequally*: real vocabularies do not grow everywhere at once. They grow at the rare end. Let token $i$ become $m_i$ synonyms. At temperature $T$ all its copies together have
 #
@@ -733,13 +732,13 @@ table(
 
 # %% [markdown]
 # This is the first reason for $T=1$, and it would hold for a teacher whose tail is perfect. At $T=1$ the KL compares two beliefs about the *text*, and does not change when a token is split or synonyms are merged, as long as both models share a token's probability among its pieces alike. (Where they do not, the KL of the pieces is larger, by what
-# the two disagree about the pieces.) At other temperatures it compares two weightings of *this vocabulary*, and how finely the vocabulary is
+# the two disagree about the pieces.) <!-- by definition --> At other temperatures it compares two weightings of *this vocabulary*, and how finely the vocabulary is
 # cut at its rare end becomes a weight in the loss. For images the classes are given, and nobody notices.
 #
 # ## Multiply by N, once more
 #
 # {doc}`04_the_one_over_n_question` gave the verdict on claim B10 with linear maps and known teachers. Here the teacher is the language model's own head on its own hidden states. The student has a body and a head, as a network has: a narrow linear layer, then a head over all tokens. Its loss is taken straight
-# from the hidden states by `HeadLogits`; the objective is `ForwardKL()` or `N * ForwardKL()`. One arm gives the head alone a larger rate, which is what the last section would advise. The last one clips the gradient's norm, as recipes for language models do.
+# from the hidden states by `HeadLogits`; the objective is `ForwardKL()` or `N * ForwardKL()`. One arm gives the head alone a larger rate, which is what the last section would advise. <!-- by definition --> The last one clips the gradient's norm, as recipes for language models do.
 
 
 # %%
@@ -925,8 +924,7 @@ if own is not None:
 #
 # ## The records
 #
-# Whether any of this matters for a student that is trained in earnest is asked by the plan `language-small`: a small GPT with the book's teacher, a fixed number of tokens of text, three seeds, paired. The plan `language` asks the same of larger models
-# on a GPU. The control is the arm `kd`: one part labels, nine parts $D_{\mathrm{KL}}$ at $T=1$. Below zero is better in both panels: fewer bits per byte of test text, less KL from the teacher. Three seeds make wide intervals, and of many comparisons some exclude zero by chance.
+# Whether any of this matters for a student that is trained in earnest is asked by the plan `language-small`: a small GPT with the book's teacher, a fixed number of tokens of text, three seeds, paired. The plan `language` asks the same on a GPU. The control is the arm `kd`: one part labels, nine parts $D_{\mathrm{KL}}$ at $T=1$. Below zero is better in both panels: fewer bits per byte of test text, less KL from the teacher. <!-- by definition --> Three seeds make wide intervals, and of many comparisons some exclude zero by chance.
 
 # %% tags=["hide-input"]
 small, large = results("language-small"), results("language")
@@ -1000,7 +998,7 @@ for study in (small, large):
 # %% [markdown]
 # ### The weight
 #
-# Article B's claim B2: the soft loss typically has a weight of 0.9 to 0.99, and "1 in the early stage" for language models. The half on images was asked in {doc}`13_temperature_and_weight`. For tokens: no teacher at all, an even split, the default 0.9, the teacher alone, and a
+# Article B's claim B2: the weight of the soft loss is “typically set very high, often 0.9 to 0.99”, and in language models 1 “during the initial stages”. For images it was asked in {doc}`13_temperature_and_weight`. For tokens: no teacher at all, an even split, the default 0.9, the teacher alone, and a
 # weight that falls from one to zero in the course of training, which is the article's sentence carried to its end.
 
 # %% tags=["hide-input"]

@@ -18,7 +18,7 @@
 # student and its teacher distillation closes when both ways of training read the same tokens, and how that turns around when they spend the same
 # arithmetic; what other divergences, hidden states and attention add here; which text belongs to which direction of KL, and what happens to a student on text of its own.
 #
-# *Needs: one CPU core, and about a minute and a half for the live part. The recorded runs took longer; each section says where.*
+# *Needs: one CPU core, and under two minutes for the live part. The recorded runs took longer; each section says where.*
 
 # %% tags=["parameters"]
 profile = "cpu"
@@ -165,7 +165,7 @@ made = {
 
 # %% [markdown]
 # What does one token cost? Each entry of each weight matrix is one multiply-add (the embedding too, once, since it is the output layer). To this, attention adds its two products with all
-# tokens before, on average half the context. Backward costs twice the forward pass. So a step of the student is three looks of its own; with a teacher, one of the teacher's besides.
+# tokens before, on average half the context. <!-- by definition --> Backward costs twice the forward pass. <!-- by definition --> So a step of the student is three looks of its own; with a teacher, one of the teacher's besides.
 
 
 # %%
@@ -209,7 +209,7 @@ table(
 )  # fmt: skip
 
 # %% [markdown]
-# Keep the last column in mind. *Equal tokens* is the comparison that most tables make. *Equal compute* is the one that a budget makes. They differ by this factor, unless the teacher's
+# Keep the last column in mind. *Equal tokens* is the comparison that tables make. *Equal compute* is the one that a budget makes. They differ by this factor, unless the teacher's
 # looks are kept from an earlier run ({doc}`18_memory_and_caches`).
 #
 # ## What a bit per byte means
@@ -217,7 +217,7 @@ table(
 # A model that gives the next token the probability $q$ could be used to store that token in $-\log_2 q$ bits. The sum over a text, divided by its bytes, is **bits per byte**. Unlike
 # the loss per token or perplexity, it does not change when tokens get longer; and it can be compared with any program that makes files smaller. So let us compare, on the blocks of test text on which the students will be measured.
 #
-# First, its bytes. The tokeniser writes each byte as one character; those that print stand for themselves, the others are numbered from 256 on.
+# First, its bytes. The tokeniser writes each byte as one character; those that print stand for themselves, the others are numbered from 256 on. <!-- by definition -->
 
 # %%
 prints = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -268,7 +268,7 @@ bits_per_byte = {
 
 # %% [markdown]
 # And three models that need no gradient, counted on the whole training text: frequencies of bytes, of tokens, and of tokens given the token before. The last is smoothed towards the second,
-# $q(b\mid a) = (c_{ab} + m\,q_b)/(c_a + m)$, with the $m$ that is best on the validation text.
+# $q(b\mid a) = (c_{ab} + m\,q_b)/(c_a + m)$, with the $m$ that is best on the validation text. <!-- by definition -->
 
 # %%
 V = data.num_classes
@@ -443,7 +443,7 @@ if not teachers_record(small):
 
 # %% [markdown]
 # A number is one thing, its text another. Here the teacher goes on from some lines of a test block, with tokens drawn from its own distribution ($T=1$). The prompt is cut by a rule: from the end of the block's first line to the first end of a line that
-# comes at least 40 tokens later. A line of the books is a paragraph.
+# comes at least 40 tokens later. <!-- by definition --> A line of the books is a paragraph.
 
 # %%
 lines = next(data.test.batches(1, order=torch.tensor([len(data.test) // 36])))[0][0]
@@ -748,11 +748,11 @@ for study in studies:
             )
 
 # %% [markdown]
-# So at equal compute the students alone are better models of the text, and nearer to the teacher, too, whom they never saw. These students are young: they have read a sixth of the teacher's tokens, and their curves are steep where they end. A student whose curve has become flat gains less from more tokens,
+# So the students alone come out ahead where arithmetic is what is held equal, and not by the text alone: they agree more with a teacher whom they never saw. These students are young: they have read a sixth of the teacher's tokens, and their curves are steep where they end. A student whose curve has become flat gains less from more tokens,
 # and there the comparison may turn; these records do not reach that far.
 #
 # Multiply-adds are not seconds. Small matrices leave a processor idle where large ones do not, so the teacher's look may be cheaper than its count says. (The runner trains students side by side, so that their records
-# do not say what each would have taken alone.) So it is timed here, on one batch, the best of three.
+# do not say what each would have taken alone.) So it is timed here, on one batch, the best of three. <!-- by definition -->
 
 
 # %%
@@ -797,7 +797,7 @@ for name, model in made.items():
 # %% [markdown]
 # ## A live piece: the same question, while you wait
 #
-# The other way round, equal compute can be had by fewer tokens. Three ways of training the smallest student: *alone*; *distilled, equal tokens*; and *distilled, equal compute*, which reads as many fewer tokens as the teacher's looks cost, on a schedule that ends there. Three
+# The other way round, equal compute can be had by fewer tokens. <!-- by definition --> Three ways of training the smallest student: *alone*; *distilled, equal tokens*; and *distilled, equal compute*, which reads as many fewer tokens as the teacher's looks cost, on a schedule that ends there. <!-- by definition --> Three
 # initialisations each, paired; the batches are the same for all, so that one look of the teacher serves them. The objective of both distilled students is the records'. The learning rate is the same for all.
 #
 # It is a tiny piece. What is seen here is the *beginning* of a training: the caption has how little these students read, and what frequencies of tokens alone would need.
@@ -914,7 +914,7 @@ print(
 # ## Which divergence?
 #
 # All of these keep $0.1$ of the cross-entropy and replace $D_{\mathrm{KL}}(p\,\Vert\,q)$ by another divergence ({doc}`07_divergences`): reversed, Jensen–Shannon (divided by $\beta(1-\beta)$, so that it is of the KLs' size), the two skewed by $\lambda=0.1$ {cite}`ko2024distillm`, and total variation {cite}`wen2023fdivergence`. No other number was tuned for them: the weights were a habit of the
-# forward KL, the learning rate was chosen for the student alone, and a divergence whose gradient has another size meets another rate. So this is an order of divergences *at one rate, after one short training*. Four panels, each against plain `kd`, seed by seed. They need not agree: forward KL is, up to a constant, the expected code length of the teacher's next token, so that the first and the third are its home ground; agreement looks at the largest probability alone.
+# forward KL, the learning rate was chosen for the student alone, and a divergence whose gradient has another size meets another rate. So this is an order of divergences *at one rate, after one short training*. Four panels, each against plain `kd`, seed by seed. They need not agree: forward KL is, up to a constant, the expected code length of the teacher's next token, so that the first and the third are its home ground; agreement looks at the largest probability alone. <!-- by definition -->
 
 
 # %% tags=["hide-input"]
@@ -1148,13 +1148,13 @@ print(
 )
 
 # %% [markdown]
-# So there are three texts to train on. The *corpus* is neither's, and the divergence on it is no divergence of texts at all; it is the cheapest. The *teacher's text* with plain cross-entropy is sequence-level distillation {cite}`kim2016sequence` (they take what a beam search finds, here it is drawn). The *student's own text*, on which the teacher is
+# So there are three texts to train on. The *corpus* is neither's, and the divergence on it is no divergence of texts at all; nobody has to write it. The *teacher's text* with plain cross-entropy is sequence-level distillation {cite}`kim2016sequence` (they take what a beam search finds, here it is drawn). The *student's own text*, on which the teacher is
 # asked what should have come next, is on-policy distillation {cite}`agarwal2024onpolicy`; with reverse KL it is close to MiniLLM {cite}`gu2024minillm`, but for the gradient that runs through the choice of the text. The idea is older than language models: an imitator that is only shown the expert's path does not learn what to do beside it {cite}`ross2011reduction`.
 #
 # ### Does the error grow along a text?
 #
-# The argument has a premise that can be looked at: on its own text the student should be further from its teacher than on the corpus, and more so the longer it has been writing. Is it? Take the students of the arm `kd`, which are stored, one a seed; let each go on from prompts of 32 tokens; let the teacher do the same; and keep
-# the books' own continuations. On each of the three, at each position, $D_{\mathrm{KL}}(p_t\,\Vert\,q_t)$ and $D_{\mathrm{KL}}(q_t\,\Vert\,p_t)$.
+# The argument has a premise that can be looked at: on its own text the student should be further from its teacher than on the corpus, and more so the longer it has been writing. <!-- by definition --> Is it? Take the students of the arm `kd`, which are stored, one a seed; let each go on from prompts of 32 tokens; let the teacher do the same; and keep
+# the books' own continuations. <!-- by definition --> On each of the three, at each position, $D_{\mathrm{KL}}(p_t\,\Vert\,q_t)$ and $D_{\mathrm{KL}}(q_t\,\Vert\,p_t)$.
 
 # %%
 PROMPT, WRITTEN, TEXTS = 32, 128, 24
@@ -1339,9 +1339,9 @@ print(
 #
 # In the records, four arms learn from other text, and not every one has a control that differs in the text alone. So here is what differs:
 #
-# - `teacher-text` learns from the teacher's writing alone, by cross-entropy. Against `alone` the loss is the same and the text is other (and made from fewer blocks). Against `kd-same-text`, which reads the blocks from which its prompts were taken, text *and* loss are other: there the teacher's whole distribution is given.
-# - `own-text` and `mixed-text` are trained by forward KL alone, on the corpus for three quarters of the tokens and then on their own writing, always or by turns. Against `soft1`, which stays with the corpus, the text of the last quarter is all that differs.
-# - `own-text-reverse` has the reverse KL throughout. Against `soft1` text *and* divergence are other. Against `reverse-kl` the divergence is the same, the text of the last quarter is other, and a tenth of cross-entropy is missing.
+# - `teacher-text` learns from the teacher's writing alone, by cross-entropy. Against `alone` the loss is the same and the text is other (and made from fewer blocks). <!-- by definition --> Against `kd-same-text`, which reads the blocks from which its prompts were taken, text *and* loss are other: there the teacher's whole distribution is given.
+# - `own-text` and `mixed-text` are trained by forward KL alone, on the corpus for three quarters of the tokens and then on their own writing, always or by turns. <!-- by definition --> Against `soft1`, which stays with the corpus, the text of the last quarter is all that differs.
+# - `own-text-reverse` has the reverse KL throughout. Against `soft1` text *and* divergence are other. Against `reverse-kl` the divergence is the same, the text of the last quarter is other, and a tenth of cross-entropy is missing. <!-- by definition -->
 #
 # All are measured on the test *books*, which is the corpus' home ground: an arm that trades some of it for better writing of its own loses here, and is not thereby worse at what it was trained for. Nothing recorded is measured on the text that these students write. (Nor is own text free: the student writes token after token, each a step that has to wait for the last, and the teacher then reads what no cache can hold.)
 #
@@ -1406,7 +1406,7 @@ for study in studies:
         )  # fmt: skip
 
 # %% [markdown]
-# So the larger part of what `own-text-reverse` loses against `soft1` is the divergence's and not the text's. With the loss the same, other text makes no difference on the books that matters here; but two of these three arms had next to no learning rate left for it, so that nothing follows for on-policy distillation.
+# So what `own-text-reverse` loses against `soft1` is the divergence's before it is the text's. With the loss the same, other text makes no difference on the books that matters here; but two of these three arms had next to no learning rate left for it, so that nothing follows for on-policy distillation.
 
 # %% [markdown]
 # ### In their own words
@@ -1444,11 +1444,10 @@ display(*slots(small, WRITERS, "texts of the students"))
 # %% [markdown]
 # ## The claim
 #
-# "LLM Compression: Models like Llama-3-8B utilize distillation to inherit reasoning capabilities from 70B+ models", says article B. The reference it gives is that of Llama 2 {cite}`touvron2023llama`; Llama 3 is described elsewhere {cite}`grattafiori2024llama`. That paper has the smaller models pre-trained on text, "for much longer than is compute-optimal", and of larger models it says that "we use the flagship model to
-# further improve the quality of those smaller models during post-training". Logits of larger models came into the family later, with Llama 3.2: of its 1B and 3B models the [model card](https://github.com/meta-llama/llama-models/blob/main/models/llama3_2/MODEL_CARD.md) says that "we incorporated logits from the Llama 3.1 8B and 70B models into the pretraining stage". Gemma 2 trains its 2B and 9B models with distillation "instead of next token prediction" {cite}`gemma2024`. So the
+# “LLM Compression: Models like Llama-3-8B utilize distillation to inherit reasoning capabilities from 70B+ models”, says article B. The reference it gives is that of Llama 2 {cite}`touvron2023llama`; Llama 3 is described elsewhere {cite}`grattafiori2024llama`. That paper has the smaller models pre-trained on text, “for much longer than is compute-optimal”, and of larger models it says that “we use the flagship model to further improve the quality of those smaller models during post-training”. Logits of larger models came into the family later, with Llama 3.2: of its two small models the [model card](https://github.com/meta-llama/llama-models/blob/main/models/llama3_2/MODEL_CARD.md) says that “we incorporated logits from the Llama 3.1 8B and 70B models into the pretraining stage”. Gemma 2 trains its 2B and 9B models with distillation “instead of next token prediction” {cite}`gemma2024`. So the
 # general statement is true of models in use, and its example is an unlucky one.
 #
-# What this chapter can test is the general statement: that a small language model gains from a larger one. What it is held against decides: the same tokens, or the same arithmetic.
+# What this chapter can test is the general statement. What it is held against decides: the same tokens, or the same arithmetic.
 
 # %% tags=["hide-input"]
 decides = next(

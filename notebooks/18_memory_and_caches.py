@@ -14,10 +14,10 @@
 # other throws away nearly all that the teacher says, and it matters *how*.
 #
 # **At the end you will know** why no more than a few tokens' logits are ever needed at once, and what that saves in memory and time; what top-$k$, top-$k$ with the rest, and random
-# samples keep of a teacher; which of them pulls a student off course and which is only noisy, and why a measure can be found by which the course is better; why the value of a loss from samples must not be believed; and what a cache of the
+# samples keep of a teacher; which of them pulls a student off course, by which measures, and which is only noisy; why the value of a loss from samples must not be believed; and what a cache of the
 # teacher costs on disk and gains in training speed.
 #
-# *Needs: one CPU core and about a minute and a half. The recorded runs took longer; the section says where.*
+# *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
 
 # %% tags=["parameters"]
 profile = "cpu"
@@ -104,7 +104,7 @@ device = device_for(profile)
 # ## What fills the memory
 #
 # Take the last layer of a model with the sizes of an eight-billion Llama 3: hidden states of width 4096, a vocabulary of 128,256 tokens {cite}`grattafiori2024llama`. Train on 8192 tokens at once, in
-# bfloat16, with the softmax in float32. No measurement is needed to see what happens. It is enough to multiply.
+# bfloat16, with the softmax in float32. <!-- by definition --> No measurement is needed to see what happens. It is enough to multiply.
 
 # %%
 tokens, width, words = 8192, 4096, 128_256
@@ -159,7 +159,7 @@ show(
 # in both directions, and forget it. The products have to be made in the *forward* pass, while the logits are there. All that the backward pass still lacks is the factor by which $L$ enters
 # whatever comes after it, one number. Liger Kernel does its fused losses in this way {cite}`hsu2024liger`.
 #
-# With plain tensors it is a loop of a few lines. Forward KL, whose $\partial\ell/\partial z$ is $q-p$, a chunk of five tokens, double precision:
+# With plain tensors it is a loop of a few lines. Forward KL, whose $\partial\ell/\partial z$ is $q-p$, a chunk of five tokens, double precision: <!-- by definition -->
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -194,7 +194,7 @@ for ours, theirs in zip(
 #
 # $$\frac{\partial\ell}{\partial z_i}=\sum_k s_k\,\frac{q_k(\delta_{ik}-q_i)}{T}=\frac{q_i}{T}\Bigl(s_i-\sum_k q_ks_k\Bigr).$$
 #
-# A constant added to all $s_i$ cancels, since $\sum_k q_k=1$. So each divergence is one expression for $s$, and the rest is shared. SymPy checks both halves for $N=3$: the Jacobian, and that each of the
+# A constant added to all $s_i$ cancels, since $\sum_k q_k=1$. So each divergence is one expression for $s$, and the rest is shared. SymPy checks both parts for $N=3$: the Jacobian, and that each of the
 # six slopes is the derivative of its divergence up to a constant, which does not depend on $p$ or $q$.
 
 # %%
@@ -358,10 +358,10 @@ print(f"kept for the backward pass: textbook {lean} tensors, kdlab's function {c
 # The backward pass then adds gradients of the same shape to these. None of it is there where logits come a chunk at a time.
 #
 # Four ways take this loss, forward and backward, by hidden states and head weights. *All logits*: `kdlab`'s ordinary function with automatic differentiation. *Textbook*: all logits as well, with the lines above. *kdlab*: `HeadLogits`, with chunks of 128
-# tokens (the default for so small a vocabulary is 512) so that there are several chunks to see. *Liger*: its own `LigerFusedLinearJSDLoss`, as it is installed, but not compiled: chunks as well, each differentiated automatically and the weight's gradient added up. Its chunks have 1,024 tokens, whatever the vocabulary, so that up to 2,047 tokens there is one.
-# (The rule by which chunks get smaller as vocabularies grow is that of its Triton kernels, which need a GPU.)
+# tokens (the default for so small a vocabulary is 512) so that there are several chunks to see. <!-- by definition --> *Liger*: its own `LigerFusedLinearJSDLoss`, as it is installed, but not compiled: chunks as well, each differentiated automatically and the weight's gradient added up. Its chunks have 1,024 tokens, whatever the vocabulary, so that up to 2,047 tokens there is one. <!-- by definition -->
+# (The rule by which chunks get smaller as vocabularies grow is that of its Triton kernels, which need a GPU.) <!-- by definition -->
 #
-# Memory on a CPU is not as easily read as on a GPU. Each way gets a process of its own, which holds the inputs of the largest size and has warmed up. Then the numbers of tokens come in rising order, and after each one we
+# Memory on a CPU is not as easily read as on a GPU. Each way gets a process of its own, which holds the inputs of the largest size and has warmed up. <!-- by definition --> Then the numbers of tokens come in rising order, and after each one we
 # read by how much the high-water mark of the resident memory has risen. That counts everything which was in use at once: buffers of libraries and the gradients too. There is a trap. The mark that `getrusage` gives is inherited from the process that
 # started this one, and a large parent hides all that a small child does; `VmHWM` of Linux is the process's own. For time there
 # are four more processes, which take turns, in one order and then in the other, so that they meet the same weather.
@@ -519,8 +519,7 @@ display(
 )
 
 # %% [markdown]
-# The hidden states' gradient still grows with the tokens, as it must; it has their width and not the vocabulary's. Do not take the times home with you. They vary with the machine, and on some the better part of the
-# dense path's time is the operating system's, which hands out and clears each large tensor anew. What can be said in general is that the products are the same in all four, that closed forms make fewer passes over the
+# The hidden states' gradient still grows with the tokens, as it must; it has their width and not the vocabulary's. Do not take the times home with you: they belong to one machine. What can be said in general is that the products are the same in all four, that closed forms make fewer passes over the
 # logits than automatic differentiation, and that on a CPU a chunk can stay in the cache between two passes.
 #
 # On a GPU the comparison is made by one command, with Liger itself among the contestants where it is installed. Its published figures stand beside; they are of whole models in training, and so compare with
@@ -549,11 +548,11 @@ table(
 #
 # ## The other cost: a teacher beside every student
 #
-# Chunks save memory, but the teacher must still look at every batch. Five students of one text are five times the same look. Why not write down what the teacher said? Because of the same arithmetic: a whole
+# Chunks save memory, but the teacher must still look at every batch. Five students of one text are five times the same look. <!-- by definition --> Why not write down what the teacher said? Because of the same arithmetic: a whole
 # distribution takes two bytes a *word* for each token of text. So a cache keeps a few entries of each, and there are several ways to choose them {cite}`anshumann2025sparse`. Let $S$ be the tokens that are kept, $M=\sum_S p_i$ their mass.
 #
 # - **top-$k$**: the $k$ largest, scaled to sum to one, $\hat p_i=p_i/M$.
-# - **top-$k$ with the rest**: the $k$ largest as they are, and $r=1-M$ as the probability of all other words together.
+# - **top-$k$ with the rest**: the $k$ largest as they are, and $r=1-M$ as the probability of all other words together. <!-- by definition -->
 # - **sampled**: $K$ words drawn from $p$ with replacement; $\hat p_i$ is the part of the draws that fell on $i$.
 #
 # The teacher of this part is the book's small GPT, which has read the beginnings of some hundred books.
@@ -609,7 +608,7 @@ show(
 # ### Top-$k$ is biased, and the bias has a formula
 #
 # The gradient of $D_{\mathrm{KL}}(\hat p\,\|\,q)$ by the student's logits is $q-\hat p$ and should be $q-p$. The error $p-\hat p$ does not depend on the student. It is the same for every student at every time, and it does not average
-# out over tokens, since every token's likeliest words are raised. Its size:
+# out over tokens, since every token's likeliest words are raised. <!-- by definition --> Its size:
 #
 # $$\sum_i|p_i-\hat p_i|=\sum_S p_i\Bigl(\frac1M-1\Bigr)+\sum_{i\notin S}p_i=(1-M)+(1-M)=2(1-M).$$
 #
@@ -755,7 +754,7 @@ print("one byte changed:", refusal(caches / "1"))
 # %% [markdown]
 # ### Speed
 #
-# What is gained in time depends on how much larger the teacher is than the student. Here are three students of one size: alone with the labels, with a live teacher, and with the cache. They take turns in short pieces of training, and
+# What is gained in time depends on the sizes of teacher and student. Here are three students of one size: alone with the labels, with a live teacher, and with the cache. They take turns in short pieces of training, and
 # all of them use `HeadLogits`.
 
 # %%
@@ -913,7 +912,7 @@ print(
 
 # %% [markdown]
 # Now the gradient, by the head's weights, where the sum over tokens is taken. Two panels tell bias from noise. On the left all tokens, and the number of entries grows. On the right there are 12 entries, and the number of tokens over which a gradient is
-# averaged grows. Noise must fall there as one over the square root. A bias stays.
+# averaged grows. <!-- by definition --> Noise must fall there as one over the square root. A bias stays.
 
 # %%
 error = {key: ((g - true_gradient).norm() / length).item() for key, (_, g) in found.items()}
@@ -997,11 +996,11 @@ print(
 # Over a batch of thousands, and over a training, noise is averaged away, and the bias is what the training converges to. The student here is young, which flatters
 # top-$k$: its error $p-\hat p$ stays the same while the gradient that it is compared with shrinks as the student learns.
 #
-# The rest's error does not average away either. It is of a third kind: what is missing from its gradient is the lesson about the tail, and it is gone where the student's tail has the teacher's shape. It asks for too little, where top-$k$ asks for something wrong.
+# The rest's error does not average away either. It is of a third kind: what is missing from its gradient is the lesson about the tail, and it is gone where the student's tail has the teacher's shape. <!-- by definition --> It asks for too little, where top-$k$ asks for something wrong.
 #
 # ## What a bias does to a student
 #
-# A task whose posterior is known tells what is learned, without a doubt about the teacher. There are 24 classes in six families, with so much noise that two of them rarely hold all the mass. The teacher is the posterior itself. Five equal students differ in what they are shown of it: the label that was drawn with the
+# A task whose posterior is known tells what is learned, without a doubt about the teacher. There are 24 classes in six families, with so much noise that two of them rarely hold all the mass. <!-- by definition --> The teacher is the posterior itself. Five equal students differ in what they are shown of it: the label that was drawn with the
 # example, two samples from the posterior, its top two, its top two with the rest, all of it. As in a cache the samples are drawn once, and are the same in each epoch.
 
 
@@ -1105,14 +1104,14 @@ above(
 
 # %% [markdown]
 # The diamond is where top-2 leads a student that can fit everything. Calibration is lost not because the fit fails, but because it succeeds. The labels of this task are drawn from the posterior, which is the teacher here: they are the sample with $K=1$, and so unbiased
-# too, only noisier. (A corpus' labels are not drawn from the teacher. They are unbiased for the world, and where the teacher errs they contradict it.) Memory makes noise worse here: the same draws come back in each epoch, and a student that is large enough can learn them by heart. One would expect fewer epochs over more text to be the better diet for a cache of samples.
+# too, only noisier. (A corpus' labels are not drawn from the teacher. They are unbiased for the world, and where the teacher errs they contradict it.) Memory makes noise worse here: the same draws come back in each epoch, and a student that is large enough can learn them by heart.
 #
-# With two likeliest classes of 24 this is an extreme. How much of it is left with twelve entries of a language model's vocabulary, beside the text's own labels, is a matter of measurement.
+# With two likeliest classes of 24 this is an extreme. <!-- by definition --> How much of it is left with twelve entries of a language model's vocabulary, beside the text's own labels, is a matter of measurement.
 #
 # ## The records
 #
 # The plan `language-small` trains its student on the blocks that caches were made of, in four ways: with the live teacher (`kd-same-text`), and with caches of twelve samples, of the top twelve, and of the top twelve with the rest. All have the labels with weight 0.1, the same
-# budget of tokens, the same seeds. Five measures on the test text. Three look at all that the student says: bits per byte, KL from the teacher, and calibration; less is better. Two look at its first choice alone, which is what a reader of greedy text sees: agreement with the teacher's, and with the text (accuracy); more is better.
+# budget of tokens, the same seeds. Five measures on the test text. Three look at all that the student says: bits per byte, KL from the teacher, and calibration; less is better. <!-- by definition --> Two look at its first choice alone, which is what a reader of greedy text sees: agreement with the teacher's, and with the text (accuracy); more is better. <!-- by definition -->
 # Each cache is compared with the live teacher, seed by seed. By the formulas one expects top-12 to lose in calibration, where a bias shows at once. Of first choices they say nothing: cutting and scaling change no order among what is kept.
 
 # %% tags=["hide-input"]
@@ -1224,7 +1223,7 @@ display(
 )
 
 # %% [markdown]
-# So top-12 loses by all three measures of what is said and wins by both of what is said first, and twelve samples are not told apart from the live teacher by any. Which cache is best depends on what is read of the student. Who samples from it, scores text with it, or drafts with it, needs the probabilities, and there a top-$k$ target is a wrong one. Who reads its first choice alone may be better off with the wrong target: scaled to one, the head of the distribution is what the teacher says *at a temperature below one*, and a student that cannot
+# So top-12 loses by all three measures of what is said and wins by both of what is said first, and twelve samples are not told apart from the live teacher by any. Which cache to take depends on what is read of the student. Who samples from it, scores text with it, or drafts with it, needs the probabilities, and there a top-$k$ target is a wrong one. Who reads its first choice alone may be better off with the wrong target: scaled to one, the head of the distribution is what the teacher says *at a temperature below one*, and a student that cannot
 # follow everywhere is told to follow there. That is a reading and not a finding: no arm here has the whole teacher, sharpened. In the task of the last section, where the student is large enough, the cut target loses by first choices, too. And the students of the records are young.
 
 # %% tags=["hide-input"]
@@ -1240,7 +1239,7 @@ folder.cleanup()
 # - `write_cache` keeps the teacher at $T=1$, and `SparseForwardKL` has no temperature. A heated teacher has to be live: heat moves mass to words of which a cache has kept nothing.
 # - Only the forward KL was asked for. The reverse KL needs $\log p_i$ for what the *student* finds likely, and a cache may not have it.
 # - The errors of gradients are by the head's weights alone, of one young student; noise in the other layers may be larger or smaller.
-# - The known posterior is a task of 24 classes, with two entries kept. It shows which way the biases pull, not how hard they would in a language model.
+# - The known posterior is a task of 24 classes, with two entries kept. <!-- by definition --> It shows which way the biases pull, not how hard they would in a language model.
 #
 # ## Exercises
 #

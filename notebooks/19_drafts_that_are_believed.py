@@ -21,7 +21,7 @@
 # verifier brings, and why the usual formula is only an estimate; when any time is saved at all, and when it is not; which of the divergences of this book has which gradient where draft and verifier
 # share little; and what the recorded drafts say of learning from the verifier, at equal tokens and at equal arithmetic.
 #
-# *Needs: one CPU core and about a minute and a half. The recorded runs took longer; the section says where.*
+# *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
 
 # %% tags=["parameters"]
 profile = "cpu"
@@ -106,7 +106,7 @@ data_note(data)
 # %% [markdown]
 # ## A verifier and three drafts
 #
-# The verifier is the teacher of {doc}`17_distilling_a_small_language_model`, the drafts are much smaller. We train three of them here, for a few seconds each, on the same tokens, from the same initial weights: one *alone* with the next token of the
+# The verifier is the teacher of {doc}`17_distilling_a_small_language_model`, a draft is a small model. We train three of them here, for a few seconds each, on the same tokens, from the same initial weights: one *alone* with the next token of the
 # books; one that minimises the forward KL from the verifier; one that minimises total variation from it. Why total variation, we shall see. Drafts that have read so little are poor,
 # but what is measured below can be seen with them; the recorded ones at the end of the chapter have read far more.
 
@@ -150,7 +150,7 @@ print(
 )
 
 # %% [markdown]
-# Everything live in this chapter happens on beginnings of blocks of the validation text: 32 tokens to start from, 32 to write.
+# Everything live in this chapter happens on beginnings of blocks of the validation text: 32 tokens to start from, 32 to write. <!-- by definition -->
 
 # %%
 PROMPT, WRITTEN = 32, 32
@@ -352,7 +352,7 @@ for _ in range(2000):
 # ### Counting texts
 #
 # A proof is about the algorithm, and a program is another thing. For models with an alphabet of three letters, the probability of each of the 81 texts of four letters can be computed, and the texts that the program writes can be
-# counted. Pearson's $\chi^2$ compares them. (The look at the prompt gives the first letter, rounds the three others.) A test that refuses nothing proves nothing, so we also say what it *would* refuse: the draft's own texts, and texts of which one in ten is the draft's.
+# counted. <!-- by definition --> Pearson's $\chi^2$ compares them. (The look at the prompt gives the first letter, rounds the three others.) A test that refuses nothing proves nothing, so we also say what it *would* refuse: the draft's own texts, and texts of which one in ten is the draft's.
 
 # %%
 LETTERS, LENGTH, DRAWN, LEVEL = 3, 4, 20_000, 1e-3
@@ -429,8 +429,8 @@ table(
 # ### What "exactly" means in floating point
 #
 # At temperature zero all distributions sit on one token. A proposal is then accepted if it is the verifier's own first choice, and the text must be that of plain greedy decoding, token for token. Two
-# things can come between. The verifier's look at several tokens multiplies other shapes of matrices than its look at one, and so its sums are rounded in another order. And where two logits are closer than that, the
-# first choice may turn. So we measure both: how much the logits differ between looks at $\gamma+1$ tokens of one and the same text and looks at one, and how close the two likeliest tokens come.
+# things can come between. The verifier's look at several tokens multiplies other shapes of matrices than its look at one, and so its sums are rounded in another order. <!-- by definition --> And where two logits are closer than that, the
+# first choice may turn. <!-- by definition --> So we measure both: how much the logits differ between looks at $\gamma+1$ tokens of one and the same text and looks at one, and how close the two likeliest tokens come. <!-- by definition -->
 
 # %%
 greedy = {"tokens": WRITTEN, "temperature": 0}
@@ -465,7 +465,7 @@ display(
 )
 
 # %% [markdown]
-# The gap of two logits changes by at most twice what a logit changes by. So if the second number is more than twice the first, no first choice turns between these looks; where it is not, it may, and from there on the texts are different. (The looks of `speculate` are as wide, and begin at other places of the text: the first number says of what size their rounding is, and is no bound for it.)
+# The gap of two logits changes by at most twice what a logit changes by. <!-- by definition --> So if the second number is more than twice the first, no first choice turns between these looks; where it is not, it may, and from there on the texts are different. <!-- by definition --> (The looks of `speculate` are as wide, and begin at other places of the text: the first number says of what size their rounding is, and is no bound for it.)
 # In bfloat16 numbers have sixteen bits less, and texts may part sooner. At temperature one rounding of this size moves probabilities by about what the last line says. That is what the word means in practice: the distribution of the verifier *as this program computes it*, in products of another shape. It is as
 # exact as running the same model with another batch size, and no more.
 #
@@ -475,7 +475,7 @@ display(
 #
 # $$ \alpha=\sum_x q(x)\min\Bigl(1,\frac{p(x)}{q(x)}\Bigr)=\sum_x\min(p(x),q(x))=1-\tfrac12\sum_x|p(x)-q(x)|=1-\mathrm{TV}(p,q), $$
 #
-# because $\min(p,q)=\frac12(p+q-|p-q|)$ and both sum to one. No other rule does better: a token that is proposed with probability $q(x)$ and written with probability $p(x)$ can be both at most with probability $\min(p(x),q(x))$.
+# because $\min(p,q)=\frac12(p+q-|p-q|)$ and both sum to one. No other rule does better: a token that is proposed with probability $q(x)$ and written with probability $p(x)$ can be both at most with probability $\min(p(x),q(x))$. <!-- by definition -->
 # The acceptance *is* one of the divergences of {doc}`07_divergences`.
 #
 # Is it so in the program? For every token that the verifier comes to, `speculate` adds up $1-\mathrm{TV}$ from the two distributions, beside counting whether the token was accepted. Given what stood before a test, the difference of the two has mean zero, and so has the sum of these differences
@@ -574,7 +574,7 @@ table(
 #
 # tokens in the mean {cite}`leviathan2023fast`. Contexts are not so. After some beginnings there is hardly a choice, after others there are hundreds. Here is how $\alpha$ is spread over the places of the verifier's text.
 #
-# (What is measured as tokens per call is one plus accepted over calls. The last round of a text may go beyond the end that was asked for; what it accepts there is counted, and then cut off. So this is what a round brings, as in the formula, and is a little more than the tokens of the text over its calls.)
+# (What is measured as tokens per call is one plus accepted over calls. The last round of a text may go beyond the end that was asked for; what it accepts there is counted, and then cut off. So this is what a round brings, as in the formula, and is a little more than the tokens of the text over its calls.) <!-- by definition -->
 
 # %%
 name = "forward KL"
@@ -605,7 +605,7 @@ def pooled(s):
 #
 # $$ f(\mathbb E\alpha)\;\le\;\mathbb E f(\alpha)\;\le\;f(r),\qquad r=\frac{\mathbb E[\alpha+\dots+\alpha^{\gamma}]}{\mathbb E[1+\dots+\alpha^{\gamma-1}]}. $$
 #
-# The second half is an exercise. With $\gamma=1$ it is an equality whatever the contexts. So the formula, fed with the measured acceptance, promises rather too much, the more so the longer the draft. A mixture of easy and hard rounds shows the size of it:
+# The second inequality is an exercise. With $\gamma=1$ it is an equality whatever the contexts. So the formula, fed with the measured acceptance, promises rather too much, the more so the longer the draft. A mixture of easy and hard rounds shows the size of it:
 
 # %%
 draws = np.random.default_rng(0)
@@ -870,7 +870,7 @@ table(
 #
 # ### A figure to turn
 #
-# Turn the acceptance, the draft length, and the two costs: $c$, and $w$, what each further token costs the verifier in a look ($v_{\gamma+1}=1+w\gamma$; zero is the formula's assumption, one a machine that looks at one token after another). Points are
+# Turn the acceptance, the draft length, and the two costs: $c$, and $w$, what each further token costs the verifier in a look ($v_{\gamma+1}=1+w\gamma$; zero is the formula's assumption, one a machine that looks at one token after another). <!-- by definition --> Points are
 # measured: circles tokens per call, diamonds speed-up.
 
 # %% tags=["hide-input"]
@@ -925,7 +925,7 @@ speed_up_dial(sets, draft_cost=c, token_cost=w, label="turn", caption=caption)
 
 # %% [markdown]
 # Three settings are worth trying. With $w=0$ and a cheap draft, the best draft length is long, and grows quickly as $\alpha$ nears one. With $c$ above $\alpha$ no draft length helps, whatever the verifier
-# can look at ($\gamma=1$ gains if $1+\alpha>1+c$; an exercise has the rest). And where $c+w\ge\alpha$ nothing helps at all, by the same exercise: a proposal then costs as much as it brings, or more. With $w=1$ this is always so, since a call at $\gamma+1$ tokens costs what $\gamma+1$ calls cost, and the refused ones are waste.
+# can look at ($\gamma=1$ gains if $1+\alpha>1+c$; an exercise has the rest). And where $c+w\ge\alpha$ nothing helps at all, by the same exercise: a proposal then costs as much as it brings, or more. <!-- by definition --> With $w=1$ this is always so, since a call at $\gamma+1$ tokens costs what $\gamma+1$ calls cost, and the refused ones are waste.
 #
 # ## What a draft should learn
 #
@@ -937,7 +937,7 @@ speed_up_dial(sets, draft_cost=c, token_cost=w, label="turn", caption=caption)
 #
 # $$ \|\nabla D_{\mathrm{KL}}(p\Vert q)\|_1=2\,\mathrm{TV}=2(1-\alpha),\qquad \|\nabla\,\mathrm{TV}\|_1=2Q(1-Q)\le2\alpha,\qquad \|\nabla(-\log\alpha)\|_1=\frac{2Q(1-Q)}{\alpha}\le2. $$
 #
-# The bound holds because outside $A$ the draft's mass is shared: $1-Q\le\alpha=(1-Q)+p(A)$. So where the two share little, the gradient of total variation vanishes with what they share, just where it is needed. That of forward KL is then at its largest. And that of $-\log\alpha$ has lost the factor: it is $2Q$ times the part $(1-Q)/\alpha$ of the shared mass that
+# The bound holds because outside $A$ the draft's mass is shared: $1-Q\le\alpha=(1-Q)+p(A)$. So where the two share little, the gradient of total variation vanishes with what they share, just where it is needed. That of forward KL is then at its largest. <!-- by definition --> And that of $-\log\alpha$ has lost the factor: it is $2Q$ times the part $(1-Q)/\alpha$ of the shared mass that
 # lies outside $A$. It does *not vanish* if the two halves of the shared mass are of one size; the figure shows how that is before training. It vanishes after all for a draft that is sure of a token that the verifier holds unlikely but possible, while it gives the rest far less than that: then
 # $1-Q\ll p(A)$. "Does not vanish" is true of the typical case, not of all.
 #
@@ -1106,13 +1106,13 @@ print(
 )
 
 # %% [markdown]
-# The draft that is believed most and the one that predicts the books best need not be the same. A language model is asked for the probability of *every* token that occurs, and pays with a logarithm for each that it holds impossible. A draft may hold impossible
+# The draft that is believed and the one that predicts the books need not be the same. A language model is asked for the probability of *every* token that occurs, and pays with a logarithm for each that it holds impossible. A draft may hold impossible
 # whatever it likes: it is asked only for what it shares. With so little training, a draft can even share a good part of the verifier's mass by having the right frequencies of common words, and know next to nothing of the context.
 #
 # ### The recorded drafts
 #
-# Now with more tokens, three seeds, and six objectives. *alone* learns from the books; *forward KL*, *reverse KL*, *TV* and *−log acceptance* minimise that, and only that, from the verifier on the same books; *forward KL, own text* does so on the books for the first half of the tokens and then on what the draft itself has written after beginnings of them.
-# All read as many tokens, in the same order for one seed, with one learning rate, which was chosen for a student alone. It falls along a cosine, so that the second half of the tokens is much less than half of the training; the cell below says how much. Of DistillSpec's first choice this arm says little. The test text is touched once.
+# Now with more tokens, three seeds, and six objectives. *alone* learns from the books; *forward KL*, *reverse KL*, *TV* and *−log acceptance* minimise that, and only that, from the verifier on the same books; *forward KL, own text* does so on the books for the first half of the tokens and then on what the draft itself has written after beginnings of them. <!-- by definition -->
+# All read as many tokens, in the same order for one seed, with one learning rate, which was chosen for a student alone. It falls along a cosine, so that the second part of the tokens meets a small rate; the cell below says how small. Of DistillSpec's first choice this arm says little. The test text is touched once.
 
 
 # %% tags=["hide-input"]
@@ -1276,8 +1276,7 @@ for study in studies:
 display(*slots(large, ARMS, f"the same on a GPU ({described(large)})"))
 
 # %% [markdown]
-# How to read them. The table of differences answers the claim: its trainings are paired by seed, and the intervals in the figure are not. The second one compares the objectives with forward KL. Where its interval holds zero, these seeds do not say which is better, and not that they are equal. Bits per byte can differ clearly where acceptance does not: to be a better language
-# model and to be a better draft are two things. If the live drafts had another order, they are one training each, and a short one. A gain in acceptance is worth the more tokens, the higher it is already, since acceptances multiply. In the second figure prediction stands against measurement: what the two distributions share against what was accepted, and the formula against what a call brought. The last table has it in numbers, and the clock beside, which belongs to one machine.
+# How to read them. The table of differences answers the claim: its trainings are paired by seed, and the intervals in the figure are not. The second one compares the objectives with forward KL. Where its interval holds zero, these seeds decide nothing. Bits per byte can differ clearly where acceptance does not. If the live drafts had another order, they are one training each, and a short one. A gain in acceptance is worth the more tokens, the higher it is already, since acceptances multiply. In the second figure prediction stands against measurement: what the two distributions share against what was accepted, and the formula against what a call brought. The last table has it in numbers, and the clock beside, which belongs to one machine.
 #
 # ### At equal compute
 #
@@ -1386,7 +1385,7 @@ if decides is not None:
 # - **The clock.** On a CPU, one text at a time, at sizes where Python and drawing count. On a GPU with a large verifier, $w$ is near zero and overheads are small beside it; in large batches $w$ grows there too, and the gain shrinks.
 # - **Young drafts.** All have read about a million tokens or, at equal compute, a few. What older drafts gain from a verifier is another question.
 # - **On-policy training** came late in a falling schedule, and was not tried in earnest.
-# - **One temperature.** All at $T=1$, which draft and verifier share, and drafts trained for it. At lower temperatures acceptance is another function of the same logits; an exercise looks at the end of that road.
+# - **One temperature.** All at $T=1$, which draft and verifier share, and drafts trained for it. At others acceptance is another function of the same logits; an exercise looks at the end of that road.
 # - **Texts without end.** A fixed number of tokens is written; none of them is taken for the end of a text, after which a program would stop.
 # - **One verifier.** Intervals over seeds are over trainings of drafts for it. Another may be agreed with more or less.
 # - **One learning rate**, chosen for a student alone. Losses whose gradients have another size may want another; Adam takes care of the common factor alone.

@@ -9,14 +9,14 @@
 # %% [markdown]
 # # Predicting more than one token
 #
-# In {doc}`19_drafts_that_are_believed` a second, smaller model wrote ahead, and the large one said what it believed of it. But the large model itself has just computed a state
+# In {doc}`19_drafts_that_are_believed` a second, smaller model wrote ahead, and the large one said what it believed of it. <!-- by definition --> But the large model itself has just computed a state
 # from which it read off the next token. Something of the token after that is in this state too. If a small *module* can read it off, the model becomes its own draft: no second model has to be trained, kept or fed with the
 # text. This is **multi-token prediction**. The question of the chapter is who should teach such a module. The text has the tokens. But the model itself, one step later, has a whole distribution for the same place.
 #
 # **At the end you will know** how much can be known of the token after the next by who does not know the next, as a bound that is derived and then computed; what two kinds of modules read; why labels and the model's own later look ask for the same thing only
 # if the model is right about the text, and how much noise separates them; how acceptances multiply along a proposal, and why the geometric formula is the wrong one here; and what the recorded modules say of learning from the model.
 #
-# *Needs: one CPU core and about a minute and a half. The recorded runs took longer; the section says where.*
+# *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
 
 # %% tags=["parameters"]
 profile = "cpu"
@@ -88,18 +88,18 @@ data_note(data)
 #
 # $$ \sum_x p(x)\,D_{\mathrm{KL}}(p_x\,\Vert\,q)=\underbrace{\sum_x p(x)\,D_{\mathrm{KL}}(p_x\,\Vert\,m)}_{I(X;Y)}+D_{\mathrm{KL}}(m\,\Vert\,q),\qquad m=\sum_x p(x)\,p_x . $$
 #
-# The best $q$ is the **mixture** $m$, and what remains is the mutual information of the two tokens, which is the price of not seeing $X$ and which no amount of training removes. (To see the equation, add and subtract $\log m$.)
+# The best $q$ is the **mixture** $m$, and what remains is the mutual information of the two tokens, which is the price of not seeing $X$ and which no amount of training removes. <!-- by definition --> (To see the equation, add and subtract $\log m$.)
 #
 # But a module is there to be believed. After $X=x$ the model accepts a proposal from $q$ with probability $\sum_y\min(p_x(y),q(y))=1-\mathrm{TV}(p_x,q)$, so that on average over $X$ it accepts
 #
 # $$ A(q)=\sum_x p(x)\sum_y\min\bigl(p_x(y),\,q(y)\bigr). $$
 #
 # This is another problem with another solution. For one $y$, the sum over $x$ grows with $q(y)$ at the rate $\Pr\bigl(p_X(y)>q(y)\bigr)$: raising $q(y)$ helps in the cases where the model would have given more. Lowering it costs at the rate $\Pr\bigl(p_X(y)\ge q(y)\bigr)$, which is more where $q(y)$ is just one of the $p_x(y)$: there the sum has a kink.
-# All of $q$ sums to one, and at the best $q$ nothing is gained by moving mass from one token to another. So no token gains by more than any other would lose, and there is a number $\lambda$ between:
+# All of $q$ sums to one, and at the best $q$ nothing is gained by moving mass from one token to another. <!-- by definition --> So no token gains by more than any other would lose, and there is a number $\lambda$ between:
 #
 # $$ \Pr\bigl(p_X(y)>q^*(y)\bigr)\;\le\;\lambda\;\le\;\Pr\bigl(p_X(y)\ge q^*(y)\bigr)\quad\text{for all }y. $$
 #
-# (Where $q^*(y)=0$ the right half says nothing, since its probability is one.) The mixture gives each token the *mean* of its probabilities $p_X(y)$. The best draft gives it a *quantile*, of the same level for all tokens: $p_X(y)$ is above it with probability at most $\lambda$, and not below it with probability at least $\lambda$. Of a distribution in steps a quantile may be any number of an interval. A toy shows how far these can be apart. Let $X$ decide everything: each $x$ is followed by a token of its own. The mixture is then accepted with probability $\sum_xp(x)^2$, and the best draft, which puts everything on
+# (Where $q^*(y)=0$ the right half says nothing, since its probability is one.) <!-- by definition --> The mixture gives each token the *mean* of its probabilities $p_X(y)$. The best draft gives it a *quantile*, of the same level for all tokens: $p_X(y)$ is above it with probability at most $\lambda$, and not below it with probability at least $\lambda$. Of a distribution in steps a quantile may be any number of an interval. A toy shows how far these can be apart. Let $X$ decide everything: each $x$ is followed by a token of its own. The mixture is then accepted with probability $\sum_xp(x)^2$, and the best draft, which puts everything on
 # what follows the likeliest $x$, with probability $\max_xp(x)$. KL hedges, acceptance bets.
 #
 # How good is a candidate for $q^*$? Each of the concave functions $G_y(s)=\sum_xp(x)\min(p_x(y),s)$ lies below each line that touches it. So with quantiles $s_y$ of *any* level $\lambda$, where a line of slope $\lambda$ touches, every $q$ has
@@ -168,7 +168,7 @@ def best_unseen(p, P):
 
 
 # %% [markdown]
-# The toy first: five tokens, each followed by one of its own. If the argument is right, then gradient descent on the mean forward KL must end at the mixture, and gradient descent on the mean total variation at the best draft.
+# The toy first: five tokens, each followed by one of its own. If the argument is right, then gradient descent on the mean forward KL must end at the mixture, and gradient descent on the mean total variation at the best draft. <!-- by definition -->
 
 # %%
 p, P = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.05]), torch.eye(5)
@@ -214,7 +214,7 @@ for _ in range(20):
     assert abs(attained + solved.fun) < 1e-6 and abs(bound + solved.fun) < 1e-6
 
 # %% [markdown]
-# Then the model, after some beginnings of blocks of the validation text. For each we keep the mixture, the best draft, and the numbers: how often each is accepted, and the entropies. The whole cell is arithmetic; nothing is trained or estimated. Beside the bound itself
+# Then the model, after some beginnings of blocks of the validation text. For each we keep the mixture, the best draft, and the numbers: how often each is accepted, and the entropies. <!-- by definition --> The whole cell is arithmetic; nothing is trained or estimated. Beside the bound itself
 # it checks the equation for KL, and one consequence: by the inequalities of Pinsker and Jensen the mixture is accepted at least $1-\sqrt{I/2}$ of the time, so where the token between says little of the one after it, there is little to lose.
 
 # %%
@@ -327,7 +327,7 @@ print(
 )
 
 # %% [markdown]
-# Two things to keep. A head that does not see the token between has a ceiling, and it is not one: the ceiling is what diamonds show, context by context. It is high where the next token is nearly certain ($A(q^*)\ge\max_xp(x)$, since $q$ may always bet on what follows the likeliest token), or where it does not matter. And even with unlimited capacity and unlimited text, forward KL leads to the circle and not to the
+# Two things to keep. A head that does not see the token between has a ceiling, and it is not one: the ceiling is what diamonds show, context by context. It is high where the next token is nearly certain ($A(q^*)\ge\max_xp(x)$, since $q$ may always bet on what follows the likeliest token), or where it does not matter. <!-- by definition --> And even with unlimited capacity and unlimited text, forward KL leads to the circle and not to the
 # diamond; labels do the same, on text that the model wrote. It takes a loss that asks for acceptance, such as total variation, to get to the diamond.
 #
 # The ceiling belongs to text in which $X$ comes from $p$. In a run of speculative decoding that is so after the prompt and after a round that was accepted as a whole. After a refusal, $X$ was drawn from what the proposal had left over, and the average over such places is another one.
@@ -339,7 +339,7 @@ print(
 # **Side by side**, as in Medusa {cite}`cai2024medusa`, each module looks at the state and nothing else: $h_i^k=h_i+\operatorname{MLP}_k(\operatorname{norm}(h_i))$. The heads of {cite:t}`gloeckle2024better` are side by side as well; each is a transformer layer, and they are trained together with the model from the start. **In a row**, as in DeepSeek-V3 {cite}`deepseek2024v3`, module $k$ reads the state of module $k-1$ and the
 # embedding of the token $x_{i+k}$, and is a transformer block: $h_i^k=\operatorname{Block}_k\bigl(W_k[\operatorname{norm}(h_i^{k-1});\operatorname{norm}(Ex_{i+k})]\bigr)$ with $h_i^0=h_i$. When a proposal is made, the tokens between are those that the modules before have proposed.
 #
-# Which tokens does a prediction depend on? The surest way to know is to change each token of a text in turn, and to look at which logits move. Here is that experiment, with a small random model, as the drawing of the two kinds.
+# Which tokens does a prediction depend on? To know it, change each token of a text in turn, and look at which logits move. Here is that experiment, with a small random model, as the drawing of the two kinds.
 
 # %%
 torch.manual_seed(0)
@@ -428,7 +428,7 @@ table(
 )  # fmt: skip
 
 # %% [markdown]
-# On a model as small as this one, a module is a sizeable part of the model, most of all because of the output layer. On a large model both parts shrink.
+# On this small model, a module is a sizeable part of the model because of the output layer. On a large model both parts shrink.
 #
 # ## Two teachers
 #
@@ -547,7 +547,7 @@ show(
 )
 
 # %% [markdown]
-# This is the noise of one token's target. A step averages over thousands of tokens, and its noise has other sources, such as which books are in the batch. So the bars say which way the difference goes, and that it is largest in a row. They do not say how much a given training gains.
+# This is the noise of one token's target. A step averages over thousands of tokens, and its noise has other sources, such as which books are in the batch. So the bars say which way the difference goes. They do not say how much a given training gains.
 #
 # ## Four small trainings
 #
@@ -589,7 +589,7 @@ for model in (ahead, *learned.values()):
     model.eval()
 
 # %% [markdown]
-# `measure_further` says of each module how near it is to the model on text that neither wrote, as if the tokens between were the text's own; this is called *teacher-forced*. One minus total variation is the acceptance there. We take it block by block, to have an interval, with the frequencies of tokens for comparison. A word on counting: module 1 predicts the *second* token ahead of the state, module 3 the fourth.
+# `measure_further` says of each module how near it is to the model on text that neither wrote, as if the tokens between were the text's own; this is called *teacher-forced*. One minus total variation is the acceptance there. We take it block by block, to have an interval, with the frequencies of tokens for comparison. A word on counting: module 1 predicts the *second* token ahead of the state, module 3 the fourth. <!-- by definition -->
 
 # %%
 how = {"teacher": ahead, "device": device}
@@ -649,7 +649,7 @@ if not data.fallback:
         display(above("in a row", "side by side", by_block, gain))
 
 # %% [markdown]
-# And the bound? For the contexts of the first section all is there to compute $A(q)$ of the modules that do not see the token between, exactly, and to set it beside the best there is. Modules in a row have another $q$ for each token between; for them a sample of such tokens has to do.
+# And the bound? For the contexts of the first section all is there to compute $A(q)$ of the modules that do not see the token between, exactly, and to set it beside the best there is. <!-- by definition --> Modules in a row have another $q$ for each token between; for them a sample of such tokens has to do.
 
 # %%
 SAMPLED = 64
@@ -732,7 +732,7 @@ if not data.fallback:
     )
 
 # %% [markdown]
-# Read it as a ladder. The step from the modules side by side to the mixture is what more training and capacity could bring. The step from there to the best is what another objective could. There the ladder ends, and only reading the token between leads further.
+# Read it as a ladder. The step from the modules side by side to the mixture is what more training and capacity could bring. The step from there to the best is what another objective could. <!-- by definition --> There the ladder ends for who does not read the token between.
 #
 # ## A model that drafts for itself
 #
@@ -763,7 +763,7 @@ for kind, n in differing.items():
 #
 # tokens in the mean. This is no approximation; it is how the $a_k$ are defined. The formula of the last chapter is the case of equal $a_k$. With modules there is no reason why they should be equal: side by side, each is blind to more than the one before; in a row, each works with what the others have made of the state.
 #
-# What are the $a_k$? A guess is the teacher-forced $1-\mathrm{TV}$ of module $k$. Three things come between. The *text*: the model goes on from its own tokens, not the book's. The *selection*: the second token is only ever tested where the first was accepted, and such places are easier, or harder, than others. And for modules in a row the *tokens between* are proposals. But this last worry is none. A proposal counts only
+# What are the $a_k$? A guess is the teacher-forced $1-\mathrm{TV}$ of module $k$. Three things come between. The *text*: the model goes on from its own tokens, not the book's. The *selection*: the second token is only ever tested where the first was accepted, and such places are easier, or harder, than others. <!-- by definition --> And for modules in a row the *tokens between* are proposals. But this last worry is none. A proposal counts only
 # if all before it were accepted; then they are the text, and the module has read nothing wrong.
 #
 # One round after each of many prompts tells the three apart. To write two tokens takes exactly one round: the look at the prompt gives the first, and the round gives at least the other.
@@ -907,7 +907,7 @@ table(
 )  # fmt: skip
 
 # %% [markdown]
-# The geometric formula with the acceptance of the *first* module is what one would write down after looking at a single number, and it promises what deeper modules do not keep, in so far as they are worse. Fed with accepted over tested, it can come close by accident: that number is already an average over the depths. What it cannot tell is what a fourth module would bring, or whether the third pays for itself; for that one needs the $a_k$.
+# The geometric formula with the acceptance of the *first* module is what one would write down after looking at a single number, and it promises what deeper modules do not keep, in so far as they are worse. <!-- by definition --> Fed with accepted over tested, it can come close by accident: that number is already an average over the depths. What it cannot tell is what a fourth module would bring, or whether the third pays for itself; for that one needs the $a_k$.
 #
 # ## The recorded modules
 #
@@ -1038,7 +1038,7 @@ for study in studies:
 display(*slots(large, ARMS, f"the same on a GPU ({described(large)})"))
 
 # %% [markdown]
-# How to read them. Compare within a kind first: labels, distilled, distilled by total variation. By the argument about noise, the step from labels to distilled should be larger in a row. By the argument about the ceiling, the step from forward KL to total variation should be larger side by side, where the best draft is not the mixture. The difference of the two kinds' steps, seed by seed, says whether it is so.
+# How to read them. Compare within a kind first: labels, distilled, distilled by total variation. By the argument about noise, the step from labels to distilled should be larger in a row. <!-- by definition --> By the argument about the ceiling, the step from forward KL to total variation should be larger side by side, where the best draft is not the mixture. <!-- by definition --> The difference of the two kinds' steps, seed by seed, says whether it is so.
 
 # %% tags=["hide-input"]
 STEPS = {
@@ -1060,9 +1060,9 @@ for study in studies:
             display(above(KINDS[larger], KINDS[smaller], by_kind, Quantity(what)))
 
 # %% [markdown]
-# The two differences share two arms, so they are not independent. Where they agree with the arguments they do not prove them: the kinds differ in size too, and labels also pull towards the books. In a row a module could in principle say the model's own distribution, and then both losses have the same best answer. If total variation stays behind forward KL there, it is a matter of getting there ({doc}`19_drafts_that_are_believed` has its gradient).
+# The two differences share two arms, so they are not independent. Where they agree with the arguments they do not prove them: the kinds differ in size too, and labels also pull towards the books. In a row a module could in principle say the model's own distribution, and then both losses have the same best answer. <!-- by definition --> If total variation stays behind forward KL there, it is a matter of getting there ({doc}`19_drafts_that_are_believed` has its gradient).
 #
-# Then compare the kinds: from the second token to the fourth, modules side by side are blind to more and more. Where rounds bring more than the fourth column says, it is the selection: later tokens are tested where the earlier ones were accepted. Last the clock, which belongs to one
+# Then compare the kinds: from the second token to the fourth, modules side by side are blind to more and more. Where rounds bring more than the fourth column says, it is the selection: later tokens are tested where the earlier ones were accepted. <!-- by definition --> Last the clock, which belongs to one
 # machine: a proposal that is believed more often may still not be worth its time.
 #
 # ## The claim
@@ -1118,11 +1118,11 @@ if decides is not None:
 # - **The model is frozen.** {cite:t}`gloeckle2024better` and DeepSeek-V3 train modules together with the model, which changes the states, and is said to be good for the model itself. Nothing is said of that here.
 # - **One bound at one depth, after a handful of contexts.** It is computed for the second token ahead. For the third, all pairs of tokens between would have to be tried. The interval over contexts is wide.
 # - **The bound is for text of the model.** Places after a refusal are not counted in it.
-# - **Kinds are not equally large.** A module in a row has more weights and more arithmetic than one side by side. Their comparison is of two designs as they are used, not of reading alone.
-# - **EAGLE, Hydra and MTP-D are more than what is tried here.** EAGLE matches states beside distributions and proposes trees. MTP-D trains the model and its modules together, at a scale where that can be judged, and adds modules by using those that it has in a loop {cite}`zhao2026mtpd`.
+# - **Kinds are not equally large.** A module in a row has more weights and more arithmetic than one side by side. <!-- by definition --> Their comparison is of two designs as they are used, not of reading alone.
+# - **EAGLE, Hydra and MTP-D do what is not tried here.** EAGLE matches states beside distributions and proposes trees. MTP-D trains the model and its modules together, at a scale where that can be judged, and adds modules by using those that it has in a loop {cite}`zhao2026mtpd`.
 # - **One learning rate**, that of a language model trained from the start, for all arms. Equal text, not equal time.
 # - **The clock** is that of one text at a time on one machine, at a size where a module's output layer is a good part of the model's own work.
-# - **One proposal at a time.** Medusa tests a tree of proposals in one look, which uses modules side by side better than a single line does.
+# - **One proposal at a time.** Medusa tests a tree of proposals in one look.
 #
 # ## Exercises
 #
@@ -1161,5 +1161,5 @@ if decides is not None:
 # :class: dropdown
 #
 # With $b_\gamma=1+a_1+\dots+a_1\cdots a_\gamma$ the speed-up is $b_\gamma/(1+\gamma c)$. The third pays if $b_3/(1+3c)>b_2/(1+2c)$, that is, if $a_1a_2a_3\,(1+2c)>c\,b_2$. Hence $c<a_1a_2a_3/(b_2-2a_1a_2a_3)$ where the denominator is positive:
-# `0.7 * 0.6 * 0.5 / (1 + 0.7 + 0.7 * 0.6 - 2 * 0.7 * 0.6 * 0.5)` is about 0.12. What counts is the *product*: a third module that is right half of the time when it is asked is asked less than half of the time.
+# `0.7 * 0.6 * 0.5 / (1 + 0.7 + 0.7 * 0.6 - 2 * 0.7 * 0.6 * 0.5)` is about 0.12. What counts is the *product*: a third module that is right half of the time when it is asked is asked less than half of the time. <!-- by definition -->
 # ```

@@ -19,7 +19,7 @@
 # **At the end you will know** which distribution the leashed policy is looking for, and that to look for it is distillation from a teacher that nobody has; why PPO's divergence is another one and holds nothing in the long run; what the estimators $k_1,k_2,k_3$ are worth as values and as losses,
 # which are different questions; what a loss at each token leaves out; which baselines keep the gradient; and what becomes of a language model that is paid by the word.
 #
-# *Needs: one CPU core and about a minute and a half. The recorded runs took longer; the section says where.*
+# *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
 
 # %% tags=["parameters"]
 profile = "cpu"
@@ -94,16 +94,16 @@ data_note(data)
 #
 # $$ J(q)\;=\;\beta\log Z\;-\;\beta\,D_{\mathrm{KL}}(q\,\|\,q^*). $$
 #
-# This one line says nearly all. The best policy is $q^*$, the reference weighted by the exponential of the reward. (Lagrange's way: set the derivative of $J-\lambda\sum q$ by $q(x)$ to zero, $r-\beta(\log\frac qp+1)-\lambda=0$, and solve.) What any policy lacks is $\beta$ times its *reverse KL from* $q^*$: **to learn from a leashed reward is to
+# This one line says nearly all. The best policy is $q^*$, the reference weighted by the exponential of the reward. <!-- by definition --> (Lagrange's way: set the derivative of $J-\lambda\sum q$ by $q(x)$ to zero, $r-\beta(\log\frac qp+1)-\lambda=0$, and solve.) What any policy lacks is $\beta$ times its *reverse KL from* $q^*$: **to learn from a leashed reward is to
 # distil, by reverse KL, from a teacher that nobody has** {cite}`korbak2022rl`. One knows its probabilities up to the factor $Z$, which is enough to learn from it, and cannot draw from it. Without a reward, $q^*=p$, and it is plain reverse-KL distillation from the reference.
 #
-# The price says how far. For $\beta\to\infty$ the best policy is the reference; for $\beta\to0$ it is the best text alone, whatever it looks like. And since $J(q^*)\ge J(p)=\mathbb E_p[r]$,
+# The price says how far. For $\beta\to\infty$ the best policy is the reference; for $\beta\to0$ it is the best text alone, whatever it looks like. <!-- by definition --> And since $J(q^*)\ge J(p)=\mathbb E_p[r]$,
 #
 # $$ D_{\mathrm{KL}}(q^*\,\|\,p)\;\le\;\frac{\mathbb E_{q^*}[r]-\mathbb E_p[r]}{\beta}\;\le\;\frac{\max r-\min r}{\beta}, $$
 #
-# which also holds for every policy that is no worse than the reference. That is the leash, and its length.
+# which also holds for every policy that is no worse than the reference. <!-- by definition --> That is the leash, and its length.
 #
-# The line can be read from right to left, too. A policy $q$ is the best one for the reward $\beta\log\frac{q(x)}{p(x)}$, up to a number that is the same for all texts. Suppose that people prefer $x$ to $x'$ with probability $\sigma(r(x)-r(x'))$, as Bradley and Terry have it. Then the number cancels, and preferences can be fitted by the policy itself, without a reward between:
+# The line can be read from right to left, too. A policy $q$ is the best one for the reward $\beta\log\frac{q(x)}{p(x)}$, up to a number that is the same for all texts. <!-- by definition --> Suppose that people prefer $x$ to $x'$ with probability $\sigma(r(x)-r(x'))$, as Bradley and Terry have it. Then the number cancels, and preferences can be fitted by the policy itself, without a reward between:
 #
 # $$ \max_q\;\mathbb E\,\log\sigma\Bigl(\beta\log\frac{q(x)}{p(x)}-\beta\log\frac{q(x')}{p(x')}\Bigr),\qquad x\text{ preferred to }x'. $$
 #
@@ -111,7 +111,7 @@ data_note(data)
 #
 # ### All texts of three letters
 #
-# A language of four letters, `a`, `b`, `c` and `!`, has 64 texts of three. A tiny GPT with random weights is the reference, a text begins after an `a`, and each `!` earns one. Everything can be enumerated, so that nothing below on this toy is an estimate unless it says so.
+# A language of four letters, `a`, `b`, `c` and `!`, has 64 texts of three. <!-- by definition --> A tiny GPT with random weights is the reference, a text begins after an `a`, and each `!` earns one. Everything can be enumerated, so that nothing below on this toy is an estimate unless it says so.
 
 # %%
 LETTERS, LENGTH = "abc!", 3
@@ -205,10 +205,10 @@ print(f"KL of what DPO ends at from q*: {kl(from_preferences, best(0.5)).item():
 # %% [markdown]
 # ### The price of a nat
 #
-# As $\beta$ falls, the best policy moves along a curve: so much reward for so much divergence, and no policy lies above it. Its slope is $\beta$, since $\beta$ is the multiplier of the divergence.
+# As $\beta$ falls, the best policy moves along a curve: so much reward for so much divergence, and no policy lies above it. <!-- by definition --> Its slope is $\beta$, since $\beta$ is the multiplier of the divergence.
 #
 # There is a cheap way to get a policy that earns more, without any training: add a number $b$ to the logit of `!` at each step. We call it the **tilted reference**. It is *not* the best policy, though each `!` earns the same wherever it stands: the best one also looks at what a letter leads to
-# (the first exercise says how). It will be the yardstick of the language model below, of which the best policy cannot be computed.
+# (the first exercise says how). <!-- by definition --> It will be the yardstick of the language model below, of which the best policy cannot be computed. <!-- by definition -->
 
 # %%
 PAID = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
@@ -314,7 +314,7 @@ show(
 #
 # ## Estimating it
 #
-# A divergence over texts is a sum over more texts than there are atoms, and is estimated from texts that the policy has written. With $\rho=p(x)/q(x)$ for $x\sim q$, three estimates are in use {cite}`schulman2020approximating` (the ratio is called $r$ in {doc}`07_divergences`; here $r$ is the reward):
+# A divergence over texts is a sum over all texts, and is estimated from texts that the policy has written. With $\rho=p(x)/q(x)$ for $x\sim q$, three estimates are in use {cite}`schulman2020approximating` (the ratio is called $r$ in {doc}`07_divergences`; here $r$ is the reward):
 #
 # $$ k_1=-\log\rho,\qquad k_2=\tfrac12(\log\rho)^2,\qquad k_3=\rho-1-\log\rho. $$
 #
@@ -322,7 +322,7 @@ show(
 #
 # ### As a value
 #
-# Here are the best policies of the toy at many prices, so at many distances, and the mean and spread of the three estimates, by enumeration; at a few of them also by drawing.
+# Here are the best policies of the toy at many prices, so at many distances, and the mean and spread of the three estimates, by enumeration; at a few of them also by drawing. <!-- by definition -->
 
 # %%
 KINDS = {"k1": ORANGE, "k2": GREEN, "k3": BLUE}
@@ -371,7 +371,7 @@ show(
 )
 
 # %% [markdown]
-# For near policies $\log\rho$ is small, of either sign, with variance about twice the divergence: each $k_1$ is far larger than the mean of all, while $k_2\approx k_3$ are about half its square, and of the size of their mean. As a number to *look at*, $k_3$ is the best of the three as long as the policy is near. This is why it is in so many programs. Far away it is the worst: there $\rho$ is enormous on texts that are hardly ever drawn, and without them the mean comes out wrong. And then someone differentiates it.
+# For near policies $\log\rho$ is small, of either sign, with variance about twice the divergence: each $k_1$ is far larger than the mean of all, while $k_2\approx k_3$ are about half its square, and of the size of their mean. <!-- by definition --> As a number to *look at*, $k_3$ is a good one as long as the policy is near. This is why it is in so many programs. Far away it is a bad one: there $\rho$ is enormous on texts that are hardly ever drawn, and without them the mean comes out wrong. And then someone differentiates it.
 #
 # ### As a loss
 #
@@ -549,7 +549,7 @@ show(
 )
 
 # %% [markdown]
-# So "KL regularisation" names several trainings. With $k_1$ as a loss it is a name only, and its noise. With $k_3$ as a loss it is a forward KL, which punishes a policy for what it no longer says more than for what it newly says. (Its end is $q=\beta p/(\lambda-r)$, and the $\lambda$ that makes this sum to one lies above $\max r$. So $q\ge\beta p/(\lambda-\min r)$: no class dies out.) GRPO, for one, has $k_3$ in its loss {cite}`shao2024deepseekmath`. None of this shows in the logged number, which is right for $k_1$ and $k_3$.
+# So "KL regularisation" names several trainings. With $k_1$ as a loss it is a name only, and its noise. With $k_3$ as a loss it is a forward KL, which punishes a policy for what it no longer says more than for what it newly says. <!-- by definition --> (Its end is $q=\beta p/(\lambda-r)$, and the $\lambda$ that makes this sum to one lies above $\max r$. So $q\ge\beta p/(\lambda-\min r)$: no class dies out.) GRPO, for one, has $k_3$ in its loss {cite}`shao2024deepseekmath`. None of this shows in the logged number, which is right for $k_1$ and $k_3$.
 #
 # ## In the reward or in the loss
 #
@@ -679,9 +679,9 @@ show(
 
 # %% [markdown]
 # A point may lie on the grey curve and still be at the wrong place of it: the same $\beta$ is then another price. With $k_2$, or the exact divergence, at each token, the end can be said in a formula. Each place is solved with what is still to be earned, $q(x_s\mid x_{<s})\propto p(x_s\mid x_{<s})\,e^{Q/\beta}$, where $Q$ is the mean reward from there on, under this same policy $q$. The best policy has in
-# the place of $Q$ its own mean reward from there on *less $\beta$ times the divergence that is still to come*. On this toy that makes little difference to $J$ at the higher prices, and some at the lowest. It is easy to build a place where it makes more.
+# the place of $Q$ its own mean reward from there on *less $\beta$ times the divergence that is still to come*. <!-- by definition --> On this toy that makes little difference to $J$ at the higher prices, and some at the lowest. It is easy to build a place where it makes more.
 #
-# A text has two letters. The first is a door, and the reference takes both alike. Behind the *easy* door it says `!` half of the time, behind the *hard* one hardly ever. As the price falls, the policy learns to say `!` behind both. Then both doors earn the same, but behind the hard one each `!` costs several nats. A loss at each token does not look behind doors.
+# A text has two letters. The first is a door, and the reference takes both alike. Behind the *easy* door it says `!` half of the time, behind the *hard* one hardly ever. <!-- by definition --> As the price falls, the policy learns to say `!` behind both. Then both doors earn the same, but behind the hard one each `!` costs several nats. A loss at each token does not look behind doors.
 
 # %%
 BEHIND = torch.tensor(
@@ -754,8 +754,8 @@ show(
 # {cite}`kool2019buy,ahmadian2024back`. The mean of all of them is not, but is harmless: it gives $\frac{G-1}G$ of the right gradient. GRPO divides by the group's standard deviation as well {cite}`shao2024deepseekmath`: its weight is $A_i=(r_i-\bar r)/(s+\varepsilon)$, with $s$ the deviation over $G-1$, and here $\varepsilon=10^{-4}$ against division by zero. That depends on $x$ in earnest.
 # (Only this is taken from GRPO. Its ratio of new to old policy, and its division by each text's length, are left out; here each batch is used once, and all texts are of one length.)
 #
-# For pairs of texts, $G=2$, all $64^2$ can be enumerated, so mean and variance of the gradient are exact. What dividing does is seen best with questions that are answered rightly (reward one) or not. The true gradient by the logit of being right is $\pi(1-\pi)$, with $\pi$ the chance of it. Divide by a deviation, and it
-# becomes $\frac{G-1}G\,\mathbb E[s]$ (but for $\varepsilon$). For large groups this is $\sqrt{\pi(1-\pi)}$; for small ones it is less, since there the factor counts, and the mean of a root is less than the root of the mean. In comparison with the true gradient, easy and hopeless prompts count for more. In themselves they count for little:
+# For pairs of texts, $G=2$, all $64^2$ can be enumerated, so mean and variance of the gradient are exact. What dividing does is seen best with questions that are answered rightly (reward one) or not. <!-- by definition --> The true gradient by the logit of being right is $\pi(1-\pi)$, with $\pi$ the chance of it. Divide by a deviation, and it
+# becomes $\frac{G-1}G\,\mathbb E[s]$ (but for $\varepsilon$). For large groups this is $\sqrt{\pi(1-\pi)}$; for small ones it is less, since there the factor counts, and the mean of a root is less than the root of the mean. <!-- by definition --> In comparison with the true gradient, easy and hopeless prompts count for more. In themselves they count for little:
 # both gradients go to zero there, since groups that are all alike teach nothing, and what grows is their ratio.
 
 # %%
@@ -1142,8 +1142,8 @@ for study in studies:
 
 # %% [markdown]
 # How to read it. Arms with the divergence in the reward should stand in the order of their prices. *Standardised* divides the whole return by the spread of its group: the price stays, the size of the steps changes. The loss by $k_1$ should be where *no leash* is: in the mean it adds nothing. The losses by $k_2$ and exactly have the same mean gradient, so that what lies between them is variance; $k_3$ has another. The column *reward − β · KL*, at each arm's own price, is what it was after,
-# and of those at 0.5 the arm with the divergence in the reward is the one that was asked for it in full. A text has a fixed number of tokens, so the reward has a ceiling; an arm that is there cannot earn more, and its divergence says only which of the texts of paid tokens it found. The other arms have had few steps, and their places mix where they go with how fast. The reference has no divergence, and is worth its reward at any price:
-# an arm that is worth less at its own price has lost by its training, whose steps cost more than they brought.
+# and of those at 0.5 the arm with the divergence in the reward is the one that was asked for it in full. <!-- by definition --> A text has a fixed number of tokens, so the reward has a ceiling; an arm that is there cannot earn more, and its divergence says only which of the texts of paid tokens it found. The other arms have had few steps, and their places mix where they go with how fast. The reference has no divergence, and is worth its reward at any price:
+# an arm that is worth less at its own price has lost by its training, whose steps cost more than they brought. <!-- by definition -->
 
 # %% tags=["hide-input"]
 PRICED = ("beta1", "beta0.5", "beta0.25", "beta0")
@@ -1204,7 +1204,7 @@ if small.complete(ARMS):
     )  # fmt: skip
 
 # %% [markdown]
-# So most of these policies are not where their price would have them. A constant tilt, which looks at nothing but the paid words, is the measure of what has been learned beside "say them more often", and by it little has.
+# So these policies are not where their price would have them. A constant tilt, which looks at nothing but the paid words, is the measure of what has been learned beside “say them more often”.
 #
 # ### What is written
 #
