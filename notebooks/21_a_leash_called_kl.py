@@ -954,7 +954,7 @@ class Tilted(torch.nn.Module):
         return self.model(tokens, cache) + self.bias
 
 
-TILTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.5, 8.0)
+TILTS = (0.0, 1.0, 2.0, 3.0, 4.5, 8.0)
 tilt = {}
 for b in TILTS:
     tilted_model = Tilted(model, paid.tokens, b).to(device)
@@ -1020,8 +1020,6 @@ def study_figure(study):
             *tilt_line.T, "--", color="grey", linewidth=1.2, label="tilted reference"
         )
         for (far, reward), b in zip(tilt_line, TILTS, strict=True):
-            if b % 1 and b != 5.5:
-                continue  # between the others
             panel.annotate(f"$b={b:g}$", (far, reward), xytext=(3, -9), textcoords="offset points", fontsize="xx-small")  # fmt: skip
     for arm in study.ready(ARMS) if study.records else []:
         far, reward = (list(study.values(arm, m).values()) for m in (far_in, reward_in))
