@@ -1297,7 +1297,7 @@ show(
 def of_students(direction, take):
     """Of each text: what is taken of its positions, averaged over the students."""
     return {
-        f"on {name} text" if name != "corpus" else "on the corpus": take(
+        f"the {name} text" if name != "corpus" else "the corpus": take(
             values[direction]
         ).mean(0)
         for name, values in apart.items()
@@ -1313,7 +1313,7 @@ def risen(values):
     return values[..., -third:].mean(-1) - values[..., :third].mean(-1)
 
 
-OWN, BOOKS = "on student's own text", "on the corpus"
+OWN, BOOKS = "the student's own text", "the corpus"
 for d, name in enumerate(DIRECTIONS):
     far = Quantity(f"{name} KL from the teacher", "nats a token", better="lower")
     more = Quantity(f"growth of the {name} KL along a text", "nats a token")
