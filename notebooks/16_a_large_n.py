@@ -561,7 +561,7 @@ moves = Quantity(
 )
 for name in curves:
     by_how = {
-        "within 20 %": 1.2,
+        "a change by 20 %": 1.2,
         f"with T² ({name} student)": moved[name],
         f"without ({name} student)": bare[name],
     }
