@@ -1178,30 +1178,30 @@ def goes_on(model):
         return written(model, books_text[:, :-1], PROMPT, 1.0, draws)
 
 
-sources = {
-    "corpus": [books_text] * len(readers),
-    "teacher's": [goes_on(teacher)] * len(readers),
-    "student's own": [goes_on(student) for student in readers],
-}
-
-
 @torch.no_grad()
-def by_position(student, blocks):
-    """Forward and reverse KL after each token, shape (2, texts, positions)."""
+def by_position(students, blocks):
+    """Forward and reverse KL after each token, shape (2, students, texts, positions)."""
     found = []
     for part in blocks.split(4):
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-            z, t = student(part[:, :-1]).float(), teacher(part[:, :-1]).float()
+            t, *z = (m(part[:, :-1])[:, PROMPT - 1 :].float() for m in (teacher, *students))
         found.append(
-            torch.stack([f(z, t, reduction="none") for f in (forward_kl, reverse_kl)])
+            torch.stack(
+                [
+                    torch.stack([f(one, t, reduction="none") for one in z])
+                    for f in (forward_kl, reverse_kl)
+                ]
+            )
         )
-    return torch.cat(found, 1)[:, :, PROMPT - 1 :].cpu().numpy()
+    return torch.cat(found, 2).cpu().numpy()
 
 
-# By source: (2, students, texts, positions).
 apart = {
-    name: np.stack([by_position(*each) for each in zip(readers, blocks, strict=True)], 1)
-    for name, blocks in sources.items()
+    "corpus": by_position(readers, books_text),
+    "teacher's": by_position(readers, goes_on(teacher)),
+    "student's own": np.concatenate(
+        [by_position([student], goes_on(student)) for student in readers], 1
+    ),
 }
 
 # %% tags=["hide-input"]

@@ -114,7 +114,7 @@ data_note(data)
 verifier = book_language_teacher(data, device=device)
 precision = fast_precision(device)
 recipe = Recipe(
-    epochs=1, epoch_examples=min(224, len(data.train)), batch_size=4,
+    epochs=1, epoch_examples=min(160, len(data.train)), batch_size=4,
     optimizer="adamw", learning_rate=8e-3, weight_decay=0.1,
     schedule="cosine", warmup_epochs=0.1, augment=False,
     precision=precision, max_gradient_norm=1.0,
@@ -154,7 +154,7 @@ print(
 
 # %%
 PROMPT, WRITTEN = 32, 32
-blocks, _, _ = next(data.validation.spread(48).batches(48))
+blocks, _, _ = next(data.validation.spread(36).batches(36))
 blocks = blocks[:, : PROMPT + WRITTEN].to(device)
 prompts = blocks[:, :PROMPT]
 print(f"{len(prompts)} prompts")
@@ -720,7 +720,7 @@ def one_by_one(number):
 
 
 drafting = Drafting(
-    prompts=12,
+    prompts=9,
     prompt=PROMPT,
     tokens=WRITTEN,
     rounds=tuple((gamma, 0.0) for gamma in lengths),
@@ -1133,7 +1133,7 @@ print(f"of the summed learning rate, the draft's own text has {second_part:.0%}"
 ARM_HUES = dict(zip(ARMS, (ORANGE, BLUE, SKY, GREEN, PURPLE, VERMILION), strict=True))
 
 
-def within(study, arm, length):
+def known_to(study, arm, length):
     """Half the interval of one run's acceptance over prompts: the first seed's."""
     found = round_of(next(r for r in study.arm(arm) if r["test"]), length)
     i = ratio_interval(found["accepted"], found["tested"])
@@ -1156,7 +1156,7 @@ def arms_figure(study):
     return show(
         figure,
         label=f"arms-{study.plan}",
-        caption=f"{described(study)}: a dot a training, means with 95 % intervals over seeds. The last panel is what the same draft is as a language model (less is better). Over the {plan_of(study).prompts} prompts, one run's acceptance is known to ±{within(study, arms[0], length):.3f}.",
+        caption=f"{described(study)}: a dot a training, means with 95 % intervals over seeds. The last panel is what the same draft is as a language model (less is better). Over the {plan_of(study).prompts} prompts, one run's acceptance is known to ±{known_to(study, arms[0], length):.3f}.",
         alt="Three panels of rows of dots, an objective a row: acceptance, tokens per call, bits per byte.",
     )
 

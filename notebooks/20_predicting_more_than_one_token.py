@@ -218,7 +218,7 @@ for _ in range(20):
 # it checks the equation for KL, and one consequence: by the inequalities of Pinsker and Jensen the mixture is accepted at least $1-\sqrt{I/2}$ of the time, so where the token between says little of the one after it, there is little to lose.
 
 # %%
-CONTEXTS = 8
+CONTEXTS = 6
 contexts, _, _ = next(data.validation.spread(CONTEXTS).batches(CONTEXTS))
 contexts = contexts[:, :PROMPT].to(device)
 CONTEXTS = len(contexts)
@@ -564,7 +564,7 @@ def as_blocks(split):
 
 train, held_out = as_blocks(data.train), as_blocks(data.validation).spread(24)
 recipe = Recipe(
-    epochs=1, epoch_examples=min(448, len(train)), batch_size=8,
+    epochs=1, epoch_examples=min(288, len(train)), batch_size=8,
     optimizer="adamw", learning_rate=4e-3, weight_decay=0.1,
     schedule="cosine", warmup_epochs=0.1, augment=False, max_gradient_norm=1.0,
 )  # fmt: skip
@@ -739,7 +739,7 @@ if not data.fallback:
 # `speculate` takes such modules for its draft, and the model on which they stand for its verifier. All that was proved of the text in {doc}`19_drafts_that_are_believed` holds, since it holds for any draft: the text has the model's distribution, and at temperature zero it is the model's text, token for token, but for rounding.
 
 # %%
-prompts, _, _ = next(as_blocks(data.validation).spread(192).batches(192))
+prompts, _, _ = next(as_blocks(data.validation).spread(128).batches(128))
 prompts = prompts[:, : PROMPT + DEPTH + 1].to(device)
 prompts, true = prompts[:, :PROMPT], prompts
 few = prompts[:16]
@@ -937,7 +937,7 @@ def described(study):
     return f"three modules on {called(study.specs[0].student)}, {read / 1e6:.1f} million tokens"
 
 
-def within(record):
+def known_to(record):
     """What is known of one run over its prompts: tokens per call and times as fast, with intervals."""
     found, plain = round_of(record, 3), record["test"]["drafting"]["plain_seconds"]
     written = np.add(found["accepted"], found["calls"])
@@ -1018,7 +1018,7 @@ def ways_table(study):
                 ]
             )
     record = next(r for arm in study.ready(ARMS) for r in study.arm(arm) if r["test"])
-    brought, faster = within(record)
+    brought, faster = known_to(record)
     return table(
         ["modules", "$\\gamma$", "$a_\\gamma$ in rounds", "from $1-\\mathrm{TV}$", "tokens per call", "times as fast"],
         rows,
