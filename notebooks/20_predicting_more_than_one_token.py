@@ -9,14 +9,14 @@
 # %% [markdown]
 # # Predicting more than one token
 #
-# In {doc}`19_drafts_that_are_believed` a second, smaller model wrote ahead, and the large one said what it believed of it. But the large model itself has just computed a state
+# In {doc}`19_drafts_that_are_believed` a second, smaller model wrote ahead, and the large one said what it believed of it. <!-- by definition --> But the large model itself has just computed a state
 # from which it read off the next token. Something of the token after that is in this state too. If a small *module* can read it off, the model becomes its own draft: no second model has to be trained, kept or fed with the
 # text. This is **multi-token prediction**. The question of the chapter is who should teach such a module. The text has the tokens. But the model itself, one step later, has a whole distribution for the same place.
 #
 # **At the end you will know** how much can be known of the token after the next by who does not know the next, as a bound that is derived and then computed; what two kinds of modules read; why labels and the model's own later look ask for the same thing only
 # if the model is right about the text, and how much noise separates them; how acceptances multiply along a proposal, and why the geometric formula is the wrong one here; and what the recorded modules say of learning from the model.
 #
-# *Needs: one CPU core and about a minute and a half. The recorded runs took longer; the section says where.*
+# *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
 
 # %% tags=["parameters"]
 profile = "cpu"
@@ -29,6 +29,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import display
+from kdlab.study.evidence import Quantity
+from kdlab.study.statements import above, within
 from scipy.optimize import linprog
 
 from kdlab.figures import (
@@ -62,7 +64,6 @@ from kdlab.study.display import (
     called,
     data_note,
     device_for,
-    observed,
     slots,
     source_note,
     verdict,
@@ -87,18 +88,18 @@ data_note(data)
 #
 # $$ \sum_x p(x)\,D_{\mathrm{KL}}(p_x\,\Vert\,q)=\underbrace{\sum_x p(x)\,D_{\mathrm{KL}}(p_x\,\Vert\,m)}_{I(X;Y)}+D_{\mathrm{KL}}(m\,\Vert\,q),\qquad m=\sum_x p(x)\,p_x . $$
 #
-# The best $q$ is the **mixture** $m$, and what remains is the mutual information of the two tokens, which is the price of not seeing $X$ and which no amount of training removes. (To see the equation, add and subtract $\log m$.)
+# The best $q$ is the **mixture** $m$, and what remains is the mutual information of the two tokens, which is the price of not seeing $X$ and which no amount of training removes. <!-- by definition --> (To see the equation, add and subtract $\log m$.)
 #
 # But a module is there to be believed. After $X=x$ the model accepts a proposal from $q$ with probability $\sum_y\min(p_x(y),q(y))=1-\mathrm{TV}(p_x,q)$, so that on average over $X$ it accepts
 #
 # $$ A(q)=\sum_x p(x)\sum_y\min\bigl(p_x(y),\,q(y)\bigr). $$
 #
 # This is another problem with another solution. For one $y$, the sum over $x$ grows with $q(y)$ at the rate $\Pr\bigl(p_X(y)>q(y)\bigr)$: raising $q(y)$ helps in the cases where the model would have given more. Lowering it costs at the rate $\Pr\bigl(p_X(y)\ge q(y)\bigr)$, which is more where $q(y)$ is just one of the $p_x(y)$: there the sum has a kink.
-# All of $q$ sums to one, and at the best $q$ nothing is gained by moving mass from one token to another. So no token gains by more than any other would lose, and there is a number $\lambda$ between:
+# All of $q$ sums to one, and at the best $q$ nothing is gained by moving mass from one token to another. <!-- by definition --> So no token gains by more than any other would lose, and there is a number $\lambda$ between:
 #
 # $$ \Pr\bigl(p_X(y)>q^*(y)\bigr)\;\le\;\lambda\;\le\;\Pr\bigl(p_X(y)\ge q^*(y)\bigr)\quad\text{for all }y. $$
 #
-# (Where $q^*(y)=0$ the right half says nothing, since its probability is one.) The mixture gives each token the *mean* of its probabilities $p_X(y)$. The best draft gives it a *quantile*, of the same level for all tokens: $p_X(y)$ is above it with probability at most $\lambda$, and not below it with probability at least $\lambda$. Of a distribution in steps a quantile may be any number of an interval. A toy shows how far these can be apart. Let $X$ decide everything: each $x$ is followed by a token of its own. The mixture is then accepted with probability $\sum_xp(x)^2$, and the best draft, which puts everything on
+# (Where $q^*(y)=0$ the right half says nothing, since its probability is one.) <!-- by definition --> The mixture gives each token the *mean* of its probabilities $p_X(y)$. The best draft gives it a *quantile*, of the same level for all tokens: $p_X(y)$ is above it with probability at most $\lambda$, and not below it with probability at least $\lambda$. Of a distribution in steps a quantile may be any number of an interval. A toy shows how far these can be apart. Let $X$ decide everything: each $x$ is followed by a token of its own. The mixture is then accepted with probability $\sum_xp(x)^2$, and the best draft, which puts everything on
 # what follows the likeliest $x$, with probability $\max_xp(x)$. KL hedges, acceptance bets.
 #
 # How good is a candidate for $q^*$? Each of the concave functions $G_y(s)=\sum_xp(x)\min(p_x(y),s)$ lies below each line that touches it. So with quantiles $s_y$ of *any* level $\lambda$, where a line of slope $\lambda$ touches, every $q$ has
@@ -167,7 +168,7 @@ def best_unseen(p, P):
 
 
 # %% [markdown]
-# The toy first: five tokens, each followed by one of its own. If the argument is right, then gradient descent on the mean forward KL must end at the mixture, and gradient descent on the mean total variation at the best draft.
+# The toy first: five tokens, each followed by one of its own. If the argument is right, then gradient descent on the mean forward KL must end at the mixture, and gradient descent on the mean total variation at the best draft. <!-- by definition -->
 
 # %%
 p, P = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.05]), torch.eye(5)
@@ -213,11 +214,11 @@ for _ in range(20):
     assert abs(attained + solved.fun) < 1e-6 and abs(bound + solved.fun) < 1e-6
 
 # %% [markdown]
-# Then the model, after some beginnings of blocks of the validation text. For each we keep the mixture, the best draft, and the numbers: how often each is accepted, and the entropies. The whole cell is arithmetic; nothing is trained or estimated. Beside the bound itself
+# Then the model, after some beginnings of blocks of the validation text. For each we keep the mixture, the best draft, and the numbers: how often each is accepted, and the entropies. <!-- by definition --> The whole cell is arithmetic; nothing is trained or estimated. Beside the bound itself
 # it checks the equation for KL, and one consequence: by the inequalities of Pinsker and Jensen the mixture is accepted at least $1-\sqrt{I/2}$ of the time, so where the token between says little of the one after it, there is little to lose.
 
 # %%
-CONTEXTS = 8
+CONTEXTS = 6
 contexts, _, _ = next(data.validation.spread(CONTEXTS).batches(CONTEXTS))
 contexts = contexts[:, :PROMPT].to(device)
 CONTEXTS = len(contexts)
@@ -326,7 +327,7 @@ print(
 )
 
 # %% [markdown]
-# Two things to keep. A head that does not see the token between has a ceiling, and it is not one: the ceiling is what diamonds show, context by context. It is high where the next token is nearly certain ($A(q^*)\ge\max_xp(x)$, since $q$ may always bet on what follows the likeliest token), or where it does not matter. And even with unlimited capacity and unlimited text, forward KL leads to the circle and not to the
+# Two things to keep. A head that does not see the token between has a ceiling, and it is not one: the ceiling is what diamonds show, context by context. It is high where the next token is nearly certain ($A(q^*)\ge\max_xp(x)$, since $q$ may always bet on what follows the likeliest token), or where it does not matter. <!-- by definition --> And even with unlimited capacity and unlimited text, forward KL leads to the circle and not to the
 # diamond; labels do the same, on text that the model wrote. It takes a loss that asks for acceptance, such as total variation, to get to the diamond.
 #
 # The ceiling belongs to text in which $X$ comes from $p$. In a run of speculative decoding that is so after the prompt and after a round that was accepted as a whole. After a refusal, $X$ was drawn from what the proposal had left over, and the average over such places is another one.
@@ -338,7 +339,7 @@ print(
 # **Side by side**, as in Medusa {cite}`cai2024medusa`, each module looks at the state and nothing else: $h_i^k=h_i+\operatorname{MLP}_k(\operatorname{norm}(h_i))$. The heads of {cite:t}`gloeckle2024better` are side by side as well; each is a transformer layer, and they are trained together with the model from the start. **In a row**, as in DeepSeek-V3 {cite}`deepseek2024v3`, module $k$ reads the state of module $k-1$ and the
 # embedding of the token $x_{i+k}$, and is a transformer block: $h_i^k=\operatorname{Block}_k\bigl(W_k[\operatorname{norm}(h_i^{k-1});\operatorname{norm}(Ex_{i+k})]\bigr)$ with $h_i^0=h_i$. When a proposal is made, the tokens between are those that the modules before have proposed.
 #
-# Which tokens does a prediction depend on? The surest way to know is to change each token of a text in turn, and to look at which logits move. Here is that experiment, with a small random model, as the drawing of the two kinds.
+# Which tokens does a prediction depend on? To know it, change each token of a text in turn, and look at which logits move. Here is that experiment, with a small random model, as the drawing of the two kinds.
 
 # %%
 torch.manual_seed(0)
@@ -427,11 +428,12 @@ table(
 )  # fmt: skip
 
 # %% [markdown]
-# On a model as small as this one, a module is a sizeable part of the model, most of all because of the output layer. On a large model both parts shrink.
+# On this small model, a module is a sizeable part of the model because of the output layer. On a large model both parts shrink.
 #
 # ## Two teachers
 #
-# What should module $k$ at place $i$ be taught? There is the **label**, the token $x_{i+k+1}$ of the text. And there is the **model itself**: when it stands at place $i+k$, it has a distribution for that token. It is computed anyway, for the same text, in the same look that gives the states; all it takes is to shift it. Learning from it is self-distillation; for modules of this kind it is what MTP-D does {cite}`zhao2026mtpd`.
+# What should module $k$ at place $i$ be taught? There is the **label**, the token $x_{i+k+1}$ of the text. And there is the **model itself**: when it stands at place $i+k$, it has a distribution for that token. It is computed anyway, for the same text, in the same look that gives the states; all it takes is to shift it. Learning from it is self-distillation, and it is about as old as the modules. EAGLE's draft layer, which reads the states and the tokens between, learns by a smooth $L_1$ distance to the model's next state and by cross-entropy with the distribution that the model has there {cite}`li2024eagle`.
+# Hydra puts Medusa's heads in a row, on a model that stays frozen; its best recipe, Hydra++, teaches them by cross-entropy with the model's own shifted distribution, and its published command gives the labels a weight of zero {cite}`ankner2024hydra`. Both are of early 2024. MTP-D does it with modules that are trained together with the model, which had learned from labels until then {cite}`zhao2026mtpd`.
 # (Medusa speaks of self-distillation too, for training its heads on text that the model wrote {cite}`cai2024medusa`: there the model supplies the text, here the distribution.)
 #
 # `Ahead` is this teacher. It has no weights of its own.
@@ -545,7 +547,7 @@ show(
 )
 
 # %% [markdown]
-# This is the noise of one token's target. A step averages over thousands of tokens, and its noise has other sources, such as which books are in the batch. So the bars say which way the difference goes, and that it is largest in a row. They do not say how much a given training gains.
+# This is the noise of one token's target. A step averages over thousands of tokens, and its noise has other sources, such as which books are in the batch. So the bars say which way the difference goes. They do not say how much a given training gains.
 #
 # ## Four small trainings
 #
@@ -562,7 +564,7 @@ def as_blocks(split):
 
 train, held_out = as_blocks(data.train), as_blocks(data.validation).spread(24)
 recipe = Recipe(
-    epochs=1, epoch_examples=min(448, len(train)), batch_size=8,
+    epochs=1, epoch_examples=min(288, len(train)), batch_size=8,
     optimizer="adamw", learning_rate=4e-3, weight_decay=0.1,
     schedule="cosine", warmup_epochs=0.1, augment=False, max_gradient_norm=1.0,
 )  # fmt: skip
@@ -587,7 +589,7 @@ for model in (ahead, *learned.values()):
     model.eval()
 
 # %% [markdown]
-# `measure_further` says of each module how near it is to the model on text that neither wrote, as if the tokens between were the text's own; this is called *teacher-forced*. One minus total variation is the acceptance there. We take it block by block, to have an interval, with the frequencies of tokens for comparison. A word on counting: module 1 predicts the *second* token ahead of the state, module 3 the fourth.
+# `measure_further` says of each module how near it is to the model on text that neither wrote, as if the tokens between were the text's own; this is called *teacher-forced*. One minus total variation is the acceptance there. We take it block by block, to have an interval, with the frequencies of tokens for comparison. A word on counting: module 1 predicts the *second* token ahead of the state, module 3 the fourth. <!-- by definition -->
 
 # %%
 how = {"teacher": ahead, "device": device}
@@ -626,13 +628,8 @@ for k, panel in enumerate(panels):
     panel.set_xlabel(f"$1-\\mathrm{{TV}}$, {TOKENS[k]}", fontsize="small")
 
 
-gained = {
-    kind: [
-        paired_difference(*(shares[kind, name][:, k] for name in ("distilled", "labels")))
-        for k in range(DEPTH)
-    ]
-    for kind in kinds
-}
+step_up = {kind: shares[kind, "distilled"] - shares[kind, "labels"] for kind in kinds}
+gained = {kind: [mean_interval(values.T[k]) for k in range(DEPTH)] for kind, values in step_up.items()}  # fmt: skip
 show(
     figure,
     label="live",
@@ -646,16 +643,13 @@ show(
 
 # %% tags=["hide-input"]
 if not data.fallback:
-    both = zip(gained["in a row"], gained["side by side"], strict=True)
-    display(
-        observed(
-            "At each depth, distillation gains more in a row, where it takes all noise from the target, than side by side.",
-            all(row.mean > side.mean for row, side in both),
-        )
-    )
+    for k, token in enumerate(TOKENS):  # by block, one training each
+        gain = Quantity(f"what distillation adds to the acceptance of the {token}")
+        by_block = {kind: values[:, k].tolist() for kind, values in step_up.items()}
+        display(above("in a row", "side by side", by_block, gain))
 
 # %% [markdown]
-# And the bound? For the contexts of the first section all is there to compute $A(q)$ of the modules that do not see the token between, exactly, and to set it beside the best there is. Modules in a row have another $q$ for each token between; for them a sample of such tokens has to do.
+# And the bound? For the contexts of the first section all is there to compute $A(q)$ of the modules that do not see the token between, exactly, and to set it beside the best there is. <!-- by definition --> Modules in a row have another $q$ for each token between; for them a sample of such tokens has to do.
 
 # %%
 SAMPLED = 64
@@ -725,23 +719,27 @@ show(
 
 # %% tags=["hide-input"]
 if not data.fallback:
-    past = paired_difference(with_the_token["distilled"], ladder["best, $q^*$"])
     display(
-        observed(
-            "Young as it is, the distilled module in a row is believed more often here than any head could be that does not see the token between.",
-            past.mean > 0,
+        above(
+            "the young module in a row",
+            "the best head that does not see the token between",
+            {
+                "the young module in a row": with_the_token["distilled"],
+                "the best head that does not see the token between": ladder["best, $q^*$"],
+            },
+            Quantity("acceptance of the second token, context by context"),
         )
     )
 
 # %% [markdown]
-# Read it as a ladder. The step from the modules side by side to the mixture is what more training and capacity could bring. The step from there to the best is what another objective could. There the ladder ends, and only reading the token between leads further.
+# Read it as a ladder. The step from the modules side by side to the mixture is what more training and capacity could bring. The step from there to the best is what another objective could. <!-- by definition --> There the ladder ends for who does not read the token between.
 #
 # ## A model that drafts for itself
 #
 # `speculate` takes such modules for its draft, and the model on which they stand for its verifier. All that was proved of the text in {doc}`19_drafts_that_are_believed` holds, since it holds for any draft: the text has the model's distribution, and at temperature zero it is the model's text, token for token, but for rounding.
 
 # %%
-prompts, _, _ = next(as_blocks(data.validation).spread(192).batches(192))
+prompts, _, _ = next(as_blocks(data.validation).spread(128).batches(128))
 prompts = prompts[:, : PROMPT + DEPTH + 1].to(device)
 prompts, true = prompts[:, :PROMPT], prompts
 few = prompts[:16]
@@ -751,12 +749,10 @@ for kind in kinds:
     model = learned[kind, "distilled"]
     found = speculate(model.trunk, model, few, tokens=24, draft_length=DEPTH, temperature=0)
     differing[kind] = (found.text != plain).any(1).sum().item()
-said = ", ".join(f"{kind}: {n} differ" for kind, n in differing.items())
-observed(
-    f"Modules that draft for their own model leave its {len(few)} greedy texts "
-    f"as they are, token for token ({said}).",
-    not any(differing.values()),
-)
+of_texts = Quantity(f"{len(few)} greedy texts against plain decoding", digits=0)
+for kind, n in differing.items():
+    what = f"the number of texts that differ with modules {kind}"
+    display(within(what, 0, 0, {what: n}, of_texts))
 
 # %% [markdown]
 # ### Acceptances multiply
@@ -767,7 +763,7 @@ observed(
 #
 # tokens in the mean. This is no approximation; it is how the $a_k$ are defined. The formula of the last chapter is the case of equal $a_k$. With modules there is no reason why they should be equal: side by side, each is blind to more than the one before; in a row, each works with what the others have made of the state.
 #
-# What are the $a_k$? A guess is the teacher-forced $1-\mathrm{TV}$ of module $k$. Three things come between. The *text*: the model goes on from its own tokens, not the book's. The *selection*: the second token is only ever tested where the first was accepted, and such places are easier, or harder, than others. And for modules in a row the *tokens between* are proposals. But this last worry is none. A proposal counts only
+# What are the $a_k$? A guess is the teacher-forced $1-\mathrm{TV}$ of module $k$. Three things come between. The *text*: the model goes on from its own tokens, not the book's. The *selection*: the second token is only ever tested where the first was accepted, and such places are easier, or harder, than others. <!-- by definition --> And for modules in a row the *tokens between* are proposals. But this last worry is none. A proposal counts only
 # if all before it were accepted; then they are the text, and the module has read nothing wrong.
 #
 # One round after each of many prompts tells the three apart. To write two tokens takes exactly one round: the look at the prompt gives the first, and the round gives at least the other.
@@ -911,7 +907,7 @@ table(
 )  # fmt: skip
 
 # %% [markdown]
-# The geometric formula with the acceptance of the *first* module is what one would write down after looking at a single number, and it promises what deeper modules do not keep, in so far as they are worse. Fed with accepted over tested, it can come close by accident: that number is already an average over the depths. What it cannot tell is what a fourth module would bring, or whether the third pays for itself; for that one needs the $a_k$.
+# The geometric formula with the acceptance of the *first* module is what one would write down after looking at a single number, and it promises what deeper modules do not keep, in so far as they are worse. <!-- by definition --> Fed with accepted over tested, it can come close by accident: that number is already an average over the depths. What it cannot tell is what a fourth module would bring, or whether the third pays for itself; for that one needs the $a_k$.
 #
 # ## The recorded modules
 #
@@ -941,7 +937,7 @@ def described(study):
     return f"three modules on {called(study.specs[0].student)}, {read / 1e6:.1f} million tokens"
 
 
-def within(record):
+def known_to(record):
     """What is known of one run over its prompts: tokens per call and times as fast, with intervals."""
     found, plain = round_of(record, 3), record["test"]["drafting"]["plain_seconds"]
     written = np.add(found["accepted"], found["calls"])
@@ -1022,7 +1018,7 @@ def ways_table(study):
                 ]
             )
     record = next(r for arm in study.ready(ARMS) for r in study.arm(arm) if r["test"])
-    brought, faster = within(record)
+    brought, faster = known_to(record)
     return table(
         ["modules", "$\\gamma$", "$a_\\gamma$ in rounds", "from $1-\\mathrm{TV}$", "tokens per call", "times as fast"],
         rows,
@@ -1042,12 +1038,12 @@ for study in studies:
 display(*slots(large, ARMS, f"the same on a GPU ({described(large)})"))
 
 # %% [markdown]
-# How to read them. Compare within a kind first: labels, distilled, distilled by total variation. By the argument about noise, the step from labels to distilled should be larger in a row. By the argument about the ceiling, the step from forward KL to total variation should be larger side by side, where the best draft is not the mixture. The difference of the two kinds' steps, seed by seed, says whether it is so.
+# How to read them. Compare within a kind first: labels, distilled, distilled by total variation. By the argument about noise, the step from labels to distilled should be larger in a row. <!-- by definition --> By the argument about the ceiling, the step from forward KL to total variation should be larger side by side, where the best draft is not the mixture. <!-- by definition --> The difference of the two kinds' steps, seed by seed, says whether it is so.
 
 # %% tags=["hide-input"]
 STEPS = {
-    "from labels to distilled, in a row minus side by side": ("row", "side", "distilled", "labels"),
-    "from forward KL to total variation, side by side minus in a row": ("side", "row", "distilled-tv", "distilled"),
+    "the step from labels to distilled, second token": ("row", "side", "distilled", "labels"),
+    "the step from forward KL to total variation, second token": ("side", "row", "distilled-tv", "distilled"),
 }  # fmt: skip
 
 
@@ -1059,28 +1055,20 @@ def step(study, kind, after, before):
 
 for study in studies:
     if study.complete(list(ARMS)) and not any(study.diverged(arm) for arm in ARMS):
-        steps = {
-            name: paired_difference(step(study, larger, *ways), step(study, smaller, *ways))
-            for name, (larger, smaller, *ways) in STEPS.items()
-        }
-        display(
-            observed(
-                f"In {study.plan} both steps are for the second token as the arguments say ($1-\\mathrm{{TV}}$ on the test text, paired by seed, n = {next(iter(steps.values())).n}): "
-                + "; ".join(f"{name} {i.bracketed()}" for name, i in steps.items())
-                + ".",
-                all(i.low > 0 for i in steps.values()),
-            )
-        )
+        for what, (larger, smaller, *taught) in STEPS.items():
+            by_kind = {KINDS[k]: step(study, k, *taught) for k in (larger, smaller)}
+            display(above(KINDS[larger], KINDS[smaller], by_kind, Quantity(what)))
 
 # %% [markdown]
-# The two differences share two arms, so they are not independent, and they agree with the arguments without proving them: the kinds differ in size too, and labels also pull towards the books. In a row a module could in principle say the model's own distribution, and then both losses have the same best answer. If total variation stays behind forward KL there, it is a matter of getting there ({doc}`19_drafts_that_are_believed` has its gradient).
+# The two differences share two arms, so they are not independent. Where they agree with the arguments they do not prove them: the kinds differ in size too, and labels also pull towards the books. In a row a module could in principle say the model's own distribution, and then both losses have the same best answer. <!-- by definition --> If total variation stays behind forward KL there, it is a matter of getting there ({doc}`19_drafts_that_are_believed` has its gradient).
 #
-# Then compare the kinds: from the second token to the fourth, modules side by side are blind to more and more. Where rounds bring more than the fourth column says, it is the selection: later tokens are tested where the earlier ones were accepted. Last the clock, which belongs to one
+# Then compare the kinds: from the second token to the fourth, modules side by side are blind to more and more. Where rounds bring more than the fourth column says, it is the selection: later tokens are tested where the earlier ones were accepted. <!-- by definition --> Last the clock, which belongs to one
 # machine: a proposal that is believed more often may still not be worth its time.
 #
 # ## The claim
 #
-# "Multi-token prediction is distilled." As it was introduced, it is not: modules learn from the tokens of the text {cite}`gloeckle2024better,deepseek2024v3`. It can be {cite}`zhao2026mtpd`. What can be asked is whether the modules are believed more often for it.
+# "Modern transformers use KD to predict multiple future tokens simultaneously", says article B, and cites DeepSeek-V3 for "multi-token prediction distillation (MTP-D)". There the modules learn from the tokens of the text {cite}`deepseek2024v3`, as those of {cite:t}`gloeckle2024better` do; the name MTP-D is a later paper's {cite}`zhao2026mtpd`. Modules and draft layers on a *frozen* model have been distilled from the beginning {cite}`li2024eagle,ankner2024hydra`. What can be asked
+# is whether the modules are believed more often for it.
 
 # %% tags=["hide-input"]
 decides = next(
@@ -1110,7 +1098,7 @@ if decides is not None:
     arm, length, stop = best = max(clocks, key=clocks.get)
     given = verdict(
         "B13", "depends",
-        "Multi-token prediction need not be distilled: as introduced it learns from the text's own tokens, and distilling it from the model's own distribution, taken at the place where that token is the next, is an option. "
+        "It may be or not. Modules that are trained together with their model, as in DeepSeek-V3, which the article cites, learn from the text's own tokens; drafts on a frozen model have been distilled from its own distribution since EAGLE and Hydra (2024), and MTP-D (2026) distils the former, too. "
         f"What it changes, distilled minus labels, paired by seed, at equal tokens ({described(decides)}, n = {shares_of[0].n}): " + "; ".join(said)
         + ". Distilled by total variation instead, the second token's changes by "
         + " and ".join(f"{decides.difference(f'{k}-distilled-tv', f'{k}-labels', shared_by(1)).bracketed()} ({kind})" for k, kind in KINDS.items())
@@ -1125,16 +1113,16 @@ if decides is not None:
 # %% [markdown]
 # ## Limits
 #
-# - **Scale.** A model of a few million parameters on books. Its next token is rarely certain, so there is little to be gained by looking ahead. Acceptances do not carry over to large models; the bound and the bookkeeping do.
+# - **Scale.** A model of a few million parameters on books. Acceptances do not carry over to large models; the bound and the bookkeeping do.
 # - **One model.** Intervals over seeds are over trainings of modules for it.
 # - **The model is frozen.** {cite:t}`gloeckle2024better` and DeepSeek-V3 train modules together with the model, which changes the states, and is said to be good for the model itself. Nothing is said of that here.
 # - **One bound at one depth, after a handful of contexts.** It is computed for the second token ahead. For the third, all pairs of tokens between would have to be tried. The interval over contexts is wide.
 # - **The bound is for text of the model.** Places after a refusal are not counted in it.
-# - **Kinds are not equally large.** A module in a row has more weights and more arithmetic than one side by side. Their comparison is of two designs as they are used, not of reading alone.
-# - **MTP-D is more than what is tried here.** It trains the model and its modules together, at a scale where that can be judged, and adds modules by using those that it has in a loop {cite}`zhao2026mtpd`.
+# - **Kinds are not equally large.** A module in a row has more weights and more arithmetic than one side by side. <!-- by definition --> Their comparison is of two designs as they are used, not of reading alone.
+# - **EAGLE, Hydra and MTP-D do what is not tried here.** EAGLE matches states beside distributions and proposes trees. MTP-D trains the model and its modules together, at a scale where that can be judged, and adds modules by using those that it has in a loop {cite}`zhao2026mtpd`.
 # - **One learning rate**, that of a language model trained from the start, for all arms. Equal text, not equal time.
 # - **The clock** is that of one text at a time on one machine, at a size where a module's output layer is a good part of the model's own work.
-# - **One proposal at a time.** Medusa tests a tree of proposals in one look, which uses modules side by side better than a single line does.
+# - **One proposal at a time.** Medusa tests a tree of proposals in one look.
 #
 # ## Exercises
 #
@@ -1173,5 +1161,5 @@ if decides is not None:
 # :class: dropdown
 #
 # With $b_\gamma=1+a_1+\dots+a_1\cdots a_\gamma$ the speed-up is $b_\gamma/(1+\gamma c)$. The third pays if $b_3/(1+3c)>b_2/(1+2c)$, that is, if $a_1a_2a_3\,(1+2c)>c\,b_2$. Hence $c<a_1a_2a_3/(b_2-2a_1a_2a_3)$ where the denominator is positive:
-# `0.7 * 0.6 * 0.5 / (1 + 0.7 + 0.7 * 0.6 - 2 * 0.7 * 0.6 * 0.5)` is about 0.12. What counts is the *product*: a third module that is right half of the time when it is asked is asked less than half of the time.
+# `0.7 * 0.6 * 0.5 / (1 + 0.7 + 0.7 * 0.6 - 2 * 0.7 * 0.6 * 0.5)` is about 0.12. What counts is the *product*: a third module that is right half of the time when it is asked is asked less than half of the time. <!-- by definition -->
 # ```

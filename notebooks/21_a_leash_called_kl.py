@@ -19,7 +19,7 @@
 # **At the end you will know** which distribution the leashed policy is looking for, and that to look for it is distillation from a teacher that nobody has; why PPO's divergence is another one and holds nothing in the long run; what the estimators $k_1,k_2,k_3$ are worth as values and as losses,
 # which are different questions; what a loss at each token leaves out; which baselines keep the gradient; and what becomes of a language model that is paid by the word.
 #
-# *Needs: one CPU core and about a minute and a half. The recorded runs took longer; the section says where.*
+# *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
 
 # %% tags=["parameters"]
 profile = "cpu"
@@ -35,6 +35,9 @@ import numpy as np
 import sympy as sp
 import torch
 from IPython.display import display
+from kdlab.study.evidence import Among, Quantity
+from kdlab.study.statements import above, below, in_order, only
+from scipy.interpolate import PchipInterpolator
 
 from kdlab.data import Examples
 from kdlab.figures import (
@@ -66,7 +69,6 @@ from kdlab.study.display import (
     called,
     data_note,
     device_for,
-    observed,
     slots,
     source_note,
     verdict,
@@ -92,18 +94,24 @@ data_note(data)
 #
 # $$ J(q)\;=\;\beta\log Z\;-\;\beta\,D_{\mathrm{KL}}(q\,\|\,q^*). $$
 #
-# This one line says nearly all. The best policy is $q^*$, the reference weighted by the exponential of the reward. (Lagrange's way: set the derivative of $J-\lambda\sum q$ by $q(x)$ to zero, $r-\beta(\log\frac qp+1)-\lambda=0$, and solve.) What any policy lacks is $\beta$ times its *reverse KL from* $q^*$: **to learn from a leashed reward is to
+# This one line says nearly all. The best policy is $q^*$, the reference weighted by the exponential of the reward. <!-- by definition --> (Lagrange's way: set the derivative of $J-\lambda\sum q$ by $q(x)$ to zero, $r-\beta(\log\frac qp+1)-\lambda=0$, and solve.) What any policy lacks is $\beta$ times its *reverse KL from* $q^*$: **to learn from a leashed reward is to
 # distil, by reverse KL, from a teacher that nobody has** {cite}`korbak2022rl`. One knows its probabilities up to the factor $Z$, which is enough to learn from it, and cannot draw from it. Without a reward, $q^*=p$, and it is plain reverse-KL distillation from the reference.
 #
-# The price says how far. For $\beta\to\infty$ the best policy is the reference; for $\beta\to0$ it is the best text alone, whatever it looks like. And since $J(q^*)\ge J(p)=\mathbb E_p[r]$,
+# The price says how far. For $\beta\to\infty$ the best policy is the reference; for $\beta\to0$ it is the best text alone, whatever it looks like. <!-- by definition --> And since $J(q^*)\ge J(p)=\mathbb E_p[r]$,
 #
 # $$ D_{\mathrm{KL}}(q^*\,\|\,p)\;\le\;\frac{\mathbb E_{q^*}[r]-\mathbb E_p[r]}{\beta}\;\le\;\frac{\max r-\min r}{\beta}, $$
 #
-# which also holds for every policy that is no worse than the reference. That is the leash, and its length.
+# which also holds for every policy that is no worse than the reference. <!-- by definition --> That is the leash, and its length.
+#
+# The line can be read from right to left, too. A policy $q$ is the best one for the reward $\beta\log\frac{q(x)}{p(x)}$, up to a number that is the same for all texts. <!-- by definition --> Suppose that people prefer $x$ to $x'$ with probability $\sigma(r(x)-r(x'))$, as Bradley and Terry have it. Then the number cancels, and preferences can be fitted by the policy itself, without a reward between:
+#
+# $$ \max_q\;\mathbb E\,\log\sigma\Bigl(\beta\log\frac{q(x)}{p(x)}-\beta\log\frac{q(x')}{p(x')}\Bigr),\qquad x\text{ preferred to }x'. $$
+#
+# That is direct preference optimisation {cite}`rafailov2023direct`. With preferences about all pairs its end is the same $q^*$; the cell after the next checks it.
 #
 # ### All texts of three letters
 #
-# A language of four letters, `a`, `b`, `c` and `!`, has 64 texts of three. A tiny GPT with random weights is the reference, a text begins after an `a`, and each `!` earns one. Everything can be enumerated, so that nothing below on this toy is an estimate unless it says so.
+# A language of four letters, `a`, `b`, `c` and `!`, has 64 texts of three. <!-- by definition --> A tiny GPT with random weights is the reference, a text begins after an `a`, and each `!` earns one. Everything can be enumerated, so that nothing below on this toy is an estimate unless it says so.
 
 # %%
 LETTERS, LENGTH = "abc!", 3
@@ -176,13 +184,31 @@ for beta in (0.1, 0.5, 1.0, 4.0):
 assert earned(best(1e4))[1] < 1e-6  # a dear leash: the reference
 assert best(0.02).exp()[r.argmax()] > 0.999  # a cheap one: the best text alone
 
+# %%
+# Direct preference optimisation, with the exact preferences about all pairs.
+z = torch.zeros(ROWS, 4, dtype=torch.float64, requires_grad=True)
+preferred = torch.sigmoid(r[:, None] - r)
+adam = torch.optim.Adam([z], lr=0.1)
+rate = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.01, total_iters=600)
+for _ in range(600):
+    implied = 0.5 * (log_texts(z) - log_p)  # the reward that this policy would be best for
+    margin = implied[:, None] - implied
+    loss = -(preferred * torch.nn.functional.logsigmoid(margin)).mean()
+    adam.zero_grad()
+    loss.backward()
+    adam.step()
+    rate.step()
+from_preferences = log_texts(z).detach()
+assert kl(from_preferences, best(0.5)) < 1e-4
+print(f"KL of what DPO ends at from q*: {kl(from_preferences, best(0.5)).item():.1e}")
+
 # %% [markdown]
 # ### The price of a nat
 #
-# As $\beta$ falls, the best policy moves along a curve: so much reward for so much divergence, and no policy lies above it. Its slope is $\beta$, since $\beta$ is the multiplier of the divergence.
+# As $\beta$ falls, the best policy moves along a curve: so much reward for so much divergence, and no policy lies above it. <!-- by definition --> Its slope is $\beta$, since $\beta$ is the multiplier of the divergence.
 #
 # There is a cheap way to get a policy that earns more, without any training: add a number $b$ to the logit of `!` at each step. We call it the **tilted reference**. It is *not* the best policy, though each `!` earns the same wherever it stands: the best one also looks at what a letter leads to
-# (the first exercise says how). It will be the yardstick of the language model below, of which the best policy cannot be computed.
+# (the first exercise says how). <!-- by definition --> It will be the yardstick of the language model below, of which the best policy cannot be computed. <!-- by definition -->
 
 # %%
 PAID = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
@@ -288,7 +314,7 @@ show(
 #
 # ## Estimating it
 #
-# A divergence over texts is a sum over more texts than there are atoms, and is estimated from texts that the policy has written. With $\rho=p(x)/q(x)$ for $x\sim q$, three estimates are in use {cite}`schulman2020approximating` (the ratio is called $r$ in {doc}`07_divergences`; here $r$ is the reward):
+# A divergence over texts is a sum over all texts, and is estimated from texts that the policy has written. With $\rho=p(x)/q(x)$ for $x\sim q$, three estimates are in use {cite}`schulman2020approximating` (the ratio is called $r$ in {doc}`07_divergences`; here $r$ is the reward):
 #
 # $$ k_1=-\log\rho,\qquad k_2=\tfrac12(\log\rho)^2,\qquad k_3=\rho-1-\log\rho. $$
 #
@@ -296,7 +322,7 @@ show(
 #
 # ### As a value
 #
-# Here are the best policies of the toy at many prices, so at many distances, and the mean and spread of the three estimates, by enumeration; at a few of them also by drawing.
+# Here are the best policies of the toy at many prices, so at many distances, and the mean and spread of the three estimates, by enumeration; at a few of them also by drawing. <!-- by definition -->
 
 # %%
 KINDS = {"k1": ORANGE, "k2": GREEN, "k3": BLUE}
@@ -336,15 +362,16 @@ for panel, title in (
 right.set_yscale("log")
 left.legend()
 small_spread = {k: spread_of[k][-1] for k in KINDS}
+large_spread = {k: spread_of[k][0] for k in KINDS}
 show(
     figure,
     label="values",
-    caption=f"Left: means of the estimates over the true value; $k_1$ and $k_3$ lie on one, $k_2$ does not. Dots: means of {DRAWN} drawn texts. Right: the spread of one estimate over the true value. At the smallest distance it is {small_spread['k1']:.0f} for $k_1$, {small_spread['k2']:.1f} for $k_2$ and {small_spread['k3']:.1f} for $k_3$.",
+    caption=f"Left: means of the estimates over the true value; $k_1$ and $k_3$ lie on one, $k_2$ does not. Dots: means of {DRAWN} drawn texts. Right: the spread of one estimate over the true value. At the smallest distance it is {small_spread['k1']:.0f} for $k_1$, {small_spread['k2']:.1f} for $k_2$ and {small_spread['k3']:.1f} for $k_3$; at the largest {large_spread['k1']:.1f}, {large_spread['k2']:.1f} and {large_spread['k3']:.1f}.",
     alt="Left, two curves at one and one that departs from it with distance. Right, the curve of k1 falls steeply with distance, those of k2 and k3 are flat at first.",
 )
 
 # %% [markdown]
-# For near policies $\log\rho$ is small, of either sign, with variance about twice the divergence: each $k_1$ is far larger than the mean of all, while $k_2\approx k_3$ are about half its square, and of the size of their mean. As a number to *look at*, $k_3$ is the best of the three as long as the policy is near. This is why it is in so many programs. Far away it is the worst: there $\rho$ is enormous on texts that are hardly ever drawn, and without them the mean comes out wrong. And then someone differentiates it.
+# For near policies $\log\rho$ is small, of either sign, with variance about twice the divergence: each $k_1$ is far larger than the mean of all, while $k_2\approx k_3$ are about half its square, and of the size of their mean. <!-- by definition --> As a number to *look at*, $k_3$ is a good one as long as the policy is near. This is why it is in so many programs. Far away it is a bad one: there $\rho$ is enormous on texts that are hardly ever drawn, and without them the mean comes out wrong. And then someone differentiates it.
 #
 # ### As a loss
 #
@@ -522,7 +549,7 @@ show(
 )
 
 # %% [markdown]
-# So "KL regularisation" names several trainings. With $k_1$ as a loss it is a name only, and its noise. With $k_3$ as a loss it is a forward KL, which punishes a policy for what it no longer says more than for what it newly says. (Its end is $q=\beta p/(\lambda-r)$, and the $\lambda$ that makes this sum to one lies above $\max r$. So $q\ge\beta p/(\lambda-\min r)$: no class dies out.) GRPO, for one, has $k_3$ in its loss {cite}`shao2024deepseekmath`. None of this shows in the logged number, which is right for $k_1$ and $k_3$.
+# So "KL regularisation" names several trainings. With $k_1$ as a loss it is a name only, and its noise. With $k_3$ as a loss it is a forward KL, which punishes a policy for what it no longer says more than for what it newly says. <!-- by definition --> (Its end is $q=\beta p/(\lambda-r)$, and the $\lambda$ that makes this sum to one lies above $\max r$. So $q\ge\beta p/(\lambda-\min r)$: no class dies out.) GRPO, for one, has $k_3$ in its loss {cite}`shao2024deepseekmath`. None of this shows in the logged number, which is right for $k_1$ and $k_3$.
 #
 # ## In the reward or in the loss
 #
@@ -531,7 +558,9 @@ show(
 # $$ \nabla D_{\mathrm{KL}}(q\,\|\,p)\;=\;\mathbb E_{x\sim q}\Bigl[\,\sum_s\nabla D_s\Bigr]\;+\;\mathbb E_{x\sim q}\Bigl[\,\sum_s\nabla\log q(x_s\mid x_{<s})\sum_{u>s}D_u\Bigr]. $$
 #
 # The first is what a loss at each token has, `TextKL("exact")`, and also what on-policy distillation descends with `ReverseKL` {cite}`agarwal2024onpolicy`. The second says that a word is also responsible for the places that it leads to, where policy and reference may differ more. A loss on a text that is *given* cannot know it. With the divergence
-# in the reward, `PolicyGradient(..., beta=β)`, both parts are there, since a reward is credited to every word before it.
+# in the reward, `PolicyGradient(..., beta=β)`, both parts are there, since a reward is credited to every word before it, without a discount.
+#
+# "In the reward" may be said and the first part meant. On-policy distillation as it is practised takes $-\log\frac{q(x_s)}{p(x_s)}$ of each token as the advantage of that token, "for simplicity, we use a discount factor of zero" {cite}`lu2025onpolicy`. Then no word answers for those behind it, and the mean gradient is that of $k_2$ as a loss, $\mathbb E\sum_s\nabla D_s$.
 
 # %%
 draws = torch.Generator().manual_seed(1)
@@ -549,8 +578,13 @@ whole = by_table(kl(log_q, log_p), retain_graph=True)
 at_tokens = by_table((q_texts[:, None] * of_token).sum(), retain_graph=True)
 later = of_token.detach().flip(1).cumsum(1).flip(1) - of_token.detach()
 log_letters = log_probabilities(z[PREFIX], TEXTS)
-of_what_follows = by_table((q_texts[:, None] * later * log_letters).sum())
+of_what_follows = by_table(
+    (q_texts[:, None] * later * log_letters).sum(), retain_graph=True
+)
 torch.testing.assert_close(whole, at_tokens + of_what_follows)
+log_ratio = (log_letters - log_probabilities(t[PREFIX], TEXTS)).detach()
+discounted_away = by_table((q_texts[:, None] * log_ratio * log_letters).sum())
+torch.testing.assert_close(discounted_away, at_tokens)  # discount zero
 
 
 def mean_of_term(term):
@@ -645,9 +679,9 @@ show(
 
 # %% [markdown]
 # A point may lie on the grey curve and still be at the wrong place of it: the same $\beta$ is then another price. With $k_2$, or the exact divergence, at each token, the end can be said in a formula. Each place is solved with what is still to be earned, $q(x_s\mid x_{<s})\propto p(x_s\mid x_{<s})\,e^{Q/\beta}$, where $Q$ is the mean reward from there on, under this same policy $q$. The best policy has in
-# the place of $Q$ its own mean reward from there on *less $\beta$ times the divergence that is still to come*. On this toy that makes little difference to $J$ at the higher prices, and some at the lowest. It is easy to build a place where it makes more.
+# the place of $Q$ its own mean reward from there on *less $\beta$ times the divergence that is still to come*. <!-- by definition --> On this toy that makes little difference to $J$ at the higher prices, and some at the lowest. It is easy to build a place where it makes more.
 #
-# A text has two letters. The first is a door, and the reference takes both alike. Behind the *easy* door it says `!` half of the time, behind the *hard* one hardly ever. As the price falls, the policy learns to say `!` behind both. Then both doors earn the same, but behind the hard one each `!` costs several nats. A loss at each token does not look behind doors.
+# A text has two letters. The first is a door, and the reference takes both alike. Behind the *easy* door it says `!` half of the time, behind the *hard* one hardly ever. <!-- by definition --> As the price falls, the policy learns to say `!` behind both. Then both doors earn the same, but behind the hard one each `!` costs several nats. A loss at each token does not look behind doors.
 
 # %%
 BEHIND = torch.tensor(
@@ -720,8 +754,8 @@ show(
 # {cite}`kool2019buy,ahmadian2024back`. The mean of all of them is not, but is harmless: it gives $\frac{G-1}G$ of the right gradient. GRPO divides by the group's standard deviation as well {cite}`shao2024deepseekmath`: its weight is $A_i=(r_i-\bar r)/(s+\varepsilon)$, with $s$ the deviation over $G-1$, and here $\varepsilon=10^{-4}$ against division by zero. That depends on $x$ in earnest.
 # (Only this is taken from GRPO. Its ratio of new to old policy, and its division by each text's length, are left out; here each batch is used once, and all texts are of one length.)
 #
-# For pairs of texts, $G=2$, all $64^2$ can be enumerated, so mean and variance of the gradient are exact. What dividing does is seen best with questions that are answered rightly (reward one) or not. The true gradient by the logit of being right is $\pi(1-\pi)$, with $\pi$ the chance of it. Divide by a deviation, and it
-# becomes $\frac{G-1}G\,\mathbb E[s]$ (but for $\varepsilon$). For large groups this is $\sqrt{\pi(1-\pi)}$; for small ones it is less, since there the factor counts, and the mean of a root is less than the root of the mean. In comparison with the true gradient, easy and hopeless prompts count for more. In themselves they count for little:
+# For pairs of texts, $G=2$, all $64^2$ can be enumerated, so mean and variance of the gradient are exact. What dividing does is seen best with questions that are answered rightly (reward one) or not. <!-- by definition --> The true gradient by the logit of being right is $\pi(1-\pi)$, with $\pi$ the chance of it. Divide by a deviation, and it
+# becomes $\frac{G-1}G\,\mathbb E[s]$ (but for $\varepsilon$). For large groups this is $\sqrt{\pi(1-\pi)}$; for small ones it is less, since there the factor counts, and the mean of a root is less than the root of the mean. <!-- by definition --> In comparison with the true gradient, easy and hopeless prompts count for more. In themselves they count for little:
 # both gradients go to zero there, since groups that are all alike teach nothing, and what grows is their ratio.
 
 # %%
@@ -864,11 +898,11 @@ display(
         + ".",
         alt="Three tracks that leave the reference along a grey curve and end at crosses, or without a leash at the far end.",
     ),
-    observed(
-        "Policies that were trained by drawing alone end near the best policy of their price, and what they lack is mostly what this GPT cannot say.",
-        all(gap < 2 * of_exact[beta] < 0.1 for beta, gap in gaps.items()),
-    ),
 )  # fmt: skip
+lack = Quantity("what is lacking of the best J", better="lower")
+for beta, gap in gaps.items():  # most of what drawing lacks, this GPT cannot say
+    lacking_of = {"exact gradients": of_exact[beta], "drawing": gap}
+    display(above("exact gradients", "drawing", lacking_of, lack, factor=0.5))
 
 # %% [markdown]
 # ## Paid by the word
@@ -920,7 +954,7 @@ class Tilted(torch.nn.Module):
         return self.model(tokens, cache) + self.bias
 
 
-TILTS = (0.0, 1.0, 2.0, 3.0, 4.0, 5.5, 8.0)
+TILTS = (0.0, 1.0, 2.0, 3.0, 4.5, 8.0)
 tilt = {}
 for b in TILTS:
     tilted_model = Tilted(model, paid.tokens, b).to(device)
@@ -963,6 +997,10 @@ def far_in(record):
 
 def distinct_in(record):
     return record["test"]["policy"]["distinct"]
+
+
+def own_price(arm):
+    return PRICES.get(arm, 0.5)
 
 
 def objective_in(beta):
@@ -1030,7 +1068,7 @@ def study_table(study):
             for m in (
                 reward_in,
                 far_in,
-                objective_in(PRICES.get(arm, 0.5)),
+                objective_in(own_price(arm)),
                 distinct_in,
                 "bits_per_byte",
             )
@@ -1052,37 +1090,68 @@ def study_table(study):
     )  # fmt: skip
 
 
+def tilted_at(far):
+    """The reward of the tilted reference at a divergence, between the measured tilts."""
+    return float(PchipInterpolator(*tilt_line.T)(far))
+
+
+def beyond_tilt(record):
+    """Reward minus that of a constant tilt of the same divergence."""
+    return reward_in(record) - tilted_at(far_in(record))
+
+
+def yardstick_table(study):
+    """Each arm beside the tilted reference: at its divergence, and at its price."""
+    rows = []
+    for arm in study.ready(ARMS):
+        beta = own_price(arm)
+        worth = tilt_line[:, 1] - beta * tilt_line[:, 0]
+        best_tilt = TILTS[int(worth.argmax())]
+        inside = all(x <= tilt_line[-1, 0] for x in study.values(arm, far_in).values())
+        rows.append(
+            [
+                ARMS[arm],
+                study.mean(arm, beyond_tilt).bracketed("+.2f")
+                if inside
+                else "farther than any tilt",
+                study.mean(arm, objective_in(beta)).bracketed("+.2f"),
+                f"{worth.max():+.2f} ($b={best_tilt:g}$)" if beta else "–",
+                f"{worth[0]:+.2f}",
+            ]
+        )
+    return table(
+        ["arm", "reward beyond the tilt's at equal KL", "reward − β · KL", "of the best tilt", "of the reference"],
+        rows,
+        caption=f"The recorded policies beside a tilt that takes no training; means over trainings with 95 % intervals, at each arm's own price. Tilts between the measured ones are interpolated (monotone cubic), the best one is the best of the {len(TILTS)} measured.",
+    )  # fmt: skip
+
+
 display(study_figure(small))
 for study in studies:
     if study.ready(ARMS):
         if study is large:
             display(study_figure(large))
         display(study_table(study), source_note(study.all(study.ready(ARMS))))
+    if study is small and study.ready(ARMS):
+        display(yardstick_table(small))
     if diverged := sum(study.diverged(arm) for arm in ARMS):
         print(f"{study.plan}: {diverged} runs diverged")
     display(*slots(study, ARMS, f"policies on nine leashes ({described(study)})"))
 
 # %% [markdown]
 # How to read it. Arms with the divergence in the reward should stand in the order of their prices. *Standardised* divides the whole return by the spread of its group: the price stays, the size of the steps changes. The loss by $k_1$ should be where *no leash* is: in the mean it adds nothing. The losses by $k_2$ and exactly have the same mean gradient, so that what lies between them is variance; $k_3$ has another. The column *reward − β · KL*, at each arm's own price, is what it was after,
-# and of those at 0.5 the arm with the divergence in the reward is the one that was asked for it in full. A text has a fixed number of tokens, so the reward has a ceiling; an arm that is there cannot earn more, and its divergence says only which of the texts of paid tokens it found. The other arms have had few steps, and their places mix where they go with how fast. The reference has no divergence, and is worth its reward at any price:
-# an arm that is worth less at its own price has lost by its training, whose steps cost more than they brought.
+# and of those at 0.5 the arm with the divergence in the reward is the one that was asked for it in full. <!-- by definition --> A text has a fixed number of tokens, so the reward has a ceiling; an arm that is there cannot earn more, and its divergence says only which of the texts of paid tokens it found. The other arms have had few steps, and their places mix where they go with how fast. The reference has no divergence, and is worth its reward at any price:
+# an arm that is worth less at its own price has lost by its training, whose steps cost more than they brought. <!-- by definition -->
 
 # %% tags=["hide-input"]
 PRICED = ("beta1", "beta0.5", "beta0.25", "beta0")
 AS_LOSSES = ("loss-exact", "loss-k2", "loss-k3")
+FAR = Quantity("divergence from the reference", "nats", digits=1, better="lower", of=far_in)
 for study in studies:
     if study.complete(list(ARMS)):
-        far = {arm: study.mean(arm, far_in) for arm in (*PRICED, "loss-k1")}
-        order = [far[arm].mean for arm in PRICED]
         display(
-            observed(
-                f"In {study.plan} the lower the price, the farther the policy goes, and the loss by k₁ goes farther than the weakest leash: "
-                + ", ".join(
-                    f"{i.bracketed('.1f')} nats ({ARMS[arm]})" for arm, i in far.items()
-                )
-                + f", n = {far['beta0'].n} seeds.",
-                order == sorted(order) and far["loss-k1"].mean > far["beta0.25"].mean,
-            ),
+            in_order(PRICED, study, FAR, names=ARMS),
+            above("loss-k1", "beta0.25", study, FAR, names=ARMS),
         )
         ahead = {
             arm: study.difference("beta0.5", arm, objective_in(0.5)) for arm in AS_LOSSES
@@ -1096,7 +1165,45 @@ for study in studies:
                 + f", paired by seed, n = {ahead['loss-exact'].n}"
             )
 
+
+# %% tags=["hide-input"]
+def sided(study, measure, arms):
+    """Arms by what their interval says of zero."""
+    found = {arm: study.mean(arm, measure) for arm in arms}
+    return {
+        "more": [ARMS[a] for a, i in found.items() if i.low > 0],
+        "less": [ARMS[a] for a, i in found.items() if i.high < 0],
+        "not decided": [ARMS[a] for a, i in found.items() if not i.excludes_zero],
+    }
+
+
+def above_reference(record):
+    """Reward − β · KL of an arm at its own price, minus the reference's."""
+    arm = record["spec"]["arm"]
+    return objective_in(own_price(arm))(record) - tilt_line[0, 1]
+
+
+if small.complete(ARMS):
+    others = Among(
+        "the trained arms with a leash", [a for a in ARMS if a not in ("beta0", "loss-k1")]
+    )
+    beyond = Quantity(
+        "reward beyond a constant tilt's at equal divergence", digits=2, of=beyond_tilt
+    )
+    gained = Quantity(
+        "reward − β · KL beyond the reference's, at its own price",
+        digits=2,
+        of=above_reference,
+    )
+    display(
+        only(["beta0.25"], small, beyond, above=0, among=others, names=ARMS),
+        only(["beta0.25", "beta0.5"], small, gained, above=0, among=others, names=ARMS),
+        below("beta1", tilt_line[0, 1], small, Quantity("reward − KL", digits=2, of=objective_in(1.0)), names=ARMS),
+    )  # fmt: skip
+
 # %% [markdown]
+# So these policies are not where their price would have them. A constant tilt, which looks at nothing but the paid words, is the measure of what has been learned beside “say them more often”.
+#
 # ### What is written
 #
 # Numbers do not show what became of the text.
@@ -1144,7 +1251,7 @@ Shown(
 #
 # ## The claim
 #
-# "Reinforcement learning from human feedback keeps the policy near its reference by a KL divergence." It can, and then this is the divergence from the reference, with the price in proportion to the reward. The paper that the article cites for it has the other one.
+# "Knowledge distillation in RLHF: Used to regularize a 'Policy' model against a 'Reference' model via KL-divergence, preventing 'reward hacking' while preserving the base model's knowledge", says article B. Such a leash is in use, it is the divergence from the reference, and how much it prevents and preserves is a matter of its price. The paper that the article cites for it has the other divergence.
 
 # %% tags=["hide-input"]
 said = (
@@ -1152,11 +1259,17 @@ said = (
     f"with the leash in the reward ($\\beta={BETA:g}$) it ended at $q^*\\propto p\\,e^{{r/\\beta}}$, {ended['with the leash']:.2f} nats away. No policy that is worth more than its reference, leash included, is farther from it than the range of the reward over $\\beta$. As a loss on the drawn tokens, in the mean, $k_1$ has no gradient and holds nothing, $k_2$ has that of the divergence and $k_3$ that of the other direction, and none counts what a word leads to."
 )
 if small.complete(ARMS):
-    said += f" In the records ({described(small)}, n = {small.mean('beta0', far_in).n} seeds) the divergence of a text, with its 95 % interval, and the mean reward are " + "; ".join(
-        f"{small.mean(arm, far_in).bracketed('.1f')} nats, {small.mean(arm, reward_in).mean:.1f} ({ARMS[arm]})"
-        for arm in ARMS
-        if arm != "standardised"
-    ) + "."  # fmt: skip
+    said += (
+        f" In the records ({described(small)}, n = {small.mean('beta0', far_in).n} seeds) the divergence of a text, with its 95 % interval, and the mean reward are "
+        + "; ".join(
+            f"{small.mean(arm, far_in).bracketed('.1f')} nats, {small.mean(arm, reward_in).mean:.1f} ({ARMS[arm]})"
+            for arm in ARMS
+            if arm != "standardised"
+        )
+        + f". Bits per byte of the books are {of_reference['bits_per_byte']:.3f} before, {small.mean('beta1', 'bits_per_byte').mean:.3f} after training with β = 1, and {small.mean('beta0', 'bits_per_byte').mean:.3f} without a leash. By a constant tilt's measure the places are poor: at equal divergence it earns "
+    )
+    tilts = sided(small, beyond_tilt, [a for a in ARMS if a not in ("beta0", "loss-k1")])
+    said += f"more than {', '.join(tilts['less']) or 'none'}, less than {', '.join(tilts['more']) or 'none'}, and is not told apart from {', '.join(tilts['not decided']) or 'none'}."  # fmt: skip
 verdict("B14", "corrected", said)
 
 # %% [markdown]
@@ -1164,7 +1277,7 @@ verdict("B14", "corrected", said)
 #
 # - **No human feedback.** The reward is a rule of one line. Rewards that are learned from preferences have errors of their own, and the leash is there for these above all: far from the reference, a learned reward has seen nothing. That cannot be seen with a rule that is exact everywhere.
 # - **Small models and short texts.** A few million parameters, twenty-five tokens of their own. What token losses leave out grows with the length of a text; how fast, is not measured there.
-# - **The tilted reference is a yardstick, not a bound.** The best policy of the language model is not known. A policy above the dashed line has learned to choose its places; one below may still be on its way.
+# - **The tilted reference is a yardstick, not a bound.** The best policy of the language model is not known. A policy above the dashed line has learned to choose its places; one below may still be on its way. The tilts have draws of their own, which the intervals over trainings do not hold.
 # - **One reward, one learning rate, few steps.** An arm's place after a fixed number of steps mixes where it goes with how fast.
 # - **Each batch is used once.** Programs that take several steps on one batch need PPO's ratio or another correction, and then have both divergences.
 # - **What divergence says.** A mean over texts may be small while some texts are far off, and a text may be likely under the reference and still be bad.
