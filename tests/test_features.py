@@ -232,7 +232,7 @@ def test_the_regressor_of_the_published_table():
     expected = ((convolved - mean) / (var + 1e-5).sqrt()).relu()
     torch.testing.assert_close(projector(features), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="takes maps"):
-        projector(features[..., 0])
+        projector(features[:, :, 0, 0])
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", "orthogonal"])
