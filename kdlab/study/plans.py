@@ -36,6 +36,7 @@ from .language_plans import (
 from .records import RecordError, book_folder, find_record
 from .spec import Spec
 from .tuning import Found
+from .when_it_pays import drafts_grown, held_out, when_it_pays, whose_text
 
 __all__ = [
     "GROWING",
@@ -76,7 +77,13 @@ PLANS: dict[str, Callable[[], list[Spec]]] = {
 }
 
 #: Plans that grow: functions of what looks for records.
-GROWING: dict[str, Callable[[Found], list[Spec]]] = {"grown": grown}
+GROWING: dict[str, Callable[[Found], list[Spec]]] = {
+    "grown": grown,
+    "when-it-pays": when_it_pays,
+    "when-it-pays-held-out": held_out,
+    "whose-text": whose_text,
+    "drafts-grown": drafts_grown,
+}
 
 
 def recorded(*books: Path) -> Found:

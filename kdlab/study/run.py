@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,8 +26,8 @@ from ..language import (
     write_cache,
 )
 from ..language.caches import text_checksum
-from ..language.text import text_name
-from ..objectives import PolicyGradient, reverse_kl
+from ..language.text import after_prompt, text_name, written
+from ..objectives import PolicyGradient, forward_kl, reverse_kl
 from ..objectives.checks import IGNORED
 from ..training import (
     Learner,
@@ -42,7 +43,7 @@ from ..training import (
 from ..training.state import checksum, state_of
 from ..training.distributed import by_the_first, rank_and_world
 from ..training.loop import Interruptible
-from ..training.measures import accuracy
+from ..training.measures import accuracy, agreement, all_logits, evaluation_mode
 from .records import RecordError, columns, find_record, provenance, write_record
 from .spec import Spec
 
@@ -345,6 +346,8 @@ def measured_texts(ended, data: TextData, teacher, how) -> Iterator[tuple[None, 
         found = measure_tokens(students, data.test, teacher=teacher, **how) if students else []
         for student, measures in zip(students, found, strict=True):
             measures["sample"] = sample_text(student, data, how["device"])
+            if teacher is not None and data.test.context > 2 * OWN_PROMPT:
+                measures["own_text"] = measured_own_text(student, data, teacher, how["device"])
     for (spec, student), measures in zip(ended, found, strict=True):
         if rewards := [term.reward for term in spec.objective.terms if isinstance(term, PolicyGradient)]:
             measures["policy"] = measured_policy(spec, student, rewards[0], data, teacher, how["device"])
@@ -364,6 +367,30 @@ def sample_text(student: nn.Module, data: TextData, device, *, tokens: int = 80)
     generator = torch.Generator(device).manual_seed(0)
     written = generate(student, prompt, tokens=tokens, generator=generator)
     return data.tokeniser.decode(written[0].tolist())
+
+
+#: How many texts measure a student on what it writes itself, and how many tokens of the test text each goes on from.
+OWN_TEXTS, OWN_PROMPT = 64, 32
+
+
+@torch.no_grad()
+def measured_own_text(student: nn.Module, data: TextData, teacher: nn.Module, device) -> dict[str, float]:
+    """How far a student is from its teacher on text that it has written itself, after prompts of the test text: means over its tokens.
+
+    ``kl_to_teacher`` is KL(teacher‖student) and ``reverse_kl`` KL(student‖teacher), in nats a token; ``agreement`` is on the likeliest.
+    """
+    generator, sums, tokens = torch.Generator(device).manual_seed(0), defaultdict(float), 0
+    blocks = Interruptible(data.test.spread(OWN_TEXTS), getattr(data.test, "stop", None))
+    with evaluation_mode(student), evaluation_mode(teacher):
+        for inputs, _, _ in blocks.batches(16):
+            text, labels = after_prompt(written(student, inputs.to(device), OWN_PROMPT, 1.0, generator), OWN_PROMPT)
+            counts = labels != IGNORED
+            z, t = (all_logits(model(text))[counts] for model in (student, teacher))
+            tokens += len(z)
+            sums["kl_to_teacher"] += forward_kl(z, t, reduction="sum").item()
+            sums["reverse_kl"] += reverse_kl(z, t, reduction="sum").item()
+            sums["agreement"] += agreement(z, t) * len(z)
+    return {name: total / tokens for name, total in sums.items()}
 
 
 #: How many texts measure a policy, and how many of them go on from one prompt.

@@ -25,10 +25,21 @@ class Try:
         return f"rate{self.learning_rate:.3g}" + ("" if self.weight == 1 else f"-weight{self.weight:.3g}")
 
 
+def validation_accuracy(record: dict) -> float:
+    """After the last epoch."""
+    return record["epochs"]["validation.accuracy"][-1]
+
+
+def validation_bits(record: dict) -> float:
+    """Minus the bits per byte of the validation text after the last epoch."""
+    return -record["epochs"]["validation.bits_per_byte"][-1]
+
+
 @dataclass(frozen=True)
 class Tuning:
     """How one method is tuned: four learning rates; at the best of them two other weights, or two rates between for a method
-    without a weight; the best two of the six once more, three times as long; the better of these is chosen.
+    without a weight; the best two of the six once more, three times as long; the better of these is chosen. (With one round, four
+    rates, of which the best is chosen.)
 
     A choice at the edge of the rates, or of the weights, tries one more beyond it, until the best lies inside or three more
     have been tried. Runs that diverged are the worst. All tries have a seed of their own, which no other run has.
@@ -38,7 +49,8 @@ class Tuning:
         weighted: whether the method has a weight.
         rates: learning rates, rising.
         weights: factors on the weight, tried at the best rate.
-        epochs: of the first round and of the second.
+        epochs: of the first round and of the second; with one number there is one round.
+        score: of a record, the higher the better.
 
     Source: Jamieson & Talwalkar (2016), successive halving, with two rungs.
     """
@@ -47,7 +59,8 @@ class Tuning:
     weighted: bool = True
     rates: tuple[float, ...] = (0.015, 0.05, 0.15, 0.5)
     weights: tuple[float, ...] = (1 / 3, 3.0)
-    epochs: tuple[int, int] = (5, 15)
+    epochs: tuple[int, ...] = (5, 15)
+    score: Callable[[dict], float] = validation_accuracy
 
     def first(self, found: Found) -> tuple[list[Try], bool]:
         """The tries of the first round as far as they are known, in order, and whether there will be no more."""
@@ -55,6 +68,8 @@ class Tuning:
         if not rested:
             return rates, False
         best = self._best(found, rates, self.epochs[0])
+        if not self.weighted and len(self.epochs) == 1:
+            return rates, True
         if not self.weighted:
             between = [Try(best.learning_rate * factor) for factor in (STEP**-0.5, STEP**0.5)]
             return rates + between, self._recorded(found, between)
@@ -77,24 +92,24 @@ class Tuning:
         return grid, added, False
 
     def second(self, found: Found) -> list[Try]:
-        """The best two of the first round; none before it is recorded."""
+        """The best two of the first round, or the best where it is the only one; none before it is recorded."""
         tries, rested = self.first(found)
         if not rested:
             return []
         score = partial(self._score, found, epochs=self.epochs[0])
-        return sorted(tries, key=score, reverse=True)[:2]
+        return sorted(tries, key=score, reverse=True)[: len(self.epochs)]
 
     def chosen(self, found: Found) -> Try | None:
         """The better of the two by the second round; None before it is recorded."""
         finalists = self.second(found)
-        if not finalists or not self._recorded(found, finalists, self.epochs[1]):
+        if not finalists or not self._recorded(found, finalists, self.epochs[-1]):
             return None
-        return self._best(found, finalists, self.epochs[1])
+        return self._best(found, finalists, self.epochs[-1])
 
     def specs(self, found: Found) -> list[Spec]:
         """The runs that are known so far: those of the first round, then of the second."""
         first = [self.spec(t, self.epochs[0]) for t in self.first(found)[0]]
-        return first + [self.spec(t, self.epochs[1]) for t in self.second(found)]
+        return first + [self.spec(t, epochs) for epochs in self.epochs[1:] for t in self.second(found)]
 
     def _recorded(self, found: Found, tries, epochs: int | None = None) -> bool:
         return all(found(self.spec(t, epochs or self.epochs[0])) is not None for t in tries)
@@ -104,4 +119,4 @@ class Tuning:
 
     def _score(self, found: Found, t: Try, *, epochs: int) -> float:
         record = found(self.spec(t, epochs))
-        return -inf if record["test"] is None else record["epochs"]["validation.accuracy"][-1]
+        return -inf if record["test"] is None else self.score(record)
