@@ -1608,6 +1608,12 @@ def test_what_is_masked_has_no_influence(name, blind, monkeypatch):
         assert near(found[:3], of_counted) and not found[3].any()
 
 
+def test_sentence_of_what_is_masked():
+    z, mask = torch.tensor([[1.0, 0.0], [math.nan, 0.0]]), torch.tensor([True, False])
+    assert "not refused" in refusal(lambda: soft_targets(z, z, mask=mask))
+    assert "has 1 of 4 entries that are NaN" in refusal(lambda: soft_targets(z, z))
+
+
 @blind
 def test_masked_features_and_labels_have_no_influence(blind, monkeypatch):
     unseen(monkeypatch, blind)
@@ -1873,7 +1879,7 @@ def test_gradient_norms_leave_out_frozen_layers():
 
 def test_soft_labels():
     z, t, y = pair(6, 3)
-    soft = 0.7 * F.one_hot(y, 3) + 0.3 * F.one_hot(y.flip(0), 3)
+    soft = 0.7 * F.one_hot(y, 3).double() + 0.3 * F.one_hot(y.flip(0), 3).double()
     mixed = 0.7 * cross_entropy(z, y) + 0.3 * cross_entropy(z, y.flip(0))
     assert near(CrossEntropy()(student_logits=z, labels=soft), mixed)
     smooth = 0.9 * mixed + 0.1 * cross_entropy(z, torch.full_like(z, 1 / 3))
