@@ -1488,6 +1488,8 @@ observed(
 # $0 \cdot \log 0$ is zero. On paper this is a convention. In floating point $0 \cdot (-\infty)$ is NaN.
 
 # %%
+from kdlab import objectives
+
 z_there, t_there = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
 absent = torch.tensor([[-torch.inf]])
 z_with, t_with = torch.cat([z_there, absent], 1), torch.cat([t_there, absent], 1)
