@@ -1591,6 +1591,77 @@ display(
 # %% [markdown]
 # **Caught by** `test_test_split_is_touched_once` and `test_every_arm_is_treated_alike`. *The test split notes when it is looked at: once, after the last epoch. The arms of a study have equal recipes but for what
 # is compared.*
+
+# %% [markdown]
+# ## Room seven: what is not there
+#
+# ### Exhibit 13. Nothing times infinity
+#
+# A word that does not exist has logit $-\infty$, and probability zero. **Written:** `(p * (log_p - log_q)).sum()`. **Meant:** the same sum, in which
+# $0 \cdot \log 0$ is zero. On paper this is a convention. In floating point $0 \cdot (-\infty)$ is NaN.
+
+# %%
+from kdlab import objectives
+
+z_there, t_there = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+absent = torch.tensor([[-torch.inf]])
+z_with, t_with = torch.cat([z_there, absent], 1), torch.cat([t_there, absent], 1)
+log_p_with, log_q_with = t_with.log_softmax(-1), z_with.log_softmax(-1)
+written = (log_p_with.exp() * (log_p_with - log_q_with)).sum()
+meant = objectives.forward_kl(z_with, t_with)
+print(f"written {written.item()}, meant {meant.item():.4f}, without the word {objectives.forward_kl(z_there, t_there).item():.4f}")
+assert written.isnan() and meant == objectives.forward_kl(z_there, t_there)
+
+# %% [markdown]
+# The same product hides behind masks. Padding may hold anything, NaN too. **Written:** compute all losses, then set those of padding to zero. **Meant:** take padding out
+# *before* anything is computed. The first gives the right value. Its gradient is $0 \cdot \mathrm{NaN}$.
+
+# %%
+padded = torch.tensor([[1.0, 0.0], [torch.nan, 0.0]], requires_grad=True)
+counts = torch.tensor([True, False])
+late = torch.where(counts, -padded.log_softmax(-1)[:, 0], 0.0).sum()
+early = objectives.cross_entropy(padded, torch.tensor([0, 0]), mask=counts, reduction="sum")
+slopes = [torch.autograd.grad(loss, padded)[0] for loss in (late, early)]
+print("values:", late.item(), early.item())
+print("gradients:", slopes[0].tolist(), slopes[1].tolist())
+assert late.isfinite() and slopes[0].isnan().any() and slopes[1].isfinite().all()
+
+# %% [markdown]
+# **Caught by** `test_a_class_that_does_not_exist_is_as_if_it_were_not_there` and `test_what_is_masked_has_no_influence`. *A class of logit* $-\infty$ *changes neither value nor gradient; neither does NaN where
+# the mask is false, for every loss.*
+#
+# ### Exhibit 14. Digits that a context manager takes away
+#
+# **Written:** the loss inside `torch.autocast`, beside the model. **Meant:** the model in half precision, the loss in full. Similarities of 300 are squared to 90,000, and float16
+# ends at 65,504.
+
+# %%
+strong = torch.tensor([[300.0, 0.0], [0.0, 300.0]])
+with torch.autocast("cpu", torch.float16):
+    gram = strong @ strong.T
+    guarded = objectives.similarity_preserving(strong, torch.ones(2, 2))
+print("Gram matrix within autocast:", gram.tolist())
+print(f"similarity preserving within autocast: {guarded.item():.4f}")
+assert gram.isinf().any() and guarded == objectives.similarity_preserving(strong, torch.ones(2, 2))
+
+# %% [markdown]
+# **Caught by** `test_objectives_are_right_under_autocast`. *Every objective gives the same bits inside autocast and outside.*
+#
+# ### Exhibit 15. Classes in the other axis
+#
+# **Written:** `softmax(-1)` of maps `(batch, classes, height, width)`. **Meant:** of the classes. Nothing fails: each row of pixels becomes a distribution over places.
+
+# %%
+maps = torch.randn(2, 21, 8, 8, generator=torch.Generator().manual_seed(0))
+over_width, over_classes = maps.softmax(-1), objectives.soften(maps, class_axis=1)
+print("sums over classes, written:", round(over_width.sum(1).mean().item(), 3), "meant:", round(over_classes.sum(1).mean().item(), 3))
+try:
+    objectives.soften(maps)
+except ValueError as error:
+    print(error)
+
+# %% [markdown]
+# **Caught by** `test_the_class_axis_is_said`. *Of four axes, the loss asks where the classes are.*
 #
 # (whole-museum)=
 # ## The whole museum

@@ -66,15 +66,15 @@ MUTATIONS = [
     Mutation(
         "T squared is left out of the soft targets",
         SOFT,
-        "reduce(_squared(temperature) * losses, mask, reduction, count)\n\n\ndef cross_entropy",
-        "reduce(losses, mask, reduction, count)\n\n\ndef cross_entropy",
+        "_reduced(_squared(temperature) * losses, mask, reduction, count)\n\n\ndef cross_entropy",
+        "_reduced(losses, mask, reduction, count)\n\n\ndef cross_entropy",
         "test_temperature_squared_in_closed_form",
     ),
     Mutation(
         "T squared is left out of decoupled distillation",
         SOFT,
-        "reduce(_squared(temperature) * losses, mask, reduction, count)\n\n\ndef _decoupled",
-        "reduce(losses, mask, reduction, count)\n\n\ndef _decoupled",
+        "_reduced(_squared(temperature) * losses, mask, reduction, count)\n\n\ndef _decoupled",
+        "_reduced(losses, mask, reduction, count)\n\n\ndef _decoupled",
         "test_temperature_squared[decoupled]",
     ),
     Mutation(
@@ -102,8 +102,8 @@ MUTATIONS = [
     Mutation(
         "the mean divides by the classes too",
         DIVERGENCES,
-        "p * r + log_q.exp() - p).clamp(min=0.0).sum(-1)",
-        "p * r + log_q.exp() - p).clamp(min=0.0).mean(-1)",
+        "p * r + q - p).clamp(min=0.0).sum(-1)",
+        "p * r + q - p).clamp(min=0.0).mean(-1)",
         "test_mean_over_classes",
     ),
     Mutation(
@@ -172,8 +172,8 @@ MUTATIONS = [
     Mutation(
         "the hard loss leaves the mask out",
         TERMS,
-        "return response.cross_entropy(student_logits, labels, mask=mask, count=count)",
-        "return response.cross_entropy(student_logits, labels.clamp(min=0), count=count)",
+        "student_logits, labels, mask=mask, count=count, class_axis=self.class_axis",
+        "student_logits, labels.clamp(min=0), count=count, class_axis=self.class_axis",
         "test_masks_and_counts_reach_every_term",
     ),
     Mutation(
@@ -201,30 +201,29 @@ MUTATIONS = [
     Mutation(
         "squared error of probabilities stands in for the divergence",
         SOFT,
-        'losses = forward_kl(student_logits, teacher_logits, temperature=temperature, reduction="none")',
-        "losses = (log_soften(student_logits, temperature).exp() - log_soften(teacher_logits, temperature).exp())"
-        ".square().mean(-1)",
+        "losses = _kl(log_softmax(teacher, temperature), log_softmax(student, temperature))",
+        "losses = (log_softmax(student, temperature).exp() - log_softmax(teacher, temperature).exp()).square().mean(-1)",
         "test_divergence_not_squared_error_of_probabilities",
     ),
     Mutation(
         "what is called KL is a cross-entropy",
         DIVERGENCES,
-        "return reduce(_kl(log_p, log_q), mask, reduction, count)",
-        "return reduce(-(log_p.exp() * log_q).sum(-1), mask, reduction, count)",
+        "return _reduced(_kl(log_p, log_q), mask, reduction, count)",
+        "return _reduced(-(log_p.exp() * log_q).sum(-1), mask, reduction, count)",
         "test_divergence_not_cross_entropy",
     ),
     Mutation(
         "what is called cross-entropy is a KL",
         SOFT,
-        "losses = -(target.to(log_q.dtype) * log_q).sum(-1)",
-        "losses = (target.to(log_q.dtype) * (target.to(log_q.dtype).log() - log_q)).sum(-1)",
+        "losses = -(p * log_q.masked_fill(p == 0, 0.0)).sum(-1)",
+        "losses = (p * (p.log() - log_q)).sum(-1)",
         "test_divergence_not_cross_entropy",
     ),
     Mutation(
         "forward KL goes from student to teacher",
         DIVERGENCES,
-        "return reduce(_kl(log_p, log_q), mask, reduction, count)",
-        "return reduce(_kl(log_q, log_p), mask, reduction, count)",
+        "return _reduced(_kl(log_p, log_q), mask, reduction, count)",
+        "return _reduced(_kl(log_q, log_p), mask, reduction, count)",
         "test_direction[forward KL]",
     ),
     Mutation(
@@ -244,8 +243,8 @@ MUTATIONS = [
     Mutation(
         "skewed reverse KL goes from the teacher",
         DIVERGENCES,
-        "reduce(_skewed(log_q, log_p, skew)",
-        "reduce(_skewed(log_p, log_q, skew)",
+        "_reduced(_skewed(log_q, log_p, skew)",
+        "_reduced(_skewed(log_p, log_q, skew)",
         "test_direction[skewed reverse KL]",
     ),
     Mutation(
@@ -258,8 +257,8 @@ MUTATIONS = [
     Mutation(
         "the unscaled Jensen-Shannon divergence jumps to the KL at beta 0",
         DIVERGENCES,
-        "losses = _kl(log_p, log_q) * scaled",
-        "losses = _kl(log_p, log_q)",
+        "losses = 0.0 * (log_p.exp() + log_q.exp()).sum(-1)\n    elif",
+        "losses = _kl(log_p, log_q)\n    elif",
         "test_divergences_do_not_jump_at_their_ends[JSD]",
     ),
     Mutation(
@@ -287,7 +286,7 @@ MUTATIONS = [
     Mutation(
         "the true class is masked by -1000",
         SOFT,
-        "log_softmax(logits.gather(-1, others), temperature)",
+        "log_softmax(other, temperature)",
         "torch.log_softmax(log_q.scatter_add(-1, true, torch.full_like(log_q, -1000.0)), -1)",
         "test_masks_of_minus_a_thousand",
     ),
@@ -364,12 +363,13 @@ MUTATIONS = [
     ),
     Mutation(
         "vocabularies of different size are padded with zeros",
-        DIVERGENCES,
-        "    check_same_shape(student_logits, teacher_logits)\n",
+        "objectives/softening.py",
+        "    student, teacher, temperature = classes_last(\n        class_axis, student_logits, teacher_logits",
         "    size = max(student_logits.shape[-1], teacher_logits.shape[-1])\n"
         "    student_logits, teacher_logits = (\n"
         "        torch.nn.functional.pad(x, (0, size - x.shape[-1])) for x in (student_logits, teacher_logits)\n"
-        "    )\n",
+        "    )\n"
+        "    student, teacher, temperature = classes_last(\n        class_axis, student_logits, teacher_logits",
         "test_vocabularies_of_different_size",
     ),
     # Language models
@@ -540,19 +540,15 @@ MUTATIONS = [
     Mutation(
         "the schedule of a temperature stays at its start",
         TERMS,
-        'how = {"temperature": at(self.temperature, progress), "mask": mask, "count": count}\n'
-        "        return type(self).function(",
-        'how = {"temperature": at(self.temperature, 0.0), "mask": mask, "count": count}\n'
-        "        return type(self).function(",
+        "temperature = at(self.temperature, progress)\n        return {",
+        "temperature = at(self.temperature, 0.0)\n        return {",
         "test_schedules_of_temperatures_reach_every_term",
     ),
     Mutation(
         "the schedule of the temperature of decoupled distillation stays at its start",
         TERMS,
-        'how = {"temperature": at(self.temperature, progress), "mask": mask, "count": count}\n'
-        "        return response.decoupled_kd(",
-        'how = {"temperature": at(self.temperature, 0.0), "mask": mask, "count": count}\n'
-        "        return response.decoupled_kd(",
+        "how = self._how(mask, count, progress)\n        return response.decoupled_kd(",
+        "how = self._how(mask, count, 0.0)\n        return response.decoupled_kd(",
         "test_schedules_of_temperatures_reach_every_term",
     ),
     Mutation(
@@ -688,8 +684,8 @@ MUTATIONS = [
     Mutation(
         "the normaliser of the contrast is not in the checkpoint",
         MEMORY,
-        'self.register_buffer("normalisers", torch.zeros(2))',
-        'self.register_buffer("normalisers", torch.zeros(2), persistent=False)',
+        'self.register_buffer("normalisers", torch.zeros(2, dtype=torch.float64))',
+        'self.register_buffer("normalisers", torch.zeros(2, dtype=torch.float64), persistent=False)',
         "test_each_part_of_the_checkpoint_is_needed[objective.terms.5.memory.normalisers]",
     ),
     Mutation(
@@ -761,9 +757,9 @@ MUTATIONS = [
         "a default of the soft targets crashes",
         SOFT,
         "    temperature=4.0,\n    mask: Tensor | None = None,\n    count=None,\n"
-        '    reduction: str = "batchmean",\n) -> Tensor:\n    r"""The soft-target',
+        '    reduction: str = "batchmean",\n    class_axis: int | None = None,\n) -> Tensor:\n    r"""The soft-target',
         "    temperature=None,\n    mask: Tensor | None = None,\n    count=None,\n"
-        '    reduction: str = "batchmean",\n) -> Tensor:\n    r"""The soft-target',
+        '    reduction: str = "batchmean",\n    class_axis: int | None = None,\n) -> Tensor:\n    r"""The soft-target',
         "test_every_default_runs[soft_targets]",
     ),
     Mutation(
@@ -772,6 +768,231 @@ MUTATIONS = [
         "batch_size: int = 500",
         "batch_size: int = 0",
         "test_every_default_of_training_runs[predict]",
+    ),
+    # What does not count, and what does not exist
+    Mutation(
+        "NaN at a masked position is computed with, and masked afterwards",
+        "objectives/softening.py",
+        "return x if mask is None or harmless else torch.where(mask.unsqueeze(-1), x, 0.0)",
+        "return x",
+        "test_what_is_masked_has_no_influence[soft targets-not looked at]",
+    ),
+    Mutation(
+        "NaN at a masked position is refused",
+        "objectives/checks.py",
+        "counted = logits.detach() if mask is None or not _inspectable(mask) else logits.detach()[mask]",
+        "counted = logits.detach()",
+        "test_sentence_of_what_is_masked",
+    ),
+    Mutation(
+        "NaN in masked attention reaches the gradient",
+        "objectives/attention.py",
+        "maps = [torch.where(counted, x, 0.0) for x in maps]",
+        "maps = [torch.where(counted.any(-1, keepdim=True), x, 0.0) for x in maps]",
+        "test_masked_features_and_labels_have_no_influence[not looked at]",
+        also=(("objectives/attention.py", "losses = (student - teacher).square().sum", "losses = (student - teacher).square().where(counted, 0.0).sum"),),
+    ),
+    Mutation(
+        "nothing times minus infinity is NaN",
+        DIVERGENCES,
+        "r = log_ratio.masked_fill(p == 0, -1.0)",
+        "r = log_ratio",
+        "test_a_class_that_does_not_exist_is_as_if_it_were_not_there[forward KL-not looked at]",
+    ),
+    Mutation(
+        "a class that does not exist is shuffled among those that do",
+        SOFT,
+        "last = true_class + 2.0 * teacher.isneginf()",
+        "last = true_class + 0.0",
+        "test_a_class_that_does_not_exist_is_as_if_it_were_not_there[shuffled-not looked at]",
+    ),
+    Mutation(
+        "classes that do not exist count in correlations",
+        SOFT,
+        "inter = reduce(_squared(temperature) * (1 - _correlation(p, q, -1, exists)), mask)",
+        "inter = reduce(_squared(temperature) * (1 - _correlation(p, q, -1)), mask)",
+        "test_a_class_that_does_not_exist_is_as_if_it_were_not_there[DIST-looked at]",
+    ),
+    Mutation(
+        "an infinite loss is returned",
+        "objectives/checks.py",
+        "if not _inspectable(losses) or torch.isfinite(losses).all():",
+        "if True:",
+        "test_probability_for_what_does_not_exist_is_refused",
+    ),
+    Mutation(
+        "the head of a language model knows no words that do not exist",
+        "objectives/vocabulary.py",
+        "return product.masked_fill_(p == 0, 0.0) if self.partial else product",
+        "return product.nan_to_num(0.1)",
+        "test_heads_of_words_that_do_not_exist",
+    ),
+    # Precision
+    Mutation(
+        "autocast halves the digits of a relation",
+        "objectives/relational.py",
+        "@without_autocast\ndef similarity_preserving(",
+        "def similarity_preserving(",
+        "test_objectives_are_right_under_autocast",
+    ),
+    Mutation(
+        "autocast reaches into a term of one's own",
+        TERMS,
+        'if "forward" in own:',
+        "if not own:",
+        "test_objectives_are_right_under_autocast",
+    ),
+    Mutation(
+        "the constant of CRD overflows for good",
+        MEMORY,
+        "score, negatives = score.double(), negatives.double()",
+        "score, negatives = score.float(), negatives.float()",
+        "test_the_constant_of_crd_does_not_overflow",
+        also=((MEMORY, "| ~torch.isfinite(first)", ""),),
+    ),
+    Mutation(
+        "estimates of a divergence are computed in half precision",
+        "objectives/policy.py",
+        "log_policy, log_reference = full_precision(log_policy), full_precision(log_reference)",
+        "log_policy, log_reference = log_policy + 0, log_reference + 0",
+        "test_estimates_of_a_divergence_keep_their_digits",
+    ),
+    Mutation(
+        "an estimate that overflows is returned",
+        "objectives/policy.py",
+        "and log_rho.max() > largest:",
+        "and log_rho.max() > largest**2:",
+        "test_estimates_of_a_divergence_keep_their_digits",
+    ),
+    Mutation(
+        "probabilities in bfloat16 are refused for their rounding",
+        "objectives/checks.py",
+        "counted.sum(-1, dtype=torch.float64) - 1).abs().amax()",
+        "counted.sum(-1) - 1).abs().amax()",
+        "test_targets_in_half_precision_are_distributions",
+        also=(("objectives/checks.py", "if not off <= max(1e-3, torch.finfo(target.dtype).eps):", "if not off <= 1e-3:"),),
+    ),
+    Mutation(
+        "a cache keeps nothing of the rest of a sure teacher",
+        "language/caches.py",
+        "probabilities *= 1 - torch.from_numpy(self._rest[places])",
+        "probabilities *= 1 - 0 * torch.from_numpy(self._rest[places])",
+        "test_the_rest_of_a_sure_teacher_is_kept",
+    ),
+    # Inputs that are not what they seem
+    Mutation(
+        "log-probabilities are taken for probabilities",
+        "objectives/sparse.py",
+        "if _inspectable(self.probabilities) and _inspectable(self.tokens):",
+        "if False:",
+        "test_sparse_targets_are_checked",
+    ),
+    Mutation(
+        "a truncated distribution is taken for a whole one",
+        "objectives/sparse.py",
+        "if not targets.rest and len(total) and total.min() < 1 - _close(p):",
+        "if False:",
+        "test_sparse_targets_are_checked",
+    ),
+    Mutation(
+        "temperatures are broadcast into nonsense",
+        "objectives/checks.py",
+        "if logits is not None and not _spreads(shape, tuple(logits.shape)):",
+        "if False:",
+        "test_temperatures_are_one_a_distribution",
+    ),
+    Mutation(
+        "maps are softened over their width",
+        "objectives/softening.py",
+        "(class_axis is None and logits.ndim < 4):",
+        "class_axis is None:",
+        "test_the_class_axis_is_said",
+    ),
+    Mutation(
+        "a restricted head keeps the bias of other words",
+        SEQUENCE,
+        "bias = None if logits.bias is None else logits.bias[which]",
+        "bias = None if logits.bias is None else logits.bias[: len(tokens)]",
+        "test_vocabularies_are_restricted_where_it_is_advised",
+    ),
+    Mutation(
+        "what is kept of other words stays among the chosen",
+        SEQUENCE,
+        "kept = targets.probabilities.where(there, 0.0)",
+        "kept = targets.probabilities",
+        "test_vocabularies_are_restricted_where_it_is_advised",
+    ),
+    Mutation(
+        "measures broadcast labels against predictions",
+        "training/measures.py",
+        "    logits, labels = _counted(logits, labels, mask, class_axis)\n    return (logits.argmax",
+        "    return (logits.argmax",
+        "test_measures_check_what_losses_check",
+    ),
+    Mutation(
+        "the divergence that is measured is NaN where words do not exist",
+        "training/measures.py",
+        ".masked_fill_(p == 0, 0.0).sum().item()",
+        ".sum().item()",
+        "test_measures_check_what_losses_check",
+    ),
+    Mutation(
+        "gradient norms stop at a frozen layer",
+        TERMS,
+        "norms, wrt = {}, [x for x in wrt if x.requires_grad]",
+        "norms, wrt = {}, [x for x in wrt if x.requires_grad][:1]",
+        "test_gradient_norms_leave_out_frozen_layers",
+    ),
+    # What users ask for
+    Mutation(
+        "soft labels are taken for those of tokens",
+        LOOP,
+        "if labels.ndim > 1 and not labels.is_floating_point():",
+        "if labels.ndim > 1:",
+        "test_soft_labels",
+    ),
+    Mutation(
+        "soft labels get a true class",
+        "objectives/checks.py",
+        "    if isinstance(labels, Tensor) and labels.is_floating_point():\n        raise TypeError(\n            f\"{who} needs",
+        "    if labels is None:\n        raise TypeError(\n            f\"{who} needs",
+        "test_soft_labels",
+    ),
+    Mutation(
+        "tokens of large vocabularies are written in 16 bits",
+        "data/tokens.py",
+        "np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)",
+        "np.dtype(np.uint16 if vocabulary <= 2**32 else np.uint32)",
+        "test_vocabularies_of_more_than_16_bits",
+    ),
+    Mutation(
+        "texts go on after their end",
+        "language/generation.py",
+        "following = following.masked_fill(ended, 0)",
+        "following = following + 0",
+        "test_nothing_is_learned_after_the_end_of_a_text",
+        also=(("language/generation.py", "if stop is not None and ended.all():", "if False:"),),
+    ),
+    Mutation(
+        "what follows the end of a text is learned",
+        "language/text.py",
+        "labels = labels.masked_fill(places >= text_lengths(text, prompt, stop)[:, None], IGNORED)",
+        "places = places + 0",
+        "test_nothing_is_learned_after_the_end_of_a_text",
+    ),
+    Mutation(
+        "T squared is left out of multi-label distillation",
+        "objectives/binary.py",
+        "return reduce(_squared(temperature) * losses, examples, reduction, count)",
+        "return reduce(losses, examples, reduction, count)",
+        "test_labels_that_do_not_exclude_each_other",
+    ),
+    Mutation(
+        "labels are averaged as classes are not",
+        "objectives/binary.py",
+        "losses = _kl(_with_absence(t), _with_absence(z)).where(counted, 0.0).sum(-1)",
+        "losses = _kl(_with_absence(t), _with_absence(z)).where(counted, 0.0).mean(-1)",
+        "test_labels_that_do_not_exclude_each_other",
     ),
 ]
 
@@ -791,8 +1012,8 @@ CONTROLS = {
     "no assertion failed, but test_direction": Mutation(
         "crash",
         DIVERGENCES,
-        "return reduce(_kl(log_p, log_q), mask",
-        "return reduce(no_such_name, mask",
+        "return _reduced(_kl(log_p, log_q), mask",
+        "return _reduced(no_such_name, mask",
         "test_direction",
     ),
 }

@@ -336,10 +336,12 @@ class OnTheFly(nn.Module):
 
     def __init__(self, kind):
         super().__init__()
-        kept = keep(distributions(gpt(1), text()), kind, 4, torch.Generator().manual_seed(0))
+        p = distributions(gpt(1), text())
+        kept = keep(p, kind, 4, torch.Generator().manual_seed(0))
         rounded = kept.probabilities.half().float()
-        total = 1 if kept.rest else rounded.sum(-1, keepdim=True)
-        self.kept = replace(kept, probabilities=rounded / total)
+        rounded = rounded / rounded.sum(-1, keepdim=True)
+        rest = p.scatter(-1, kept.tokens, 0.0).sum(-1, keepdim=True) if kept.rest else 0.0
+        self.kept = replace(kept, probabilities=rounded * (1 - rest))
 
     def forward(self, index):
         return self.kept[index]

@@ -15,13 +15,16 @@ from torch import nn
 
 from kdlab import objectives, training
 from kdlab.data import Examples, Split, Tokens
-from kdlab.language import CacheError, OwnText, TeacherCache, caches, text, write_cache
+from kdlab.data.tokens import mapped, numbered
+from kdlab.language import CacheError, OwnText, TeacherCache, caches, generate, text, write_cache
 from kdlab.models import GPT, Ahead, MultiToken
 from kdlab.objectives import (
     CRD,
     DIST,
     ActivationAttention,
     AttentionMaps,
+    BinaryCrossEntropy,
+    BinarySoftTargets,
     Constant,
     ContrastiveMemory,
     Cosine,
@@ -48,6 +51,7 @@ from kdlab.objectives import (
     SkewedReverseKL,
     SmoothedLabels,
     SoftTargets,
+    SparseTargets,
     SpreadSoftTargets,
     Step,
     Term,
@@ -55,6 +59,8 @@ from kdlab.objectives import (
     activation_attention,
     attention_from_qk,
     attention_map_mse,
+    binary_cross_entropy,
+    binary_soft_targets,
     cross_entropy,
     decoupled_kd,
     dist,
@@ -78,12 +84,14 @@ from kdlab.objectives import (
     reverse_kl,
     rkd_angle,
     rkd_distance,
+    sampled_kl,
     similarity_preserving,
     skewed_forward_kl,
     skewed_reverse_kl,
     smooth_labels,
     soft_targets,
     soften,
+    sparse_forward_kl,
     spread_dark_knowledge,
     standardise,
     terms,
@@ -1549,3 +1557,402 @@ def test_every_default_of_training_runs(name, digits, resnet, tmp_path):
         "save_model": store,
     }
     assert complaint(calls[name]) == ""
+
+
+# What does not count, and what does not exist
+
+
+def unseen(monkeypatch, blind):
+    """As on an accelerator and inside torch.compile: values are not looked at."""
+    if blind:
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+
+
+def shuffled(z, t, y, **how):
+    order = torch.Generator().manual_seed(0)
+    return soft_targets(z, permute_dark_knowledge(t, y, generator=order, mask=how.get("mask")), **how)
+
+
+def spread(z, t, y, **how):
+    return soft_targets(z, spread_dark_knowledge(t, y, temperature=4.0, mask=how.get("mask")), **how)
+
+
+EVERY_LOSS = {
+    **{name: without_labels(loss) for name, loss in {
+        "forward KL": forward_kl, "reverse KL": reverse_kl, "skewed forward KL": skewed_forward_kl,
+        "skewed reverse KL": skewed_reverse_kl, "JSD": generalised_jsd, "total variation": total_variation,
+        "acceptance": negative_log_acceptance, "soft targets": soft_targets, "squared error": logit_mse,
+        "centred error": partial(logit_mse, centred=True), "DIST": dist,
+        "JSD at its end": partial(generalised_jsd, beta=1.0, scaled=True), "zero": partial(skewed_forward_kl, skew=1.0),
+        "shapes": lambda z, t, **how: SoftTargets(standardised=True)(student_logits=z, teacher_logits=t, **how),
+    }.items()},
+    "labels": lambda z, t, y, **how: cross_entropy(z, y, **how),
+    "soft labels": lambda z, t, y, **how: cross_entropy(z, t.detach().softmax(-1), **how),
+    "decoupled": decoupled_kd, "both": partial(distillation_loss, hard_weight=0.5), "shuffled": shuffled, "spread": spread,
+}  # fmt: skip
+blind = pytest.mark.parametrize("blind", [False, True], ids=["looked at", "not looked at"])
+
+
+@blind
+@pytest.mark.parametrize("name", EVERY_LOSS)
+def test_what_is_masked_has_no_influence(name, blind, monkeypatch):
+    z, t, y = pair(4, 5)
+    unseen(monkeypatch, blind)
+    loss, mask = EVERY_LOSS[name], torch.tensor([True, True, True, False])
+    of_counted = gradient(loss, z[:3], t[:3], y[:3])
+    for there in (math.nan, math.inf, -math.inf):
+        z, t, y = z.clone(), t.clone(), y.clone()
+        z[3], t[3], y[3] = there, there, -100
+        assert near(loss(z, t, y, mask=mask), loss(z[:3], t[:3], y[:3]))
+        found = gradient(loss, z, t, y, mask=mask)
+        assert near(found[:3], of_counted) and not found[3].any()
+
+
+def test_sentence_of_what_is_masked():
+    z, mask = torch.tensor([[1.0, 0.0], [math.nan, 0.0]]), torch.tensor([True, False])
+    assert "not refused" in refusal(lambda: soft_targets(z, z, mask=mask))
+    assert "has 1 of 4 entries that are NaN" in refusal(lambda: soft_targets(z, z))
+
+
+@blind
+def test_masked_features_and_labels_have_no_influence(blind, monkeypatch):
+    unseen(monkeypatch, blind)
+    s, t, _ = pair(4, 5)
+    mask, nan = torch.tensor([True, True, True, False]), math.nan
+    s[3] = t[3] = nan
+    for loss in (hidden_mse, hidden_cosine):
+        found = gradient(loss, s, t, mask=mask)
+        assert near(found[:3], gradient(loss, s[:3], t[:3])) and not found[3].any()
+    maps, teacher = torch.rand(2, 1, 2, 3, 3, dtype=torch.float64)
+    maps[:, :, 2], maps[:, :, :, 2] = nan, nan
+    found = gradient(attention_map_mse, maps, teacher, mask=torch.tensor([[True, True, False]]))
+    assert near(found[..., :2, :2], gradient(attention_map_mse, maps[..., :2, :2], teacher[..., :2, :2]))
+    assert torch.isfinite(found).all()
+    keys, queries = torch.rand(2, 1, 1, 3, 4, dtype=torch.float64)
+    keys[..., 2, :] = nan
+    seen = torch.tensor([True, True, False])
+    found = gradient(lambda q, k: attention_from_qk(q, k, mask=seen).square().sum(), queries, keys)
+    assert near(found, gradient(lambda q, k: attention_from_qk(q, k).square().sum(), queries, keys[..., :2, :]))
+    z, y = torch.randn(1, 4, 5, dtype=torch.float64), torch.tensor([[1, 2, 3, -100]])
+    z[0, 3] = nan
+    found = gradient(lambda z, t: objectives.TextKL("exact")(student_logits=z, teacher_logits=t, labels=y), z, z.flip(-1))
+    assert torch.isfinite(found).all() and not found[0, 3].any()
+    few = SparseTargets(torch.tensor([[1, 0], [-9, 7]]), torch.tensor([[0.9, 0.1], [nan, nan]], dtype=torch.float64), 5)
+    found = gradient(sparse_forward_kl, z[0, 2:], few, mask=torch.tensor([True, False]))
+    assert near(found[:1], gradient(sparse_forward_kl, z[0, 2:3], few[:1])) and not found[1].any()
+
+
+@blind
+@pytest.mark.parametrize("name", EVERY_LOSS)
+def test_a_class_that_does_not_exist_is_as_if_it_were_not_there(name, blind, monkeypatch):
+    unseen(monkeypatch, blind)
+    z, t, y = pair(4, 5)
+    if name in ("spread", "shuffled"):
+        y = torch.full_like(y, 4)
+    loss, nothing = EVERY_LOSS[name], torch.full((4, 2), -math.inf, dtype=torch.float64)
+    longer = [torch.cat([x[:, :3], nothing, x[:, 3:]], 1) for x in (z, t)]
+    moved = torch.where(y > 2, y + 2, y)
+    if name == "shuffled":  # which classes are drawn differs; what they are does not
+        once = shuffled(*longer, moved)
+        assert math.isfinite(once)
+        return
+    assert near(loss(*longer, moved), loss(z, t, y))
+    found = gradient(loss, longer[0], longer[1], moved)
+    assert near(found[:, [0, 1, 2, 5, 6]], gradient(loss, z, t, y)) and not found[:, 3:5].any()
+
+
+def test_probability_for_what_does_not_exist_is_refused(monkeypatch):
+    z, t = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, -math.inf]])
+    for infinite in (lambda: reverse_kl(z, t), lambda: forward_kl(t, z), lambda: cross_entropy(t, torch.tensor([2]))):
+        assert "is infinite" in refusal(infinite)
+    for finite in (forward_kl(z, t), generalised_jsd(z, t), total_variation(z, t), skewed_reverse_kl(z, t)):
+        assert math.isfinite(finite)
+    assert "−∞ in every class" in refusal(lambda: soften(t - math.inf))
+    unseen(monkeypatch, True)
+    assert reverse_kl(z, t) == math.inf  # and never a number
+
+
+def refusal(call):
+    """The sentence with which something is refused; of what is not, what it returned."""
+    try:
+        return f"not refused: {call()}"
+    except (ValueError, TypeError) as error:
+        return str(error)
+
+
+def test_heads_of_words_that_do_not_exist():
+    h, W, y = torch.randn(4, 3), torch.randn(6, 3), torch.tensor([0, 1, 2, 3])
+    b = torch.tensor([0.0, 0.0, 0.0, 0.0, -math.inf, -math.inf])
+    for term in (ForwardKL(), ReverseKL(), SkewedForwardKL(), GeneralisedJSD(), TotalVariation(), NegativeLogAcceptance(), SoftTargets()):
+        found = []
+        for bias, rows in ((b, slice(None)), (b[:4], slice(4))):
+            hidden = h.clone().requires_grad_()
+            teacher = HeadLogits(h.flip(0), W[rows], bias)
+            total, _ = (CrossEntropy() + term)(student_logits=HeadLogits(hidden, W[rows], bias), teacher_logits=teacher, labels=y)
+            found.append((total, *torch.autograd.grad(total, hidden)))
+        assert all(near(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*found, strict=True)), term
+
+
+# Precision that a loop of one's own undoes
+
+
+def test_objectives_are_right_under_autocast():
+    generator = torch.Generator().manual_seed(0)
+    s, t = 30 * torch.randn(2, 6, 8, generator=generator)
+    y, index = torch.tensor([0, 1, 0, 1, 2, 2]), torch.arange(6)
+    crd = CRD("a", student_width=8, teacher_width=8, examples=9, width=4, negatives=9, momentum=0.0)
+    projected = HiddenMSE("a", projector=Projector("linear", 8, 8))
+    seen = {"student_hidden": {"a": s}, "teacher_hidden": {"a": t}, "labels": y, "index": index}
+
+    class Mine(Term):  # a term of one's own
+        def forward(self, *, student_hidden, teacher_hidden, **_):
+            return (student_hidden["a"] @ teacher_hidden["a"].T).sum()
+
+    losses = {
+        "similarity": lambda: similarity_preserving(s, t),
+        "InfoNCE": lambda: info_nce(s, t),
+        "angle": lambda: rkd_angle(s, t),
+        "maps": lambda: attention_from_qk(s[None], t[None]),
+        "projector": lambda: projected(**seen),
+        "CRD": lambda: (torch.manual_seed(0), crd.eval(), crd(**seen))[-1],
+        "one's own": lambda: Mine()(**seen),
+    }
+    for name, loss in losses.items():
+        outside = loss()
+        crd.memory.normalisers.zero_()
+        crd.memory._normalised = False
+        for kind in (torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", kind):
+                assert torch.equal(loss(), outside), name
+    with torch.autocast("cpu", torch.float16):
+        large = torch.tensor([[300.0, 0.0], [0.0, 300.0]])
+        assert near(similarity_preserving(large, torch.ones(2, 2)), 1 - math.sqrt(0.5), rtol=1e-6)
+
+
+def test_the_constant_of_crd_does_not_overflow():
+    memory = ContrastiveMemory(4, 4, 8, width=4, negatives=8, temperature=0.01)
+    x = torch.eye(4)
+    memory.teacher_bank.entries[:4] = memory.student_bank.entries[:4] = x
+    with torch.no_grad():
+        for each in (memory.student_map, memory.teacher_map):
+            each.map.weight.copy_(x)
+            each.map.bias.zero_()
+    assert torch.isfinite(memory(x, x, torch.arange(4), torch.arange(4))) and torch.isfinite(memory.normalisers).all()
+
+
+def test_estimates_of_a_divergence_keep_their_digits():
+    log_q, log_p = torch.tensor([-20.0, -0.25], dtype=torch.float16), torch.tensor([-1.0, -0.5], dtype=torch.float16)
+    for kind in ("k1", "k2", "k3"):
+        assert near(sampled_kl(log_q, log_p, kind), sampled_kl(log_q.float(), log_p.float(), kind))
+    far = torch.tensor([-201.0]), torch.tensor([-1.0])
+    assert sampled_kl(*far, "k1").item() == -200 and sampled_kl(*far, "k2").item() == 20_000
+    assert "it was not drawn from the policy" in refusal(lambda: sampled_kl(*far))
+    assert "holds log-probabilities" in refusal(lambda: sampled_kl(torch.tensor([0.5]), torch.tensor([-1.0])))
+
+
+def test_targets_in_half_precision_are_distributions():
+    for seed in range(50):
+        z, t, _ = pair(8, 100, seed=seed)
+        target = t.softmax(-1).bfloat16()
+        assert "not refused" in refusal(lambda z=z, target=target: cross_entropy(z, target))
+    assert "sums to 1 only within" in refusal(lambda: cross_entropy(z, target * 0.98))
+
+
+def test_the_rest_of_a_sure_teacher_is_kept(tmp_path):
+    class Sure(nn.Module):
+        def forward(self, tokens):
+            z = torch.zeros(*tokens.shape, 7)
+            z[..., 3] = math.log(6 * (1 - 8e-5) / 8e-5)
+            return z
+
+    row = numbered([0, 1, 2, 3, 4, 5, 6] * 3, 7)
+    tokens = Tokens(row, 6, torch.ones(7, dtype=torch.long))
+    write_cache(tmp_path / "cache", Sure(), tokens, kind="top-k-rest", entries=1)
+    kept = TeacherCache(tmp_path / "cache")(torch.tensor([0]))
+    assert near(1 - kept.probabilities.double().sum(-1), torch.full((1, 6), 8e-5), rtol=2e-3)
+    z = Sure()(torch.zeros(1, 6))
+    assert gradient(sparse_forward_kl, z, kept).abs().max() < 1e-6
+
+
+# Inputs that are not what they seem
+
+
+def test_sparse_targets_are_checked():
+    two = torch.tensor([[0, 1]])
+    for bad, sentence in (
+        ([[-0.1, -2.4]], "log-probabilities go into SparseTargets.from_log_probabilities"),
+        ([[0.9, 0.4]], "is more than one"),
+        ([[0.9, -0.1]], "negative or NaN"),
+        ([[math.nan, 0.1]], "negative or NaN"),
+    ):
+        assert sentence in refusal(lambda bad=bad: SparseTargets(two, torch.tensor(bad), 5))
+    for tokens in ([[0, 5]], [[-1, 0]]):
+        assert "must lie in 0 … 4" in refusal(lambda tokens=tokens: SparseTargets(torch.tensor(tokens), torch.tensor([[0.5, 0.5]]), 5))
+    some = torch.tensor([[0.5, 0.2]])
+    assert "say rest=True" in refusal(lambda: sparse_forward_kl(torch.zeros(1, 5), SparseTargets(two, some, 5)))
+    z, log_p = torch.randn(1, 5), torch.tensor([[0.5, 0.2, 0.0]]).log()  # two entries, and none
+    of_server = SparseTargets.from_log_probabilities(torch.tensor([[0, 1, -1]]), log_p, 5)
+    assert near(sparse_forward_kl(z, of_server), sparse_forward_kl(z, SparseTargets(two, some, 5, rest=True)), rtol=1e-6)
+    assert "one token twice" in refusal(lambda: SparseTargets.from_log_probabilities(two * 0, some.log(), 5))
+
+
+def test_temperatures_are_one_a_distribution():
+    z, t, _ = pair(4, 3, 5)
+    good = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    for shape in ((4, 1), (3, 1), (1, 4, 3, 1)):
+        T = good.new_ones(shape)
+        T.view(-1)[0] = 2
+        for loss in (soft_targets, dist):
+            assert "not one a distribution" in refusal(lambda loss=loss, T=T: loss(z, t, temperature=T))
+        assert "not one a distribution" in refusal(lambda T=T: soften(z, T))
+    assert "not one a distribution" in refusal(lambda: soften(z[0, :1], good[:, None]))
+    each = [soft_targets(z[i], t[i], temperature=float(T)) for i, T in enumerate(good)]
+    assert near(soft_targets(z, t, temperature=good[:, None, None]), torch.stack(each).mean())
+
+
+def test_the_class_axis_is_said():
+    z, t, y = pair(2, 4, 4, 5)
+    maps = [x.movedim(-1, 1) for x in (z, t)]
+    for name, loss in EVERY_LOSS.items():
+        if name not in ("soft labels", "shuffled", "spread", "shapes"):
+            assert near(loss(*maps, y, class_axis=1), loss(z, t, y, class_axis=-1)), name
+    assert near(soften(maps[0], class_axis=1), soften(z, class_axis=-1).movedim(-1, 1))
+    assert near(entropy(maps[0], class_axis=1), entropy(z, class_axis=-1))
+    square = torch.zeros(2, 4, 4, 4)  # whose labels fit either way
+    for unsaid in (lambda: soften(z), lambda: soft_targets(*maps), lambda: cross_entropy(maps[0], y),
+                   lambda: cross_entropy(square, y[..., :4].clamp(max=3)), lambda: accuracy(square, y.clamp(max=3))):  # fmt: skip
+        assert "say class_axis=1" in refusal(unsaid)
+    assert near(accuracy(maps[0], y, class_axis=1), accuracy(z, y))
+    term = CrossEntropy(class_axis=1) + SoftTargets(class_axis=1)
+    total, _ = term(student_logits=maps[0], teacher_logits=maps[1], labels=y, mask=y >= 0)
+    assert near(total, cross_entropy(z, y) + soft_targets(z, t, class_axis=-1))
+
+
+def test_vocabularies_are_restricted_where_it_is_advised():
+    h, W, b, t = torch.randn(4, 3), torch.randn(8, 3), torch.randn(8), torch.randn(4, 6)
+    full = F.linear(h, W, b)
+    advice = refusal(lambda: forward_kl(full, t))
+    assert "restrict_vocabulary(student_logits, torch.arange(6))" in advice
+    for tokens in (torch.arange(6), torch.tensor([7, 1, 2, 3, 4, 0])):
+        shorter = restrict_vocabulary(HeadLogits(h, W, b), tokens)
+        assert near(shorter.dense(), restrict_vocabulary(full, tokens), rtol=1e-5, atol=1e-6)
+    kept = SparseTargets(torch.tensor([[0, 7, 2]]), torch.tensor([[0.5, 0.25, 0.25]]), 8)
+    fewer = restrict_vocabulary(kept, torch.tensor([2, 5, 0]))
+    assert near(fewer.dense(), [[1 / 3, 0, 2 / 3]], rtol=1e-6) and fewer.vocabulary == 3
+    padded = restrict_vocabulary(replace(kept, probabilities=torch.tensor([[0.5, 0.0, 0.25]]), rest=True), torch.arange(7))
+    assert padded.rest and near(padded.dense(), [[0.5, 0, 0.25, 0, 0, 0, 0]], rtol=1e-6)
+
+
+def test_measures_check_what_losses_check():
+    z = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    for measured in (accuracy, expected_calibration_error, measure):
+        assert "do not fit" in refusal(lambda measured=measured: measured(z, torch.tensor([[1], [0]])))
+        assert "pass mask=labels >= 0" in refusal(lambda measured=measured: measured(z, torch.tensor([-100, 0])))
+        assert "NaN" in refusal(lambda measured=measured: measured(z * math.nan, torch.tensor([1, 0])))
+    y = torch.tensor([-100, 0])
+    assert accuracy(z, y, mask=y >= 0) == 1 and measure(z, y, z, mask=y >= 0)["kl_to_teacher"] == 0
+    assert "same examples" in refusal(lambda: agreement(z, z[:1]))
+    sequence = z[None].expand(3, 2, 2), torch.tensor([[1, 0]] * 3)
+    assert near(expected_calibration_error(*sequence), expected_calibration_error(z, torch.tensor([1, 0])))
+    words = torch.cat([z, torch.full((2, 1), -math.inf)], 1)
+    assert measure(words, torch.tensor([1, 0]), words) == measure(z, torch.tensor([1, 0]), z)
+    sums = measures.defaultdict(float)
+    log_q = log_soften(words)
+    measures._add_up(sums, log_q, torch.tensor([1, 0]), log_q)
+    assert sums["kl_to_teacher"] == 0
+
+
+def test_gradient_norms_leave_out_frozen_layers():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].weight.requires_grad_(False)
+    objective = 1.0 * CrossEntropy()
+    total, values = objective(student_logits=model(torch.ones(1, 3)), labels=torch.tensor([0]))
+    norms = objective.gradient_norms(values, model.parameters())
+    total.backward()
+    by_hand = sum(p.grad.square().sum() for p in model.parameters() if p.grad is not None).sqrt()
+    assert near(norms["CrossEntropy"], by_hand, rtol=1e-6)
+    assert "none of these requires a gradient" in refusal(lambda: objective.gradient_norms(values, [model[0].weight]))
+
+
+# What users ask for
+
+
+def test_soft_labels():
+    z, t, y = pair(6, 3)
+    soft = 0.7 * F.one_hot(y, 3).double() + 0.3 * F.one_hot(y.flip(0), 3).double()
+    mixed = 0.7 * cross_entropy(z, y) + 0.3 * cross_entropy(z, y.flip(0))
+    assert near(CrossEntropy()(student_logits=z, labels=soft), mixed)
+    smooth = 0.9 * mixed + 0.1 * cross_entropy(z, torch.full_like(z, 1 / 3))
+    assert near(SmoothedLabels(0.1)(student_logits=z, labels=soft), smooth)
+    for term in (DecoupledKD(), PermutedSoftTargets(), SpreadSoftTargets()):
+        said = refusal(lambda term=term: term(student_logits=z, teacher_logits=t, labels=soft))
+        assert said.startswith(type(term).__name__) and "soft labels" in said
+    head = HeadLogits(torch.zeros(6, 2), torch.zeros(3, 2))
+    assert "CrossEntropy" in refusal(lambda: (1.0 * CrossEntropy())(student_logits=head, labels=soft.float()))
+    model = nn.Linear(3, 3)
+    examples = Examples(z.float(), soft.float())
+    objective = CrossEntropy() + SoftTargets() + HiddenMSE("")
+    try:
+        history = fit(model, objective, train=examples, teacher=nn.Linear(3, 3), validation=examples, recipe=replace(QUICK, batch_size=3))
+    except (ValueError, TypeError, RuntimeError) as error:
+        history = error
+    assert isinstance(history, list), history
+    with torch.no_grad():
+        assert near(history[-1]["validation"]["cross_entropy"], cross_entropy(model(z.float()), soft.float()), rtol=1e-5)
+
+
+def test_vocabularies_of_more_than_16_bits(tmp_path):
+    ids, large = [1, 70_000, 65_536, 2, 3, 99_999, 7], 100_000
+    tokens = Tokens(numbered(ids, large), 3, torch.ones(large, dtype=torch.long))
+    inputs, labels, _ = next(tokens.batches(2))
+    assert inputs.flatten().tolist() == ids[:6] and labels.flatten().tolist() == ids[1:]
+    (tmp_path / "ids.bin").write_bytes(np.array(ids, dtype=np.uint32).tobytes())
+    assert torch.equal(mapped(tmp_path / "ids.bin", large), tokens.labels)
+    small = Tokens(numbered([0, 65_535, 3, 4], 65_536), 3, torch.ones(65_536, dtype=torch.long))
+    assert small.labels.dtype == torch.int16 and next(small.batches(1))[0].tolist() == [[0, 65_535, 3]]
+
+
+class Counting(nn.Module):
+    """Writes the next number, whatever was before."""
+
+    vocabulary, context = 10, 99
+
+    def cache(self, batch):
+        return type("Forgets", (), {"rewind": lambda self, lengths: None})()
+
+    def forward(self, tokens, cache=None):
+        return 90.0 * F.one_hot((tokens + 1) % 10, 10).float()
+
+
+def test_nothing_is_learned_after_the_end_of_a_text():
+    prompts = torch.tensor([[1, 2], [5, 9], [7, 7]])
+    assert generate(Counting(), prompts, tokens=4, stop=9).tolist() == [
+        [1, 2, 3, 4, 5, 6], [5, 9, 0, 1, 2, 3], [7, 7, 8, 9, 0, 0]]  # fmt: skip
+    assert generate(Counting(), prompts[2:], tokens=4).tolist() == [[7, 7, 8, 9, 0, 1]]
+    assert generate(Counting(), prompts[2:], tokens=4, stop=(8, 9)).tolist() == [[7, 7, 8, 0, 0, 0]]
+    inputs = torch.tensor([[7, 7, 0, 0, 0]])
+    generator = torch.Generator().manual_seed(0)
+    _, labels = OwnText(prompt=2, stop=9)(Counting(), inputs, inputs, 0.5, generator)
+    assert labels.tolist() == [[-100, 8, 9, -100, -100]]
+    assert repr(OwnText()) == "OwnText(prompt=32, probability=1.0, temperature=1.0, after=0.0, copies=1)"
+
+
+def test_labels_that_do_not_exclude_each_other():
+    z, t, _ = pair(4, 3)
+    y = (t > 0).double()
+    for T in (1.0, 4.0, 50.0):
+        assert near(binary_soft_targets(z, t, temperature=T), reference.binary_soft_targets(z, t, T).mean())
+        slope = reference.binary_soft_targets_gradient(z, t, T) / 4
+        assert near(gradient(binary_soft_targets, z, t, temperature=T), slope)
+    assert near(binary_cross_entropy(z, y), F.binary_cross_entropy_with_logits(z, y) * 3)
+    two = torch.stack([z, torch.zeros_like(z)], -1), torch.stack([t, torch.zeros_like(t)], -1)
+    assert near(binary_soft_targets(z, t), 3 * soft_targets(*two))
+    mask = torch.ones(4, 3, dtype=torch.bool)
+    mask[0, 0] = mask[3] = False
+    z[~mask] = math.nan
+    found = gradient(binary_soft_targets, z, t, mask=mask)
+    assert near(found[1:3] * 3, gradient(binary_soft_targets, z[1:3], t[1:3]) * 2) and not found[~mask].any()
+    assert "labels.float()" in refusal(lambda: BinaryCrossEntropy()(student_logits=t, labels=y.long()))
+    assert "0 … 1" in refusal(lambda: BinaryCrossEntropy()(student_logits=t, labels=y + 0.5))
+    assert "logits.unsqueeze(-1)" in refusal(lambda: binary_soft_targets(t[0], t[0]))
+    assert near(BinarySoftTargets()(student_logits=t + 1, teacher_logits=t, labels=y), binary_soft_targets(t + 1, t))

@@ -329,9 +329,9 @@ def test_a_tokeniser_comes_back_from_disk(tmp_path):
     assert back.encode(text).ids == tokeniser().encode(text).ids
 
 
-@pytest.mark.parametrize("vocabulary", [0, 256, 65_537])
+@pytest.mark.parametrize("vocabulary", [0, 256])
 def test_a_vocabulary_without_room_or_beyond_16_bits_is_refused(vocabulary):
-    with pytest.raises(ValueError, match=f"a vocabulary has 257 to 65,536 tokens, not {vocabulary}"):
+    with pytest.raises(ValueError, match=f"a vocabulary has at least 257 tokens, not {vocabulary}"):
         train_tokeniser(["text"], vocabulary)
 
 

@@ -42,10 +42,6 @@ class Tokens:
             raise ValueError(
                 "tokens are 16-bit numbers in a row, or int32 where there are more: kdlab.data.tokens.numbered(ids, vocabulary)."
             )
-        if self.labels.dtype == torch.int16 and len(self.token_bytes) > 2**16:
-            raise ValueError(
-                f"16-bit numbers do not name {len(self.token_bytes)} tokens: kdlab.data.tokens.numbered(ids, vocabulary)."
-            )
         if len(self.labels) <= self.context:
             raise ValueError(
                 f"a text of {len(self.labels)} tokens is too short for one block of {self.context} and what follows it."

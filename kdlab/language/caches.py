@@ -191,11 +191,10 @@ class TeacherCache(nn.Module):
         places = index.cpu().numpy()
         tokens = torch.from_numpy(self._tokens[places].astype(np.int64)).to(index.device)
         probabilities = torch.from_numpy(self._probabilities[places].astype(np.float32)).to(index.device)
-        whole = 1.0
-        if self._rest is not None:
-            whole = 1 - torch.from_numpy(self._rest[places]).to(index.device)[..., None]
         # Of the entries half precision has kept three digits; what they sum to is known better.
-        probabilities = probabilities * (whole / probabilities.sum(-1, keepdim=True))
+        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+        if self._rest is not None:
+            probabilities *= 1 - torch.from_numpy(self._rest[places]).to(index.device)[..., None]
         return SparseTargets(tokens, probabilities, self.header["vocabulary"], self._rest is not None)
 
     @property

@@ -4,6 +4,7 @@ May import torch alone.
 """
 
 from .attention import activation_attention, attention_from_qk, attention_map_mse
+from .binary import binary_cross_entropy, binary_soft_targets
 from .contrastive import ContrastiveMemory, MemoryBank, info_nce
 from .conventions import Convention, loss_as_in, weight_factor
 from .divergences import (
@@ -48,6 +49,8 @@ from .softening import entropy, log_soften, soften
 from .sparse import SparseTargets, sparse_forward_kl
 from .terms import (
     DIST,
+    BinaryCrossEntropy,
+    BinarySoftTargets,
     CrossEntropy,
     DecoupledKD,
     ForwardKL,
@@ -71,6 +74,8 @@ from .vocabulary import HeadLogits
 __all__ = [
     "ActivationAttention",
     "AttentionMaps",
+    "BinaryCrossEntropy",
+    "BinarySoftTargets",
     "CRD",
     "Constant",
     "ContrastiveMemory",
@@ -114,6 +119,8 @@ __all__ = [
     "advantages",
     "attention_from_qk",
     "attention_map_mse",
+    "binary_cross_entropy",
+    "binary_soft_targets",
     "cross_entropy",
     "decoupled_kd",
     "dist",

@@ -24,7 +24,7 @@ from torch import Tensor
 from .checks import IGNORED, check_fraction, check_same_shape, check_temperature, counted_labels
 from .divergences import forward_kl, generalised_jsd, reverse_kl
 from .response import cross_entropy
-from .softening import soften
+from .softening import counted_rows, soften
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,9 @@ def loss_as_in(
     """
     plain = labels is None or (hard_weight == 0 and bool(_convention(library).without_labels))
     convention = _convention(library, labelled=not plain or mask is not None)
-    check_same_shape(student_logits, teacher_logits)
+    real = mask if mask is not None or labels is None else labels != IGNORED
+    fits = all(isinstance(x, Tensor) for x in (real, student_logits)) and real.shape == student_logits.shape[:-1]
+    check_same_shape(student_logits, teacher_logits, real if convention.masked and fits else None)
     _check_number(temperature)
     if student_logits.ndim < 2 or (convention.images and student_logits.ndim > 2):
         takes = "(batch, N)" if convention.images else "(batch, ..., N)"
@@ -201,18 +203,18 @@ def loss_as_in(
     weights = _weights(library, convention, labels, hard_weight, soft_weight)
 
     everywhere = torch.ones_like(student_logits[..., 0], dtype=torch.bool)
-    real = mask if mask is not None else everywhere if labels is None else labels != IGNORED
+    real = everywhere if real is None else real
     if labels is not None:
         labels = counted_labels(labels, student_logits, real)
     counted = real if convention.masked else everywhere
     total = _divergence(convention, beta)(
-        student_logits, teacher_logits, temperature=temperature, mask=counted, reduction="sum"
+        student_logits, teacher_logits, temperature=temperature, mask=counted, reduction="sum", class_axis=-1
     )
     positions, classes = counted.sum().clamp(min=1), student_logits.shape[-1]
     soft = _scaled(total, convention, temperature, counted.shape, positions, max_length, classes)
     if plain or weights is None:
         return soft
-    return weights[0] * cross_entropy(student_logits, labels, mask=real) + weights[1] * soft
+    return weights[0] * cross_entropy(student_logits, labels, mask=real, class_axis=-1) + weights[1] * soft
 
 
 def weight_factor(
@@ -292,8 +294,9 @@ def _divergence(convention, beta):
     }[_kind(convention, beta)]
 
 
-def _soft_cross_entropy(student_logits, teacher_logits, *, temperature, **how):
-    return cross_entropy(student_logits, soften(teacher_logits, temperature), temperature=temperature, **how)
+def _soft_cross_entropy(student_logits, teacher_logits, *, temperature, mask, **how):
+    target = soften(counted_rows(teacher_logits, mask), temperature, class_axis=-1)
+    return cross_entropy(student_logits, target, temperature=temperature, mask=mask, **how)
 
 
 def _scaled(total, convention, temperature, shape, positions, max_length, classes):

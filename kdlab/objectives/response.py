@@ -186,12 +186,16 @@ def logit_mse(
     tensor(1.)
     """
     student, teacher, _ = prepared(student_logits, teacher_logits, mask=mask, class_axis=class_axis)
-    absent = student.isneginf() & teacher.isneginf()
-    classes = (~absent).sum(-1, keepdim=True)
-    difference = (full_precision(student) - full_precision(teacher)).masked_fill(absent, 0.0)
+    difference = full_precision(student) - full_precision(teacher)
+    total, classes, absent = difference.sum(-1, keepdim=True), student.shape[-1], None
+    if not _inspectable(total) or not torch.isfinite(total).all():
+        absent = student.isneginf() & teacher.isneginf()
+        classes, difference = (~absent).sum(-1, keepdim=True), difference.masked_fill(absent, 0.0)
+        total = difference.sum(-1, keepdim=True)
     if centred:
-        difference = (difference - difference.sum(-1, keepdim=True) / classes).masked_fill(absent, 0.0)
-    return _reduced(difference.square().sum(-1) / classes.squeeze(-1), mask, reduction, count)
+        difference = difference - total / classes
+        difference = difference if absent is None else difference.masked_fill(absent, 0.0)
+    return _reduced((difference.square().sum(-1, keepdim=True) / classes).squeeze(-1), mask, reduction, count)
 
 
 def standardise(logits: Tensor, *, class_axis: int | None = None) -> Tensor:
@@ -217,13 +221,19 @@ def standardise(logits: Tensor, *, class_axis: int | None = None) -> Tensor:
 
 def standardised(logits: Tensor) -> Tensor:
     """What :func:`standardise` computes, unchecked."""
-    logits, absent = full_precision(logits), logits.isneginf()
+    logits = full_precision(logits)
     shifted = logits - logits.detach().amax(-1, keepdim=True)  # exactly zero where all are equal
-    shifted = shifted.masked_fill(absent, 0.0)
-    classes = (~absent).sum(-1, keepdim=True)
-    centred = (shifted - shifted.sum(-1, keepdim=True) / classes).masked_fill(absent, 0.0)
-    variance = centred.square().sum(-1, keepdim=True) / (classes - 1).clamp(min=1)
-    return (centred / variance.where(variance > 0, 1.0).sqrt()).masked_fill(absent, -torch.inf)
+    total, classes, absent = shifted.sum(-1, keepdim=True), logits.shape[-1], None
+    if not _inspectable(total) or not torch.isfinite(total).all():
+        absent = logits.isneginf()
+        shifted, classes = shifted.masked_fill(absent, 0.0), (~absent).sum(-1, keepdim=True)
+        total = shifted.sum(-1, keepdim=True)
+    centred = shifted - total / classes
+    centred = centred if absent is None else centred.masked_fill(absent, 0.0)
+    others = classes - 1 if absent is None else (classes - 1).clamp(min=1)
+    variance = centred.square().sum(-1, keepdim=True) / others
+    shaped = centred / variance.where(variance > 0, 1.0).sqrt()
+    return shaped if absent is None else shaped.masked_fill(absent, -torch.inf)
 
 
 def decoupled_kd(
@@ -280,9 +290,9 @@ def _decoupled(logits, labels, temperature):
     log_q = log_softmax(logits, temperature)
     rest = log_sum_exp(log_q.gather(-1, others))
     other = logits.gather(-1, others)
-    alone = other.isneginf().all(-1, keepdim=True)  # no other class exists: nothing is spread over them
-    among = log_softmax(other.masked_fill(alone, 0.0), temperature)
-    return torch.cat([log_q.gather(-1, true), rest], -1), among
+    if not _inspectable(rest) or rest.isneginf().any():  # where no other class exists, nothing is spread over them
+        other = other.masked_fill(rest.isneginf(), 0.0)
+    return torch.cat([log_q.gather(-1, true), rest], -1), log_softmax(other, temperature)
 
 
 def dist(

@@ -14,7 +14,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from . import divergences, response, vocabulary
+from . import binary, divergences, response, vocabulary
 from .checks import check_distribution, check_fraction, check_indices, check_temperature, check_weight, counted_labels
 from .schedules import Schedule, at
 from .softening import classes_last, prepared, without_autocast
@@ -122,7 +122,7 @@ class Objective(nn.Module):
                     )
                 if getattr(term, "class_axis", None) not in (None, -1):
                     raise TypeError(f"{name}: HeadLogits have their classes in the last axis, not in {term.class_axis}.")
-                if "labels" in needed and seen["labels"].is_floating_point():
+                if "labels" in needed and _soft(seen["labels"]):
                     raise TypeError(
                         f"{name} takes class indices where the student returns HeadLogits: for soft labels let it return all "
                         "logits, with fused = False, or give student_logits.dense()."
@@ -168,7 +168,7 @@ class Objective(nn.Module):
             student_logits,
             teacher_logits if "teacher_logits" in needed else None,
             # Also where no term looks at them: a label of −100 says that a token does not count.
-            None if labels is not None and labels.is_floating_point() else labels,
+            None if _soft(labels) else labels,
             mask=mask,
             count=count,
             progress=progress,
@@ -253,6 +253,11 @@ class Objective(nn.Module):
 
     def __repr__(self):
         return " + ".join(f"{_shown(weight)} * {term!r}" for weight, term in _weighted(self))
+
+
+def _soft(labels):
+    """Whether labels are probabilities."""
+    return isinstance(labels, Tensor) and labels.is_floating_point()
 
 
 def _weighted(part):
@@ -368,8 +373,9 @@ class SmoothedLabels(Term):
         return _options(smoothing=self.smoothing, class_axis=self.class_axis)
 
     def forward(self, *, student_logits, labels, mask=None, count=None, **_):
-        student, labels = classes_last(self.class_axis, student_logits, labels, fits=mask if labels.is_floating_point() else labels)
-        if labels.is_floating_point():
+        soft = _soft(labels)
+        student, labels = classes_last(self.class_axis, student_logits, labels, fits=mask if soft else labels)
+        if soft:
             check_distribution(labels, student, mask)
             even = torch.full_like(labels, 1 / student.shape[-1])
             labels = labels if mask is None else torch.where(mask.unsqueeze(-1), labels, even)
@@ -495,6 +501,31 @@ class SoftTargets(_Softened):
 
     def on_tokens(self, tokens):
         return by_autograd(self, tokens) if self.options else super().on_tokens(tokens)
+
+
+class BinaryCrossEntropy(Term):
+    """Labels that do not exclude each other, ``(B, L)``: :func:`~kdlab.objectives.binary.binary_cross_entropy`."""
+
+    needs_teacher = False
+
+    def forward(self, *, student_logits, labels, mask=None, count=None, **_):
+        binary.check_present(labels)
+        return binary.binary_cross_entropy(student_logits, labels, mask=mask, count=count)
+
+
+class BinarySoftTargets(_Softened):
+    """Soft targets of labels that do not exclude each other: :func:`~kdlab.objectives.binary.binary_soft_targets`."""
+
+    def __init__(self, temperature=4.0):
+        super().__init__(temperature)
+
+    def forward(self, *, student_logits, teacher_logits, labels=None, mask=None, count=None, progress=None, **_):
+        if labels is not None:
+            binary.check_present(labels)
+        how = {"temperature": at(self.temperature, progress), "mask": mask, "count": count}
+        return binary.binary_soft_targets(student_logits, teacher_logits.detach(), **how)
+
+    on_tokens = Term.on_tokens
 
 
 class SparseForwardKL(Term):

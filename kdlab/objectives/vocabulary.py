@@ -169,9 +169,8 @@ class Softened:
 
     @cached_property
     def log_ratio(self):
-        """log p/q; zero where neither exists."""
-        ratio = self.log_p - self.log_q
-        return ratio.masked_fill_(self.log_p.isneginf() & self.log_q.isneginf(), 0.0) if self.partial else ratio
+        """log p/q."""
+        return self.log_p - self.log_q
 
     @cached_property
     def difference(self):
@@ -187,7 +186,8 @@ class Softened:
     def log_ratio_within_exp(self):
         """log p/q where its exponential is finite: beyond, what it is multiplied with in a mixture is zero."""
         limit = 0.9 * math.log(torch.finfo(self.log_q.dtype).max)
-        return self.log_ratio.clamp(-limit, limit)
+        ratio = self.log_ratio.nan_to_num(nan=0.0) if self.partial else self.log_ratio  # NaN where neither exists
+        return ratio.clamp(-limit, limit)
 
     def gradient(self, qs: Tensor) -> Tensor:
         """q·(s − Σ q·s)/T of q·s, which is overwritten."""
@@ -280,7 +280,7 @@ def negative_log_acceptance(at: Softened):
     shared = torch.logsumexp(minimum, -1)
     apart = at.difference.abs().sum(-1) / 2
     losses = minus_log_shared(shared, apart)
-    below = (1 + at.log_ratio.sign()).div_(2)  # there min(p, q) is q
+    below = (1 + at.log_ratio_within_exp.sign()).div_(2)  # there min(p, q) is q
     return losses, at.gradient(minimum.sub_(shared[..., None]).exp_().mul_(below).neg_())
 
 

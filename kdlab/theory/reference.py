@@ -81,6 +81,23 @@ def negative_log_acceptance(student_logits, teacher_logits, temperature=1.0):
     return -np.logaddexp.reduce(np.minimum(log_p, log_q), -1)
 
 
+def binary_soft_targets(student_logits, teacher_logits, temperature=1.0):
+    r""":math:`T^2\sum_l D_{\mathrm{KL}}((p_l, 1-p_l)\,\|\,(q_l, 1-q_l))`, :math:`q_l = \sigma(z_l/T)`: each label a softmax of
+    :math:`(z_l, 0)`.
+
+    >>> round(float(binary_soft_targets([3.0, 1.0], [1.0, 2.0], temperature=1e3)), 6)  # Σ (z − t)²/8
+    0.625
+    """
+    z, t = (np.stack([x, np.zeros_like(x)], -1) for x in map(np.float64, (student_logits, teacher_logits)))
+    return temperature**2 * forward_kl(z, t, temperature).sum(-1)
+
+
+def binary_soft_targets_gradient(student_logits, teacher_logits, temperature=1.0):
+    r""":math:`T(q_l - p_l)`."""
+    q, p = (1 / (1 + np.exp(-np.float64(x) / temperature)) for x in (student_logits, teacher_logits))
+    return temperature * (q - p)
+
+
 def logit_mse(student_logits, teacher_logits):
     r""":math:`\frac1N\sum_i (z_i - t_i)^2`."""
     difference = np.asarray(student_logits, dtype=np.float64) - np.asarray(teacher_logits, dtype=np.float64)
