@@ -963,8 +963,8 @@ MUTATIONS = [
     Mutation(
         "soft labels are compared with the predicted class",
         "training/measures.py",
-        "likeliest = labels.argmax(-1) if labels.is_floating_point() else labels",
-        "likeliest = labels.argmin(-1) if labels.is_floating_point() else labels",
+        "labels = labels.argmax(-1)",
+        "labels = labels.argmin(-1)",
         "test_soft_labels_are_one_an_example",
     ),
     Mutation(
