@@ -4,8 +4,10 @@
 """
 
 import math
+import random
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdlab import objectives, training
-from kdlab.data import Examples, Split, Tokens
+from kdlab.data import DataError, Examples, Split, Tokens, images
 from kdlab.data.tokens import mapped, numbered
 from kdlab.language import CacheError, OwnText, TeacherCache, caches, generate, text, write_cache
+from kdlab.language.huggingface import CausalLM, without_adapter
 from kdlab.models import GPT, Ahead, MultiToken
 from kdlab.objectives import (
     CRD,
@@ -116,6 +119,7 @@ from kdlab.training import (
     measures,
     predict,
     save_model,
+    state,
     taps,
 )
 
@@ -1370,6 +1374,432 @@ def test_schedule_of_the_learning_rate_fires(digits, linear, monkeypatch, option
     assert follows_the_schedule(digits, linear(0), recipe, closed)
     monkeypatch.setattr(Recipe, "learning_rate_at", lambda self, epoch: self.learning_rate)
     assert not follows_the_schedule(digits, linear(0), recipe, closed)
+
+
+# Models, teachers and data as they come
+
+
+def ran(call):
+    """What a call gives; that it fails is the assertion's matter, not an error of the test."""
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        return pytest.fail(repr(error))
+
+
+def language_model(kind="llama", **adapters):
+    """A small model of transformers whose weights are large enough to matter, and adapters that are not zero."""
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    shape = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    torch.manual_seed(0)
+    if kind == "llama":
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, max_position_embeddings=16))
+    else:
+        words = {**shape, "model_type": "gemma2", "head_dim": 4, "num_key_value_heads": 1, "final_logit_softcapping": 2.0}
+        sees = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        model = transformers.PaliGemmaForConditionalGeneration(
+            transformers.PaliGemmaConfig(
+                text_config={**words, "max_position_embeddings": 16},
+                vision_config={"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14, **sees},
+            )
+        )
+    for p in model.parameters():
+        p.data.mul_(20 if p.ndim > 1 else 1)
+    return peft.get_peft_model(model, peft.LoraConfig(init_lora_weights=False, **adapters)) if adapters else model
+
+
+WORDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+
+
+def test_a_head_that_is_no_plain_map_is_called():
+    """Adapters on the head are passed by: its weight is read, and they neither say nor learn anything."""
+    inner = language_model(target_modules=["q_proj", "lm_head"])
+    known = inner(input_ids=WORDS).logits
+    assert ran(lambda: torch.allclose(CausalLM(inner)(WORDS), known, atol=1e-4))
+    with pytest.raises(ValueError, match="no plain linear map"):
+        CausalLM(inner).fused = True
+
+
+def test_a_fused_head_is_compared_as_it_runs():
+    """The comparison at the beginning is passed by a factor that is one then."""
+
+    class Scaled(type(language_model())):
+        scale = 1.0
+
+        def forward(self, input_ids, logits_to_keep=0, **named):
+            output = super().forward(input_ids, logits_to_keep=logits_to_keep, **named)
+            output.logits = output.logits * self.scale
+            return output
+
+    lm = CausalLM(Scaled(language_model().config))
+    lm.fused = True
+    lm.model.scale = 2.0
+    with pytest.raises(ValueError, match="scales its logits"):
+        lm(WORDS)
+
+
+@pytest.mark.parametrize("what", ["softcap", "context"])
+@torch.no_grad()
+def test_a_nested_text_configuration_is_read(what):
+    """The softcap and the context are looked for beside the configuration of the text, and not in it."""
+    inner = language_model("nested").eval()
+    lm = CausalLM(inner)
+    if what == "context":
+        assert lm.context == 16
+        return
+    ran(lambda: setattr(lm, "fused", True))
+    assert near(lm(WORDS).dense(), inner(input_ids=WORDS).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("what", ["logits", "trained"])
+def test_adapters_are_off_in_their_own_teacher(what):
+    """A teacher that is the student itself says what the student says; or a look at it thaws what was frozen."""
+    lm = CausalLM(language_model(target_modules=["q_proj", "v_proj"]))
+    adapters = [p for p in lm.parameters() if p.requires_grad]
+    adapters[0].requires_grad_(False)
+    before = [p.requires_grad for p in lm.parameters()]
+    found = without_adapter(lm)(WORDS)
+    if what == "trained":
+        assert [p.requires_grad for p in lm.parameters()] == before
+        return
+    for p in adapters:
+        p.data.zero_()
+    assert near(found, lm(WORDS), rtol=1e-4, atol=1e-4) and not found.requires_grad
+
+
+class Seen(ForwardKL):
+    """What a teacher said of the examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, **seen):
+        self.seen.append((seen["index"], seen["teacher_logits"]))
+        return super().forward(**seen)
+
+
+def flat_examples(n=32):
+    generator = torch.Generator().manual_seed(0)
+    return Examples(torch.randn(n, 6, generator=generator), torch.arange(n) % 3)
+
+
+BRIEF = Recipe(epochs=1, batch_size=8, learning_rate=0.1, augment=False, schedule="constant")
+
+
+def test_a_student_that_shares_memory_is_no_student():
+    """Parameters of another name, or other objects, are the teacher's own numbers."""
+    teacher, student = nn.Linear(6, 3), nn.Linear(6, 3)
+    student.weight = nn.Parameter(teacher.weight.data)
+    with pytest.raises(ValueError, match="share 'weight': training the one would change the other"):
+        fit(student, ForwardKL(), train=flat_examples(), teacher=teacher, recipe=BRIEF)
+
+
+@pytest.mark.parametrize("what", ["dropout", "statistics"])
+def test_a_shared_backbone_leaves_the_teacher_as_it_was(what):
+    """What is frozen is shared: the teacher looks with the student's dropout, or its running statistics move."""
+    torch.manual_seed(0)
+    part = nn.Dropout(0.5) if what == "dropout" else nn.BatchNorm1d(6)
+    backbone = nn.Sequential(nn.Linear(6, 6), part).requires_grad_(False)
+    teacher, student = (nn.Sequential(backbone, nn.Linear(6, 3)) for _ in range(2))
+    train, term = flat_examples(), Seen()
+    if what == "statistics":
+        with pytest.raises(ValueError, match="share '0.1.running_mean'.*requires_grad_.False..eval"):
+            fit(student, term, train=train, teacher=teacher, recipe=BRIEF)
+        part.eval()
+    fit(student, term, train=train, teacher=teacher, recipe=BRIEF)
+    assert student.training and part.training == (what == "dropout")
+    with torch.no_grad(), training.evaluation_mode(teacher):
+        known = teacher(train.inputs)
+    assert all(torch.allclose(logits, known[index], atol=1e-6) for index, logits in term.seen)
+
+
+def test_a_frozen_layer_stays_frozen():
+    """Batch normalisation that was frozen moves on, for the student is put in training mode as a whole."""
+    student = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    student[1].requires_grad_(False).eval()
+    before = student[1].running_mean.clone()
+    fit(student, CrossEntropy(), train=flat_examples(), recipe=BRIEF, validation=flat_examples())
+    assert torch.equal(student[1].running_mean, before)
+    assert [layer.training for layer in student] == [True, False, True]
+
+
+def test_a_student_that_was_measured_trains_all_the_same():
+    """A layer without parameters is taken for a frozen one, and dropout stays off."""
+    student = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 3)).eval()
+    fit(student, CrossEntropy(), train=flat_examples(), recipe=BRIEF)
+    assert student[0].training
+
+
+def test_a_convolution_of_three_axes_trains():
+    """Channels-last is asked of what has five axes."""
+    student = nn.Sequential(nn.Conv3d(1, 3, 1), nn.Flatten(), nn.Linear(24, 3))
+    train = Examples(torch.randn(8, 1, 2, 2, 2), torch.arange(8) % 3)
+    assert len(ran(lambda: fit(student, CrossEntropy(), train=train, recipe=BRIEF))) == 1
+
+
+class Counting(nn.Linear):
+    """A layer with state that is no tensor."""
+
+    counted = None
+
+    def get_extra_state(self):
+        return {"counted": self.counted, "kind": torch.float32, "pair": (1, torch.ones(2)), "raw": b"ab"}
+
+    def set_extra_state(self, state):
+        self.counted, self.restored = state["counted"], state
+
+
+@pytest.mark.parametrize("what", ["checksum", "model", "run"])
+def test_state_that_is_no_tensor_is_kept(what, tmp_path):
+    """A state dict is taken for tensors alone."""
+    one, other = Counting(6, 3), Counting(6, 3)
+    one.counted = [1, 2.5, "three", None]
+    other.load_state_dict({k: v for k, v in one.state_dict().items() if k != "_extra_state"}, strict=False)
+    if what == "checksum":
+        sums = [ran(lambda module=module: state.checksum(module.state_dict().items())) for module in (one, one, other)]
+        assert sums[0] == sums[1] != sums[2]
+    elif what == "model":
+        ran(lambda: save_model(tmp_path / "model", one, {}))
+        ran(lambda: load_model(tmp_path / "model", other))
+        assert other.counted == one.counted and other.restored["raw"] == b"ab"
+        assert other.restored["kind"] is torch.float32 and torch.equal(other.restored["pair"][1], torch.ones(2))
+    else:
+        how = {"train": flat_examples(), "recipe": BRIEF, "checkpoint": tmp_path / "run", "teacher": nn.Linear(6, 3)}
+        ran(lambda: fit(one, ForwardKL(), **how))
+        ran(lambda: fit(other, ForwardKL(), **how))
+        assert other.counted == one.counted and torch.equal(other.weight, one.weight)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_teacher_teaches_and_is_stored(tmp_path):
+    """Packed weights are neither shape nor tensor."""
+    made = [torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(6, 3))) for _ in range(2)]
+    ran(lambda: fit(nn.Linear(6, 3), ForwardKL(), train=flat_examples(), teacher=made[0], recipe=BRIEF))
+    ran(lambda: save_model(tmp_path / "model", made[0], {}))
+    ran(lambda: load_model(tmp_path / "model", made[1]))
+    inputs = flat_examples().inputs
+    assert torch.equal(made[0](inputs), made[1](inputs))
+
+
+def test_a_compiled_model_is_the_same_model(tmp_path):
+    """The wrapper's name is part of every name in its checkpoint."""
+
+    class Compiled(nn.Module):  # as torch.compile has it
+        def __init__(self, model):
+            super().__init__()
+            self._orig_mod = model
+
+    one, other = nn.Linear(6, 3), nn.Linear(6, 3)
+    save_model(tmp_path / "model", Compiled(one), {})
+    ran(lambda: load_model(tmp_path / "model", other))
+    assert torch.equal(one.weight, other.weight)
+    save_model(tmp_path / "again", nn.Sequential(nn.Linear(6, 3)), {})
+    ran(lambda: load_model(tmp_path / "again", nn.Sequential(Compiled(one))))
+    assert not torch.equal(one.weight, other.weight)
+
+
+def test_bfloat16_that_is_emulated_is_not_fast(monkeypatch):
+    """T4, V100 and P100 say that they support it."""
+    for capability, fast in (((6, 0), "float32"), ((7, 0), "float32"), ((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None, known=capability: known)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+        assert fast_precision("cuda") == fast
+
+
+HALF = replace(BRIEF, epochs=3, precision="float16")
+
+
+def test_small_gradients_are_scaled_in_float16():
+    """A gradient of 1e-8 is zero in float16."""
+    student = nn.Linear(6, 3)
+    before = student.weight.detach().clone()
+    fit(student, 1e-8 * CrossEntropy(), train=flat_examples(), recipe=replace(HALF, learning_rate=1e5, weight_decay=0.0))
+    moved = (student.weight - before).abs()
+    assert moved.min() > 1e-6 and moved.max() < 0.1
+
+
+def test_gradients_are_scaled_back_before_they_are_used():
+    """They are clipped, or measured, with the scale on them."""
+    found = []
+    for precision in ("float32", "float16"):
+        torch.manual_seed(0)
+        student = nn.Linear(6, 3)
+        recipe = replace(HALF, precision=precision, max_gradient_norm=0.1, weight_decay=0.0)
+        history = fit(student, CrossEntropy(), train=flat_examples(), recipe=recipe, gradient_norms=True)
+        found.append((student.weight.detach(), history[0]["CrossEntropy.gradient_norm"]))
+    assert near(*(weight for weight, _ in found), rtol=0.01, atol=0.01)
+    assert near(*(norm for _, norm in found), rtol=0.01, atol=0.01)
+
+
+def test_a_run_in_float16_goes_on_with_its_scale(tmp_path):
+    """The scale begins anew, and with it steps are left out."""
+
+    def trained(path, stop_after=None):
+        torch.manual_seed(0)
+        student = nn.Linear(6, 3)
+
+        def report(entry):
+            if entry["epoch"] == stop_after:
+                raise InterruptedError
+
+        how = {"train": flat_examples(), "recipe": replace(HALF, learning_rate=1e-6), "checkpoint": tmp_path / path}
+        try:
+            history = fit(student, 1e4 * CrossEntropy(), **how, report=report)
+        except InterruptedError:
+            return trained(path)
+        return student.weight.detach(), [entry["gradient_scale"] for entry in history]
+
+    whole, scales = trained("whole")
+    assert scales[0] < 65536.0
+    resumed, again = trained("parts", stop_after=1)
+    assert torch.equal(whole, resumed) and scales == again
+
+
+class Crops(torch.utils.data.Dataset):
+    """Draws at random when it is asked for an example, from all three generators."""
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        noise = torch.rand(6) + float(np.random.rand()) + random.random()  # noqa: NPY002
+        return noise + index, index % 3
+
+
+def test_a_loader_can_be_gone_on_with(tmp_path):
+    """Order and augmentation are drawn from wherever the generators stand."""
+
+    def trained(path, stop_after=None):
+        torch.manual_seed(0 if stop_after is None else 1)
+        random.seed(stop_after)
+        np.random.seed(stop_after)  # noqa: NPY002
+        student = nn.Linear(6, 3)
+        nn.init.ones_(student.weight), nn.init.zeros_(student.bias)
+        steps = iter(range(100))
+        how = {"train": torch.utils.data.DataLoader(Crops(), 8, shuffle=True), "recipe": replace(BRIEF, epochs=2), "checkpoint": tmp_path / path}
+        try:
+            fit(student, CrossEntropy(), **how, stop=None if stop_after is None else lambda: next(steps) == stop_after)
+        except training.Stopped:
+            return trained(path)
+        return student.weight.detach()
+
+    whole = trained("whole")
+    assert torch.equal(whole, trained("parts", 2)) and torch.equal(whole, trained("others", 4))
+
+
+def test_what_cannot_be_validated_is_known_at_once():
+    """A validation that cannot be read fails after a whole epoch."""
+    entries = []
+    for validation, sentence in (
+        ([(torch.zeros(1, 6), torch.zeros(1))], "validation is a Split"),
+        (Examples(torch.zeros(4, 6), torch.ones(4, 3)), "no probabilities of classes"),
+    ):
+        with pytest.raises((TypeError, ValueError, RuntimeError), match=sentence):
+            fit(nn.Linear(6, 3), CrossEntropy(), train=flat_examples(), validation=validation, recipe=BRIEF, report=entries.append)
+    assert not entries
+
+
+class Reader(nn.Module):
+    """A mean over tokens that are no padding."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.words, self.head = nn.Embedding(9, 6), nn.Linear(6, classes)
+
+    def forward(self, input_ids, attention_mask=None):
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        hidden = self.words(input_ids) * mask[..., None]
+        return self.head(hidden.sum(1) / mask.sum(1, keepdim=True))
+
+
+def read_examples(n=16):
+    generator = torch.Generator().manual_seed(0)
+    inputs = {"input_ids": torch.randint(9, (n, 5), generator=generator), "attention_mask": torch.ones(n, 5, dtype=torch.long)}
+    inputs["attention_mask"][:, 3:] = 0
+    return Examples(inputs, torch.arange(n) % 3)
+
+
+def test_a_dictionary_is_read_by_its_names():
+    """Inputs that are a dictionary reach the model as one argument, or without some of them."""
+    torch.manual_seed(0)
+    student, teacher, train = Reader(), Reader(), read_examples()
+    with torch.no_grad():
+        known = teacher(**train.inputs)
+    assert torch.equal(ran(lambda: predict(teacher, train)), known)
+    assert torch.equal(ran(lambda: Taps(teacher)(train.inputs))[0], known)
+    term = Seen()
+    ran(lambda: fit(student, term, train=train, teacher=teacher, validation=train, recipe=replace(BRIEF, micro_batches=2)))
+    assert all(torch.allclose(logits, known[index], atol=1e-6) for index, logits in term.seen)
+
+
+class Tagger(Reader):
+    """One row of logits a token."""
+
+    def forward(self, input_ids, attention_mask):
+        return self.head(self.words(input_ids))
+
+
+def test_padding_of_a_dictionary_is_not_matched():
+    """Hidden states of padding are matched as those of words."""
+    torch.manual_seed(0)
+    student, teacher, read = Tagger(), Tagger(), read_examples()
+    labels = torch.ones(16, 5, dtype=torch.long).masked_fill(read.inputs["attention_mask"] == 0, -100)
+    labels[:, 0] = -100  # is read, and not learned from
+    difference = (student.words(read.inputs["input_ids"]) - teacher.words(read.inputs["input_ids"])).square().mean(-1)
+    known = difference[:, :3].mean().item()
+    for parts in (1, 2):
+        recipe = replace(BRIEF, batch_size=16, micro_batches=parts, learning_rate=1e-12)
+        (entry,) = fit(student, HiddenMSE("words"), train=Examples(read.inputs, labels), teacher=teacher, recipe=recipe)
+        assert near(entry["HiddenMSE"], known, rtol=1e-5)
+
+
+def test_labels_that_are_the_tokens_themselves_are_refused():
+    """transformers shifts labels inside its models; here a token would be learned from itself."""
+    ids = torch.tensor([[1, 2, 3], [4, 5, 0]])
+    with pytest.raises(ValueError, match="labels are the input_ids themselves"):
+        Examples({"input_ids": ids}, ids.masked_fill(ids == 0, -100))
+    assert len(Examples({"input_ids": ids[:, :-1]}, ids[:, 1:])) == 2
+
+
+def test_soft_labels_are_one_an_example():
+    """Probabilities of classes are taken for labels of tokens, and masked."""
+    torch.manual_seed(0)
+    train = flat_examples()
+    mixed = Examples(train.inputs, torch.softmax(torch.randn(32, 3), -1))
+    student = nn.Linear(6, 3)
+    known = cross_entropy(student(mixed.inputs), mixed.labels).item()
+    recipe = replace(BRIEF, batch_size=32, learning_rate=1e-12)
+    for parts in (1, 2):
+        (entry,) = ran(
+            lambda parts=parts: fit(student, CrossEntropy(), train=mixed, validation=mixed, recipe=replace(recipe, micro_batches=parts))
+        )
+        assert near(entry["loss"], known, rtol=1e-5)
+    z = student(mixed.inputs).detach()
+    measured = ran(lambda: measure(z, mixed.labels))
+    assert near(measured["cross_entropy"], known, rtol=1e-5)
+    assert measured["accuracy"] == accuracy(z, mixed.labels.argmax(-1))
+
+
+def test_images_that_are_not_the_data_set_are_refused(monkeypatch):
+    """Noise of the right size is loaded as CIFAR-10, or its training images as its test images."""
+    rows = np.random.default_rng(0).integers(0, 10, (20, 3073)).astype(np.uint8)
+    monkeypatch.setattr(images, "fetch_archive", lambda **_: Path("cifar"))
+    monkeypatch.setattr(images, "_read_rows", lambda path, n, size: rows)
+    monkeypatch.setattr(images, "_read_names", lambda path: tuple("0123456789"))
+    with pytest.raises(DataError, match="not hold the 50,000 images of CIFAR-10"):
+        images.load_cifar10(validation_per_class=1)
+
+
+def test_gradient_norms_pass_frozen_layers_by():
+    """A frozen parameter has no gradient, and autograd says so in its own words."""
+    student = nn.Sequential(nn.Linear(6, 6).requires_grad_(False), nn.Linear(6, 3))
+    (entry,) = ran(lambda: fit(student, CrossEntropy(), train=flat_examples(), recipe=BRIEF, gradient_norms=True))
+    assert entry["CrossEntropy.gradient_norm"] > 0
+    student.requires_grad_(False)
+    objective, z = 1.0 * CrossEntropy(), student(flat_examples().inputs).requires_grad_()
+    _, values = objective(student_logits=z, labels=flat_examples().labels)
+    assert ran(lambda: objective.gradient_norms(values, student.parameters()))["CrossEntropy"] == 0
 
 
 # The study

@@ -685,3 +685,57 @@ print("alive")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr[-2000:]
+
+
+def test_a_loader_is_a_split(linear, digits):
+    """Same batches as of the tensors that it loads from; measured and predicted in the order of its data set."""
+    inputs = digits.train.normalise(digits.train.images)
+    examples = Examples(inputs, digits.train.labels)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*vars(examples).values()), 32, shuffle=True)
+    recipe = replace(QUICK, augment=False, epochs=1)
+    found = []
+    for train in (examples, loader):
+        student = linear()
+        history = fit(student, CrossEntropy(), train=train, validation=train, recipe=recipe)
+        found.append((state(student), timeless(history), predict(student, train)))
+    assert_same_state(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1] and torch.equal(found[0][2], found[1][2])
+
+
+def test_what_a_loader_cannot_say_again_is_refused(linear):
+    data = torch.utils.data.TensorDataset(torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.long))
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(data)
+
+    weighted = torch.utils.data.WeightedRandomSampler(torch.ones(8), 8)
+    for loader, error, sentence in (
+        (torch.utils.data.DataLoader(Stream(), 4), TypeError, "an IterableDataset has no order that a run could go on in"),
+        (torch.utils.data.DataLoader(data, 4, sampler=weighted), TypeError, "not with WeightedRandomSampler"),
+        (torch.utils.data.DataLoader(data, 8), ValueError, "the DataLoader has batches of 8 and the recipe of 4"),
+        (torch.utils.data.DataLoader(data, 4, collate_fn=len), TypeError, "a batch of the DataLoader is .inputs, labels."),
+    ):
+        with pytest.raises(error, match=sentence):
+            fit(linear(), CrossEntropy(), train=loader, recipe=Recipe(epochs=1, batch_size=4))
+
+
+def test_what_is_drawn_in_workers_is_what_is_drawn_without(linear):
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return {"input": torch.rand(3, 32, 32), "labels": torch.tensor(index % 10)}
+
+    class Named(torch.nn.Sequential):
+        def forward(self, input):
+            return super().forward(input)
+
+    found = []
+    for workers in (0, 2):
+        student = Named(*linear())
+        loader = torch.utils.data.DataLoader(Noisy(), 4, num_workers=workers)
+        fit(student, CrossEntropy(), train=loader, recipe=replace(QUICK, batch_size=4, epochs=2))
+        found.append(state(student))
+    assert_same_state(*found)

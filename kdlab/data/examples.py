@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -129,6 +130,11 @@ class Loaded:
     @property
     def batch_size(self) -> int:
         return self.loader.batch_size
+
+    @cached_property
+    def all_labels(self) -> Tensor:
+        """Of all examples in their order; they are loaded once more for it."""
+        return torch.cat([labels.cpu() for _, labels, _ in self.batches(self.batch_size)])
 
     @property
     def identity(self) -> str:

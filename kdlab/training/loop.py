@@ -180,6 +180,11 @@ def fit_together(
     Raises:
         ValueError: also if the learners do not fit each other.
     """
+    for learner in learners:
+        if not isinstance(learner.objective, (Objective, Term)):
+            raise TypeError(
+                f"the objective is a term or a sum of terms, such as SoftTargets(), not {learner.objective!r}."
+            )
     train = as_split(train, "train")
     validation = None if validation is None else as_split(validation, "validation")
     for learner in learners:
@@ -242,10 +247,6 @@ _SHARED = ("batch_size", "augment", "precision", "teacher_mode", "epoch_examples
 
 def _check_learner(learner: Learner, train, teacher, gradient_norms) -> None:
     objective = learner.objective
-    if not isinstance(objective, (Objective, Term)):
-        raise TypeError(
-            f"the objective is a term or a sum of terms, such as SoftTargets(), not {objective!r}."
-        )
     if learner.rewrite is not None and getattr(teacher, "by_index", False):
         raise ValueError("a teacher cache knows the examples as they were: it cannot look at rewritten ones.")
     for part in objective.modules():
@@ -255,7 +256,9 @@ def _check_learner(learner: Learner, train, teacher, gradient_norms) -> None:
         raise ValueError(f"the objective {objective!r} needs a teacher, but none was given.")
     if gradient_norms and learner.recipe.micro_batches > 1:
         raise ValueError("gradient norms are measured where a batch is run as one: micro_batches=1.")
-    kind = "texts" if hasattr(train, "token_bytes") else "images"
+    labels = getattr(train, "labels", None)
+    of_tokens = labels is not None and _counted(labels[:1]).ndim > 1
+    kind = "texts" if hasattr(train, "token_bytes") or of_tokens else "images"
     whole = any(kind in getattr(part, "needs_whole_batch_of", ()) for part in objective.modules())
     if learner.recipe.micro_batches > 1 and whole:
         raise ValueError(f"the objective {objective!r} needs each batch as a whole: micro_batches=1.")

@@ -143,31 +143,25 @@ def evaluation_mode(model: nn.Module):
             module.training = training
 
 
+@torch.no_grad()
 def predict(
     model: nn.Module, split, *, batch_size: int = 500, device=None, precision: str = "float32"
 ) -> Tensor:
-    """Logits for every example of a split or DataLoader, in the order of its data set, in evaluation mode; the model's mode is put back after.
+    """Logits for every example of a split, in order, in evaluation mode; the model's mode is put back after.
 
-    ``device`` is where the inputs go; None is where the model is.
+    Of a DataLoader, in the order of its data set. ``device`` is where the inputs go; None is where the model is.
 
     Returns:
         float32, shape ``(len(split), classes)``, on the CPU.
     """
-    return _predicted(model, as_split(split, "split"), batch_size, device, precision)[0]
-
-
-@torch.no_grad()
-def _predicted(model, split, batch_size: int, device, precision: str) -> tuple[Tensor, Tensor]:
-    """Logits and labels of every example."""
     if device is None:
         device = next((p.device for p in model.parameters()), "cpu")
-    logits, labels = [], []
+    logits = []
     with evaluation_mode(model):
-        for inputs, true, _ in split.batches(batch_size):
+        for inputs, _, _ in as_split(split, "split").batches(batch_size):
             with autocast(device, precision):
                 logits.append(all_logits(call(model, each(lambda x: x.to(device), inputs))).float().cpu())
-            labels.append(true.cpu())
-    return torch.cat(logits), torch.cat(labels)
+    return torch.cat(logits)
 
 
 def measure(
@@ -214,7 +208,9 @@ def measure_split(model: nn.Module, split, *, device="cpu", precision: str = "fl
     if hasattr(split, "token_bytes"):
         return measure_tokens([model], split, device=device, precision=precision)[0]
     size = 500 if torch.device(device).type == "cpu" else 2500
-    logits, labels = _predicted(model, as_split(split, "split"), size, device, precision)
+    split = as_split(split, "split")
+    logits = predict(model, split, batch_size=size, device=device, precision=precision)
+    labels = split.labels.cpu() if hasattr(split, "labels") else split.all_labels
     return measure(logits, labels, **_how(logits, labels))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .state import take_apart
+from .state import take_apart, unpacked
 
 
 def moved_to(model: nn.Module, device) -> torch.memory_format:
@@ -79,7 +79,8 @@ def share_layers(student: nn.Module, teacher: nn.Module) -> bool:
 
 def storages(module: nn.Module) -> set:
     """Where a module's tensors lie: those that share memory have one storage, whatever they are called."""
-    tensors, _ = take_apart(module.state_dict(keep_vars=True))
+    state = module.state_dict(keep_vars=True)
+    tensors, _ = take_apart({name: unpacked(value) for name, value in state.items()})
     return {_storage(tensor) for tensor in tensors.values() if tensor.numel()} - {None}
 
 

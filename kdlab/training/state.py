@@ -66,7 +66,7 @@ def put_together(tensors: dict[str, Tensor], rest: dict) -> dict:
 def checksum(state: Iterable[tuple[str, object]]) -> str:
     """SHA-256 of named tensors, and of what else a state dict holds, in their order."""
     digest = hashlib.sha256()
-    tensors, rest = take_apart({name: _unpacked(value) for name, value in state})
+    tensors, rest = take_apart({name: unpacked(value) for name, value in state})
     for name, value in tensors.items():
         content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         digest.update(name.encode() + content.tobytes())
@@ -80,11 +80,11 @@ def shapes(state: dict) -> list[tuple]:
     return [(k, tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__) for k, v in state.items()]
 
 
-def _unpacked(value):
+def unpacked(value):
     """What a quantised LSTM packs its weights in, for looking at it."""
     if isinstance(value, torch.ScriptObject):
         value = value.__getstate__()
-    return tuple(map(_unpacked, value)) if isinstance(value, (list, tuple)) else value
+    return tuple(map(unpacked, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value) -> bool:
