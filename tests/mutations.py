@@ -773,6 +773,34 @@ MUTATIONS = [
         "batch_size: int = 0",
         "test_every_default_of_training_runs[predict]",
     ),
+    Mutation(
+        "a mean above zero is taken for an interval above zero",
+        "study/statements.py",
+        'return "above" if d.low > 0 else "below"',
+        'return "above" if d.mean > 0 else "below"',
+        "test_an_interval_that_touches_zero_decides_nothing",
+    ),
+    Mutation(
+        "a statement is not tried on evidence to the contrary",
+        "study/statements.py",
+        "if alive := list(survivors(rule, of, level)):",
+        "if alive := []:",
+        "test_a_statement_is_tried_on_evidence_to_the_contrary",
+    ),
+    Mutation(
+        "the leader is compared with those only that the author named",
+        "study/statements.py",
+        "others = [a for a in of.among if a != best]",
+        "others = [a for a in of.among if a != best][:1]",
+        "test_who_leads_is_judged_over_all_arms",
+    ),
+    Mutation(
+        "records are blamed on the processor",
+        "study/statements.py",
+        'if self.source == "records"\n            else',
+        'if self.source == "theory"\n            else',
+        "test_records_are_not_blamed_on_the_processor",
+    ),
 ]
 
 #: What must not count as caught, and how the complaint begins.
