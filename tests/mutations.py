@@ -1246,6 +1246,33 @@ MUTATIONS = [
         "losses = _kl(_with_absence(t), _with_absence(z)).where(counted, 0.0).sum(-1)",
         "losses = _kl(_with_absence(t), _with_absence(z)).where(counted, 0.0).mean(-1)",
         "test_labels_that_do_not_exclude_each_other",
+    Mutation(
+        "a mean above zero is taken for an interval above zero",
+        "study/statements.py",
+        'return "above" if d.low > 0 else "below"',
+        'return "above" if d.mean > 0 else "below"',
+        "test_an_interval_that_touches_zero_decides_nothing",
+    ),
+    Mutation(
+        "a statement is not tried on evidence to the contrary",
+        "study/statements.py",
+        "if alive := list(survivors(rule, of, level)):",
+        "if alive := []:",
+        "test_a_statement_is_tried_on_evidence_to_the_contrary",
+    ),
+    Mutation(
+        "the leader is compared with those only that the author named",
+        "study/statements.py",
+        "others = [a for a in of.among if a != best]",
+        "others = [a for a in of.among if a != best][:1]",
+        "test_who_leads_is_judged_over_all_arms",
+    ),
+    Mutation(
+        "records are blamed on the processor",
+        "study/statements.py",
+        'if self.source == "records"\n            else',
+        'if self.source == "theory"\n            else',
+        "test_records_are_not_blamed_on_the_processor",
     ),
 ]
 

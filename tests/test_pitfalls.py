@@ -102,8 +102,9 @@ from kdlab.objectives import (
     weight_factor,
 )
 from kdlab.objectives.conventions import CONVENTIONS
-from kdlab.study import Spec, plans, run
+from kdlab.study import Spec, plans, run, statements
 from kdlab.theory import reference
+from kdlab.study.evidence import Quantity, evidence
 from kdlab.training import (
     Recipe,
     Taps,
@@ -2386,3 +2387,36 @@ def test_labels_that_do_not_exclude_each_other():
     assert "0 … 1" in refusal(lambda: BinaryCrossEntropy()(student_logits=t, labels=y + 0.5))
     assert "logits.unsqueeze(-1)" in refusal(lambda: binary_soft_targets(t[0], t[0]))
     assert near(BinarySoftTargets()(student_logits=t + 1, teacher_logits=t, labels=y), binary_soft_targets(t + 1, t))
+
+
+# ---------------------------------------------------------------- sentences about results
+
+RATE = Quantity("accuracy", "points", 100, 1)
+
+
+def test_an_interval_that_touches_zero_decides_nothing():
+    touching = {"hint": [0.9, 0.1, 0.8], "alone": [0.2, 0.3, 0.25]}
+    said = statements.above("hint", "alone", touching, RATE)
+    assert not said.holds and "not told apart" in said.text
+
+
+def test_a_statement_is_tried_on_evidence_to_the_contrary():
+    def free(of):
+        return statements.Said("kd leads", frozenset(["kd leads"]), True, (("kd", "alone"),))
+
+    refused = []
+    try:
+        statements.stated(free, evidence({"kd": 0.6, "alone": 0.5}, RATE), "…")
+    except statements.Survivor as survivor:
+        refused.append(str(survivor))
+    assert refused and "exchanged" in refused[0] and "signs turned" in refused[0] and "added" in refused[0]
+
+
+def test_who_leads_is_judged_over_all_arms():
+    said = statements.leads("forward KL", {"skewed": 0.40, "forward KL": 0.55, "labels": 0.55}, RATE)
+    assert not said.holds and "labels" in said.text
+
+
+def test_records_are_not_blamed_on_the_processor():
+    of = replace(evidence({"kd": 0.5, "alone": 0.6}, RATE), source="records")
+    assert "processor" not in statements.above("kd", "alone", of).markup

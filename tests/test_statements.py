@@ -113,6 +113,7 @@ def test_curves():
     assert crossing.holds and "downwards at 3 tokens" in crossing.text and not crosses(line, loss, "tokens", level=5).holds
     inverse = {"error": {n: 1 / n for n in (10, 100, 1000)}}
     assert power(inverse, loss, "n", -1, 0.1).holds and not power(inverse, loss, "n", -2, 0.1).holds
+    assert "is no power of n" in power({"error": {1: 62, 2: 0.5, 3: 0.5, 4: 62}}, loss, "n", -1, 0.1).text, "its line falls, and it comes back"
     with pytest.raises(ValueError, match="x that rises"):
         falls({"a": ([2, 1], [1, 1])}, loss, "n")
 

@@ -503,14 +503,21 @@ def _exponents(exponent: float, margin: float, of: Curves) -> Said:
         if (x <= 0).any() or (y <= 0).any():
             outcome[name], told[name] = "no power", "is no power, having values that are not positive"
             continue
-        slope = np.polyfit(np.log(x), np.log(y), 1)[0]
+        slope, start = np.polyfit(np.log(x), np.log(y), 1)
+        off = np.abs(np.log(y) - slope * np.log(x) - start).max()
+        if off > abs(slope) * np.log(x[-1] / x[0]) / 4:  # a curve that comes back has no power, whatever the fit
+            outcome[name], told[name] = "no power", f"is no power of {of.along}: points lie up to {np.exp(off):.2g} times off the best line"
+            continue
         outcome[name] = "as expected" if abs(slope - exponent) <= margin else "faster" if slope < exponent else "slower"
         told[name] = f"goes with the power {slope:+.2f} of {of.along}, between {x[0]:g} and {x[-1]:g}"
     return _each(of, outcome, told, "as expected", ["as expected"] if abs(exponent) > margin else [])
 
 
 def power(source: Mapping | Curves, quantity: Quantity, along: str, exponent: float, margin: float) -> Statement:
-    """Each curve goes with a power of x: by least squares on logarithms, the exponent to within ``margin``."""
+    """Each curve goes with a power of x: by least squares on logarithms, the exponent to within ``margin``.
+
+    No power is what strays from its line by more than a quarter of the way that the line itself goes.
+    """
     of = curves(source, quantity, along)
     expected = f"The {quantity.name} goes with the power {exponent:g} of {along}, to within {margin:g} ({listed(list(of.points))})."
     return stated(partial(_exponents, exponent, margin), of, expected)
