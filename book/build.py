@@ -202,12 +202,22 @@ def executed_path(chapter: Path, profile: str) -> Path:
     return BUILD / "executed" / profile / f"{chapter.stem}.ipynb"
 
 
+def read_executed(path: Path):
+    """An executed notebook, read once; what changes it changes a copy."""
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _read(path: Path, changed: int):
+    return nbformat.read(path, 4)
+
+
 def unchanged(chapter: Path, profile: str) -> bool:
     """Whether the chapter was executed, and nothing that it depends on has changed since."""
     done = executed_path(chapter, profile)
     if not done.exists():
         return False
-    made = nbformat.read(done, 4).metadata["kdlab"]
+    made = read_executed(done).metadata["kdlab"]
     same = made["key"] == code_key(chapter, {"profile": profile})
     return same and made["read"] == fingerprint(resolve(made["read"]))
 
@@ -249,7 +259,7 @@ NEEDS = {
 def expected(chapter: Path, profile: str) -> float:
     """Seconds that a chapter will take: those of its last execution, else what it says itself."""
     if (done := executed_path(chapter, profile)).exists():
-        return nbformat.read(done, 4).metadata["kdlab"]["seconds"]
+        return read_executed(done).metadata["kdlab"]["seconds"]
     said = re.search(r"^# \*Needs:.*", chapter.read_text(encoding="utf-8"), re.MULTILINE)
     return next((float(NEEDS[words]) for words in NEEDS if said and words in said[0]), 60.0)
 
@@ -292,7 +302,9 @@ def execute_all(sources: list[Path], profile: str, jobs: int) -> list[Path]:
 
     def left() -> str:
         pace = sum(took.values()) / sum(needed[c] for c in took)
-        going = [max(pace * needed[c] - (time.time() - at), 1.0) for c, at in begun.items() if c not in took]
+        going = [
+            max(pace * needed[c] - (time.time() - at), 1.0) for c, at in [*begun.items()] if c not in took
+        ]
         seconds = time_left(going, [pace * needed[c] for c in queue if c not in begun], jobs)
         return f"{len(took)} of {len(queue)} executed, about {max(1, round(seconds / 60))} min left"
 
@@ -341,7 +353,7 @@ def verdicts(notebooks) -> dict:
     """Verdicts by claim, each with the chapter that gave it, from the outputs of executed cells."""
     given = {}
     for path in notebooks:
-        notebook = nbformat.read(path, 4)
+        notebook = read_executed(path)
         for cell in notebook.cells:
             for output in cell.get("outputs", []):
                 if said := output.get("data", {}).get(VERDICT):
@@ -422,7 +434,7 @@ def unseen(notebooks) -> list[tuple[Path, str]]:
     """What chapters say of records or of a training, and these did not show: (chapter, statement)."""
     found = []
     for path in notebooks:
-        for cell in nbformat.read(path, 4).cells:
+        for cell in read_executed(path).cells:
             for said in (
                 o["data"][OBSERVATION] for o in cell.get("outputs", []) if OBSERVATION in o.get("data", {})
             ):
@@ -435,7 +447,7 @@ def status(notebooks) -> str:
     """What ran when, how long, on what, from which commit; and the records that the book holds."""
     rows = []
     for path in notebooks:
-        notebook = nbformat.read(path, 4)
+        notebook = read_executed(path)
         made, title = notebook.metadata["kdlab"], notebook.cells[0].source.splitlines()[0].lstrip("# ")
         origin = made["provenance"]
         rows.append(
@@ -480,6 +492,7 @@ def status(notebooks) -> str:
 
 def for_readers(notebook):
     """An executed notebook as it is shown and downloaded: stamped, able to fetch kdlab, and with its parameters free."""
+    notebook = nbformat.from_dict(notebook)
     notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     notebook.cells[1:1] = [
         nbformat.v4.new_markdown_cell(stamp(notebook.metadata["kdlab"]), id="stamp"),
@@ -499,7 +512,7 @@ def stage(notebooks) -> Path:
     shutil.copytree(ROOT / "book", new / "book", ignore=skip)
     for path in notebooks:
         # Ledger and status page read the reports from the executed notebook.
-        notebook = without_reports(for_readers(nbformat.read(path, 4)))
+        notebook = without_reports(for_readers(read_executed(path)))
         nbformat.write(notebook, new / "notebooks" / path.name)
     given = verdicts(notebooks)
     for name, page in (("claims", ledger(given)), ("errata", errata(given)), ("status", status(notebooks))):
@@ -528,7 +541,7 @@ def stage(notebooks) -> Path:
 def cell_output(notebooks, tag: str) -> str:
     """The HTML of the cell with a tag, on one line as raw HTML in Markdown needs it."""
     for path in notebooks:
-        for cell in nbformat.read(path, 4).cells:
+        for cell in read_executed(path).cells:
             if tag in cell.metadata.get("tags", []):
                 for output in cell.outputs:
                     if "text/html" in output.get("data", {}):
@@ -641,7 +654,7 @@ def main() -> int:
         say(f"chapters: {processor_seconds():.0f} s of processor time;", started)
         if given.only:
             for path in notebooks:
-                executed = for_readers(nbformat.read(path, 4))
+                executed = for_readers(read_executed(path))
                 page = write_page(executed, ROOT, path.stem, BUILD / "preview" / path.stem)
                 say(f"Open {page}", started)
             return 0

@@ -184,6 +184,15 @@ def test_what_takes_longest_comes_first(small_book, monkeypatch, capsys):
     assert "2 of 3 executed, about 1 min left" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("running", "waiting", "jobs", "seconds"),
+    [([], [], 2, 0), ([60.0], [], 2, 60), ([60.0, 20.0], [50.0, 30.0], 2, 90), ([60.0, 20.0], [50.0, 30.0], 4, 60),
+     ([5.0], [10.0, 10.0], 1, 25)],
+)  # fmt: skip
+def test_the_time_left_is_that_of_the_place_that_ends_last(running, waiting, jobs, seconds):
+    assert build.time_left(running, waiting, jobs) == seconds
+
+
 def test_every_chapter_says_what_time_it_needs():
     for chapter in CHAPTERS:
         needs = re.search(r"^# \*Needs:.*", chapter.read_text(), re.MULTILINE)[0]
