@@ -409,7 +409,7 @@ right_panel.set(xscale="log", xlabel="training examples $n$", ylabel="accuracy")
 for panel in (left, right_panel):
     panel.set_xticks(sizes, [str(n) for n in sizes])
     panel.minorticks_off()
-left.legend(fontsize="small")
+right_panel.legend(fontsize="small", loc="lower right")
 show(
     figure,
     label="four-teachers",
