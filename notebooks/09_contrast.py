@@ -1618,10 +1618,6 @@ at_length = {
     length: {a: paired_difference(values[a], values["alone"]) for a in AGED}
     for length, values in lengths.items()
 }
-turn = {
-    length: paired_difference(values["CRD"], values["batch, two maps"])
-    for length, values in lengths.items()
-}
 
 # %% tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(6.4, 3.4))
