@@ -1088,7 +1088,7 @@ show(
 display(
     below(
         "top-2",
-        ["top-2 with rest", "whole"],
+        "whole",
         {name: outcome[name, "first"] for name in ARMS},
         Quantity(
             "first choices that are the posterior's", "points", 100, 2, level_unit="%"
