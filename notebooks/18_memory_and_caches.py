@@ -39,8 +39,6 @@ import sympy as sp
 import torch
 import torch.nn.functional as F
 from IPython.display import display
-from kdlab.study.evidence import Quantity
-from kdlab.study.statements import above, below, undecided
 from matplotlib.ticker import FormatStrFormatter, LogLocator
 from torch import nn
 
@@ -89,6 +87,8 @@ from kdlab.study.display import (
     slots,
     source_note,
 )
+from kdlab.study.evidence import Quantity
+from kdlab.study.statements import above, below, undecided
 from kdlab.training import (
     Recipe,
     expected_calibration_error,

@@ -35,8 +35,6 @@ import numpy as np
 import sympy as sp
 import torch
 from IPython.display import display
-from kdlab.study.evidence import Among, Quantity
-from kdlab.study.statements import above, below, in_order, only
 from scipy.interpolate import PchipInterpolator
 
 from kdlab.data import Examples
@@ -73,8 +71,10 @@ from kdlab.study.display import (
     source_note,
     verdict,
 )
+from kdlab.study.evidence import Among, Quantity
 from kdlab.study.language_plans import LIVELY
 from kdlab.study.run import measured_policy
+from kdlab.study.statements import above, below, in_order, only
 from kdlab.training import Learner, Recipe, fit_together, measure_tokens
 
 use_style()
