@@ -30,8 +30,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import display
-from kdlab.study.evidence import Quantity
-from kdlab.study.statements import above, below, falls, in_order, rises, undecided, within
 from scipy.stats import chi2
 from torch import nn
 
@@ -66,6 +64,8 @@ from kdlab.study.display import (
     slots,
     source_note,
 )
+from kdlab.study.evidence import Quantity
+from kdlab.study.statements import above, below, falls, in_order, rises, undecided, within
 from kdlab.theory import reference
 from kdlab.training import Recipe, Taps, fast_precision, fit, predict
 

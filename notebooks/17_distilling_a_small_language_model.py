@@ -36,8 +36,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import display
-from kdlab.study.evidence import Among, Quantity
-from kdlab.study.statements import above, below, leads, undecided, within
 from matplotlib.ticker import LogLocator
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -74,8 +72,10 @@ from kdlab.study.display import (
     source_note,
     verdict,
 )
+from kdlab.study.evidence import Among, Quantity
 from kdlab.study.records import book_folder
 from kdlab.study.run import stored_student
+from kdlab.study.statements import above, below, leads, undecided, within
 from kdlab.training import (
     Learner,
     Recipe,
@@ -849,7 +849,7 @@ for names, blocks in (
 
 # %% tags=["hide-input"]
 hues = dict(zip(objectives, (ORANGE, BLUE, SKY), strict=True))
-read_each = {name: BLOCKS for name in objectives} | {"distilled, equal compute": fewer}
+read_each = dict.fromkeys(objectives, BLOCKS) | {"distilled, equal compute": fewer}
 figure, (left, right) = plt.subplots(
     1, 2, figsize=(8.4, 3.2), gridspec_kw={"width_ratios": [1.2, 1]}
 )

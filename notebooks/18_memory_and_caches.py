@@ -39,8 +39,6 @@ import sympy as sp
 import torch
 import torch.nn.functional as F
 from IPython.display import display
-from kdlab.study.evidence import Quantity
-from kdlab.study.statements import above, below, undecided
 from matplotlib.ticker import FormatStrFormatter, LogLocator
 from torch import nn
 
@@ -89,6 +87,8 @@ from kdlab.study.display import (
     slots,
     source_note,
 )
+from kdlab.study.evidence import Quantity
+from kdlab.study.statements import above, below, undecided
 from kdlab.training import (
     Recipe,
     expected_calibration_error,
@@ -1088,7 +1088,7 @@ show(
 display(
     below(
         "top-2",
-        ["top-2 with rest", "whole"],
+        "whole",
         {name: outcome[name, "first"] for name in ARMS},
         Quantity(
             "first choices that are the posterior's", "points", 100, 2, level_unit="%"

@@ -41,8 +41,6 @@ import scipy.stats
 import sympy as sp
 import torch
 from IPython.display import display
-from kdlab.study.evidence import Quantity
-from kdlab.study.statements import above, within
 
 from kdlab.figures import (
     BLUE,
@@ -95,6 +93,8 @@ from kdlab.study.display import (
     verdict,
 )
 from kdlab.study.drafts import acceptance_rate, call_yield, round_of, times_as_fast
+from kdlab.study.evidence import Quantity
+from kdlab.study.statements import above, undecided, within
 from kdlab.training import Learner, Recipe, fast_precision, fit_together, measure_tokens
 
 use_style()
@@ -512,10 +512,10 @@ show(
 both = Quantity("tokens accepted after a prompt", digits=2)
 display(
     *(
-        within(
+        undecided(
             "counted",
             "expected from total variation",
-            0.5,
+            0.25,
             {
                 "counted": s.accepted.tolist(),
                 "expected from total variation": s.expected.tolist(),

@@ -29,8 +29,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import display
-from kdlab.study.evidence import Quantity
-from kdlab.study.statements import above, within
 from scipy.optimize import linprog
 
 from kdlab.figures import (
@@ -69,6 +67,8 @@ from kdlab.study.display import (
     verdict,
 )
 from kdlab.study.drafts import call_yield, round_of, times_as_fast
+from kdlab.study.evidence import Quantity
+from kdlab.study.statements import above, within
 from kdlab.training import Learner, Recipe, fit_together, measure_further
 from kdlab.training.measures import all_logits
 
