@@ -1246,6 +1246,7 @@ MUTATIONS = [
         "losses = _kl(_with_absence(t), _with_absence(z)).where(counted, 0.0).sum(-1)",
         "losses = _kl(_with_absence(t), _with_absence(z)).where(counted, 0.0).mean(-1)",
         "test_labels_that_do_not_exclude_each_other",
+    ),
     Mutation(
         "a mean above zero is taken for an interval above zero",
         "study/statements.py",
