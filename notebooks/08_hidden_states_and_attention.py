@@ -1894,7 +1894,9 @@ show(
 # %%
 BYTES = Quantity("cross-entropy of the next byte", "nats", 1, 2, "lower")
 display(
-    *(undecided(arm, "outputs", 0.05, worth, BYTES) for arm in LANGUAGE if arm != "outputs")
+    below("and relations", "outputs", worth, BYTES),
+    undecided("and attention", "outputs", 0.05, worth, BYTES),
+    undecided("all three", "outputs", 0.05, worth, BYTES),
 )
 
 # %% [markdown]
