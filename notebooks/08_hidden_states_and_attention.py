@@ -109,7 +109,7 @@ data_note(data)
 # middle stage {cite}`romero2015fitnets`, **activation attention** at three stages {cite}`zagoruyko2017paying`, and **relations**
 # between the examples of a batch at what enters the last layer {cite}`park2019relational`. The weights are those of the scripts of RepDistiller
 # {cite}`tian2020contrastive` (`scripts/run_cifar_distill.sh`) and of mdistiller for RKD's distances (`engine/cfg.py`). The 100 of the hint is theirs, not FitNets', and belongs to their regressor, which has a bias and
-# ends in a ReLU (`ConvReg` in `models/util.py`, line 131); `Projector("conv")` has neither. <!-- by definition -->
+# ends in a ReLU (`ConvReg` in `models/util.py`, line 131): `Projector("regressor")`. <!-- by definition -->
 
 # %%
 STAGES = ("layer1", "layer2", "layer3")
@@ -117,7 +117,7 @@ torch.manual_seed(0)
 everything = (
     0.1 * CrossEntropy()
     + 0.9 * SoftTargets(temperature=4)
-    + 100 * HiddenMSE("layer2", projector=Projector("conv", 32, 32))
+    + 100 * HiddenMSE("layer2", projector=Projector("regressor", 32, 32))
     + 1000 * ActivationAttention(*STAGES)
     + 25 * RKDDistance("input:fc")
 )
@@ -305,7 +305,7 @@ except ValueError as error:
 
 # %% [markdown]
 # A **projector** is a learned map from the student's features to the teacher's width. It belongs to the objective: it is trained
-# with the student and thrown away afterwards. `kdlab` has four kinds. Before they are compared, there must be a
+# with the student and thrown away afterwards. `kdlab` has several kinds. Before they are compared, there must be a
 # student with features of its own.
 #
 # ## Three students
@@ -1894,7 +1894,9 @@ show(
 # %%
 BYTES = Quantity("cross-entropy of the next byte", "nats", 1, 2, "lower")
 display(
-    *(undecided(arm, "outputs", 0.05, worth, BYTES) for arm in LANGUAGE if arm != "outputs")
+    below("and relations", "outputs", worth, BYTES),
+    undecided("and attention", "outputs", 0.05, worth, BYTES),
+    undecided("all three", "outputs", 0.05, worth, BYTES),
 )
 
 # %% [markdown]

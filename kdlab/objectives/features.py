@@ -123,8 +123,8 @@ class Projector(nn.Module):
     matrix keeps orthonormal rows or columns (:math:`W^\top W = I` or :math:`WW^\top = I`) all through training, so that it can
     turn the student's space but not stretch it.
 
-    It belongs to the objective: what it learns is thrown away after training. None is the regressor of RepDistiller and mdistiller
-    (``ConvReg``: with bias, batch normalisation and a ReLU), to which their weight of 100 for FitNets belongs.
+    It belongs to the objective: what it learns is thrown away after training. The weight of 100 that RepDistiller and mdistiller give to
+    FitNets belongs to ``"regressor"``, their ``ConvReg``.
 
     Args:
         kind: ``"linear"``, ``"conv"``, ``"regressor"``, ``"mlp"`` or ``"orthogonal"``.
