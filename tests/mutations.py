@@ -551,8 +551,8 @@ MUTATIONS = [
     Mutation(
         "the schedule of the temperature of decoupled distillation stays at its start",
         TERMS,
-        "how = self._how(mask, count, progress)\n        return response.decoupled_kd(",
-        "how = self._how(mask, count, 0.0)\n        return response.decoupled_kd(",
+        "how = self._how(mask, count, progress, self.class_axis)\n        return response.decoupled_kd(",
+        "how = self._how(mask, count, 0.0, self.class_axis)\n        return response.decoupled_kd(",
         "test_schedules_of_temperatures_reach_every_term",
     ),
     Mutation(
@@ -1229,8 +1229,8 @@ MUTATIONS = [
     Mutation(
         "what follows the end of a text is learned",
         "language/text.py",
-        "labels = labels.masked_fill(places >= text_lengths(text, prompt, stop)[:, None], IGNORED)",
-        "places = places + 0",
+        "return labels.masked_fill(places >= text_lengths(text, prompt, stop)[:, None], IGNORED)",
+        "return labels",
         "test_nothing_is_learned_after_the_end_of_a_text",
     ),
     Mutation(

@@ -68,7 +68,8 @@ class OwnText:
             raise ValueError(f"a batch of {len(inputs)} is not made of {self.copies} texts for each prompt.")
         inputs = inputs[:: self.copies].repeat_interleave(self.copies, 0)
         text = written(student, inputs, self.prompt, self.temperature, generator, self.stop)
-        return after_prompt(text, self.prompt, self.stop)
+        inputs, labels = after_prompt(text, self.prompt)
+        return inputs, labels if self.stop is None else until_end(labels, text, self.prompt, self.stop)
 
 
 def written(model, inputs: Tensor, prompt: int, temperature: float, generator, stop=None) -> Tensor:
@@ -81,14 +82,17 @@ def written(model, inputs: Tensor, prompt: int, temperature: float, generator, s
     return generate(model, inputs[:, :prompt], tokens=more, **how)
 
 
-def after_prompt(text: Tensor, prompt: int, stop=None) -> tuple[Tensor, Tensor]:
-    """Inputs and labels of blocks ``(B, C + 1)``, none for the tokens of the prompt, nor for what follows the end of the text."""
+def after_prompt(text: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of blocks ``(B, C + 1)``, none for the tokens of the prompt."""
     labels = text[:, 1:].clone()
     labels[:, : prompt - 1] = IGNORED
-    if stop is not None:
-        places = torch.arange(1, text.shape[1], device=text.device)
-        labels = labels.masked_fill(places >= text_lengths(text, prompt, stop)[:, None], IGNORED)
     return text[:, :-1], labels
+
+
+def until_end(labels: Tensor, text: Tensor, prompt: int, stop) -> Tensor:
+    """Labels of blocks, none for what follows the first token behind the prompt that ends a text."""
+    places = torch.arange(1, text.shape[1], device=text.device)
+    return labels.masked_fill(places >= text_lengths(text, prompt, stop)[:, None], IGNORED)
 
 
 def teacher_text(

@@ -46,7 +46,7 @@ def sampled_kl(log_policy: Tensor, log_reference: Tensor, estimator: str = "k3")
 
     Raises:
         TypeError: for what is no floating-point tensor.
-        ValueError: for another estimator, or shapes that differ; for what cannot be the logarithm of a probability; and where
+        ValueError: for another estimator, or shapes that differ; for what is not finite; and where
             :math:`\rho` is larger than a number can be (:math:`e^{88}` in float32): such a token was not drawn from :math:`q`.
 
     Source: Schulman (2020), Approximating KL Divergence; of the gradients, Tang & Munos (2025).
@@ -58,8 +58,8 @@ def sampled_kl(log_policy: Tensor, log_reference: Tensor, estimator: str = "k3")
         if not isinstance(given, Tensor) or not given.is_floating_point():
             kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
             raise TypeError(f"{name} is a floating-point tensor of log-probabilities, not {kind}.")
-        if _inspectable(given) and not (torch.isfinite(given) & (given <= 1e-3)).all():
-            raise ValueError(f"{name} has entries that are NaN, infinite or positive: it holds log-probabilities of tokens.")
+        if _inspectable(given) and not torch.isfinite(given).all():
+            raise ValueError(f"{name} has entries that are NaN or infinite: it holds log-probabilities of tokens that were drawn.")
     if log_policy.shape != log_reference.shape:
         raise ValueError(
             f"log-probabilities of shapes {tuple(log_policy.shape)} and {tuple(log_reference.shape)} are not of the same tokens."

@@ -260,6 +260,14 @@ def _soft(labels):
     return isinstance(labels, Tensor) and labels.is_floating_point()
 
 
+def _axis(class_axis, logits, labels):
+    """The last axis, where nothing is said and class indices fit the other axes, and these alone."""
+    if class_axis is None and isinstance(labels, Tensor) and isinstance(logits, Tensor) and logits.ndim > 3:
+        beside_the_last = labels.shape == logits.shape[:-1] != (logits.shape[0], *logits.shape[2:])
+        return -1 if beside_the_last else None
+    return class_axis
+
+
 def _weighted(part):
     return list(zip(part.weights, part.terms, strict=True)) if isinstance(part, Objective) else [(1.0, part)]
 
@@ -402,12 +410,14 @@ class _Softened(Term):
     def extra_repr(self):
         return _options(**self.options, temperature=self.temperature, class_axis=self.class_axis)
 
-    def _how(self, mask, count, progress):
+    def _how(self, mask, count, progress, class_axis):
         temperature = at(self.temperature, progress)
-        return {"temperature": temperature, "mask": mask, "count": count, "class_axis": self.class_axis}
+        return {"temperature": temperature, "mask": mask, "count": count, "class_axis": class_axis}
 
-    def forward(self, *, student_logits, teacher_logits, mask=None, count=None, progress=None, **_):
-        how = self._how(mask, count, progress)
+    def forward(
+        self, *, student_logits, teacher_logits, labels=None, mask=None, count=None, progress=None, **_
+    ):
+        how = self._how(mask, count, progress, _axis(self.class_axis, student_logits, labels))
         return type(self).function(student_logits, teacher_logits.detach(), **self.options, **how)
 
     def on_tokens(self, tokens):
@@ -551,8 +561,8 @@ class LogitMSE(Term):
     def extra_repr(self):
         return _options(centred=self.centred, class_axis=self.class_axis)
 
-    def forward(self, *, student_logits, teacher_logits, mask=None, count=None, **_):
-        how = {"mask": mask, "count": count, "class_axis": self.class_axis}
+    def forward(self, *, student_logits, teacher_logits, labels=None, mask=None, count=None, **_):
+        how = {"mask": mask, "count": count, "class_axis": _axis(self.class_axis, student_logits, labels)}
         return response.logit_mse(student_logits, teacher_logits.detach(), centred=self.centred, **how)
 
 
@@ -575,7 +585,7 @@ class DecoupledKD(_Softened):
 
     def forward(self, *, student_logits, teacher_logits, labels, mask=None, count=None, progress=None, **_):
         check_indices(labels, "DecoupledKD")
-        how = self._how(mask, count, progress)
+        how = self._how(mask, count, progress, self.class_axis)
         return response.decoupled_kd(student_logits, teacher_logits.detach(), labels, **self.options, **how)
 
 
@@ -613,7 +623,7 @@ class PermutedSoftTargets(SoftTargets):
         shuffled = response.permute_dark_knowledge(
             teacher_logits.detach(), labels, mask=mask, class_axis=self.class_axis
         )
-        return super().forward(teacher_logits=shuffled, mask=mask, **seen)
+        return super().forward(teacher_logits=shuffled, labels=labels, mask=mask, **seen)
 
 
 class SpreadSoftTargets(SoftTargets):
@@ -631,4 +641,4 @@ class SpreadSoftTargets(SoftTargets):
             mask=mask,
             class_axis=self.class_axis,
         )
-        return super().forward(teacher_logits=even, mask=mask, progress=progress, **seen)
+        return super().forward(teacher_logits=even, labels=labels, mask=mask, progress=progress, **seen)
