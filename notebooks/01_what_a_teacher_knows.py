@@ -31,7 +31,7 @@ import sympy as sp
 import torch
 from IPython.display import display
 
-from kdlab.data import Examples, ExactTeacher, KnownPosterior, load_images
+from kdlab.data import ExactTeacher, Examples, KnownPosterior, load_images
 from kdlab.figures import (
     BLUE,
     GREEN,

@@ -402,7 +402,7 @@ show(
     label="soft-and-hard",
     caption="The norm of the soft loss's gradient, with $T^2$, over that of the labels', for a new student; median of 20 teachers. Gaussian teacher at $T=4$: "
     + ", ".join(f"{ratio['Gaussian', 4, N]:.2g} at $N={N:,}$" for N in sizes)
-    + f". Sure teacher at $N=128{{,}}000$: "
+    + ". Sure teacher at $N=128{,}000$: "
     + ", ".join(f"{ratio['sure', t, 128_000]:.2g} at $T={t}$" for t in temperatures)
     + ".",
     alt="Two log-log panels of the ratio against the number of classes, one line a temperature. Left, the lines fall beside a dotted line of slope minus "

@@ -36,7 +36,7 @@ import torch
 from IPython.display import display
 from scipy.optimize import minimize
 
-from kdlab.data import Examples, ExactTeacher, KnownPosterior
+from kdlab.data import ExactTeacher, Examples, KnownPosterior
 from kdlab.figures import (
     BLUE,
     GREEN,

@@ -86,8 +86,8 @@ from kdlab.study.statements import above, below, falls, leads, undecided, within
 from kdlab.training import Recipe, Taps, accuracy, fast_precision, fit, predict
 
 warnings.filterwarnings("ignore", "IProgress not found")  # tqdm, where there are no widgets
-import transformers  # noqa: E402
-from transformers import (  # noqa: E402
+import transformers
+from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,

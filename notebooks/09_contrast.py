@@ -522,7 +522,7 @@ show(
 # %% tags=["hide-input"]
 SHARING = Quantity("effective number of negatives", "", 1, 0)
 rises(
-    {"": {tau: n for tau, n in zip(temperatures, effective, strict=True)}},
+    {"": dict(zip(temperatures, effective, strict=True))},
     SHARING,
     "the temperature",
 )

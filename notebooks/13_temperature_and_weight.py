@@ -454,7 +454,7 @@ for study in studies:
 def compared_figure(study):
     arms = [name for name in study.ready(map_of(study)) if name != "kd"]
     weights = axes_of(study)[1]
-    hue = {w: colour for w, colour in zip(weights, PALETTE, strict=False)}
+    hue = dict(zip(weights, PALETTE, strict=False))
     colours = {spoken(arm(T, w)): hue[w] for T, w in product(*axes_of(study))}
     figure, panels = plt.subplots(1, 2, figsize=(8.0, 0.27 * len(arms) + 1.2), sharey=True)
     for panel, measure in zip(panels, ("accuracy", "agreement"), strict=True):
@@ -854,7 +854,7 @@ if (study := deciding(arms_of_widths)) and (difference := widths_apart(study)):
         name: axes_of(study)[0][int(matrix(study, arms, validated).mean(1).argmax())]
         for name, (_, arms) in widths_of(study).items()
     }
-    narrow, wide = list(widths_of(study).values())[0][1], list(widths_of(study).values())[-1][1]
+    narrow, wide = next(iter(widths_of(study).values()))[1], list(widths_of(study).values())[-1][1]
     cool = axes_of(study)[0]
     STEP = Quantity(f"step of accuracy from $T={WARM}$ to $T={HOT}$", "points", 100, 2)
     steps = dict(zip(("the narrowest student", "the widest"), hot_side(study, narrow, wide) / 100, strict=True))
@@ -870,7 +870,7 @@ if (study := deciding(arms_of_widths)) and (difference := widths_apart(study)):
         "B3", "corrected",
         "Of four statements, by their sources: (1) 1 to 5 “for most tasks” is not in the paper; it fits its speech (best of 1, 2, 5, 10: 2) and not its MNIST (20; with 300 units a layer all above 8 alike). (2) Intermediate temperatures for a much smaller student: right, 2.5 to 4 with 30 units. "
         "(3) Small ones for a capable student: its source is not checked. (4) Large ones “essential” for a large gap: the reverse of the paper that is cited. "
-        f"Here the temperature with the best validation accuracy is "
+        "Here the temperature with the best validation accuracy is "
         + ", ".join(f"{T:g} ({called(name)})" for name, T in chosen.items())
         + f"; for the narrowest, $T={HOT}$ minus $T=2$ is {points(hot_narrow)} points{', so a large temperature is not essential to it' if hot_narrow.high < 0 else ''}; and from $T={WARM}$ to $T={HOT}$ the widest gains {points(difference, 1)} points more than the narrowest (n = {difference.n}): "
         + ("whether width matters is not decided" if not difference.excludes_zero else "width matters")

@@ -1338,11 +1338,11 @@ def chain_figures(study):
     )
     colours = dict(zip(chain(study), (PURPLE, BLUE, ORANGE), strict=True))
     rows = {
-        "accuracy (%)": {arm: "accuracy" for arm in arms},
+        "accuracy (%)": dict.fromkeys(arms, "accuracy"),
         "agreement, own teacher (%)": {
             a: "agreement" for a in arms if not a.endswith("alone")
         },
-        "agreement, large teacher (%)": {a: "agreement" for a in arms},
+        "agreement, large teacher (%)": dict.fromkeys(arms, "agreement"),
     }
     agrees = {arm: study.values(arm, "agreement") for arm in arms}
     if study is small and assisted_agrees:

@@ -164,7 +164,7 @@ def test_networks_of_a_seed_disturb_nothing():
 
 
 @pytest.mark.parametrize(
-    "changes, sentence",
+    ("changes", "sentence"),
     [
         ({"teacher": "resnet20"}, "come together"),
         ({"teacher": "resnet20", "student": "vgg99"}, "no 'vgg99'"),

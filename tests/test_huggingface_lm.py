@@ -382,7 +382,7 @@ def test_a_teacher_without_adapters_does_all_that_a_teacher_does(tmp_path):
     again = model(lambda: adapted("q_proj"), 3)
     for p, q in zip(lm.parameters(), again.parameters(), strict=True):
         q.data.copy_(p.data)
-    more = Recipe(**{**vars(RECIPE)})
+    more = Recipe(**vars(RECIPE))
     assert len(fit(again, objective, train=tokens(), teacher=without_adapter(again), recipe=more, checkpoint=tmp_path / "run")) == 2
     assert generate(teacher, text(2, 3), tokens=2).shape == (2, 5) and teacher.vocabulary == V
     write_cache(tmp_path / "cache", teacher, tokens(), entries=6)

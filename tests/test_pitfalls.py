@@ -103,8 +103,8 @@ from kdlab.objectives import (
 )
 from kdlab.objectives.conventions import CONVENTIONS
 from kdlab.study import Spec, plans, run, statements
-from kdlab.theory import reference
 from kdlab.study.evidence import Quantity, evidence
+from kdlab.theory import reference
 from kdlab.training import (
     Recipe,
     Taps,
@@ -1664,7 +1664,7 @@ class Crops(torch.utils.data.Dataset):
         return 24
 
     def __getitem__(self, index):
-        noise = torch.rand(6) + float(np.random.rand()) + random.random()  # noqa: NPY002
+        noise = torch.rand(6) + float(np.random.rand()) + random.random()
         return noise + index, index % 3
 
 
@@ -1674,7 +1674,7 @@ def test_a_loader_can_be_gone_on_with(tmp_path):
     def trained(path, stop_after=None):
         torch.manual_seed(0 if stop_after is None else 1)
         random.seed(stop_after)
-        np.random.seed(stop_after)  # noqa: NPY002
+        np.random.seed(stop_after)
         student = nn.Linear(6, 3)
         nn.init.ones_(student.weight), nn.init.zeros_(student.bias)
         steps = iter(range(100))
@@ -2347,7 +2347,7 @@ def test_vocabularies_of_more_than_16_bits(tmp_path):
     assert small.labels.dtype == torch.int16 and next(small.batches(1))[0].tolist() == [[0, 65_535, 3]]
 
 
-class Counting(nn.Module):
+class CountsOn(nn.Module):
     """Writes the next number, whatever was before."""
 
     vocabulary, context = 10, 99
@@ -2361,13 +2361,13 @@ class Counting(nn.Module):
 
 def test_nothing_is_learned_after_the_end_of_a_text():
     prompts = torch.tensor([[1, 2], [5, 9], [7, 7]])
-    assert generate(Counting(), prompts, tokens=4, stop=9).tolist() == [
+    assert generate(CountsOn(), prompts, tokens=4, stop=9).tolist() == [
         [1, 2, 3, 4, 5, 6], [5, 9, 0, 1, 2, 3], [7, 7, 8, 9, 0, 0]]  # fmt: skip
-    assert generate(Counting(), prompts[2:], tokens=4).tolist() == [[7, 7, 8, 9, 0, 1]]
-    assert generate(Counting(), prompts[2:], tokens=4, stop=(8, 9)).tolist() == [[7, 7, 8, 0, 0, 0]]
+    assert generate(CountsOn(), prompts[2:], tokens=4).tolist() == [[7, 7, 8, 9, 0, 1]]
+    assert generate(CountsOn(), prompts[2:], tokens=4, stop=(8, 9)).tolist() == [[7, 7, 8, 0, 0, 0]]
     inputs = torch.tensor([[7, 7, 0, 0, 0]])
     generator = torch.Generator().manual_seed(0)
-    _, labels = OwnText(prompt=2, stop=9)(Counting(), inputs, inputs, 0.5, generator)
+    _, labels = OwnText(prompt=2, stop=9)(CountsOn(), inputs, inputs, 0.5, generator)
     assert labels.tolist() == [[-100, 8, 9, -100, -100]]
     assert repr(OwnText()) == "OwnText(prompt=32, probability=1.0, temperature=1.0, after=0.0, copies=1)"
 

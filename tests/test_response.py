@@ -43,11 +43,11 @@ from kdlab.objectives import (
     forward_kl,
     logit_mse,
     permute_dark_knowledge,
-    spread_dark_knowledge,
     reduce,
     smooth_labels,
     soft_targets,
     soften,
+    spread_dark_knowledge,
     standardise,
 )
 from kdlab.theory import reference

@@ -395,7 +395,10 @@ def rivals(folder):
 
     def compete(name):
         log = os.open(folder / f"{name}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-        say = lambda line: os.write(log, f"{line}\n".encode())
+
+        def say(line):
+            os.write(log, f"{line}\n".encode())
+
         run_plan(specs, book=folder / "book", limit=1, checkpoint_seconds=0, say=say)
 
     children = [forked(lambda name=name: compete(name)) for name in "abc"]

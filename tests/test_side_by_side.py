@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdlab.data import Examples, ExactTeacher, KnownPosterior
+from kdlab.data import ExactTeacher, Examples, KnownPosterior
 from kdlab.models import SideBySide, mlp
 from kdlab.objectives import ForwardKL
 from kdlab.training import Recipe, fit

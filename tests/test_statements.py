@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from replay import replay
 
 from kdlab.study import Results
 from kdlab.study.evidence import QUANTITIES, Among, Quantity, evidence
@@ -27,7 +28,6 @@ from kdlab.study.statements import (
     undecided,
     within,
 )
-from replay import replay
 
 NATS = Quantity("divergence from the truth", "nats", better="lower")
 POINTS = Quantity("accuracy", "points", 100, 1)

@@ -7,7 +7,15 @@ import pytest
 from scipy import stats
 
 from kdlab.study import paired_difference
-from kdlab.study.statistics import Difference, _bartlett, against, at_equal, dunnett_quantile, pairing, smallest_p
+from kdlab.study.statistics import (
+    Difference,
+    _bartlett,
+    against,
+    at_equal,
+    dunnett_quantile,
+    pairing,
+    smallest_p,
+)
 
 
 def arms(means, runs, spread=1.0, seed=0, seeds_spread=0.0):
@@ -153,7 +161,7 @@ def test_the_smallest_p_without_normality_is_the_permutation_tests():
 
 def test_at_equal_accuracy_an_arm_on_the_line_is_nothing_and_one_off_it_is_seen():
     g = np.random.default_rng(0)
-    x = {f"a{i}": {s: i + 0.0 for s in range(3)} for i in range(12)}
+    x = {f"a{i}": dict.fromkeys(range(3), i + 0.0) for i in range(12)}
     y = {a: {s: 2 * v + 1 + 0.01 * g.normal() for s, v in of.items()} for a, of in x.items()}
     y["a5"] = {s: v + 0.5 for s, v in y["a5"].items()}
     found = at_equal(y, x)

@@ -510,7 +510,7 @@ def test_blocks_at_even_distances(blocks, n):
     chosen = tokens(2 * blocks + 1, 2).spread(n).blocks
     assert len(chosen) == min(n, blocks) and chosen[0] == 0 and chosen.max() < blocks
     steps = chosen.diff()
-    assert not len(steps) or steps.max() - steps.min() <= 1 and steps.min() >= 1
+    assert not len(steps) or (steps.max() - steps.min() <= 1 and steps.min() >= 1)
 
 
 def test_a_text_can_be_indexed():

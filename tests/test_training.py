@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from kdlab.data import Examples, ExactTeacher, KnownPosterior
+from kdlab.data import ExactTeacher, Examples, KnownPosterior
 from kdlab.files import atomic_write, sha256
 from kdlab.models import mlp
 from kdlab.objectives import (
@@ -277,7 +278,7 @@ def test_rates_stay_between_zero_and_the_peak_and_fall_after_the_warm_up(epochs,
     recipe = Recipe(epochs=epochs, schedule=schedule, warmup_epochs=warmup)
     rates = [recipe.learning_rate_at(epoch) for epoch in np.linspace(warmup, max(epochs, warmup + 1), 50)]
     assert rates[0] == pytest.approx(0.05)
-    assert all(0 <= later <= earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(0 <= later <= earlier for earlier, later in itertools.pairwise(rates))
     if schedule == "cosine":
         assert rates[-1] == pytest.approx(0, abs=1e-12)
 

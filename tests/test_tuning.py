@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 from kdlab.objectives import CrossEntropy
 from kdlab.study import Spec
-from kdlab.study.grown import CONTROLS, EPOCHS, METHODS, TUNING_SEED, arm_name, grown, objective, scaled_recipe, tuning
+from kdlab.study.grown import (
+    CONTROLS,
+    EPOCHS,
+    METHODS,
+    TUNING_SEED,
+    arm_name,
+    grown,
+    objective,
+    scaled_recipe,
+    tuning,
+)
 from kdlab.study.plans import recorded, specs_of
 from kdlab.study.records import write_record
 from kdlab.study.tuning import STEP, Try, Tuning
@@ -63,7 +73,7 @@ def test_the_weight_is_tried_at_the_best_rate():
     assert Tuning(make).chosen(answers(lambda r, w, _: hill(r, w, at_rate=0.05, at_weight=3.0))) == Try(0.05, 3.0)
 
 
-@pytest.mark.parametrize("at_rate, beyond", [(5.0, [0.5 * STEP, 5.0]), (1e-9, [0.015 / STEP, 0.0015])])
+@pytest.mark.parametrize(("at_rate", "beyond"), [(5.0, [0.5 * STEP, 5.0]), (1e-9, [0.015 / STEP, 0.0015])])
 def test_a_choice_at_the_edge_extends_the_grid(at_rate, beyond):
     tried, rested = Tuning(make, weighted=False).first(answers(lambda r, w, _: hill(r, w, at_rate=at_rate)))
     assert rested and all(any(math.isclose(t.learning_rate, rate) for t in tried) for rate in beyond)
@@ -75,8 +85,8 @@ def test_a_run_that_diverged_is_the_worst():
     assert chosen == Try(0.05)
 
 
-@given(st.dictionaries(st.tuples(st.floats(0, 1), st.floats(0, 1)), st.floats(0, 1)), st.randoms())
-def test_no_other_finalist_is_better_whatever_the_runs_say(_, draw):
+@given(draw=st.randoms())
+def test_no_other_finalist_is_better_whatever_the_runs_say(draw):
     seen = {}
     found = answers(lambda *what: seen.setdefault(what, draw.random()))
     tuned = Tuning(make)

@@ -204,13 +204,13 @@ class _Seeded:
 @contextmanager
 def _drawn_from(*what):
     """Python's, NumPy's and PyTorch's generators, seeded; after it they are as they were."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:4], "big")
-    random.seed(seed), np.random.seed(seed), torch.default_generator.manual_seed(seed)  # noqa: NPY002
+    random.seed(seed), np.random.seed(seed), torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        random.setstate(before[0]), np.random.set_state(before[1]), torch.set_rng_state(before[2])  # noqa: NPY002
+        random.setstate(before[0]), np.random.set_state(before[1]), torch.set_rng_state(before[2])
 
 
 def _pair(batch):

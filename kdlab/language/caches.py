@@ -14,9 +14,9 @@ from ..data import Tokens
 from ..files import atomic_folder, note_read, sha256
 from ..objectives import SparseTargets, soften
 from ..training import evaluation_mode
+from ..training.measures import all_logits
 from ..training.precision import autocast
 from ..training.state import checksum, state_of
-from ..training.measures import all_logits
 
 KINDS = ("sampled", "top-k", "top-k-rest")
 

@@ -23,7 +23,15 @@ from .checks import (
 )
 from .divergences import _kl, _reduced
 from .reduction import reduce
-from .softening import classes_last, counted_rows, full_precision, log_softmax, log_sum_exp, prepared, prepared_alone
+from .softening import (
+    classes_last,
+    counted_rows,
+    full_precision,
+    log_softmax,
+    log_sum_exp,
+    prepared,
+    prepared_alone,
+)
 
 
 def _squared(temperature):

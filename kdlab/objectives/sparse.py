@@ -20,7 +20,6 @@ from .checks import _inspectable, check_infinite, check_mask
 from .reduction import reduce
 from .softening import counted_rows, full_precision, log_softmax, log_sum_exp, prepared_alone
 
-
 FLOATS = (torch.bfloat16, torch.float16, torch.float64, torch.float32)
 
 

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from . import binary, divergences, response, vocabulary
-from .checks import check_distribution, check_fraction, check_indices, check_temperature, check_weight, counted_labels
+from .checks import (
+    check_distribution,
+    check_fraction,
+    check_indices,
+    check_temperature,
+    check_weight,
+    counted_labels,
+)
 from .schedules import Schedule, at
 from .softening import classes_last, prepared, without_autocast
 from .sparse import SparseTargets, check_targets, sparse_forward_kl

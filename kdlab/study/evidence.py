@@ -190,7 +190,7 @@ def evidence(
         notes = "; ".join(dict.fromkeys(lost))
         kind, whole = "records", f"the {len(values)} arms of {source.plan}"
     else:
-        runs = {len(v) for v in source.values() if not np.isscalar(v) and np.ndim(v) != 0 or isinstance(v, Mapping)}
+        runs = {len(v) for v in source.values() if (not np.isscalar(v) and np.ndim(v) != 0) or isinstance(v, Mapping)}
         seeds = range(max(runs, default=1))
         values = {str(arm): _by_seed(v, seeds) for arm, v in source.items()}
         kind, whole = "build", f"{len(values)} arms"

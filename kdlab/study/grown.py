@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..objectives import (
-    CRD,
     DIST,
     CrossEntropy,
     HiddenMSE,

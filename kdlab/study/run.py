@@ -40,10 +40,10 @@ from ..training import (
     predict,
     save_model,
 )
-from ..training.state import checksum, state_of
 from ..training.distributed import by_the_first, rank_and_world
 from ..training.loop import Interruptible
 from ..training.measures import accuracy, agreement, all_logits, evaluation_mode
+from ..training.state import checksum, state_of
 from .records import RecordError, columns, find_record, provenance, write_record
 from .spec import Spec
 

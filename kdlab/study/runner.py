@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -196,7 +197,7 @@ def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say) -> 
         specs = by_the_first(known)
         taught = {spec.teacher.hash for spec in specs if spec.teacher}
         with ExitStack() as claims:
-            chosen, still_open = by_the_first(lambda: _claim(specs, places, device, limit, claims))
+            chosen, still_open = by_the_first(partial(_claim, specs, places, device, limit, claims))
             if not chosen:
                 return written
             if anywhere(stopping()):

@@ -5,6 +5,7 @@ evidence says otherwise the page gets a banner. Each is tried on evidence that s
 an arm added that beats all) as it is made, and one that would say the same of that is an error.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -134,7 +135,7 @@ def stated(rule: Callable, of: Evidence | Curves, expected: str, level: float = 
 
 def _outcome(d: Interval, margin: float | None) -> str:
     """What an interval decides; ``margin`` is the smallest effect that would matter."""
-    if margin is not None and -margin <= d.low and d.high <= margin or d.low == d.high == 0:
+    if (margin is not None and -margin <= d.low and d.high <= margin) or d.low == d.high == 0:
         return "within"
     return "above" if d.low > 0 else "below" if d.high < 0 else "not decided"
 
@@ -211,7 +212,7 @@ def _compare(arm, others, source, quantity, expected, short, *, names, margin=No
     q = full.quantity
     for number in numbers:
         seeds = full.values[arm]
-        full = full.with_arm(q.level(number / q.scale), {s: number / q.scale for s in seeds})
+        full = full.with_arm(q.level(number / q.scale), dict.fromkeys(seeds, number / q.scale))
     chosen = full.among if others is None else (arm, *(o if isinstance(o, str) else q.level(o / q.scale) for o in others))
     of = Evidence(full.values, q, full.source, tuple(chosen), full.called, full.names, full.notes)
     if others is None:
@@ -331,7 +332,7 @@ def _in_order(expected: tuple[str, ...], rising: bool, of: Evidence) -> Said:
     q = of.quantity
     row = [*expected, *(a for a in of.among if a not in expected)]
     steps = {}
-    for one, two in zip(row, row[1:], strict=False):
+    for one, two in itertools.pairwise(row):
         steps[one, two] = of.differences(two, [one])[one]
     outcomes = {pair: _outcome(d, None) for pair, d in steps.items()}
     word = {"above": "rises", "below": "falls", "within": "stays", "not decided": "neither surely rises nor falls"}

@@ -74,7 +74,7 @@ class Tuning:
             between = [Try(best.learning_rate * factor) for factor in (STEP**-0.5, STEP**0.5)]
             return rates + between, self._recorded(found, between)
         weighted = [replace(best, weight=factor) for factor in self.weights]
-        grid, more, rested = self._grown(found, sorted([best, *weighted], key=lambda t: t.weight), "weight")
+        _, more, rested = self._grown(found, sorted([best, *weighted], key=lambda t: t.weight), "weight")
         return rates + weighted + more, rested
 
     def _grown(self, found: Found, grid: Sequence[Try], field: str):

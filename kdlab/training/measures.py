@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..data.examples import as_split, each
 from ..objectives import HeadLogits, cross_entropy, forward_kl, log_soften, soften
-from ..objectives.checks import IGNORED
 from ..objectives.checks import IGNORED, check_distribution, check_mask, check_same_shape, counted_labels
 from ..objectives.softening import classes_last, prepared_alone
 from .precision import autocast
