@@ -1803,7 +1803,7 @@ def test_sparse_targets_are_checked():
 def test_temperatures_are_one_a_distribution():
     z, t, _ = pair(4, 3, 5)
     good = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
-    for shape in ((4, 1), (3, 1), (1, 4, 3, 1)):
+    for shape in ((3, 1), (4, 1), (1, 4, 3, 1)):
         T = good.new_ones(shape)
         T.view(-1)[0] = 2
         for loss in (soft_targets, dist):
