@@ -40,7 +40,8 @@ class Tokens:
         known = isinstance(self.labels, Tensor) and self.labels.dtype in (torch.int16, torch.int32)
         if not known or self.labels.ndim != 1:
             raise ValueError(
-                "tokens are 16-bit numbers in a row, or int32 where there are more: kdlab.data.tokens.numbered(ids, vocabulary)."
+                "tokens are 16-bit numbers in a row: torch.from_numpy(numpy.array(ids, dtype=numpy.uint16).view(numpy.int16)); of "
+                "more than 65,536 they are int32: kdlab.data.tokens.numbered(ids, vocabulary)."
             )
         if len(self.labels) <= self.context:
             raise ValueError(
