@@ -12,7 +12,7 @@ from kdlab.__main__ import app
 from kdlab.objectives import CrossEntropy, SoftTargets
 from kdlab.study import Interval, Spec, paired_difference, plans, results, run_together, write_record
 from kdlab.study.cluster import spread
-from kdlab.study.display import observed, slots
+from kdlab.study.display import slots
 from kdlab.study.drafts import acceptance_rate, call_yield, times_as_fast
 from kdlab.study.records import columns, find_record
 from kdlab.study.runner import plan
@@ -173,14 +173,6 @@ def test_the_literatures_protocol_trains_on_the_validation_split_too(digits):
         "train": len(digits.train) + len(digits.validation), "validation": 0, "test": len(digits.test),
     }  # fmt: skip
     assert "validation.accuracy" not in done.record["epochs"]
-
-
-def test_what_a_training_shows_is_said_either_way():
-    assert "Seen in this build" in observed("It learns.", True).markup
-    not_seen = observed("It is $< 1$ & learns.", False)
-    assert "Not seen in this build" in not_seen.markup and "&amp; learns" in not_seen.markup
-    said = not_seen._repr_mimebundle_()["application/vnd.kdlab.observation+json"]
-    assert said == {"statement": "It is $< 1$ & learns.", "holds": False}
 
 
 class OnThisMachine:

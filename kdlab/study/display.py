@@ -68,42 +68,6 @@ def verdict(
     return Verdict(claim, outcome, finding, condition)
 
 
-class Observation(Shown):
-    """What a training run in the chapter showed, or did not; the status page lists those that it did not."""
-
-    def __init__(self, statement: str, holds: bool):
-        self.statement, self.holds = statement, bool(holds)
-        if self.holds:
-            markup = f'<p class="kd-badge">Seen in this build: {mathematics(statement)}</p>'
-        else:
-            markup = (
-                f'<aside class="kd-banner"><strong>Not seen in this build:</strong> {mathematics(statement)} '
-                "Training rounds differently on another processor; where the text and this page's numbers disagree, "
-                "believe the numbers.</aside>"
-            )
-        super().__init__(markup)
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        said = {"statement": self.statement, "holds": self.holds}
-        return {"text/html": self.markup, "application/vnd.kdlab.observation+json": said}
-
-
-def observed(statement: str, holds: bool) -> Observation:
-    """Whether what the text says of a trained network is so in this build too.
-
-    For what rounding can turn: the outcome of a training. What follows from mathematics is asserted. A statement that does
-    not hold gets a banner and a line on the status page, and does not stop the build.
-
-    Args:
-        statement: what the text says, a sentence; ``$…$`` is mathematics.
-        holds: whether the cell's numbers say so too.
-
-    >>> observed("Distilled students are better.", 0.61 > 0.58).holds
-    True
-    """
-    return Observation(statement, holds)
-
-
 def _wanted_and_found(data: ImageData | TextData) -> tuple[str, str]:
     """What a chapter asks for, and what it has."""
     if isinstance(data, TextData):

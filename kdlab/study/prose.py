@@ -7,7 +7,7 @@ citation, tables, headings, questions and exercises are not listed, nor a senten
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 MARK = "<!-- by definition -->"
@@ -45,37 +45,44 @@ def _left_for(found: re.Match) -> str:
     return " … " if re.match(r"\$|`(?!``)", text) else "\n"
 
 
-def unmade(markdown: str) -> list[str]:
+def unmade(markdown: str, *, marked: bool = False) -> list[str]:
     """The sentences of a Markdown cell with a number, a comparative or a superlative.
+
+    Args:
+        markdown: of one cell.
+        marked: those that are marked as definitions, in place of those that are not.
 
     >>> unmade("The teacher is better than we are. A softmax sums to one. It gains 3 points {cite}`a`. *Twice* as many.")
     ['The teacher is better than we are.', '*Twice* as many.']
     """
-    marked = re.sub(re.escape(MARK), " {cite} ", markdown)
-    cited = re.sub(r"\{cite(?::\w+)?\}`[^`]*`", "{cite}", marked)
+    marks = re.sub(rf"([.!?:]?[*_)”]*)\s*{re.escape(MARK)}", r" {mark}\1 ", markdown)  # within the sentence that it ends
+    cited = re.sub(r"\{cite(?::\w+)?\}`[^`]*`", "{cite}", marks)
     text = NOT_OURS.sub(_left_for, cited)
     found = []
     for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.)\s)", text):
         block = re.sub(r"^\s*(?:[-*]|\d+\.)\s+", "", " ".join(block.split()))
         for sentence in re.split(r"(?<=[.!?])[*_)]*\s+(?=[A-Z*“(…{])(?!\{cite\})", block):
             question = sentence.rstrip(" *_)").endswith("?")
-            if not question and "{cite}" not in sentence and TELLS.search(IDIOMS.sub(" ", sentence)):
-                found.append(sentence.strip())
+            if question or "{cite}" in sentence or ("{mark}" in sentence) != marked:
+                continue
+            if TELLS.search(IDIOMS.sub(" ", sentence)):
+                found.append(sentence.replace(" {mark}", "").strip())
     return found
 
 
-def chapter_sentences(chapter: Path) -> list[str]:
+def chapter_sentences(chapter: Path, *, marked: bool = False) -> list[str]:
     """The same of a whole chapter, a file in py:percent."""
     import jupytext
 
-    return [s for cell in jupytext.read(chapter).cells if cell.cell_type == "markdown" for s in unmade(cell.source)]
+    return [s for cell in jupytext.read(chapter).cells if cell.cell_type == "markdown" for s in unmade(cell.source, marked=marked)]
 
 
-def report(chapters: Iterable[Path]) -> str:
-    """How many each chapter has, on one line."""
+def report(chapters: Collection[Path]) -> str:
+    """How many each chapter has, and how many more are marked as definitions, on one line."""
     numbers = {int(Path(chapter).stem[:2]): len(chapter_sentences(chapter)) for chapter in chapters}
+    marks = sum(len(chapter_sentences(chapter, marked=True)) for chapter in chapters)
     told = ", ".join(f"{number}: {many}" for number, many in numbers.items())
-    return f"sentences that no cell makes (python -m kdlab.study.prose lists them): {sum(numbers.values())} ({told})"
+    return f"sentences that no cell makes (python -m kdlab.study.prose lists them): {sum(numbers.values())} ({told}), and {marks} marked as definitions"
 
 
 def main() -> None:
@@ -86,6 +93,8 @@ def main() -> None:
         print(f"\n{chapter.stem}")
         for sentence in chapter_sentences(chapter):
             print(f"  - {sentence}")
+        for sentence in chapter_sentences(chapter, marked=True):
+            print(f"  (marked) {sentence}")
     print(f"\n{report(given.chapters)}")
 
 
