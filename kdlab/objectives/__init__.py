@@ -4,7 +4,7 @@ May import torch alone.
 """
 
 from .attention import activation_attention, attention_from_qk, attention_map_mse
-from .binary import binary_cross_entropy, binary_soft_targets
+from .binary import BinaryCrossEntropy, BinarySoftTargets, binary_cross_entropy, binary_soft_targets
 from .contrastive import ContrastiveMemory, MemoryBank, info_nce
 from .conventions import Convention, loss_as_in, weight_factor
 from .divergences import (
@@ -49,8 +49,6 @@ from .softening import entropy, log_soften, soften
 from .sparse import SparseTargets, sparse_forward_kl
 from .terms import (
     DIST,
-    BinaryCrossEntropy,
-    BinarySoftTargets,
     CrossEntropy,
     DecoupledKD,
     ForwardKL,

@@ -18,7 +18,9 @@ from .checks import _inspectable, check_infinite, check_logits, check_mask, chec
 from .divergences import _kl
 from .reduction import reduce
 from .response import _squared
+from .schedules import at
 from .softening import full_precision
+from .terms import Term, _Softened
 
 
 def binary_soft_targets(
@@ -148,3 +150,27 @@ def _labels(logits, mask, name="student_logits", shape=None):
     check_logits(name, logits.masked_fill(logits.isneginf(), 0.0) if logits.is_floating_point() else logits, at_least=1)
     return full_precision(logits), counted, examples
 
+
+class BinaryCrossEntropy(Term):
+    """Labels that do not exclude each other, ``(B, L)``: :func:`~kdlab.objectives.binary.binary_cross_entropy`."""
+
+    needs_teacher = False
+
+    def forward(self, *, student_logits, labels, mask=None, count=None, **_):
+        check_present(labels)
+        return binary_cross_entropy(student_logits, labels, mask=mask, count=count)
+
+
+class BinarySoftTargets(_Softened):
+    """Soft targets of labels that do not exclude each other: :func:`~kdlab.objectives.binary.binary_soft_targets`."""
+
+    def __init__(self, temperature=4.0):
+        super().__init__(temperature)
+
+    def forward(self, *, student_logits, teacher_logits, labels=None, mask=None, count=None, progress=None, **_):
+        if labels is not None:
+            check_present(labels)
+        how = {"temperature": at(self.temperature, progress), "mask": mask, "count": count}
+        return binary_soft_targets(student_logits, teacher_logits.detach(), **how)
+
+    on_tokens = Term.on_tokens

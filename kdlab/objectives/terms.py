@@ -14,7 +14,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from . import binary, divergences, response, vocabulary
+from . import divergences, response, vocabulary
 from .checks import (
     check_distribution,
     check_fraction,
@@ -131,8 +131,8 @@ class Objective(nn.Module):
                     raise TypeError(f"{name}: HeadLogits have their classes in the last axis, not in {term.class_axis}.")
                 if "labels" in needed and _soft(seen["labels"]):
                     raise TypeError(
-                        f"{name} takes class indices where the student returns HeadLogits: for soft labels let it return all "
-                        "logits, with fused = False, or give student_logits.dense()."
+                        f"{name}: labels must be integer class indices where the student returns HeadLogits. For soft labels let it "
+                        "return all logits, with fused = False, or give student_logits.dense()."
                     )
                 by_token[name] = term
                 continue
@@ -518,31 +518,6 @@ class SoftTargets(_Softened):
 
     def on_tokens(self, tokens):
         return by_autograd(self, tokens) if self.options else super().on_tokens(tokens)
-
-
-class BinaryCrossEntropy(Term):
-    """Labels that do not exclude each other, ``(B, L)``: :func:`~kdlab.objectives.binary.binary_cross_entropy`."""
-
-    needs_teacher = False
-
-    def forward(self, *, student_logits, labels, mask=None, count=None, **_):
-        binary.check_present(labels)
-        return binary.binary_cross_entropy(student_logits, labels, mask=mask, count=count)
-
-
-class BinarySoftTargets(_Softened):
-    """Soft targets of labels that do not exclude each other: :func:`~kdlab.objectives.binary.binary_soft_targets`."""
-
-    def __init__(self, temperature=4.0):
-        super().__init__(temperature)
-
-    def forward(self, *, student_logits, teacher_logits, labels=None, mask=None, count=None, progress=None, **_):
-        if labels is not None:
-            binary.check_present(labels)
-        how = {"temperature": at(self.temperature, progress), "mask": mask, "count": count}
-        return binary.binary_soft_targets(student_logits, teacher_logits.detach(), **how)
-
-    on_tokens = Term.on_tokens
 
 
 class SparseForwardKL(Term):
