@@ -1200,8 +1200,8 @@ MUTATIONS = [
     Mutation(
         "soft labels are taken for those of tokens",
         LOOP,
-        "if labels.ndim > 1 and not labels.is_floating_point():",
-        "if labels.ndim > 1:",
+        "return labels.new_ones(labels.shape[:-1] or labels.shape, dtype=torch.bool)",
+        "return labels.new_ones(labels.shape, dtype=torch.bool)",
         "test_soft_labels",
     ),
     Mutation(
