@@ -819,8 +819,8 @@ MUTATIONS = [
     Mutation(
         "channels-last is asked of five axes",
         MODULES,
-        "if tensor.ndim == 4:",
-        "if tensor.ndim >= 4:",
+        "if tensor.ndim == 4 else",
+        "if tensor.ndim >= 4 else",
         "test_a_convolution_of_three_axes_trains",
     ),
     Mutation(

@@ -1682,7 +1682,7 @@ def test_a_loader_can_be_gone_on_with(tmp_path):
         try:
             fit(student, CrossEntropy(), **how, stop=None if stop_after is None else lambda: next(steps) == stop_after)
         except training.Stopped:
-            return trained(path)
+            return ran(lambda: trained(path))
         return student.weight.detach()
 
     whole = trained("whole")
@@ -1696,7 +1696,7 @@ def test_what_cannot_be_validated_is_known_at_once():
         ([(torch.zeros(1, 6), torch.zeros(1))], "validation is a Split"),
         (Examples(torch.zeros(4, 6), torch.ones(4, 3)), "no probabilities of classes"),
     ):
-        with pytest.raises((TypeError, ValueError, RuntimeError), match=sentence):
+        with pytest.raises(Exception, match=sentence):
             fit(nn.Linear(6, 3), CrossEntropy(), train=flat_examples(), validation=validation, recipe=BRIEF, report=entries.append)
     assert not entries
 
@@ -1800,7 +1800,8 @@ def test_gradient_norms_pass_frozen_layers_by():
     student.requires_grad_(False)
     objective, z = 1.0 * CrossEntropy(), student(flat_examples().inputs).requires_grad_()
     _, values = objective(student_logits=z, labels=flat_examples().labels)
-    assert ran(lambda: objective.gradient_norms(values, student.parameters()))["CrossEntropy"] == 0
+    with pytest.raises(ValueError, match="none of these requires a gradient"):
+        objective.gradient_norms(values, student.parameters())
 
 
 # The study

@@ -21,10 +21,8 @@ def moved_to(model: nn.Module, device) -> torch.memory_format:
     )
     on_cpu = torch.device(device).type == "cpu"
     layout = torch.contiguous_format if narrow and on_cpu else torch.channels_last
-    model.to(device)
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.ndim == 4:
-            tensor.data = tensor.data.contiguous(memory_format=layout)
+    # As Module.to with a layout, which would ask it of five axes too.
+    model.to(device)._apply(lambda tensor: tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor)
     return layout
 
 
