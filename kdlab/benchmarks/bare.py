@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from ..training import Recipe
 from ..training.loop import _generator
+from ..training.modules import moved_to
 from .timing import Contest, Laps, Settings, contest
 from .training import kd, kdlab_round, network, recipe, synthetic, untrained_teacher
 
@@ -14,8 +15,8 @@ from .training import kd, kdlab_round, network, recipe, synthetic, untrained_tea
 def bare(student, teacher, train, recipe: Recipe, device, laps: Callable[[], None]) -> None:
     """Distillation as one would write it for one run: the lines that remain if nothing is checked, kept or reported."""
     kind = torch.device(device).type
-    student.to(device, memory_format=torch.channels_last).train()
-    teacher.to(device, memory_format=torch.channels_last).eval()
+    layout = moved_to(student.train(), device)
+    moved_to(teacher.eval(), device)
     optimizer = torch.optim.SGD(
         student.parameters(), recipe.learning_rate, recipe.momentum,
         weight_decay=recipe.weight_decay, fused=kind == "cuda",
@@ -27,7 +28,7 @@ def bare(student, teacher, train, recipe: Recipe, device, laps: Callable[[], Non
             with torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                 with torch.no_grad():
                     teacher_logits = teacher(inputs).float()
-                logits = student(inputs).float()
+                logits = student(inputs.contiguous(memory_format=layout)).float()
             q, p = F.log_softmax(logits / 4, 1), F.log_softmax(teacher_logits / 4, 1)
             soft = 16 * F.kl_div(q, p, log_target=True, reduction="batchmean")
             loss = 0.1 * F.cross_entropy(logits, labels) + 0.9 * soft
