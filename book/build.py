@@ -322,6 +322,7 @@ def execute_all(sources: list[Path], profile: str, jobs: int) -> list[Path]:
                 else:
                     failed[chapter] = error
                     tell(chapter, f"failed after {took[chapter]:.0f} s")
+                    say(f"{error}")  # at once, and again at the end
                 if len(took) < len(queue):
                     say(f"      {left()}")
         except BaseException:
