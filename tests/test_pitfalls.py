@@ -54,6 +54,7 @@ from kdlab.objectives import (
     SkewedReverseKL,
     SmoothedLabels,
     SoftTargets,
+    SparseForwardKL,
     SparseTargets,
     SpreadSoftTargets,
     Step,
@@ -114,6 +115,7 @@ from kdlab.training import (
     expected_calibration_error,
     fast_precision,
     fit,
+    fitted_temperature,
     load_model,
     loop,
     measure,
@@ -1689,12 +1691,18 @@ def test_a_loader_can_be_gone_on_with(tmp_path):
     assert torch.equal(whole, trained("parts", 2)) and torch.equal(whole, trained("others", 4))
 
 
+def loaded(*tensors):
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tensors))
+
+
 def test_what_cannot_be_validated_is_known_at_once():
     """A validation that cannot be read fails after a whole epoch."""
     entries = []
     for validation, sentence in (
         ([(torch.zeros(1, 6), torch.zeros(1))], "validation is a Split"),
         (Examples(torch.zeros(4, 6), torch.ones(4, 3)), "no probabilities of classes"),
+        (loaded(torch.zeros(4, 6), torch.ones(4, 3)), "no probabilities of classes"),
+        (loaded(*[torch.zeros(4, 6)] * 3), "a batch of the DataLoader is"),
     ):
         with pytest.raises(Exception, match=sentence):
             fit(nn.Linear(6, 3), CrossEntropy(), train=flat_examples(), validation=validation, recipe=BRIEF, report=entries.append)
@@ -1982,6 +1990,7 @@ def test_every_default_of_training_runs(name, digits, resnet, tmp_path):
         "expected_calibration_error": lambda: torch.tensor(expected_calibration_error(z, y)),
         "fast_precision": lambda: torch.tensor(len(fast_precision())),
         "fit": distil,
+        "fitted_temperature": lambda: torch.tensor(training.fitted_temperature(z, y)),
         "fit_together": several,
         "load_model": store,
         "measure": lambda: torch.tensor([*measure(z, y).values()]),
@@ -2165,6 +2174,20 @@ def test_objectives_are_right_under_autocast():
         assert near(similarity_preserving(large, torch.ones(2, 2)), 1 - math.sqrt(0.5), rtol=1e-6)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_logits_of_another_half_than_autocast(half):
+    z, t, y = pair(4, 5)
+    z, t = z.to(half), t.to(half)
+    other = {torch.float16: torch.bfloat16, torch.bfloat16: torch.float16}[half]
+    for name, loss in EVERY_LOSS.items():
+        if name in ("shuffled", "soft labels"):
+            continue
+        right = loss(z, t, y)
+        with torch.autocast("cpu", other):
+            assert complaint(lambda loss=loss: loss(z, t, y)) == "", name
+            assert near(loss(z, t, y), right), name
+
+
 def test_the_constant_of_crd_does_not_overflow():
     memory = ContrastiveMemory(4, 4, 8, width=4, negatives=8, temperature=0.01)
     x = torch.eye(4)
@@ -2296,6 +2319,141 @@ def test_measures_check_what_losses_check():
     log_q = log_soften(words)
     measures._add_up(sums, log_q, torch.tensor([1, 0]), log_q)
     assert sums["kl_to_teacher"] == 0
+
+
+def test_a_fitted_temperature_is_of_what_counts():
+    """NaN in every comparison ends a bisection at its lower end, 0.001."""
+    z, _, _ = pair(8, 3)
+    y = torch.tensor([0, 1, 2, 0, 0, 1, 2, 1])
+    right = fitted_temperature(z, y)
+    assert 0.01 < right < 100
+    assert near(fitted_temperature(torch.cat([z, torch.full((8, 1), -math.inf)], 1), y), right)
+    padded = torch.cat([z, torch.full((1, 3), math.nan)]), torch.cat([y, torch.tensor([-100])])
+    assert near(fitted_temperature(*padded, mask=padded[1] >= 0), right)
+    assert near(fitted_temperature(z.T[None], y[None], class_axis=1), right)
+    assert "pass mask=labels >= 0" in refusal(lambda: fitted_temperature(z, padded[1][1:]))
+    assert "NaN" in refusal(lambda: fitted_temperature(z * math.nan, y))
+    assert "is infinite" in refusal(lambda: fitted_temperature(z.where(torch.arange(3) != 0, -math.inf), y))
+    assert "soft labels" in refusal(lambda: fitted_temperature(z, z.softmax(1)))
+    assert "nothing to measure" in refusal(lambda: agreement(z[:0], z[:0]))
+
+
+def test_labels_are_smoothed_over_classes_that_exist():
+    z, _, y = pair(4, 5)
+    longer = torch.cat([z[:, :3], torch.full((4, 2), -math.inf), z[:, 3:]], 1)
+    moved = torch.where(y > 2, y + 2, y)
+    for labels, others in ((y, moved), (z.softmax(1), longer.softmax(1))):
+        right = SmoothedLabels(0.3)(student_logits=z, labels=labels)
+        assert near(right, cross_entropy(z, objectives.smooth_labels(labels, 5, smoothing=0.3)), rtol=1e-6)
+        assert near(SmoothedLabels(0.3)(student_logits=longer, labels=others), right)
+
+    def smoothed(hidden, weight, bias, labels):
+        return (1.0 * SmoothedLabels(0.3))(student_logits=HeadLogits(hidden, weight, bias), labels=labels)[0]
+
+    weight, bias = torch.eye(7).double()[:, [0, 1, 2, 5, 6]], longer[0].where(longer[0].isneginf(), 0.0)
+    assert near(smoothed(z, weight, bias, moved), SmoothedLabels(0.3)(student_logits=z, labels=y))
+    slope = gradient(lambda z: SmoothedLabels(0.3)(student_logits=z, labels=y), z)
+    assert near(gradient(smoothed, z, weight, bias, moved), slope)
+    absent = torch.full((4, 1), -math.inf), torch.full((4,), 5)
+    both = [torch.cat([x, absent[0]], 1) for x in (z, 2 * z)]
+    assert "does not exist" in refusal(lambda: decoupled_kd(*both, absent[1]))
+
+
+@pytest.mark.parametrize("term", [SoftTargets(), ReverseKL(), LogitMSE(), DIST(), SoftTargets(standardised=True), CrossEntropy()], ids=repr)
+def test_labels_of_minus_100_do_not_count_where_no_term_looks_at_them(term):
+    z, t, y = pair(3, 4, 5)
+    y[0, 2:] = y[2, 3] = -100
+    objective = 1.0 * term
+    found = objective(student_logits=z, teacher_logits=t, labels=y)[0]
+    assert near(found, objective(student_logits=z, teacher_logits=t, labels=y, mask=y >= 0)[0])
+    maps = [x.movedim(-1, 1) for x in (z, t)]
+    if getattr(term, "class_axis", 0) is None:
+        term = type(term)(class_axis=1, **(term.options if isinstance(term, SoftTargets) else {}))
+        assert near((1.0 * term)(student_logits=maps[0], teacher_logits=maps[1], labels=y)[0], found)
+
+
+def test_maps_of_labels_that_do_not_exclude_each_other():
+    """Each place is an example; without a class axis, a row of a map would be."""
+    z, t, _ = pair(2, 1, 3, 4)
+    y = (t > 0).double()
+    places = [x.movedim(1, -1).reshape(-1, 1) for x in (z, t, y)]
+    for loss, term, other, key, flat in (
+        (binary_soft_targets, BinarySoftTargets(class_axis=1), t, "teacher_logits", places[1]),
+        (binary_cross_entropy, BinaryCrossEntropy(class_axis=1), y, "labels", places[2]),
+    ):
+        assert "say class_axis=1" in refusal(lambda loss=loss, other=other: loss(z, other))
+        right = loss(places[0], flat)
+        assert near(loss(z, other, class_axis=1), right)
+        assert near(term(student_logits=z, **{key: other}), right)
+        mask = torch.rand(2, 3, 4) < 0.5
+        masked = loss(places[0], flat, mask=mask.flatten())
+        assert near(loss(z, other, class_axis=1, mask=mask), masked)
+        assert near(loss(z, other, class_axis=1, mask=mask[:, None]), masked)
+
+
+def test_advantages_keep_their_digits():
+    returns = torch.tensor([256.0, 258.0], dtype=torch.bfloat16)  # whose mean is no number of bfloat16
+    assert objectives.advantages(returns, 2).tolist() == [-2, 2]
+
+
+@pytest.mark.parametrize("term", [RKDDistance("a"), RKDAngle("a"), SimilarityPreserving("a"), InfoNCE("a")], ids=repr)
+def test_relations_do_not_look_at_padding(term):
+    s, t, _ = pair(3, 4, 2)
+    mask = torch.tensor([[True, True, True, False], [True] * 4, [True, True, False, False]])
+    seen = {"student_hidden": {"a": s}, "teacher_hidden": {"a": t}}
+    found = (1.0 * term)(**seen, hidden_mask=mask)[0]
+    for there in (99.0, math.nan):
+        s[~mask], t[~mask] = there, -there
+        assert near((1.0 * term)(**seen, hidden_mask=mask)[0], found)
+    assert "pass hidden_mask" in refusal(lambda: (1.0 * term)(**seen, mask=mask))
+
+
+def test_sparse_entries_of_nothing_are_not_there():
+    """Padding of a shorter list would be a token that the teacher excludes, and whose share the rest lacks."""
+    z, _, _ = pair(2, 5)
+    short = SparseTargets(torch.tensor([[3], [1]]), torch.tensor([[0.6], [0.2]]).double(), 5, rest=True)
+    padded = SparseTargets(torch.tensor([[3, 0], [0, 1]]), torch.tensor([[0.6, 0.0], [0.0, 0.2]]).double(), 5, rest=True)
+    assert near(sparse_forward_kl(z, padded), sparse_forward_kl(z, short))
+    assert near(gradient(sparse_forward_kl, z, padded), gradient(sparse_forward_kl, z, short))
+    nothing = SparseTargets(torch.tensor([[0, 0]]), torch.zeros(1, 2).double(), 5, rest=True)
+    assert sparse_forward_kl(z[:1], nothing) == 0
+    rows = SparseTargets(torch.cat([padded.tokens, nothing.tokens]), torch.cat([padded.probabilities, nothing.probabilities]), 5, rest=True)
+    hidden = torch.cat([z, z[:1]]).requires_grad_()
+    dense, _ = (1.0 * SparseForwardKL())(student_logits=hidden * 1.0, teacher_logits=rows)
+    (right,) = torch.autograd.grad(dense, hidden)
+    fused, _ = (1.0 * SparseForwardKL())(student_logits=HeadLogits(hidden, torch.eye(5).double()), teacher_logits=rows)
+    assert near(fused, dense) and near(torch.autograd.grad(fused, hidden)[0], right)
+
+
+def test_half_precision_is_a_distribution_for_every_term():
+    """The rounding of bfloat16 is judged by that of float32 once it has been made wider."""
+    hidden, weight, p = torch.randn(64, 8), torch.randn(100, 8), (2 * torch.randn(64, 100)).softmax(-1)
+    kept = p.topk(100)
+    head, targets = HeadLogits(hidden, weight), SparseTargets(kept.indices, kept.values.bfloat16(), 100)
+    assert (p.bfloat16().double().sum(-1) - 1).abs().max() > 1e-3
+    assert "not refused" in refusal(lambda: (1.0 * SparseForwardKL())(student_logits=head, teacher_logits=targets))
+    assert "not refused" in refusal(lambda: SmoothedLabels()(student_logits=head.dense(), labels=p.bfloat16()))
+    assert near(objectives.smooth_labels(p.bfloat16(), 100).sum(-1), torch.ones(64), rtol=1e-6)
+
+
+def test_labels_say_where_the_classes_are():
+    z, t, _ = pair(2, 3, 4, 5)
+    y = torch.randint(5, (2, 3, 4))
+    flat = distillation_loss(z.reshape(-1, 5), t.reshape(-1, 5), y.flatten(), soft_weight=0.5)
+    assert near(distillation_loss(z, t, y, soft_weight=0.5), flat)
+
+
+def test_unlabelled_images_and_misshapen_labels():
+    x, y = torch.randn(8, 6), torch.arange(8) % 3
+    unlabelled = Examples(x, y.where(torch.arange(8) > 1, -100))
+    recipe = replace(BRIEF, batch_size=8, epochs=1)
+    (entry,) = fit(nn.Linear(6, 3), CrossEntropy(), train=unlabelled, validation=unlabelled, recipe=recipe)
+    assert math.isfinite(entry["loss"]) and math.isfinite(entry["validation"]["cross_entropy"])
+    for labels in (y[:, None], F.one_hot(y)):
+        with pytest.raises(ValueError, match="do not fit logits"):
+            fit(nn.Linear(6, 3), CrossEntropy(), train=Examples(x, labels), recipe=recipe)
+    soft = Examples(x, torch.randn(8, 3).softmax(1).bfloat16())
+    assert "not refused" in refusal(lambda: fit(nn.Linear(6, 3), SmoothedLabels(), train=soft, validation=soft, recipe=recipe))
 
 
 def test_gradient_norms_leave_out_frozen_layers():

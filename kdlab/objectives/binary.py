@@ -18,9 +18,8 @@ from .checks import _inspectable, check_infinite, check_logits, check_mask, chec
 from .divergences import _kl
 from .reduction import reduce
 from .response import _squared
-from .schedules import at
-from .softening import full_precision
-from .terms import Term, _Softened
+from .softening import classes_last, full_precision
+from .terms import Term, _options, _Softened
 
 
 def binary_soft_targets(
@@ -31,6 +30,7 @@ def binary_soft_targets(
     mask: Tensor | None = None,
     count=None,
     reduction: str = "batchmean",
+    class_axis: int | None = None,
 ) -> Tensor:
     r"""Soft targets of labels that do not exclude each other, with the factor :math:`T^2`.
 
@@ -47,10 +47,13 @@ def binary_soft_targets(
             counts if one of its labels does.
         count: what ``"batchmean"`` divides by; None is the number of examples that count.
         reduction: see :func:`~kdlab.objectives.reduction.reduce`; ``"none"`` has shape ``(...)``.
+        class_axis: where the labels are, such as 1 for maps ``(B, L, H, W)``, of which each place is then an example; None is the
+            last axis. Of four axes and more, it has to be said.
 
     Raises:
         TypeError: for logits that are not floating-point tensors, or a mask that is not boolean.
-        ValueError: for shapes that do not fit, logits of NaN or +∞, or a temperature that is not positive.
+        ValueError: for shapes that do not fit, logits of NaN or +∞, or a temperature that is not positive; if it is not clear where
+            the labels are.
 
     Source: for one label, Hinton, Vinyals & Dean (2015) with two classes; for several, Yang et al. (2023), multi-label logits
     distillation, without the :math:`T^2` there.
@@ -58,6 +61,9 @@ def binary_soft_targets(
     >>> binary_soft_targets(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]), temperature=1.0)
     tensor(0.3278)
     """
+    student_logits, teacher_logits, temperature, mask = _labels_last(
+        class_axis, student_logits, teacher_logits, temperature, mask=mask
+    )
     student, counted, examples = _labels(student_logits, mask)
     teacher, _, _ = _labels(teacher_logits, mask, "teacher_logits", student_logits.shape)
     check_temperature(temperature, student)
@@ -65,6 +71,12 @@ def binary_soft_targets(
     losses = _kl(_with_absence(t), _with_absence(z)).where(counted, 0.0).sum(-1)
     check_infinite(losses, examples)
     return reduce(_squared(temperature) * losses, examples, reduction, count)
+
+
+def _labels_last(class_axis, logits, *others, mask):
+    """All with the labels in the last axis; a mask of examples may say that they are there."""
+    of_examples = isinstance(mask, Tensor) and isinstance(logits, Tensor) and mask.ndim < logits.ndim
+    return classes_last(class_axis, logits, *others, mask, fits=mask if of_examples else None)
 
 
 def _with_absence(z):
@@ -79,6 +91,7 @@ def binary_cross_entropy(
     mask: Tensor | None = None,
     count=None,
     reduction: str = "batchmean",
+    class_axis: int | None = None,
 ) -> Tensor:
     r"""Cross-entropy of labels that do not exclude each other.
 
@@ -90,7 +103,7 @@ def binary_cross_entropy(
     Args:
         student_logits: :math:`z`, shape ``(..., L)``.
         target: :math:`y`, floating point from 0 to 1 or boolean, the same shape.
-        mask, count, reduction: as in :func:`binary_soft_targets`.
+        mask, count, reduction, class_axis: as in :func:`binary_soft_targets`.
 
     Raises:
         TypeError: also for labels that are whole numbers, which could be class indices.
@@ -99,6 +112,7 @@ def binary_cross_entropy(
     >>> binary_cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
     tensor(1.3863)
     """
+    student_logits, target, mask = _labels_last(class_axis, student_logits, target, mask=mask)
     student, counted, examples = _labels(student_logits, mask)
     y = _targets(target, student, counted)
     present = F.logsigmoid(student).masked_fill(y == 0, 0.0)
@@ -156,21 +170,28 @@ class BinaryCrossEntropy(Term):
 
     needs_teacher = False
 
+    def __init__(self, class_axis: int | None = None):
+        super().__init__()
+        self.class_axis = class_axis
+
+    def extra_repr(self):
+        return _options(class_axis=self.class_axis)
+
     def forward(self, *, student_logits, labels, mask=None, count=None, **_):
         check_present(labels)
-        return binary_cross_entropy(student_logits, labels, mask=mask, count=count)
+        return binary_cross_entropy(student_logits, labels, mask=mask, count=count, class_axis=self.class_axis)
 
 
 class BinarySoftTargets(_Softened):
     """Soft targets of labels that do not exclude each other: :func:`~kdlab.objectives.binary.binary_soft_targets`."""
 
-    def __init__(self, temperature=4.0):
-        super().__init__(temperature)
+    def __init__(self, temperature=4.0, class_axis: int | None = None):
+        super().__init__(temperature, class_axis)
 
     def forward(self, *, student_logits, teacher_logits, labels=None, mask=None, count=None, progress=None, **_):
         if labels is not None:
             check_present(labels)
-        how = {"temperature": at(self.temperature, progress), "mask": mask, "count": count}
+        how = self._how(mask, count, progress, self.class_axis)
         return binary_soft_targets(student_logits, teacher_logits.detach(), **how)
 
     on_tokens = Term.on_tokens

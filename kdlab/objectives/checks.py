@@ -41,7 +41,7 @@ def check_logits(name, logits, mask=None, at_least=2):
         )
     if not _inspectable(logits):
         return False
-    if not logits.numel() or torch.isfinite(torch.stack(logits.aminmax())).all():
+    if not logits.numel() or all(map(torch.isfinite, logits.aminmax())):
         return True
     counted = logits.detach() if mask is None or not _inspectable(mask) else logits.detach()[mask]
     if bad := int((counted.isnan() | counted.isposinf()).sum()):

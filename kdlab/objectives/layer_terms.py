@@ -22,7 +22,7 @@ from .checks import check_hidden_mask, check_indices, check_temperature
 from .contrastive import ContrastiveMemory, info_nce
 from .features import Projector, channels_last, hidden_cosine, hidden_mse, same_size
 from .relational import rkd_angle, rkd_distance, similarity_preserving
-from .softening import full_precision
+from .softening import counted_rows, full_precision
 from .terms import Term, _shown
 
 
@@ -165,31 +165,49 @@ class ActivationAttention(_LayerTerm):
         return sum(activation_attention(student, teacher, **how) for student, teacher in captured)
 
 
-class RKDDistance(_LayerTerm):
+class _Relation(_LayerTerm):
+    """A function that compares the examples of a batch; what a mask leaves out of their hidden states is zero in it."""
+
+    needs_whole_batch_of = ("images", "texts")
+
+    def captured(self, student_hidden, teacher_hidden, mask=None, hidden_mask=None):
+        for pair in super().captured(student_hidden, teacher_hidden):
+            if all(x.ndim == 3 for x in pair):  # states of tokens; what is pooled or a map has no padding
+                check_hidden_mask(mask, hidden_mask)
+            yield tuple(_counted(x, hidden_mask) for x in pair)
+
+    def forward(self, *, student_hidden=None, teacher_hidden=None, mask=None, hidden_mask=None, **_):
+        captured = self.captured(student_hidden, teacher_hidden, mask, hidden_mask)
+        return sum(type(self).function(s, t, **self.options) for s, t in captured)
+
+
+def _counted(hidden, mask):
+    of_positions = mask is not None and mask.ndim == hidden.ndim - 1 > 1
+    return counted_rows(hidden, mask) if of_positions and mask.shape == hidden.shape[:-1] else hidden
+
+
+class RKDDistance(_Relation):
     """Relative distances between examples: :func:`~kdlab.objectives.relational.rkd_distance`; published with weight 25,
     on the embedding."""
 
     function = rkd_distance
-    needs_whole_batch_of = ("images", "texts")
 
 
-class RKDAngle(_LayerTerm):
+class RKDAngle(_Relation):
     """Angles between three examples: :func:`~kdlab.objectives.relational.rkd_angle`; published with weight 50, on the
     embedding."""
 
     function = rkd_angle
-    needs_whole_batch_of = ("images", "texts")
 
 
-class SimilarityPreserving(_LayerTerm):
+class SimilarityPreserving(_Relation):
     """Similarities between examples (SP): :func:`~kdlab.objectives.relational.similarity_preserving`; published with
     weight 3000, on the last stage."""
 
     function = similarity_preserving
-    needs_whole_batch_of = ("images", "texts")
 
 
-class InfoNCE(_LayerTerm):
+class InfoNCE(_Relation):
     """Contrast within the batch: :func:`~kdlab.objectives.contrastive.info_nce`.
 
     Args:
@@ -199,8 +217,6 @@ class InfoNCE(_LayerTerm):
         same_class: whether other examples of the same class are negatives.
     """
 
-    needs_whole_batch_of = ("images", "texts")
-
     def __init__(
         self, layer, *, projector: Projector | None = None, temperature: float = 0.1, same_class: bool = True
     ):
@@ -209,12 +225,12 @@ class InfoNCE(_LayerTerm):
         super().__init__(layer, **options, temperature=temperature, same_class=same_class)
         self.projector = copy.deepcopy(projector)
 
-    def forward(self, *, student_hidden=None, teacher_hidden=None, labels=None, **_):
+    def forward(self, *, student_hidden=None, teacher_hidden=None, labels=None, mask=None, hidden_mask=None, **_):
         if not self.options["same_class"]:
             if labels is None:
                 raise ValueError(f"{self!r} needs labels=… to leave out examples of the same class.")
             check_indices(labels, "InfoNCE(same_class=False)")
-        ((student, teacher),) = self.captured(student_hidden, teacher_hidden)
+        ((student, teacher),) = self.captured(student_hidden, teacher_hidden, mask, hidden_mask)
         student = student if self.projector is None else self.projector(student)
         return info_nce(
             student.flatten(1),
@@ -224,7 +240,7 @@ class InfoNCE(_LayerTerm):
         )
 
 
-class CRD(_LayerTerm):
+class CRD(_Relation):
     """Contrast with a memory of the whole training set: :class:`~kdlab.objectives.contrastive.ContrastiveMemory`;
     published with weight 0.8, on the embedding.
 
@@ -237,18 +253,18 @@ class CRD(_LayerTerm):
         options: of :class:`~kdlab.objectives.contrastive.ContrastiveMemory`; ``loss="info_nce"`` is memory-bank InfoNCE.
     """
 
-    needs_whole_batch_of = ("images", "texts")
-
     def __init__(self, layer, *, student_width: int, teacher_width: int, examples: int, **options):
         widths = {"student_width": student_width, "teacher_width": teacher_width, "examples": examples}
         super().__init__(layer, **widths, **options)
         self.memory = ContrastiveMemory(**self.options)
 
-    def forward(self, *, student_hidden=None, teacher_hidden=None, labels=None, index=None, **_):
+    def forward(
+        self, *, student_hidden=None, teacher_hidden=None, labels=None, index=None, mask=None, hidden_mask=None, **_
+    ):
         if labels is None or index is None:
             raise ValueError(
                 f"{self!r} needs labels=… and index=…, the examples' places in the training set."
             )
         check_indices(labels, "CRD")
-        ((student, teacher),) = self.captured(student_hidden, teacher_hidden)
+        ((student, teacher),) = self.captured(student_hidden, teacher_hidden, mask, hidden_mask)
         return self.memory(student, teacher, labels, index)

@@ -94,7 +94,7 @@ def advantages(returns: Tensor, group: int, baseline: str = "leave-one-out") -> 
     is used once.
 
     Args:
-        returns: shape ``(B,)``, groups of ``group`` texts, one after another.
+        returns: shape ``(B,)``, groups of ``group`` texts, one after another; half precision is computed in float32.
 
     Raises:
         ValueError: for another baseline, groups that do not fit, or a group of one with a baseline.
@@ -110,7 +110,7 @@ def advantages(returns: Tensor, group: int, baseline: str = "leave-one-out") -> 
         raise ValueError(f"a group has at least one text, not {group}.")
     if returns.ndim != 1 or len(returns) % group:
         raise ValueError(f"returns of shape {tuple(returns.shape)} are not groups of {group}.")
-    returns = returns if returns.is_floating_point() else returns.float()
+    returns = full_precision(returns) if returns.is_floating_point() else returns.float()
     if baseline == "none":
         return returns
     if group < 2:

@@ -31,6 +31,7 @@ from .softening import (
     log_sum_exp,
     prepared,
     prepared_alone,
+    said_axis,
 )
 
 
@@ -162,7 +163,8 @@ def distillation_loss(
         raise TypeError("give exactly one of hard_weight and soft_weight; the other is one minus it.")
     check_fraction("a weight", hard_weight if soft_weight is None else soft_weight)
     hard_weight = hard_weight if soft_weight is None else 1 - soft_weight
-    how = {"mask": mask, "count": count, "reduction": reduction, "class_axis": class_axis}
+    axis = said_axis(class_axis, student_logits, labels)
+    how = {"mask": mask, "count": count, "reduction": reduction, "class_axis": axis}
     hard = cross_entropy(student_logits, labels, **how)
     soft = soft_targets(student_logits, teacher_logits, temperature=temperature, **how)
     return hard_weight * hard + (1 - hard_weight) * soft
@@ -283,6 +285,9 @@ def decoupled_kd(
         student_logits, teacher_logits, temperature, mask=mask, class_axis=class_axis, fits=labels
     )
     labels = counted_labels(labels, student, mask)
+    true = [z.gather(-1, labels.unsqueeze(-1)).isneginf() for z in (student, teacher)]
+    if _inspectable(student) and (true[0] & true[1]).any():
+        raise ValueError("labels name a class that does not exist, whose logit is −∞ on both sides.")
     (p_true, p_other), (q_true, q_other) = (
         _decoupled(logits, labels, temperature) for logits in (teacher, student)
     )
@@ -391,7 +396,9 @@ def smooth_labels(labels: Tensor, num_classes: int, *, smoothing: float = 0.1) -
     check_fraction("smoothing", smoothing)
     if isinstance(labels, Tensor) and labels.is_floating_point():
         check_distribution(labels, labels.new_empty(()).expand(*labels.shape[:-1], num_classes))
-        return (1 - smoothing) * full_precision(labels) + smoothing / num_classes
+        p = full_precision(labels)
+        p = p if p is labels else p / p.sum(-1, keepdim=True)  # of half precision, what its rounding left over
+        return (1 - smoothing) * p + smoothing / num_classes
     uniform = torch.full((*torch.as_tensor(labels).shape, num_classes), smoothing / num_classes)
     check_labels(labels, uniform)
     uniform, index = uniform.to(labels.device), labels.long().unsqueeze(-1)

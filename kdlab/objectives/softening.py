@@ -109,6 +109,14 @@ def classes_last(class_axis: int | None, logits: Tensor, *others, fits: Tensor |
     )
 
 
+def said_axis(class_axis: int | None, logits: Tensor, labels: Tensor | None) -> int | None:
+    """The last axis, where nothing is said and class indices fit the other axes, and these alone."""
+    if class_axis is None and isinstance(labels, Tensor) and isinstance(logits, Tensor) and logits.ndim > 3:
+        beside_the_last = labels.shape == logits.shape[:-1] != (logits.shape[0], *logits.shape[2:])
+        return -1 if beside_the_last else None
+    return class_axis
+
+
 def counted_rows(x: Tensor, mask: Tensor | None, harmless: bool = False) -> Tensor:
     """Zeros where ``mask`` is False, so that what stands there reaches neither value nor gradient.
 

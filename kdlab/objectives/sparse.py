@@ -28,7 +28,8 @@ class SparseTargets:
     r"""A few entries of a distribution for each token, and whether the others share what is left.
 
     Args:
-        tokens: int64, shape ``(..., K)``. A token may be there twice: its entries add up.
+        tokens: int64, shape ``(..., K)``. A token may be there twice: its entries add up. One of probability zero, such as
+            padding of a shorter list, is as if it were not there.
         probabilities: :math:`\hat p`, shape ``(..., K)``, none negative. They sum to one, or with ``rest`` to at most one. A row
             of zeros or NaN alone keeps nothing: a ``mask`` has to leave it out.
         vocabulary: :math:`V`.
@@ -260,7 +261,9 @@ def sparse_losses(log_q: Tensor, targets: SparseTargets) -> Tensor:
     losses = (torch.xlogy(kept, merged) - kept * log_kept).sum(-1)
     if targets.rest:
         left = (1 - kept.sum(-1)).clamp(min=0)
-        log_left = log_remaining(log_q, targets.tokens).squeeze(-1).masked_fill(left == 0, 0.0)
+        tokens, some = _named(targets, kept)
+        one_class = (left == 0) | ~some.squeeze(-1)  # nothing is left, or all is
+        log_left = log_remaining(log_q, tokens).squeeze(-1).masked_fill(one_class, 0.0)
         losses = losses + torch.xlogy(left, left) - left * log_left
     return losses
 
@@ -271,10 +274,18 @@ def sparse_slope(log_q: Tensor, q: Tensor, targets: SparseTargets) -> Tensor:
     if not targets.rest:
         return (q * kept.sum(-1, keepdim=True)).scatter_add_(-1, targets.tokens, -kept)
     left = (1 - kept.sum(-1, keepdim=True)).clamp(min=0)
-    log_left = log_remaining(log_q, targets.tokens)
-    slope = q - left * torch.exp(log_q - log_left.masked_fill(log_left.isneginf(), 0.0))
-    slope.scatter_(-1, targets.tokens, q.gather(-1, targets.tokens))
+    tokens, some = _named(targets, kept)
+    log_left = log_remaining(log_q, tokens)
+    slope = q - left * torch.exp(log_q - log_left.masked_fill(log_left.isneginf() | ~some, 0.0))
+    slope.scatter_(-1, tokens, torch.where(some, q.gather(-1, tokens), slope.gather(-1, tokens)))
     return slope.scatter_add_(-1, targets.tokens, -kept)
+
+
+def _named(targets: SparseTargets, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens of which something is kept, the likeliest in the place of others; and whether there is one."""
+    named = kept > 0
+    likeliest = targets.tokens.gather(-1, kept.argmax(-1, keepdim=True))
+    return targets.tokens.where(named, likeliest), named.any(-1, keepdim=True)
 
 
 def log_remaining(log_q: Tensor, tokens: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from . import divergences, response, vocabulary
 from .checks import (
+    IGNORED,
+    _inspectable,
     check_distribution,
     check_fraction,
     check_indices,
@@ -24,7 +26,7 @@ from .checks import (
     counted_labels,
 )
 from .schedules import Schedule, at
-from .softening import classes_last, prepared, without_autocast
+from .softening import classes_last, prepared, said_axis, without_autocast
 from .sparse import SparseTargets, check_targets, sparse_forward_kl
 from .vocabulary import HeadLogits, TokenLogits, by_autograd
 
@@ -54,7 +56,7 @@ class Objective(nn.Module):
 
     Calling it with what the training step has seen, each by name, returns the total and the value of each term by its
     name, before weighting (and of a temperature that changes, as ``name.temperature``). There are ``student_logits``, ``teacher_logits``, ``labels``; ``mask`` (True where a position
-    counts) and ``count`` (what means divide by, if not by the positions of this batch); ``student_hidden``,
+    counts; without one, all but labels of −100) and ``count`` (what means divide by, if not by the positions of this batch); ``student_hidden``,
     ``teacher_hidden`` (dicts from layer to tensor, as :class:`~kdlab.training.taps.Taps` gives them), ``hidden_mask``,
     ``hidden_count``, ``example_count``; ``index`` of the examples; ``progress`` of the training. A term takes what it needs and leaves the
     rest; an argument that no term knows is refused. Terms are modules, so what they learn is in ``parameters()`` and
@@ -107,6 +109,8 @@ class Objective(nn.Module):
             raise TypeError("give each thing by its name: student_logits=…, teacher_logits=…, labels=….")
         if unknown := seen.keys() - self._accepted:
             raise TypeError(f"no term of {self!r} takes {', '.join(sorted(unknown))}.")
+        if seen.get("mask") is None and (learned := _learned(seen.get("labels"), seen.get("student_logits"))) is not None:
+            seen["mask"] = learned
         progress = seen.get("progress")
         weights = {name: at(weight, progress) for name, weight in zip(self.names, self.weights, strict=True)}
         in_chunks = isinstance(seen.get("student_logits"), HeadLogits)
@@ -267,12 +271,14 @@ def _soft(labels):
     return isinstance(labels, Tensor) and labels.is_floating_point()
 
 
-def _axis(class_axis, logits, labels):
-    """The last axis, where nothing is said and class indices fit the other axes, and these alone."""
-    if class_axis is None and isinstance(labels, Tensor) and isinstance(logits, Tensor) and logits.ndim > 3:
-        beside_the_last = labels.shape == logits.shape[:-1] != (logits.shape[0], *logits.shape[2:])
-        return -1 if beside_the_last else None
-    return class_axis
+def _learned(labels, logits):
+    """Which positions have a label that is not −100; None where all have, or labels are not one a position."""
+    if not (isinstance(labels, Tensor) and isinstance(logits, Tensor)) or labels.is_floating_point() or not labels.ndim:
+        return None
+    if labels.shape not in (logits.shape[:-1], (logits.shape[0], *logits.shape[2:])):
+        return None
+    learned = labels != IGNORED
+    return None if _inspectable(learned) and learned.all() else learned
 
 
 def _weighted(part):
@@ -375,7 +381,7 @@ class CrossEntropy(Term):
 
 
 class SmoothedLabels(Term):
-    """Label smoothing, the teacher that knows nothing: :func:`~kdlab.objectives.response.smooth_labels`."""
+    """Label smoothing, the teacher that knows nothing: :func:`~kdlab.objectives.response.smooth_labels`, over the classes that exist."""
 
     needs_teacher = False
 
@@ -396,7 +402,10 @@ class SmoothedLabels(Term):
             labels = labels if mask is None else torch.where(mask.unsqueeze(-1), labels, even)
         else:
             labels = counted_labels(labels, student, mask)
-        target = response.smooth_labels(labels, student.shape[-1], smoothing=self.smoothing)
+        exists = ~student.isneginf()
+        even = exists.to(torch.promote_types(student.dtype, torch.float32)) / exists.sum(-1, keepdim=True).clamp(min=1)
+        hard = response.smooth_labels(labels, student.shape[-1], smoothing=0.0).to(even.dtype)
+        target = (1 - self.smoothing) * hard + self.smoothing * even
         return response.cross_entropy(student, target, mask=mask, count=count, class_axis=-1)
 
     def on_tokens(self, tokens):
@@ -424,7 +433,7 @@ class _Softened(Term):
     def forward(
         self, *, student_logits, teacher_logits, labels=None, mask=None, count=None, progress=None, **_
     ):
-        how = self._how(mask, count, progress, _axis(self.class_axis, student_logits, labels))
+        how = self._how(mask, count, progress, said_axis(self.class_axis, student_logits, labels))
         return type(self).function(student_logits, teacher_logits.detach(), **self.options, **how)
 
     def on_tokens(self, tokens):
@@ -544,7 +553,7 @@ class LogitMSE(Term):
         return _options(centred=self.centred, class_axis=self.class_axis)
 
     def forward(self, *, student_logits, teacher_logits, labels=None, mask=None, count=None, **_):
-        how = {"mask": mask, "count": count, "class_axis": _axis(self.class_axis, student_logits, labels)}
+        how = {"mask": mask, "count": count, "class_axis": said_axis(self.class_axis, student_logits, labels)}
         return response.logit_mse(student_logits, teacher_logits.detach(), centred=self.centred, **how)
 
 

@@ -198,7 +198,12 @@ def cross_entropy(at: Softened, labels: Tensor, smoothing: float = 0.0):
     """−Σ y·log q with y one at the label, or smoothed; its gradient is (q − y)/T."""
     index, even = labels.unsqueeze(-1), smoothing / at.q.shape[-1]
     losses = (smoothing - 1) * at.log_q.gather(-1, index).squeeze(-1)
-    losses = losses - even * at.log_q.sum(-1) if smoothing else losses
+    if smoothing and at.partial:
+        exists = ~at.student.isneginf()
+        even = smoothing * exists.to(at.q.dtype) / exists.sum(-1, keepdim=True)
+        losses = losses - (even * at.log_q.masked_fill(~exists, 0.0)).sum(-1)
+    elif smoothing:
+        losses = losses - even * at.log_q.sum(-1)
     slope = (at.q - even).scatter_add_(-1, index, at.q.new_full(index.shape, smoothing - 1))
     return losses, slope.div_(at.temperature)
 
@@ -421,7 +426,7 @@ def token_means(
             capped = None if student.softcap is None else torch.tanh(z[i].to(wide) / student.softcap)
             tokens = TokenLogits(
                 z[i].to(wide) if capped is None else student.softcap * capped,
-                None if t is None else t[i].to(wide),
+                t[i].to(wide) if isinstance(t, Tensor) else None if t is None else t[i],
                 None if labels is None else labels[rows[i]],
                 progress,
             )

@@ -276,6 +276,8 @@ def _check_splits(train, validation, recipe: Recipe) -> None:
             f"the DataLoader has batches of {train.batch_size} and the recipe of {recipe.batch_size}: say the same in both."
         )
     labels = getattr(validation, "labels", None)
+    if labels is None and hasattr(validation, "loader"):
+        _, labels, _ = next(validation.batches(1))
     if labels is not None and labels.is_floating_point() and not torch.allclose(
         labels.double().sum(-1), torch.ones((), dtype=torch.double), atol=1e-2
     ):
@@ -426,6 +428,12 @@ class _Student:
         counted = _counted(labels)
         masks = {}
         if counted.ndim > 1:  # every token of a block is read, and those with a label are learned from
+            shape = student_logits.shape
+            if counted.shape not in (shape[:-1], (shape[0], *shape[2:])):
+                raise ValueError(
+                    f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(shape)}: class indices have no axis of "
+                    "classes, and probabilities, one-hot too, are floating point."
+                )
             read = _read(inputs, counted)
             masks = {"mask": counted, "hidden_mask": torch.ones_like(counted) if read is None else read}
         return self.objective(
@@ -787,7 +795,7 @@ def _labels_checksum(train) -> str:
     """By which checkpoints tell splits apart."""
     if hasattr(train, "identity"):  # of what is loaded as it is needed
         return train.identity
-    return hashlib.sha256(train.labels.cpu().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(train.labels.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _blocks(split) -> dict:

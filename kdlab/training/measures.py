@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from ..data.examples import as_split, each
 from ..objectives import HeadLogits, cross_entropy, forward_kl, log_soften, soften
-from ..objectives.checks import IGNORED, check_distribution, check_mask, check_same_shape, counted_labels
+from ..objectives.checks import (
+    IGNORED,
+    check_distribution,
+    check_indices,
+    check_infinite,
+    check_mask,
+    check_same_shape,
+    counted_labels,
+)
 from ..objectives.softening import classes_last, prepared_alone
 from .precision import autocast
 from .taps import call, logits_of
@@ -47,9 +55,13 @@ def _counted(logits, labels, mask, class_axis=None):
     if mask is not None:
         check_mask(mask, labels)
         found, labels = found[mask], labels[mask]
-    if not labels.numel():
-        raise ValueError("there is nothing to measure.")
+    _check_some(labels)
     return found.reshape(-1, found.shape[-1]), labels.reshape(-1)
+
+
+def _check_some(of_examples):
+    if not of_examples.numel():
+        raise ValueError("there is nothing to measure.")
 
 
 def agreement(
@@ -68,6 +80,7 @@ def agreement(
         check_mask(mask, student[..., 0])
     check_same_shape(student, teacher, mask)
     alike = student.argmax(-1) == teacher.argmax(-1)
+    _check_some(alike)
     return (alike if mask is None else alike[mask]).float().mean().item()
 
 
@@ -90,7 +103,9 @@ def expected_calibration_error(
     return calibration_gaps(logits, labels, bins=bins).abs().sum().item() / len(labels)
 
 
-def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
+def fitted_temperature(
+    logits: Tensor, labels: Tensor, *, mask: Tensor | None = None, class_axis: int | None = None
+) -> float:
     r"""The temperature by which to divide logits so that they are as likely as can be (Guo et al. 2017, section 4.2).
 
     .. math:: T^* = \arg\min_T \sum_i -\log \operatorname{softmax}(z_i / T)_{y_i}
@@ -99,20 +114,25 @@ def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
     bisection, between :math:`T = 10^{-3}` and :math:`10^3`.
 
     Args:
-        logits: shape ``(B, N)``, of examples that nothing else was chosen by.
-        labels: class indices, shape ``(B,)``.
+        logits: shape ``(..., N)``, of examples that nothing else was chosen by.
+        labels: class indices, shape ``(...)``.
+        mask, class_axis: as in :func:`accuracy`, as are the errors; labels of classes that do not exist are refused too.
 
     >>> z = torch.tensor([[1.0, 0.0]]).expand(4, 2)  # sure to 73 %, and right three times of four
     >>> round(fitted_temperature(z, torch.tensor([0, 0, 0, 1])), 4), round(1 / math.log(3), 4)
     (0.9102, 0.9102)
     """
-    z = logits.double()
-    right = z.gather(-1, labels[:, None]).mean()
+    check_indices(labels, "fitted_temperature")
+    logits, labels = _counted(logits, labels, mask, class_axis)
+    z, labels = logits.cpu().double(), labels.cpu()
+    right = z.gather(-1, labels[:, None])
+    check_infinite(-right)
+    right, exist = right.mean(), z.masked_fill(z.isneginf(), 0.0)
     low, high = -3.0, 3.0  # of the decimal logarithm of 1/T
     for _ in range(60):
         middle = (low + high) / 2
         scaled = 10**middle * z
-        too_large = (scaled.softmax(-1) * z).sum(-1).mean() > right
+        too_large = (scaled.softmax(-1) * exist).sum(-1).mean() > right
         low, high = (low, middle) if too_large else (middle, high)
     return 10 ** -((low + high) / 2)
 
@@ -196,10 +216,11 @@ def measure(
 
 def _how(logits: Tensor, labels: Tensor) -> dict:
     """What of a split's labels counts, and where its classes are: of maps, labels fit beside axis 1 alone."""
-    if labels.is_floating_point() or labels.ndim == 1:
+    if labels.is_floating_point() or (labels.ndim == 1 and (labels != IGNORED).all()):
         return {}
     beside = labels.shape == (logits.shape[0], *logits.shape[2:]) != logits.shape[:-1]
-    return {"mask": labels != IGNORED, "class_axis": 1 if beside else None}
+    fits = beside or labels.shape == logits.shape[:-1]
+    return {"mask": labels != IGNORED if fits else None, "class_axis": 1 if beside else None}
 
 
 def measure_split(model: nn.Module, split, *, device="cpu", precision: str = "float32") -> dict[str, float]:
