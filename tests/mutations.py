@@ -1248,8 +1248,8 @@ MUTATIONS = [
     Mutation(
         "labels are smoothed over classes that do not exist",
         TERMS,
-        "        exists = ~student.isneginf()\n        even =",
-        "        exists = torch.ones_like(student)\n        even =",
+        "        exists, classes = ~student.isneginf()",
+        "        exists, classes = ~student.isnan()",
         "test_labels_are_smoothed_over_classes_that_exist",
     ),
     Mutation(

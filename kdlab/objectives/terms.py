@@ -402,10 +402,13 @@ class SmoothedLabels(Term):
             labels = labels if mask is None else torch.where(mask.unsqueeze(-1), labels, even)
         else:
             labels = counted_labels(labels, student, mask)
-        exists = ~student.isneginf()
-        even = exists.to(torch.promote_types(student.dtype, torch.float32)) / exists.sum(-1, keepdim=True).clamp(min=1)
-        hard = response.smooth_labels(labels, student.shape[-1], smoothing=0.0).to(even.dtype)
-        target = (1 - self.smoothing) * hard + self.smoothing * even
+        exists, classes = ~student.isneginf(), student.shape[-1]
+        if _inspectable(student) and exists.all():
+            target = response.smooth_labels(labels, classes, smoothing=self.smoothing)
+        else:
+            even = exists.to(torch.promote_types(student.dtype, torch.float32)) / exists.sum(-1, keepdim=True).clamp(min=1)
+            hard = response.smooth_labels(labels, classes, smoothing=0.0).to(even.dtype)
+            target = (1 - self.smoothing) * hard + self.smoothing * even
         return response.cross_entropy(student, target, mask=mask, count=count, class_axis=-1)
 
     def on_tokens(self, tokens):
