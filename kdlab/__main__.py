@@ -14,7 +14,8 @@ import typer
 from .benchmarks import BENCHMARKS, BenchmarkError, Settings, measured, table
 from .benchmarks import vocabulary as head_logits
 from .data import DataError
-from .files import atomic_write
+from .files import atomic_write, writable
+from .study.again import lines, run_again
 from .study.cluster import spread
 from .study.parameters import ParameterError, declared_in
 from .study.plans import PLANS
@@ -93,7 +94,7 @@ def status(
 
 @app.command()
 def run(
-    name: PlanName,
+    name: Annotated[str | None, typer.Argument(help=f"One of {', '.join(PLANS)}.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time, such as 9m; else until the plan is done.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda; else the best that there is.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where records go; else the book's own folder.")] = None,
@@ -106,10 +107,21 @@ def run(
     ray: Annotated[
         int | None, typer.Option(help="Spread over so many workers of a Ray cluster.", min=1)
     ] = None,
+    again: Annotated[
+        Path | None,
+        typer.Option(help="A record's file: train what it says and compare; --out names a JSON file."),
+    ] = None,
     book: Book = None,
 ):
-    """Run what is missing of a plan; go on where it was stopped."""
+    """Run what is missing of a plan; go on where it was stopped. Or train what a record says once more, and compare."""
     with sentences():
+        if (name is None) == (again is None):
+            raise PlanError("name a plan, such as kdlab run small, or a record: kdlab run --again RECORD.json.")
+        if again is not None:
+            if shard or only or ray:
+                raise PlanError("--again trains one run: leave --shard, --only and --ray out.")
+            compare_again(again, book or book_folder_or(again.absolute().parents[1]), budget, device, out, checkpoint)
+            return
         place = book or book_folder_or(out)
 
         def specs():
@@ -140,8 +152,40 @@ def run(
                 say("Stopped; the same command goes on from here.")
                 return
             left = len(missing(missing(specs(), place), out or place))
+            if not written and not left:
+                say(
+                    f"All {len(specs())} runs of {name} are recorded in {' and '.join(str(x / 'records') for x in dict.fromkeys([place, out or place]))}: nothing is left to train. kdlab show RECORD.json "
+                    "says what one is, kdlab run --again RECORD.json trains it once more and compares."
+                )
+                return
             held = " (another process has them)" if left and not written else ""
             say(f"{written} records written; {left} of {len(specs())} runs are still without one{held}.")
+
+
+def compare_again(record: Path, book: Path, budget, device, out: Path | None, checkpoint: float) -> None:
+    """Train what a record says once more; the comparison goes to the screen, and to ``out``."""
+    limit = None if budget is None else seconds(budget)
+    running = None if out is None else out.with_name(f"{out.name}.running")
+    if running is not None:
+        writable(running)
+    try:
+        found = run_again(
+            record, book=book, device=usable(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+            budget=limit, resume=running, checkpoint_seconds=checkpoint, say=typer.echo,
+        )  # fmt: skip
+    except Stopped:
+        typer.echo(
+            "Stopped; the same command goes on from here." if out else "Stopped; with --out it would go on from here."
+        )
+        return
+    finally:
+        if running is not None and not any(running.iterdir()):
+            running.rmdir()
+    for line in lines(found):
+        typer.echo(line)
+    if out is not None:
+        with atomic_write(out) as part:
+            part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 @app.command()

@@ -58,6 +58,16 @@ def atomic_folder(path):
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def writable(folder):
+    """Make ``folder``, if it is not there, and see that files can be made in it.
+
+    Raises:
+        OSError: if not.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+
+
 def sha256(path):
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as f:

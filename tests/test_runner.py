@@ -222,9 +222,9 @@ def test_a_plan_is_run_as_a_whole(whole):
 def test_a_finished_plan_is_not_run_again(whole, tmp_path):
     before = contents(whole)
     result = cli("run", "tiny", "--book", whole)
-    assert result.exit_code == 0 and "0 records written; 0 of 10 runs are still without one." in result.stdout
+    assert result.exit_code == 0 and "All 10 runs of tiny are recorded in " in result.stdout and "kdlab run --again" in result.stdout
     result = cli("run", "tiny", "--book", whole, "--out", tmp_path / "out")
-    assert result.exit_code == 0 and "0 records written; 0 of 10 runs are still without one." in result.stdout
+    assert result.exit_code == 0 and "All 10 runs of tiny are recorded in " in result.stdout and "kdlab run --again" in result.stdout
     assert contents(whole) == before
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..files import sha256
+from ..files import sha256, writable
 from ..training import Stopped
 from ..training.distributed import anywhere, by_the_first, rank_and_world
 from .plans import PLANS, specs_of
@@ -168,6 +168,7 @@ def run_plan(
 
     Raises:
         PlanError: if a teacher is missing that the specs do not make.
+        OSError: before any training, if ``out`` cannot be written.
         Stopped: at the end of the budget, or when ``stop`` said so.
     """
     out = Path(out or book)
@@ -204,6 +205,8 @@ def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say) -> 
                 raise Stopped
             group = [specs[place] for place in chosen]
             first = group[0]
+            if not written:
+                by_the_first(lambda: [writable(out / folder) for folder in ("records", "checkpoints")])
             if first.data not in data:
                 data[first.data] = load(first.data)
             teacher = None
@@ -301,9 +304,11 @@ class Progress:
         self.epochs, self.losses, self.began = group[0].recipe.epochs, {}, None
 
     def stands(self, epochs: int, step: int, steps: int) -> None:
-        """A line at each checkpoint; the first call only says where this process begins."""
+        """A line at each checkpoint, and where this process begins, if that is not the beginning."""
         if self.began is None:
             self.began = (time.monotonic(), epochs + step / steps)
+            if epochs or step:
+                self.say(f"resumed after epoch {epochs}/{self.epochs}, step {step}/{steps} of the next")
         else:
             self.say(
                 f"epoch {epochs + 1}/{self.epochs}, step {step}/{steps} · {self.left(epochs + step / steps)}"
