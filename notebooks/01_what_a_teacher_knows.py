@@ -337,8 +337,8 @@ show(
 #
 # A smaller student sees $n$ examples and learns from one of four sources: the hard labels; the teacher; the
 # teacher with the probabilities of its wrong classes shuffled in every example (`PermutedSoftTargets`); and the exact
-# posterior. Initial weights and examples are equal. Nobody trains for more steps than `lengths` ends with, but a source may do with fewer, for labels are
-# soon learned by heart where examples are few: the likelihood of held-out labels chooses. (The teacher itself has seen many labels: what it passes
+# posterior. Initial weights and examples are equal. Each source may stop after any of the numbers of steps in `lengths`, for labels can be
+# learned by heart where examples are few: the likelihood of held-out labels chooses. (The teacher itself has seen many labels: what it passes
 # on includes what it learned from them.)
 #
 # We measure accuracy on fresh examples, and the Kullback–Leibler divergence from the *true* posterior, over five seeds. For the shuffled teacher only the accuracy is
@@ -598,6 +598,6 @@ temperature_dial(
 # ```{solution} ex-teacher-size
 # :class: dropdown
 #
-# Change `task.sample(20_000, …)` and `recipe(20_000, …)` to 500 and run the chapter again. A student that sees more examples than its
-# teacher did can come nearer to the truth by itself: look for the $n$ at which the curve of the teacher crosses that of the hard labels.
+# Change `task.sample(20_000, …)` and `recipe(20_000, …)` to 500 and run the chapter again. Look for the
+# $n$ at which the curve of the teacher crosses that of the hard labels, if it does.
 # ```

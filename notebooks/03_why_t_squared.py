@@ -582,7 +582,7 @@ show(
 #
 # Centred, the term is $\frac{x^3}{6}\bigl(\overline{s^3} - 3\,\overline{s t^2} + 2\,\overline{t^3}\bigr)$: third moments only, odd in
 # $(s,t)$: each class cancels its mirror image. Gaussian logits are jointly symmetric in expectation; a draw of $N$ keeps a term of
-# relative size $1/(T\sqrt N)$. Their exponent settles earlier than that of a teacher with one large logit.
+# relative size $1/(T\sqrt N)$. In the table of exponents, compare the temperatures at which the four kinds of logits settle.
 # ```
 #
 # ```{exercise}

@@ -276,7 +276,7 @@ if seeds >= 2:
 # The third sentence is of an error. The second is a warning: where such a target hardly teaches, *kd − permuted* is no share of what distillation gains.
 # Part of it is the noise of shuffling anew at every step; {doc}`14_what_is_transferred` takes that away.
 #
-# Accuracy does not say what a student knows. If it learned of the wrong classes, its errors should move into the superclass of the truth, where the teacher's are. The plan `small` of the later chapters has measured that for the same three arms.
+# Accuracy does not say what a student knows. If it learned of the wrong classes, its errors should move into the superclass of the truth. The plan `small` of the later chapters has measured that for the same three arms.
 
 # %% tags=["hide-input"]
 elsewhere = results("small")
@@ -445,5 +445,5 @@ else:
 # :class: dropdown
 #
 # Its half-width is $t_{n-1}s/\sqrt n$. <!-- by definition --> Once $n$ is not tiny, four times as many. <!-- by definition --> From three seeds five are enough, since $t_2 = 4.30$
-# falls to $t_4 = 2.78$: $2.78/\sqrt5$ is half of $4.30/\sqrt3$. <!-- by definition -->
+# falls to $t_4 = 2.78$: $2.78/\sqrt5$ is about half of $4.30/\sqrt3$. <!-- by definition -->
 # ```

@@ -842,7 +842,7 @@ for same_teacher in TEACHERS.values():
 #
 # First the losses themselves, at a student that was trained on labels. The teacher's features are transformed
 # in five ways: units permuted, rotated, tripled, shifted by a constant vector, and multiplied by a matrix that is merely invertible. Two objectives come twice: as they are, and with their
-# projector **refitted** to the transformed features, which is what training would do. <!-- by definition --> CRD {cite}`tian2020contrastive` has learned maps
+# projector **refitted** to the transformed features, as a training with a learned projector would. CRD {cite}`tian2020contrastive` has learned maps
 # on *both* sides; there no refit is made: the transformation is undone in the teacher's map by hand, to show that the map could.
 
 # %%
@@ -1580,7 +1580,7 @@ show(
 )
 
 # %% [markdown]
-# On real text (dots) attention thins out as it spreads over more keys. Compare like with like: texts of one length in a batch, or a divisor that is known.
+# On real text (dots) the maps do not disagree equally at every length: see by how much each divisor moves the loss there. Compare like with like: texts of one length in a batch, or a divisor that is known.
 #
 # **4. Heads.** The student has 4 of them, the teacher 8, and the sum over $h$ has no meaning. <!-- by definition --> `kdlab` refuses, until it is told what is
 # meant: the mean over heads, or neighbouring heads of the teacher taken together.

@@ -329,8 +329,8 @@ axis.legend(fontsize="small", ncols=2, loc="upper right")
 show(
     figure,
     label="account",
-    caption="The account of the information, by enumeration. For every $K$ the three parts add up to $I(S;T)$. More candidates shrink "
-    "what the set tells as a whole; what a wrong critic misses stays missed. Dots: with the positive left out the number is too "
+    caption="The account of the information, by enumeration. For every $K$ the three parts add up to $I(S;T)$. Candidates that are added dilute "
+    "what the set tells as a whole. Dots: with the positive left out the number is too "
     "large, although the critic is the true one.",
     alt="Stacked bars for one to eight candidates, all of one height. The part shown by the loss goes from "
     f"{parts[0][0]:.2f} to {parts[-1][0]:.2f} nats. Red dots lie above the bars, from {above_truth[0]:.2f} to {above_truth[-1]:.2f}.",
@@ -1571,8 +1571,8 @@ display(
 )
 
 # %% [markdown]
-# So in the short training it is the candidates' *age* that takes the gain away: the same examples, embedded afresh, teach. Beside it stands the curve of weights above: a bank does harm that grows with its weight, and the weight that validation chooses
-# is one at which it does next to nothing. The queue is no way out in so short a training: its networks are slow, which may be age under another name. CRD's two maps may agree on something else than the teacher's vectors: information shown is not accuracy.
+# So in the short training it is the candidates' *age* that takes the gain away: the same examples, embedded afresh, teach. See in the curves of weights above
+# whether a bank's harm grows with its weight, and at which weight validation leaves it. The queue's networks are slow, which may be age under another name. CRD's two maps may agree on something that is not in the teacher's vectors: information shown is not accuracy.
 #
 # How much is *number*? The next cell compares *batch* with *batch and stored* at equal weights, and not at the weights that each has chosen.
 
@@ -1588,8 +1588,8 @@ display(undecided("batch and stored", "batch", 0.1, points, ACCURACY))
 # %% [markdown]
 # ### The longer training
 #
-# A bank ages by the distance that the networks move between two visits. So here is a training in which they move less: 150 epochs, at a tenth of the learning rate. The student alone chooses between
-# that rate and three times as much. <!-- by definition --> All others have weight one, in both trainings; it is nobody's choice.
+# A bank ages by the distance that the networks move between two visits. So here is a training of 150 epochs at a lower rate, meant to move them less. <!-- by definition --> The student alone chooses
+# it, a tenth of the other or three tenths. <!-- by definition --> All others have weight one, in both trainings; it is nobody's choice.
 
 # %%
 LONG = 150
@@ -1659,13 +1659,12 @@ SHORT = Quantity(
 SLOW = Quantity(
     "test accuracy at weight one after the longer training", "points", 1, 2, "higher", "%"
 )
-display(
-    below("CRD", ["alone", "batch, two maps", "afresh"], lengths["short"], SHORT),
-    above("CRD", ["alone", "batch, two maps"], lengths["long"], SLOW),
-)
+behind = below("CRD", ["alone", "batch, two maps", "afresh"], lengths["short"], SHORT)
+ahead = above("CRD", ["alone", "batch, two maps"], lengths["long"], SLOW)
+display(behind, ahead)
 
 # %% [markdown]
-# The order turns round. After the short training a bank's student is behind the one without a teacher's embeddings; after the longer one it is ahead, and ahead of the batch. What one has measured of CRD at one length of training says
+# The two sentences together: the order turns round. After the short training a bank's student is behind the one without a teacher's embeddings; after the longer one it is ahead, and ahead of the batch. What one has measured of CRD at one length of training says
 # nothing of another.
 #
 # ### False negatives
@@ -1703,8 +1702,8 @@ for name, (inside, across) in cosines.items():
     print(f"{name:22s} same class {inside:.2f}, other classes {across:.2f}")
 
 # %% [markdown]
-# In distillation a false negative is only half false: the teacher tells its examples apart within a class as well, and that is part of
-# what it knows. <!-- by definition --> What leaving them out does to accuracy:
+# In distillation a false negative need not be false: where the teacher's vectors differ within a class, as the first of these cosines says, that is part of
+# what it knows. What leaving them out does to accuracy:
 
 # %%
 undecided("batch, other classes", "batch", 0.1, points, ACCURACY)
@@ -1736,11 +1735,12 @@ def said(interval):
 
 
 short, long = at_length["short"], at_length["long"]
+turns = behind.holds and ahead.holds
 verdict(
-    "A13", "depends",
-    f"Both can be built, and which is better turns with the length of training. CRD over labels alone, at one weight: {said(short['CRD'])} points of test accuracy after 25 epochs, {said(long['CRD'])} after {LONG} at a tenth of the rate "
-    f"(95 % intervals, {len(SEEDS)} paired seeds). Negatives of the batch, in the same set-up: {said(short['batch, two maps'])} and {said(long['batch, two maps'])}. In the short training it is age that the bank pays for: the same candidates embedded afresh "
-    f"give {said(short['afresh'])}. With its weight chosen by validation the bank does neither harm nor good there ({said(gains['CRD'])}), and a plain map to the teacher's own vectors, with the batch's negatives, {said(gains['batch'])}. A bank for CIFAR-100 keeps {kept / 1e6:.0f} MB; with a "
+    "A13", "depends" if turns else "not decided",
+    "Both can be built" + (", and which is better turns with the length of training" if turns else "") + f". CRD over labels alone, at one weight: {said(short['CRD'])} points of test accuracy after 25 epochs, {said(long['CRD'])} after {LONG} at a rate of {slow_rate:g} in place of {rate:g} "
+    f"(95 % intervals, {len(SEEDS)} paired seeds). Negatives of the batch, in the same set-up: {said(short['batch, two maps'])} and {said(long['batch, two maps'])}. The candidates that the bank would draw, embedded afresh and under a softmax, "
+    f"give {said(short['afresh'])} after the short one. There, with weights chosen by validation, CRD gives {said(gains['CRD'])}, the bank under a softmax {said(gains['bank'])}, the same afresh {said(gains['afresh'])}, and a plain map to the teacher's own vectors, with the batch's negatives, {said(gains['batch'])}. A bank for CIFAR-100 keeps {kept / 1e6:.0f} MB; with a "
     f"positive newer than its negatives the loss shows {claimed['now'][-1, 0]:.1f} nats where fresh negatives show {claimed['now'][-1, 1]:.1f}.",
 )  # fmt: skip
 

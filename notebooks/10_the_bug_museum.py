@@ -531,8 +531,8 @@ axis.legend()
 show(
     figure,
     label="two-names",
-    caption="The same students, read as a cross-entropy and as a divergence. The first flattens at the teacher's entropy, and a rule "
-    "that waits for an improvement of less than one per cent stops it (dot) while there is most to learn. Means over seeds.",
+    caption="The same students, read as a cross-entropy and as a divergence. The first cannot fall below the teacher's entropy. Dots: where a rule "
+    "that waits for an improvement of less than one per cent stops each. Means over seeds.",
     alt="Two curves over epochs on a logarithmic axis. From the first epoch to the last the cross-entropy goes from "
     f"{curve['cross-entropy'][0].mean():.3f} to {curve['cross-entropy'][-1].mean():.3f}, the KL from {curve['KL'][0].mean():.4f} to {curve['KL'][-1].mean():.4f}.",
 )
@@ -668,7 +668,7 @@ for temperature in (1, 4):
         print(f"float16, T = {temperature}: {str(error).split(';')[0]}")
 
 # %% [markdown]
-# Float16 is loud: the run is stopped. Bfloat16 has the range of float32 with fewer digits, and does not die. <!-- by definition --> What is ruined is the *measurement*: who logs such a divergence, stops by it, or compares students by it, reads noise.
+# Where float16 leaves the finite numbers the run is stopped, and says so. Bfloat16 has the range of float32 with fewer digits. <!-- by definition --> Two things are to be told apart, the student and the *measurement*: who logs such a divergence, stops by it, or compares students by it, may read noise.
 
 # %%
 print(
@@ -1719,7 +1719,7 @@ show(
     figure,
     label="effects",
     caption="Wrong minus right, mean and 95 % interval over paired seeds (8; for the digits 5), sorted by the distance from the truth. Hollow: the interval "
-    "contains zero, nothing was measured. Green: a remedy, measured like a mistake. Purple: the student is the same, what is reported of it differs. Axes are linear near zero and logarithmic beyond.",
+    "contains zero, the sign is not known. Green: a remedy, measured like a mistake. Purple: the student is the same, what is reported of it differs. Axes are linear near zero and logarithmic beyond.",
     alt="Two columns of dots with intervals, one row for each mistake: difference in accuracy on the left, difference in nats from the truth on the right, from "
     f"{order[0]} at the bottom to {order[-1]} at the top.",
 )
@@ -1773,7 +1773,7 @@ print(f"that is {len(only_nats)} and {len(both)} of {len(effects)}")
 #
 # - The sizes are those of a small bench: twenty classes, a teacher that knows the truth, small networks, Adam. They tell which mistakes *can* be large or silent, and why. They do not
 #   tell how large yours is.
-# - One setting a mistake. Most rows would move with the temperature, the weights, the optimiser or the length of training; exhibits 1, 3, 5 and 9 vary one of these. <!-- by definition -->
+# - One setting a mistake. A row may move with the temperature, the weights, the optimiser or the length of training; exhibits 1, 3, 5 and 9 vary one of these.
 # - With so many intervals at 95 %, a few should be expected to miss. <!-- by definition -->
 # - The digits have one teacher. Their five seeds vary the student, its images and their order.
 #

@@ -193,8 +193,8 @@ print(
 # %% [markdown]
 # ## The recipe and the weights
 #
-# A row is a method, a weight for each of its terms, and a way to train. Most papers share the last; it is the default of
-# `Recipe`. <!-- by definition --> The file of published facts and the code must say the same.
+# A row is a method, a weight for each of its terms, and a way to train. The last is that of Tian et al.'s table {cite}`tian2020contrastive`; it is the default of
+# `Recipe`. The file of published facts and the code must say the same.
 
 # %%
 recipe = asdict(Recipe())
@@ -491,7 +491,7 @@ show(
 )
 
 # %% [markdown]
-# The dashed line is the reason to read rows and not cells: chance rarely favours one method in *every* column.
+# The dashed line is the mean over pairs: compare it with the others before you read a single cell.
 
 # %% [markdown]
 # ## Ours beside the published numbers
@@ -1095,8 +1095,8 @@ for name, (deviation, *_) in estimates.items():
 # :class: dropdown
 #
 # `np.random.default_rng(0).normal(0, 0.15, (10_000, 30)).max(1).mean()` gives the expected maximum of 30 deviates, about twice their
-# deviation: 0.31 points over their mean, and as much over the last of them, whose mean is zero. <!-- by definition --> It is the size of what the logs show.
-# Epochs that follow each other are not independent, which lowers it; the 60 epochs before the last drop add candidates. <!-- by definition -->
+# deviation: 0.31 points over their mean, and as much over the last of them, whose mean is zero. <!-- by definition --> The means of the logs, by method, are printed
+# under *How noisy the published numbers are*. Epochs that follow each other need not be independent, which would lower it; the 60 epochs before the last drop add candidates.
 # ```
 #
 # ```{exercise}
@@ -1109,10 +1109,10 @@ for name, (deviation, *_) in estimates.items():
 # ```{solution} ex-two-noises
 # :class: dropdown
 #
-# They are judged on the same images. What is hard for one is hard for the other, so most of that error is common to both and leaves
-# the difference. <!-- by definition --> Only images on which exactly one of the two is right count: if those are a fraction $d$ of the test set, the
-# difference has a standard error of about $\sqrt{d/n}$. For $d = 0.15$ and $n = 10{,}000$ it is 0.39 points: less than $\sqrt2$
-# times 0.45, but still no less than the differences in question. <!-- by definition --> Seeds average this part only as far as they change which images are
+# They are judged on the same images. Whatever both get right, or both wrong, cancels in
+# the difference. Only images on which exactly one of the two is right count: if those are a fraction $d$ of the test set, the
+# difference has a standard error of about $\sqrt{d/n}$. For $d = 0.15$ and $n = 10{,}000$ it is 0.39 points, where $\sqrt2$
+# times 0.45 would be 0.64. <!-- by definition --> Seeds average this part only as far as they change which images are
 # hard.
 # ```
 #

@@ -1237,8 +1237,8 @@ for factor in (1, 2, 4):
     print(f"a lead of more than {factor} times the difference of the first two: {wins:.0%}")
 
 # %% [markdown]
-# So a win by this rule is a reason to look again, with more seeds, and not a finding; a larger factor buys safety slowly, since a difference of two runs is a poor measure of noise. Whether the runs were better spent
-# on a longer training, or on the learning rate, is not measured here.
+# So a win by this rule is a reason to look again, with more seeds, and not a finding; what safety a larger factor buys is printed above. What a longer training, or
+# another learning rate, would have brought for the same runs is not measured here.
 
 # %% tags=["hide-input"]
 used = sorted(
