@@ -1259,6 +1259,20 @@ MUTATIONS = [
         "torch.isfinite(torch.stack(logits.aminmax())).all()",
         "test_logits_of_another_half_than_autocast",
     ),
+    Mutation(
+        "what stands in padding goes through a projector",
+        LAYERS,
+        "            student = _counted(student, hidden_mask)  # before",
+        "            # before",
+        "test_padding_does_not_reach_a_projector[linear]",
+    ),
+    Mutation(
+        "statistics without weights move though they are frozen",
+        MODULES,
+        "(list(model.buffers()) if within_training else [])",
+        "[]",
+        "test_statistics_without_weights_stay_frozen",
+    ),
     # What users ask for
     Mutation(
         "soft labels are taken for those of tokens",
