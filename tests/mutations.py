@@ -1227,8 +1227,8 @@ MUTATIONS = [
     Mutation(
         "relations compare what stands in padding",
         LAYERS,
-        "counted_rows(hidden, mask) if of_positions",
-        "hidden if of_positions",
+        "yield tuple(_counted(x, hidden_mask) for x in pair)",
+        "yield pair",
         "test_relations_do_not_look_at_padding",
     ),
     Mutation(

@@ -2360,6 +2360,7 @@ def test_labels_are_smoothed_over_classes_that_exist():
     for labels, others in ((y, moved), (z.softmax(1), longer.softmax(1))):
         right = SmoothedLabels(0.3)(student_logits=z, labels=labels)
         assert near(right, cross_entropy(z, objectives.smooth_labels(labels, 5, smoothing=0.3)), rtol=1e-6)
+        assert "not refused" in refusal(lambda others=others: SmoothedLabels(0.3)(student_logits=longer, labels=others))
         assert near(SmoothedLabels(0.3)(student_logits=longer, labels=others), right, rtol=1e-6)
 
     def smoothed(hidden, weight, bias, labels):
