@@ -1227,8 +1227,8 @@ MUTATIONS = [
     Mutation(
         "relations compare what stands in padding",
         LAYERS,
-        "counted_rows(hidden, mask) if of_positions",
-        "hidden if of_positions",
+        "yield tuple(_counted(x, hidden_mask) for x in pair)",
+        "yield pair",
         "test_relations_do_not_look_at_padding",
     ),
     Mutation(
@@ -1258,6 +1258,20 @@ MUTATIONS = [
         "all(map(torch.isfinite, logits.aminmax()))",
         "torch.isfinite(torch.stack(logits.aminmax())).all()",
         "test_logits_of_another_half_than_autocast",
+    ),
+    Mutation(
+        "what stands in padding goes through a projector",
+        LAYERS,
+        "            student = _counted(student, hidden_mask)  # before",
+        "            # before",
+        "test_padding_does_not_reach_a_projector[linear]",
+    ),
+    Mutation(
+        "statistics without weights move though they are frozen",
+        MODULES,
+        "(list(model.buffers()) if within_training else [])",
+        "[]",
+        "test_statistics_without_weights_stay_frozen",
     ),
     # What users ask for
     Mutation(

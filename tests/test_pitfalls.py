@@ -749,7 +749,7 @@ def test_micro_batches_of_texts_of_uneven_length(monkeypatch):
     assert near(trained(4), trained(1))
     halves = [(slice(i, i + 2), {"count": 4 * (uneven.labels[i : i + 2] >= 0).sum()}) for i in range(0, 8, 2)]
     whole = trained(1)
-    monkeypatch.setattr(loop._Student, "parts", lambda self, labels: halves)
+    monkeypatch.setattr(loop._Student, "parts", lambda self, labels, inputs: halves)
     assert not near(trained(4), whole)
 
 
@@ -1525,6 +1525,21 @@ def test_a_frozen_layer_stays_frozen():
     fit(student, CrossEntropy(), train=flat_examples(), recipe=BRIEF, validation=flat_examples())
     assert torch.equal(student[1].running_mean, before)
     assert [layer.training for layer in student] == [True, False, True]
+
+
+def test_statistics_without_weights_stay_frozen():
+    shared, x = nn.BatchNorm1d(6, affine=False), torch.randn(8, 6)
+    student, teacher = (nn.Sequential(shared, nn.Linear(6, 3)) for _ in range(2))
+    how = {"train": Examples(x, torch.arange(8) % 3), "teacher": teacher, "recipe": BRIEF}
+    with pytest.raises(ValueError, match=r"freeze the layer, 0.requires_grad_\(False\).eval\(\)"):
+        fit(student, SoftTargets(), **how)
+    student.get_submodule("0").requires_grad_(False).eval()
+    before = shared.running_mean.clone()
+    assert "not refused" in refusal(lambda: fit(student, SoftTargets(), **how))
+    assert torch.equal(shared.running_mean, before)
+    student.eval()  # as a whole, as after a measurement: that freezes nothing
+    fit(student, CrossEntropy(), **{**how, "teacher": None})
+    assert not torch.equal(shared.running_mean, before)
 
 
 def test_a_student_that_was_measured_trains_all_the_same():
@@ -2345,6 +2360,7 @@ def test_labels_are_smoothed_over_classes_that_exist():
     for labels, others in ((y, moved), (z.softmax(1), longer.softmax(1))):
         right = SmoothedLabels(0.3)(student_logits=z, labels=labels)
         assert near(right, cross_entropy(z, objectives.smooth_labels(labels, 5, smoothing=0.3)), rtol=1e-6)
+        assert "not refused" in refusal(lambda others=others: SmoothedLabels(0.3)(student_logits=longer, labels=others))
         assert near(SmoothedLabels(0.3)(student_logits=longer, labels=others), right, rtol=1e-6)
 
     def smoothed(hidden, weight, bias, labels):
@@ -2394,6 +2410,24 @@ def test_maps_of_labels_that_do_not_exclude_each_other():
 def test_advantages_keep_their_digits():
     returns = torch.tensor([256.0, 258.0], dtype=torch.bfloat16)  # whose mean is no number of bfloat16
     assert objectives.advantages(returns, 2).tolist() == [-2, 2]
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", "orthogonal", "conv"])
+def test_padding_does_not_reach_a_projector(kind):
+    """The gradient of a weight is a product with what went in: zero times NaN is NaN, while the loss is a number."""
+    maps = kind == "conv"
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    term = 1.0 * HiddenMSE("a", projector=Projector(kind, 4, 4))
+    found = []
+    for there in (7.0, math.nan):
+        torch.manual_seed(0)
+        hidden = torch.randn(2, 3, 4)
+        hidden[~mask] = there
+        hidden = hidden.movedim(-1, 1).unsqueeze(-1) if maps else hidden
+        seen = {"student_hidden": {"a": hidden}, "teacher_hidden": {"a": 2 * hidden}}
+        loss, _ = term(**seen, hidden_mask=mask.unsqueeze(-1) if maps else mask)
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(term.parameters()))]))
+    assert torch.isfinite(found[1]).all() and near(*found, rtol=1e-6)
 
 
 @pytest.mark.parametrize("term", [RKDDistance("a"), RKDAngle("a"), SimilarityPreserving("a"), InfoNCE("a")], ids=repr)

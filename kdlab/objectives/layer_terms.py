@@ -15,6 +15,7 @@ HiddenMSE(('layer2', 'stages.1'), projector=Projector('conv', 32, 64))
 
 import copy
 
+import torch
 from torch import nn
 
 from .attention import activation_attention, attention_map_mse
@@ -69,6 +70,15 @@ class _LayerTerm(Term):
         return sum(type(self).function(s, t, **self.options) for s, t in captured)
 
 
+def _counted(hidden, mask):
+    """States of tokens, or maps, with zeros where a mask of positions leaves them out; others as they are."""
+    if mask is None or mask.ndim < 2:
+        return hidden
+    if hidden.ndim == 4 and mask.shape == (hidden.shape[0], *hidden.shape[2:]):
+        return torch.where(mask.unsqueeze(1), hidden, 0.0)
+    return counted_rows(hidden, mask) if mask.shape == hidden.shape[:-1] else hidden
+
+
 class _Hidden(_LayerTerm):
     """A loss of hidden states, each pair of layers with a projector of its own."""
 
@@ -88,6 +98,7 @@ class _Hidden(_LayerTerm):
         check_hidden_mask(mask, hidden_mask)
         total = 0.0
         for i, (student, teacher) in enumerate(self.captured(student_hidden, teacher_hidden)):
+            student = _counted(student, hidden_mask)  # before a projector, whose gradient is a product with it
             student = student if self.projectors is None else self.projectors[i](student)
             student, teacher = map(channels_last, same_size(full_precision(student), full_precision(teacher)))
             total = total + type(self).function(student, teacher, mask=hidden_mask, count=hidden_count)
@@ -179,11 +190,6 @@ class _Relation(_LayerTerm):
     def forward(self, *, student_hidden=None, teacher_hidden=None, mask=None, hidden_mask=None, **_):
         captured = self.captured(student_hidden, teacher_hidden, mask, hidden_mask)
         return sum(type(self).function(s, t, **self.options) for s, t in captured)
-
-
-def _counted(hidden, mask):
-    of_positions = mask is not None and mask.ndim == hidden.ndim - 1 > 1
-    return counted_rows(hidden, mask) if of_positions and mask.shape == hidden.shape[:-1] else hidden
 
 
 class RKDDistance(_Relation):

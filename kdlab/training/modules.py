@@ -29,8 +29,9 @@ def moved_to(model: nn.Module, device) -> torch.memory_format:
 def training_mode(model: nn.Module) -> None:
     """Put a model in training mode, but for what is frozen.
 
-    A layer is frozen if it is in evaluation mode and has parameters, of which none is trained (``requires_grad=False``). It stays as it
-    is with all that is in it: its batch normalisation keeps its statistics, its dropout stays off.
+    A layer is frozen if it is in evaluation mode and has parameters, of which none is trained (``requires_grad=False``); or, in a model
+    that is in training mode, if it has statistics alone. It stays as it is with all that is in it: its batch normalisation keeps its
+    statistics, its dropout stays off.
     """
     modes = [(layer, layer.training) for layer in _frozen(model)]
     model.train()
@@ -38,13 +39,13 @@ def training_mode(model: nn.Module) -> None:
         layer.training = training
 
 
-def _frozen(model: nn.Module) -> Iterator[nn.Module]:
-    own = list(model.parameters())
+def _frozen(model: nn.Module, within_training: bool = False) -> Iterator[nn.Module]:
+    own = list(model.parameters()) or (list(model.buffers()) if within_training else [])
     if not model.training and own and not any(p.requires_grad for p in own):
         yield from model.modules()
     else:
         for child in model.children():
-            yield from _frozen(child)
+            yield from _frozen(child, within_training or model.training)
 
 
 def check_two(student: nn.Module, teacher: nn.Module) -> None:
