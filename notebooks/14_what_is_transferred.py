@@ -508,11 +508,11 @@ print(f"from {share.quantile(0.05):.1%} (5th percentile) to {share.quantile(0.95
 # %% [markdown]
 # So each contrast isolates one thing:
 #
-# - *kd − spread* changes only **which** wrong classes the target names. This is dark knowledge in the narrow sense. Its size belongs to this temperature and weight: the less a student can learn
-#   from a flat target, the larger it is. It is no share of what distillation gains over labels, which is *kd − alone*.
+# - *kd − spread* changes only **which** wrong classes the target names. This is dark knowledge in the narrow sense. Its size belongs to this temperature and weight, and it contains what a
+#   flat target costs. It is no share of what distillation gains over labels, which is *kd − alone*.
 # - *spread − permuted* is the cost of **noise** in the target, and of nothing else. {doc}`06_first_distillation` could not separate it from the first.
 # - *spread − alone* is what the teacher's **confidence** does, image by image, together with all that a softened loss does to training. It need not be a gain.
-#   At $T=4$ the target keeps little probability for the true class, as the line above says; with the rest spread evenly it is a heavily smoothed label, and labels have only a tenth of the weight.
+#   How much probability the target keeps at $T=4$ for the true class, the line above says; with the rest spread evenly it is a smoothed label, and labels have the weight $0.1$.
 # - *smoothed − alone* is what a softer label is worth to which no teacher contributed {cite}`muller2019when,yuan2020revisiting`.
 #
 # *spread − smoothed* looks like the value of image-dependent confidence {cite}`tang2020understanding`. It is not clean: the two also differ in temperature, in weight, and, as the printed line
@@ -649,7 +649,7 @@ def cause_figures(study):
             "Mean and 95 % interval over seeds, test split.",
         ),
     ]
-    names = {"kd": "kd", "spread": "spread (the likely wrong classes made alike)"}
+    names = {"kd": "kd", "spread": "spread (all wrong classes made alike)"}
     if "kd − spread" in pairs:
         found += [
             above("kd", "spread", study, measure, names=names)
@@ -664,7 +664,7 @@ def cause_figures(study):
             + ", ".join(f"{arm} − alone is {points(i)}" for arm, i in controls.items())
             + f" and kd − alone {points(gain)} points of accuracy (n = {gain.n}). "
             + (
-                "Where spread is worse than no teacher, little is left to learn from a flat target, and kd − spread contains that loss: it is no share of what kd gains."
+                "Where spread is worse than no teacher, kd − spread contains that loss: it is no share of what kd gains."
                 if controls["spread"].high < 0
                 else "spread is not clearly worse than no teacher."
             )
@@ -683,7 +683,7 @@ answer(
 
 # %% [markdown]
 # The last sentence is of the noise of shuffling: what *permuted* loses beyond *spread*. The verdict on A4 is given in {doc}`06_first_distillation`, with `permuted` for its control; *kd − spread* here is that test without its noise,
-# since nothing is drawn at random in it. Either shows that the teacher's opinion of the wrong classes makes such a target useful; neither says how much of the gain over labels it is.
+# since nothing is drawn at random in it. Where its interval lies above zero, either shows that the teacher's opinion of the wrong classes makes such a target useful; neither says how much of the gain over labels it is.
 #
 # ## Do layers guide more strongly than outputs?
 #
@@ -760,7 +760,7 @@ if study := decisive(lambda study: ASKED_9):
     outputs = above("dist", LAYERS, study)
     display(verdict(
         "A9", "depends",
-        f"“Can provide stronger guidance”: {gains} {losses} Against the objective on outputs that is best here: {outputs} Published weights; {scale_of(study)}, so the order may be one of rates, and another with a rate of its own for each method.",
+        f"“Can provide stronger guidance”: {gains} {losses} DIST, which looks at outputs, against the four: {outputs} Published weights; {scale_of(study)}, so the order may be one of rates, and another with a rate of its own for each method.",
         condition="bound to a scale",
     ))  # fmt: skip
 
@@ -769,7 +769,7 @@ if study := decisive(lambda study: ASKED_9):
 #
 # A15: “Often, the most effective distillation strategy involves combining multiple objectives.” *The most effective* asks whether a combination is ahead of all single objectives; whether it is ahead of its own parts is another question, and the weaker one. Both are asked.
 # A combination has one more weight to tune, and whoever tries more settings and reports the best
-# will find a better one, even among equals. <!-- by definition --> So each method of the second question gets the same budget here: three weights. For `kd` it is the weight of the soft
+# can expect a better one, even among equals. <!-- by definition --> So each method of the second question gets the same budget here: three weights. For `kd` it is the weight of the soft
 # targets, for `at` and `crd` the weight of the term, and for `kd+at` and `kd+crd` the weight of the second term beside a fixed `kd`.
 #
 # The **validation split chooses**, and no seed is reported by a choice in which it took part: for each seed, the weight is the one whose mean validation accuracy after the last epoch, over the
@@ -979,7 +979,7 @@ answer(
 )
 
 # %% [markdown]
-# The numbers in the table of choosing are means over few seeds and carry noise themselves; with three candidates and differences between them that are large beside it, they should be small. What
+# The numbers in the table of choosing are means over few seeds and carry noise themselves; where the differences between the candidates are large beside it, they should be small. What
 # happens when the candidates are equal and many is the last exercise.
 
 # %% tags=["hide-input"]
@@ -995,7 +995,7 @@ if study := decisive(lambda study: ("alone", *every(study), "crd+kd")):
     best = below("crd+kd", ["dist", "fitnet"], study)
     display(verdict(
         "A15", "depends",
-        f"“The most effective”: {first} {best} Ahead of its own parts a combination can be, in points of test accuracy, with three weights for each: "
+        f"“The most effective”: {first} {best} Against its own parts, in points of test accuracy, with three weights for each: "
         + "; ".join(f"{m} minus the better of them {points(gains[m])}, minus kd with its temperature tuned, too, {points(warmer[m])}" for m in gains)
         + f" (paired by seed, n = {len(study.values('alone'))}). Two combinations are tried; {scale_of(study)}.",
         condition="bound to a scale",
@@ -1038,7 +1038,7 @@ print(f"the {len(omitted)} omitted classes {told.mean():.1%} of its probability 
 # that there are other classes, but not which one an example resembles. `kd` has the teacher's distribution and a tenth of labels, which never name an omitted class; `soft` has
 # the distribution alone. <!-- by definition -->
 #
-# A class that no label names gets too low a bias. Hinton and co-workers then raised it, to the value that did best on their *test* set. We raise it too, one number for all omitted classes, but choose it
+# A class that no label names gets too low a bias. Hinton and co-workers then raised it, to the value that did best on their *test* set {cite}`hinton2015distilling`. We raise it too, one number for all omitted classes, but choose it
 # on a validation sample. A raised bias mixes two things, what a student knows and how well one number was chosen. So there is a measure without it, too: whether a student that is *told* that the class is an
 # omitted one says which.
 
@@ -1198,7 +1198,7 @@ display(
 #
 # The plan omits every tenth class, ten of a hundred. `omitted-alone` learns from labels, `omitted-kd` also from the teacher, `omitted-soft` from the teacher alone. All are measured on
 # the test images of the omitted classes, before and after one bias is raised that the validation split chooses. Note what the validation split does there: it *contains* the omitted classes, as
-# it must, so that the raised bias is the one thing in these students that was fitted to labels of classes they never saw. It was chosen for the accuracy on *all* classes, of which the omitted are a tenth,
+# it must, so that the raised bias is the one thing in these students that was fitted to labels of classes they never saw. It was chosen for the accuracy on *all* classes, few of which are omitted,
 # so it says little about them: look at how far it moves between seeds. The records do not have a choice between the omitted classes alone.
 
 # %%
@@ -1327,7 +1327,7 @@ assisted_agrees = with_large_teacher(small)
 
 # %% [markdown]
 # **Fidelity to whom?** A record's agreement is with the network that taught. For `assisted` that is the assistant, for its rival the large teacher, and the two numbers must not be compared:
-# it is easier to agree with a network that is almost as weak as oneself. The assisted students are stored, so their agreement with the *large* teacher is measured here, on the same test images.
+# by the bound above, two networks of like accuracy may agree more. The assisted students are stored, so their agreement with the *large* teacher is measured here, on the same test images.
 
 
 # %% tags=["hide-input"]
@@ -1447,7 +1447,7 @@ answer("how the teacher looks", lambda study: ("kd", *VIEWS), view_figures)
 # ## Calibration
 #
 # A student that learned from soft targets has also been told how sure to be. At $T=1$, where its predictions are used, that advice may or may not fit. An exact match at $T=4$ would be a match
-# at $T=1$ too, since the logits then agree up to a constant, and the student would inherit its teacher's calibration, good or bad. A real student matches only approximately, and a loss at $T=4$ weighs its misses otherwise than
+# at $T=1$ too, since the logits then agree up to a constant, and the student would inherit its teacher's calibration, good or bad. A real student matches only approximately, and a loss at $T=4$ does not weigh its misses as
 # a loss at $T=1$ would; most arms also have some cross-entropy with labels at $T=1$. The expected calibration error {cite}`guo2017calibration` compares confidence with accuracy; it does not say in which direction they
 # differ. Cross-entropy, shown beside it, rewards both accuracy and calibration. One arm is judged unfairly: the loss of `standardised` does not see the scale of the student's logits, so that its confidence at $T=1$ was asked of it by nobody but the tenth of labels.
 # One temperature, fitted on a validation split, would give every arm its scale; the records do not have the logits that it takes.
@@ -1506,7 +1506,7 @@ answer(
 # %% [markdown]
 # ## Limits
 #
-# - One data set, one family of networks, and in the plan `small` one short training at **one learning rate, chosen for no objective**. No arm has converged. Whatever speeds up learning wins there, a long gradient among it, and
+# - One data set, one family of networks, and in the plan `small` one short training at **one learning rate, chosen for no objective**. No arm has converged. What speeds up learning has an advantage there, perhaps a long gradient, and
 #   weights published for long trainings are used for a short one.
 # - Seeds measure the noise of initialisation and order. There is one teacher a study and one test split, and no interval on this page knows of their noise.
 # - Many arms are compared. Tables with one control hold together by Dunnett's correction; figures say how many intervals they show, and these are not corrected.
@@ -1538,8 +1538,8 @@ answer(
 # ```{solution} ex-hotter-omission
 # :class: dropdown
 #
-# Set `T` and run the two cells again. The logits of the exact teacher are known everywhere, so `soft` hardly cares. For `spread` a hot target lifts
-# all wrong classes alike: the chosen bias moves with the temperature, and recognition stays poor. A bias can decide *whether* an omitted class is meant, never *which*.
+# Set `T` and run the two cells again. The logits of the exact teacher are known everywhere, so look whether `soft` cares. For `spread` a hot target lifts
+# all wrong classes alike: look at how the chosen bias moves with the temperature. A bias can decide *whether* an omitted class is meant, never *which*.
 # ```
 #
 # ```{exercise}
@@ -1552,8 +1552,8 @@ answer(
 # :class: dropdown
 #
 # Their last layer has a row of weights for each omitted class, drawn at random. Training moves all five rows in the same direction, since their targets are alike, and leaves their differences as they were
-# drawn (no weight decay acts here). So the choice between the five is a random linear function of what the student has learned to see. Examples of one class look alike to it and fall to the same side: of five classes one or two
-# may win most of their examples and the others none. The mean over many seeds is a fifth; of three seeds it need not be. <!-- by definition -->
+# drawn (no weight decay acts here). So the choice between the five is a random linear function of what the student has learned to see. Examples that look alike to it fall to the same side, so that a class
+# may be recognised nearly always or never. The mean over many seeds is a fifth; of three seeds it need not be. <!-- by definition -->
 # ```
 #
 # ```{exercise}

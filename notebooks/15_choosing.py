@@ -238,7 +238,7 @@ show(
     caption=f"Relative time of one step, ResNet-20 → ResNet-8, batch {BATCH}, {precision}, {torch.get_num_threads()} thread(s) of this machine: a dot a round of "
     f"{ROUNDS}, stroke and bar median and quartiles. Eight of ten rounds lie within {spread[0]:+.2f} and {spread[1]:+.2f} of their median. "
     f"The dashed line is labels alone plus the teacher's look at the batch ({LOOK:.2f}): what no objective with a teacher can save.",
-    alt="Rows of dots: labels alone and smoothed labels at one, most objectives with a teacher close together at a larger value, CRD and CRD plus KD furthest.",
+    alt="Rows of dots with a bar at the median, a row an objective: the time of its step, relative to labels alone; a dashed line at labels alone plus the teacher's look.",
 )
 
 # %% tags=["hide-input"]
@@ -295,7 +295,7 @@ def better(arm, other, measure):
 
 
 def leader(measure, arms):
-    """The arm with the best mean, and those that it does not beat. <!-- by definition -->"""
+    """The arm with the best mean, and those that it does not beat."""
     key, _, larger, _ = MEASURES[measure]
     arms = [arm for arm in arms if arm in ran]
     first = (max if larger else min)(arms, key=lambda arm: small.mean(arm, key).mean)
@@ -764,8 +764,8 @@ if questions.missing:
 # %% [markdown]
 # ## Limits
 #
-# - One pair, one data set, one short training, and **one learning rate for all, which was chosen for none**. That is the heaviest limit of this page: an objective with a long gradient
-#   takes long steps, and a short training rewards that. Objectives with a rate of their own, trained to the end, may come in another order.
+# - One pair, one data set, one short training, and **one learning rate for all, which was chosen for none**. An objective with a long gradient
+#   takes long steps, and a short training may reward that. Objectives with a rate of their own, trained to the end, may come in another order.
 # - The weights are the published ones, made for other networks and for a long training. A method that is beaten here may only be
 #   badly weighted here.
 # - Time is of a CPU and of our implementation; the memories of CRD count where the training set has millions of examples. The time to *find* a
@@ -785,7 +785,7 @@ if questions.missing:
 # ```{solution} ex-cached-teacher
 # :class: dropdown
 #
-# `COST[arm] - LOOK` for every arm with a teacher: those on logits fall to little more than one. Those on
+# `COST[arm] - LOOK` for every arm with a teacher: look at how near to one those on logits come. Those on
 # layers need more than logits stored: FitNet's map has thousands of numbers an image, AT's three attention maps together more than a
 # thousand. <!-- by definition --> RKD and CRD need only embeddings of 64 numbers, which is less than the 100 logits. <!-- by definition --> None can profit if images are augmented anew in
 # each epoch.

@@ -414,7 +414,7 @@ display(
 )
 
 # %% [markdown]
-# Frequency need not help at all here, for a good reason. A common token that stands so far down was ruled out by the teacher, and mostly rightly. What is common in the text is not what is common in its tails.
+# Frequency need not help at all here, for a good reason. A common token that stands so far down was ruled out by the teacher, and the last printed line says how rightly. What is common in the text need not be common in its tails.
 #
 # A cross-entropy over millions of tokens asks for calibration at $T=1$, in the tail too, and the figure says how far the teacher got: for the tail as a whole, where errors cancel, and for single entries, where they do not, since each rare token was seen a few times in few places. What
 # heat does is of another size. At the temperatures that are usual for images, a target is mainly tail. A student that could match every logit would not mind, since at its optimum $z=t$ up to a constant
@@ -886,7 +886,7 @@ show(
     figure,
     label="times-n-live",
     caption=f"Loss times $N={N:,}$, student with a body and a head, three seeds; a dot a seed, a bar from the lowest to the highest. Rates were chosen by one other seed on other text, from four a family, for the plain loss. Dotted: the student before it has learned anything.",
-    alt="Dots with ranges for seven arms on a logarithmic axis of KL: SGD times N at the same rate is far off or not finite, all others lie close to their plain twins.",
+    alt="Dots with ranges on a logarithmic axis of KL, a row an arm; where runs are not finite, the row's name says how many.",
 )
 
 # %% tags=["hide-input"]
@@ -1038,7 +1038,7 @@ display(
 # %% [markdown]
 # ## Limits
 #
-# - One teacher, and a small one. A larger model has read more, and its tail is better trained; how its mass beyond rank 100 moves with $T$ has to be measured again, and takes one pass over a text.
+# - One teacher, and a small one. A larger model that has read more may have another tail; how its mass beyond rank 100 moves with $T$ has to be measured again, and takes one pass over a text.
 # - Calibration was measured on text by other authors. The intervals take blocks as independent, though some blocks come from one book; the counts of single entries take hits as independent.
 # - The book's GPT has one weight for head and input embedding. What is said of the head alone is of a head alone, as in the live experiment.
 # - Synonyms are an exact construction, not a description of real vocabularies: larger ones have longer tokens, which changes the text's length in steps and what a step is about. It says what $1/N$ does *alone*.

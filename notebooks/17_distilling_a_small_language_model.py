@@ -748,10 +748,10 @@ for study in studies:
             )
 
 # %% [markdown]
-# So the students alone come out ahead where arithmetic is what is held equal, and not by the text alone: they agree more with a teacher whom they never saw. These students are young: they have read a sixth of the teacher's tokens, and their curves are steep where they end. A student whose curve has become flat gains less from more tokens,
+# The sentences above hold students against each other by the text, and by agreement with a teacher whom those alone never saw. All are young: look at how steep their curves are where they end. A student whose curve has become flat gains less from more tokens,
 # and there the comparison may turn; these records do not reach that far.
 #
-# Multiply-adds are not seconds. Small matrices leave a processor idle where large ones do not, so the teacher's look may be cheaper than its count says. (The runner trains students side by side, so that their records
+# Multiply-adds are not seconds. Small matrices may leave a processor idle where large ones do not, so the teacher's look may be cheaper than its count says. (The runner trains students side by side, so that their records
 # do not say what each would have taken alone.) So it is timed here, on one batch, the best of three. <!-- by definition -->
 
 
@@ -1321,7 +1321,7 @@ for d, name in enumerate(DIRECTIONS):
         below(OWN, BOOKS, of_students(d, overall), far),
         undecided(OWN, BOOKS, 0.05, of_students(d, risen), more),
     )
-# The excess of Arora et al.: own contexts over the teacher's, forward KL, in per cent.
+# An excess as of Arora et al. (not checked against the paper): own contexts over the teacher's, forward KL.
 excess = [
     100 * (apart["student's own"][0, s].mean() / apart["teacher's"][0, s].mean() - 1)
     for s in range(len(readers))
@@ -1332,8 +1332,8 @@ print(
 )
 
 # %% [markdown]
-# So the premise does not hold here. It need not: a student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. Then its own text is the easier one. What counts as a loss by exposure depends on the yardstick. {cite:t}`arora2022exposure` compare what is lost on one's own contexts with the length times the error of a step on the
-# *expert's* contexts, so that a level which is higher from the beginning counts in full, whether or not it grows; the expert is the teacher here, and the last line of the cell has the excess in per cent. Nor is a small divergence on one's own text a quality. A student that always wrote the same safe sentence, as the teacher would after such a sentence, would have a very small one.
+# The sentences above say whether the premise holds here. It need not: a student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. What counts as a loss by exposure depends on the yardstick. {cite:t}`arora2022exposure` compare, as we remember their definition (not checked against the paper), what is lost on one's own contexts with the length times the error of a step on the
+# *expert's* contexts. By such a yardstick a level that is high from the beginning counts in full, whether or not it grows; the expert is the teacher here, and the last line of the cell has the excess in per cent. Nor is a small divergence on one's own text a quality. A student that always wrote the same safe sentence, as the teacher would after such a sentence, would have a very small one.
 #
 # ### What training on other text does
 #
@@ -1406,7 +1406,7 @@ for study in studies:
         )  # fmt: skip
 
 # %% [markdown]
-# So what `own-text-reverse` loses against `soft1` is the divergence's before it is the text's. With the loss the same, other text makes no difference on the books that matters here; but two of these three arms had next to no learning rate left for it, so that nothing follows for on-policy distillation.
+# What `own-text-reverse` loses against `soft1` is divergence *and* text; the sentence on the two costs, where the records are complete, takes them apart. Of the three arms whose loss is their control's, two had for other text only the share of the learning rate that is printed above, so that nothing follows for on-policy distillation.
 
 # %% [markdown]
 # ### In their own words

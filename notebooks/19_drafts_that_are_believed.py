@@ -605,7 +605,7 @@ def pooled(s):
 #
 # $$ f(\mathbb E\alpha)\;\le\;\mathbb E f(\alpha)\;\le\;f(r),\qquad r=\frac{\mathbb E[\alpha+\dots+\alpha^{\gamma}]}{\mathbb E[1+\dots+\alpha^{\gamma-1}]}. $$
 #
-# The second inequality is an exercise. With $\gamma=1$ it is an equality whatever the contexts. So the formula, fed with the measured acceptance, promises rather too much, the more so the longer the draft. A mixture of easy and hard rounds shows the size of it:
+# The second inequality is an exercise. With $\gamma=1$ it is an equality whatever the contexts. So the formula, fed with the measured acceptance, promises too much, if anything. A mixture of easy and hard rounds shows the size of it:
 
 # %%
 draws = np.random.default_rng(0)
@@ -675,7 +675,7 @@ show(
 )
 
 # %% [markdown]
-# How much neighbouring places have in common decides how far the formulae stand apart, and the caption says how much that is here. A draft that has hardly begun to use the context has little of it; the recorded drafts further below are asked again. The unevenness can be used. A draft that doubts itself can stop: `stop_below` ends a proposal after a token to which the draft itself gave little.
+# How much neighbouring places have in common decides how far the formulae stand apart, and the caption says how much that is here. A draft that has hardly begun to use the context may have little of it; the recorded drafts further below are asked again. The unevenness can be used. A draft that doubts itself can stop: `stop_below` ends a proposal after a token to which the draft itself gave little.
 # Then hard places cost few proposals and easy stretches still get long ones. The text stays exact, because the decision to stop looks only at what has been proposed, and never at what the verifier will say. The recorded
 # runs below have such a column.
 #
@@ -805,7 +805,7 @@ show(
     label="clock",
     caption=f"On this machine's CPU, with the forward-KL draft. Left: what a look at several tokens costs (means, in use; a look of the draft costs {c:.2f}). Right: speed-up over plain decoding, above the grey line faster: predicted by the formula, predicted with the measured cost of looks, and measured "
     f"on {len(clock['plain_seconds'])} prompts, one at a time, with 95 % intervals.",
-    alt="Left, cost of a look rising with the tokens in it, between constant and proportional. Right, speed-up against draft length: two predictions and the measured points with the line at one.",
+    alt="Left, cost of a look against the tokens in it. Right, speed-up against draft length: two predictions and the measured points with the line at one.",
 )
 
 # %% tags=["hide-input"]
@@ -1332,7 +1332,7 @@ for study in studies:
     )  # fmt: skip
 
 # %% [markdown]
-# Two things stand against reading this as a verdict on distillation. The drafts are young, and more text still does them good; one whose text is used up cannot buy acceptance with it. And looks can be had for nothing: who serves the verifier computes its distributions anyway, and a cache is paid once ({doc}`18_memory_and_caches`). Then equal tokens is the comparison that counts.
+# Two things stand against reading this as a verdict on distillation. The drafts are young: where the last is above *alone*, more text still does them good, and one whose text is used up cannot buy acceptance with it. And looks can be had for nothing: who serves the verifier computes its distributions anyway, and a cache is paid once ({doc}`18_memory_and_caches`). Then equal tokens is the comparison that counts.
 #
 # ## The claim
 #
@@ -1381,8 +1381,8 @@ if decides is not None:
 # %% [markdown]
 # ## Limits
 #
-# - **Scale.** Verifier and drafts are of a few million parameters or less, and read books. A large verifier of narrower distributions, on code or dialogue, is agreed with more often. Acceptance does not carry over from here, the mathematics does.
-# - **The clock.** On a CPU, one text at a time, at sizes where Python and drawing count. On a GPU with a large verifier, $w$ is near zero and overheads are small beside it; in large batches $w$ grows there too, and the gain shrinks.
+# - **Scale.** Verifier and drafts are of a few million parameters or less, and read books. A large verifier of narrower distributions, on code or dialogue, may be agreed with more often. Acceptance does not carry over from here, the mathematics does.
+# - **The clock.** On a CPU, one text at a time, at sizes where Python and drawing count. On a GPU with a large verifier one expects $w$ near zero and small overheads, and in large batches a $w$ that grows and a gain that shrinks; none of it is measured here.
 # - **Young drafts.** All have read about a million tokens or, at equal compute, a few. What older drafts gain from a verifier is another question.
 # - **On-policy training** came late in a falling schedule, and was not tried in earnest.
 # - **One temperature.** All at $T=1$, which draft and verifier share, and drafts trained for it. At others acceptance is another function of the same logits; an exercise looks at the end of that road.

@@ -316,7 +316,7 @@ show(
     label="unseen",
     caption=f"Every token of the vocabulary tried between context and prediction, after {CONTEXTS} contexts (their last words at the left). Left: how often the second token ahead is accepted from a head that does not see the first; means with 95 % intervals over the {CONTEXTS} contexts: {said}. Nothing to the right of a diamond can be reached by any such head. "
     f"Right: entropy of the second token when the first is known (blue), and what not knowing it adds (orange), the mutual information, {informed.bracketed('.2f')} nats (n = {informed.n}); the grey stroke is the entropy of the first token.",
-    alt="Two panels with a row for each context. Left, three marks a row: frequencies lowest, the mixture and the best draft further right. Right, stacked bars of entropy.",
+    alt="Two panels with a row for each context. Left, three marks a row: frequencies, the mixture and the best draft. Right, stacked bars of entropy.",
 )
 
 # %% tags=["hide-input"]
@@ -543,7 +543,7 @@ show(
     figure,
     label="noise",
     caption=f"Exact variance of what module 1 is taught, given what it sees, on the model's own text; mean over the {CONTEXTS} contexts. Side by side, distillation leaves {of_model / of_labels:.0%} of it; in a row, none.",
-    alt="Four bars: in a row with labels long, distilled empty; side by side with labels longest, distilled a short bar of the other colour.",
+    alt="Four stacked bars, in a row and side by side, with labels and distilled; that of distilled in a row is empty.",
 )
 
 # %% [markdown]
@@ -714,7 +714,7 @@ show(
     caption=f"Module 1 at the {CONTEXTS} contexts of the first section: a dot a context, means with 95 % intervals. Above the line, without the token between, all is exact; below, it is read, and {SAMPLED} draws of it a context are averaged. Paired by context: "
     + "; ".join(steps)
     + ".",
-    alt="Rows of dots: frequencies, two trained modules side by side, the mixture, the best draft, from left to right; below a line, two modules in a row.",
+    alt="Rows of dots: frequencies, two trained modules side by side, the mixture, the best draft; below a line, two modules in a row.",
 )
 
 # %% tags=["hide-input"]
@@ -1062,7 +1062,7 @@ for study in studies:
 # %% [markdown]
 # The two differences share two arms, so they are not independent. Where they agree with the arguments they do not prove them: the kinds differ in size too, and labels also pull towards the books. In a row a module could in principle say the model's own distribution, and then both losses have the same best answer. <!-- by definition --> If total variation stays behind forward KL there, it is a matter of getting there ({doc}`19_drafts_that_are_believed` has its gradient).
 #
-# Then compare the kinds: from the second token to the fourth, modules side by side are blind to more and more. Where rounds bring more than the fourth column says, it is the selection: later tokens are tested where the earlier ones were accepted. <!-- by definition --> Last the clock, which belongs to one
+# Then compare the kinds: from the second token to the fourth, modules side by side are blind to more and more. If what rounds bring is not what the fourth column says, it may be the text, or the selection: later tokens are tested where the earlier ones were accepted. Last the clock, which belongs to one
 # machine: a proposal that is believed more often may still not be worth its time.
 #
 # ## The claim

@@ -10,7 +10,7 @@
 # # A leash called KL
 #
 # Until here a student was told, token after token, what a teacher thinks. Now it is told something less: it writes a text, and is given a number, the **reward**. A model that is to earn as much as it can will
-# find out what is paid for, which is seldom what was meant. So it is also told to stay near a model that writes well, the **reference**, and the distance is a KL divergence: a leash. Large language models are trained in this way
+# find out what is paid for, which need not be what was meant. So it is also told to stay near a model that writes well, the **reference**, and the distance is a KL divergence: a leash. Large language models are trained in this way
 # on rewards that were learned from people's preferences {cite}`ziegler2019finetuning`.
 #
 # The leash is an old acquaintance. It is the reverse KL of {doc}`07_divergences`, with the reference in the teacher's place, on text that the student has written itself. The question of this chapter is what it holds, and it turns on details:
@@ -244,7 +244,7 @@ show(
     figure,
     label="frontier",
     caption=f"Left: what the best policy makes of the reference at $\\beta=0.5$, a dot a text. Texts of the same reward lie on one line: all are multiplied by the same factor. Right: the most reward for each divergence, with dots at $\\beta$ = {dots_at}, from left to right, and the tilted reference, which lacks at most {tilt_lacks:.2f} of a reward here.",
-    alt="Left, dots on four parallel lines in logarithmic scales, the higher the more a text earns. Right, a rising curve that flattens, with three dots, and a dashed curve a little below it.",
+    alt="Left, dots on four parallel lines in logarithmic scales, the higher the more a text earns. Right, a rising curve that flattens, with three dots, and a dashed curve that is nowhere above it.",
 )
 
 # %% [markdown]
@@ -371,7 +371,7 @@ show(
 )
 
 # %% [markdown]
-# For near policies $\log\rho$ is small, of either sign, with variance about twice the divergence: each $k_1$ is far larger than the mean of all, while $k_2\approx k_3$ are about half its square, and of the size of their mean. <!-- by definition --> As a number to *look at*, $k_3$ is a good one as long as the policy is near. This is why it is in so many programs. Far away it is a bad one: there $\rho$ is enormous on texts that are hardly ever drawn, and without them the mean comes out wrong. And then someone differentiates it.
+# For near policies $\log\rho$ is small, of either sign, with variance about twice the divergence: each $k_1$ is far larger than the mean of all, while $k_2\approx k_3$ are about half its square, and of the size of their mean. <!-- by definition --> As a number to *look at*, $k_3$ is a good one as long as the policy is near. Far away it is a bad one: there $\rho$ is enormous on texts that are hardly ever drawn, and without them the mean comes out wrong. And then someone differentiates it.
 #
 # ### As a loss
 #
@@ -679,7 +679,7 @@ show(
 
 # %% [markdown]
 # A point may lie on the grey curve and still be at the wrong place of it: the same $\beta$ is then another price. With $k_2$, or the exact divergence, at each token, the end can be said in a formula. Each place is solved with what is still to be earned, $q(x_s\mid x_{<s})\propto p(x_s\mid x_{<s})\,e^{Q/\beta}$, where $Q$ is the mean reward from there on, under this same policy $q$. The best policy has in
-# the place of $Q$ its own mean reward from there on *less $\beta$ times the divergence that is still to come*. <!-- by definition --> On this toy that makes little difference to $J$ at the higher prices, and some at the lowest. It is easy to build a place where it makes more.
+# the place of $Q$ its own mean reward from there on *less $\beta$ times the divergence that is still to come*. <!-- by definition --> What that costs on this toy, price by price, the caption says. It is easy to build a place where it costs something.
 #
 # A text has two letters. The first is a door, and the reference takes both alike. Behind the *easy* door it says `!` half of the time, behind the *hard* one hardly ever. <!-- by definition --> As the price falls, the policy learns to say `!` behind both. Then both doors earn the same, but behind the hard one each `!` costs several nats. A loss at each token does not look behind doors.
 
@@ -1202,7 +1202,7 @@ if small.complete(ARMS):
     )  # fmt: skip
 
 # %% [markdown]
-# So these policies are not where their price would have them. A constant tilt, which looks at nothing but the paid words, is the measure of what has been learned beside “say them more often”.
+# The sentences above, once the records are complete, say whether these policies are where their price would have them. A constant tilt, which looks at nothing but the paid words, is the measure of what has been learned beside “say them more often”.
 #
 # ### What is written
 #
@@ -1247,7 +1247,7 @@ Shown(
 )
 
 # %% [markdown]
-# A policy that is paid by the word and held by nothing has no reason to write anything else. That is called *reward hacking*, and "hacking" is unfair: it does what the rule says. The leash does not make the rule right either. It makes a departure from the reference cost something, so that the policy takes the cheapest ones first. One may hope that these are the ones that were meant: talk where talk was about to begin anyway. The lower the price, the less is left of that. Where it stops being talk is for a reader to say.
+# A policy that is paid by the word and held by nothing has no reason to write anything else. That is called *reward hacking*, and "hacking" is unfair: it does what the rule says. The leash does not make the rule right either. It makes a departure from the reference cost something, so that the policy takes the cheapest ones first. One may hope that these are the ones that were meant: talk where talk was about to begin anyway. At a low price less may be left of that. Where it stops being talk is for a reader to say.
 #
 # ## The claim
 #
@@ -1280,7 +1280,7 @@ verdict("B14", "corrected", said)
 # ## Limits
 #
 # - **No human feedback.** The reward is a rule of one line. Rewards that are learned from preferences have errors of their own, and the leash is there for these above all: far from the reference, a learned reward has seen nothing. That cannot be seen with a rule that is exact everywhere.
-# - **Small models and short texts.** A few million parameters, twenty-five tokens of their own. What token losses leave out grows with the length of a text; how fast, is not measured there.
+# - **Small models and short texts.** A few million parameters, twenty-five tokens of their own. What token losses leave out may grow with the length of a text; that is not measured there.
 # - **The tilted reference is a yardstick, not a bound.** The best policy of the language model is not known. A policy above the dashed line has learned to choose its places; one below may still be on its way. The tilts have draws of their own, which the intervals over trainings do not hold.
 # - **One reward, one learning rate, few steps.** An arm's place after a fixed number of steps mixes where it goes with how fast.
 # - **Each batch is used once.** Programs that take several steps on one batch need PPO's ratio or another correction, and then have both divergences.
@@ -1313,7 +1313,7 @@ verdict("B14", "corrected", said)
 #
 # Let $F$ be the chance that a text of the reference earns less than $x$ does, and $F_+$ that it earns no more. The one that is kept has this reward with probability $F_+^n-F^n$, and within one reward is distributed as the reference: $q(x)=p(x)\,(F_+^n-F^n)/(F_+-F)$.
 # `P = log_p.exp(); below = torch.stack([P[r < x].sum() for x in r]); to = torch.stack([P[r <= x].sum() for x in r])` and `{n: earned((P * (to**n - below**n) / (to - below)).log()) for n in (1, 2, 4, 8, 16, 32, 64)}` are its points. Without ties, and with single texts' probabilities small, $q/p=nF^{n-1}$ with $F$ uniform on $[0,1]$, so that the divergence is
-# $\int_0^1 nu^{n-1}\log(nu^{n-1})\,du=\log n-\frac{n-1}n$. Ties only make it smaller: what is kept does not tell them apart. It lies close below the frontier.
+# $\int_0^1 nu^{n-1}\log(nu^{n-1})\,du=\log n-\frac{n-1}n$. Ties only make it smaller: what is kept does not tell them apart. The frontier is above it, since it is the most that can be earned; look how far.
 # ```
 #
 # ```{exercise}
