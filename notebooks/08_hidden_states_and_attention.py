@@ -842,7 +842,7 @@ for same_teacher in TEACHERS.values():
 #
 # First the losses themselves, at a student that was trained on labels. The teacher's features are transformed
 # in five ways: units permuted, rotated, tripled, shifted by a constant vector, and multiplied by a matrix that is merely invertible. Two objectives come twice: as they are, and with their
-# projector **refitted** to the transformed features, as a training with a learned projector would. CRD {cite}`tian2020contrastive` has learned maps
+# projector **refitted** to the transformed features, as a training with a learned projector does by itself. <!-- by definition --> CRD {cite}`tian2020contrastive` has learned maps
 # on *both* sides; there no refit is made: the transformation is undone in the teacher's map by hand, to show that the map could.
 
 # %%

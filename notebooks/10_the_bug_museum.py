@@ -1773,7 +1773,7 @@ print(f"that is {len(only_nats)} and {len(both)} of {len(effects)}")
 #
 # - The sizes are those of a small bench: twenty classes, a teacher that knows the truth, small networks, Adam. They tell which mistakes *can* be large or silent, and why. They do not
 #   tell how large yours is.
-# - One setting a mistake. A row may move with the temperature, the weights, the optimiser or the length of training; exhibits 1, 3, 5 and 9 vary one of these.
+# - One setting a mistake. A row may move with the temperature, the weights, the optimiser or the length of training; exhibits 1, 3, 5 and 9 vary one of these. <!-- by definition -->
 # - With so many intervals at 95 %, a few should be expected to miss. <!-- by definition -->
 # - The digits have one teacher. Their five seeds vary the student, its images and their order.
 #

@@ -1096,7 +1096,7 @@ for name, (deviation, *_) in estimates.items():
 #
 # `np.random.default_rng(0).normal(0, 0.15, (10_000, 30)).max(1).mean()` gives the expected maximum of 30 deviates, about twice their
 # deviation: 0.31 points over their mean, and as much over the last of them, whose mean is zero. <!-- by definition --> The means of the logs, by method, are printed
-# under *How noisy the published numbers are*. Epochs that follow each other need not be independent, which would lower it; the 60 epochs before the last drop add candidates.
+# under *How noisy the published numbers are*. Dependence between the epochs would take something off; those before the last drop add candidates.
 # ```
 #
 # ```{exercise}

@@ -509,7 +509,7 @@ if len(small.ready(TEMPERATURES)) == len(TEMPERATURES):
     )
 
 # %% [markdown]
-# So the map is not flat where it is hot: a loss that nearly has no temperature in it as a function of the logits can still lead a short training elsewhere.
+# Where the step at the hot end leaves out zero, a loss that nearly has no temperature in it as a function of the logits can still lead a short training elsewhere.
 #
 # ### How flat, and what does tuning buy?
 #
@@ -1043,13 +1043,13 @@ if study and study.plan in order and (constant := best_constant(study)):
 # %% [markdown]
 # ## Times N, in a deep network
 #
-# In {doc}`04_the_one_over_n_question` a linear student showed that $N$ times the loss is the same run at a learning rate of $1/N$, and that Adam hardly notices. A deep network has
+# In {doc}`04_the_one_over_n_question` a linear student showed that $N$ times the loss is the same run at a learning rate of $1/N$, and that Adam divides the factor out. A deep network has
 # batch normalisation, momentum, warm-up and weight decay. Five arms, soft targets alone at $T=4$, ask again: the loss as it is; times $N$ at the same rate; times
 # $N$ at rate$/N$ with the decay times $N$; and Adam without and with the factor.
 #
-# Algebra says that the third *is* the first: the step is $-\eta(\nabla L+\lambda w)$, and $\frac{\eta}{N}(N\nabla L+N\lambda w)$ is the same. In floating point it is not. Rounding grows along a
+# Algebra says that the third *is* the first: the step is $-\eta(\nabla L+\lambda w)$, and $\frac{\eta}{N}(N\nabla L+N\lambda w)$ is the same. In floating point it need not be. Rounding can grow along a
 # training until the two are as different as two runs can be that mean the same. Their difference is therefore worth having for another reason: it shows how
-# much of any difference in this chapter is chaos. Of the second arm algebra promises nothing: batch normalisation makes a layer's function indifferent to the length of its weights, and a step that is too
+# much of any difference in this chapter may be chaos. Of the second arm algebra promises nothing: batch normalisation makes a layer's function indifferent to the length of its weights, and a step that is too
 # long may lengthen them until it no longer is.
 
 # %% tags=["hide-input"]
