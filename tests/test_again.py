@@ -5,7 +5,17 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from test_runner import _registered, assert_a_sentence, at_step, cli, contents, patterns, terminate, tiny_plan, whole  # noqa: F401
+from test_runner import (  # noqa: F401
+    _registered,
+    assert_a_sentence,
+    at_step,
+    cli,
+    contents,
+    patterns,
+    terminate,
+    tiny_plan,
+    whole,
+)
 
 from kdlab.study import again, read_record, runner
 from kdlab.study.again import compared, lines, run_again

@@ -3,7 +3,7 @@
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from kdlab.figures import show, use_style
+from kdlab.figures import dots, show, use_style
 
 
 def drawn() -> str:
@@ -26,3 +26,11 @@ def test_a_matplotlibrc_of_the_user_changes_nothing():
     }
     with mpl.rc_context(theirs | {"lines.linestyle": "--", "savefig.facecolor": "black"}):
         assert drawn() == plain
+
+
+def test_dots_are_the_values_of_seeds_and_not_the_seeds():
+    figure, (one, other) = plt.subplots(1, 2)
+    dots(one, {"kd": {3: 0.25, 7: 0.5}}, {}, factor=100)
+    dots(other, {"kd": [0.25, 0.5]}, {}, factor=100)
+    assert one.lines[0].get_xdata().tolist() == other.lines[0].get_xdata().tolist() == [25, 50]
+    plt.close(figure)

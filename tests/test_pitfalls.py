@@ -5,15 +5,17 @@
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from kdlab import objectives, training
 from kdlab.data import DataError, Examples, Split, Tokens, images
@@ -1324,7 +1326,7 @@ def test_each_part_of_the_checkpoint_is_needed(digits, tmp_path, forgotten, monk
     """One part of the checkpoint is forgotten, and nobody notices."""
     save, found = checkpoint.save_tensors, []
 
-    def forgetful(path, tensors, header):
+    def forgetful(path, tensors, header, last):
         kept = {}
         for name, tensor in tensors.items():
             if not name.startswith(forgotten):
@@ -1333,7 +1335,7 @@ def test_each_part_of_the_checkpoint_is_needed(digits, tmp_path, forgotten, monk
             found.append(name)
             if not name.startswith("optimizer."):
                 kept[name] = torch.zeros_like(tensor)
-        save(path, kept, {**header, "checksum": checkpoint.checksum(sorted(kept.items()))})
+        save(path, kept, {**header, "checksum": checkpoint.checksum(sorted(kept.items()))}, last)
 
     monkeypatch.setattr(checkpoint, "save_tensors", forgetful)
     assert not resumes_bit_for_bit(digits, tmp_path, "sgd")
@@ -2617,3 +2619,281 @@ def test_who_leads_is_judged_over_all_arms():
 def test_records_are_not_blamed_on_the_processor():
     of = replace(evidence({"kd": 0.5, "alone": 0.6}, RATE), source="records")
     assert "processor" not in statements.above("kd", "alone", of).markup
+
+
+# Every field of a recipe, looked at from inside
+
+PLAIN = Recipe(
+    epochs=2, batch_size=8, optimizer="sgd", learning_rate=0.01, momentum=0.0, schedule="constant", milestones=(1,), decay=0.5,
+    warmup_epochs=0.0, weight_decay=0.0, augment=False, precision="float32", seed=0, epoch_examples=24,
+)  # fmt: skip
+
+
+def inside(objective=None, **changes):
+    """What is seen from inside a training, three steps an epoch: of each look the inputs, dtype and mode; of each step the optimiser."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    split = Split(images, torch.arange(40) % 3, (0.5,) * 3, (0.25,) * 3)
+    seen = SimpleNamespace(student=[], teacher=[], steps=[], plain=next(split.batches(40, order=torch.arange(40)))[0])
+
+    def watched(seed, looks):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
+        model.register_forward_hook(lambda m, inputs, z: looks.append((inputs[0].clone(), z.dtype, m.training)))
+        return model
+
+    def step(optimizer, *_):
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        gradients = [p.grad.clone() for group in optimizer.param_groups for p in group["params"]]
+        seen.steps.append((type(optimizer), groups, gradients))
+
+    hook = register_optimizer_step_pre_hook(step)
+    try:
+        objective = SoftTargets() if objective is None else objective
+        recipe = replace(PLAIN, **changes)
+        seen.history = fit(watched(0, seen.student), objective, train=split, teacher=watched(1, seen.teacher), recipe=recipe)
+    finally:
+        hook.remove()
+    seen.rates = [groups[0]["lr"] for _, groups, _ in seen.steps]
+    return seen
+
+
+def _plain_pictures(seen, looks):
+    """Whether every picture looked at is one of the data, as it is."""
+    return all((x == seen.plain).flatten(1).all(1).any() for inputs, *_ in looks for x in inputs)
+
+
+def _precision():
+    def dtypes(precision):
+        seen = inside(precision=precision)
+        return {dtype for _, dtype, _ in seen.student}, {dtype for _, dtype, _ in seen.teacher}
+
+    return all(
+        dtypes(name) == ({dtype}, {dtype}) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+    )
+
+
+def _clipping():
+    """The whole gradient has the length asked for: that of the student and of what the objective learns, together."""
+
+    def lengths(limit):
+        seen = inside(SoftTargets(temperature=LearnedTemperature(1, 21)), max_gradient_norm=limit)
+        return torch.stack([torch.cat([g.flatten() for g in gradients]).norm() for *_, gradients in seen.steps])
+
+    return near(lengths(1e-3), torch.full((6,), 1e-3), rtol=1e-2) and bool((lengths(0.0) > 1e-2).all())
+
+
+def _optimizer():
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    seen = {name: inside(optimizer=name, epochs=1) for name in kinds}
+    right = all({kind for kind, *_ in seen[name].steps} == {kinds[name]} for name in kinds)
+    return right and seen["adamw"].steps[0][1][0]["betas"] == (0.9, 0.95)
+
+
+def _augment():
+    cropped, plain = inside(augment=True, epochs=1), inside(epochs=1)
+    return _plain_pictures(plain, plain.student) and not _plain_pictures(cropped, cropped.student)
+
+
+def _teacher_view():
+    def alike(view):
+        seen = inside(augment=True, teacher_view=view, epochs=1)
+        return [torch.equal(a, b) for (a, *_), (b, *_) in zip(seen.student, seen.teacher, strict=True)]
+
+    return all(alike("same")) and not any(alike("own"))
+
+
+def _teacher_mode():
+    return all(
+        {mode for *_, mode in inside(teacher_mode=name, epochs=1).teacher} == {name == "train"} for name in ("eval", "train")
+    )
+
+
+def _micro_batches():
+    whole, parts = inside(epochs=1), inside(epochs=1, micro_batches=4)
+    sizes = [len(inputs) for inputs, *_ in parts.student] == 12 * [2] and [len(i) for i, *_ in whole.student] == 3 * [8]
+    return sizes and all(
+        near(a, b, rtol=1e-4, atol=1e-6)
+        for (*_, one), (*_, other) in zip(whole.steps, parts.steps, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _seed():
+    one, same, other = (inside(seed=seed, epochs=1).student for seed in (0, 0, 1))
+    return torch.equal(one[0][0], same[0][0]) and not torch.equal(one[0][0], other[0][0])
+
+
+def _order_is_new_each_epoch_and_whole():
+    seen = inside(epoch_examples=None)
+    return len(seen.steps) == 10 and len({x.sum().item() for inputs, *_ in seen.student[:5] for x in inputs}) == 40
+
+
+FROM_INSIDE = {
+    "epochs": lambda: (len(inside(epochs=3).steps), len(inside(epochs=3).history)) == (9, 3),
+    "batch_size": lambda: {len(inputs) for inputs, *_ in inside(batch_size=12).student} == {12},
+    "optimizer": _optimizer,
+    "learning_rate": lambda: inside(learning_rate=0.02).rates == 6 * [0.02],
+    "momentum": lambda: {g["momentum"] for _, groups, _ in inside(momentum=0.7).steps for g in groups} == {0.7},
+    "schedule": lambda: near(
+        inside(schedule="cosine").rates, [0.005 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
+    ),
+    "milestones": lambda: near(inside(schedule="step", epochs=3, milestones=(1, 2)).rates, [0.01 * 0.5 ** (step // 3) for step in range(9)]),
+    "decay": lambda: near(inside(schedule="step", decay=0.1).rates, 3 * [0.01] + 3 * [0.001]),
+    "warmup_epochs": lambda: near(inside(warmup_epochs=1.0).rates, [0, 0.01 / 3, 0.02 / 3, 0.01, 0.01, 0.01]),
+    "weight_decay": lambda: {groups[0]["weight_decay"] for _, groups, _ in inside(weight_decay=0.3).steps} == {0.3},
+    "augment": _augment,
+    "precision": _precision,
+    "seed": _seed,
+    "teacher_view": _teacher_view,
+    "teacher_mode": _teacher_mode,
+    "epoch_examples": lambda: len(inside(epoch_examples=16).steps) == 4 and _order_is_new_each_epoch_and_whole(),
+    "micro_batches": _micro_batches,
+    "max_gradient_norm": _clipping,
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
+def test_every_field_of_a_recipe_is_seen_from_inside(field):
+    """An option does nothing, and nobody notices: autocast is off, the objective's own gradient is not clipped."""
+    assert FROM_INSIDE[field]()
+
+
+def test_hidden_states_of_prompts_count_in_micro_batches():
+    """In micro-batches hidden states are divided by the tokens with a label, and all that are read are matched."""
+    inputs, labels, _ = next(sequences().batches(8))
+    prompted = Examples(inputs, labels.masked_fill(torch.arange(6) <= torch.arange(8)[:, None] % 5, -100))
+
+    def trained(parts):
+        student, recipe = words(), replace(BRIEF, micro_batches=parts)
+        fit(student, CrossEntropy() + HiddenMSE("embedding"), train=prompted, teacher=words(1), recipe=recipe)
+        return student.embedding.weight.detach()
+
+    assert near(trained(4), trained(1))
+
+
+def test_the_deviation_of_a_group_is_that_of_a_sample():
+    """GRPO's advantages divide by a deviation over G and not over G − 1."""
+    deviation = math.sqrt(((1 - 3) ** 2 + (2 - 3) ** 2 + (6 - 3) ** 2) / 2)
+    found = objectives.advantages(torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64), 3, "standardised")
+    assert near(found, torch.tensor([-2.0, -1.0, 3.0], dtype=torch.float64) / (deviation + 1e-4))
+
+
+# What would go on unseen
+
+
+class MeanOfLogits(Term):
+    """A term of one's own that divides by its own part of the batch alone."""
+
+    needs_teacher = False
+
+    def forward(self, *, student_logits, **_):
+        return student_logits.mean()
+
+
+class SumByCount(MeanOfLogits):
+    def forward(self, *, student_logits, count=None, **_):
+        return student_logits.mean(-1).sum() / (len(student_logits) if count is None else count)
+
+
+def test_a_term_that_ignores_the_count_has_no_micro_batches():
+    """A term that takes no count weighs M times as much in M micro-batches."""
+
+    def trained(term, parts):
+        torch.manual_seed(0)
+        student = nn.Linear(6, 3)
+        fit(student, term, train=flat_examples(), recipe=replace(BRIEF, micro_batches=parts))
+        return student.bias.detach()
+
+    assert near(trained(SumByCount(), 4), trained(SumByCount(), 1), rtol=1e-5)
+    assert near(trained(MeanOfLogits(), 1), trained(SumByCount(), 1), rtol=1e-5)
+    assert said(ValueError, "MeanOfLogits takes no count", lambda: trained(MeanOfLogits(), 4))
+    for term in (PermutedSoftTargets(), SpreadSoftTargets()):
+        loop._check_counts(term, 4)
+
+
+class Doubled(nn.Sequential):
+    def forward(self, inputs):
+        return 2 * super().forward(inputs)
+
+
+class Halved(nn.Sequential):
+    def forward(self, inputs):
+        # as it is, and half of it
+        return super().forward(inputs) / 2
+
+
+def test_a_run_does_not_go_on_with_other_inputs_or_another_forward_pass(tmp_path):
+    """A checkpoint is taken for that of a run with other inputs, another activation, other code, and goes on."""
+    train = flat_examples()
+
+    def run(path, kind=nn.Sequential, between=nn.ReLU, data=train, **changes):
+        torch.manual_seed(0)
+        student = kind(nn.Linear(6, 3), between())
+        return fit(student, CrossEntropy(), train=data, recipe=replace(BRIEF, **changes), checkpoint=tmp_path / path)
+
+    for kind in (nn.Sequential, Doubled):
+        run(kind.__name__, kind)
+    assert len(run("Sequential")) == len(run("Doubled", Doubled)) == 1
+    other = partial(said, checkpoint.CheckpointError)
+    assert other("(other forward pass)", lambda: run("Sequential", between=nn.GELU))
+    assert other("(other forward pass)", lambda: run("Doubled", Halved))
+    assert other("(other inputs)", lambda: run("Sequential", data=Examples(train.inputs.flip(0), train.labels)))
+    assert other("(other recipe: learning_rate 0.1 in it and 0.2 here)", lambda: run("Sequential", learning_rate=0.2))
+
+
+def said(kind, sentence, function):
+    """Whether a function refuses with a sentence."""
+    try:
+        function()
+    except kind as error:
+        return sentence in str(error)
+    return False
+
+
+@pytest.mark.parametrize("way", ["interrupted", "full disk"])
+def test_each_epoch_is_reported_once(tmp_path, way, monkeypatch):
+    """An epoch whose report is interrupted is never reported, or one whose checkpoint failed twice."""
+    epochs, write = [], Path.write_bytes
+
+    def report(entry):
+        epochs.append(entry["epoch"])
+        if way == "interrupted" and entry["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    def full(path, content):
+        if epochs == [1] and way == "full disk":
+            raise OSError
+        return write(path, content)
+
+    def run(report):
+        torch.manual_seed(0)
+        recipe = replace(BRIEF, epochs=3)
+        return fit(nn.Linear(6, 3), CrossEntropy(), train=flat_examples(), recipe=recipe, checkpoint=tmp_path / "run", report=report)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        run(report)
+    monkeypatch.undo()
+    run(lambda entry: epochs.append(entry["epoch"]))
+    assert epochs == [1, 2, 3]
+
+
+def test_what_is_not_augmented_says_so():
+    """Pictures in Examples are not cropped, and a teacher of vectors has no view of its own; both say nothing."""
+    pictures = Examples(torch.zeros(8, 3, 4, 4), torch.arange(8) % 3)
+
+    def run(train, width, **changes):
+        student, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(width, 3)) for _ in range(2))
+        return lambda: fit(student, SoftTargets(), train=train, teacher=teacher, recipe=replace(BRIEF, **changes))
+
+    assert said(ValueError, "neither cropped nor flipped: say augment=False", run(pictures, 48, augment=True))
+    assert said(ValueError, "a teacher has no view of its own", run(flat_examples(), 6, teacher_view="own"))
+
+
+def test_labels_with_two_axes_are_not_taken_for_a_text():
+    """Labels of shape (n, 1) are said to have a mask that nobody gave."""
+    train = flat_examples()
+    column = Examples(train.inputs, train.labels[:, None])
+    run = lambda: fit(nn.Linear(6, 3), CrossEntropy(), train=column, recipe=BRIEF)  # noqa: E731
+    assert said(ValueError, "labels of shape (8, 1) do not fit logits of shape (8, 3)", run)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ class Examples:
 
     inputs: Tensor | dict[str, Tensor]
     labels: Tensor
+    #: Whether batches are cropped and flipped where the recipe says so.
+    augments: ClassVar[bool] = False
 
     def __post_init__(self):
         check_batch(self.inputs, self.labels)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ class Tokens:
     blocks: Tensor | None = None
     stride: int | None = None
     ahead: int = 0
+    #: Whether batches are cropped and flipped where the recipe says so.
+    augments: ClassVar[bool] = False
 
     def __post_init__(self):
         known = isinstance(self.labels, Tensor) and self.labels.dtype in (torch.int16, torch.int32)

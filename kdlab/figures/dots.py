@@ -1,5 +1,7 @@
 """Runs as dots, their mean with its interval: what a study shows of each arm."""
 
+from collections.abc import Mapping
+
 from .style import BLUE, VERMILION
 
 
@@ -10,7 +12,8 @@ def dots(
 
     Args:
         panel: a Matplotlib ``Axes``.
-        rows: from the arm's name to its values, one a run; an empty list leaves the row empty.
+        rows: from the arm's name to its values, one a run: a list, or a dict by seed as :meth:`~kdlab.study.results.Results.values` gives it; an
+            empty one leaves the row empty.
         intervals: from the arm's name to ``(mean, low, high)`` or an object with these attributes, or None.
         reference: from the arm's name to a value to compare with, in the panel's own units, drawn as a diamond; arms may
             be left out.
@@ -19,6 +22,8 @@ def dots(
     """
     for place, (name, values) in enumerate(rows.items()):
         colour = (colours or {}).get(name, BLUE)
+        if isinstance(values, Mapping):
+            values = list(values.values())
         panel.plot(
             [factor * v for v in values],
             [place] * len(values),

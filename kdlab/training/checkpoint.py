@@ -1,6 +1,7 @@
 """Tensors on disk as safetensors with a JSON header: no pickle, whole or not there."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,8 +24,10 @@ def require_safetensors():
     return safetensors
 
 
-def save_tensors(path, state: dict, header: dict) -> None:
+def save_tensors(path, state: dict, header: dict, last: Callable[[], None] | None = None) -> None:
     """Write a state dict and a JSON-able header to ``path`` in one step; an older file survives a failure.
+
+    ``last`` is called when all is written and nothing of it counts yet.
 
     Raises:
         TypeError: for what is kept neither as a tensor nor as JSON (:func:`~kdlab.training.state.take_apart`).
@@ -40,6 +43,8 @@ def save_tensors(path, state: dict, header: dict) -> None:
     content = require_safetensors().torch.save(contiguous, {"kdlab": json.dumps(header), **beside})
     with atomic_write(path) as part:
         part.write_bytes(content)
+        if last is not None:
+            last()
 
 
 def load_tensors(path) -> tuple[dict, dict]:
@@ -86,14 +91,17 @@ def load_model(path, model: nn.Module) -> dict:
     return header
 
 
-def save_run(path: Path, student, objective, optimizer, sums: dict[str, Tensor], header: dict) -> None:
-    """Everything that a run needs to go on bit for bit; what is drawn at random comes from the recipe's seed."""
+def save_run(path: Path, student, objective, optimizer, sums: dict[str, Tensor], header: dict, last=None) -> None:
+    """Everything that a run needs to go on bit for bit; what is drawn at random comes from the recipe's seed.
+
+    ``last`` as in :func:`save_tensors`.
+    """
     tensors = {f"student.{k}": v for k, v in state_of(student).items()}
     tensors |= {f"objective.{k}": v for k, v in objective.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
     tensors |= {f"sum.{k}": v for k, v in sums.items()}
-    save_tensors(path, tensors, {**header, "checksum": checksum(sorted(tensors.items()))})
+    save_tensors(path, tensors, {**header, "checksum": checksum(sorted(tensors.items()))}, last)
 
 
 def load_run(path: Path, student, objective, optimizer, identity: dict, device="cpu") -> tuple[dict, dict]:
@@ -104,11 +112,12 @@ def load_run(path: Path, student, objective, optimizer, identity: dict, device="
             f"{path} is damaged: its checksum does not fit what it holds; delete it to start that run anew."
         )
     if header.get("identity") != identity:
-        known = header.get("identity") or {}
-        differs = [k for k in {**identity, **known} if known.get(k) != identity.get(k)]
-        raise CheckpointError(
-            f"{path} belongs to another run (other {', '.join(differs)}): give another path."
-        )
+        # Development versions wrote none of these two.
+        known = {k: identity[k] for k in ("inputs", "forward pass") if k in identity} | (header.get("identity") or {})
+        if differs := [_difference(k, known, identity) for k in {**identity, **known} if known.get(k) != identity.get(k)]:
+            raise CheckpointError(
+                f"{path} belongs to another run (other {', '.join(differs)}): give another path."
+            )
 
     def part(prefix):
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -121,3 +130,12 @@ def load_run(path: Path, student, objective, optimizer, identity: dict, device="
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return header, {name: value.to(device) for name, value in part("sum.").items()}
+
+
+def _difference(name: str, there: dict, here: dict) -> str:
+    """What differs, by name; of a recipe the fields, with what they are in the checkpoint and here."""
+    there, here = there.get(name), here.get(name)
+    if not (isinstance(there, dict) and isinstance(here, dict)):
+        return name
+    fields = [k for k in {**here, **there} if there.get(k) != here.get(k)]
+    return f"{name}: {', '.join(f'{k} {there.get(k)!r} in it and {here.get(k)!r} here' for k in fields)}"

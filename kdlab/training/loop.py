@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from .measures import evaluation_mode, measure_split
 from .modules import check_two, moved_to, share_layers, storages, training_mode
 from .precision import autocast, gradient_scaler
 from .recipe import Recipe
-from .state import checksum, shapes, state_of, take_apart
+from .state import checksum, forward_pass, shapes, state_of, take_apart
 from .taps import Taps
 
 
@@ -118,7 +119,8 @@ def fit(
             after every epoch.
         gradient_norms: also measure, at the first step of each epoch, the norm of each weighted term's gradient by the
             student's parameters.
-        report: called with each epoch's entry, for progress.
+        report: called with each epoch's entry, for progress: once, when its checkpoint is written and before it counts. An epoch that
+            no checkpoint holds when the process is killed is trained, and reported, again.
         stop: asked before each step, and between the batches of a validation; once it says True, the checkpoint is written
             and :class:`Stopped` raised.
         rewrite: what a batch becomes before it is looked at, such as :class:`~kdlab.language.text.OwnText`; see :class:`Learner`.
@@ -209,6 +211,7 @@ def fit_together(
             "labels": _labels_checksum(train),
             "teacher": None if teacher is None else checksum(state_of(teacher).items()),
             **_blocks(train),
+            **(_inputs_checksum(train) if any(x.checkpoint is not None for x in learners) else {}),
         }
         students = [stack.enter_context(_Student(x, shared, device)) for x in learners]
         tapped_teacher = None
@@ -262,6 +265,12 @@ def _check_learner(learner: Learner, train, teacher, gradient_norms) -> None:
     whole = any(kind in getattr(part, "needs_whole_batch_of", ()) for part in objective.modules())
     if learner.recipe.micro_batches > 1 and whole:
         raise ValueError(f"the objective {objective!r} needs each batch as a whole: micro_batches=1.")
+    if learner.recipe.micro_batches > 1:
+        _check_counts(objective, learner.recipe.micro_batches)
+    if learner.recipe.teacher_view == "own" and not getattr(train, "augments", True):
+        raise ValueError(
+            f"{type(train).__name__} are not augmented, so a teacher has no view of its own of them: teacher_view=\"same\"."
+        )
     if teacher is not None:
         check_two(learner.student, teacher)
     if learner.checkpoint is not None:
@@ -269,11 +278,30 @@ def _check_learner(learner: Learner, train, teacher, gradient_norms) -> None:
         take_apart(learner.student.state_dict())  # what cannot be stored is known before the first step
 
 
+_COUNTS = {"count", "hidden_count", "example_count"}
+
+
+def _check_counts(objective, parts: int) -> None:
+    """That each term divides by the numbers of the whole batch, so that what it says of its parts adds up."""
+    for term in objective.terms if isinstance(objective, Objective) else [objective]:
+        named = {name for kind in type(term).__mro__ if "forward" in vars(kind) for name in inspect.signature(kind.forward).parameters}
+        if not named & _COUNTS:
+            raise ValueError(
+                f"{type(term).__name__} takes no count, so that it would weigh {parts} times as much in {parts} micro-batches: let its forward take "
+                "count=None and divide its sum over examples by it where it is given, or say micro_batches=1."
+            )
+
+
 def _check_splits(train, validation, recipe: Recipe) -> None:
     """What would be noticed after an epoch only."""
     if hasattr(train, "loader") and train.batch_size != recipe.batch_size:
         raise ValueError(
             f"the DataLoader has batches of {train.batch_size} and the recipe of {recipe.batch_size}: say the same in both."
+        )
+    pictures = getattr(train, "inputs", None)
+    if recipe.augment and not getattr(train, "augments", True) and isinstance(pictures, Tensor) and pictures.ndim == 4:
+        raise ValueError(
+            "pictures in kdlab.data.Examples are neither cropped nor flipped: say augment=False in the recipe, or give a kdlab.data.Split of images."
         )
     labels = getattr(validation, "labels", None)
     if labels is None and hasattr(validation, "loader"):
@@ -307,6 +335,7 @@ class _Student:
         self.checkpoint = None if learner.checkpoint is None else Path(learner.checkpoint)
         self.report, self.rewrite = learner.report, learner.rewrite
         self.layout = moved_to(self.model, device)
+        computed = forward_pass(self.model)  # by one process or several
         synchronised_batch_norm(self.model, device)
         self.objective.to(device)
         self.optimizer = _optimizer(self.recipe, self.model, self.objective, device)
@@ -318,6 +347,7 @@ class _Student:
             "objective": repr(self.objective),
             **shared,
             "student": repr(shapes(state_of(self.model))),
+            "forward pass": computed,
             **({} if self.rewrite is None else {"rewrite": repr(self.rewrite)}),
         }
         if self.checkpoint is not None and self.checkpoint.exists():
@@ -480,10 +510,21 @@ class _Student:
         self.step, self.seconds, self.norms = 0, 0.0, {}
         for total in self.sums.values():  # in place: a captured graph adds to these
             total.zero_()
+        interrupted = []
+
+        def tell():  # as the checkpoint begins to count: neither one without the other
+            try:
+                if self.report is not None:
+                    self.report(entry)
+            except BaseException as error:  # noqa: BLE001 (raised below)
+                interrupted.append(error)
+
         if always_save or self.ended:
-            self.save()
-        if self.report is not None:
-            self.report(entry)
+            self.save(tell)
+        else:
+            tell()
+        if interrupted:
+            raise interrupted[0]
 
     def check_finite(self, values: dict[str, float]) -> None:
         if anywhere(not all(map(math.isfinite, values.values()))):
@@ -492,11 +533,14 @@ class _Student:
                 "being finite; a lower learning rate or a warm-up usually mends this."
             )
 
-    def save(self) -> None:
+    def save(self, last: Callable[[], None] = lambda: None) -> None:
+        """Write the checkpoint, if there is one; ``last`` is called before it counts."""
         if self.checkpoint is None:
+            last()
             return
         sums = {name: average(value) for name, value in self.sums.items()}
         if rank_and_world()[0] != 0:
+            last()
             return
         header = {
             "identity": self.identity,
@@ -506,7 +550,7 @@ class _Student:
             "norms": self.norms,
             **({} if self.scaler is None else {"scaler": self.scaler.state_dict()}),
         }
-        save_run(self.checkpoint, self.model, self.objective, self.optimizer, sums, header)
+        save_run(self.checkpoint, self.model, self.objective, self.optimizer, sums, header, last)
 
     def load(self) -> None:
         header, self.sums = load_run(
@@ -796,6 +840,16 @@ def _labels_checksum(train) -> str:
     if hasattr(train, "identity"):  # of what is loaded as it is needed
         return train.identity
     return hashlib.sha256(train.labels.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _inputs_checksum(train) -> dict:
+    """What tells inputs of equal labels apart; nothing where :func:`_labels_checksum` does already, of texts and of what is loaded."""
+    if hasattr(train, "token_bytes") or hasattr(train, "identity"):
+        return {}
+    inputs = getattr(train, "images", getattr(train, "inputs", None))
+    if inputs is None:  # a split of the caller's own: its beginning
+        inputs = next(iter(train.batches(1, order=torch.arange(len(train)))))[0]
+    return {"inputs": checksum(inputs.items() if isinstance(inputs, Mapping) else [("inputs", inputs)])}
 
 
 def _blocks(split) -> dict:

@@ -20,7 +20,7 @@ class Recipe:
             ``"constant"`` stays.
         warmup_epochs: the rate rises linearly from zero over these.
         weight_decay: added to the gradient of every parameter.
-        augment: random crop and flip.
+        augment: random crop and flip, of images alone; vectors and texts stay as they are.
         teacher_view: ``"same"``: the teacher sees the student's crops (consistent teaching, Beyer et al. 2022);
             ``"own"``: it sees crops of its own of the same images.
         teacher_mode: ``"eval"``; or ``"train"``, the well-known mistake, for measuring it: batch normalisation by the batch.

@@ -1,8 +1,11 @@
 """State dicts as tensors and JSON. Most are tensors alone; quantised modules and those with extra state hold more."""
 
+import ast
 import hashlib
+import inspect
 import json
 import re
+import textwrap
 from collections.abc import Iterable
 
 import torch
@@ -78,6 +81,29 @@ def checksum(state: Iterable[tuple[str, object]]) -> str:
 def shapes(state: dict) -> list[tuple]:
     """Names and shapes of a state dict, by which checkpoints tell architectures apart."""
     return [(k, tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__) for k, v in state.items()]
+
+
+def forward_pass(model: nn.Module) -> str:
+    """What a model computes, besides its weights: SHA-256 of the kinds of its modules, their options and their code.
+
+    Comments and layout of the code do not matter, nor do the wrappers that :func:`plain_names` takes out.
+    """
+    plain, parts = plain_names(model), []
+    for name, part in model.named_modules():
+        if not isinstance(part, _WRAPPERS) and not hasattr(part, "_orig_mod"):
+            options = re.sub(r" at 0x[0-9a-f]+", "", part.extra_repr())
+            parts.append((plain(name), type(part).__qualname__, options, _code(type(part))))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _code(kind: type) -> str:
+    """The body of ``forward`` as Python reads it; nothing of PyTorch's own modules, and where there is no source."""
+    if kind.__module__.partition(".")[0] == "torch":
+        return ""
+    try:
+        return ast.dump(ast.parse(textwrap.dedent(inspect.getsource(kind.forward))))
+    except (OSError, TypeError, SyntaxError):
+        return ""
 
 
 def unpacked(value):
