@@ -30,7 +30,7 @@ from torch import nn
 
 from kdlab.data import Examples
 from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, show, table, use_style
-from kdlab.objectives import LogitMSE, SoftTargets, forward_kl
+from kdlab.objectives import LogitMSE, SoftTargets, forward_kl, soften
 from kdlab.study.display import device_for, verdict
 from kdlab.study.evidence import Among, Quantity
 from kdlab.study.statements import only, power
@@ -216,9 +216,9 @@ panels[0].legend(fontsize="small")
 show(
     figure,
     label="sweep",
-    caption="KL after 60 steps of SGD against the learning rate, for the two losses. A factor on the loss is a factor on the rate: the curves are "
-    "one, shifted by $N$.",
-    alt="Three panels with two identical U-shaped curves each, the orange one shifted to the left by a factor of 10, 100 "
+    caption="KL after 60 steps of SGD against the learning rate, for the two losses. A factor on the loss is a factor on the rate: in exact arithmetic the curves are "
+    "one, shifted by $N$. The sentence below says how nearly they are, up to the best rate.",
+    alt="Three panels with two U-shaped curves of one form each, the orange one shifted to the left by a factor of 10, 100 "
     "and 1000.",
 )
 
@@ -306,9 +306,64 @@ table(
 )
 
 # %% [markdown]
-# The last row says what the bound says. At a rate that is $N$ times too large a step of SGD is too long by that factor, but the gradient cannot grow
-# with it: the logits come to rest at a size of rate × gradient, which is of the order of $N\cdot N$, and the KL is then of the order of the logits.
-# It is an overshoot of fixed size. The gradient of logit matching does grow with the error, and at too large a rate every step multiplies it.
+# The last row goes with $N$ squared, and nothing left the finite numbers. Did the gradient explode, then? The next cell walks through the same problem by hand,
+# with and without the factor in the rate, and writes down how long the gradient is at each step.
+
+# %%
+def gradient_lengths(N, rate):
+    """Median length of the gradient of N T² KL by a student's logits, at each step of SGD."""
+    teacher, train, _ = problem(N)
+    weight, lengths = torch.zeros(N, FEATURES), []
+    for inputs in train.inputs.split(BATCH):
+        q, p = (soften(inputs @ w.T, T) for w in (weight, teacher.weight.detach()))
+        gradient = N * T * (q - p)
+        lengths.append(gradient.norm(dim=-1).median().item())
+        weight -= rate * gradient.T @ inputs / BATCH
+    return np.array(lengths)
+
+
+walked = {
+    (name, N): gradient_lengths(N, rate_per_N * factor)
+    for N in sizes
+    for name, factor in (("same rate", N), ("rate/N", 1))
+}
+
+# %% tags=["hide-input"]
+figure, axis = plt.subplots(figsize=(6.8, 3.4))
+steps = np.arange(1, STEPS + 1)
+for N, colour in zip(sizes, (GREEN, ORANGE, BLUE, PURPLE, VERMILION), strict=True):
+    for name, style in (("same rate", "-"), ("rate/N", "--")):
+        axis.loglog(
+            steps, walked[name, N] / (np.sqrt(2) * N * T), style, color=colour,
+            label=f"$N={N:,}$" if style == "-" else None,
+        )  # fmt: skip
+axis.axhline(1, color="grey", linestyle=":")
+axis.set(xlabel="step", ylabel="length of the gradient, over its bound")
+axis.legend(fontsize="small", ncols=2)
+show(
+    figure,
+    label="climb",
+    caption=r"The gradient of $N\,T^2$KL by the logits, as a part of its bound $\sqrt2\,N\,T$, at each step of SGD: with the rate of the plain loss (solid) and with that rate over "
+    "$N$ (dashed); median over the batch. Length at the last step over that at the first, at the plain loss's rate: "
+    + ", ".join(f"{walked['same rate', N][-1] / walked['same rate', N][0]:.3g} at $N={N:,}$" for N in sizes)
+    + ".",
+    alt="Log-log plot against the step. Solid lines of many classes climb within a few steps to a little below a dotted line at one; dashed lines stay low and fall.",
+)
+
+# %%
+climb = {f"$N={N:,}$": walked["same rate", N][-1] / walked["same rate", N][0] for N in sizes}
+calm = {f"$N={N:,}$": walked["rate/N", N][-1] / walked["rate/N", N][0] for N in sizes}
+LONGER = Quantity("length of the gradient at the last step over that at the first", digits=2)
+all_sizes = Among("the five sizes", climb)
+display(
+    only([size for size in climb if size != "$N=10$"], climb, LONGER, above=10, among=all_sizes),
+    only(calm, calm, LONGER, below=1, among=all_sizes),
+)
+
+# %% [markdown]
+# So where there are many classes, the gradient does explode at the plain loss's rate, but it has a ceiling. It climbs to the length $N\,T$ of a student that is sure of one class beside a teacher that is not,
+# $1/\sqrt2$ of the bound, and stays there; each step then moves the logits by an amount of the order of $N\cdot N$, and so are the logits and the KL at the end. With the rate divided by $N$, the same gradient, $N$ times as long as the plain one at every step, shrinks as the student learns: its length is no fault in itself.
+# The gradient of logit matching has no ceiling, and at too large a rate every step multiplies it.
 #
 # Adam divides its step by $\sqrt{v} + \epsilon$ with $\epsilon = 10^{-8}$. Without the factor the gradient of one weight is of the order of $1/N$
 # times small numbers; where that comes near $\epsilon$, Adam would slow down. How large is a gradient entry here, at the first step?
@@ -350,8 +405,8 @@ under_adam = by_size(lambda N: abs(final["Adam", N] / final["Adam, ×N", N] - 1)
 display(only([], under_adam, Quantity("relative change of Adam's end by the factor", "%", 100, 2), above=1, among=five))
 verdict(
     "B10", "depends",
-    rf"When hot, $N\,T^2$KL is logit matching, but its gradient is never longer than $\sqrt2\,N\,T$: what grows is the step, once, and not the gradient. "
-    rf"SGD at a rate chosen for the plain loss overshoots, to a KL of {min(over):.2f} to {max(over):.2f} times $N^2$ for $N\ge100$ (at $N=1000$ "
+    rf"When hot, $N\,T^2$KL is logit matching, but its gradient is never longer than $\sqrt2\,N\,T$, whatever the differences of the logits. "
+    rf"With SGD at a rate chosen for the plain loss it does grow, at $N=1000$ by a factor of {climb['$N=1,000$']:.0f} from the first step to the last, to {walked['same rate', 1000][-1] / (np.sqrt(2) * 1000 * T):.2f} of that bound, and the run ends at a KL of {min(over):.2f} to {max(over):.2f} times $N^2$ for $N\ge100$ (at $N=1000$ "
     rf"{final['SGD, ×N, same rate', 1000]:,.0f} against {final['SGD', 1000]:.3f}); at rate$/N$ it is the same run (largest difference over "
     rf"all $N$: {same_run:.0e}). Under Adam the factor changes the end of the run by at most {adam_change:.1%}, up to $N=128{{,}}000$.",
     condition="bound to a scale",
