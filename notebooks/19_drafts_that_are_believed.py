@@ -1010,7 +1010,7 @@ for (kind, (shared, norms)), style in zip(curves.items(), ("-", "--"), strict=Tr
             color=hue,
             label=name if kind == "balanced" else None,
         )
-for (kind, (shared, norms)), marker in zip(clouds.items(), ("x", "o"), strict=True):
+for (_, (shared, norms)), marker in zip(clouds.items(), ("x", "o"), strict=True):
     for name, (_, hue) in LOSSES.items():
         right.plot(shared, norms[name], marker, color=hue, markersize=3.2, alpha=0.4, mew=0.8 if marker == "x" else 0)  # fmt: skip
 for panel in (left, right):
