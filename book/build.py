@@ -47,7 +47,9 @@ from kdlab.study.chapters import (
     write_page,
 )
 from kdlab.study.chapters import execute as execute_chapter
+from kdlab.study.display import VERDICTS
 from kdlab.study.parameters import ParameterError
+from kdlab.study.plans import PLANS
 from kdlab.study.records import headline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -367,8 +369,46 @@ def verdicts(notebooks) -> dict:
 
 
 def claims() -> dict:
-    """What the articles claim, and what the ledger expects: book/claims.toml."""
-    return tomllib.loads((ROOT / "book" / "claims.toml").read_text(encoding="utf-8"))
+    """What the articles claim, and what the ledger expects: book/claims.toml.
+
+    Raises:
+        BuildError: for what is wrong with it, whatever chapters say.
+    """
+    stated = tomllib.loads((ROOT / "book" / "claims.toml").read_text(encoding="utf-8"))
+    if wrong := wrong_claims(stated):
+        raise BuildError(f"book/claims.toml: {' '.join(wrong)}")
+    return stated
+
+
+def wrong_claims(stated: dict) -> list[str]:
+    """What is wrong with a ledger, a sentence each: names, ids, outcomes, errata. Needs neither data nor chapters."""
+    wrong, sources, seen = [], [source["id"] for source in stated["source"]], set()
+    for source in stated["source"]:
+        if odd := source.keys() ^ {"id", "title", "note"}:
+            wrong.append(f"The source {source['id']} has no, or unknown, {', '.join(sorted(odd))}.")
+    for claim in stated["claim"]:
+        name = claim.get("id", "without an id")
+        if odd := claim.keys() - {"id", "text", "verdict", "erratum_title", "erratum", "records"}:
+            wrong.append(f"Claim {name} has an unknown {', '.join(sorted(odd))}.")
+        if not (match := re.fullmatch(r"([A-Z])[1-9]\d*", name)) or match[1] not in sources:
+            wrong.append(f"Claim {name} is of no source: an id is one of {', '.join(sources)} and a number.")
+        if name in seen:
+            wrong.append(f"There are two claims {name}.")
+        seen.add(name)
+        if not claim.get("text", "").strip():
+            wrong.append(f"Claim {name} has no text.")
+        if claim.get("verdict", "proved") not in VERDICTS:
+            wrong.append(f"Claim {name}: a verdict is one of {', '.join(VERDICTS)}, not {claim['verdict']!r}.")
+        if claim.keys() & {"erratum", "erratum_title"} and not (
+            claim.get("erratum", "").strip() and claim.get("erratum_title", "").strip()
+        ):
+            wrong.append(f"Claim {name}: an erratum has a title and a text.")
+        if claim.get("verdict") == "corrected" and "erratum" not in claim:
+            wrong.append(f"Claim {name} is corrected, and its erratum is missing.")
+        plan = claim.get("records", "records of small").removeprefix("records of ")
+        if plan not in PLANS:
+            wrong.append(f"Claim {name}: there is no plan {plan!r}.")
+    return wrong
 
 
 def cell_address(said) -> str:
@@ -651,6 +691,7 @@ def main() -> int:
     if not sources:
         parser.error(f"no chapter has {given.only!r} in its name.")
     try:
+        claims()  # at once, and not after the chapters
         notebooks = execute_all(sources, given.profile, jobs)
         say(f"chapters: {processor_seconds():.0f} s of processor time;", started)
         if given.only:

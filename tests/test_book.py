@@ -1,5 +1,6 @@
 """The build: what reaches the book, what does not, and what it says."""
 
+import ast
 import importlib.util
 import re
 import sys
@@ -235,6 +236,61 @@ def test_a_notebook_for_readers_is_stamped_and_leaves_its_parameters_to_them(sma
     cells = build.for_readers(nbformat.read(path, 4)).cells
     assert "Executed" in cells[1].source and "git" in cells[2].source
     assert [c.source for c in cells if "profile" in c.source and c.cell_type == "code"] == ['profile = "cpu"']
+
+
+# The ledger as it is, without data and without a build
+
+
+def test_the_ledger_is_sound():
+    assert len(build.claims()["claim"]) == 34
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"verdict": "verifyed"}, "Claim A1: a verdict is one of proved, .*, not 'verifyed'"),
+        ({"id": "A2"}, "There are two claims A2"),
+        ({"id": "C1"}, "Claim C1 is of no source"),
+        ({"id": "a1"}, "Claim a1 is of no source"),
+        ({"text": " "}, "Claim A1 has no text"),
+        ({"errata": "x"}, "Claim A1 has an unknown errata"),
+        ({"erratum": "x"}, "an erratum has a title and a text"),
+        ({"erratum": " ", "erratum_title": "x"}, "an erratum has a title and a text"),
+        ({"verdict": "corrected"}, "Claim A1 is corrected, and its erratum is missing"),
+        ({"records": "records of smal"}, "there is no plan 'smal'"),
+    ],
+)
+def test_a_slip_in_the_ledger_is_said(change, sentence):
+    stated = build.claims()
+    stated["claim"][0] |= change
+    (wrong,) = build.wrong_claims(stated)
+    assert re.search(sentence, wrong)
+
+
+def test_every_claim_has_its_cell_and_every_cell_its_claim():
+    given, outcomes = [], set()
+    for chapter in CHAPTERS:
+        for node in ast.walk(ast.parse(chapter.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "verdict":
+                claim, outcome = node.args[:2]
+                given.append(claim.value)
+                outcomes |= {part.value for part in outcome_values(outcome)}
+    assert set(given) == {claim["id"] for claim in build.claims()["claim"]}
+    assert outcomes <= set(build.VERDICTS)
+
+
+def outcome_values(node):
+    """The texts that an outcome may be, where it stands as a text or as a choice of them."""
+    if isinstance(node, ast.IfExp):
+        return [*outcome_values(node.body), *outcome_values(node.orelse)]
+    return [node] if isinstance(node, ast.Constant) else []
+
+
+def test_what_the_ledger_cites_is_in_the_bibliography():
+    text = (ROOT / "book" / "claims.toml").read_text(encoding="utf-8")
+    known = set(re.findall(r"^@\w+\{(\S+),", (ROOT / "book" / "references.bib").read_text(encoding="utf-8"), re.MULTILINE))
+    cited = {key for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text) for key in keys.split(",")}
+    assert cited and cited <= known
 
 
 def said(claim, outcome):
