@@ -6,7 +6,7 @@ PROFILE ?= cpu
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: environment book test check format wheel lock clean
+.PHONY: environment book test check wheel lock clean
 
 environment: $(READY)
 
@@ -17,23 +17,9 @@ book: $(READY)
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 16 --dist loadgroup --cov=kdlab.objectives --cov-report=term:skip-covered --cov-fail-under=100
 
-# What a commit must pass: format and lint, with the settings of pyproject.toml.
+# What a commit must pass: lint, with the settings of pyproject.toml.
 check: $(READY)
-	@$(VENV)/bin/ruff format --check --quiet . || { $(VENV)/bin/ruff format --check . ; echo "make format mends it."; exit 1; }
 	@$(VENV)/bin/ruff check --quiet .
-
-format: $(READY)
-	@$(VENV)/bin/ruff format .
-	@$(VENV)/bin/ruff check --fix .
-
-# The environment is made anew when the lock changes; kdlab itself is installed in place.
-$(READY): requirements.lock pyproject.toml
-	@echo "environment … (a minute or two, once)"
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"kdlab needs Python 3.11 to 3.13, and {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 …")'
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	@touch $@
 
 wheel: $(READY)
 	@$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
