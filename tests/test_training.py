@@ -596,6 +596,11 @@ def test_measure():
         "calibration_error": expected_calibration_error(z, y),
         "agreement": agreement(z, t),
         "kl_to_teacher": forward_kl(z, t).item(),
+        **{
+            f"agreement_where_teacher_{name}": agreement(z[part], t[part])
+            for name, part in (("right", t.argmax(-1) == y), ("wrong", t.argmax(-1) != y))
+            if part.any()
+        },
     }
     assert measure(z, y) == {k: measured[k] for k in ("accuracy", "cross_entropy", "calibration_error")}
 

@@ -61,8 +61,8 @@ def objective(method: str, weight: float = 1.0, *, student: str = "resnet8", tea
     Where labels and teacher are weighted to sum to one, the odds of the teacher are what is multiplied; of smoothed labels, it is
     the smoothing.
 
-    >>> objective("kd"), objective("kd", 3.0)
-    (0.1 * CrossEntropy() + 0.9 * SoftTargets(temperature=4), 0.0357143 * CrossEntropy() + 0.964286 * SoftTargets(temperature=4))
+    >>> objective("kd", 3.0)
+    0.035714 * CrossEntropy() + 0.964286 * SoftTargets(temperature=4)
     """
     published = methods(student, teacher, examples=45_000, other_weight=2.0)
     beside = {

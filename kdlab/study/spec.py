@@ -78,6 +78,7 @@ class Spec:
         """The spec as plain JSON values: the objective as the formula that its ``repr`` prints, the recipe as its
         differences from the published one, so that a field added later leaves the identity of old runs alone."""
         recipe = asdict(self.recipe)
+        own_text = {k: v for k, v in asdict(self.own_text or OwnText()).items() if v is not None}  # what came later is None
         plain = {
             "study": self.study,
             "arm": self.arm,
@@ -89,7 +90,7 @@ class Spec:
             "train_examples": self.train_examples,
             **({"omit": self.omit} if self.omit else {}),
             **({} if self.hold_out else {"hold_out": False}),
-            **({} if self.own_text is None else {"text": self.text, "own_text": asdict(self.own_text)}),
+            **({} if self.own_text is None else {"text": self.text, "own_text": own_text}),
             **({"kept": self.kept} if self.kept else {}),
             **({"from_teacher": True} if self.from_teacher else {}),
             **({"drafting": asdict(self.drafting)} if self.drafting else {}),
