@@ -1332,7 +1332,7 @@ print(
 )
 
 # %% [markdown]
-# So the first half of the premise does not hold here, as the sentences above say. Its second half, growth along the text, is not decided by them. The premise need not hold: a student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. Then its own text is the easier one. What counts as a loss by exposure depends on the yardstick. {cite:t}`arora2022exposure` compare what is lost on one's own contexts with the length times the error of a step on the
+# So the premise is not borne out here: the sentences above speak against the one part of it, and leave growth along the text undecided. It need not hold: a student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. Then its own text is the easier one. What counts as a loss by exposure depends on the yardstick. {cite:t}`arora2022exposure` compare what is lost on one's own contexts with the length times the error of a step on the
 # *expert's* contexts, so that a level which is higher from the beginning counts in full, whether or not it grows; the expert is the teacher here, and the last line of the cell has the excess in per cent. Nor is a small divergence on one's own text a quality. A student that always wrote the same safe sentence, as the teacher would after such a sentence, would have a very small one.
 #
 # ### What training on other text does
@@ -1406,7 +1406,7 @@ for study in studies:
         )  # fmt: skip
 
 # %% [markdown]
-# So the sentences above compare what `reverse-kl` loses, against `kd`, with what `own-text-reverse` loses beyond it. Of the latter it cannot be said that it is the text's: `own-text-reverse` has no labels either, and no arm has the pure reverse KL on the corpus. With the loss the same, other text makes no difference on the books that matters here; but two of these three arms had next to no learning rate left for it, so that nothing follows for on-policy distillation.
+# So the sentences above compare what `reverse-kl` loses, against `kd`, with what `own-text-reverse` loses beyond it. It cannot be said that the latter is due to the text: `own-text-reverse` is without labels, too, and no arm has the pure reverse KL on the corpus. With the loss the same, other text makes no difference on the books that matters here; but two of these three arms had next to no learning rate left for it, so that nothing follows for on-policy distillation.
 
 # %% [markdown]
 # ### In their own words
