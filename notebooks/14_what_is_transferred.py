@@ -997,7 +997,7 @@ if study := decisive(lambda study: ("alone", *every(study), "crd+kd")):
         "A15", "depends",
         f"“The most effective”: {first} {best} Against its own parts, in points of test accuracy, with three weights for each: "
         + "; ".join(f"{m} minus the better of them {points(gains[m])}, minus kd with its temperature tuned, too, {points(warmer[m])}" for m in gains)
-        + f" (paired by seed, n = {len(study.values('alone'))}). Two combinations are tried; {scale_of(study)}.",
+        + f" (paired by seed, n = {len(study.values('alone'))}). Two combinations are tried, neither of which has DIST or FitNet in it; {scale_of(study)}.",
         condition="bound to a scale",
     ))  # fmt: skip
 
@@ -1279,7 +1279,7 @@ if study := decisive(lambda study: (*OMITTED, "kd", "spread")):
     said = (
         f" On CIFAR-100 ({scale_of(study)}) naming the likely wrong classes changes accuracy by {points(on_images)} points against the same targets with the wrong classes made alike. With ten classes omitted, omitted-soft − omitted-alone is "
         f"{points(plain)} points on them as it is, and {points(raised)} with one bias raised (n = {plain.n}, paired): "
-        + ("the latter is not decided." if not raised.excludes_zero else "both exclude zero.")
+        + ("the latter is not decided." if not raised.excludes_zero else "the latter excludes zero.")
     )
 heard, deaf = (mean_interval(of_omitted(arm)) for arm in ("soft", "spread"))
 shown_live = live_gap.low > 0 and which.low > 0

@@ -368,7 +368,7 @@ for name in ("pairs of tokens", "teacher"):
 # there to the teacher is what more context, and sharing between contexts, are worth. Where the students fall on this scale is what follows; and there, differences of hundredths of a bit will have to be judged by their intervals.
 #
 # How the teacher came to be there is in its record. The rules of the recorded runs are those of {doc}`13_temperature_and_weight`: differences are taken seed by seed, the
-# test text is touched once. Runs of one seed that train one model on one text share batches and initial weights, with one exception that is said where it comes (`kd+hidden`). Every mean has its 95 % interval of Student's $t$, which is wide for three seeds; of many comparisons some exclude zero by chance.
+# test text is touched once. Runs of one seed that train one model on one text share batches and initial weights, with one exception that is said where it comes (`kd+hidden`). Every mean and difference in a figure or table has its own 95 % interval of Student's $t$, which is wide for three seeds; the sentences on the records pool the deviation over the arms where these allow it, and say so, so that their intervals may be narrower; of many comparisons some exclude zero by chance.
 
 # %% tags=["hide-input"]
 small, large = results("language-small"), results("language")
@@ -748,7 +748,7 @@ for study in studies:
             )
 
 # %% [markdown]
-# The sentences above hold students against each other by the text, and by agreement with a teacher whom those alone never saw. All are young: look at how steep their curves are where they end. A student whose curve has become flat gains less from more tokens,
+# So the students alone come out ahead where arithmetic is what is held equal, and not by the text alone: they agree more with a teacher whom they never saw. These students are young: the teacher has read several times their tokens, and what more tokens still bring them is what the green curves show below the orange ones. (That a curve is flat where it ends is the falling rate's doing and says nothing of it.) A student whom more text no longer helps gains less from more tokens,
 # and there the comparison may turn; these records do not reach that far.
 #
 # Multiply-adds are not seconds. Small matrices may leave a processor idle where large ones do not, so the teacher's look may be cheaper than its count says. (The runner trains students side by side, so that their records
@@ -1332,8 +1332,8 @@ print(
 )
 
 # %% [markdown]
-# The sentences above say whether the premise holds here. It need not: a student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. What counts as a loss by exposure depends on the yardstick. {cite:t}`arora2022exposure` compare, as we remember their definition (not checked against the paper), what is lost on one's own contexts with the length times the error of a step on the
-# *expert's* contexts. By such a yardstick a level that is high from the beginning counts in full, whether or not it grows; the expert is the teacher here, and the last line of the cell has the excess in per cent. Nor is a small divergence on one's own text a quality. A student that always wrote the same safe sentence, as the teacher would after such a sentence, would have a very small one.
+# So the premise is not borne out here: the sentences above speak against the one part of it, and leave growth along the text undecided. It need not hold: a student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. Then its own text is the easier one. What counts as a loss by exposure depends on the yardstick. {cite:t}`arora2022exposure` compare, as we remember their definition (not checked against the paper), what is lost on one's own contexts with the length times the error of a step on the
+# *expert's* contexts. By such a yardstick a level that is higher from the beginning counts in full, whether or not it grows; the expert is the teacher here, and the last line of the cell has the excess in per cent. Nor is a small divergence on one's own text a quality. A student that always wrote the same safe sentence, as the teacher would after such a sentence, would have a very small one.
 #
 # ### What training on other text does
 #
@@ -1388,7 +1388,7 @@ for study in studies:
     ):
         costs = {
             "reverse KL instead of forward (reverse-kl − kd)": ("reverse-kl", "kd"),
-            "own text instead of the corpus (own-text-reverse − reverse-kl)": (
+            "own text at the end and no labels (own-text-reverse − reverse-kl)": (
                 "own-text-reverse",
                 "reverse-kl",
             ),
@@ -1406,7 +1406,7 @@ for study in studies:
         )  # fmt: skip
 
 # %% [markdown]
-# What `own-text-reverse` loses against `soft1` is divergence *and* text; the sentence on the two costs, where the records are complete, takes them apart. Of the three arms whose loss is their control's, two had for other text only the share of the learning rate that is printed above, so that nothing follows for on-policy distillation.
+# So the sentences above compare what `reverse-kl` loses, against `kd`, with what `own-text-reverse` loses beyond it. It cannot be said that the latter is due to the text: `own-text-reverse` is without labels, too, and no arm has the pure reverse KL on the corpus. With the loss the same, other text makes no difference on the books that matters here; but two of these three arms had next to no learning rate left for it, so that nothing follows for on-policy distillation.
 
 # %% [markdown]
 # ### In their own words
@@ -1472,7 +1472,7 @@ if decides is not None:
     given = verdict(
         "B12", "depends",
         f"Small language models can be distilled from larger ones; how much it brings depends on what is held equal. At equal tokens, distillation closes this part of the gap to the teacher in bits per byte ({described(decides)}): " + "; ".join(said)
-        + f". A step with the teacher costs {cost(decides, 'kd') / cost(decides, 'alone'):.1f} times the multiply-adds of one alone unless the teacher's looks are kept, and the teacher has to be trained first. All these students are young. Of the article's example the literature says less than the article: Llama 3's smaller models were pre-trained on text and improved by the flagship in post-training; logits of larger models were used for Llama 3.2 1B and 3B and for Gemma 2 2B and 9B.",
+        + f". A step with the teacher costs {cost(decides, 'kd') / cost(decides, 'alone'):.1f} times the multiply-adds of one alone unless the teacher's looks are kept, and the teacher has to be trained first. All these students are young, and all learned at one rate, found for the student alone. Of the article's example the literature says less than the article: Llama 3's smaller models were pre-trained on text and improved by the flagship in post-training; logits of larger models were used for Llama 3.2 1B and 3B and for Gemma 2 2B and 9B.",
         data=data,
     )  # fmt: skip
     display(given)
