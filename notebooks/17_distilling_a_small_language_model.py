@@ -1333,7 +1333,7 @@ print(
 
 # %% [markdown]
 # So the premise is not borne out here: the sentences above speak against the one part of it, and leave growth along the text undecided. It need not hold: a student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. Then its own text is the easier one. What counts as a loss by exposure depends on the yardstick. {cite:t}`arora2022exposure` compare, as we remember their definition (not checked against the paper), what is lost on one's own contexts with the length times the error of a step on the
-# *expert's* contexts. By such a yardstick a level that is higher from the beginning counts in full, whether or not it grows; the expert is the teacher here, and the last line of the cell has the excess in per cent. Nor is a small divergence on one's own text a quality. A student that always wrote the same safe sentence, as the teacher would after such a sentence, would have a very small one.
+# *expert's* contexts. By such a yardstick a level counts in full, whether or not it grows; the expert is the teacher here, and the last line of the cell has the excess in per cent. Nor is a small divergence on one's own text a quality. A student that always wrote the same safe sentence, as the teacher would after such a sentence, would have a very small one.
 #
 # ### What training on other text does
 #
