@@ -417,11 +417,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(di
     with pytest.raises(FloatingPointError, match=r"training diverged in epoch 2 of 3: .*learning rate"):
         fit(
             linear(), FailsInEpoch(), train=digits.train, recipe=QUICK, checkpoint=tmp_path / "run",
-            report=lambda entry: kept.append(sha256(tmp_path / "run")),
+            report=kept.append,
         )  # fmt: skip
-    assert kept == [sha256(tmp_path / "run")]
     tensors, header = load_tensors(tmp_path / "run")
-    assert len(header["history"]) == 1
+    assert (header["history"], header["step"], len(kept)) == (kept, 0, 1)
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
