@@ -604,7 +604,7 @@ shares = {
 }
 inputs, labels, _ = next(held_out.batches(len(held_out)))
 with torch.no_grad():
-    p = soften(ahead(inputs[:8].to(device)))
+    p = soften(ahead(inputs[:8].to(device)), class_axis=-1)
 of_frequencies = torch.minimum(p, unigram).sum(-1)
 usual = [
     of_frequencies[:, k][labels[:8, k].to(device) >= 0].mean().item() for k in range(DEPTH)

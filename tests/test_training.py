@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kdlab.data import ExactTeacher, Examples, KnownPosterior
-from kdlab.files import atomic_write, sha256
+from kdlab.files import atomic_write
 from kdlab.models import mlp
 from kdlab.objectives import (
     CrossEntropy,
