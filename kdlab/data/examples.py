@@ -141,7 +141,7 @@ class Loaded:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the first and the last example: data sets that agree in these and in their number are taken for one."""
+        """The checksum of the first and the last example, by which data sets of one length are told apart."""
         digest = hashlib.sha256()
         for index in (0, len(self) - 1):
             (batch,) = self._loaded([[index]], 0, in_this_process=True)

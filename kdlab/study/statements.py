@@ -318,7 +318,7 @@ def leads(
         arm: that the author expects to lead.
         source: ``Results``, or a mapping from arms to values.
         quantity: a key of ``QUANTITIES`` or a quantity; its ``better`` says which way is best.
-        among: over which arms: all that have a mean if None; a set of more than a few has a name, :class:`Among`.
+        among: over which arms: all that have a mean if None; a set of more than a few has a name, :class:`~kdlab.study.evidence.Among`.
         names: of arms, for people.
     """
     of = evidence(source, quantity, among=among, names=names, needed=[arm])

@@ -1,7 +1,7 @@
 """As many tries for every method: a learning rate first, a weight second, chosen on the validation split by successive halving."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf, sqrt
 
@@ -60,7 +60,7 @@ class Tuning:
     rates: tuple[float, ...] = (0.015, 0.05, 0.15, 0.5)
     weights: tuple[float, ...] = (1 / 3, 3.0)
     epochs: tuple[int, ...] = (5, 15)
-    score: Callable[[dict], float] = validation_accuracy
+    score: Callable[[dict], float] = field(default_factory=lambda: validation_accuracy)
 
     def first(self, found: Found) -> tuple[list[Try], bool]:
         """The tries of the first round as far as they are known, in order, and whether there will be no more."""

@@ -30,7 +30,7 @@ def save_tensors(path, state: dict, header: dict, last: Callable[[], None] | Non
     ``last`` is called when all is written and nothing of it counts yet.
 
     Raises:
-        TypeError: for what is kept neither as a tensor nor as JSON (:func:`~kdlab.training.state.take_apart`).
+        TypeError: for what is kept neither as a tensor nor as JSON (see ``kdlab.training.state``).
     """
     tensors, rest = take_apart(state)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
