@@ -34,7 +34,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import sympy as sp
 import torch
-from IPython.display import display
+from IPython.display import Markdown, display
 from scipy.interpolate import PchipInterpolator
 
 from kdlab.data import Examples
@@ -1196,8 +1196,8 @@ if small.complete(ARMS):
         of=above_reference,
     )
     display(
-        only([], small, beyond, above=0, among=others, names=ARMS),
-        only(["beta0.25", "beta0.5", "standardised"], small, gained, above=0, among=others, names=ARMS),
+        Markdown(str(only([], small, beyond, above=0, among=others, names=ARMS))),
+        Markdown(str(only(["beta0.25", "beta0.5", "standardised"], small, gained, above=0, among=others, names=ARMS))),
         below("beta1", tilt_line[0, 1], small, Quantity("reward − KL", digits=2, of=objective_in(1.0)), names=ARMS),
     )  # fmt: skip
 
