@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import io
+import subprocess
 from pathlib import Path
 
 import jupytext
@@ -15,12 +16,13 @@ import kdlab.training
 from kdlab.study import statements
 
 VOCABULARY = set(statements.__all__)
-#: What a statement of records does not need: data, trainings, stored networks.
+#: What a statement of records does not need: data, trainings, stored networks, processes (which nobody would end).
 LIVE = {
     kdlab.data: [name for name in kdlab.data.__all__ if name.startswith(("load", "corpus"))],
     kdlab.training: [name for name in kdlab.training.__all__ if name.startswith("fit")],
     kdlab.study: ["book_teacher", "book_language_teacher", "stored_student", "run", "run_together"],
     torch.Tensor: ["backward"],
+    subprocess: ["Popen"],
 }
 
 

@@ -284,3 +284,14 @@ def test_a_replayed_chapter_is_run_without_its_trainings(tmp_path):
     made, (live, broken) = replay(chapter)
     assert [said.short for said in made] == ["kd leads kd and alone in test accuracy."] and made[0].holds
     assert live.endswith(": live") and "the plan small has no arm no such arm" in broken
+
+
+def test_a_replayed_chapter_starts_no_process(tmp_path):
+    """Nobody would end it, and its pipes would be complained of in whatever test comes next."""
+    chapter = tmp_path / "18_a.py"
+    chapter.write_text(
+        "# %%\nimport subprocess, sys\nfrom kdlab.study.statements import above\nchild = subprocess.Popen([sys.executable, '-c', 'input()'])\n"
+        "seen = {'kd': child.pid + 1, 'alone': child.pid}\n\n# %%\nabove('kd', 'alone', seen, 'accuracy')\n"
+    )
+    made, (live,) = replay(chapter)
+    assert made == [] and live.endswith(": live")
