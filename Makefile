@@ -21,6 +21,15 @@ test: $(READY)
 check: $(READY)
 	@$(VENV)/bin/ruff check --quiet .
 
+# The environment is made anew when the lock changes; kdlab itself is installed in place.
+$(READY): requirements.lock pyproject.toml
+	@echo "environment … (a minute or two, once)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"kdlab needs Python 3.11 to 3.13, and {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 …")'
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
 wheel: $(READY)
 	@$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls dist

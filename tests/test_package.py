@@ -1,7 +1,9 @@
 import ast
 import importlib
 import inspect
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -232,3 +234,17 @@ def test_lock_pins_every_direct_dependency():
 def test_versions_agree():
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == kdlab.__version__
     assert f"version: {kdlab.__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize("target", ["environment", "book", "test", "check", "wheel", "lock", "clean"])
+def test_every_target_of_make_is_made_from_a_fresh_clone(target, tmp_path):
+    """Without an environment: each step of the way has its rule."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    steps = subprocess.run(
+        ["make", "--dry-run", target], cwd=tmp_path, capture_output=True, text=True, env={"PATH": os.environ["PATH"]}
+    )
+    assert steps.returncode == 0, steps.stderr
+    if target not in ("lock", "clean"):
+        assert "-m venv" in steps.stdout
