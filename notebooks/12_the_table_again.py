@@ -179,7 +179,7 @@ print(
     + ", ".join(f"{name} {over_kd(name)[pair]:+.2f} ({PAIRS[pair]})" for name, pair in lowest.items())
 )
 print(
-    f"Differences among the four newest rows, {len(last)} of them: {np.mean(np.array(last) < chance_gap(1)):.0%} inside the light band, "
+    f"Differences among the four newest rows in the pairs of one family, {len(last)} of them: {np.mean(np.array(last) < chance_gap(1)):.0%} inside the light band, "
     f"{np.mean(np.array(last) < chance_gap(5)):.0%} inside the dark one."
 )
 
@@ -433,8 +433,8 @@ print(
 #
 # ### A table of equals
 #
-# Suppose that every method in a table were KD under another name. How often would one of them be better by the margin that
-# gets a row printed? The rows share one KD, so they are not independent; a simulation settles it.
+# Suppose that every method in a table were KD under another name. How often would one of them be better by a margin of
+# some tenths of a point? The rows share one KD, so they are not independent; a simulation settles it.
 
 
 # %%
@@ -794,7 +794,7 @@ if learned is not None and len(compared) == 9:
     print(f"the longest over the shortest: {max(relative.values()) / min(relative.values()):.0f}")
 
 # %% [markdown]
-# One student at one moment is no proof of a cause. But a comparison in which the length of the step differs by so much, and the rate is nobody's own, cannot tell an objective from its rate: what it needs is a rate for each method, chosen in the same number of tries.
+# One student at one moment is no proof of a cause, and this one has been trained with KD, so that the length of that gradient is one of a student which has followed it. But a comparison in which the length of the step differs by so much, and the rate is nobody's own, cannot tell an objective from its rate: what it needs is a rate for each method, chosen in the same number of tries.
 
 # %% [markdown]
 # ### Does the order survive?

@@ -298,7 +298,7 @@ print(
 # The plan `small` asks the questions of this part of the book at a CPU's scale. The plan `questions` asks the same ones by the published
 # recipe, on a GPU. Three rules hold throughout.
 #
-# - **One learning rate.** All arms of `small` have the rate that the cell below prints, which was chosen for none of them, and were trained briefly. What another rate is worth beside temperature and weight is not in these records.
+# - **One learning rate.** All arms of `small` but those of the section on the factor $N$ have the rate that the captions below give, which was chosen for none of them, and were trained briefly. What another rate is worth beside temperature and weight is not in these records.
 # - **One deviation.** Runs of one seed share their initial weights (at one width) and their batches. Three seeds leave a difference two degrees of freedom, so one deviation is pooled over the arms that are compared, and
 #   differences to one control have intervals that hold together (Dunnett's). How much the seeds share is printed with the map.
 # - **The validation split chooses, the test split reports.** Both are measured on the last epoch.
@@ -509,7 +509,7 @@ if len(small.ready(TEMPERATURES)) == len(TEMPERATURES):
     )
 
 # %% [markdown]
-# Where the step at the hot end leaves out zero, a loss that nearly has no temperature in it as a function of the logits can still lead a short training elsewhere.
+# Where the step at the hot end leaves out zero, the limit has not been reached, or a short training at a fixed weight feels what is left of $T$: the first figure has the pull at each temperature.
 #
 # ### How flat, and what does tuning buy?
 #
@@ -721,7 +721,7 @@ if (study := deciding(map_of)) and weight_effect(study, 0.5, 0.9) is not None:
 # %% [markdown]
 # ## Does a small student want another temperature?
 #
-# Article B makes four statements about temperature, three of them with a source.
+# Article B makes four statements about a constant temperature, with references to two papers.
 #
 # 1. “Hinton et al. found that using a temperature in the range of 1 to 5 worked best for most tasks.” The paper {cite}`hinton2015distilling` has no such sentence. Its experiment on MNIST uses a temperature of 20, and with 300 or more units in each of two layers
 #    “all temperatures above 8 gave fairly similar results” (section 3). For speech, “we tried temperatures of [1, 2, 5, 10]”, and the best, printed bold, is 2 (section 4.1). So the range fits one of the two tasks.
@@ -869,10 +869,10 @@ if (study := deciding(arms_of_widths)) and (difference := widths_apart(study)):
     given = verdict(
         "B3", "corrected",
         "Of four statements, by their sources: (1) 1 to 5 “for most tasks” is not in the paper; it fits its speech (best of 1, 2, 5, 10: 2) and not its MNIST (20; with 300 units a layer all above 8 alike). (2) Intermediate temperatures for a much smaller student: right, 2.5 to 4 with 30 units. "
-        "(3) Small ones for a capable student: its source is not checked. (4) Large ones “essential” for a large gap: the reverse of the paper that is cited. "
+        "(3) Small ones for a capable student: its source is not checked. (4) Large ones, 3 to 10, “essential” for a large gap: above 4 the reverse of the paper that is cited. "
         "Here the temperature with the best validation accuracy is "
         + ", ".join(f"{T:g} ({called(name)})" for name, T in chosen.items())
-        + f"; for the narrowest, $T={HOT}$ minus $T=2$ is {points(hot_narrow)} points{', so a large temperature is not essential to it' if hot_narrow.high < 0 else ''}; and from $T={WARM}$ to $T={HOT}$ the widest gains {points(difference, 1)} points more than the narrowest (n = {difference.n}): "
+        + f"; for the narrowest, $T={HOT}$ minus $T=2$ is {points(hot_narrow)} points{', so so large a temperature is not essential to it' if hot_narrow.high < 0 else ''}; and from $T={WARM}$ to $T={HOT}$ the widest gains {points(difference, 1)} points more than the narrowest (n = {difference.n}): "
         + ("whether width matters is not decided" if not difference.excludes_zero else "width matters")
         + f". {described(study)}.",
         data=data,

@@ -81,6 +81,7 @@ from kdlab.objectives import (
 from kdlab.objectives.vocabulary import tokens_at_once
 from kdlab.study import book_language_teacher, mean_interval, results
 from kdlab.study.display import (
+    conditions,
     data_note,
     device_for,
     not_yet_run,
@@ -1155,7 +1156,7 @@ def caches_figure(study):
     return show(
         figure,
         label=f"caches-{study.plan}",
-        caption=f"Plan {study.plan}: students of a cache minus students of the live teacher on the same text; each run as a faint dot, means with 95 % intervals. In the first three panels left of the line is better, in the last two right of it. Of the {len(MEASURES) * len(arms)} intervals {apart} leave out zero; were there no differences, "
+        caption=f"Plan {study.plan} ({conditions(study)}): students of a cache minus students of the live teacher on the same text; each run as a faint dot, means with 95 % intervals. In the first three panels left of the line is better, in the last two right of it. Of the {len(MEASURES) * len(arms)} intervals {apart} leave out zero; were there no differences, "
         "one in twenty would be expected to. The numbers are in the table.",
         alt="Five panels of dots with intervals: differences of caches from the live teacher in bits per byte, in KL from the teacher, in calibration error, in agreement and in accuracy.",
     )
@@ -1213,6 +1214,7 @@ for study in (small, large):
         *(above("top-k-12", LIVE, quantity=m, **how) for m in (*losses, "agreement", "accuracy")),
         above("top-k-12", "sampled-12", quantity="calibration_error", **how),
         above("top-k-12", "top-k-rest-12", quantity="kl_to_teacher", **how),
+        *(above("top-k-rest-12", LIVE, quantity=m, **how) for m in ("bits_per_byte", "kl_to_teacher", "agreement")),
         *(undecided("sampled-12", LIVE, matters, quantity=m, **how) for m, matters in matter.items()),
         *(within("sampled-12", LIVE, 1.0, quantity=m, **how) for m in ("calibration_error", "accuracy")),
     )  # fmt: skip
@@ -1225,7 +1227,7 @@ display(
 )
 
 # %% [markdown]
-# The sentences above go measure by measure: first those of what is said, then those of what is said first, then the samples. Which cache to take depends on what is read of the student. Who samples from it, scores text with it, or drafts with it, needs the probabilities, and of these a top-$k$ target is a biased teacher. Who reads its first choice alone may be better off with it: scaled to one, the head of the distribution is what the teacher says *at a temperature below one*, and a student that cannot
+# The sentences above hold for a short training at one learning rate, chosen for no cache, and go measure by measure: first those of what is said, then those of what is said first, then the samples. Which cache to take depends on what is read of the student. Who samples from it, scores text with it, or drafts with it, needs the probabilities, and of these a top-$k$ target is a biased teacher. Who reads its first choice alone may be better off with it: scaled to one, the head of the distribution is surer than the teacher, as it would be *at a temperature below one* (which would also change the ratios among what is kept), and a student that cannot
 # follow everywhere is told to follow there. That is a reading and not a finding: no arm here has the whole teacher, sharpened. For the task of the last section, its own sentence says how the cut target does by first choices. And the students of the records are young.
 
 # %% tags=["hide-input"]

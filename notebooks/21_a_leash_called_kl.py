@@ -828,7 +828,7 @@ display(
 #
 # ## A policy that is trained by drawing
 #
-# Now all of it at once, as it is done: a GPT that begins as the toy's reference, draws groups of eight texts, and takes Adam's steps on `PolicyGradient` with the divergence in the reward. It sees nothing of the enumeration; we do. A second one climbs the enumerated $J$ itself, with the same number of steps: what that one lacks, this GPT cannot say, and what the first lacks beside is the price of drawing.
+# Now all of it at once, as it is done: a GPT that begins as the toy's reference, draws groups of eight texts, and takes Adam's steps on `PolicyGradient` with the divergence in the reward. It sees nothing of the enumeration; we do. A second one climbs the enumerated $J$ itself, with the same number of steps, but at a constant rate, where that of the first falls. What that one lacks, this GPT has not reached in so many steps, whether or not it could; the rest is the price of drawing, up to the difference of schedule.
 
 # %%
 GROUPS, EPOCHS = 16, 40
@@ -859,7 +859,7 @@ histories = fit_together(learners, train=Examples(prompts, prompts), teacher=ref
 
 
 def climbed(beta, steps=200):
-    """What a GPT lacks of the best J that has climbed it by its exact gradient."""
+    """What a GPT lacks of the best J that has climbed it by its exact gradient, at a constant rate."""
     student = copy.deepcopy(reference)
     adam = torch.optim.Adam(student.parameters(), lr=toy_recipe.learning_rate)
     before = torch.cat([torch.zeros(len(TEXTS), 1, dtype=torch.long), TEXTS[:, :-1]], 1)
@@ -899,10 +899,10 @@ display(
         alt="Three tracks that leave the reference along a grey curve and end at crosses, or without a leash at the far end.",
     ),
 )  # fmt: skip
-lack = Quantity("what is lacking of the best J", better="lower")
-for beta, gap in gaps.items():  # most of what drawing lacks, this GPT cannot say
-    lacking_of = {"exact gradients": of_exact[beta], "drawing": gap}
-    display(above("exact gradients", "drawing", lacking_of, lack, factor=0.5))
+# Most of what drawing lacks is lacking after as many exact steps, too.
+parts = {f"exact gradients, $\\beta={beta:g}$": of_exact[beta] / gap for beta, gap in gaps.items()}
+PART = Quantity("what is lacking of the best $J$, as a part of what drawing lacks", digits=2)
+display(*(above(name, 0.5, parts, PART) for name in parts))
 
 # %% [markdown]
 # ## Paid by the word
