@@ -122,6 +122,27 @@ def test_plain_papermill_ends_at_once(book, tmp_path, monkeypatch, injected, sen
         )
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_verdict_says_with_which_other_parameters(book, tmp_path):
+    """The claim's own setting is that of the defaults; wherever a chapter runs is not another setting."""
+    from kdlab.study.chapters import VERDICT, execute
+
+    with book.open("a") as chapter:
+        chapter.write('\n# %%\nfrom kdlab.study.display import verdict\n\nverdict("A1", "proved", "So it is.")\n')
+    said = {}
+    for name, given in {"own": {}, "other": {"temperatures": [1, 3], "classes": 100}}.items():
+        (found,) = (
+            output["data"][VERDICT]["finding"]
+            for cell in execute(book, given).cells
+            for output in cell.get("outputs", [])
+            if VERDICT in output.get("data", {})
+        )
+        said[name] = found
+    assert said["own"] == "So it is."
+    assert said["other"].startswith("So it is. (With temperatures = [1, 3] in place of [1, 2.0, 8]: not the setting of")
+    assert "classes" not in said["other"]
+
+
 def test_an_unknown_profile_is_refused():
     from kdlab.study.display import device_for
 

@@ -8,7 +8,7 @@ import torch
 
 from ..data import ImageData, TextData
 from ..figures import Shown, mathematics
-from .parameters import ParameterError, check_session
+from .parameters import ParameterError, changed, check_session
 from .results import Results
 
 #: What can become of a claim.
@@ -55,6 +55,8 @@ def verdict(
         finding: what was found, in a sentence or two; ``$…$`` is mathematics.
         data: what it was measured on, if anything: on the fall-back the verdict becomes "not measured".
         condition: of "depends" alone, if it is one of ``CONDITIONS``.
+
+    A chapter that was executed with parameters of one's own says so in its verdicts.
     """
     if outcome not in VERDICTS:
         raise ValueError(f"a verdict is one of {', '.join(VERDICTS)}, not {outcome!r}.")
@@ -65,7 +67,16 @@ def verdict(
         outcome, condition = "not measured", None
         wanted, found = _wanted_and_found(data)
         finding = f"This build had no {wanted}; the cells above ran on the fall-back ({found}), which settles nothing."
+    if others := _others():
+        finding = f"{finding} {others}"
     return Verdict(claim, outcome, finding, condition)
+
+
+def _others() -> str:
+    """That a chapter ran with other parameters than those by which its claims are judged; else nothing."""
+    pairs = changed().items()
+    said = ", ".join(f"{name} = {value!r} in place of {default!r}" for name, (value, default) in pairs)
+    return f"(With {said}: not the setting of the claim itself, nor of the ledger.)" if said else ""
 
 
 def _wanted_and_found(data: ImageData | TextData) -> tuple[str, str]:

@@ -178,14 +178,11 @@ def given_to(parameters: Mapping[str, Parameter], values: Mapping[str, object]) 
     return given
 
 
-def check_session() -> None:
-    """In a notebook: check the values of the chapter's parameters, and that papermill injected no unknown name.
+def _session() -> tuple[dict[str, Parameter], list[str], dict] | None:
+    """In a notebook: the parameters that its chapter declares, the names that papermill injected, and all values.
 
     The notebook's own history holds the cells: that of the declarations, and the one that papermill puts below it.
-    Outside of a notebook, or before such a cell has run, there is nothing to check.
-
-    Raises:
-        ParameterError: for an unknown name, or a value that does not fit.
+    None outside of a notebook, and before such a cell has run.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     cells = [] if shell is None else shell.user_ns.get("In", [])
@@ -198,7 +195,30 @@ def check_session() -> None:
         except (ParameterError, SyntaxError):  # another cell
             continue
         lines = [line for cell in injected for line in ast.parse(cell).body if isinstance(line, ast.Assign)]
-        check_names(parameters, [line.targets[0].id for line in lines])
+        return parameters, [line.targets[0].id for line in lines], shell.user_ns
+    return None
+
+
+def check_session() -> None:
+    """In a notebook: check the values of the chapter's parameters, and that papermill injected no unknown name.
+
+    Raises:
+        ParameterError: for an unknown name, or a value that does not fit.
+    """
+    if session := _session():
+        parameters, injected, values = session
+        check_names(parameters, injected)
         for name, parameter in parameters.items():
-            parameter.check(shell.user_ns[name])
-        return
+            parameter.check(values[name])
+
+
+def changed() -> dict[str, tuple[object, object]]:
+    """In a notebook: value and default of each parameter that has another value than the chapter's own.
+
+    The profile says where a chapter runs and not what it asks, and is left out.
+    """
+    if not (session := _session()):
+        return {}
+    parameters, _, values = session
+    now = {name: (values.get(name), parameter.default) for name, parameter in parameters.items() if name != "profile"}
+    return {name: pair for name, pair in now.items() if pair[0] != pair[1]}
