@@ -48,7 +48,7 @@ from kdlab.study.chapters import (
 )
 from kdlab.study.chapters import execute as execute_chapter
 from kdlab.study.display import VERDICTS
-from kdlab.study.parameters import ParameterError
+from kdlab.study.parameters import KINDS, ParameterError, declared_in
 from kdlab.study.plans import PLANS
 from kdlab.study.records import headline
 
@@ -528,6 +528,21 @@ def status(notebooks) -> str:
     )
 
 
+def parameters() -> str:
+    """The parameters of every chapter, with type, default and what each is."""
+    parts = [(ROOT / "book" / "parameters.md").read_text(encoding="utf-8").rstrip()]
+    for path in chapters():
+        title = re.search(r"^# # (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)[1]
+        rows = [
+            f"| `{p.name}` | {KINDS[p.kind]} | `{p.default!r}` | {p.comment} |" for p in declared_in(path).values()
+        ]
+        parts += [
+            f"## [{int(path.stem[:2])}. {title}](../notebooks/{path.stem})",
+            "\n".join(["| name | value | default | what it is |", "|---|---|---|---|", *rows]),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
 # ---------------------------------------------------------------- HTML
 
 
@@ -556,7 +571,8 @@ def stage(notebooks) -> Path:
         notebook = without_reports(for_readers(read_executed(path)))
         nbformat.write(notebook, new / "notebooks" / path.name)
     given = verdicts(notebooks)
-    for name, page in (("claims", ledger(given)), ("errata", errata(given)), ("status", status(notebooks))):
+    pages = {"claims": ledger(given), "errata": errata(given), "status": status(notebooks), "parameters": parameters()}
+    for name, page in pages.items():
         (new / "book" / f"{name}.md").write_text(page, encoding="utf-8")
     landing = new / "book" / "index.md"
     dial = cell_output(notebooks, "landing-dial")

@@ -410,6 +410,13 @@ def test_the_books_records_are_whole():
     assert verify(ROOT / "book", every_spec()) == []
 
 
+def test_the_page_of_parameters_has_every_one_and_what_it_is():
+    page = build.parameters()
+    for chapter in CHAPTERS:
+        for parameter in declared_in(chapter).values():
+            assert f"| `{parameter.name}` | " in page and f" | `{parameter.default!r}` | {parameter.comment} |" in page
+
+
 def test_the_status_page_has_a_headline_for_every_record():
     said = {}
     for path in (ROOT / "book" / "records").glob("*.json"):
