@@ -178,6 +178,16 @@ def given_to(parameters: Mapping[str, Parameter], values: Mapping[str, object]) 
     return given
 
 
+def require(condition: bool, sentence: str) -> None:
+    """Refuse values that fit their types and nothing else: two temperatures where a range is told, say.
+
+    Raises:
+        ParameterError: with the sentence, unless the condition holds.
+    """
+    if not condition:
+        raise ParameterError(sentence)
+
+
 def _session() -> tuple[dict[str, Parameter], list[str], dict] | None:
     """In a notebook: the parameters that its chapter declares, the names that papermill injected, and all values.
 

@@ -1,0 +1,93 @@
+"""Every chapter with parameters other than its own, small: it runs to its end, and says what is so."""
+
+import html
+import re
+from pathlib import Path
+
+import pytest
+from conftest import REAL_DATA
+
+from kdlab.study.chapters import execute, find_chapter, read_chapter
+from kdlab.study.parameters import declared_in
+
+#: One chapter a line; with these it takes less than 20 seconds of a slow core.
+OTHER = {
+    3: {"temperatures": [2.0, 5.0, 20.0], "hot": [5.0, 50.0, 500.0], "classes": 70, "train_images": 320, "seed": 3},
+}
+
+BOOK = Path(__file__).resolve().parents[1] / "book"
+SOLUTION = re.compile(r"^(`{3,})\{solution\}.*?^\1$", re.DOTALL | re.MULTILINE)
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def solutions(chapter: Path) -> list[str]:
+    """The code of a chapter's solutions: what stands in ```` ```python ```` within a ```` ````{solution} ````."""
+    cells = [cell.source for cell in read_chapter(chapter).cells if cell.cell_type == "markdown"]
+    return [code for source in cells for block in SOLUTION.finditer(source) for code in PYTHON.findall(block[0])]
+
+
+def with_solutions(chapter: Path, folder: Path) -> Path:
+    """A copy of a chapter that ends with the code of its solutions, a cell each."""
+    cells = [chapter.read_text(encoding="utf-8"), *(f"# %%\n{code}" for code in solutions(chapter))]
+    (folder / chapter.name).write_text("\n".join(cells), encoding="utf-8")
+    return folder / chapter.name
+
+
+def said(executed) -> str:
+    """All that the cells of an executed chapter say, figures' own drawing left out, captions and alternative texts kept."""
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    texts = [o.get("text", "") or o["data"].get("text/html", o["data"].get("text/plain", "")) for o in outputs]
+    words = re.sub(r"<svg[^>]*?aria-label=\"([^\"]*)\".*?</svg>", r"\1 ", "\n".join(texts), flags=re.DOTALL)
+    return html.unescape(re.sub(r"<[^>]+>", " ", words))
+
+
+#: By which letter a page calls a parameter.
+SYMBOLS = {"temperatures": "T", "hot": "T", "temperature": "T", "classes": "N"}
+
+
+def numbers(value) -> set:
+    return set(value) if isinstance(value, list) else {value}
+
+
+def left_behind(text: str, symbol: str, gone: set) -> list[str]:
+    """Where a text says that a symbol has one of the values that are gone: “$T=100$”, say."""
+    forms = {re.escape(form) for number in gone for form in (f"{number:g}", f"{number:,.0f}")}
+    return re.findall(rf"\b{symbol}\s*=\s*(?:{'|'.join(sorted(forms))})(?![\d.,]*\d)", text) if forms else []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("number", OTHER)
+def test_a_chapter_follows_its_parameters(number, tmp_path):
+    """With other parameters it runs to its end, its solutions too, and says nothing of a default's temperature or size."""
+    chapter = find_chapter(str(number))
+    environment = {"KDLAB_BOOK": str(BOOK)} | ({"KDLAB_DATA": REAL_DATA} if REAL_DATA else {})
+    text = said(execute(with_solutions(chapter, tmp_path), OTHER[number], environment=environment))
+    for symbol in set(SYMBOLS.values()):
+        now, before = set(), set()
+        for name, parameter in declared_in(chapter).items():
+            if SYMBOLS.get(name) == symbol:
+                before |= numbers(parameter.default)
+                now |= numbers(OTHER[number].get(name, parameter.default))
+        assert left_behind(text, symbol, before - now) == []
+
+
+@pytest.mark.parametrize("chapter", sorted((BOOK.parent / "notebooks").glob("*.py")), ids=lambda c: c.stem)
+def test_a_solutions_code_is_python(chapter):
+    for code in solutions(chapter):
+        compile(code, chapter.name, "exec")
+
+
+def test_code_of_solutions_is_found(tmp_path):
+    chapter = tmp_path / "03_a.py"
+    text = "# %% [markdown]\n# ````{solution} ex-a\n# :class: dropdown\n#\n# So:\n#\n# ```python\n# x = 1\n# ```\n# ````\n#\n# ```python\n# y = 2\n# ```\n"
+    chapter.write_text(text, encoding="utf-8")
+    assert solutions(chapter) == ["x = 1\n"]
+    (tmp_path / "copy").mkdir()
+    assert with_solutions(chapter, tmp_path / "copy").read_text(encoding="utf-8").endswith("\n# %%\nx = 1\n")
+
+
+def test_a_value_of_the_default_that_is_left_is_found():
+    assert left_behind("at $T=100$ and $T = 50$", "T", {100.0}) == ["T=100"]
+    assert left_behind("at $T=1000$, $T=100.5$, $N=1,000$", "T", {100.0, 10.0}) == []
+    assert left_behind("for $N=1,000$ classes", "N", {1000}) == ["N=1,000"]
+    assert left_behind("at $T=1$", "T", set()) == []
