@@ -33,12 +33,12 @@ class Interval:
         return Interval(factor * self.mean, low, high, self.n)
 
     def bracketed(self, spec: str = "+.3f") -> str:
-        """Without the number of runs, where that is said elsewhere.
+        """Without the number of runs, where that is said elsewhere; a single run has no interval.
 
         >>> (100 * Interval(0.05, 0.04, 0.06, 3)).bracketed("+.1f")
         '+5.0 [+4.0, +6.0]'
         """
-        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        return f"{self.mean:{spec}}" + (f" [{self.low:{spec}}, {self.high:{spec}}]" if self.n > 1 else "")
 
     @property
     def excludes_zero(self) -> bool:
@@ -61,6 +61,16 @@ def mean_interval(values, level: float = 0.95) -> Interval:
         raise ValueError(f"an interval needs at least two runs, not {x.size}.")
     half = t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
     return Interval(x.mean(), x.mean() - half, x.mean() + half, len(x))
+
+
+def summary(values, level: float = 0.95) -> Interval:
+    """:func:`mean_interval`; of a single run its value alone, without an interval.
+
+    >>> print(summary([0.5]))
+    0.5, n = 1
+    """
+    values = list(values)
+    return mean_interval(values, level) if len(values) != 1 else Interval(values[0], values[0], values[0], 1)
 
 
 def ratio_interval(numerators, denominators, level: float = 0.95) -> Interval:
