@@ -33,12 +33,12 @@ class Interval:
         return Interval(factor * self.mean, low, high, self.n)
 
     def bracketed(self, spec: str = "+.3f") -> str:
-        """Without the number of runs, where that is said elsewhere.
+        """Without the number of runs, where that is said elsewhere; a single run has no interval.
 
         >>> (100 * Interval(0.05, 0.04, 0.06, 3)).bracketed("+.1f")
         '+5.0 [+4.0, +6.0]'
         """
-        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        return f"{self.mean:{spec}}" + (f" [{self.low:{spec}}, {self.high:{spec}}]" if self.n > 1 else "")
 
     @property
     def excludes_zero(self) -> bool:
@@ -61,6 +61,16 @@ def mean_interval(values, level: float = 0.95) -> Interval:
         raise ValueError(f"an interval needs at least two runs, not {x.size}.")
     half = t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
     return Interval(x.mean(), x.mean() - half, x.mean() + half, len(x))
+
+
+def summary(values, level: float = 0.95) -> Interval:
+    """:func:`mean_interval`; of a single run its value alone, without an interval.
+
+    >>> print(summary([0.5]))
+    0.5, n = 1
+    """
+    values = list(values)
+    return mean_interval(values, level) if len(values) != 1 else Interval(values[0], values[0], values[0], 1)
 
 
 def ratio_interval(numerators, denominators, level: float = 0.95) -> Interval:
@@ -303,6 +313,30 @@ def at_equal(
         half = float(stdtrit(free, (1 + level) / 2) * error)
         found[arm] = Interval(off, off - half, off + half, len(values[arm]))
     return found
+
+
+def off_line(
+    values: Mapping[str, Mapping[int, float]], held: Mapping[str, Mapping[int, float]]
+) -> dict[str, dict[int, float]]:
+    r"""A measure at equal values of another, run by run: what is left of it by the straight line through all runs.
+
+    :math:`y_{as} - \hat y(x_{as})` by arm :math:`a` and seed :math:`s`, for :func:`against`: differences of arms, such as
+    an intervention and its control, at equal :math:`x`. The line is taken as known: :func:`at_equal` counts its uncertainty.
+
+    Args:
+        values: what is compared, by arm and seed.
+        held: what is held equal.
+
+    Raises:
+        ValueError: for runs that do not have both measures, or do not differ in ``held``.
+    """
+    if {a: of.keys() for a, of in values.items()} != {a: of.keys() for a, of in held.items()}:
+        raise ValueError("a line takes both measures of each run.")
+    x, y = np.array([(held[a][s], v) for a, of in values.items() for s, v in of.items()]).T
+    if not np.ptp(x):
+        raise ValueError("runs that are equal in what is held equal have no line.")
+    line = np.poly1d(np.polyfit(x, y, 1))
+    return {a: {s: float(v - line(held[a][s])) for s, v in of.items()} for a, of in values.items()}
 
 
 def _pooled_variance(values, seeds):
