@@ -18,10 +18,15 @@
 # student and its teacher distillation closes when both ways of training read the same tokens, and how that turns around when they spend the same
 # arithmetic; what other divergences, hidden states and attention add here; which text belongs to which direction of KL, and what happens to a student on text of its own.
 #
-# *Needs: one CPU core, and under two minutes for the live part. The recorded runs took longer; each section says where.*
+# *Needs: one CPU core, and about a minute for the live part. The recorded runs took longer; each section says where.*
 
 # %% tags=["parameters"]
-profile = "cpu"
+profile: str = "cpu"
+blocks: int = 96  # of test text, on which models and programs are compared
+seeds: list[int] = [0, 1, 2]  # of the students that are trained here
+epochs: int = 3  # for which they are trained
+read: int = 32  # blocks of training text that each reads in an epoch, where tokens are equal
+continuations: int = 24  # of prompts, on which the stored students are held against their teacher
 
 # %% tags=["hide-input"]
 import bz2
@@ -72,10 +77,12 @@ from kdlab.study.display import (
     source_note,
     verdict,
 )
-from kdlab.study.evidence import Among, Quantity
+from kdlab.study.evidence import Among, Quantity, listed
+from kdlab.study.parameters import ParameterError
 from kdlab.study.records import book_folder
 from kdlab.study.run import stored_student
 from kdlab.study.statements import above, below, leads, undecided, within
+from kdlab.study.statistics import smallest_p, summary
 from kdlab.training import (
     Learner,
     Recipe,
@@ -86,6 +93,8 @@ from kdlab.training import (
 
 use_style()
 device = device_for(profile)
+if continuations < 2:
+    raise ParameterError("continuations must be 2 or more: intervals are taken over them.")
 data = load_text_data("book-openings-4096-256")
 tokeniser = data.tokeniser
 data_note(data)
@@ -215,7 +224,7 @@ table(
 # ## What a bit per byte means
 #
 # A model that gives the next token the probability $q$ could be used to store that token in $-\log_2 q$ bits. The sum over a text, divided by its bytes, is **bits per byte**. Unlike
-# the loss per token or perplexity, it does not change when tokens get longer; and it can be compared with any program that makes files smaller. So let us compare, on the blocks of test text on which the students will be measured.
+# the loss per token or perplexity, it does not change when tokens get longer; and it can be compared with any program that makes files smaller. So let us compare, on blocks of the test text.
 #
 # First, its bytes. The tokeniser writes each byte as one character; those that print stand for themselves, the others are numbered from 256 on. <!-- by definition -->
 
@@ -232,9 +241,10 @@ spelled = [
 ]
 assert [len(token) for token in spelled] == data.test.token_bytes.tolist()
 
-before, text, _ = next(data.test.batches(len(data.test)))
+test_text = data.test.spread(blocks)
+before, text, _ = next(test_text.batches(len(test_text)))
 raw = b"".join(spelled[token] for token in text.flatten().tolist())
-assert len(raw) == data.test.token_bytes[text].sum().item()
+assert len(raw) == test_text.token_bytes[text].sum().item()
 print(
     f"the test text: {len(text)} blocks at even distances, "
     f"{text.numel():,} tokens, {len(raw):,} bytes"
@@ -245,8 +255,8 @@ print(
 # by how much the file grows when the test text is appended.
 
 # %%
-history = data.train.labels[-700_000:].long() & 0xFFFF
-history = b"".join(spelled[token] for token in history.tolist())[-1_500_000:]
+history = data.train.labels[-250_000:].long() & 0xFFFF
+history = b"".join(spelled[token] for token in history.tolist())
 
 
 def bits(compressed):
@@ -280,12 +290,13 @@ for token, times in zip(spelled, counted.tolist(), strict=True):
     for byte in token:
         by_byte[byte] += times
 pairs = torch.bincount(seen[:-1] * V + seen[1:], minlength=V * V).reshape(V, V)
+begun_by = pairs.sum(-1)
 
 
 def bigram_bits(split, m):
     """Bits per byte of the smoothed bigram model."""
     first, second, _ = next(split.batches(len(split)))
-    q = (pairs[first, second] + m * unigram[second]) / (pairs[first].sum(-1) + m)
+    q = (pairs[first, second] + m * unigram[second]) / (begun_by[first] + m)
     return -q.log2().sum().item() / split.token_bytes[second].sum().item()
 
 
@@ -296,7 +307,7 @@ bits_per_byte |= {
     .mean()
     .item(),
     "tokens": -unigram[text].log2().sum().item() / len(raw),
-    "pairs of tokens": bigram_bits(data.test, m),
+    "pairs of tokens": bigram_bits(test_text, m),
 }
 
 # %% [markdown]
@@ -305,7 +316,7 @@ bits_per_byte |= {
 # %%
 teacher = book_language_teacher(data, device=device)
 precision = fast_precision(device)
-of_teacher = measure_tokens([teacher], data.test, device=device, precision=precision)[0]
+of_teacher = measure_tokens([teacher], test_text, device=device, precision=precision)[0]
 bits_per_byte["teacher"] = of_teacher["bits_per_byte"]
 
 # %% tags=["hide-input"]
@@ -379,10 +390,13 @@ def spec_of(study, arm):
     return next(spec for spec in study.specs if spec.arm == arm)
 
 
-def described(study):
-    spec = spec_of(study, "kd")
-    read = spec.recipe.epochs * spec.recipe.epoch_examples * parse(spec.data)[2]
-    return f"{called(spec.teacher.student)} to {called(spec.student)}, {read / 1e6:.1f} million tokens"
+def described(study, *arms):
+    """Teacher, the students of these arms, what they read and at which rate."""
+    specs = [spec_of(study, arm) for arm in arms or ["kd"]]
+    tokens = sorted({s.recipe.epochs * s.recipe.epoch_examples * parse(s.data)[2] / 1e6 for s in specs})
+    rates = sorted({s.recipe.learning_rate for s in specs})
+    students = listed(dict.fromkeys(called(s.student) for s in specs))
+    return f"{called(specs[0].teacher.student if specs[0].teacher else study.specs[0].student)} to {students}, {' or '.join(f'{t:.1f}' for t in tokens)} million tokens, at a rate of {' or '.join(f'{r:g}' for r in rates)}, found for the student alone"
 
 
 def others(study):
@@ -546,7 +560,7 @@ def gap_figure(study):
     return show(
         figure,
         label=f"gap-{study.plan}",
-        caption=f"At equal tokens ({described(study)}; a dot a run, means with 95 % intervals). Part of the gap closed: "
+        caption=f"At equal tokens ({described(study, *(kd for _, kd in pairs_ready(study)))}; a dot a run, means with 95 % intervals). Part of the gap closed: "
         + "; ".join(f"{model}, {i:.0%}" for model, i in shares.items())
         + ".",
         alt="Left: rows of dots of bits per byte for students alone and distilled, with the teacher as a dashed line. Right: the part of the gap that is closed, by size.",
@@ -709,7 +723,7 @@ def equal_figure(study):
     return show(
         figure,
         label=f"equal-{study.plan}",
-        caption=f"Left of the line distillation is better ({described(study)} for the distilled; a dot a seed, mean and 95 % interval): "
+        caption=f"Left of the line distillation is better ({described(study, *(kd for _, kd in others(study)))} for the distilled; a dot a seed, mean and 95 % interval): "
         + "; ".join(f"{name}, {i.bracketed()}" for name, i in intervals.items())
         + ".",
         alt="Rows of dots with intervals: the distilled student minus the one alone, at equal tokens and at equal compute, for two sizes.",
@@ -752,11 +766,11 @@ for study in studies:
 # and there the comparison may turn; these records do not reach that far.
 #
 # Multiply-adds are not seconds. Small matrices may leave a processor idle where large ones do not, so the teacher's look may be cheaper than its count says. (The runner trains students side by side, so that their records
-# do not say what each would have taken alone.) So it is timed here, on one batch, the best of three. <!-- by definition -->
+# do not say what each would have taken alone.) So it is timed here, on one batch, the best of two. <!-- by definition -->
 
 
 # %%
-def seconds(work, times=3):
+def seconds(work, times=2):
     spent = []
     for _ in range(times):
         begun = time.process_time()
@@ -765,7 +779,7 @@ def seconds(work, times=3):
     return min(spent)
 
 
-inputs, labels, _ = next(data.train.batches(8))
+inputs, labels, _ = next(data.train.batches(4))
 inputs, labels = inputs.to(device), labels.to(device)
 
 
@@ -797,27 +811,25 @@ for name, model in made.items():
 # %% [markdown]
 # ## A live piece: the same question, while you wait
 #
-# The other way round, equal compute can be had by fewer tokens. <!-- by definition --> Three ways of training the smallest student: *alone*; *distilled, equal tokens*; and *distilled, equal compute*, which reads as many fewer tokens as the teacher's looks cost, on a schedule that ends there. <!-- by definition --> Three
-# initialisations each, paired; the batches are the same for all, so that one look of the teacher serves them. The objective of both distilled students is the records'. The learning rate is the same for all.
+# The other way round, equal compute can be had by fewer tokens. <!-- by definition --> Three ways of training the smallest student: *alone*; *distilled, equal tokens*; and *distilled, equal compute*, which reads as many fewer tokens as the teacher's looks cost, on a schedule that ends there. <!-- by definition --> All
+# start from the same initialisations, paired; the batches are the same for all, so that one look of the teacher serves them. The objective of both distilled students is the records'. The learning rate is the same for all.
 #
 # It is a tiny piece. What is seen here is the *beginning* of a training: the caption has how little these students read, and what frequencies of tokens alone would need.
 
 # %%
-SEEDS = range(3)
-EPOCHS, BLOCKS = 3, 44
 objectives = {
     "alone": 1.0 * CrossEntropy(),
     "distilled, equal tokens": 0.1 * CrossEntropy() + 0.9 * ForwardKL(),
     "distilled, equal compute": 0.1 * CrossEntropy() + 0.9 * ForwardKL(),
 }
-probe = data.validation.spread(8)
+probe = data.validation.spread(6)
 factor = per_token(gpt_64x2(V)) / per_token(gpt_64x2(V), teacher)
-fewer = 4 * max(round(BLOCKS * factor / 4), 1)
+fewer = 4 * max(round(read * factor / 4), 1)
 
 
 def recipe(blocks):
     return Recipe(
-        epochs=EPOCHS, epoch_examples=min(blocks, len(data.train)), batch_size=4,
+        epochs=epochs, epoch_examples=min(blocks, len(data.train)), batch_size=4,
         optimizer="adamw", learning_rate=8e-3, weight_decay=0.1, schedule="cosine",
         warmup_epochs=0.4, augment=False, precision=precision, max_gradient_norm=1.0,
     )  # fmt: skip
@@ -830,32 +842,32 @@ def newborn(seed):
     return student
 
 
-students = {name: [newborn(seed) for seed in SEEDS] for name in objectives}
+students = {name: {seed: newborn(seed) for seed in seeds} for name in objectives}
 histories = {}
 teacher.fused = True
-for names, blocks in (
-    (["alone", "distilled, equal tokens"], BLOCKS),
+for names, each in (
+    (["alone", "distilled, equal tokens"], read),
     (["distilled, equal compute"], fewer),
 ):
     learners = [
-        Learner(students[name][seed], objectives[name].fresh(), recipe(blocks))
-        for name, seed in product(names, SEEDS)
+        Learner(students[name][seed], objectives[name].fresh(), recipe(each))
+        for name, seed in product(names, seeds)
     ]
     ended = fit_together(
         learners, train=data.train, teacher=teacher, validation=probe, device=device
     )
-    for (name, seed), history in zip(product(names, SEEDS), ended, strict=True):
+    for (name, seed), history in zip(product(names, seeds), ended, strict=True):
         histories[name, seed] = [entry["validation"]["bits_per_byte"] for entry in history]
 
 # %% tags=["hide-input"]
 hues = dict(zip(objectives, (ORANGE, BLUE, SKY), strict=True))
-read_each = dict.fromkeys(objectives, BLOCKS) | {"distilled, equal compute": fewer}
+read_each = dict.fromkeys(objectives, read) | {"distilled, equal compute": fewer}
 figure, (left, right) = plt.subplots(
     1, 2, figsize=(8.4, 3.2), gridspec_kw={"width_ratios": [1.2, 1]}
 )
-end = {name: [histories[name, seed][-1] for seed in SEEDS] for name in objectives}
-for name, seed in product(objectives, SEEDS):
-    x = np.arange(1, EPOCHS + 1) * read_each[name] * data.train.context / 1e3
+end = {name: [histories[name, seed][-1] for seed in seeds] for name in objectives}
+for name, seed in product(objectives, seeds):
+    x = np.arange(1, epochs + 1) * read_each[name] * data.train.context / 1e3
     left.plot(
         x,
         histories[name, seed],
@@ -863,7 +875,7 @@ for name, seed in product(objectives, SEEDS):
         color=hues[name],
         markersize=3,
         linewidth=1.2,
-        label=None if seed else name,
+        label=name if seed == seeds[0] else None,
     )
 left.set(xlabel="tokens read (thousands)", ylabel="bits per byte, validation")
 left.legend(fontsize="x-small")
@@ -872,7 +884,7 @@ gains = {
     name: [a - b for a, b in zip(end[name], end["alone"], strict=True)]
     for name in distilled
 }
-live = {name: mean_interval(values) for name, values in gains.items()}
+live = {name: summary(values) for name, values in gains.items()}
 right.axvline(0, color="grey", linewidth=1)
 dots(right, gains, live, colours=hues)
 right.set_yticks(range(2), ["equal\ntokens", "equal\ncompute"])
@@ -881,33 +893,32 @@ display(
     show(
         figure,
         label="live",
-        caption=f"The smallest student, three initialisations. Left: validation text ({len(probe)} blocks) after each epoch. Right: differences from training alone at the end, paired by initialisation (left of the line is better): "
+        caption=f"The smallest student, {len(seeds)} initialisation{'s' if len(seeds) > 1 else ', so without an interval'}. Left: validation text ({len(probe)} blocks) after each epoch. Right: differences from training alone at the end, paired by initialisation (left of the line is better): "
         + "; ".join(f"{name.split(', ')[1]} {i.bracketed()}" for name, i in live.items())
-        + f". Those at equal tokens read {EPOCHS * BLOCKS * data.train.context:,} tokens, {EPOCHS * BLOCKS * data.train.context / (1e6 * read_tokens(spec_of(small, 'alone'))[-1]):.0%} of what the small records' students read; frequencies of tokens alone need {bits_per_byte['tokens']:.2f} bits per byte of the test text. "
+        + f". Those at equal tokens read {epochs * read * data.train.context:,} tokens, {epochs * read * data.train.context / (1e6 * read_tokens(spec_of(small, 'alone'))[-1]):.0%} of what the small records' students read; frequencies of tokens alone need {bits_per_byte['tokens']:.2f} bits per byte of the test text. "
         "The batches are the same for all, so that the intervals do not speak for other batches.",
         alt="Left: falling curves of bits per byte for students alone and distilled. Right: dots of differences from training alone at equal tokens and at equal compute.",
     ),
 )
-for name, values in gains.items():
-    without = [np.mean(np.delete(values, k)) for k in SEEDS]
+if len(seeds) > 1:
+    for name, values in gains.items():
+        without = [np.mean(np.delete(values, k)) for k in range(len(seeds))]
+        print(
+            f"{name}: better than alone in {sum(v < 0 for v in values)} of {len(values)} pairs; the interval {'leaves out' if live[name].excludes_zero else 'holds'} zero; "
+            f"without one of the pairs the mean difference would be from {min(without):+.3f} to {max(without):+.3f}"
+        )
+    print(f"were there no difference at all, {len(seeds)} pairs would agree about its sign with probability {smallest_p(len(seeds)):.2g}")
+    early = {name: np.array([histories[name, seed][0] for seed in seeds]) for name in objectives}
+    apart = {name: np.abs(values - np.median(values)) for name, values in early.items()}
+    odd = max(apart, key=lambda name: apart[name].max())
+    out = int(apart[odd].argmax())
+    rest, at_end = (" and ".join(f"{values[k]:.2f}" for k in range(len(seeds)) if k != out) for values in (early[odd], end[odd]))
     print(
-        f"{name}: better than alone in {sum(v < 0 for v in values)} of {len(values)} pairs; the interval {'leaves out' if live[name].excludes_zero else 'holds'} zero; "
-        f"without one of the pairs the mean difference would be from {min(without):+.3f} to {max(without):+.3f}"
+        f"The run that stands most apart is one of {odd}: {early[odd][out]:.2f} after its first epoch, where its sisters have {rest}; at the end {end[odd][out]:.2f}, and they {at_end}."
     )
-early = {
-    name: np.array([histories[name, seed][0] for seed in SEEDS]) for name in objectives
-}
-apart = {name: np.abs(values - np.median(values)) for name, values in early.items()}
-odd = max(apart, key=lambda name: apart[name].max())
-seed = int(apart[odd].argmax())
-rest = " and ".join(f"{early[odd][k]:.2f}" for k in SEEDS if k != seed)
-at_end = " and ".join(f"{end[odd][k]:.2f}" for k in SEEDS if k != seed)
-print(
-    f"The run that stands most apart is one of {odd}: {early[odd][seed]:.2f} after its first epoch, where its sisters have {rest}; at the end {end[odd][seed]:.2f}, and they {at_end}."
-)
 
 # %% [markdown]
-# Three pairs are few. Were there no difference at all, they would still agree about its sign one time in four, and one run that starts badly moves an interval of Student's $t$ a good deal: read the pairs, not the interval alone.
+# So few pairs may agree about a sign by chance, and one run that starts badly moves an interval of Student's $t$ a good deal: read the pairs, not the interval alone.
 #
 # Two things may move the balance towards the teacher. Its looks can be paid once and used by many students, or by many epochs; then equal tokens *is* equal compute, but for what reading a cache costs. And a text comes to an end: who has read all that there is cannot buy more tokens with the arithmetic that a teacher would have cost.
 #
@@ -1072,7 +1083,7 @@ def less_steep_figure(study):
     return show(
         figure,
         label=f"less-steep-{study.plan}",
-        caption=f"Left of the line is better ({described(study)}; the assisted student is {called(spec_of(study, others(study)[1][1]).student)}, its assistant {called(spec_of(study, 'kd').student)}; a dot a seed, mean and 95 % interval): "
+        caption=f"Left of the line is better ({described(study, *(arm for arm, _ in less_steep(study).values()))}; the assisted student is {called(spec_of(study, others(study)[1][1]).student)}, its assistant {called(spec_of(study, 'kd').student)}; a dot a seed, mean and 95 % interval): "
         + "; ".join(f"{title}, {i.bracketed()}" for title, i in intervals.items())
         + ".",
         alt="Rows of dots with intervals: differences in bits per byte of a falling temperature and of a teacher assistant from plain distillation.",
@@ -1157,17 +1168,17 @@ print(
 # the books' own continuations. <!-- by definition --> On each of the three, at each position, $D_{\mathrm{KL}}(p_t\,\Vert\,q_t)$ and $D_{\mathrm{KL}}(q_t\,\Vert\,p_t)$.
 
 # %%
-PROMPT, WRITTEN, TEXTS = 32, 128, 24
+PROMPT, WRITTEN = 32, 128
 stored = [
     stored_student(spec, book_folder(), V) for spec in small.specs if spec.arm == "kd"
 ]
-if data.fallback or None in stored:  # another tokeniser, or nothing recorded yet
-    stored = students["distilled, equal tokens"]
+of_records = not data.fallback and None not in stored
+if not of_records:  # another tokeniser, or nothing recorded yet
+    stored = list(students["distilled, equal tokens"].values())
 readers = [student.to(device).eval() for student in stored]
 for model in (teacher, *readers):
     model.fused = False
-prompts, following, _ = next(data.test.spread(TEXTS).batches(TEXTS))
-TEXTS = len(prompts)
+prompts, following, _ = next(data.test.spread(continuations).batches(continuations))
 books_text = torch.cat([prompts, following[:, -1:]], 1)[:, : PROMPT + WRITTEN + 1]
 books_text = books_text.to(device)
 
@@ -1278,13 +1289,13 @@ def each(intervals):
 
 whose = (
     "The stored students of kd"
-    if stored is not students["distilled, equal tokens"]
+    if of_records
     else "Live students"
 )
 show(
     figure,
     label="exposure",
-    caption=f"{whose}, {len(readers)} seeds, and the teacher on {TEXTS} continuations of three kinds, {WRITTEN} tokens each: five windows of positions, mean over texts with 95 % intervals (a little apart sideways, so that they can be told), students averaged. On its own text minus on the corpus, paired by prompt, student by student: "
+    caption=f"{whose}, {len(readers)} seeds, and the teacher on {len(prompts)} continuations of three kinds, {WRITTEN} tokens each: five windows of positions, mean over texts with 95 % intervals (a little apart sideways, so that they can be told), students averaged. On its own text minus on the corpus, paired by prompt, student by student: "
     + "; ".join(f"{name} {each(found)} nats a token" for name, found in levels.items())
     + ". What its own text adds to the growth from the first third to the last: "
     + "; ".join(f"{name} {each(found)}" for name, found in rises.items())
@@ -1471,7 +1482,7 @@ if decides is not None:
         )
     given = verdict(
         "B12", "depends",
-        f"Small language models can be distilled from larger ones; how much it brings depends on what is held equal. At equal tokens, distillation closes this part of the gap to the teacher in bits per byte ({described(decides)}): " + "; ".join(said)
+        f"Small language models can be distilled from larger ones; how much it brings depends on what is held equal. At equal tokens, distillation closes this part of the gap to the teacher in bits per byte ({described(decides, *(kd for _, kd in others(decides)))}): " + "; ".join(said)
         + f". A step with the teacher costs {cost(decides, 'kd') / cost(decides, 'alone'):.1f} times the multiply-adds of one alone unless the teacher's looks are kept, and the teacher has to be trained first. All these students are young, and all learned at one rate, found for the student alone. Of the article's example the literature says less than the article: Llama 3's smaller models were pre-trained on text and improved by the flagship in post-training; logits of larger models were used for Llama 3.2 1B and 3B and for Gemma 2 2B and 9B.",
         data=data,
     )  # fmt: skip
@@ -1481,7 +1492,7 @@ if decides is not None:
 asked = [pair[0] for pair in (DIVERGENCES | HINTS | TEXT_ARMS).values()]
 asked = list(dict.fromkeys([large.specs[0].arm, *six(large), *asked, "soft1", "kd-same-text"]))  # fmt: skip
 display(
-    *slots(large, asked, f"all questions of this chapter on a GPU ({described(large)})")
+    *slots(large, asked, f"all questions of this chapter on a GPU ({described(large, *(kd for _, kd in others(large)))})")
 )
 
 # %% [markdown]
@@ -1515,12 +1526,17 @@ display(
 # Suppose that the teacher's looks at the training text are kept, and used by $k$ students, or by $k$ epochs of one. From which $k$ on is distillation less than half as dear again as training alone, in multiply-adds, for `gpt_96x3`? Reading the cache is free.
 # ```
 #
-# ```{solution} ex-cache-compute
+# ````{solution} ex-cache-compute
 # :class: dropdown
 #
-# A token costs $3M_s$ alone and $3M_s + M_t/k$ with the teacher, so $k > M_t/(1.5\,M_s)$:
-# `multiply_adds(made["teacher"], 256) / (1.5 * multiply_adds(made["student"], 256))` is a little below three. With three students or epochs it is reached.
+# A token costs $3M_s$ alone and $3M_s + M_t/k$ with the teacher, so $k > M_t/(1.5\,M_s)$, a little below three:
+#
+# ```python
+# print(multiply_adds(made["teacher"], 256) / (1.5 * multiply_adds(made["student"], 256)))
 # ```
+#
+# With three students or epochs it is reached.
+# ````
 #
 # ```{exercise}
 # :label: ex-other-text
@@ -1528,12 +1544,43 @@ display(
 # On the toy of three letters, the forward KL per token on the *student's* texts is also a divergence-like number: zero if the two languages are equal. Is it zero *only* if they are equal? And on texts of a corpus that is neither's?
 # ```
 #
-# ```{solution} ex-other-text
+# ````{solution} ex-other-text
 # :class: dropdown
 #
 # It is zero if and only if $p_t=q_t$ after every beginning that the text can reach. On the *student's* texts that is enough. The empty beginning is reached, so $p_1=q_1$; then the first letters that the student never writes the teacher never writes either, and the beginnings of one letter that are reached are the same for both; there again $p_2=q_2$, and so on: by induction $P=Q$. The same holds on the teacher's texts.
 #
 # On a corpus it is not enough: one that never reaches a beginning says nothing of what the two do after it.
-# Try it: `R = {start: np.eye(LETTERS)[0] for start in P}` writes only the first letter. Take `S = dict(P)` and change `S[(1,)] = np.ones(3) / 3`: `of_tokens(R, P, S)` is zero, `of_tokens(P, P, S)` is not. This is the case for reading
-# what the student writes: it asks the teacher about the beginnings that will occur.
+# Try it with a corpus `R` that writes only the first letter, and a student `S` that differs from the teacher after the second one:
+#
+# ```python
+# R = {start: np.eye(LETTERS)[0] for start in P}
+# S = P | {(1,): np.ones(3) / 3}
+# print(of_tokens(R, P, S), of_tokens(P, P, S))
 # ```
+#
+# The first is zero, the second is not. This is the case for reading
+# what the student writes: it asks the teacher about the beginnings that will occur.
+# ````
+#
+# ```{exercise}
+# :label: ex-own-rate
+#
+# All students of the live part have one learning rate. Is it as good for *distilled, equal compute*, whose schedule is shorter, as for *alone*? Train one seed of both at half and at twice the rate.
+# ```
+#
+# ````{solution} ex-own-rate
+# :class: dropdown
+#
+# ```python
+# from dataclasses import replace
+#
+# for name, each in (("alone", read), ("distilled, equal compute", fewer)):
+#     for times in (0.5, 1, 2):
+#         how = replace(recipe(each), learning_rate=times * recipe(each).learning_rate)
+#         learner = Learner(newborn(seeds[0]), objectives[name].fresh(), how)
+#         (history,) = fit_together([learner], train=data.train, teacher=teacher, validation=probe, device=device)
+#         print(f"{name}, {times:g} times the rate: {history[-1]['validation']['bits_per_byte']:.3f}")
+# ```
+#
+# If another rate is ahead for one of the two alone, the live figure compares a student at its own rate with one that is not. One seed is no interval: hold the change against the spread of the runs in the figure.
+# ````

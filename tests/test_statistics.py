@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdlab.study import paired_difference
+from kdlab.study import mean_interval, paired_difference
 from kdlab.study.statistics import (
     Difference,
     _bartlett,
     against,
     at_equal,
     dunnett_quantile,
+    off_line,
     pairing,
     smallest_p,
+    summary,
 )
 
 
@@ -174,6 +176,29 @@ def test_at_equal_accuracy_an_arm_on_the_line_is_nothing_and_one_off_it_is_seen(
         at_equal({}, {})
     with pytest.raises(ValueError, match="no line"):
         at_equal(y, {a: dict.fromkeys(range(3), 1.0) for a in y})
+
+
+def test_what_a_line_leaves_of_an_effect_is_the_effect_beyond_what_goes_with_what_is_held():
+    """Of two arms of unlike accuracy, one lifted by half a point: half a point is left, whatever the slope."""
+    g = np.random.default_rng(0)
+    x = {f"a{i}": {s: i + 0.1 * g.normal() for s in range(3)} for i in range(20)}
+    y = {a: {s: 2 * v + 1 for s, v in of.items()} for a, of in x.items()}
+    assert all(abs(v) < 1e-9 for of in off_line(y, x).values() for v in of.values())
+    y["a5"] = {s: v + 0.5 for s, v in y["a5"].items()}
+    rest = off_line(y, x)
+    assert against(rest, "a12", ["a5"])["a5"].mean == pytest.approx(0.5, abs=0.05)
+    assert np.mean([v for of in rest.values() for v in of.values()]) == pytest.approx(0)
+    with pytest.raises(ValueError, match="both measures of each run"):
+        off_line(y, {**x, "a5": {0: 1.0}})
+    with pytest.raises(ValueError, match="no line"):
+        off_line(y, {a: dict.fromkeys(of, 1.0) for a, of in y.items()})
+
+
+def test_a_single_run_has_a_value_and_no_interval():
+    assert f"{100 * summary([0.5]):+.1f}" == "+50.0, n = 1"
+    assert summary([1.0, 2.0, 3.0]) == mean_interval([1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="two runs"):
+        summary([])
 
 
 def test_the_line_has_the_level_that_it_says():

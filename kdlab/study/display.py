@@ -3,11 +3,13 @@
 import html
 import re
 from collections.abc import Collection
+from dataclasses import replace
 
 import torch
 
 from ..data import ImageData, TextData
 from ..figures import Shown, mathematics
+from .evidence import QUANTITIES, Quantity
 from .parameters import ParameterError, changed, check_session
 from .results import Results
 
@@ -150,6 +152,12 @@ def called(model: str) -> str:
     """
     name = re.sub(r"gpt_(\d+)x(\d+)", r"GPT \1×\2", model)
     return re.sub(r"resnet(\d+)", r"ResNet-\1", name).replace("_width", ", width ")
+
+
+def under(study: Results, measure: str) -> Quantity:
+    """A measure of records with the plan's conditions in its name, for sentences that state an order of methods."""
+    quantity = QUANTITIES[measure]
+    return replace(quantity, name=f"{quantity.name} ({conditions(study)})")
 
 
 def device_for(profile: str) -> str:

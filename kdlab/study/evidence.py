@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .results import Measure, Results
-from .statistics import Difference, Interval, against, mean_interval
+from .statistics import Difference, Interval, against, summary
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,7 @@ class Evidence:
 
     def mean(self, arm: str) -> Interval:
         """Mean over seeds, with its own 95 % interval where there are two."""
-        values = list(self.values[arm].values())
-        value = float(np.mean(values))
-        return mean_interval(values) if len(values) > 1 else Interval(value, value, value, 1)
+        return summary(self.values[arm].values())
 
     def differences(self, arm: str, others: Collection[str]) -> dict[str, Difference]:
         """``arm`` minus each of the others; their intervals hold at once (Dunnett's)."""

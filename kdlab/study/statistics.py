@@ -315,6 +315,30 @@ def at_equal(
     return found
 
 
+def off_line(
+    values: Mapping[str, Mapping[int, float]], held: Mapping[str, Mapping[int, float]]
+) -> dict[str, dict[int, float]]:
+    r"""A measure at equal values of another, run by run: what is left of it by the straight line through all runs.
+
+    :math:`y_{as} - \hat y(x_{as})` by arm :math:`a` and seed :math:`s`, for :func:`against`: differences of arms, such as
+    an intervention and its control, at equal :math:`x`. The line is taken as known: :func:`at_equal` counts its uncertainty.
+
+    Args:
+        values: what is compared, by arm and seed.
+        held: what is held equal.
+
+    Raises:
+        ValueError: for runs that do not have both measures, or do not differ in ``held``.
+    """
+    if {a: of.keys() for a, of in values.items()} != {a: of.keys() for a, of in held.items()}:
+        raise ValueError("a line takes both measures of each run.")
+    x, y = np.array([(held[a][s], v) for a, of in values.items() for s, v in of.items()]).T
+    if not np.ptp(x):
+        raise ValueError("runs that are equal in what is held equal have no line.")
+    line = np.poly1d(np.polyfit(x, y, 1))
+    return {a: {s: float(v - line(held[a][s])) for s, v in of.items()} for a, of in values.items()}
+
+
 def _pooled_variance(values, seeds):
     """Variance, degrees of freedom and the arms that lend it: residuals of arms + seeds, or within arms if ``seeds`` is None."""
     lent = [a for a, of in values.items() if len(set(of.values())) > 1 and (seeds is None or of.keys() == seeds)]
