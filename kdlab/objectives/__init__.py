@@ -41,6 +41,7 @@ from .response import (
     smooth_labels,
     soft_targets,
     spread_dark_knowledge,
+    squared_error,
     standardise,
 )
 from .schedules import Constant, Cosine, LearnedTemperature, Linear, Step
@@ -64,6 +65,7 @@ from .terms import (
     SoftTargets,
     SparseForwardKL,
     SpreadSoftTargets,
+    SquaredError,
     Term,
     TotalVariation,
 )
@@ -109,6 +111,7 @@ __all__ = [
     "SparseForwardKL",
     "SparseTargets",
     "SpreadSoftTargets",
+    "SquaredError",
     "Step",
     "Term",
     "TextKL",
@@ -151,6 +154,7 @@ __all__ = [
     "soften",
     "sparse_forward_kl",
     "spread_dark_knowledge",
+    "squared_error",
     "standardise",
     "total_variation",
     "weight_factor",

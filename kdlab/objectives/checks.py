@@ -53,11 +53,11 @@ def check_logits(name, logits, mask=None, at_least=2):
     return False
 
 
-def check_same_shape(student_logits, teacher_logits, mask=None):
+def check_same_shape(student_logits, teacher_logits, mask=None, at_least=2):
     """Whether all entries are known to be finite, of each."""
     finite = (
-        check_logits("student_logits", student_logits, mask),
-        check_logits("teacher_logits", teacher_logits, mask),
+        check_logits("student_logits", student_logits, mask, at_least),
+        check_logits("teacher_logits", teacher_logits, mask, at_least),
     )
     check_same_classes(student_logits, teacher_logits)
     return finite

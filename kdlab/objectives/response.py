@@ -13,10 +13,12 @@ from torch import Tensor
 from .checks import (
     _inspectable,
     check_distribution,
+    check_features,
     check_fraction,
     check_indices,
     check_labels,
     check_logits,
+    check_mask,
     check_several,
     check_temperature,
     counted_labels,
@@ -186,7 +188,8 @@ def logit_mse(
 
     With ``centred``, both logits have their mean subtracted, which no softmax can see; **half** of that is the limit of
     :func:`soft_targets` as :math:`T \to \infty`. Convention: mean over classes and distributions; no temperature. A class that
-    does not exist on both sides (−∞) is none of the :math:`N`; one that exists on one side alone is refused.
+    does not exist on both sides (−∞) is none of the :math:`N`; one that exists on one side alone is refused. One output is enough
+    (:math:`N = 1`, as of a regression; both of shape ``(B, 1)``); ``centred``, nothing would be left of it, which is refused.
 
     Source: Ba & Caruana (2014), eq. 1, half the sum over the classes: this is :math:`2/N` times it; the limit, Hinton, Vinyals & Dean (2015), eq. 4.
 
@@ -195,7 +198,9 @@ def logit_mse(
     >>> logit_mse(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0]]), centred=True)
     tensor(1.)
     """
-    student, teacher, _ = prepared(student_logits, teacher_logits, mask=mask, class_axis=class_axis)
+    student, teacher, _ = prepared(student_logits, teacher_logits, mask=mask, class_axis=class_axis, at_least=1)
+    if centred and student.shape[-1] == 1:
+        raise ValueError("of one output, centred, nothing is left to match: centred=False.")
     difference = full_precision(student) - full_precision(teacher)
     total, classes, absent = difference.sum(-1, keepdim=True), student.shape[-1], None
     if not _inspectable(total) or not torch.isfinite(total).all():
@@ -206,6 +211,52 @@ def logit_mse(
         difference = difference - total / classes
         difference = difference if absent is None else difference.masked_fill(absent, 0.0)
     return _reduced((difference.square().sum(-1, keepdim=True) / classes).squeeze(-1), mask, reduction, count)
+
+
+def squared_error(
+    outputs: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    count=None,
+    reduction: str = "batchmean",
+    class_axis: int | None = None,
+) -> Tensor:
+    r"""Regression: the mean squared difference of outputs and labels that are numbers.
+
+    .. math:: \frac1N \sum_i (z_i - y_i)^2, \qquad \frac{\partial}{\partial z_i} = \frac{2 (z_i - y_i)}{N}
+
+    Convention: mean over outputs and examples; nothing is broadcast, so that outputs ``(B, 1)`` and labels ``(B,)`` are of the same
+    examples and not of all pairs. The same between student and teacher is :func:`logit_mse`.
+
+    Args:
+        outputs: :math:`z`, shape ``(..., N)``.
+        target: :math:`y`, floating point, of the same shape; of one output also without its axis.
+        mask, count, reduction: see :func:`~kdlab.objectives.reduction.reduce`; what a mask leaves out may be NaN.
+        class_axis: where the outputs are, such as 1 for maps ``(B, N, H, W)``; None is the last axis.
+
+    Raises:
+        TypeError: for labels that are not floating point.
+        ValueError: for shapes that do not fit, and for NaN and infinities.
+
+    >>> squared_error(torch.tensor([[1.0], [0.0]]), torch.tensor([3.0, 0.0]))
+    tensor(2.)
+    """
+    if not isinstance(target, Tensor) or not target.is_floating_point():
+        kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
+        raise TypeError(f"labels of a regression are floating point, not {kind}: labels.float().")
+    if isinstance(outputs, Tensor) and target.ndim == outputs.ndim - 1:
+        axis = outputs.ndim - 1 if class_axis is None else class_axis
+        target = target.unsqueeze(axis) if outputs.shape[axis] == 1 else target
+    if not isinstance(outputs, Tensor) or outputs.shape != target.shape:
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"labels of shape {tuple(target.shape)} do not fit outputs of shape {shape}: one label an output.")
+    outputs, target = classes_last(class_axis, outputs, target, fits=mask)
+    if mask is not None:
+        check_mask(mask, outputs[..., 0], empty=True)
+    check_features(outputs, target, ("outputs", "labels"), mask=mask)
+    difference = counted_rows(full_precision(outputs), mask) - counted_rows(full_precision(target), mask)
+    return reduce(difference.square().mean(-1), mask, reduction, count)
 
 
 def standardise(logits: Tensor, *, class_axis: int | None = None) -> Tensor:

@@ -134,16 +134,17 @@ def prepared(
     mask: Tensor | None = None,
     class_axis: int | None = None,
     fits: Tensor | None = None,
+    at_least: int = 2,
 ) -> tuple[Tensor, Tensor, float | Tensor]:
     """Logits of student and teacher and a temperature, as every loss computes with them.
 
-    They are checked, their classes are in the last axis, and what does not count is zero (of a temperature, one).
+    They are checked, of ``at_least`` so many classes, which are in the last axis; what does not count is zero (of a temperature, one).
     """
     student, teacher, temperature = classes_last(
         class_axis, student_logits, teacher_logits, temperature, fits=mask if fits is None else fits
     )
     _check_shape(mask, student)
-    finite = check_same_shape(student, teacher, mask)
+    finite = check_same_shape(student, teacher, mask, at_least)
     temperature = _counted_temperature(temperature, student, mask)
     return counted_rows(student, mask, finite[0]), counted_rows(teacher, mask, finite[1]), temperature
 

@@ -560,6 +560,25 @@ class LogitMSE(Term):
         return response.logit_mse(student_logits, teacher_logits.detach(), centred=self.centred, **how)
 
 
+class SquaredError(Term):
+    r""":math:`\frac1N\sum (z_i - y_i)^2` of outputs and labels that are numbers: :func:`~kdlab.objectives.response.squared_error`.
+
+    Beside it, :class:`LogitMSE` matches the outputs of a teacher, of one output too.
+    """
+
+    needs_teacher = False
+
+    def __init__(self, class_axis: int | None = None):
+        super().__init__()
+        self.class_axis = class_axis
+
+    def extra_repr(self):
+        return _options(class_axis=self.class_axis)
+
+    def forward(self, *, student_logits, labels, mask=None, count=None, **_):
+        return response.squared_error(student_logits, labels, mask=mask, count=count, class_axis=self.class_axis)
+
+
 class DecoupledKD(_Softened):
     """DKD: :func:`~kdlab.objectives.response.decoupled_kd`."""
 

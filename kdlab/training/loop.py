@@ -19,7 +19,7 @@ from ..objectives.checks import IGNORED
 from .checkpoint import load_run, require_safetensors, save_run
 from .distributed import anywhere, average, average_gradients, rank_and_world, synchronised_batch_norm
 from .graphs import GraphedStep, graphable
-from .measures import evaluation_mode, measure_split
+from .measures import evaluation_mode, measure_split, measured_by
 from .modules import check_two, moved_to, share_layers, storages, training_mode
 from .precision import autocast, gradient_scaler
 from .recipe import Recipe
@@ -62,6 +62,9 @@ class Interruptible:
     def __getattr__(self, name):
         return getattr(self.split, name)
 
+    def __len__(self) -> int:
+        return len(self.split)
+
     def batches(self, *arguments, **options):
         for batch in self.split.batches(*arguments, **options):
             if self.stop is not None and anywhere(self.stop()):
@@ -77,6 +80,7 @@ def fit(
     recipe: Recipe,
     teacher: nn.Module | None = None,
     validation=None,
+    measure: Callable[[nn.Module, object], dict[str, float]] | None = None,
     device="cpu",
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float | None = None,
@@ -112,6 +116,9 @@ def fit(
         recipe: how to train. Its seed fixes the batches; the student's initial weights are the caller's.
         teacher: needed if the objective needs one.
         validation: a split or DataLoader that is measured after each epoch, in evaluation mode; None measures nothing.
+        measure: what is measured of it, where that is not what :func:`~kdlab.training.measures.measure` says: a function of the student,
+            in evaluation mode, and the validation split, which returns numbers by their names; such as
+            ``lambda student, split: {"error": (predict(student, split) - split.labels).abs().mean().item()}``.
         device: where to train, such as ``"cuda"``.
         checkpoint: a file that is written after every epoch. If it is there already, the run goes on from it, bit
             for bit as if it had never stopped (on the same device); if it is of another run, it is refused.
@@ -140,6 +147,7 @@ def fit(
         train=train,
         teacher=teacher,
         validation=validation,
+        measure=measure,
         device=device,
         checkpoint_seconds=checkpoint_seconds,
         gradient_norms=gradient_norms,
@@ -156,6 +164,7 @@ def fit_together(
     train,
     teacher: nn.Module | None = None,
     validation=None,
+    measure: Callable[[nn.Module, object], dict[str, float]] | None = None,
     device="cpu",
     checkpoint_seconds: float | None = None,
     gradient_norms: bool = False,
@@ -174,7 +183,7 @@ def fit_together(
             done, steps of the next, steps of an epoch.
         graphs: on CUDA, capture the step of all students as one graph, each a branch of its own, where no objective
             changes in the course of training.
-        train, teacher, validation, device, checkpoint_seconds, gradient_norms, stop: as in :func:`fit`.
+        train, teacher, validation, measure, device, checkpoint_seconds, gradient_norms, stop: as in :func:`fit`.
 
     Returns:
         For each learner its history, or the error of one that diverged, which stops no other.
@@ -191,7 +200,7 @@ def fit_together(
     validation = None if validation is None else as_split(validation, "validation")
     for learner in learners:
         _check_learner(learner, train, teacher, gradient_norms)
-    _check_splits(train, validation, learners[0].recipe)
+    _check_splits(train, validation, learners[0].recipe, measure)
     shared = {tuple(getattr(learner.recipe, name) for name in _SHARED) for learner in learners}
     if len(shared) > 1:
         raise ValueError(f"students that train side by side share {', '.join(_SHARED)}.")
@@ -237,7 +246,7 @@ def fit_together(
                 group.train(active, until=min([steps, *ahead]))
                 for s in active:
                     if s.step == steps and not s.ended:
-                        s.end_epoch(validation, steps, always_save=checkpoint_seconds is None)
+                        s.end_epoch(validation, measure, steps, always_save=checkpoint_seconds is None)
                 group.save_if_due(students)
         except Stopped:
             group.save(students)
@@ -265,6 +274,8 @@ def _check_learner(learner: Learner, train, teacher, gradient_norms) -> None:
     whole = any(kind in getattr(part, "needs_whole_batch_of", ()) for part in objective.modules())
     if learner.recipe.micro_batches > 1 and whole:
         raise ValueError(f"the objective {objective!r} needs each batch as a whole: micro_batches=1.")
+    if learner.recipe.micro_batches > 1 and labels is not None and labels.is_floating_point() and labels.ndim > 3:
+        raise ValueError("of labels that are maps of numbers the positions are not known here: micro_batches=1.")
     if learner.recipe.micro_batches > 1:
         _check_counts(objective, learner.recipe.micro_batches)
     if learner.recipe.teacher_view == "own" and not getattr(train, "augments", True):
@@ -292,7 +303,7 @@ def _check_counts(objective, parts: int) -> None:
             )
 
 
-def _check_splits(train, validation, recipe: Recipe) -> None:
+def _check_splits(train, validation, recipe: Recipe, measure) -> None:
     """What would be noticed after an epoch only."""
     if hasattr(train, "loader") and train.batch_size != recipe.batch_size:
         raise ValueError(
@@ -303,6 +314,10 @@ def _check_splits(train, validation, recipe: Recipe) -> None:
         raise ValueError(
             "pictures in kdlab.data.Examples are neither cropped nor flipped: say augment=False in the recipe, or give a kdlab.data.Split of images."
         )
+    if measure is not None:
+        if validation is None:
+            raise ValueError("measure=… is of a validation split: give validation=…, too.")
+        return
     labels = getattr(validation, "labels", None)
     if labels is None and hasattr(validation, "loader"):
         _, labels, _ = next(validation.batches(1))
@@ -310,8 +325,8 @@ def _check_splits(train, validation, recipe: Recipe) -> None:
         labels.double().sum(-1), torch.ones((), dtype=torch.double), atol=1e-2
     ):
         raise ValueError(
-            "labels of the validation split are no probabilities of classes, and what is measured of it is the accuracy of one: give "
-            "validation=None, and measure with kdlab.training.predict."
+            "labels of the validation split are no probabilities of classes, and what is measured of it is the accuracy of one: say "
+            "in measure=… what else is."
         )
 
 
@@ -481,7 +496,7 @@ class _Student:
     def parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def end_epoch(self, validation, steps: int, always_save: bool) -> None:
+    def end_epoch(self, validation, measure, steps: int, always_save: bool) -> None:
         """Measure, and begin the next epoch; a student whose numbers are not finite ends here."""
         try:
             means = {name: average(total / steps).item() for name, total in self.sums.items()}
@@ -498,7 +513,10 @@ class _Student:
                 "seconds": self.seconds,
                 "examples_per_second": examples / self.seconds,
             }
-            if validation is not None:
+            if measure is not None:
+                entry["validation"] = measured_by(measure, self.model, validation)
+                self.check_finite({f"{name} of the validation": x for name, x in entry["validation"].items()})
+            elif validation is not None:
                 entry["validation"] = measure_split(
                     self.model, validation, device=self.device, precision=self.recipe.precision
                 )
@@ -817,6 +835,8 @@ def _unchanged_copy(teacher: nn.Module) -> nn.Module:
 
 def _counted(labels: Tensor) -> Tensor:
     """Which labels count: all but −100. Those that are not whole numbers, such as probabilities, have an axis of classes."""
+    if labels.is_floating_point() and labels.ndim > 3:  # maps, whose axis of classes only the terms know
+        return labels.new_ones(len(labels), dtype=torch.bool)
     if labels.is_floating_point():
         return labels.new_ones(labels.shape[:-1] or labels.shape, dtype=torch.bool)
     return labels != IGNORED

@@ -2,8 +2,9 @@ r"""What is measured of a trained student: accuracy, calibration, fidelity to it
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -232,6 +233,23 @@ def measure_split(model: nn.Module, split, *, device="cpu", precision: str = "fl
     logits = predict(model, split, batch_size=size, device=device, precision=precision)
     labels = split.labels.cpu() if hasattr(split, "labels") else split.all_labels
     return measure(logits, labels, **_how(logits, labels))
+
+
+@torch.no_grad()
+def measured_by(function, model: nn.Module, split) -> dict[str, float]:
+    """What a function of a model and a split says, the model in evaluation mode; numbers by their names.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    with evaluation_mode(model):
+        found = function(model, split)
+    if not isinstance(found, Mapping) or not found:
+        raise TypeError(f"what is measured is a dictionary of numbers by their names, not {found!r}.")
+    plain = {name: x.item() if isinstance(x, Tensor) and x.numel() == 1 else x for name, x in found.items()}
+    if wrong := [name for name, x in plain.items() if not isinstance(name, str) or not isinstance(x, Real)]:
+        raise TypeError(f"what is measured is a dictionary of numbers by their names; {wrong[0]!r} is {found[wrong[0]]!r}.")
+    return {name: float(x) for name, x in plain.items()}
 
 
 @torch.no_grad()
