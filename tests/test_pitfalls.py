@@ -2604,7 +2604,7 @@ def test_a_smaller_number_is_not_called_above():
         try:
             said = statements.above("hint", "alone", {"hint": 0.3, "alone": 0.5}, RATE, **how)
         except ValueError as error:
-            assert "calls a smaller number" in str(error)
+            assert "calls a smaller number" in str(error)  # noqa: PT017
         else:
             raise AssertionError(said.text)
 
