@@ -17,7 +17,7 @@
 # any number of classes; from which temperature on the exponent really is −2; and over which range $T^2$ keeps the soft
 # loss's pull constant.
 #
-# *Needs: two CPU cores and about a minute.*
+# *Needs: one CPU core and about a minute.*
 
 # %% tags=["parameters"]
 profile = "cpu"  # or "gpu"

@@ -13,6 +13,7 @@ from kdlab.study.parameters import declared_in
 #: One chapter a line; with these it takes less than 20 seconds of a slow core.
 OTHER = {
     3: {"temperatures": [2.0, 5.0, 20.0], "hot": [5.0, 50.0, 500.0], "classes": 70, "train_images": 320, "seed": 3},
+    5: {"printed": [0.5, 0.03, 0.27, 0.3, 0.02, 0.18], "temperature": 3.0, "classes": 70, "images": 200, "seed": 3},
 }
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
@@ -38,11 +39,11 @@ def said(executed) -> str:
     outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
     texts = [o.get("text", "") or o["data"].get("text/html", o["data"].get("text/plain", "")) for o in outputs]
     words = re.sub(r"<svg[^>]*?aria-label=\"([^\"]*)\".*?</svg>", r"\1 ", "\n".join(texts), flags=re.DOTALL)
-    return html.unescape(re.sub(r"<[^>]+>", " ", words))
+    return html.unescape(re.sub(r"<[^>]+>", " ", words)).replace("{,}", ",")
 
 
 #: By which letter a page calls a parameter.
-SYMBOLS = {"temperatures": "T", "hot": "T", "temperature": "T", "classes": "N"}
+SYMBOLS = {"temperatures": "T", "hot": "T", "temperature": "T", "classes": "N", "sizes": "[Nn]"}
 
 
 def numbers(value) -> set:
