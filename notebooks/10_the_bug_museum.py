@@ -22,7 +22,12 @@
 # *Needs: one CPU core and about two minutes.*
 
 # %% tags=["parameters"]
-profile = "cpu"
+profile: str = "cpu"  # "cpu" or "gpu"
+seeds: list[int] = [0, 1, 2, 3, 4, 5]  # each draws a task, its examples and a student
+epochs: int = 12  # of a student on the bench
+temperature: float = 4.0  # of the soft targets, above 1
+top_k: int = 3  # of a teacher's 20 classes that exhibit 6 keeps
+picture_seeds: list[int] = [0, 1, 2]  # of the students that learn from pictures
 
 # %% tags=["hide-input"]
 import copy
@@ -55,15 +60,20 @@ from kdlab.objectives import (
     soft_targets,
     soften,
 )
-from kdlab.study import mean_interval, paired_difference
 from kdlab.study.display import device_for
 from kdlab.study.evidence import Quantity
+from kdlab.study.parameters import require
 from kdlab.study.statements import above, below, falls, in_order, rises, undecided, within
+from kdlab.study.statistics import summary
 from kdlab.theory import reference
 from kdlab.training import Recipe, accuracy, fit, predict
 
 use_style()
 device = device_for(profile)
+require(temperature > 1, f"temperature must be above 1, with which it is compared, and not {temperature:g}.")
+require(top_k < 20, f"top_k must be below 20, the number of classes, and not {top_k}.")
+for name, given in (("seeds", seeds), ("picture_seeds", picture_seeds)):
+    require(len(set(given)) == len(given), f"{name} must differ from each other: {given}.")
 
 # %% [markdown]
 # ## The bench
@@ -72,12 +82,11 @@ device = device_for(profile)
 # classes whose posterior is known exactly. <!-- by definition --> The teacher *is* that posterior. So whatever goes wrong is the
 # mistake's doing, not the teacher's, and a student can be measured against the truth.
 #
-# There are eight seeds. A seed draws its own task, its own 640 training examples and the student's initial weights. <!-- by definition --> To save
-# time, the eight students are trained side by side as one model whose parts share nothing.
+# A seed draws its own task, its own training examples and the student's initial weights. To save
+# time, the students of all seeds are trained side by side as one model whose parts share nothing.
 
 # %%
-SEEDS = 8
-tasks = [KnownPosterior.draw(noise=1.2, seed=seed) for seed in range(SEEDS)]
+tasks = [KnownPosterior.draw(noise=1.2, seed=seed) for seed in seeds]
 
 
 class SideBySide(nn.Module):
@@ -101,7 +110,7 @@ def side_by_side(parts):
 
 def draw(n, stream):
     """``n`` examples of each seed's task."""
-    generators = [torch.Generator().manual_seed(100 * stream + s) for s in range(SEEDS)]
+    generators = [torch.Generator().manual_seed(100 * stream + s) for s in seeds]
     return side_by_side(
         [task.sample(n, generator=g) for task, g in zip(tasks, generators, strict=True)]
     )
@@ -117,13 +126,13 @@ truth = SideBySide([ExactTeacher(task) for task in tasks])
 test_truth = predict(truth, test)
 
 # %% [markdown]
-# Two things are measured: **accuracy** on 4,000 test examples, and how far the student is from the truth,
+# Two things are measured on test examples: **accuracy**, and how far the student is from the truth,
 # $D_{\mathrm{KL}}(\text{truth}\,\|\,q)$ at temperature one, in nats. <!-- by definition --> Of each exhibit the right and the wrong version are run from the same
-# weights on the same batches, and what is kept is the difference *wrong − right*, seed by seed, with its 95 % interval.
+# weights on the same batches, and what is kept is the difference *wrong − right*, seed by seed, with its 95 % interval where there is more than one seed. <!-- by definition -->
 
 # %%
 BASE = Recipe(
-    epochs=25, batch_size=64, optimizer="adam", learning_rate=1e-2, weight_decay=0.0,
+    epochs=epochs, batch_size=64, optimizer="adam", learning_rate=1e-2, weight_decay=0.0,
     schedule="cosine", augment=False,
 )  # fmt: skip
 
@@ -145,7 +154,7 @@ def score(students):
 
 def distil(objective, *, report=None, gradient_norms=False, **changes):
     """Train the students of all seeds, and score them."""
-    students = SideBySide([seeded(s, lambda: mlp(16, 20)) for s in range(SEEDS)])
+    students = SideBySide([seeded(s, lambda: mlp(16, 20)) for s in seeds])
     history = fit(
         students,
         objective,
@@ -156,6 +165,17 @@ def distil(objective, *, report=None, gradient_norms=False, **changes):
         gradient_norms=gradient_norms,
     )
     return {**score(students), "history": history, "students": students}
+
+
+def paired_difference(wrong, right):
+    """Wrong minus right over the seeds of which neither diverged."""
+    each = np.subtract(wrong, right)
+    return summary(each[np.isfinite(each)])
+
+
+def over_seeds(given):
+    """What stands behind a mean, for a caption."""
+    return f"mean and 95 % interval over {len(given)} seeds" if len(given) > 1 else "one seed and no interval"
 
 
 NATS = Quantity("distance from the truth", "nats", 1, 4, "lower")
@@ -188,7 +208,7 @@ def compare(name, wrong, right):
     shared = [key for key in ("accuracy", "nats") if key in wrong and key in right]
     effects[name] = {key: paired_difference(wrong[key], right[key]) for key in shared}
     shown = [
-        f"{i.mean:{form}} [{i.low:{form}}, {i.high:{form}}] {unit}"
+        f"{i.bracketed(form)} {unit}"
         for key, form, unit in (("accuracy", "+.2f", "points"), ("nats", "+.4f", "nats"))
         if (i := effects[name].get(key))
     ]
@@ -200,20 +220,20 @@ def compare(name, wrong, right):
 # without a teacher.
 
 # %%
-RIGHT = 0.5 * CrossEntropy() + 0.5 * SoftTargets(temperature=4)
+RIGHT = 0.5 * CrossEntropy() + 0.5 * SoftTargets(temperature=temperature)
 right = distil(RIGHT, gradient_norms=True)
 labels_alone = distil(1.0 * CrossEntropy())
 for name, run in (("labels alone", labels_alone), ("distilled", right)):
-    print(f"accuracy (%), {name}: {mean_interval(run['accuracy']):.1f}")
-    print(f"nats from the truth, {name}: {mean_interval(run['nats']):.3f}")
+    print(f"accuracy (%), {name}: {summary(run['accuracy']):.1f}")
+    print(f"nats from the truth, {name}: {summary(run['nats']):.3f}")
 
 # %% [markdown]
 # The distance between these two rows is what a mistake has to destroy before nothing is left of the teacher.
 #
-# Is a student who learns beside others the one it would be alone? The loss is a mean over all eight, so that each gets an eighth of its gradient, and Adam, but for its $\epsilon$, takes no notice of a constant factor:
+# Is a student who learns beside others the one it would be alone? The loss is a mean over all of them, so that each gets a part of its gradient, and Adam, but for its $\epsilon$, takes no notice of a constant factor:
 
 # %%
-alone = seeded(0, lambda: mlp(16, 20))
+alone = seeded(seeds[0], lambda: mlp(16, 20))
 fit(
     alone,
     RIGHT,
@@ -224,7 +244,6 @@ fit(
 own = forward_kl(
     predict(alone, Examples(test.inputs[:, 0], test.labels[:, 0])), test_truth[:, 0]
 )
-print(f"student 0: {right['nats'][0]:.4f} nats beside the others, {own:.4f} alone")
 within(
     "beside the others",
     "alone",
@@ -263,7 +282,9 @@ class Loss(Term):
 # the teacher's voice fades, and nothing says so. How much of the students' gradient comes from the teacher?
 
 # %%
-without = distil(0.5 * CrossEntropy() + 0.5 * ForwardKL(temperature=4), gradient_norms=True)
+without = distil(
+    0.5 * CrossEntropy() + 0.5 * ForwardKL(temperature=temperature), gradient_norms=True
+)
 
 
 def teachers_share(run, term):
@@ -284,16 +305,17 @@ compare("T² lost, beside labels", without, right)
 
 # %% [markdown]
 # Is it a mistake, or only another parametrisation? A constant factor can be put into the weight. So we tune the weight, for both
-# losses over the same four ratios, and let the validation split choose.
+# losses over the same four ratios, a factor $T^2$ apart, and let the validation split choose.
 
 # %%
-ODDS = (1 / 16, 1, 16, 256)  # weight of the teacher over weight of the labels
+square = temperature**2
+ODDS = (1 / square, 1, square, square**2)  # weight of the teacher over weight of the labels
 at_one = {SoftTargets: right, ForwardKL: without}  # 1 : 1 has been run
 
 
 def at_odds(kind, odds):
     hard = 1 / (1 + odds)
-    return distil(hard * CrossEntropy() + (1 - hard) * kind(temperature=4))
+    return distil(hard * CrossEntropy() + (1 - hard) * kind(temperature=temperature))
 
 
 def validation_accuracy(run):
@@ -308,13 +330,8 @@ tuned = {}
 for kind, runs in sweep.items():
     chosen = np.argmax([validation_accuracy(run) for run in runs])
     tuned[kind] = runs[chosen]
-    print(f"{kind.__name__:11s} validation chooses {ODDS[chosen]:g} : 1")
-at_the_edge = [
-    kind.__name__
-    for kind, runs in sweep.items()
-    if any(tuned[kind] is run for run in (runs[0], runs[-1]))
-]
-print("at the edge of the grid:", ", ".join(at_the_edge) or "none")
+    edge = ", at the edge of the grid" if chosen in (0, len(ODDS) - 1) else ""
+    print(f"{kind.__name__:11s} validation chooses {ODDS[chosen]:g} : 1{edge}")
 compare("T² lost, weight tuned", tuned[ForwardKL], tuned[SoftTargets])
 
 # %% tags=["hide-input"]
@@ -322,7 +339,7 @@ figure, axis = plt.subplots(figsize=(6.4, 3.3))
 for runs, colour, label in zip(
     sweep.values(), (BLUE, ORANGE), ("with $T^2$", "without"), strict=True
 ):
-    intervals = [mean_interval(run["nats"]) for run in runs]
+    intervals = [summary(run["nats"]) for run in runs]
     means = np.array([i.mean for i in intervals])
     axis.errorbar(
         ODDS,
@@ -342,7 +359,7 @@ axis.set(
     xlabel="weight of the teacher : weight of the labels",
     ylabel="nats from the truth",
     xticks=ODDS,
-    xticklabels=["1 : 16", "1 : 1", "16 : 1", "256 : 1"],
+    xticklabels=[f"1 : {square:g}", "1 : 1", f"{square:g} : 1", f"{square**2:g} : 1"],
     ylim=(0, None),
 )
 axis.minorticks_off()
@@ -350,8 +367,8 @@ axis.legend()
 show(
     figure,
     label="lost-square",
-    caption="Distance from the truth against the ratio of the weights. A constant factor is a shift on this axis, by "
-    r"$T^2=16$, one step of the grid: what is lost can be given back by the weight, by who knows that it is lost.",
+    caption=f"Distance from the truth against the ratio of the weights, {over_seeds(seeds)}. A constant factor is a shift on this axis, by "
+    f"$T^2={square:g}$, one step of the grid: what is lost can be given back by the weight, by who knows that it is lost.",
     alt="Two curves on a logarithmic axis of weight ratios: "
     + "; ".join(
         f"{name} from {runs[0]['nats'].mean():.3f} to {runs[-1]['nats'].mean():.3f} nats"
@@ -366,8 +383,8 @@ show(
 # At the weights of somebody else's recipe the lost $T^2$ may be expensive, and a weight tuned for it gives it back. Where the teacher is the *only* term, Adam divides the factor out:
 
 # %%
-teacher_alone = distil(1.0 * SoftTargets(temperature=4))
-quiet = distil(1.0 * ForwardKL(temperature=4))
+teacher_alone = distil(1.0 * SoftTargets(temperature=temperature))
+quiet = distil(1.0 * ForwardKL(temperature=temperature))
 compare("T² lost, teacher alone", quiet, teacher_alone)
 SHARE = Quantity("the teacher's share of the gradient", "points", 100, 0, "higher", "%")
 display(
@@ -397,8 +414,10 @@ display(
 
 # %%
 def mean_over_everything(z, t, y):
-    losses = F.kl_div(log_soften(z, 4), soften(t, 4), reduction="none")
-    return 16 * losses.mean()  # meant: losses.sum(-1).mean()
+    losses = F.kl_div(
+        log_soften(z, temperature), soften(t, temperature), reduction="none"
+    )
+    return temperature**2 * losses.mean()  # meant: losses.sum(-1).mean()
 
 
 by_mean = distil(0.5 * CrossEntropy() + 0.5 * Loss(mean_over_everything))
@@ -411,16 +430,16 @@ compare("mean over the classes", by_mean, right)
 # %%
 generator = torch.Generator().manual_seed(0)
 z, t = torch.randn(2, 64, 20, generator=generator)
-wider = [torch.cat([x, torch.full_like(x, -1e4)], -1) for x in (z, t)]
+wider = [torch.cat([x, torch.full_like(x, -1e4 * temperature)], -1) for x in (z, t)]
 for name, loss in (
     ("mean over everything", mean_over_everything),
-    ("kdlab", lambda z, t, y: soft_targets(z, t)),
+    ("kdlab", lambda z, t, y: soft_targets(z, t, temperature=temperature)),
 ):
     print(
         f"{name:21s} {loss(z, t, None):.4f}; "
         f"with 20 empty classes more {loss(*wider, None):.4f}"
     )
-assert torch.isclose(soft_targets(*wider), soft_targets(z, t))
+    assert name != "kdlab" or torch.isclose(loss(*wider, None), loss(z, t, None), rtol=1e-4)
 costs("mean over the classes", by_mean, right)
 
 # %% [markdown]
@@ -438,18 +457,20 @@ costs("mean over the classes", by_mean, right)
 
 # %%
 turned = {}
-for temperature in (4, 1):
+for T in (temperature, 1.0):
     arrows = {
-        kind: 0.5 * CrossEntropy() + 0.5 * temperature**2 * kind(temperature=temperature)
+        kind: 0.5 * CrossEntropy() + 0.5 * T**2 * kind(temperature=T)
         for kind in (ForwardKL, ReverseKL)
     }
-    reverse, forward = distil(arrows[ReverseKL]), distil(arrows[ForwardKL])
-    compare(f"arrow turned, T = {temperature}", reverse, forward)
-    turned[f"T = {temperature}"] = reverse["nats"] - forward["nats"]
+    forward = right if T == temperature else distil(arrows[ForwardKL])  # it has been run
+    reverse = distil(arrows[ReverseKL])
+    compare(f"arrow turned, T = {T:g}", reverse, forward)
+    turned[f"T = {T:g}"] = reverse["nats"] - forward["nats"]
+hot = f"T = {temperature:g}"
 TURNED = Quantity("cost of the turned arrow", "nats", 1, 4, "lower")
 display(
-    above("T = 1", [0, "T = 4"], turned, TURNED),
-    within("T = 4", 0, 0.01, turned, TURNED),
+    above("T = 1", [0, hot], turned, TURNED),
+    within(hot, 0, 0.01, turned, TURNED),
 )
 
 # %% [markdown]
@@ -473,19 +494,20 @@ assert round(forward_kl(teacher_example, student_example).item(), 4) == 0.4338
 # serves both names, since the students are the same:
 
 # %%
-epochs = []
+LONG = 2 * epochs + 6
+by_epoch, target = [], predict(truth, validation)
 
 
 def note(students):
     """After each epoch: validation loss under both names, and how good students are."""
-    logits, target = predict(students, validation), predict(truth, validation)
-    how = {"temperature": 4, "reduction": "none"}
+    logits = predict(students, validation)
+    how = {"temperature": temperature, "reduction": "none"}
     scored = score(students)
-    epochs.append(
+    by_epoch.append(
         {
             "KL": forward_kl(logits, target, **how).mean(0).numpy(),
             "cross-entropy": (
-                cross_entropy(logits, soften(target, 4), **how).mean(0).numpy()
+                cross_entropy(logits, soften(target, temperature), **how).mean(0).numpy()
             ),
             "accuracy": scored["accuracy"],
             "nats": scored["nats"],
@@ -495,21 +517,21 @@ def note(students):
     )  # fmt: skip
 
 
-distil(1.0 * SoftTargets(temperature=4), report=note, epochs=40, schedule="constant")
-curve = {key: np.stack([np.asarray(e[key]) for e in epochs]) for key in epochs[0]}
+distil(1.0 * SoftTargets(temperature=temperature), report=note, epochs=LONG, schedule="constant")
+curve = {key: np.stack([np.asarray(e[key]) for e in by_epoch]) for key in by_epoch[0]}
 
 
 def stopped(loss):
     """Stop at the first epoch that improves the validation loss by less than 1 %."""
     slow = curve[loss][1:] > 0.99 * curve[loss][:-1]
     epoch = np.where(slow.any(0), slow.argmax(0) + 1, len(curve[loss]) - 1)
-    kept = {key: curve[key][epoch, np.arange(SEEDS)] for key in ("accuracy", "nats")}
+    kept = {key: curve[key][epoch, np.arange(len(seeds))] for key in ("accuracy", "nats")}
     return {**kept, "epoch": epoch + 1}
 
 
 stop = {loss: stopped(loss) for loss in ("KL", "cross-entropy")}
 for loss, found in stop.items():
-    print(f"epochs until the {loss} stops: {mean_interval(found['epoch']):.1f}")
+    print(f"epochs until the {loss} stops: {summary(found['epoch']):.1f}")
 compare("cross-entropy called KL, stopped by it", stop["cross-entropy"], stop["KL"])
 
 # %% tags=["hide-input"]
@@ -532,7 +554,7 @@ show(
     figure,
     label="two-names",
     caption="The same students, read as a cross-entropy and as a divergence. The first cannot fall below the teacher's entropy. Dots: where a rule "
-    "that waits for an improvement of less than one per cent stops each. Means over seeds.",
+    f"that waits for an improvement of less than one per cent stops each. Means over n = {len(seeds)}.",
     alt="Two curves over epochs on a logarithmic axis. From the first epoch to the last the cross-entropy goes from "
     f"{curve['cross-entropy'][0].mean():.3f} to {curve['cross-entropy'][-1].mean():.3f}, the KL from {curve['KL'][0].mean():.4f} to {curve['KL'][-1].mean():.4f}.",
 )
@@ -577,7 +599,7 @@ print(f"probability of a class masked by −1000: {masked_first.softmax(-1)[0].i
 # The usual rescue, adding $10^{-8}$, adds *zero* in float16. And a mask that adds −1000 to a logit lies beyond every one of these cliffs, so that `p * log(p)`
 # is $0\cdot\infty$, which is not a number. <!-- by definition --> Nor is −1000 infinite: among logits of that size the masked class comes through. <!-- by definition -->
 #
-# Digits die a second way, where nobody sees an infinity. Near its teacher, a student's divergence is a small difference of large terms. Below, students at nine distances from their teacher, at $T=4$. The logits are rounded to bfloat16 first, as mixed precision gives them; the error is that of the *arithmetic* alone, against the closed
+# Digits die a second way, where nobody sees an infinity. Near its teacher, a student's divergence is a small difference of large terms. Below, students at nine distances from their teacher, at the bench's $T$. The logits are rounded to bfloat16 first, as mixed precision gives them; the error is that of the *arithmetic* alone, against the closed
 # form in float64.
 
 # %%
@@ -586,10 +608,10 @@ teacher_rows, noise = 4 * torch.randn(2, 512, 20, generator=generator)
 
 
 def textbook(dtype, logarithm):
-    """Σ p (log p − log q) at T = 4, each step in one type."""
+    """Σ p (log p − log q) at the bench's T, each step in one type."""
 
     def divergence(z, t):
-        log_q, log_p = (logarithm(x.to(dtype) / 4) for x in (z, t))
+        log_q, log_p = (logarithm(x.to(dtype) / temperature) for x in (z, t))
         return (log_p.exp() * (log_p - log_q)).sum(-1)
 
     return divergence
@@ -599,12 +621,12 @@ ways = {
     "log of softmax, bfloat16": textbook(torch.bfloat16, lambda x: x.softmax(-1).log()),
     "log_softmax, bfloat16": textbook(torch.bfloat16, lambda x: x.log_softmax(-1)),
     "log_softmax, float32": textbook(torch.float32, lambda x: x.log_softmax(-1)),
-    "kdlab": lambda z, t: forward_kl(z, t, temperature=4, reduction="none"),
+    "kdlab": lambda z, t: forward_kl(z, t, temperature=temperature, reduction="none"),
 }
 exact, errors = [], {name: [] for name in ways}
 for distance in np.geomspace(2, 0.01, 9):
     pair = [x.bfloat16() for x in (teacher_rows + distance * noise / 4, teacher_rows)]
-    oracle = reference.forward_kl(*(x.double().numpy() for x in pair), 4)
+    oracle = reference.forward_kl(*(x.double().numpy() for x in pair), temperature)
     exact.append(oracle.mean())
     for name, way in ways.items():
         off = way(*pair).double().numpy() - oracle
@@ -647,25 +669,25 @@ show(
 
 
 # %%
-def half_precision(dtype, temperature):
+def half_precision(dtype, T):
     """T² KL as log(softmax + 1e-8), all of it in half precision."""
 
     def log_of_softmax(z, t, y):
-        p, q = (torch.softmax(x.to(dtype) / temperature, -1) for x in (t, z))
+        p, q = (torch.softmax(x.to(dtype) / T, -1) for x in (t, z))
         losses = (p * (torch.log(p + 1e-8) - torch.log(q + 1e-8))).sum(-1)
-        return temperature**2 * losses.float().mean()
+        return T**2 * losses.float().mean()
 
     return 1.0 * Loss(log_of_softmax)
 
 
-in_bfloat16 = distil(half_precision(torch.bfloat16, 4))
+in_bfloat16 = distil(half_precision(torch.bfloat16, temperature))
 compare("log of softmax, bfloat16", in_bfloat16, teacher_alone)
-for temperature in (1, 4):
+for T in (1.0, temperature):
     try:
-        distil(half_precision(torch.float16, temperature))
-        print(f"float16, T = {temperature}: no mishap")
+        distil(half_precision(torch.float16, T))
+        print(f"float16, T = {T:g}: no mishap")
     except FloatingPointError as error:
-        print(f"float16, T = {temperature}: {str(error).split(';')[0]}")
+        print(f"float16, T = {T:g}: {str(error).split(';')[0]}")
 
 # %% [markdown]
 # Where float16 leaves the finite numbers the run is stopped, and says so. Bfloat16 has the range of float32 with fewer digits. <!-- by definition --> Two things are to be told apart, the student and the *measurement*: who logs such a divergence, stops by it, or compares students by it, may read noise.
@@ -696,48 +718,48 @@ display(
 # restricted to the $k$. **Meant:** a divergence from the teacher, of whom only this is known.
 #
 # The first tells the student that everything else is impossible. The second tells it nothing about everything else. A third way adds one class for "any
-# other", with all the probability that is left: `restrict_vocabulary(..., rest=True)`. Here $k=3$ of 20, at $T=1$, the teacher alone.
+# other", with all the probability that is left: `restrict_vocabulary(..., rest=True)`. Here $k$ is the parameter `top_k`, of 20 classes, at $T=1$, the teacher alone.
 
 
 # %%
 def renormalised(z, t, y):
-    top = t.topk(3)
+    top = t.topk(top_k)
     target = torch.zeros_like(t).scatter(-1, top.indices, top.values.softmax(-1))
     return cross_entropy(z, target)
 
 
 def restricted(z, t, y):
-    top = t.topk(3).indices
+    top = t.topk(top_k).indices
     return forward_kl(restrict_vocabulary(z, top), restrict_vocabulary(t, top))
 
 
 def with_rest(z, t, y):
-    top = t.topk(3).indices
+    top = t.topk(top_k).indices
     return forward_kl(
         restrict_vocabulary(z, top, rest=True), restrict_vocabulary(t, top, rest=True)
     )
 
 
 whole = distil(1.0 * ForwardKL())
-top3 = {f.__name__: distil(1.0 * Loss(f)) for f in (renormalised, restricted, with_rest)}
-compare("top 3 renormalised", top3["renormalised"], whole)
-compare("both restricted to the top 3", top3["restricted"], whole)
-compare("top 3 and the rest", top3["with_rest"], whole)
+cut = {f.__name__: distil(1.0 * Loss(f)) for f in (renormalised, restricted, with_rest)}
+compare(f"top {top_k} renormalised", cut["renormalised"], whole)
+compare(f"both restricted to the top {top_k}", cut["restricted"], whole)
+compare(f"top {top_k} and the rest", cut["with_rest"], whole)
 
 # %% tags=["hide-input"]
 order = test_truth.argsort(-1, descending=True)
 profiles = {
     "the truth": (test_truth, "grey", ":"),
     "whole teacher": (whole["logits"], BLUE, "-"),
-    "top 3 and the rest": (top3["with_rest"]["logits"], GREEN, "-"),
-    "top 3 renormalised": (top3["renormalised"]["logits"], ORANGE, "-"),
-    "both restricted": (top3["restricted"]["logits"], VERMILION, "-"),
+    f"top {top_k} and the rest": (cut["with_rest"]["logits"], GREEN, "-"),
+    f"top {top_k} renormalised": (cut["renormalised"]["logits"], ORANGE, "-"),
+    "both restricted": (cut["restricted"]["logits"], VERMILION, "-"),
 }
 figure, axis = plt.subplots(figsize=(6.4, 3.5))
 for name, (values, colour, style) in profiles.items():
     by_rank = values.softmax(-1).gather(-1, order).mean((0, 1))
     axis.plot(range(1, 21), by_rank, color=colour, linestyle=style, marker=".", label=name)
-axis.axvline(3.5, color="grey", linewidth=0.8)
+axis.axvline(top_k + 0.5, color="grey", linewidth=0.8)
 axis.set(
     yscale="log",
     xlabel="rank of the class, by the teacher",
@@ -762,8 +784,8 @@ truth_entropy = entropy(test_truth).mean(0).numpy()
 
 
 def behind_the_cut(values):
-    """Probability outside the teacher's top three, mean over examples, in per cent."""
-    return 100 * values.softmax(-1).gather(-1, order)[..., 3:].sum(-1).mean(0).numpy()
+    """Probability outside the teacher's top classes, mean over examples, in per cent."""
+    return 100 * values.softmax(-1).gather(-1, order)[..., top_k:].sum(-1).mean(0).numpy()
 
 
 table(
@@ -777,9 +799,9 @@ table(
         ]
         for name, run in (
             ("the whole teacher", whole),
-            ("top 3 and the rest", top3["with_rest"]),
-            ("top 3 renormalised", top3["renormalised"]),
-            ("both restricted", top3["restricted"]),
+            (f"top {top_k} and the rest", cut["with_rest"]),
+            (f"top {top_k} renormalised", cut["renormalised"]),
+            ("both restricted", cut["restricted"]),
         )
     ],
     caption="Test examples, means over seeds. "
@@ -790,16 +812,16 @@ table(
 ENTROPY = Quantity("entropy", "nats", 1, 3)
 entropies = {
     "the whole teacher": whole["entropy"],
-    **{n: run["entropy"] for n, run in top3.items()},
+    **{n: run["entropy"] for n, run in cut.items()},
 }
 from_truth = {
     "the whole teacher": whole["nats"],
-    **{n: run["nats"] for n, run in top3.items()},
+    **{n: run["nats"] for n, run in cut.items()},
 }
 NAMES = {
-    "renormalised": "top 3 renormalised",
+    "renormalised": f"top {top_k} renormalised",
     "restricted": "both restricted",
-    "with_rest": "top 3 and the rest",
+    "with_rest": f"top {top_k} and the rest",
 }
 display(
     below("renormalised", "the whole teacher", entropies, ENTROPY, names=NAMES),
@@ -855,12 +877,12 @@ class Grammar(nn.Module):
         return Examples(tokens, tokens.masked_fill(padding, -100))
 
 
-grammars = [Grammar(seed) for seed in range(SEEDS)]
+grammars = [Grammar(seed) for seed in seeds]
 reader = SideBySide(grammars)
 
 
 def sentences(n, stream):
-    streams = [torch.Generator().manual_seed(100 * stream + s) for s in range(SEEDS)]
+    streams = [torch.Generator().manual_seed(100 * stream + s) for s in seeds]
     return side_by_side(
         [grammar.sample(n, g) for grammar, g in zip(grammars, streams, strict=True)]
     )
@@ -891,7 +913,7 @@ def teach(loss):
     students = SideBySide(
         [
             seeded(s, lambda: nn.Sequential(nn.Embedding(WORDS, 16), nn.Linear(16, WORDS)))
-            for s in range(SEEDS)
+            for s in seeds
         ]
     )
     recipe = Recipe(**{**vars(BASE), "epochs": 5, "batch_size": 32, "learning_rate": 2e-2})
@@ -903,7 +925,7 @@ def teach(loss):
     return {
         "accuracy": 100 * hits.double().numpy(),
         "nats": (nats.sum((0, 2)) / tokens).double().numpy(),
-        "lengths": torch.stack([write(m, s) for s, m in enumerate(students.models)]),
+        "lengths": torch.stack([write(m, s) for s, m in zip(seeds, students.models, strict=True)]),
     }
 
 
@@ -991,9 +1013,9 @@ show(
 
 # %%
 words = {
-    "real sentences, cut": mean_interval((lengths - 1).view(-1, SEEDS).mean(0)),
-    "mean over tokens": mean_interval(fair["lengths"].mean(1)),
-    "each micro-batch its own mean": mean_interval(by_sentence["lengths"].mean(1)),
+    "real sentences, cut": summary((lengths - 1).view(-1, len(seeds)).mean(0).tolist()),
+    "mean over tokens": summary(fair["lengths"].mean(1)),
+    "each micro-batch its own mean": summary(by_sentence["lengths"].mean(1)),
 }
 for name, interval in words.items():
     print(f"words, {name}: {interval:.1f}")
@@ -1075,7 +1097,7 @@ show(
 
 # %%
 for name, run in (("labels alone", untaught_endless), ("distilled", endless)):
-    print(f"words, end masked, {name}: {mean_interval(run['lengths'].mean(1)):.0f}")
+    print(f"words, end masked, {name}: {summary(run['lengths'].mean(1)):.0f}")
 students_write = {
     "labels alone": untaught["lengths"].mean(1).numpy(),
     "labels alone, end masked": untaught_endless["lengths"].mean(1).numpy(),
@@ -1167,14 +1189,14 @@ def looks_like(darker, seed):
 
 
 def show_pictures(darker=False, wrap=lambda teacher: teacher, report=None, **changes):
-    """Distil for five seeds. The teacher is a copy each time, and is tested afterwards."""
+    """Distil for each seed. The teacher is a copy each time, and is tested afterwards."""
     kept = {"accuracy": [], "nats": [], "teacher": [], "diverged": 0}
-    for seed in range(5):
+    for seed in picture_seeds:
         student, teacher = seeded(seed, lambda: resnet8(10)), copy.deepcopy(expert)
         try:
             fit(
                 student,
-                SoftTargets(temperature=4),
+                SoftTargets(temperature=temperature),
                 train=looks_like(darker, seed),
                 teacher=wrap(teacher),
                 recipe=Recipe(**{**vars(PICTURES), "seed": seed, **changes}),
@@ -1202,15 +1224,15 @@ compare("teacher in training mode, darker images", studying[True], calm[True])
 # %% tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(6.4, 3.2))
 places = {
-    "teacher,\nits own images": (0, [expert_accuracy] * 5, studying[False]["teacher"]),
-    "teacher,\ndarker images": (1, [expert_accuracy] * 5, studying[True]["teacher"]),
+    "teacher,\nits own images": (0, [expert_accuracy] * len(picture_seeds), studying[False]["teacher"]),
+    "teacher,\ndarker images": (1, [expert_accuracy] * len(picture_seeds), studying[True]["teacher"]),
     "student,\nits own images": (2.4, calm[False]["accuracy"], studying[False]["accuracy"]),
     "student,\ndarker images": (3.4, calm[True]["accuracy"], studying[True]["accuracy"]),
 }
 for place, before, after in places.values():
     axis.plot([place - 0.2, place + 0.2], [before, after], color="grey", linewidth=0.8)
-    axis.plot([place - 0.2] * 5, before, "o", color=BLUE, label="evaluation mode")
-    axis.plot([place + 0.2] * 5, after, "o", color=ORANGE, label="training mode")
+    axis.plot([place - 0.2] * len(picture_seeds), before, "o", color=BLUE, label="evaluation mode")
+    axis.plot([place + 0.2] * len(picture_seeds), after, "o", color=ORANGE, label="training mode")
 axis.set(
     xticks=[place for place, _, _ in places.values()],
     xticklabels=list(places),
@@ -1220,7 +1242,7 @@ axis.legend(*(part[:2] for part in axis.get_legend_handles_labels()), fontsize="
 show(
     figure,
     label="modes",
-    caption="Test accuracy on the ordinary digits, five seeds.",
+    caption=f"Test accuracy on the ordinary digits, a dot a seed (n = {len(picture_seeds)}).",
     alt="Four groups of paired dots, evaluation mode and training mode: "
     + "; ".join(
         f"{name.replace(chr(10), ' ')} {np.mean(before):.1f} and {np.mean(after):.1f} %"
@@ -1233,7 +1255,7 @@ show(
 ON_DIGITS = Quantity("test accuracy on the digits", "points", 1, 2, "higher", "%")
 CROSS = Quantity("test cross-entropy on the digits", "nats", 1, 3, "lower")
 teachers = {
-    "the teacher before": [expert_accuracy] * 5,
+    "the teacher before": [expert_accuracy] * len(picture_seeds),
     "the teacher after it taught on darker images": studying[True]["teacher"],
 }
 taught_by = {
@@ -1281,11 +1303,11 @@ fast = {"optimizer": "sgd", "learning_rate": 0.1}
 frozen_fast = show_pictures(report=leave_in_evaluation_mode, **fast)
 calm_fast = show_pictures(**fast)
 print(
-    f"with SGD at 0.1: {frozen_fast['diverged']} of 5 diverge; "
+    f"with SGD at 0.1: {frozen_fast['diverged']} of {len(picture_seeds)} diverge; "
     f"in training mode {calm_fast['diverged']}"
 )
 DIVERGED = Quantity(
-    "number of students that diverge, of five, by SGD at 0.1", "", 1, 0, "lower"
+    f"number of students that diverge, of {len(picture_seeds)}, by SGD at 0.1", "", 1, 0, "lower"
 )
 diverged = {
     "left in evaluation mode": frozen_fast["diverged"],
@@ -1324,7 +1346,7 @@ class Stored(Term):
     def __init__(self, by_example):
         super().__init__()
         self.by_example, self.step = by_example, 0
-        self.logits = torch.empty(len(train), SEEDS, 20)
+        self.logits = torch.empty(len(train), len(seeds), 20)
 
     def extra_repr(self):
         return f"by_example={self.by_example}"
@@ -1336,7 +1358,7 @@ class Stored(Term):
         key = index if self.by_example else place
         if first:
             self.logits[key] = teacher_logits
-        return soft_targets(student_logits, self.logits[key], temperature=4)
+        return soft_targets(student_logits, self.logits[key], temperature=temperature)
 
 
 stored = {
@@ -1365,7 +1387,7 @@ display(
 # %% [markdown]
 # What is left of the teacher is the average answer, the same for every example. The loss tells on it once: as the second epoch begins. Who looks at the end alone sees a loss that falls.
 #
-# Memory banks have the same disease. Kept by position in the batch, a bank for 640 examples moves as many entries as a batch has:
+# Memory banks have the same disease. Kept by position in the batch, a bank for all examples moves as many entries as a batch has:
 
 # %%
 moved = {}
@@ -1379,7 +1401,7 @@ for key in ("index", "position"):
         bank.update(place, torch.randn(len(index), 8), batch_labels[:, 0])
     moved[key] = int((bank.entries != before).any(1).sum())
 print("entries that moved in one epoch:", moved)
-assert moved == {"index": 640, "position": 64}
+assert moved == {"index": len(train), "position": 64}
 
 # %% [markdown]
 # **Caught by** `test_teacher_sees_what_the_student_sees` and `test_memory_is_keyed_by_example`. *Teacher and student get the same tensor at each step of a shuffled, augmented epoch; an epoch in
@@ -1395,7 +1417,7 @@ assert moved == {"index": 640, "position": 64}
 
 # %%
 def from_itself(z, t, y):
-    return soft_targets(z, z.detach(), temperature=4)
+    return soft_targets(z, z.detach(), temperature=temperature)
 
 
 itself = distil(0.5 * CrossEntropy() + 0.5 * Loss(from_itself), gradient_norms=True)
@@ -1476,21 +1498,21 @@ display(
 # ### Exhibit 12. The flattered method
 #
 # The last room holds mistakes in code that is otherwise right. **Written:** `best = max(test_accuracy)` over epochs. **Meant:** the epoch that the *validation*
-# split chooses. The curves of exhibit 4 serve: 40 epochs, the first 500 test examples as "the test split", and the other 3,500 as fresh ones that nobody has looked at. <!-- by definition -->
+# split chooses. The curves of exhibit 4 serve, some of their test examples as "the test split", and the others as fresh ones that nobody has looked at.
 
 # %%
 SHOWN = 500
 on_test = 100 * curve["test"][:, :SHOWN].mean(1)
 on_fresh = 100 * curve["test"][:, SHOWN:].mean(1)
 on_validation = 100 * curve["validation"].mean(1)
-seeds = np.arange(SEEDS)
+column = np.arange(len(seeds))
 best, chosen = on_test.argmax(0), on_validation.argmax(0)
 compare(
     "reported: best epoch on the test split",
-    {"accuracy": on_test[best, seeds]},
-    {"accuracy": on_test[chosen, seeds]},
+    {"accuracy": on_test[best, column]},
+    {"accuracy": on_test[chosen, column]},
 )
-fresh = paired_difference(on_fresh[best, seeds], on_fresh[chosen, seeds])
+fresh = paired_difference(on_fresh[best, column], on_fresh[chosen, column])
 print(f"points, the same epochs on fresh examples: {fresh:+.2f}")
 
 # %% tags=["hide-input"]
@@ -1499,10 +1521,10 @@ optimism = []
 for size in sizes:
     seen = 100 * curve["test"][:, :size].mean(1)
     at = seen.argmax(0)
-    optimism.append(paired_difference(seen[at, seeds], seen[chosen, seeds]))
+    optimism.append(paired_difference(seen[at, column], seen[chosen, column]))
 figure, (left, right_panel) = plt.subplots(1, 2, figsize=(7.8, 3.3))
-left.plot(range(1, 41), on_test[:, 0], color=ORANGE, label=f"{SHOWN} test examples")
-left.plot(range(1, 41), on_fresh[:, 0], color=BLUE, label="fresh examples")
+left.plot(range(1, LONG + 1), on_test[:, 0], color=ORANGE, label=f"{SHOWN} test examples")
+left.plot(range(1, LONG + 1), on_fresh[:, 0], color=BLUE, label="fresh examples")
 left.plot(best[0] + 1, on_test[best[0], 0], "*", color=ORANGE, markersize=15)
 left.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(on_fresh[:, 0].max() - 12, None))
 left.legend(fontsize="small")
@@ -1527,8 +1549,8 @@ right_panel.minorticks_off()
 show(
     figure,
     label="optimism",
-    caption="Left: one seed; the star is what would be reported. Right: by how much the best of 40 epochs on the test split exceeds the one that validation "
-    f"chooses, mean and 95 % interval over {SEEDS} seeds.",
+    caption=f"Left: one seed; the star is what would be reported. Right: by how much the best of {LONG} epochs on the test split exceeds the one that validation "
+    f"chooses, {over_seeds(seeds)}.",
     alt="Left: a noisy curve around a smooth one, a star on its highest peak. Right: "
     + ", ".join(
         f"{i.mean:+.2f} points at {size}" for size, i in zip(sizes, optimism, strict=True)
@@ -1568,14 +1590,14 @@ advantage = {
     for name, baseline in baselines.items()
 }
 for name, gain in advantage.items():
-    print(f"points gained over the {name} baseline: {mean_interval(gain['accuracy']):+.2f}")
-    print(f"nats gained over the {name} baseline:   {mean_interval(gain['nats']):+.3f}")
+    print(f"points gained over the {name} baseline: {summary(gain['accuracy']):+.2f}")
+    print(f"nats gained over the {name} baseline:   {summary(gain['nats']):+.3f}")
 compare("reported: gain over an untuned baseline", advantage["untuned"], advantage["tuned"])
 
 # %%
 gift = {
-    "on the test split": on_test[best, seeds] - on_test[chosen, seeds],
-    "on fresh examples": on_fresh[best, seeds] - on_fresh[chosen, seeds],
+    "on the test split": on_test[best, column] - on_test[chosen, column],
+    "on fresh examples": on_fresh[best, column] - on_fresh[chosen, column],
 }
 GIFT = Quantity("gain of the best epoch over the chosen one", "points", 1, 2)
 GAIN = Quantity("reported gain of distillation", "points", 1, 2)
@@ -1668,7 +1690,12 @@ except ValueError as error:
 
 
 # %% tags=["hide-input"]
-REMEDIES = ("T² lost, weight tuned", "top 3 and the rest")
+REMEDIES = ("T² lost, weight tuned", f"top {top_k} and the rest")
+
+
+def known(interval):
+    """Whether the sign of an effect is known; a single run does not tell."""
+    return interval.n > 1 and interval.excludes_zero
 
 
 def nats_of(name):
@@ -1690,7 +1717,7 @@ for panel, key in zip(panels, ("accuracy", "nats"), strict=True):
             row,
             "o",
             markeredgecolor=colour,
-            color=colour if interval.excludes_zero else "white",
+            color=colour if known(interval) else "white",
             markersize=6,
         )
     panel.axvline(0, color="grey", linewidth=1)
@@ -1718,15 +1745,15 @@ for panel in panels:
 show(
     figure,
     label="effects",
-    caption="Wrong minus right, mean and 95 % interval over paired seeds (8; for the digits 5), sorted by the distance from the truth. Hollow: the interval "
-    "contains zero, the sign is not known. Green: a remedy, measured like a mistake. Purple: the student is the same, what is reported of it differs. Axes are linear near zero and logarithmic beyond.",
+    caption=f"Wrong minus right, paired: {over_seeds(seeds)} (for the digits, {over_seeds(picture_seeds)}), sorted by the distance from the truth. Hollow: the interval "
+    "contains zero, or there is none, and the sign is not known. Green: a remedy, measured like a mistake. Purple: the student is the same, what is reported of it differs. Axes are linear near zero and logarithmic beyond.",
     alt="Two columns of dots with intervals, one row for each mistake: difference in accuracy on the left, difference in nats from the truth on the right, from "
     f"{order[0]} at the bottom to {order[-1]} at the top.",
 )
 
 # %%
 silent = {
-    key: [n for n in effects if key in effects[n] and not effects[n][key].excludes_zero]
+    key: [n for n in effects if key in effects[n] and not known(effects[n][key])]
     for key in ("accuracy", "nats")
 }
 only_nats = [
@@ -1816,7 +1843,7 @@ print(f"that is {len(only_nats)} and {len(both)} of {len(effects)}")
 # ```{solution} ex-best-seed
 # :class: dropdown
 #
-# Set `tasks = [KnownPosterior.draw(noise=1.2, seed=0)] * SEEDS`, run the cells of the bench again, and take the accuracy on the first 500 test examples from
+# Set `tasks = [KnownPosterior.draw(noise=1.2, seed=0)] * len(seeds)`, run the cells of the bench again, and take the accuracy on the first 500 test examples from
 # `distil(RIGHT)["logits"]`: compare the largest of the eight with their mean. <!-- by definition --> Even if all students were equally good, an accuracy $a$ on $n$ examples has a standard deviation of $\sqrt{a(1-a)/n}$,
 # and the largest of eight independent draws lies about 1.4 deviations above their mean. <!-- by definition -->
 # ```

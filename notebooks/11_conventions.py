@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Conventions: the same name, six losses
+# # Conventions: the same name, other losses
 #
-# A recipe says "KD, $T=4$, weight 0.9". You have the same data, the same networks and another library. You set $T=4$ and 0.9, and
+# A recipe says "KD, $T=4$, weight 0.9". You have the same data, the same networks and another library. You set the same two numbers, and
 # train on a different loss. Nothing warns you: what each library adds for the teacher is right by its own lights.
 #
 # **At the end you will know** what nine libraries add for the teacher, by what factor a weight has to change between them, where no
@@ -18,13 +18,18 @@
 # *Needs: one CPU core and a few seconds.*
 
 # %% tags=["parameters"]
-profile = "cpu"
+profile: str = "cpu"  # "cpu" or "gpu"
+temperature: float = 4.0  # at which libraries are compared
+beta: float = 0.5  # of the generalised JSD of TRL and Liger, below 1
+classes: int = 100  # N
+lengths: list[int] = [32, 24, 16, 8]  # of the sequences of the batch, in tokens
+max_length: int = 4096  # to which DistillKit 0.1 is configured
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from kdlab.figures import (
     BLUE,
@@ -40,9 +45,18 @@ from kdlab.figures import (
 from kdlab.objectives import cross_entropy, forward_kl, generalised_jsd
 from kdlab.objectives.conventions import CONVENTIONS, loss_as_in, weight_factor
 from kdlab.study.display import device_for
+from kdlab.study.evidence import Quantity
+from kdlab.study.parameters import require
+from kdlab.study.statements import above, within
 
 use_style()
-device = device_for(profile)  # checked, not used: a few logits need no GPU
+device = device_for(profile)
+require(beta < 1, f"beta must be below 1: at its ends the JSD is another loss (see the jump), and not {beta:g}.")
+require(classes > 1, f"classes must be two or more, and not {classes}.")
+require(
+    max_length >= max(lengths),
+    f"max_length must be {max(lengths)} or more, as long as the longest of lengths, and not {max_length}.",
+)
 
 # %% [markdown]
 # ## Four questions to ask of a library
@@ -93,26 +107,27 @@ table(
 # %% [markdown]
 # ## One batch, one temperature, one weight
 #
-# Four sequences of different length, so that some positions are padding; a hundred classes; $T=4$; weight one. Libraries made for images know
+# Sequences of different length, so that some positions are padding; one temperature; weight one. Libraries made for images know
 # no padding: they are given all positions in a row, as one would do.
 
 # %%
-T, MAX_LENGTH = 4.0, 4096
+T, longest = temperature, max(lengths)
 
 
-def make_batch(N=100, lengths=(32, 24, 16, 8), seed=0):
+def make_batch(N=classes, lengths=lengths, seed=0):
     """Student logits, teacher logits, and which positions are real."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), max(lengths), N)
     teacher, noise = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
     real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return (1.5 * teacher + 1.5 * noise).requires_grad_(), 3 * teacher, real
+    student = (1.5 * teacher + 1.5 * noise).to(device).requires_grad_()
+    return student, 3 * teacher.to(device), real.to(device)
 
 
-def teachers_part(library, z, t, real, T=T, beta=0.5, labels=True):
+def teachers_part(library, z, t, real, T=T, beta=beta, labels=True):
     """What a library adds to the loss for the teacher, at weight one."""
     convention = CONVENTIONS[library]
-    how = {"temperature": T, "beta": beta, "max_length": MAX_LENGTH}
+    how = {"temperature": T, "beta": beta, "max_length": max_length}
     if convention.masked:
         return loss_as_in(library, z, t, mask=real, **how)
     if convention.images:
@@ -170,7 +185,7 @@ axis.set(
 )
 axis.set_yticklabels(order)
 of_colour = {
-    colour: ", ".join(name for name, c in zip(order, colours, strict=True) if c == colour)
+    colour: ", ".join(name for name, c in zip(order, colours, strict=True) if c == colour) or "none"
     for colour in (BLUE, VERMILION, PURPLE)
 }
 show(
@@ -190,7 +205,7 @@ table(
         [name, f"{loss:.4f}", f"{size:.4f}", f"{cosine:.4f}", f"{padding:.0%}"]
         for name, (loss, size, cosine, padding) in ((n, cases[n]) for n in order[::-1])
     ],
-    caption=f"The numbers of the figure: {real.numel()} positions, {int(real.sum())} of them real, $N={z.shape[-1]}$, $T={T:g}$, $\\beta=0.5$ for "
+    caption=f"The numbers of the figure: {real.numel()} positions, {int(real.sum())} of them real, $N={classes}$, $T={T:g}$, $\\beta={beta:g}$ for "
     "TRL and Liger (TRL's own default is $\\beta=1$).",
 )
 
@@ -208,10 +223,6 @@ def different(names):
 
 
 losses = different([name for name in CONVENTIONS if name != "kdlab"])
-for group in losses:
-    print(", ".join(group))
-print(f"{len(CONVENTIONS) - 1} rows of the first table, {len(losses)} losses")
-assert len(losses) == 6 and len(different(cases)) == 7  # one library has two
 
 # %% tags=["hide-input"]
 by_value = sorted(cases, key=lambda name: -cases[name][0])
@@ -220,6 +231,9 @@ place = {
     "gradient": order[::-1].index("TextBrewer") + 1,
 }
 Markdown(
+    f"The {len(CONVENTIONS) - 1} libraries of the first table have **{len(losses)} losses** here: "
+    + "; ".join(" = ".join(group) for group in losses)
+    + f". With torchdistill's two branches they are {len(different(cases))}.\n\n"
     f"The values of the loss say little. TextBrewer's is number {place['value']} of {len(cases)} by size, since it is a cross-entropy, which contains the "
     f"teacher's entropy; its gradient is number {place['gradient']}. Loss curves of two libraries cannot be compared."
 )
@@ -232,7 +246,7 @@ Markdown(
 # number of classes.
 
 # %% tags=["hide-input"]
-unpadded = make_batch(lengths=(32, 32, 32, 32))
+unpadded = make_batch(lengths=[longest] * 4)
 shape = unpadded[0].shape[:-1]
 measured, stated = {}, {}
 for name in CONVENTIONS:
@@ -242,8 +256,8 @@ for name in CONVENTIONS:
             name,
             temperature=T,
             shape=shape,
-            max_length=MAX_LENGTH,
-            classes=unpadded[0].shape[-1],
+            max_length=max_length,
+            classes=classes,
         )
     except ValueError as error:
         stated[name], refusal = None, error
@@ -273,12 +287,12 @@ print(refusal)
 # size. It is the teacher's weight *relative to something else* that counts: to the labels, to weight decay inside the gradient, to a threshold at which gradients are clipped.
 # TRL's two trainers and TextBrewer's defaults have the teacher for their only term; the default optimiser of the `Trainer` on which TRL builds is AdamW.
 #
-# A toy shows it. A table of logits learns a teacher's distributions over ten classes, its loss multiplied by the factors
-# 1, 1/16 (a lost $T^2$ at $T=4$) and 0.09 ($\beta(1-\beta)$ at $\beta=0.1$).
+# A toy shows it. A table of logits learns a teacher's distributions over ten classes, its loss multiplied by one, by
+# $1/T^2$ (which was lost) and by $\beta(1-\beta)$ (what a JSD has of a KL).
 
 
 # %%
-FACTORS = {"1": 1.0, "1/16": 1 / 16, "0.09": 0.09}
+FACTORS = {"1": 1.0, f"1/{T**2:g}": 1 / T**2, f"{beta * (1 - beta):.2g}": beta * (1 - beta)}
 SETTINGS = {  # optimiser, its learning rate, weight of the labels
     "AdamW, teacher alone": (torch.optim.AdamW, 0.03, 0.0),
     "SGD, teacher alone": (torch.optim.SGD, 3.0, 0.0),
@@ -287,11 +301,12 @@ SETTINGS = {  # optimiser, its learning rate, weight of the labels
 generator = torch.Generator().manual_seed(0)
 toy_teacher = 2 * torch.randn(64, 10, generator=generator)
 toy_labels = torch.multinomial(toy_teacher.softmax(-1), 1, generator=generator)[:, 0]
+toy_teacher, toy_labels = toy_teacher.to(device), toy_labels.to(device)
 
 
 def end_of(optimiser, rate, labels_weight, factor, steps=100):
     """KL from the teacher after a training whose teacher's term has this factor."""
-    student = torch.zeros(64, 10, requires_grad=True)
+    student = torch.zeros(64, 10, device=device, requires_grad=True)
     optimiser = optimiser([student], lr=rate, weight_decay=0.0)
     for _ in range(steps):
         loss = factor * forward_kl(student, toy_teacher)
@@ -318,14 +333,16 @@ table(
 )
 
 # %%
+SPREAD = Quantity("largest over smallest KL that the factors leave", "", 1, 3)
 spread_of = {
-    setting: max(values.values()) / min(values.values())
-    for setting, values in ended.items()
+    setting: max(values.values()) / min(values.values()) for setting, values in ended.items()
 }
-for setting, spread in spread_of.items():
-    print(f"{setting}: largest over smallest {spread:.4f}")
-assert spread_of["AdamW, teacher alone"] < 1.001
-assert min(v for k, v in spread_of.items() if k != "AdamW, teacher alone") > 2
+divided_out = "AdamW, teacher alone"
+display(
+    within(divided_out, 1, 0.001, spread_of, SPREAD),
+    above("SGD, teacher alone", divided_out, spread_of, SPREAD, factor=2),
+    above("AdamW, with labels", divided_out, spread_of, SPREAD, factor=2),
+)
 
 # %% [markdown]
 # So “weight” in the rest of this chapter means: weight beside another term, or under SGD. Where the teacher is alone under Adam, two losses that
@@ -345,13 +362,13 @@ LINES = {
     "TRL": (PURPLE, "-"),
 }
 temperatures = np.geomspace(0.5, 20, 13)
-paddings = np.arange(0, 32, 4)
-classes = (4, 16, 64, 256, 1024, 4096)
+paddings = np.unique(np.linspace(0, 0.875 * longest, 8, dtype=int))
+widths = (4, 16, 64, 256, 1024, 4096)
 of_T = {n: [beside_ours(n, *unpadded, T=x)[1] for x in temperatures] for n in LINES}
-batches = [make_batch(lengths=(32, *[32 - int(k)] * 3)) for k in paddings]
+batches = [make_batch(lengths=[longest, *[longest - int(k)] * 3]) for k in paddings]
 of_padding = {n: [beside_ours(n, *batch)[1] for batch in batches] for n in LINES}
 share = [1 - batch[2].double().mean().item() for batch in batches]
-wide = [make_batch(N=N, lengths=(32, 32, 32, 32)) for N in classes]
+wide = [make_batch(N=N, lengths=[min(longest, 32)] * 4) for N in widths]
 of_N = {n: [beside_ours(n, *batch)[1] for batch in wide] for n in LINES}
 
 
@@ -362,7 +379,7 @@ def slope(x, y):
 
 
 slopes = {
-    name: (slope(temperatures, of_T[name]), slope(classes, of_N[name])) for name in LINES
+    name: (slope(temperatures, of_T[name]), slope(widths, of_N[name])) for name in LINES
 }
 falls_with_padding = [n for n in LINES if of_padding[n][-1] < 0.9 * of_padding[n][0]]
 falls_with_T = [n for n in LINES if slopes[n][0] < -1.5]
@@ -371,8 +388,8 @@ figure, panels = plt.subplots(1, 3, figsize=(8.6, 3.6), sharey=True)
 for name, (colour, style) in LINES.items():
     panels[0].loglog(temperatures, of_T[name], style, color=colour)
     panels[1].semilogy(100 * np.array(share), of_padding[name], style, color=colour)
-    panels[2].loglog(classes, of_N[name], style, color=colour, label=name)
-panels[2].loglog(classes, 1 / np.array(classes), ":", color="grey", label="÷ N")
+    panels[2].loglog(widths, of_N[name], style, color=colour, label=name)
+panels[2].loglog(widths, 1 / np.array(widths), ":", color="grey", label="÷ N")
 panels[0].set(xlabel="temperature", ylabel="gradient over kdlab's")
 panels[1].set(xlabel="padding (% of positions)")
 panels[2].set(xlabel="classes $N$")
@@ -392,8 +409,6 @@ show(
     alt=f"Three panels of lines. Against temperature, {' and '.join(falls_with_T)} fall. Against padding, {', '.join(falls_with_padding)} fall. "
     f"Against the number of classes {' and '.join(falls_with_N)} falls along a dotted line.",
 )
-assert falls_with_T == ["TextBrewer", "TRL"] and falls_with_N == ["DeiT"]
-assert falls_with_padding == ["mdistiller", "DistillKit 0.1", "DeiT"]
 
 # %% [markdown]
 # Three things to take from it.
@@ -411,11 +426,17 @@ assert falls_with_padding == ["mdistiller", "DistillKit 0.1", "DeiT"]
 # appears: for $p\approx q$, $\mathrm{JSD}_\beta \approx \beta(1-\beta)\,D_{\mathrm{KL}}$, and the ratio tends to $\beta(1-\beta)/T^2$:
 
 # %%
+rows = []
 for hot in (4.0, 20.0, 100.0):
     _, size, cosine, _ = beside_ours("TRL", *unpadded, T=hot)
-    print(f"T={hot:5g}   ratio × T² = {size * hot**2:.4f}   cosine {cosine:.6f}")
-assert np.isclose(size * hot**2, 0.25, atol=1e-3)
-assert weight_factor("TRL", "kdlab", temperature=4.0, beta=0.0) == 1 / 16
+    rows.append([f"{hot:g}", f"{size * hot**2:.4f}", f"{cosine:.6f}"])
+assert np.isclose(size * hot**2, beta * (1 - beta), rtol=0.05)
+assert np.isclose(weight_factor("TRL", "kdlab", temperature=T, beta=0.0), 1 / T**2)
+table(
+    ["$T$", "ratio times $T^2$", "cosine"],
+    rows,
+    caption=f"TRL's gradient beside that of the KL, at $\\beta={beta:g}$, where $\\beta(1-\\beta)={beta * (1 - beta):g}$.",
+)
 
 # %% [markdown]
 # ## A T² that comes and goes
@@ -434,7 +455,7 @@ for alpha in (1.0, 0.1, 0.01, 0.001, 0.0):
     teacher = loss - alpha * cross_entropy(flat[0], flat[2])
     ratio = (torch.autograd.grad(teacher, z)[0].norm() / bare.norm()).item()
     rows.append([f"{alpha:g}", f"{ratio:.4f}"])
-assert np.isclose(float(rows[-2][1]), T**2) and np.isclose(float(rows[-1][1]), 1)
+    assert np.isclose(ratio, T**2 if alpha else 1)
 table(
     ["alpha", "teacher's gradient, over that of the bare KL"],
     rows,
@@ -510,11 +531,16 @@ show(
 )
 
 # %%
-for beta in (0.0, 0.001, 0.01, 0.1, 0.5):
-    print(
-        f"beta={beta:<6g} TRL {at(beta, as_trl):.4f}   "
-        f"scaled {at(beta, lambda x: as_kdlab(x, scaled=True)):.4f}"
-    )
+table(
+    ["$\\beta$", "TRL", "scaled"],
+    [
+        [f"{b:g}", f"{at(b, as_trl):.4f}", f"{at(b, lambda x: as_kdlab(x, scaled=True)):.4f}"]
+        for b in (0.0, 0.001, 0.01, 0.1, 0.5)
+    ],
+    caption="The loss (nats) near its end and away from it, at $T=1$.",
+)
+
+# %% tags=["hide-input"]
 assert at(0.001, as_trl) < 0.01 * ends[0]
 assert np.isclose(at(1e-4, lambda x: as_kdlab(x, scaled=True)), ends[0], rtol=0.01)
 
@@ -526,7 +552,7 @@ assert np.isclose(at(1e-4, lambda x: as_kdlab(x, scaled=True)), ends[0], rtol=0.
 #
 # ## Moving a recipe
 #
-# mdistiller's default is 0.1 for the labels and 0.9 for the teacher at $T=4$. In TextBrewer the labels keep their weight and the teacher's is
+# mdistiller's default is 0.1 for the labels and 0.9 for the teacher. In TextBrewer the labels keep their weight and the teacher's is
 # multiplied by the factor:
 
 # %%
@@ -579,12 +605,18 @@ assert torch.allclose(converted, wanted)
 # A paper distils in TextBrewer with $T=2$ and `kd_loss_weight = 1`, without labels. Write it as an objective of kdlab.
 # ```
 #
-# ```{solution} ex-conventions-recipe
+# ````{solution} ex-conventions-recipe
 # :class: dropdown
 #
-# `weight_factor("TextBrewer", "kdlab", temperature=2.0)` is $1/T^2$, so `0.25 * SoftTargets(temperature=2)`. Its loss is lower by the
-# teacher's entropy; its gradient is the same. As the teacher is the only term, that factor matters under SGD or clipping and not under Adam.
+# ```python
+# from kdlab.objectives import SoftTargets
+#
+# objective = weight_factor("TextBrewer", "kdlab", temperature=2.0) * SoftTargets(temperature=2.0)
 # ```
+#
+# The factor is $1/T^2$. Its loss is lower by the
+# teacher's entropy; its gradient is the same. As the teacher is the only term, that factor matters under SGD or clipping and not under Adam.
+# ````
 #
 # ```{exercise}
 # :label: ex-conventions-length
@@ -592,24 +624,53 @@ assert torch.allclose(converted, wanted)
 # With DistillKit 0.1 you halve `max_length`, since no example is that long. Not one token of the data changes. What does?
 # ```
 #
-# ```{solution} ex-conventions-length
+# ````{solution} ex-conventions-length
 # :class: dropdown
 #
-# The teacher's term doubles, and the cross-entropy, a mean over real tokens, stays: with $\alpha$ unchanged the teacher has twice
-# the weight. <!-- by definition --> `loss_as_in("DistillKit 0.1", …, max_length=2048)` shows it. (Its batches are padded to `max_length`, so that padding halves as well: what
-# doubles is the part at real positions.) <!-- by definition -->
+# ```python
+# one, halved = (
+#     loss_as_in("DistillKit 0.1", z, t, temperature=T, max_length=length).item()
+#     for length in (2 * max_length, max_length)
+# )
+# print(f"{halved / one:.3f} times the loss")
 # ```
+#
+# The teacher's term doubles, and the cross-entropy, a mean over real tokens, stays: with $\alpha$ unchanged the teacher has twice
+# the weight. <!-- by definition --> (Its batches are padded to `max_length`, so that padding halves as well: what
+# doubles is the part at real positions.) <!-- by definition -->
+# ````
 #
 # ```{exercise}
 # :label: ex-conventions-beta
 #
 # Someone trains with TRL, the teacher alone, and finds that forward KL ($\beta=0$) "learns much faster than $\beta=0.1$". Which experiment would tell the divergence from the
-# weight? What do you expect under AdamW?
+# weight? What do you expect under AdamW? Do it with the toy.
 # ```
 #
-# ```{solution} ex-conventions-beta
+# ````{solution} ex-conventions-beta
 # :class: dropdown
+#
+# ```python
+# def toy_end(optimiser, rate, loss, steps=100):
+#     student = torch.zeros(64, 10, device=device, requires_grad=True)
+#     optimiser = optimiser([student], lr=rate, weight_decay=0.0)
+#     for _ in range(steps):
+#         optimiser.zero_grad()
+#         loss(student, toy_teacher).backward()
+#         optimiser.step()
+#     return forward_kl(student.detach(), toy_teacher).item()
+#
+#
+# tried = {
+#     "forward KL": forward_kl,
+#     "beta = 0.1": lambda z, t: generalised_jsd(z, t, beta=0.1),
+#     "beta = 0.1, scaled": lambda z, t: generalised_jsd(z, t, beta=0.1, scaled=True),
+# }
+# for name, loss in tried.items():
+#     ends_at = [toy_end(*how, loss) for how in ((torch.optim.SGD, 3.0), (torch.optim.AdamW, 0.03))]
+#     print(f"{name}: KL {ends_at[0]:.4f} by SGD, {ends_at[1]:.4f} by AdamW")
+# ```
 #
 # Train $\beta=0.1$ with the loss divided by $\beta(1-\beta)$, or tune the learning rate for each. If the difference vanishes it was the
 # weight. Under AdamW without clipping the factor cancels, so that the difference should stay: then it was the divergence. (With `max_grad_norm`, which `transformers` sets by default, and under SGD it may have been the weight.)
-# ```
+# ````
