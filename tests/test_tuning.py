@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdlab.objectives import CrossEntropy
-from kdlab.study import Spec
+from kdlab.study import Spec, results
+from kdlab.study.display import conditions
 from kdlab.study.grown import (
     CONTROLS,
     EPOCHS,
@@ -22,6 +23,7 @@ from kdlab.study.grown import (
 )
 from kdlab.study.plans import recorded, specs_of
 from kdlab.study.records import write_record
+from kdlab.study.results import Results
 from kdlab.study.tuning import STEP, Try, Tuning
 from kdlab.training import Recipe
 
@@ -175,3 +177,11 @@ def test_the_published_recipe_is_scaled_and_its_weight_multiplied():
 def test_the_grid_is_the_same_for_every_method():
     tries = {method: tuning(method).first(lambda spec: None)[0] for method in METHODS}
     assert len({tuple(t) for t in tries.values()}) == 1
+
+
+def test_conditions_say_how_a_plan_chose_its_learning_rates():
+    tuned = conditions(Results("grown", tuple(grown(by_rate)), {}))
+    assert tuned == "ResNet-20 to ResNet-8, 5 to 240 epochs, learning rates chosen on the validation split"
+    asked = conditions(results("small"))
+    assert "one learning rate, 0.1, chosen for none of the objectives (3 of 53 arms have another)" in asked
+    assert conditions(results("language-small")).endswith("chosen for none of the objectives")

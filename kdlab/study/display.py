@@ -11,7 +11,9 @@ from ..data import ImageData, TextData
 from ..figures import Shown, mathematics
 from .evidence import QUANTITIES, Quantity
 from .parameters import ParameterError, changed, check_session
+from .plans import GROWING
 from .results import Results
+from .tuning import TRY
 
 #: What can become of a claim.
 VERDICTS = {
@@ -135,13 +137,25 @@ def slots(study: Results, arms: Collection[str], what: str) -> list[Shown]:
 
 
 def conditions(study: Results) -> str:
-    """Under what a plan's arms are compared, in words: networks, length of training and learning rate of its plain distillation.
+    """Under what a plan's arms are compared, in words: networks, length of training, and how the learning rate was chosen.
 
-    An order of methods is an order under these: whoever states it states them.
+    An order of methods is an order under these: whoever states it states them. Networks and length are those of the plain distillation;
+    of a plan that grows, which chooses its rates, all lengths are named.
     """
-    spec = next(spec for spec in study.specs if spec.arm == "kd")
-    rate = f"one learning rate, {spec.recipe.learning_rate:g}, chosen for none of the objectives"
-    return f"{called(spec.teacher.student)} to {called(spec.student)}, {spec.recipe.epochs} epochs, {rate}"
+    taught = [spec for spec in study.specs if spec.teacher is not None]
+    arms = [spec for spec in taught if not spec.arm.startswith(TRY)] or taught
+    spec = next((spec for spec in arms if spec.arm == "kd"), arms[0])
+    rate, lengths = spec.recipe.learning_rate, [spec.recipe.epochs]
+    if study.plan in GROWING:
+        lengths = sorted({spec.recipe.epochs for spec in arms})
+        chosen = "learning rates chosen on the validation split"
+    else:
+        chosen = f"one learning rate, {rate:g}, chosen for none of the objectives"
+        others = {spec.arm for spec in arms if spec.recipe.learning_rate != rate}
+        if others:
+            chosen += f" ({len(others)} of {len({spec.arm for spec in arms})} arms have another)"
+    epochs = " to ".join(f"{length}" for length in dict.fromkeys((lengths[0], lengths[-1])))
+    return f"{called(spec.teacher.student)} to {called(spec.student)}, {epochs} epochs, {chosen}"
 
 
 def called(model: str) -> str:

@@ -24,7 +24,7 @@ from ..training import Recipe
 from .image_plans import MIDDLE, methods, published_teacher, teacher
 from .language_plans import beside_labels
 from .spec import Spec
-from .tuning import Found, Try, Tuning
+from .tuning import TRY, Found, Try, Tuning
 
 #: Of the runs that choose; no run that is reported has it.
 TUNING_SEED = 100
@@ -100,7 +100,7 @@ def tuning(method: str) -> Tuning:
 
     def spec(choice: Try, epochs: int) -> Spec:
         how = scaled_recipe(epochs, seed=TUNING_SEED)
-        return _spec(method, f"tune-{method}-{epochs}-{choice}", how, choice, teacher())
+        return _spec(method, f"{TRY}{method}-{epochs}-{choice}", how, choice, teacher())
 
     return Tuning(spec, weighted=method != "alone")
 

@@ -10,6 +10,9 @@ from .spec import Spec
 #: What looks for the record of a spec: None where there is none yet.
 Found = Callable[[Spec], dict | None]
 
+#: How the names of the arms begin whose runs choose.
+TRY = "tune-"
+
 #: The grid grows by this factor where its edge is the best.
 STEP = sqrt(10)
 

@@ -16,7 +16,7 @@ from ..objectives import CrossEntropy, ForwardKL, NegativeLogAcceptance, Objecti
 from ..training import Recipe
 from .language_plans import beside_labels, language_teacher
 from .spec import Spec
-from .tuning import Found, Try, Tuning, validation_bits
+from .tuning import TRY, Found, Try, Tuning, validation_bits
 
 #: As long as a text block is, in tokens; and how many blocks a step reads.
 _CONTEXT, _BATCH, _EPOCHS = 256, 16, 8
@@ -60,7 +60,7 @@ def _spec(study: str, arm: str, student: str, objective: Objective, how: Recipe,
 def _tuning(study: str, arm: str, student: str, objective: Objective, millions: float, **options) -> Tuning:
     def spec(choice: Try, _) -> Spec:
         how = recipe(millions, choice.learning_rate, TUNING_SEED)
-        return _spec(study, f"tune-{arm}-{choice}", student, objective, how, language_teacher(), **options)
+        return _spec(study, f"{TRY}{arm}-{choice}", student, objective, how, language_teacher(), **options)
 
     return Tuning(spec, weighted=False, rates=RATES, epochs=(_EPOCHS,), score=validation_bits)
 
