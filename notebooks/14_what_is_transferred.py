@@ -25,7 +25,7 @@
 profile: str = "cpu"
 margin: float = 1.0  # points of accuracy, the smallest difference that would matter
 temperature: float = 2.0  # of the soft targets in the experiment with omitted classes
-epochs: int = 20  # for which its students learn
+epochs: int = 12  # for which its students learn
 seeds: list[int] = [0, 1, 2]  # of its students
 stored: bool = True  # whether the stored students of an assistant are held against the large teacher, on all test images
 
@@ -115,6 +115,7 @@ STUDENT = {"small": "resnet8", "questions": "resnet20"}
 NARROWER = {"small": "resnet8_width8", "questions": "resnet8"}
 
 
+# %% tags=["hide-input"]
 def decisive(arms_of):
     """The study that a verdict may rest on: the larger complete one; None if none is."""
     return next((s for s in (questions, small) if s.complete(arms_of(s))), None)
@@ -146,7 +147,6 @@ def gap(study, treated, control, measure="accuracy"):
     return against(values, control, [treated], correction=None)[treated]
 
 
-# %% tags=["hide-input"]
 def scale_of(study):
     """The size of a study in words."""
     return conditions(study)
@@ -255,6 +255,7 @@ def family(arm):
     return "layers" if arm.partition("-")[0] in layers else "outputs"
 
 
+# %% tags=["hide-input"]
 def full_width(study):
     """Arms whose student has full width, all classes and the usual optimiser."""
     student = STUDENT[study.plan]
@@ -262,12 +263,14 @@ def full_width(study):
     return [arm for arm in dict.fromkeys(arms) if not arm.startswith("times")]
 
 
+# %%
 def at_equal_accuracy(study, arms, measure, name):
     """What a line through all runs leaves of a measure at their accuracy, as evidence in points."""
     left = off_line(*({a: study.values(a, m) for a in arms} for m in (measure, "accuracy")))
     return replace(evidence(left, Quantity(name, "points", 100, 2)), source="records")
 
 
+# %% tags=["hide-input"]
 def teacher_test(study):
     """What a study's teacher's record says of the test split; None where there is none."""
     found = study.arm(study.specs[0].arm)
@@ -286,7 +289,6 @@ def reversed_pairs(study, arms):
     return len(signs), sum(sign < 0 for sign in signs)
 
 
-# %% tags=["hide-input"]
 NAMED = ("alone", "smoothed", "permuted", "spread", "kd", "crd", "rkd")
 
 
@@ -769,12 +771,12 @@ if study := decisive(lambda study: (*kd_map(study), *OUTPUTS[1:], *LAYERS)):
         else "refuted" if outputs.holds and below("fitnet", "kd", study).holds
         else "not decided"
     )  # fmt: skip
-    labels = (
+    unsaid = (
         "The objectives on layers and DIST have labels at weight 1, kd at 0.1 (0 to 0.5 in its map), which no arm takes apart from the rest. "
         "Weights are the published ones; the order may be one of rates, and another with a rate of its own for each method."
     )
     display(verdict(
-        "A9", outcome, f"“Can provide stronger guidance”: {over_kd} {over_map} But by another objective on outputs: {outputs} {labels}",
+        "A9", outcome, f"“Can provide stronger guidance”: {over_kd} {over_map} But by another objective on outputs: {outputs} {unsaid}",
         condition="bound to a scale" if outcome == "depends" else None,
     ))  # fmt: skip
 
@@ -856,6 +858,7 @@ def against_parts(study, method):
     return above(method, list(rivals), replace(evidence(values, chosen_by_others), source="records"))
 
 
+# %% tags=["hide-input"]
 def optimism(study, arms):
     """What choosing adds to a validation score: how far the chosen arm's exceeds
     its test score, beyond the mean of all arms'.
@@ -873,7 +876,6 @@ def regret(study, arms):
     return best - study.mean(chosen(study, arms)).mean
 
 
-# %% tags=["hide-input"]
 def combination_figures(study):
     budget = {
         m: arms
@@ -1309,7 +1311,7 @@ verdict(
 # comparison at equal cost.
 
 
-# %%
+# %% tags=["hide-input"]
 def chain(study):
     """The narrow student alone, taught directly, and taught by the assistant."""
     narrow = NARROWER[study.plan]
@@ -1459,7 +1461,7 @@ answer("how the teacher looks", lambda study: ("kd", *VIEWS), view_figures)
 # differ. Cross-entropy, shown beside it, rewards both accuracy and calibration. One arm is judged unfairly: the loss of `standardised` does not see the scale of the student's logits, so that its confidence at $T=1$ was asked of it by nobody but the tenth of labels.
 # One temperature, fitted on a validation split, would give every arm its scale; the records do not have the logits that it takes.
 
-# %%
+# %% tags=["hide-input"]
 CALIBRATED = (
     "alone",
     "smoothed",

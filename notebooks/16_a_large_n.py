@@ -370,6 +370,8 @@ by_teacher = {
 }
 best_warmth = min(by_teacher, key=by_teacher.get)
 blind, common = math.log(N - 100), by_frequency.mean().item()
+
+# %% tags=["hide-input"]
 print(
     f"which token of the tail: {blind:.2f} nats blindly, "
     f"{common:.2f} by frequency, {by_teacher[1]:.2f} by the teacher"
@@ -426,7 +428,7 @@ display(
 # Frequency need not help at all here, for a good reason. A common token that stands so far down was ruled out by the teacher, and the last printed line says how rightly. What is common in the text need not be common in its tails.
 #
 # A cross-entropy over millions of tokens asks for calibration at $T=1$, in the tail too, and the figure says how far the teacher got: for the tail as a whole, where errors cancel, and for single entries, where they do not, since each rare token was seen a few times in few places. What
-# heat does the sentences above say: where a hot teacher gives most of its probability to the tail, a target is mainly tail. A student that could match every logit would not mind, since at its optimum $z=t$ up to a constant
+# heat does, the sentences above say: where a hot teacher gives its probability to the tail, the target is about the tail. A student that could match every logit would not mind, since at its optimum $z=t$ up to a constant
 # whatever $T$ is. A student that cannot has to choose what to get right, and $T$ makes that choice.
 #
 # ## T² with thousands of classes
@@ -482,7 +484,7 @@ for name, z in students.items():
     curves[name]["limit"] = np.median(np.linalg.norm(limit, axis=1))
 
 
-# %%
+# %% tags=["hide-input"]
 def at(values, T):
     return np.exp(np.interp(np.log(T), np.log(grid), np.log(values)))
 
@@ -723,6 +725,8 @@ for T in heats:
     rare_fine = soften(split[1], T)[:, m_of.repeat_interleave(m_of) > 1].sum(1).mean()
     finer[T] = (plain, fine, rare, rare_fine.item())
 assert math.isclose(*finer[1.0][:2], rel_tol=1e-6)
+
+# %% tags=["hide-input"]
 table(
     [
         "$T$",
@@ -831,6 +835,7 @@ TRIED = {
     "SGD, head's own rate": [(0.03, 300.0), (0.01, 1000.0), (0.003, 3000.0)],
     "AdamW": [(r, 1.0) for r in (0.003, 0.01, 0.03)],
 }
+# %% tags=["hide-input"]
 best = {}
 for name, tried in TRIED.items():
     rule = name.split(",")[0].lower()
@@ -1078,7 +1083,7 @@ display(
 #     print(f"T = {T:g}: {loss(z, x):.4f}, padded {loss(padded_z, padded_x):.4f}, restricted {back:.4f}")
 # ```
 #
-# The padding's logits are far below the largest, so that at $T=1$ it has next to no probability. Heat gives it some, in both distributions, and then its random logits are being matched.
+# The padding is drawn so far below that at $T=1$ it has next to no probability. Heat gives it some, in both distributions, and then its random logits are being matched.
 # `restrict_vocabulary` gives back the old value exactly.
 # ````
 #

@@ -228,7 +228,7 @@ table(
 #
 # First, its bytes. The tokeniser writes each byte as one character; those that print stand for themselves, the others are numbered from 256 on. <!-- by definition -->
 
-# %%
+# %% tags=["hide-input"]
 prints = [*range(33, 127), *range(161, 173), *range(174, 256)]
 rest = [byte for byte in range(256) if byte not in prints]
 byte_of = {chr(byte): byte for byte in prints}
@@ -459,7 +459,7 @@ if not teachers_record(small):
 # A number is one thing, its text another. Here the teacher goes on from some lines of a test block, with tokens drawn from its own distribution ($T=1$). The prompt is cut by a rule: from the end of the block's first line to the first end of a line that
 # comes at least 40 tokens later. <!-- by definition --> A line of the books is a paragraph.
 
-# %%
+# %% tags=["hide-input"]
 lines = next(data.test.batches(1, order=torch.tensor([len(data.test) // 36])))[0][0]
 breaks = ["\n" in tokeniser.decode([token]) for token in lines.tolist()]
 new = [k for k in range(1, len(lines)) if breaks[k - 1] and not breaks[k]]  # a line begins
@@ -769,7 +769,7 @@ for study in studies:
 # do not say what each would have taken alone.) So it is timed here, on one batch, the best of two. <!-- by definition -->
 
 
-# %%
+# %% tags=["hide-input"]
 def seconds(work, times=2):
     spent = []
     for _ in range(times):
