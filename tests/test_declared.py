@@ -69,7 +69,7 @@ def test_a_divergence_is_in_all_its_places(name):
 
 
 def test_what_is_missing_is_named():
-    def alpha_divergence(student_logits, teacher_logits):
+    def unheard_of(student_logits, teacher_logits):
         """Nothing is said."""
 
-    assert len(missing("alpha_divergence", alpha_divergence, None)) == 14
+    assert len(missing("unheard_of", unheard_of, None)) == 14
