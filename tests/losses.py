@@ -1,5 +1,6 @@
 """Every loss of logits in one form, so that what holds for all is stated once."""
 
+import inspect
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,7 @@ from kdlab.objectives import (
     decoupled_kd,
     dist,
     distillation_loss,
+    divergences,
     forward_kl,
     generalised_jsd,
     logit_mse,
@@ -24,9 +26,27 @@ from kdlab.objectives import (
     soft_targets,
     soften,
     standardise,
+    terms,
     total_variation,
 )
 from kdlab.theory import reference
+
+#: Every divergence of logits, as its file has them: a new one is held to all that the tests say of divergences.
+DECLARED = {
+    name: function
+    for name, function in vars(divergences).items()
+    if inspect.isfunction(function)
+    and not name.startswith("_")
+    and function.__module__ == divergences.__name__
+    and {"student_logits", "teacher_logits"} <= inspect.signature(function).parameters.keys()
+}
+#: The term of each, by its name; None where there is none.
+TERM_OF = {
+    name: next((t for t in vars(terms).values() if inspect.isclass(t) and getattr(t, "function", None) is function), None)
+    for name, function in DECLARED.items()
+}
+#: Whose closed form has another name.
+OTHER_NAMES = {"generalised_jsd": "jensen_shannon"}
 
 
 def textbook(name, factor=lambda T: 1.0, **options):
@@ -52,6 +72,11 @@ CLOSED_FORMS = {
     "total_variation": (total_variation, *textbook("total_variation")),
     "negative_log_acceptance": (negative_log_acceptance, *textbook("negative_log_acceptance")),
     "soft_targets": (soft_targets, *textbook("forward_kl", lambda T: T**2)),
+}
+CLOSED_FORMS |= {
+    name: (function, *textbook(name))
+    for name, function in DECLARED.items()
+    if name not in CLOSED_FORMS and name not in OTHER_NAMES and hasattr(reference, f"{name}_gradient")
 }
 DIVERGENCES = {name: loss for name, (loss, *_) in CLOSED_FORMS.items()}
 

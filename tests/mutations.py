@@ -64,6 +64,8 @@ STATE = "training/state.py"
 MODULES = "training/modules.py"
 EXAMPLES = "data/examples.py"
 HUGGINGFACE = "language/huggingface.py"
+WEIGHTS = "training/weights.py"
+TEACHERS = "training/teachers.py"
 
 MUTATIONS = [
     # T²
@@ -101,6 +103,13 @@ MUTATIONS = [
         "(beta * (1 - beta)) if scaled else losses",
         "(beta * (1 - beta)) if scaled else losses * temperature**2",
         "test_no_temperature_squared_where_none_is_said[JSD]",
+    ),
+    Mutation(
+        "the acceptance leaves out that a distance is half of the differences",
+        DIVERGENCES,
+        "apart = 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)",
+        "apart = (log_p.exp() - log_q.exp()).abs().sum(-1)",
+        "test_log_of_softmax[negative log acceptance]",
     ),
     # What is summed, and what is averaged
     Mutation(
@@ -1383,9 +1392,9 @@ MUTATIONS = [
     ),
     Mutation(
         "recipe: one epoch less",
-        LOOP,
-        "len(self.history) >= self.recipe.epochs",
-        "len(self.history) >= max(self.recipe.epochs - 1, 1)",
+        "training/recipe.py",
+        "len(history) >= self.epochs",
+        "len(history) >= max(self.epochs - 1, 1)",
         "test_every_field_of_a_recipe_is_seen_from_inside[epochs]",
     ),
     Mutation(
@@ -1571,6 +1580,56 @@ MUTATIONS = [
         "if counted.shape not in (shape[:-1], (shape[0], *shape[2:])):",
         "if False:",
         "test_labels_with_two_axes_are_not_taken_for_a_text",
+    ),
+    # Tasks of one's own
+    Mutation(
+        "recipe: an average forgets what it ought to keep",
+        WEIGHTS,
+        "mean.lerp_(self.live[name], 1 - decay)",
+        "mean.lerp_(self.live[name], decay)",
+        "test_every_field_of_a_recipe_is_seen_from_inside[ema_decay]",
+    ),
+    Mutation(
+        "recipe: the student is left as it is after the last epoch",
+        WEIGHTS,
+        "self._fill(self.best or self.average)",
+        "self._fill(self.average)",
+        "test_every_field_of_a_recipe_is_seen_from_inside[best_by]",
+    ),
+    Mutation(
+        "recipe: patience waits one epoch more",
+        "training/recipe.py",
+        "self.best_epoch(history) >= self.patience",
+        "self.best_epoch(history) > self.patience",
+        "test_every_field_of_a_recipe_is_seen_from_inside[patience]",
+    ),
+    Mutation(
+        "labels of a regression are compared with the outputs of all examples",
+        SOFT,
+        "        target = target.unsqueeze(axis) if outputs.shape[axis] == 1 else target\n",
+        "        target = target.expand(len(outputs), -1) if outputs.shape[axis] == 1 else target\n        outputs = outputs.expand_as(target)\n",
+        "test_labels_of_a_regression_are_of_their_examples",
+    ),
+    Mutation(
+        "a hint compares a part of the picture with the whole",
+        "training/views.py",
+        "found[layer] = resample(x, inside, ",
+        "found[layer] = resample(x, teacher, ",
+        "test_a_hint_compares_what_lies_at_one_place",
+    ),
+    Mutation(
+        "what a service rounds to zero stays zero",
+        TEACHERS,
+        "log_p.clamp(min=math.log(self.smallest)).log_softmax(-1)",
+        "log_p",
+        "test_zeros_of_a_service_stand_for_something",
+    ),
+    Mutation(
+        "kept logits of whole pictures teach crops",
+        TEACHERS,
+        'if not self.whole_pictures and getattr(split, "augments", True)',
+        "if False",
+        "test_kept_logits_are_of_what_the_student_sees",
     ),
 ]
 

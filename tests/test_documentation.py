@@ -1,5 +1,6 @@
 """The code in the reference pages runs as it stands."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -117,6 +118,30 @@ def test_the_study_of_the_api_page(digits, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("kdlab.study.runner.load", lambda name: digits)
     exec(blocks("book/api.md")[3], names := {})
     assert names["mine"].missing == 0 and "n = 3" in capsys.readouterr().out
+
+
+def test_the_tasks_of_ones_own_of_the_api_page(monkeypatch, tmp_path, digits):
+    """In at most twenty lines each; one after another, as they stand."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("kdlab.study.runner.load", lambda name: digits)
+    network = "from torch import nn\n\ndef small(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(3072, classes))\n"
+    (tmp_path / "nets_of_mine.py").write_text(network)
+    names, code = {}, blocks("book/api.md")[5:]
+    assert len(code) == 4
+    for block in code:
+        assert len(block.strip().splitlines()) <= 20
+        exec(block, names)
+    assert names["history"][-1]["validation"]["error"] > 0 and len(names["losses"]) == 16
+    assert len(list((tmp_path / "my-study" / "records").glob("mine.alone.*.json"))) == 1
+
+
+def test_on_tokens_is_once_on_the_api_page():
+    page = (ROOT / "book/api.md").read_text(encoding="utf-8")
+    for module in re.findall(r"automodule:: (kdlab\.objectives\.\w+)\n((?:   :.*\n)*)", page):
+        terms = [x for x in vars(importlib.import_module(module[0])).values() if getattr(x, "__module__", "") == module[0] and hasattr(x, "on_tokens")]
+        assert not terms or "on_tokens" in module[1], module[0]
+    assert page.count("Term.on_tokens\n") == 1
 
 
 def test_the_examples_of_the_readme_follow_on_each_other(monkeypatch):

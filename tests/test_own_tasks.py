@@ -6,9 +6,37 @@ import pytest
 import torch
 from torch import nn
 
-from kdlab.data import Examples
-from kdlab.objectives import LogitMSE, SquaredError, cross_entropy, logit_mse, squared_error
-from kdlab.training import Recipe, fit, predict
+from kdlab.data import Examples, draw_boxes, resample
+from kdlab.files import sha256
+from kdlab.objectives import (
+    CrossEntropy,
+    HiddenMSE,
+    LogitMSE,
+    SoftTargets,
+    SparseForwardKL,
+    SparseTargets,
+    SquaredError,
+    cross_entropy,
+    logit_mse,
+    squared_error,
+)
+from kdlab.study import Spec, find_record, run
+from kdlab.study.run import load
+from kdlab.study.runner import run_plan
+from kdlab.training import (
+    CachedLogits,
+    CacheError,
+    CheckpointError,
+    FunctionTeacher,
+    Recipe,
+    Stopped,
+    fit,
+    predict,
+    save_model,
+    write_logits,
+)
+from kdlab.training.checkpoint import load_tensors
+from kdlab.training.views import aligned
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=0.05, schedule="constant", augment=False, weight_decay=0.0)
 
@@ -125,3 +153,379 @@ def test_a_measure_sees_the_student_in_evaluation_mode_without_gradient():
 
     fit(affine(), SquaredError(), train=numbers(), validation=numbers(32), measure=measure, recipe=RECIPE)
     assert seen == [(False, False, 32)] * 2
+
+
+# A function, and kept logits, as teacher
+
+
+def pictures(n=48, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Examples(torch.randn(n, 3, 4, 4, generator=generator), torch.randint(5, (n,), generator=generator))
+
+
+def flat(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
+
+
+def learned(teacher, student=None, train=None, **options):
+    student = flat() if student is None else student
+    fit(student, SoftTargets(4), teacher=teacher, train=pictures() if train is None else train, **{"recipe": RECIPE} | options)
+    return student[-1].weight.detach()
+
+
+def test_a_function_teaches_as_the_model_that_it_asks():
+    model, index = flat(1).eval(), []
+    log_p = FunctionTeacher(lambda x: model(x).log_softmax(-1), "one", gives="log-probabilities")
+    p = FunctionTeacher(lambda x: model(x).softmax(-1), "one", gives="probabilities")
+    logits = predict(model, pictures())
+    by_index = FunctionTeacher(lambda i: (index.append(i), logits[i])[1], "one", by_index=True)
+    expected = learned(model)
+    for teacher in (FunctionTeacher(model, "one"), log_p, p, by_index):
+        torch.testing.assert_close(learned(teacher), expected)
+    assert index[0].dtype == torch.int64 and sorted(torch.cat(index[:3]).tolist()) == list(range(48))
+
+
+@pytest.mark.parametrize("gives", ["log-probabilities", "probabilities"])
+def test_clamped_zeros_are_what_one_says_they_stand_for(gives):
+    p = torch.tensor([[0.75, 0.25, 0.0], [0.5, 0.5, 0.0]])
+    given = p if gives == "probabilities" else p.log().clamp(min=-9999.0)
+    found = FunctionTeacher(lambda x: given, "it", gives=gives, smallest=1e-3)(torch.zeros(2, 1))
+    raised = p.clamp(min=1e-3)
+    torch.testing.assert_close(found.exp(), raised / raised.sum(-1, keepdim=True))
+    with pytest.raises(ValueError, match="gives probability zero, .* smallest=1e-6"):
+        FunctionTeacher(lambda x: given, "it", gives=gives)(torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="is more than there is"):
+        FunctionTeacher(lambda x: given, "it", gives=gives, smallest=0.5)(torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("says", "how", "error", "sentence"),
+    [
+        (torch.zeros(2, 3), {"gives": "probabilities"}, ValueError, "sum to 0, not to one"),
+        (torch.tensor([[2.0, 1.0]] * 2), {"gives": "log-probabilities"}, ValueError, "gives no log-probabilities"),
+        (torch.zeros(3, 3), {}, TypeError, r"a floating-point tensor of shape \(2, …, N\), not torch.float32, \(3, 3\)"),
+        ([0.0], {}, TypeError, "not list"),
+    ],
+)
+def test_what_a_function_does_not_give_is_refused(says, how, error, sentence):
+    with pytest.raises(error, match=sentence):
+        FunctionTeacher(lambda x: says, "it", **how)(torch.zeros(2, 1))
+
+
+def test_how_a_function_is_named():
+    for call, error, sentence in (
+        (lambda: FunctionTeacher(len, ""), TypeError, "a function and its name"),
+        (lambda: FunctionTeacher(len, "it", gives="odds"), ValueError, "gives is one of logits"),
+        (lambda: FunctionTeacher(len, "it", smallest=0.1), ValueError, "smallest is a probability above zero"),
+        (lambda: learned(lambda x: x), TypeError, r"FunctionTeacher\(function, name\)"),
+    ):
+        with pytest.raises(error, match=sentence):
+            call()
+
+
+def test_a_server_that_gives_a_few_of_many_classes_teaches_too():
+    of_server = SparseTargets.from_log_probabilities(torch.tensor([[0, 3]] * 16), torch.tensor([[0.6, 0.3]] * 16).log(), 5)
+    student = flat()
+    fit(student, SparseForwardKL(), teacher=FunctionTeacher(lambda x: of_server, "it"), train=pictures(), recipe=RECIPE)
+    assert predict(student, pictures()).softmax(-1)[:, 0].mean() > 0.3
+
+
+def test_another_function_is_another_run(tmp_path):
+    path, one = tmp_path / "run", flat(1).eval()
+    learned(FunctionTeacher(one, "one"), checkpoint=path)
+    learned(FunctionTeacher(one, "one"), checkpoint=path)
+    with pytest.raises(CheckpointError, match="other teacher"):
+        learned(FunctionTeacher(one, "two"), checkpoint=path)
+
+
+def test_kept_logits_teach_as_their_teacher(tmp_path):
+    model, path = flat(1).eval(), tmp_path / "logits"
+    write_logits(path, model, pictures())
+    assert torch.equal(CachedLogits(path, model)(torch.tensor([5, 2])), predict(model, pictures())[[5, 2]])
+    torch.testing.assert_close(learned(CachedLogits(path)), learned(model))
+
+
+def test_kept_logits_are_of_one_teacher_and_of_its_examples(tmp_path, digits):
+    path, model = tmp_path / "logits", flat(1).eval()
+    write_logits(path, model, pictures())
+    for call, error, sentence in (
+        (lambda: learned(CachedLogits(path), train=pictures(seed=1)), CacheError, "the cache of other examples"),
+        (lambda: CachedLogits(path, flat(2)), CacheError, "of another teacher"),
+        (lambda: CachedLogits(tmp_path / "none"), CacheError, "does not exist"),
+        (lambda: write_logits(path, model, pictures()), CacheError, "exists already"),
+        (lambda: write_logits(tmp_path / "other", CachedLogits(path), pictures()), ValueError, "looks at no inputs"),
+    ):
+        with pytest.raises(error, match=sentence):
+            call()
+    save_model(tmp_path / "model", model, {})
+    with pytest.raises(CacheError, match="holds no logits"):
+        CachedLogits(tmp_path / "model")
+
+
+def test_kept_logits_of_whole_pictures_are_not_taken_for_those_of_crops(tmp_path, digits, linear):
+    path, train = tmp_path / "logits", digits.train[:32]
+    write_logits(path, linear(1), train)
+    crops = replace(RECIPE, augment=True, epochs=1)
+    with pytest.raises(ValueError, match="the recipe crops and mirrors them: augment=False"):
+        fit(linear(), SoftTargets(), teacher=CachedLogits(path), train=train, recipe=crops)
+    fit(linear(), SoftTargets(), teacher=CachedLogits(path, whole_pictures=True), train=train, recipe=crops)
+
+
+# Views
+
+
+def convolutional(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+
+
+def half(images, generator):
+    boxes = draw_boxes(len(images), generator, area=(0.25, 0.25))
+    return resample(images, boxes, 2), boxes
+
+
+def test_a_box_of_a_picture_is_what_lies_there():
+    picture = torch.arange(16.0).view(1, 1, 4, 4).requires_grad_()
+    assert torch.equal(resample(picture, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), 4), picture)
+    corner = resample(picture, torch.tensor([[0.5, 0.0, 1.0, 0.5]]), 2)
+    assert corner.flatten().tolist() == [8.0, 9.0, 12.0, 13.0]
+    (slope,) = torch.autograd.grad(corner.sum(), picture)
+    assert slope[0, 0].tolist() == [[0.0] * 4] * 2 + [[1.0, 1.0, 0.0, 0.0]] * 2
+    boxes = draw_boxes(1000, torch.Generator().manual_seed(0), area=(0.25, 1.0))
+    sides = boxes[:, 2:] - boxes[:, :2]
+    assert boxes.min() >= 0 and boxes.max() <= 1 and torch.allclose(sides[:, 0], sides[:, 1], atol=1e-6)
+    assert abs(sides.square().mean() - 0.625) < 0.02
+    with pytest.raises(ValueError, match="area is two fractions"):
+        draw_boxes(1, None, area=(0.0, 1.0))
+
+
+def seen_by(model, looks):
+    model.register_forward_pre_hook(lambda m, inputs: looks.append(inputs[0].detach().clone()))
+    return model
+
+
+def test_student_and_teacher_see_their_own_views():
+    """The student sees quarters of the pictures, drawn anew at each step and the same in every run; the teacher sees them whole."""
+    found = []
+    for _ in range(2):
+        students, teachers = [], []
+        student, teacher = seen_by(convolutional(), students), seen_by(convolutional(1), teachers)
+        fit(student, SoftTargets(), teacher=teacher, train=pictures(), recipe=RECIPE, student_view=half)
+        found.append(students)
+    assert {x.shape for x in students} == {(16, 3, 2, 2)} and {x.shape for x in teachers} == {(16, 3, 4, 4)}
+    assert all(map(torch.equal, *found)) and len({x.sum().item() for x in students}) == 6
+
+
+def test_a_view_of_the_teacher_alone():
+    students, teachers = [], []
+    student, teacher = seen_by(convolutional(), students), seen_by(convolutional(1), teachers)
+    fit(student, SoftTargets(), teacher=teacher, train=pictures(), recipe=RECIPE, teacher_view=lambda x, g: 2 * x)
+    assert all(torch.equal(2 * x, y) for x, y in zip(students, teachers, strict=True))
+
+
+def test_a_hint_knows_where_the_crop_was():
+    """With a teacher whose maps are the picture itself, a student whose maps are what it sees has nothing to learn: but only in their places."""
+    itself, train = nn.Sequential(nn.Identity(), nn.Flatten()), pictures()
+
+    def quarter(images, generator):  # of whole pixels, so that nothing is between two of them
+        corners = torch.randint(2, (len(images), 2), generator=generator) / 2
+        boxes = torch.cat([corners, corners + 0.5], 1)
+        return resample(images, boxes, 2), boxes
+
+    def hint(view, **how):
+        torch.manual_seed(0)
+        student = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))
+        return fit(student, HiddenMSE("0") + 0.0 * CrossEntropy(), teacher=itself, train=train, recipe=RECIPE, student_view=view, **how)[0]["loss"]
+
+    assert hint(quarter) < 1e-10
+    assert hint(lambda x, g: (quarter(x, g)[0], torch.tensor([[0.0, 0.0, 0.5, 0.5]]).expand(len(x), 4))) > 0.1  # elsewhere
+    with pytest.raises(ValueError, match="it is not known where in the picture"):
+        hint(lambda x, g: quarter(x, g)[0])
+    with pytest.raises(ValueError, match="places of the picture that the teacher does not"):
+        hint(quarter, teacher_view=quarter)
+
+
+def test_what_has_no_coordinates_is_refused_between_views(digits, resnet):
+    for x, layer in ((torch.zeros(2, 7, 3), "blocks.0"), (torch.zeros(2, 4, 7, 7), "attention:blocks.0")):
+        with pytest.raises(ValueError, match="has positions without coordinates"):
+            aligned({layer: x}, {layer: x}, [(layer, layer)], {})
+    flat = {"fc": torch.ones(2, 3)}
+    assert aligned(flat, flat, [("fc", "fc")], {}) == flat
+    recipe = replace(RECIPE, augment=True, teacher_view="own", epochs=1)
+    with pytest.raises(ValueError, match="it is not known where in the picture"):
+        fit(resnet(), HiddenMSE("layer2"), teacher=resnet(1), train=digits.train[:32], recipe=recipe)
+
+
+def test_views_that_cannot_be_are_refused(tmp_path):
+    cached = FunctionTeacher(lambda index: torch.zeros(len(index), 5), "it", by_index=True)
+    for how, sentence in (
+        ({"student_view": lambda x, g: x[:3]}, "as many inputs as it is given, or these and their boxes: not 3, of 16"),
+        ({"student_view": lambda x, g: (x, torch.zeros(16, 3))}, r"boxes have shape \(16, 4\)"),
+        ({"student_view": lambda x, g: (x, torch.zeros(16, 4))}, "boxes are parts of a picture"),
+        ({"student_view": half, "recipe": replace(RECIPE, teacher_view="own")}, "no view of its own|said twice"),
+        ({"teacher_view": half, "teacher": cached}, "a teacher that looks at inputs, and there is none"),
+        ({"student_view": half, "rewrite": lambda *_: None}, "rewritten or seen in views, not both"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            fit(convolutional(), SoftTargets(), **{"teacher": convolutional(1), "train": pictures(), "recipe": RECIPE} | how)
+
+    def run(view):
+        fit(convolutional(), SoftTargets(), teacher=convolutional(1), train=pictures(), recipe=RECIPE, student_view=view, checkpoint=tmp_path / "run")
+
+    run(half)
+    run(half)
+    with pytest.raises(CheckpointError, match="other views"):
+        run(lambda x, g: x)
+
+
+# What is told of each step
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_each_step_is_told(parts):
+    student, told, lengths = flat(), [], []
+
+    def after_step(entry):
+        told.append(entry)
+        lengths.append(student[1].weight.grad.norm().item())
+
+    recipe = replace(RECIPE, schedule="cosine", micro_batches=parts)
+    history = fit(student, CrossEntropy() + 0.5 * SoftTargets(), teacher=flat(1), train=pictures(), recipe=recipe, after_step=after_step)
+    assert [(x["epoch"], x["step"], x["steps"]) for x in told] == [(e, s, 3) for e in (1, 2) for s in (1, 2, 3)]
+    assert told[1]["learning_rate"] == recipe.learning_rate_at(1 / 3) and all(lengths)
+    for name in ("loss", "CrossEntropy", "SoftTargets"):
+        mean = sum(x[name] for x in told[:3]) / 3
+        assert mean.item() == pytest.approx(history[0][name], rel=1e-6) and not mean.requires_grad
+
+
+def test_what_is_told_changes_nothing():
+    torch.testing.assert_close(learned(flat(1), after_step=lambda entry: torch.rand(1)), learned(flat(1)), rtol=0, atol=0)
+
+
+# Which weights a student is left with
+
+
+def batch_normalised(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.BatchNorm1d(6), nn.Linear(6, 5))
+
+
+def test_the_average_is_what_is_measured_and_left():
+    student, seen = batch_normalised(), []
+    start = student[1].weight.detach().clone()
+    recipe = replace(RECIPE, ema_decay=0.3)
+    measured = []
+    fit(student, CrossEntropy(), train=pictures(), recipe=recipe, after_step=lambda _: seen.append(student[1].weight.detach().clone()),
+        validation=pictures(seed=3), measure=lambda s, split: measured.append(s[1].weight.detach().clone()) or {"a": 0})  # fmt: skip
+    mean = start
+    for t, weight in enumerate(seen, 1):
+        d = min(0.3, (1 + t) / (10 + t))
+        mean = d * mean + (1 - d) * weight
+        if t % 3 == 0:
+            torch.testing.assert_close(measured[t // 3 - 1], mean)
+    torch.testing.assert_close(student[1].weight.detach(), mean)
+    assert not torch.equal(measured[0], seen[2])  # and training went on from the weights themselves:
+    plain, alone = batch_normalised(), []
+    fit(plain, CrossEntropy(), train=pictures(), recipe=RECIPE, after_step=lambda _: alone.append(plain[1].weight.detach().clone()))
+    assert all(map(torch.equal, seen, alone))
+
+
+def told_of(numbers):
+    numbers = iter(numbers)
+    weights = []
+    return weights, lambda s, split: weights.append(s[1].weight.detach().clone()) or {"error": next(numbers)}
+
+
+def test_the_best_epoch_is_left_and_training_ends_early():
+    weights, measure = told_of([3, 1, 2, 1, 0])
+    student, recipe = flat(), replace(RECIPE, epochs=5, best_by="lowest error", patience=2)
+    history = fit(student, CrossEntropy(), train=pictures(), recipe=recipe, validation=pictures(seed=3), measure=measure)
+    assert [entry["validation"]["error"] for entry in history] == [3, 1, 2, 1] and recipe.best_epoch(history) == 2
+    assert torch.equal(student[1].weight, weights[1]) and not torch.equal(weights[1], weights[3])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_average_best_and_patience_go_on_over_a_resume(tmp_path, ema):
+    """Killed after each epoch, and stopped in the middle of one: the same history, the same weights, the same end."""
+    recipe = replace(RECIPE, epochs=8, ema_decay=ema, best_by="highest accuracy", patience=2, learning_rate=0.2)
+    how = {"train": pictures(), "validation": pictures(seed=3), "recipe": recipe}
+
+    def timeless(history):
+        return [{k: v for k, v in entry.items() if "second" not in k} for entry in history]
+
+    whole = batch_normalised()
+    expected = fit(whole, CrossEntropy(), **how)
+    assert len(expected) < 8
+    steps = []
+
+    def stop():
+        steps.append(1)
+        return len(steps) % 4 == 0
+
+    for _ in range(40):
+        student = batch_normalised()
+        try:
+            history = fit(student, CrossEntropy(), **how, checkpoint=tmp_path / "run", stop=stop)
+            break
+        except Stopped:
+            pass
+    assert timeless(history) == timeless(expected)
+    again = batch_normalised()
+    assert fit(again, CrossEntropy(), **how, checkpoint=tmp_path / "run") == history
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, student.state_dict()[name]) and torch.equal(value, again.state_dict()[name]), name
+
+
+def test_what_cannot_be_best_is_refused_before_training():
+    for changes, how, sentence in (
+        ({"patience": 1}, {}, "patience waits for a better epoch"),
+        ({"best_by": "accuracy"}, {}, 'best_by is "highest …" or "lowest …"'),
+        ({"ema_decay": 1.0}, {}, "ema_decay must be from 0 to less than 1"),
+        ({"best_by": "highest accuracy"}, {}, "that of a validation split"),
+        ({"best_by": "highest rmse"}, {"validation": pictures(16)}, "best_by names 'rmse', and what is measured .* is accuracy"),
+        ({"best_by": "highest a"}, {"validation": pictures(16), "measure": lambda *_: {"b": 1}}, "best_by names 'a', .* is b"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            fit(flat(), CrossEntropy(), train=pictures(), recipe=replace(RECIPE, **changes), **how)
+
+
+def test_an_earlier_checkpoint_goes_on(tmp_path):
+    """What a recipe says of averages and best epochs is in a checkpoint's identity only where it is used."""
+    fit(flat(), CrossEntropy(), train=pictures(), recipe=RECIPE, checkpoint=tmp_path / "run")
+    assert not {"ema_decay", "best_by", "patience"} & set(load_tensors(tmp_path / "run")[1]["identity"]["recipe"])
+    with pytest.raises(CheckpointError, match="ema_decay None in it and 0.5 here"):
+        fit(flat(), CrossEntropy(), train=pictures(), recipe=replace(RECIPE, ema_decay=0.5), checkpoint=tmp_path / "run")
+
+
+# Networks and data by their import paths
+
+
+OWN = '''
+from dataclasses import replace
+import torch
+from torch import nn
+from kdlab.data import load_digits
+
+def small(classes):
+    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, classes))
+
+def digits():
+    data = load_digits()
+    return replace(data, train=data.train[:64], validation=data.validation[:32], test=data.test[:32])
+'''
+
+
+def test_a_study_of_ones_own_networks_and_data(tmp_path, monkeypatch):
+    (tmp_path / "nets_of_mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = Recipe(epochs=1, batch_size=32, augment=False, schedule="constant", best_by="highest accuracy")
+    spec = Spec("mine", "alone", "nets_of_mine:digits", "nets_of_mine:small", CrossEntropy(), recipe)
+    assert run_plan([spec], book=tmp_path / "book") is not None
+    found = find_record(spec, tmp_path / "book" / "records")
+    assert found["spec"]["student"] == "nets_of_mine:small" and found["parameters"] == 48 * 10 + 10
+    assert found["own_code"] == dict.fromkeys(["nets_of_mine:small", "nets_of_mine:digits"], sha256(tmp_path / "nets_of_mine.py"))
+    assert found["selection"].startswith("the epoch of the highest accuracy on the validation split")
+    for student, sentence in (("nets_of_mine:large", "cannot be imported"), ("resnet9", "named by its import path")):
+        with pytest.raises(ValueError, match=sentence):
+            run(replace(spec, student=student), replace(load("nets_of_mine:digits"), name=spec.data))

@@ -3,6 +3,7 @@
 ``mutations.py`` plants the same mistakes in copies of the package, and shows that these tests catch them there too.
 """
 
+import inspect
 import math
 import random
 from dataclasses import dataclass, fields, replace
@@ -126,6 +127,8 @@ from kdlab.training import (
     save_model,
     state,
     taps,
+    teachers,
+    views,
 )
 
 QUICK = Recipe(epochs=3, batch_size=32, learning_rate=0.01, schedule="cosine")
@@ -160,6 +163,17 @@ DIVERGENCES = {
     "scaled JSD": partial(generalised_jsd, beta=0.3, scaled=True),
     "total variation": total_variation,
     "negative log acceptance": negative_log_acceptance,
+}
+DECLARED = {  # as their file has them
+    name: function
+    for name, function in vars(objectives.divergences).items()
+    if inspect.isfunction(function) and "teacher_logits" in inspect.signature(function).parameters and not name.startswith("_")
+    and function.__module__ == objectives.divergences.__name__
+}  # fmt: skip
+DIVERGENCES |= {
+    name: function
+    for name, function in DECLARED.items()
+    if name != "generalised_jsd" and function not in DIVERGENCES.values()
 }
 LOSSES = {name: without_labels(divergence) for name, divergence in DIVERGENCES.items()} | {
     "cross-entropy": lambda z, t, y, **how: cross_entropy(z, y, **how),
@@ -518,7 +532,7 @@ def oracle(name, z, t, y, T):
         "hard and soft": 0.3 * hard(1.0) + 0.7 * T**2 * reference.forward_kl(z, t, T),
         "decoupled": T**2 * (reference.kl(p_true, q_true) + 8 * reference.kl(p_other, q_other)),
     }
-    return values[name]
+    return values[name] if name in values else getattr(reference, name)(z, t, T)
 
 
 def survives_extremes(name, loss):
@@ -915,6 +929,11 @@ def every_term():
         "AttentionMaps": AttentionMaps("block"),
         "CRD": CRD("embedding", student_width=6, teacher_width=6, examples=32),
     }  # fmt: skip
+
+
+def declared_terms():
+    kinds = [kind for kind in vars(objectives.terms).values() if inspect.isclass(kind)]
+    return [kind for kind in kinds if getattr(kind, "function", None) in DECLARED.values()]
 
 
 def leaves(seen, who):
@@ -1905,9 +1924,8 @@ def every_default():
 
     texts = {"student_logits": z[:, None], "teacher_logits": t[:, None], "labels": y[:, None]}
     return {
-        **{f.__name__: of_logits(f) for f in (
-            forward_kl, reverse_kl, skewed_forward_kl, skewed_reverse_kl, generalised_jsd, total_variation,
-            negative_log_acceptance, soft_targets, logit_mse, dist)},
+        **{f.__name__: of_logits(f) for f in (*DECLARED.values(), soft_targets, logit_mse, dist)},
+        **{term.__name__: lambda term=term: term()(student_logits=z, teacher_logits=t) for term in declared_terms()},
         **{f.__name__: of_layers(f) for f in (
             hidden_mse, hidden_cosine, rkd_distance, rkd_angle, similarity_preserving, info_nce)},
         **{f.__name__: of_layers(f, maps) for f in (activation_attention, attention_from_qk)},
@@ -1917,6 +1935,8 @@ def every_default():
         "log_soften": lambda: log_soften(z),
         "entropy": lambda: entropy(z),
         "standardise": lambda: standardise(z),
+        "squared_error": lambda: objectives.squared_error(z, t),
+        "SquaredError": lambda: objectives.SquaredError()(student_logits=z, labels=t),
         "cross_entropy": lambda: cross_entropy(z, y),
         "decoupled_kd": lambda: decoupled_kd(z, t, y),
         "distillation_loss": lambda: distillation_loss(z, t, y, hard_weight=0.5),
@@ -2045,6 +2065,7 @@ EVERY_LOSS = {
         "skewed reverse KL": skewed_reverse_kl, "JSD": generalised_jsd, "total variation": total_variation,
         "acceptance": negative_log_acceptance, "soft targets": soft_targets, "squared error": logit_mse,
         "centred error": partial(logit_mse, centred=True), "DIST": dist,
+        **{name: f for name, f in DECLARED.items() if name in DIVERGENCES},
         "JSD at its end": partial(generalised_jsd, beta=1.0, scaled=True), "zero": partial(skewed_forward_kl, skew=1.0),
         "shapes": lambda z, t, **how: SoftTargets(standardised=True)(student_logits=z, teacher_logits=t, **how),
     }.items()},
@@ -2683,6 +2704,33 @@ def _precision():
     )
 
 
+def _average():
+    """After one step, an average is so much of what was before it, and the rest of what is after it."""
+
+    def left(decay):
+        torch.manual_seed(0)
+        student = nn.Linear(6, 3)
+        before = student.weight.detach().clone()
+        fit(student, CrossEntropy(), train=flat_examples(8), recipe=replace(BRIEF, ema_decay=decay))
+        return before, student.weight.detach()
+
+    (before, after), (_, mean), (_, longer) = left(0.0), left(0.1), left(0.99)
+    return near(mean, 0.1 * before + 0.9 * after, rtol=1e-5) and near(longer, (2 * before + 9 * after) / 11, rtol=1e-5)
+
+
+def left_after(errors, **changes):
+    """The epoch whose weights the student is left with, where validation says these errors; and how many epochs there were."""
+    told, weights, student = iter(errors), [], nn.Linear(6, 3)
+
+    def measure(model, split):
+        weights.append(model.weight.detach().clone())
+        return {"error": next(told)}
+
+    recipe = replace(BRIEF, epochs=len(errors), **changes)
+    fit(student, CrossEntropy(), train=flat_examples(), validation=flat_examples(), measure=measure, recipe=recipe)
+    return 1 + [torch.equal(student.weight, w) for w in weights].index(True), len(weights)
+
+
 def _clipping():
     """The whole gradient has the length asked for: that of the student and of what the objective learns, together."""
 
@@ -2760,6 +2808,9 @@ FROM_INSIDE = {
     "epoch_examples": lambda: len(inside(epoch_examples=16).steps) == 4 and _order_is_new_each_epoch_and_whole(),
     "micro_batches": _micro_batches,
     "max_gradient_norm": _clipping,
+    "ema_decay": _average,
+    "best_by": lambda: left_after([2, 1, 3], best_by="lowest error") == (2, 3) and left_after([2, 1, 3]) == (3, 3),
+    "patience": lambda: left_after([1, 2, 3, 0], best_by="lowest error", patience=2) == (1, 3),
 }
 
 
@@ -2907,3 +2958,42 @@ def test_labels_with_two_axes_are_not_taken_for_a_text():
     column = Examples(train.inputs, train.labels[:, None])
     run = lambda: fit(nn.Linear(6, 3), CrossEntropy(), train=column, recipe=BRIEF)  # noqa: E731
     assert said(ValueError, "labels of shape (8, 1) do not fit logits of shape (8, 3)", run)
+
+
+# Tasks of one's own
+
+
+def test_labels_of_a_regression_are_of_their_examples():
+    """Outputs (B, 1) and labels (B,) make B² pairs."""
+    z, y = torch.tensor([[1.0], [5.0]]), torch.tensor([3.0, 5.0])
+    assert objectives.squared_error(z, y) == 2
+    assert (z - y).square().mean() != 2
+
+
+def test_a_hint_compares_what_lies_at_one_place():
+    """The student sees a part of the picture, and its map is compared with the teacher's of the whole."""
+    whole, boxes = torch.rand(1, 2, 4, 4), {"student": torch.tensor([[0.5, 0.0, 1.0, 0.5]]), "teacher": torch.tensor([[0.0, 0.0, 1.0, 1.0]])}
+    part = whole[:, :, 2:, :2]
+    found = views.aligned({"a": whole}, {"a": part}, [("a", "a")], boxes)["a"]
+    assert near(found, part, rtol=1e-6) and not near(views.aligned({"a": whole}, {"a": part}, [], boxes)["a"].mean(), part.mean())
+    unknown = lambda: views.aligned({"a": whole}, {"a": part}, [("a", "a")], {})  # noqa: E731
+    assert said(ValueError, "not known where in the picture", unknown)
+
+
+def test_zeros_of_a_service_stand_for_something():
+    """What a service rounds to zero is, at a temperature, a class that does not exist."""
+    p = torch.tensor([[0.7, 0.3, 0.0]])
+    ask = teachers.FunctionTeacher(lambda x: p, "three", gives="probabilities", smallest=1e-2)
+    assert near(ask(torch.zeros(1, 1)).softmax(-1), torch.tensor([[0.7, 0.3, 0.01]]) / 1.01, rtol=1e-6)
+    plain = teachers.FunctionTeacher(lambda x: p, "three", gives="probabilities")
+    assert said(ValueError, "gives probability zero", lambda: plain(torch.zeros(1, 1)))
+
+
+def test_kept_logits_are_of_what_the_student_sees(tmp_path):
+    """Logits of whole pictures teach crops of them, silently."""
+    split = Split(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8) % 3, (0.5,) * 3, (0.5,) * 3)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(3072, 3))
+    teachers.write_logits(tmp_path / "logits", teacher, split)
+    kept = teachers.CachedLogits(tmp_path / "logits", teacher)
+    kept.check_examples(split, [BRIEF])
+    assert said(ValueError, "holds what the teacher says of whole pictures", lambda: kept.check_examples(split, [replace(BRIEF, augment=True)]))

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from losses import each, refused
+from losses import DECLARED, TERM_OF, each, refused
 
 from kdlab import objectives
 from kdlab.objectives import (
@@ -96,6 +96,10 @@ OPTIONS = {
     PermutedSoftTargets: [{"temperature": 2}],
     SpreadSoftTargets: [{"temperature": 2}],
 }
+for name, term in TERM_OF.items():  # what is new in its file
+    if term is not None and term not in FUNCTIONS:
+        FUNCTIONS[term] = lambda z, t, y, function=DECLARED[name], **how: function(z, t, **how)
+        OPTIONS[term] = [{"temperature": 2}]
 every_kind = each({kind.__name__: kind for kind in FUNCTIONS}, "kind")
 every_term = pytest.mark.parametrize(
     ("term", "function", "options"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from losses import TERM_OF
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdlab.objectives import (
@@ -38,6 +39,12 @@ from kdlab.objectives.vocabulary import tokens_at_once
 
 V, WIDTH, TEACHER_WIDTH = 11, 5, 3
 
+
+
+def of_term(make):
+    return getattr(make, "func", make)
+
+
 #: Functions of a temperature.
 TERMS = {
     "cross-entropy": lambda T: CrossEntropy(),
@@ -65,6 +72,7 @@ TERMS = {
     "decoupled": partial(DecoupledKD, 1.0, 8.0),
     "spread": SpreadSoftTargets,
 }
+TERMS |= {name: term for name, term in TERM_OF.items() if term is not None and not any(term is of_term(make) for make in TERMS.values())}
 every_term = pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in TERMS.items()])
 
 

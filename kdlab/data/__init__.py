@@ -2,7 +2,17 @@
 
 from .download import DataError, folder
 from .examples import Examples, Loaded
-from .images import ImageData, Split, crop_and_flip, load_cifar10, load_cifar100, load_digits, load_images
+from .images import (
+    ImageData,
+    Split,
+    crop_and_flip,
+    draw_boxes,
+    load_cifar10,
+    load_cifar100,
+    load_digits,
+    load_images,
+    resample,
+)
 from .posterior import ExactTeacher, KnownPosterior
 from .text import Corpus, corpus_or_fallback, load_corpus, read_documents
 from .tokens import TextData, Tokens
@@ -20,6 +30,7 @@ __all__ = [
     "Tokens",
     "corpus_or_fallback",
     "crop_and_flip",
+    "draw_boxes",
     "folder",
     "load_cifar10",
     "load_cifar100",
@@ -27,4 +38,5 @@ __all__ = [
     "load_digits",
     "load_images",
     "read_documents",
+    "resample",
 ]

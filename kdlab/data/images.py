@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..files import note_read
@@ -124,6 +125,50 @@ def crop_and_flip(
     return shift_and_mirror(
         images, *draw_crops(len(images), generator, padding=padding, flip=flip), padding=padding
     )
+
+
+def draw_boxes(n: int, generator: torch.Generator | None, *, area: tuple[float, float] = (0.25, 1.0)) -> Tensor:
+    """Square parts of pictures, for :func:`resample`: each of an area drawn evenly between two fractions of the whole, anywhere in it.
+
+    Returns:
+        float32, shape ``(n, 4)``: top, left, bottom and right, from 0 to 1.
+
+    Raises:
+        ValueError: for areas that are not from 0 to 1.
+    """
+    least, most = area
+    if not 0 < least <= most <= 1:
+        raise ValueError(f"area is two fractions of the whole picture, such as (0.25, 1.0), not {area!r}.")
+    side = (least + (most - least) * torch.rand(n, 1, generator=generator)).sqrt()
+    corner = torch.rand(n, 2, generator=generator) * (1 - side)
+    return torch.cat([corner, (corner + side).clamp(max=1.0)], 1)
+
+
+def resample(images: Tensor, boxes: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """What lies in a box of each picture or map, at another size: bilinear, each new pixel at the centre of its part of the box.
+
+    Differentiable in the images. Of a box that is much larger than the new size, pixels in between are passed over.
+
+    Args:
+        images: floating point, shape ``(B, C, H, W)``.
+        boxes: top, left, bottom and right, from 0 to 1, shape ``(B, 4)``.
+        size: the new height and width, or one for both.
+
+    >>> picture = torch.arange(4.0).view(1, 1, 2, 2)
+    >>> resample(picture, torch.tensor([[0.0, 0.5, 1.0, 1.0]]), (2, 1)).flatten().tolist()
+    [1.0, 3.0]
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    top, left, bottom, right = boxes.to(images.device, torch.float32).unbind(1)
+
+    def centres(low, high, n):
+        parts = (torch.arange(n, device=images.device) + 0.5) / n
+        return 2 * (low[:, None] + parts * (high - low)[:, None]) - 1  # −1 and 1 are the edges
+
+    y = centres(top, bottom, height)[:, :, None].expand(-1, height, width)
+    x = centres(left, right, width)[:, None, :].expand(-1, height, width)
+    grid = torch.stack([x, y], -1).to(images.dtype)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,9 @@ from ..training import evaluation_mode
 from ..training.measures import all_logits
 from ..training.precision import autocast
 from ..training.state import checksum, state_of
+from ..training.teachers import CacheError
 
 KINDS = ("sampled", "top-k", "top-k-rest")
-
-
-class CacheError(RuntimeError):
-    """A cache that is missing, damaged, or of another teacher or text."""
 
 
 def text_checksum(tokens: Tokens) -> str:

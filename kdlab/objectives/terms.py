@@ -576,7 +576,7 @@ class SquaredError(Term):
         return _options(class_axis=self.class_axis)
 
     def forward(self, *, student_logits, labels, mask=None, count=None, **_):
-        return response.squared_error(student_logits, labels, mask=mask, count=count, class_axis=self.class_axis)
+        return response.squared_error(student_logits, labels, class_axis=self.class_axis, mask=mask, count=count)
 
 
 class DecoupledKD(_Softened):

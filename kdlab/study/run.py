@@ -1,5 +1,7 @@
 """From specs to their records."""
 
+import importlib
+import inspect
 import resource
 import sys
 from collections import defaultdict
@@ -58,15 +60,52 @@ class Run:
 
 
 def load(name: str) -> ImageData | TextData:
-    """The data set that a spec names: images, or a text as :func:`~kdlab.language.tokeniser.load_text_data` names it."""
+    """The data set that a spec names: images, or a text as :func:`~kdlab.language.tokeniser.load_text_data` names it; or of one's own,
+    by the import path of a function that returns it."""
     loaders = {"cifar100": load_cifar100, "cifar10": load_cifar10, "digits": load_digits}
     if name in loaders:
         return loaders[name]()
+    if ":" in name:
+        return replace(imported(name)(), name=name)
     try:
         parse(name)
     except ValueError as error:
         raise ValueError(f"unknown data {name!r}: there are {', '.join(loaders)}; {error}") from None
     return load_text_data(name)
+
+
+def network(name: str) -> Callable[[int], nn.Module]:
+    """What makes a network of so many classes: a function of ``kdlab.models`` by its name, or one's own by its import path.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if ":" in name:
+        return imported(name)
+    if not hasattr(models, name):
+        raise ValueError(f'kdlab.models has no {name!r}; a network of your own is named by its import path, such as "my_package.nets:small".')
+    return getattr(models, name)
+
+
+def imported(path: str):
+    """What an import path names, ``"package.module:name"``.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path!r} cannot be imported ({error}): it is \"package.module:name\", of a package that is installed, or whose folder is on PYTHONPATH."
+        ) from error
+
+
+def own_code(spec: Spec) -> dict[str, str]:
+    """Of what a spec takes by its import path, the SHA-256 of the file that it is in: kdlab's commit says nothing of it."""
+    paths = [path for path in (spec.student, spec.data) if ":" in path]
+    return {path: sha256(Path(inspect.getsourcefile(imported(path)))) for path in paths}
 
 
 def checkpoint_path(spec: Spec, book: Path) -> Path:
@@ -85,7 +124,7 @@ def stored_student(spec: Spec, book: Path, num_classes: int) -> nn.Module | None
         return None
     if sha256(path) != record["checkpoint"]["sha256"]:
         raise RecordError(f"{path} is not the checkpoint that its record names.")
-    model = getattr(models, spec.student)(num_classes)
+    model = network(spec.student)(num_classes)
     load_model(path, model)
     return model.eval()
 
@@ -149,7 +188,7 @@ def run_together(
     learners = []
     for spec in specs:
         torch.manual_seed(spec.recipe.seed)
-        student = getattr(models, spec.student)(data.num_classes)  # first: runs of one seed begin with the same weights
+        student = network(spec.student)(data.num_classes)  # first: runs of one seed begin with the same weights
         objective = spec.objective.fresh()  # what it learns belongs to this run
         if hasattr(student, "stand_on"):
             if teacher is None:
@@ -214,7 +253,10 @@ def run_together(
             **shared,
             "recipe": asdict(spec.recipe),
             "parameters": models.count_parameters(learner.student),
+            **({"own_code": code} if (code := own_code(spec)) else {}),
         }
+        if spec.recipe.best_by:
+            content["selection"] = f"the epoch of the {spec.recipe.best_by} on the validation split; the test split was touched once, after it"
         logits = None
         if isinstance(history, FloatingPointError):
             content |= {"diverged": str(history), "test": None}
@@ -245,8 +287,7 @@ def check(spec: Spec, first: Spec, data: ImageData | TextData, teacher, book) ->
         raise ValueError(f"the spec asks for {spec.data}, but the data are {data.name}.")
     if spec.teacher is not None and teacher is None:
         raise ValueError(f"the spec asks for the teacher {spec.teacher.name}, but none was given.")
-    if not hasattr(models, spec.student):
-        raise ValueError(f"kdlab.models has no {spec.student!r}.")
+    network(spec.student)
     if isinstance(data, TextData) and (spec.omit or not spec.hold_out):
         raise ValueError(
             f"{spec.name}: of a text no class is omitted, and its validation split is always held out."

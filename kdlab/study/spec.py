@@ -15,13 +15,14 @@ from ..training import Recipe
 class Spec:
     """One run: which student learns what, from whom, on which data, how.
 
-    Networks and data are named, so that another machine can make the same run; for your own, use
-    :func:`~kdlab.training.loop.fit`.
+    Networks and data are named, so that another machine can make the same run: those of kdlab by their names, your own by their import
+    paths, such as ``"my_package.nets:small"``, a function of the number of classes. The record names the checksum of the file that it is in.
 
     Attributes:
         study, arm: names for people, such as ``"first-distillation"`` and ``"kd"``.
-        data: ``"cifar100"`` or another data set's name; of a text with vocabulary and context, ``"books-4096-256"``.
-        student: name of a function in ``kdlab.models``.
+        data: ``"cifar100"`` or another data set's name; of a text with vocabulary and context, ``"books-4096-256"``; or the import path of
+            a function that returns an :class:`~kdlab.data.images.ImageData` or :class:`~kdlab.data.tokens.TextData`.
+        student: name of a function in ``kdlab.models``, or the import path of one.
         objective: what is minimised, a sum of terms or a term.
         recipe: how. Its seed also draws the student's initial weights, so that runs with one seed are paired.
         teacher: the spec of the teacher's own run, or None. An objective that needs none is only compared with it.

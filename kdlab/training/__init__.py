@@ -16,9 +16,13 @@ from .measures import (
 from .precision import fast_precision
 from .recipe import Recipe
 from .taps import Taps
+from .teachers import CachedLogits, CacheError, FunctionTeacher, write_logits
 
 __all__ = [
+    "CacheError",
+    "CachedLogits",
     "CheckpointError",
+    "FunctionTeacher",
     "Learner",
     "Recipe",
     "Stopped",
@@ -37,4 +41,5 @@ __all__ = [
     "measure_tokens",
     "predict",
     "save_model",
+    "write_logits",
 ]

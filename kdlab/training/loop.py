@@ -17,7 +17,14 @@ from ..data.examples import as_split, each
 from ..objectives import HeadLogits, Objective, Term, global_count
 from ..objectives.checks import IGNORED
 from .checkpoint import load_run, require_safetensors, save_run
-from .distributed import anywhere, average, average_gradients, rank_and_world, synchronised_batch_norm
+from .distributed import (
+    anywhere,
+    average,
+    average_gradients,
+    by_the_first,
+    rank_and_world,
+    synchronised_batch_norm,
+)
 from .graphs import GraphedStep, graphable
 from .measures import evaluation_mode, measure_split, measured_by
 from .modules import check_two, moved_to, share_layers, storages, training_mode
@@ -25,6 +32,8 @@ from .precision import autocast, gradient_scaler
 from .recipe import Recipe
 from .state import checksum, forward_pass, shapes, state_of, take_apart
 from .taps import Taps
+from .views import Views, aligned
+from .weights import Kept
 
 
 class Stopped(Exception):
@@ -43,6 +52,7 @@ class Learner:
         report: called with each epoch's entry.
         rewrite: what a batch becomes before this student, and its teacher, look at it: called with the student, inputs, labels,
             the progress of the training and a generator; its ``repr`` says what it does. For on-policy distillation, :class:`~kdlab.language.text.OwnText`.
+        after_step: called after each step, see :func:`fit`.
     """
 
     student: nn.Module
@@ -51,6 +61,7 @@ class Learner:
     checkpoint: str | Path | None = None
     report: Callable[[dict], None] | None = None
     rewrite: Callable | None = None
+    after_step: Callable[[dict], None] | None = None
 
 
 class Interruptible:
@@ -88,6 +99,9 @@ def fit(
     report: Callable[[dict], None] | None = None,
     stop: Callable[[], bool] | None = None,
     rewrite: Callable | None = None,
+    after_step: Callable[[dict], None] | None = None,
+    student_view: Callable | None = None,
+    teacher_view: Callable | None = None,
 ) -> list[dict]:
     """Train ``student`` to minimise ``objective`` and return what was measured after each epoch.
 
@@ -131,6 +145,12 @@ def fit(
         stop: asked before each step, and between the batches of a validation; once it says True, the checkpoint is written
             and :class:`Stopped` raised.
         rewrite: what a batch becomes before it is looked at, such as :class:`~kdlab.language.text.OwnText`; see :class:`Learner`.
+        after_step: called after each step, when the optimiser has moved the student and its gradients are still there, with
+            ``epoch``, ``step`` (of its ``steps``, from 1), ``learning_rate``, and the step's ``loss`` and terms: tensors, which are not waited for. A step
+            that no checkpoint holds when the process is killed is taken, and told, again. On CUDA the steps are then not captured as a graph.
+        student_view, teacher_view: what the student, and the teacher, sees of a batch of inputs, such as crops of a size of its own: a function of the
+            inputs and a generator for what it draws, which returns inputs, or these and where in the pictures they lie; see :mod:`kdlab.training.views`. Without
+            one, they are seen as they are.
 
     Returns:
         One dict an epoch: ``epoch``, ``learning_rate``, ``loss`` and each term's mean over the epoch,
@@ -143,7 +163,7 @@ def fit(
         Stopped: if ``stop`` said so.
     """
     (outcome,) = fit_together(
-        [Learner(student, objective, recipe, checkpoint, report, rewrite)],
+        [Learner(student, objective, recipe, checkpoint, report, rewrite, after_step)],
         train=train,
         teacher=teacher,
         validation=validation,
@@ -152,6 +172,8 @@ def fit(
         checkpoint_seconds=checkpoint_seconds,
         gradient_norms=gradient_norms,
         stop=stop,
+        student_view=student_view,
+        teacher_view=teacher_view,
     )
     if isinstance(outcome, FloatingPointError):
         raise outcome
@@ -171,6 +193,8 @@ def fit_together(
     stop: Callable[[], bool] | None = None,
     stands: Callable[[int, int, int], None] | None = None,
     graphs: bool = True,
+    student_view: Callable | None = None,
+    teacher_view: Callable | None = None,
 ) -> list[list[dict] | FloatingPointError]:
     """Train several students side by side, with one look of the teacher at each batch for all of them.
 
@@ -183,7 +207,8 @@ def fit_together(
             done, steps of the next, steps of an epoch.
         graphs: on CUDA, capture the step of all students as one graph, each a branch of its own, where no objective
             changes in the course of training.
-        train, teacher, validation, measure, device, checkpoint_seconds, gradient_norms, stop: as in :func:`fit`.
+        train, teacher, validation, measure, device, checkpoint_seconds, gradient_norms, stop, student_view, teacher_view: as in
+            :func:`fit`; views are the same for all.
 
     Returns:
         For each learner its history, or the error of one that diverged, which stops no other.
@@ -196,11 +221,19 @@ def fit_together(
             raise TypeError(
                 f"the objective is a term or a sum of terms, such as SoftTargets(), not {learner.objective!r}."
             )
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise TypeError(
+            f"a teacher is a torch.nn.Module, not {type(teacher).__name__}; of a function make one: kdlab.training.FunctionTeacher(function, name)."
+        )
     train = as_split(train, "train")
     validation = None if validation is None else as_split(validation, "validation")
     for learner in learners:
         _check_learner(learner, train, teacher, gradient_norms)
     _check_splits(train, validation, learners[0].recipe, measure)
+    _check_best(learners, validation, measure)
+    views = Views.of(student_view, teacher_view)
+    if views is not None:
+        _check_views(views, learners, teacher)
     shared = {tuple(getattr(learner.recipe, name) for name in _SHARED) for learner in learners}
     if len(shared) > 1:
         raise ValueError(f"students that train side by side share {', '.join(_SHARED)}.")
@@ -210,6 +243,8 @@ def fit_together(
         raise ValueError(f"a batch of {size} cannot be spread evenly over {world} processes.")
     if hasattr(teacher, "check_text"):  # a cache, of this text and no other
         teacher.check_text(train)
+    if hasattr(teacher, "check_examples"):
+        teacher.check_examples(train, [learner.recipe for learner in learners])
     train = train.to(device)
     with ExitStack() as stack:
         stack.enter_context(_own_random_state(device))
@@ -220,6 +255,7 @@ def fit_together(
             "labels": _labels_checksum(train),
             "teacher": None if teacher is None else checksum(state_of(teacher).items()),
             **_blocks(train),
+            **({} if views is None else {"views": repr(views)}),
             **(_inputs_checksum(train) if any(x.checkpoint is not None for x in learners) else {}),
         }
         students = [stack.enter_context(_Student(x, shared, device)) for x in learners]
@@ -233,7 +269,7 @@ def fit_together(
         examples = min(learners[0].recipe.epoch_examples or len(train), len(train))
         steps = max(examples // learners[0].recipe.batch_size, 1)
         group = _Group(
-            tapped_teacher, train, steps, device, checkpoint_seconds, gradient_norms, stop, stands, graphs
+            tapped_teacher, train, steps, device, checkpoint_seconds, gradient_norms, stop, stands, graphs, views
         )
         group.tell(students)
         if validation is not None:
@@ -251,6 +287,9 @@ def fit_together(
         except Stopped:
             group.save(students)
             raise Stopped("training was asked to stop; with its checkpoint it goes on from here.") from None
+        for s in students:
+            if s.failure is None:
+                s.kept.leave()
         return [s.failure or s.history for s in students]
 
 
@@ -330,6 +369,25 @@ def _check_splits(train, validation, recipe: Recipe, measure) -> None:
         )
 
 
+def _check_best(learners, validation, measure) -> None:
+    known = ("accuracy", "cross_entropy", "calibration_error", *(["bits_per_byte"] if hasattr(validation, "token_bytes") else []))
+    for best in {learner.recipe.best_by for learner in learners} - {None}:
+        name = best.split(" ", 1)[1]
+        if validation is None:
+            raise ValueError(f"the epoch of the {best} is that of a validation split: give validation=…, too.")
+        if measure is None and name not in known:
+            raise ValueError(f"best_by names {name!r}, and what is measured of the validation split is {', '.join(known)}; or say measure=….")
+
+
+def _check_views(views: Views, learners, teacher) -> None:
+    if any(learner.rewrite is not None for learner in learners):
+        raise ValueError("a batch is rewritten or seen in views, not both: rewrite=None, or no views.")
+    if any(learner.recipe.teacher_view != "same" for learner in learners):
+        raise ValueError('what the teacher sees is said twice: teacher_view="same" in the recipe, or no views.')
+    if views.teacher is not None and (teacher is None or getattr(teacher, "by_index", False)):
+        raise ValueError("teacher_view is of a teacher that looks at inputs, and there is none.")
+
+
 def _check_apart(learners) -> None:
     paths = [Path(learner.checkpoint).absolute() for learner in learners if learner.checkpoint is not None]
     if len(set(paths)) < len(paths):
@@ -348,7 +406,7 @@ class _Student:
         if isinstance(self.objective, Term):
             self.objective = 1.0 * self.objective
         self.checkpoint = None if learner.checkpoint is None else Path(learner.checkpoint)
-        self.report, self.rewrite = learner.report, learner.rewrite
+        self.report, self.rewrite, self.after_step = learner.report, learner.rewrite, learner.after_step
         self.layout = moved_to(self.model, device)
         computed = forward_pass(self.model)  # by one process or several
         synchronised_batch_norm(self.model, device)
@@ -356,7 +414,8 @@ class _Student:
         self.optimizer = _optimizer(self.recipe, self.model, self.objective, device)
         self.scaler = gradient_scaler(device, self.recipe.precision)
         self.history, self.step, self.seconds, self.sums, self.norms = [], 0, 0.0, {}, {}
-        self.failure = None
+        self.failure, self.latest, self.kept = None, {}, Kept(self.model, self.recipe)
+        self.own_view = self.recipe.teacher_view == "own" or shared.get("views") is not None
         self.identity = {
             "recipe": _plain(self.recipe),
             "objective": repr(self.objective),
@@ -379,12 +438,12 @@ class _Student:
 
     @property
     def ended(self) -> bool:
-        return self.failure is not None or len(self.history) >= self.recipe.epochs
+        return self.failure is not None or self.recipe.over(self.history)
 
     @property
     def view(self) -> tuple:
         """What the teacher looks at for this student: one key for all that share it."""
-        return self.recipe.seed, self.recipe.teacher_view if self.rewrite is None else self
+        return self.recipe.seed, self if self.rewrite is not None else "own" if self.own_view else "same"
 
     @property
     def position(self) -> tuple[int, int]:
@@ -401,7 +460,16 @@ class _Student:
             else:
                 group["lr"] = rate
 
-    def learn(self, inputs, labels, index, teacher_logits, teacher_hidden, steps, gradient_norms) -> None:
+    def stepped(self, steps: int) -> None:
+        """A step is done: it is counted, its weights go into their average, and whoever asked is told."""
+        self.step += 1
+        self.kept.update(len(self.history) * steps + self.step)
+        if self.after_step is not None and self.failure is None:
+            rate = float(self.optimizer.param_groups[0]["lr"])
+            where = {"epoch": len(self.history) + 1, "step": self.step, "steps": steps, "learning_rate": rate}
+            self.after_step(where | self.latest)
+
+    def learn(self, inputs, labels, index, teacher_logits, teacher_hidden, boxes, steps, gradient_norms) -> None:
         """One step of gradient descent."""
         seen = {
             "inputs": inputs,
@@ -409,6 +477,7 @@ class _Student:
             "index": index,
             "teacher_logits": teacher_logits,
             "teacher_hidden": teacher_hidden,
+            "boxes": boxes,
         }
         self.optimizer.zero_grad()
         progress, sums = self.progress(steps), {}
@@ -436,7 +505,7 @@ class _Student:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         for name, values in sums.items():  # summed on the device: no step waits for it
-            value = values[-1] if name.endswith(".temperature") else sum(values)
+            self.latest[name] = value = values[-1] if name.endswith(".temperature") else sum(values)
             if name in self.sums:
                 self.sums[name] += value
             else:
@@ -460,11 +529,14 @@ class _Student:
         size = math.ceil(len(labels) / n)
         return [(slice(start, start + size), counts) for start in range(0, len(labels), size)]
 
-    def compare(self, progress, counts, *, inputs, labels, index, teacher_logits, teacher_hidden):
+    def compare(self, progress, counts, *, inputs, labels, index, teacher_logits, teacher_hidden, boxes=None):
         """What the objective says of some examples."""
         inputs = each(lambda x: x.contiguous(memory_format=self.layout) if x.ndim == 4 else x, inputs)
         with autocast(self.device, self.recipe.precision):
             student_logits, student_hidden = self.taps(inputs)
+        if boxes is not None:  # views of their own
+            pairs = [pair for term in self.objective.terms for pair in zip(term.teacher_layers, term.student_layers, strict=True)]
+            teacher_hidden = aligned(teacher_hidden, student_hidden, pairs, boxes)
         if labels.device.type == "cpu":  # a glance; elsewhere the epoch's mean is looked at
             seen = student_logits
             if isinstance(seen, HeadLogits):
@@ -513,14 +585,11 @@ class _Student:
                 "seconds": self.seconds,
                 "examples_per_second": examples / self.seconds,
             }
-            if measure is not None:
-                entry["validation"] = measured_by(measure, self.model, validation)
-                self.check_finite({f"{name} of the validation": x for name, x in entry["validation"].items()})
-            elif validation is not None:
-                entry["validation"] = measure_split(
-                    self.model, validation, device=self.device, precision=self.recipe.precision
-                )
-                self.check_finite({"validation logits": entry["validation"]["cross_entropy"]})
+            if validation is not None:
+                with self.kept.shown():
+                    entry["validation"] = self.measured(validation, measure)
+                    if self.recipe.best_by and self.recipe.best_epoch([*self.history, entry]) == entry["epoch"]:
+                        self.kept.note_best()
         except FloatingPointError as error:
             self.failure = error
             return
@@ -543,6 +612,16 @@ class _Student:
             tell()
         if interrupted:
             raise interrupted[0]
+
+    def measured(self, validation, measure) -> dict[str, float]:
+        """What is measured after an epoch; where it decides anything, every process goes by the first one's."""
+        if measure is not None:
+            found = measured_by(measure, self.model, validation)
+            self.check_finite({f"{name} of the validation": x for name, x in found.items()})
+        else:
+            found = measure_split(self.model, validation, device=self.device, precision=self.recipe.precision)
+            self.check_finite({"validation logits": found["cross_entropy"]})
+        return by_the_first(lambda: found) if self.recipe.best_by else found
 
     def check_finite(self, values: dict[str, float]) -> None:
         if anywhere(not all(map(math.isfinite, values.values()))):
@@ -568,12 +647,14 @@ class _Student:
             "norms": self.norms,
             **({} if self.scaler is None else {"scaler": self.scaler.state_dict()}),
         }
+        sums |= self.kept.tensors()
         save_run(self.checkpoint, self.model, self.objective, self.optimizer, sums, header, last)
 
     def load(self) -> None:
-        header, self.sums = load_run(
+        header, sums = load_run(
             self.checkpoint, self.model, self.objective, self.optimizer, self.identity, self.device
         )
+        self.sums = self.kept.taken(sums)
         self.history, self.step = header["history"], header["step"]
         self.seconds, self.norms = header["seconds"], header["norms"]
         if self.scaler is not None:
@@ -594,13 +675,15 @@ class _Group:
         stop,
         stands,
         graphs,
+        views,
     ):
         self.teacher, self.data, self.steps, self.device = teacher, train, steps, torch.device(device)
         self.checkpoint_seconds, self.gradient_norms = checkpoint_seconds, gradient_norms
         self.stop, self.stands = stop, stands
         self.saved = time.monotonic()
-        self.by_index = teacher is not None and getattr(teacher.model, "by_index", False)
+        self.by_index, self.asks = (getattr(getattr(teacher, "model", None), name, False) for name in ("by_index", "asks"))
         self.graphs = graphs and self.device.type == "cuda"
+        self.views, self.where = views, {}
         self.shared = False
         self.graphed = None
 
@@ -629,6 +712,8 @@ class _Group:
                 raise Stopped
             batches = dict(zip(seeds, (next(stream) for stream in streams), strict=True))
             views = dict(zip(own_views, (next(stream)[0] for stream in own_streams), strict=True))
+            if self.views is not None:
+                batches, views, self.where = self.views.seen(batches, students[0].position)
             for s in students:
                 s.set_learning_rate(self.steps)
             if graphed is None or students[0].step == 0:  # an epoch's first step is measured, which waits for the device
@@ -637,7 +722,7 @@ class _Group:
                 seed_torch(self.device, *seeds, *students[0].position)  # what a replay draws from
                 graphed(batches, views)
             for s in students:
-                s.step += 1
+                s.stepped(self.steps)
             students = [s for s in students if s.failure is None]
             if not students:
                 return
@@ -650,9 +735,9 @@ class _Group:
 
     def graphed_step(self, students: list[_Student]) -> GraphedStep | None:
         """The captured step of these students; the same as long as they are the same. None where nothing can be captured."""
-        if not self.graphs or rank_and_world()[1] > 1 or self.by_index:
+        if not self.graphs or rank_and_world()[1] > 1 or self.by_index or self.asks or self.views is not None:
             return None
-        if not all(graphable(s.objective) and s.rewrite is None for s in students):
+        if not all(graphable(s.objective) and s.rewrite is None and s.after_step is None for s in students):
             return None
         if self.graphed is None or self.graphed.students != students:
             self.graphed = GraphedStep(self.step, students)
@@ -688,6 +773,7 @@ class _Group:
         streams = [torch.cuda.Stream() for _ in students] if self.capturing() else None
         for number, s in enumerate(students):
             teacher_logits, teacher_hidden = looked.get(s.view, (None, {}))
+            boxes = self.where.get(s.recipe.seed, {}) if s.view[1] == "own" else None
             seed_torch(self.device, s.recipe.seed, *s.position)
             with ExitStack() as stack:
                 if streams is not None:  # branches of one graph
@@ -698,6 +784,7 @@ class _Group:
                         *(own[s] if s in own else batches[s.recipe.seed]),
                         teacher_logits,
                         teacher_hidden,
+                        boxes,
                         self.steps,
                         self.gradient_norms,
                     )
@@ -889,5 +976,6 @@ def _part(value, part: slice):
 
 
 def _plain(recipe: Recipe) -> dict:
-    """A recipe as JSON gives it back."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()}
+    """A recipe as JSON gives it back; what came later only where it is used, so that earlier checkpoints go on."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()}
+    return {k: v for k, v in plain.items() if v or k not in ("ema_decay", "best_by", "patience")}

@@ -1,6 +1,7 @@
 """How a run is trained: everything but the models, the data and the objective."""
 
 import math
+import re
 from dataclasses import dataclass
 
 from .precision import PRECISIONS
@@ -8,7 +9,7 @@ from .precision import PRECISIONS
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to train. The defaults are the published CIFAR-100 distillation recipe (Tian et al. 2020).
+    r"""One way to train. The defaults are the published CIFAR-100 distillation recipe (Tian et al. 2020).
 
     Attributes:
         epochs: passes over the training split.
@@ -31,6 +32,14 @@ class Recipe:
             normalisation averages over each part.)
         max_gradient_norm: a longer gradient is shortened to this; 0 leaves all as they are.
         seed: of the order and the augmentation of the examples. Runs that share it see the same batches.
+        ema_decay: what is measured after an epoch, and left in the student at the end, is the exponential moving average of its weights
+            and statistics: after step t, :math:`\bar\theta \leftarrow d_t \bar\theta + (1 - d_t)\theta` with
+            :math:`d_t = \min(\texttt{ema\_decay}, (1 + t)/(10 + t))`, as TensorFlow's ``ExponentialMovingAverage`` with its number of
+            updates. 0: the weights themselves.
+        best_by: such as ``"highest accuracy"`` or ``"lowest cross_entropy"``, of what is measured of the validation split: the student
+            is left as it was after the first epoch that was best by it. None: after the last.
+        patience: training ends after so many epochs in a row that were not better than the best by ``best_by``. None: after ``epochs``.
+            The schedule of the learning rate is that of ``epochs``.
     """
 
     epochs: int = 240
@@ -51,6 +60,9 @@ class Recipe:
     epoch_examples: int | None = None
     micro_batches: int = 1
     max_gradient_norm: float = 0.0
+    ema_decay: float = 0.0
+    best_by: str | None = None
+    patience: int | None = None
 
     def __post_init__(self):
         for name, allowed in (
@@ -62,9 +74,9 @@ class Recipe:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
-        for name in ("epochs", "batch_size", "micro_batches", "epoch_examples"):
+        for name in ("epochs", "batch_size", "micro_batches", "epoch_examples", "patience"):
             value = getattr(self, name)
-            if name == "epoch_examples" and value is None:
+            if name in ("epoch_examples", "patience") and value is None:
                 continue
             if not isinstance(value, int):
                 raise TypeError(f"{name} must be a whole number, not {value!r}.")
@@ -81,6 +93,38 @@ class Recipe:
         for name in ("momentum", "decay", "warmup_epochs", "weight_decay", "max_gradient_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)!r}.")
+
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be from 0 to less than 1, not {self.ema_decay!r}.")
+        if self.best_by is not None and not re.fullmatch("(highest|lowest) .+", str(self.best_by)):
+            raise ValueError(f'best_by is "highest …" or "lowest …", such as "highest accuracy", not {self.best_by!r}.')
+        if self.patience is not None and self.best_by is None:
+            raise ValueError('patience waits for a better epoch: say by what it is better, such as best_by="highest accuracy".')
+
+    def best_epoch(self, history: list[dict]) -> int:
+        """The number, from 1, of the epoch of a history after which the student is left: the best by ``best_by``, or the last.
+
+        >>> history = [{"validation": {"accuracy": x}} for x in (0.5, 0.7, 0.6, 0.7)]
+        >>> Recipe(best_by="highest accuracy").best_epoch(history), Recipe().best_epoch(history)
+        (2, 4)
+        """
+        if self.best_by is None:
+            return len(history)
+        which, name = self.best_by.split(" ", 1)
+        if missing := [entry["validation"] for entry in history if name not in entry["validation"]]:
+            raise ValueError(f"best_by names {name!r}, and what is measured of the validation split is {', '.join(missing[0])}.")
+        measured = [entry["validation"][name] for entry in history]
+        return 1 + measured.index((max if which == "highest" else min)(measured))
+
+    def over(self, history: list[dict]) -> bool:
+        """Whether a training with this history has come to its end.
+
+        >>> history = [{"validation": {"accuracy": x}} for x in (0.5, 0.7, 0.6, 0.7)]
+        >>> [Recipe(best_by="highest accuracy", patience=n).over(history) for n in (2, 3)]
+        [True, False]
+        """
+        waited = self.patience is not None and history and len(history) - self.best_epoch(history) >= self.patience
+        return bool(waited) or len(history) >= self.epochs
 
     def learning_rate_at(self, epoch: float) -> float:
         """The learning rate after ``epoch`` epochs (fractions count: the rate is set at every step).
