@@ -17,10 +17,15 @@
 # of both Kullback–Leibler divergences and of the Jensen–Shannon divergence; and what becomes of "prediction minus target" if the
 # target has lost some of its mass.
 #
-# *Needs: one CPU core and under half a minute.*
+# *Needs: one CPU core and under a minute.*
 
 # %% tags=["parameters"]
-profile = "cpu"
+profile = "cpu"  # or "gpu"
+classes: int = 1000  # N of a target that loses mass
+kept: int = 10  # how many of its largest probabilities stay
+betas: list[float] = [0.5, 0.1]  # of the Jensen–Shannon divergence; norms are compared for the first
+temperatures: list[float] = [0.5, 60.0]  # the coolest and the hottest at which norms are compared
+seed: int = 0  # of all random logits
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
@@ -32,6 +37,7 @@ from IPython.display import Math
 from kdlab.figures import BLUE, GREEN, ORANGE, show, table, use_style
 from kdlab.objectives import cross_entropy, forward_kl, log_soften, reverse_kl
 from kdlab.study.display import device_for, verdict
+from kdlab.study.parameters import require
 from kdlab.theory import reference
 from kdlab.theory.symbolic import (
     T,
@@ -52,6 +58,9 @@ from kdlab.theory.symbolic import (
 
 use_style()
 device = device_for(profile)
+require(kept < classes, "kept must be less than classes, for the target is to lose mass.")
+require(max(betas) < 1, "betas must lie between 0 and 1, both left out: there the divergence is zero.")
+require(len(set(temperatures)) > 1 and min(temperatures) >= 0.1, "temperatures must be two or more, from 0.1 on.")
 
 
 def equation(left, right):
@@ -113,57 +122,35 @@ assert sp.expand(with_mass_one - (q[i] - p[i]) / T) == 0
 equation(r"\frac{\partial L}{\partial z_i}\Big|_{\sum p = 1}", sp.factor(with_mass_one))
 
 # %% [markdown]
-# To *see* it: keep the ten largest of a thousand target probabilities, and compare the formula for a distribution with
+# To *see* it: keep the largest of the target's probabilities, and compare the formula for a distribution with
 # what automatic differentiation says.
 
 # %%
-generator = torch.Generator().manual_seed(0)
-teacher_row = 3 * torch.randn(1000, dtype=torch.float64, generator=generator)
-full = torch.softmax(teacher_row, -1)
-top = full.topk(10)
+generator = torch.Generator().manual_seed(seed)
+full = torch.softmax(3 * torch.randn(classes, dtype=torch.float64, generator=generator), -1)
+top = full.topk(kept)
 truncated = torch.zeros_like(full).scatter(-1, top.indices, top.values)
-student_row = torch.randn(1000, dtype=torch.float64, generator=generator).requires_grad_()
-(autograd,) = torch.autograd.grad(
-    -(truncated * torch.log_softmax(student_row, -1)).sum(), student_row
-)
-q_row = torch.softmax(student_row.detach(), -1)
-mass = truncated.sum().item()
+student_row = torch.randn(classes, dtype=torch.float64, generator=generator).requires_grad_()
+(autograd,) = torch.autograd.grad(-(truncated * torch.log_softmax(student_row, -1)).sum(), student_row)
+q_row, mass = torch.softmax(student_row.detach(), -1), truncated.sum().item()
 error_without = (q_row - truncated - autograd).abs().max().item()
 error_with = (q_row * mass - truncated - autograd).abs().max().item()
 assert error_with < 1e-14 < error_without
 
 # %% tags=["hide-input"]
-order = autograd.argsort()
+outside = (truncated == 0).nonzero().flatten()
+outside = outside[autograd[outside].argsort()]
 figure, axis = plt.subplots(figsize=(6.4, 3.2))
-axis.plot(
-    range(10, 1000),
-    autograd[order][10:],
-    color=BLUE,
-    linewidth=4,
-    alpha=0.4,
-    label="autograd",
-)
-axis.plot(
-    range(10, 1000),
-    (q_row * mass - truncated)[order][10:],
-    color=BLUE,
-    linewidth=1.2,
-    label=r"$q\,\sum p - p$",
-)
-axis.plot(
-    range(10, 1000),
-    (q_row - truncated)[order][10:],
-    color=ORANGE,
-    linewidth=1.2,
-    label="$q - p$",
-)
-axis.set(yscale="log", xlabel="classes outside the top ten, by gradient", ylabel="gradient")
+axis.plot(autograd[outside], color=BLUE, linewidth=4, alpha=0.4, label="autograd")
+axis.plot((q_row * mass)[outside], color=BLUE, linewidth=1.2, label=r"$q\,\sum p - p$")
+axis.plot(q_row[outside], color=ORANGE, linewidth=1.2, label="$q - p$")
+axis.set(yscale="log", xlabel="classes that were cut off, by gradient", ylabel="gradient")
 axis.legend()
 show(
     figure,
     label="mass",
-    caption=f"The target keeps {mass:.0%} of its mass. On the classes that were cut off, $q-p$ (orange) overstates the "
-    r"true gradient by $1/\sum p$; with the factor (thin blue) it lies on autograd's (broad blue).",
+    caption=f"The target keeps its {kept} largest of {classes:,} probabilities, {mass:.0%} of its mass. On the classes that were cut off, $q-p$ (orange) overstates the "
+    rf"true gradient by $1/\sum p$, a factor of {1 / mass:.2f}; with the factor (thin blue) it lies on autograd's (broad blue).",
     alt="Two parallel curves on a logarithmic axis; the orange one lies above, the thin blue one on the broad blue one.",
 )
 
@@ -255,10 +242,7 @@ assert same(
 
 # %%
 size = 3
-zs, ps = (
-    sp.symbols(f"z1:{size + 1}", real=True),
-    sp.symbols(f"p1:{size + 1}", positive=True),
-)
+zs, ps = sp.symbols(f"z1:{size + 1}", real=True), sp.symbols(f"p1:{size + 1}", positive=True)
 partition = sum(sp.exp(a / T) for a in zs)
 qs = [sp.exp(a / T) / partition for a in zs]
 losses = {
@@ -269,10 +253,7 @@ losses = {
 claimed = {
     "cross-entropy": [(a * sum(ps) - b) / T for a, b in zip(qs, ps, strict=True)],
     "forward KL": [(a * sum(ps) - b) / T for a, b in zip(qs, ps, strict=True)],
-    "reverse KL": [
-        a / T * (sp.log(a) - sp.log(b) - losses["reverse KL"])
-        for a, b in zip(qs, ps, strict=True)
-    ],
+    "reverse KL": [a / T * (sp.log(a) - sp.log(b) - losses["reverse KL"]) for a, b in zip(qs, ps, strict=True)],
 }
 for name, loss in losses.items():
     for variable, formula in zip(zs, claimed[name], strict=True):
@@ -289,21 +270,16 @@ for a in range(size):
 # expressions that the symbolic part differentiated:
 
 # %%
-generator = torch.Generator().manual_seed(1)
-student = (
-    4 * torch.randn(1000, 50, dtype=torch.float64, generator=generator)
-).requires_grad_()
-teacher = 4 * torch.randn(1000, 50, dtype=torch.float64, generator=generator)
-temperature = 0.5 + 4 * torch.rand(1000, 1, dtype=torch.float64, generator=generator)
+generator, size = torch.Generator().manual_seed(seed + 1), (1000, 50)
+student = (4 * torch.randn(size, dtype=torch.float64, generator=generator)).requires_grad_()
+teacher = 4 * torch.randn(size, dtype=torch.float64, generator=generator)
+temperature = 0.5 + 4 * torch.rand(size[0], 1, dtype=torch.float64, generator=generator)
 target = torch.softmax(teacher, -1)
-target_sum_not_one = target * torch.rand(1000, 1, dtype=torch.float64, generator=generator)
+target_sum_not_one = target * torch.rand(size[0], 1, dtype=torch.float64, generator=generator)
 
 
 def textbook(name):
-    log_q, log_p = (
-        torch.log_softmax(student / temperature, -1),
-        torch.log_softmax(teacher / temperature, -1),
-    )
+    log_q, log_p = (torch.log_softmax(logits / temperature, -1) for logits in (student, teacher))
     if name == "cross-entropy":
         return -(target_sum_not_one * log_q).sum()
     if name == "forward KL":
@@ -312,38 +288,23 @@ def textbook(name):
         return (log_q.exp() * (log_q - log_p)).sum()
     share = float(name.split("=")[1])
     log_m = torch.logaddexp(log_p + np.log(share), log_q + np.log1p(-share))
-    return (
-        share * log_p.exp() * (log_p - log_m) + (1 - share) * log_q.exp() * (log_q - log_m)
-    ).sum()
+    return (share * log_p.exp() * (log_p - log_m) + (1 - share) * log_q.exp() * (log_q - log_m)).sum()
 
 
-numpy_student, numpy_teacher, numpy_T = (
-    student.detach().numpy(),
-    teacher.numpy(),
-    temperature.numpy(),
-)
+pair = student.detach().numpy(), teacher.numpy(), temperature.numpy()
 closed = {
-    "cross-entropy": reference.cross_entropy_gradient(
-        numpy_student, target_sum_not_one.numpy(), numpy_T
-    ),
-    "forward KL": reference.forward_kl_gradient(numpy_student, numpy_teacher, numpy_T),
-    "reverse KL": reference.reverse_kl_gradient(numpy_student, numpy_teacher, numpy_T),
-    "JSD, beta=0.5": reference.jensen_shannon_gradient(
-        numpy_student, numpy_teacher, numpy_T, 0.5
-    ),
-    "JSD, beta=0.1": reference.jensen_shannon_gradient(
-        numpy_student, numpy_teacher, numpy_T, 0.1
-    ),
-}
+    "cross-entropy": reference.cross_entropy_gradient(pair[0], target_sum_not_one.numpy(), pair[2]),
+    "forward KL": reference.forward_kl_gradient(*pair),
+    "reverse KL": reference.reverse_kl_gradient(*pair),
+} | {f"JSD, beta={share:g}": reference.jensen_shannon_gradient(*pair, share) for share in betas}
 ours = {"forward KL": forward_kl, "reverse KL": reverse_kl}
 rows, worst = [], 0.0
 for name, formula in closed.items():
     (by_torch,) = torch.autograd.grad(textbook(name), student)
     errors = [np.abs(by_torch.numpy() - formula).max()]
     if name in ours:
-        (by_kdlab,) = torch.autograd.grad(
-            ours[name](student, teacher, temperature=temperature, reduction="sum"), student
-        )
+        value = ours[name](student, teacher, temperature=temperature, reduction="sum")
+        (by_kdlab,) = torch.autograd.grad(value, student)
         errors.append(np.abs(by_kdlab.numpy() - formula).max())
     assert max(errors) < 1e-12, name
     worst = max(worst, *errors)
@@ -363,52 +324,33 @@ table(
 # {doc}`03_why_t_squared` is about.
 
 # %% tags=["hide-input"]
-grid = np.geomspace(0.5, 60, 60)
-one_student, one_teacher = numpy_student[0], numpy_teacher[0]
-norms = {
-    "forward KL": [
-        np.linalg.norm(reference.forward_kl_gradient(one_student, one_teacher, t_))
-        for t_ in grid
-    ],
-    "reverse KL": [
-        np.linalg.norm(reference.reverse_kl_gradient(one_student, one_teacher, t_))
-        for t_ in grid
-    ],
-    "JSD, beta=0.5": [
-        np.linalg.norm(reference.jensen_shannon_gradient(one_student, one_teacher, t_, 0.5))
-        for t_ in grid
-    ],
+grid = np.geomspace(min(temperatures), max(temperatures), 60)
+jsd_name, one = f"JSD, beta={betas[0]:g}", (pair[0][0], pair[1][0])
+gradients = {
+    "forward KL": reference.forward_kl_gradient,
+    "reverse KL": reference.reverse_kl_gradient,
+    jsd_name: lambda *given: reference.jensen_shannon_gradient(*given, betas[0]),
 }
+norms = {name: [np.linalg.norm(of(*one, t_)) for t_ in grid] for name, of in gradients.items()}
 slope = {name: reference.effective_exponent(grid, v)[-1] for name, v in norms.items()}
 hot_ratio = {name: v[-1] / norms["forward KL"][-1] for name, v in norms.items()}
 figure, axis = plt.subplots(figsize=(6.4, 3.4))
 for (name, values), colour in zip(norms.items(), (BLUE, ORANGE, GREEN), strict=True):
     axis.loglog(grid, values, color=colour, label=name)
-axis.loglog(
-    grid,
-    norms["forward KL"][-1] * (grid[-1] / grid) ** 1,
-    color="grey",
-    linestyle=":",
-    label="slope −1",
-)
-axis.loglog(
-    grid,
-    norms["forward KL"][-1] * (grid[-1] / grid) ** 2,
-    color="grey",
-    linestyle="--",
-    label="slope −2",
-)
-axis.set(xlabel="temperature $T$", ylabel="gradient norm", ylim=(1e-4, 5))
+for power, style in ((1, ":"), (2, "--")):
+    line = norms["forward KL"][-1] * (grid[-1] / grid) ** power
+    axis.loglog(grid, line, color="grey", linestyle=style, label=f"slope −{power}")
+axis.set(xlabel="temperature $T$", ylabel="gradient norm")
 axis.legend(fontsize="small")
 show(
     figure,
     label="norms",
     caption="Gradient norms of three losses for one random pair of logits, with the slope −1 of the explicit factor alone (dotted) and −2 (dashed). "
-    "Slopes at the hot end: "
+    f"Slopes at $T={grid[-1]:g}$: "
     + ", ".join(f"{v:.2f} ({name})" for name, v in slope.items())
-    + f". There the reverse KL's gradient is {hot_ratio['reverse KL']:.2f} times the forward KL's, and the JSD's {hot_ratio['JSD, beta=0.5']:.2f} times.",
-    alt="Log-log plot of three falling curves that become parallel to a dashed line of slope minus two at high "
-    "temperature; a dotted line of slope minus one falls less steeply.",
+    + f". There the reverse KL's gradient is {hot_ratio['reverse KL']:.2f} times the forward KL's, and that of {jsd_name}, {hot_ratio[jsd_name]:.2f} times.",
+    alt="Log-log plot of the gradients' norms against temperature, with straight lines of slope minus one, dotted, and minus two, dashed. Slopes of the curves at the hot end: "
+    + ", ".join(f"{v:.2f} ({name})" for name, v in slope.items()) + ".",
 )
 
 # %% tags=["hide-input"]
@@ -417,7 +359,7 @@ verdict(
     r"For every $N$: $\partial D_{\mathrm{KL}}(p\|q)/\partial z_i = (q_i-p_i)/T$, like the cross-entropy, since the teacher's "
     r"entropy is constant. Reverse KL and JSD carry the same $1/T$ before other vectors: $q_i(\log(q_i/p_i) - "
     r"D_{\mathrm{KL}}(q\|p))$ and its like. Closed forms and autograd agree to "
-    rf"{worst:.0e} on 1,000 random pairs.",
+    rf"{worst:.0e} on {size[0]:,} random pairs.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -497,13 +439,50 @@ verdict(
 # ```{exercise}
 # :label: ex-second-derivative
 #
-# Use `partial` twice to find the Hessian of the forward KL. Where is it positive definite?
+# Find the Hessian of the forward KL with `partial`. Where is it positive definite?
 # ```
 #
-# ```{solution} ex-second-derivative
+# ````{solution} ex-second-derivative
 # :class: dropdown
 #
-# `partial(partial(forward, z[i]), z[j])` needs the softmax back in place of `q`: differentiate
-# `(softmax(z, i) - p[i]) / T` by `z[j]`, which gives $q_i(\delta_{ij}-q_j)/T^2$. It is the covariance matrix of a
-# one-hot draw from $q$, over $T^2$: positive semi-definite, and positive definite nowhere: the constant vector is its one zero direction.
+# Write the softmax back in place of `q`, and differentiate the gradient once more:
+#
+# ```python
+# hessian = partial((softmax(z, i) - p[i]) / T, z[j])
+# assert same(hessian, jacobian / T)
+# equation(r"\frac{\partial^2}{\partial z_i\,\partial z_j} D_{\mathrm{KL}}(p\,\|\,q)", sp.factor(hessian))
 # ```
+#
+# It is $q_i(\delta_{ij}-q_j)/T^2$, the covariance matrix of a
+# one-hot draw from $q$, over $T^2$: positive semi-definite, and positive definite nowhere: the constant vector is its one zero direction.
+# ````
+#
+# ```{exercise}
+# :label: ex-lost-mass
+#
+# Descend the cross-entropy to the cut target `truncated`, once along its true gradient $q\sum p - p$ and once along $q - p$. At which distribution does each end?
+# ```
+#
+# ````{solution} ex-lost-mass
+# :class: dropdown
+#
+# The first at $p/\sum p$, if slowly where that is zero. The second cannot come to rest, since $q-p$ does not sum to zero, but a step that is the same for all logits changes no
+# probability. So it ends where all entries of $q-p$ are equal, at $q = p + (1-\sum p)/N$: what was lost is dealt out evenly, to classes that were cut off and to those that were not.
+#
+# ```python
+# def descend(gradient, steps=5000):
+#     logits = torch.zeros_like(truncated)
+#     for _ in range(steps):
+#         logits -= gradient(torch.softmax(logits, -1))
+#     return torch.softmax(logits, -1)
+#
+#
+# ends = {"$q\\sum p-p$": descend(lambda q: q * mass - truncated), "$q-p$": descend(lambda q: q - truncated)}
+# found = {"$p/\\sum p$": truncated / mass, "$p+(1-\\sum p)/N$": truncated + (1 - mass) / classes}
+# table(
+#     ["total variation between", *found],
+#     [[name, *(f"{(end - where).abs().sum() / 2:.1e}" for where in found.values())] for name, end in ends.items()],
+#     caption="Where descent along two vectors ends.",
+# )
+# ```
+# ````

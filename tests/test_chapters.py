@@ -12,6 +12,7 @@ from kdlab.study.parameters import declared_in
 
 #: One chapter a line; with these it takes less than 20 seconds of a slow core.
 OTHER = {
+    2: {"classes": 70, "kept": 7, "betas": [0.3], "temperatures": [1.0, 20.0], "seed": 3},
     3: {"temperatures": [2.0, 5.0, 20.0], "hot": [5.0, 50.0, 500.0], "classes": 70, "train_images": 320, "seed": 3},
     5: {"printed": [0.5, 0.03, 0.27, 0.3, 0.02, 0.18], "temperature": 3.0, "classes": 70, "images": 200, "seed": 3},
     14: {"margin": 0.5, "temperature": 3.0, "epochs": 4, "seeds": [3], "stored": False},
