@@ -24,6 +24,7 @@ from .evidence import (
     mutated,
     mutated_curves,
 )
+from .parameters import changed
 from .results import Results
 from .statistics import Interval
 
@@ -79,11 +80,8 @@ class Statement(Shown):
     @property
     def unseen(self) -> str:
         """What to say where it does not hold."""
-        why = (
-            "the records do not show it."
-            if self.source == "records"
-            else "this build did not show it (training rounds differently on another processor)."
-        )
+        reason = "the chapter's parameters are others" if changed() else "training rounds differently on another processor"
+        why = "the records do not show it." if self.source == "records" else f"this build did not show it ({reason})."
         return f"The text around expects: {self.short[0].lower() + self.short[1:].rstrip('.')}; {why}"
 
     def __str__(self) -> str:
