@@ -1411,9 +1411,9 @@ towards = ["forward KL", SKEWED_FORWARD, r"JSD, $\beta=0.5$", "reverse KL"]
 in_order(towards, excess, confidence, names=called)
 
 # %% [markdown]
-# So mode seeking in a network need not be a forgotten bell; here it shows as a forgotten doubt.
+# So mode seeking in a network need not be a forgotten bell: where confidence rises along these arms, it is a forgotten doubt.
 #
-# **The reverse KL alone does not get there.**
+# **Does the reverse KL alone get there?**
 
 # %%
 above("reverse KL", "forward, then reverse KL", by_arm("KL(student ‖ truth)"), to_truth, names=called)

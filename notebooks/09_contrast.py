@@ -81,7 +81,7 @@ require(
 require(len(set(seeds)) == len(seeds), f"seeds differ from each other: {seeds}.")
 require(long_epochs > epochs, f"the longer training has more than {epochs} epochs, not {long_epochs}.")
 SIZES, TAU, SEEDS, LONG = tuple(sorted(candidates)), tau, tuple(seeds), long_epochs
-FEW, SOME, MANY = SIZES[0], SIZES[len(SIZES) // 2], SIZES[-1]  # candidates
+FEW, SOME, MANY = SIZES[0], SIZES[(len(SIZES) - 1) // 2], SIZES[-1]  # candidates
 
 
 def difference(treated, control):
@@ -1594,7 +1594,7 @@ display(
 )
 
 # %% [markdown]
-# So in the short training it is the candidates' *age* that takes the gain away: the same examples, embedded afresh, teach. See in the curves of weights above
+# Where *afresh* is above *bank*, it is the candidates' *age* that takes the gain away: the same examples, embedded afresh, teach. See in the curves of weights above
 # whether a bank's harm grows with its weight, and at which weight validation leaves it. The queue's networks are slow, which may be age under another name. CRD's two maps may agree on something that is not in the teacher's vectors: information shown is not accuracy.
 #
 # How much is *number*? The next cell compares *batch* with *batch and stored* at equal weights, and not at the weights that each has chosen.
@@ -1688,7 +1688,7 @@ ahead = above("CRD", ["alone", "batch, two maps"], lengths["long"], SLOW)
 display(behind, ahead)
 
 # %% [markdown]
-# The two sentences together: the order turns round. After the short training a bank's student is behind the one without a teacher's embeddings; after the longer one it is ahead, and ahead of the batch. What one has measured of CRD at one length of training says
+# Where both sentences hold, the order turns round: after the short training a bank's student is behind the one without a teacher's embeddings, after the longer one ahead of it, and ahead of the batch. What one has measured of CRD at one length of training says
 # nothing of another.
 #
 # ### False negatives

@@ -13,6 +13,9 @@ from kdlab.study.parameters import declared_in
 #: One chapter a line; with these it takes less than 20 seconds of a slow core.
 OTHER = {
     3: {"temperatures": [2.0, 5.0, 20.0], "hot": [5.0, 50.0, 500.0], "classes": 70, "train_images": 320, "seed": 3},
+    7: {"skew": 0.2, "hidden_units": 3, "epochs": 1, "learning_rates": [0.05, 0.2], "seeds": [3]},
+    8: {"classes": 4, "train_images": 64, "epochs": 1, "steps": 8, "seeds": [3]},
+    9: {"candidates": [4, 32], "tau": 0.2, "epochs": 2, "long_epochs": 3, "seeds": [3]},
 }
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
