@@ -20,6 +20,9 @@ OTHER = {
     15: {"candidates": ["alone", "kd", "dkd", "dist", "rkd"], "batch": 16, "rounds": 3, "same_cost": 0.2, "margin": 0.5},
     16: {"temperatures": [1.0, 2.0, 4.0, 16.0], "blocks": 6, "copies": [1, 3], "learned": 20, "seeds": [3]},
     17: {"blocks": 6, "seeds": [3], "epochs": 2, "read": 8, "continuations": 4},
+    7: {"skew": 0.2, "hidden_units": 3, "epochs": 1, "learning_rates": [0.05, 0.2], "seeds": [3]},
+    8: {"classes": 4, "train_images": 64, "epochs": 1, "steps": 8, "seeds": [3]},
+    9: {"candidates": [4, 32], "tau": 0.2, "epochs": 2, "long_epochs": 3, "seeds": [3]},
 }
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
