@@ -490,6 +490,13 @@ def test_what_cannot_be_best_is_refused_before_training():
             fit(flat(), CrossEntropy(), train=pictures(), recipe=replace(RECIPE, **changes), **how)
 
 
+def test_a_state_that_is_a_copy_is_neither_averaged_nor_put_back():
+    student = flat()
+    student.register_state_dict_post_hook(lambda module, state, *_: state.update({k: v.clone() for k, v in state.items()}))
+    with pytest.raises(ValueError, match="is a copy of what it computes with"):
+        fit(student, CrossEntropy(), train=pictures(), recipe=replace(RECIPE, ema_decay=0.5))
+
+
 def test_an_earlier_checkpoint_goes_on(tmp_path):
     """What a recipe says of averages and best epochs is in a checkpoint's identity only where it is used."""
     fit(flat(), CrossEntropy(), train=pictures(), recipe=RECIPE, checkpoint=tmp_path / "run")

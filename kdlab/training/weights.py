@@ -24,6 +24,12 @@ class Kept:
         self.recipe, self.live, self.average, self.best = recipe, {}, {}, {}
         if recipe.ema_decay or recipe.best_by:
             self.live = {k: v for k, v in state_of(model).items() if isinstance(v, Tensor) and not v.is_quantized}
+            own = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers())}
+            if copies := [k for k, v in self.live.items() if v.untyped_storage().data_ptr() not in own]:
+                raise ValueError(
+                    f"{copies[0]} in the student's state_dict is a copy of what it computes with, which can be neither averaged nor put back: "
+                    "ema_decay=0 and best_by=None."
+                )
         if recipe.ema_decay:
             self.average = {k: v.clone() for k, v in self.live.items() if v.is_floating_point()}
 
