@@ -1,4 +1,4 @@
-"""kdlab: chapters, chapter, status, run, show, take, verify, bench."""
+"""kdlab: chapters, chapter, status, run, show, take, verify, bench, gpu."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from .benchmarks import BENCHMARKS, BenchmarkError, Settings, measured, table
+from .benchmarks import BENCHMARKS, BenchmarkError, Settings, gpu, measured, table
 from .benchmarks import vocabulary as head_logits
 from .data import DataError
 from .files import atomic_write, writable
@@ -23,6 +23,8 @@ from .study.records import RecordError, book_folder, read_record
 from .study.runner import PlanError, duration, every_spec, missing, plan, run_plan, take, verify
 from .training import CheckpointError, Stopped
 from .training.distributed import processes, rank_and_world
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA begins: by it products give the same bits twice
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="The study of kdlab."
@@ -104,6 +106,7 @@ def run(
     ] = None,
     beside: Annotated[int, typer.Option(help="At most so many students in one process.", min=1)] = 6,
     checkpoint: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 30.0,
+    eager: Annotated[bool, typer.Option("--eager", help="On CUDA, no step is captured as a graph.")] = False,
     ray: Annotated[
         int | None, typer.Option(help="Spread over so many workers of a Ray cluster.", min=1)
     ] = None,
@@ -146,7 +149,7 @@ def run(
             try:
                 written = run_plan(
                     specs, book=place, out=out, budget=limit, device=device, limit=beside,
-                    checkpoint_seconds=checkpoint, say=say,
+                    checkpoint_seconds=checkpoint, say=say, graphs=not eager,
                 )  # fmt: skip
             except Stopped:
                 say("Stopped; the same command goes on from here.")
@@ -277,6 +280,33 @@ def bench(
         if out is not None:
             with atomic_write(out) as part:
                 part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+@app.command(name="gpu")
+def use_gpu(
+    minutes: Annotated[float, typer.Option(help="All that it may take.", min=0.0)] = 11.0,
+    device: Annotated[str, typer.Option(help="Such as cuda:1; cpu is a rehearsal.")] = "cuda",
+    out: Annotated[Path, typer.Option(help="The folder for all that comes of it; bring it back, and it goes on.")] = Path("gpu"),
+    plans: Annotated[str | None, typer.Option(help="Plans for the records, as table,language; else all.")] = None,
+    part: Annotated[str | None, typer.Option(help=f"One of {', '.join(gpu.PARTS)} alone.")] = None,
+    book: Book = None,
+):  # fmt: skip
+    """Let a few minutes of a GPU become a check of this package on it, measurements, and records."""
+    with sentences():
+        device, place = usable(device), book or book_folder_or(out)
+        names = None if plans is None else plans.split(",")
+        if unknown := [name for name in names or () if name not in PLANS]:
+            raise PlanError(f"there is no plan {unknown[0]!r}; there are {', '.join(PLANS)}.")
+        if part is not None and part not in gpu.PARTS:
+            raise PlanError(f"there is no part {part!r}; there are {', '.join(gpu.PARTS)}.")
+        writable(out)
+        if part is not None:
+            gpu.run_part(part, device, 60 * minutes, out, book=place, plans=names)
+            return
+        options = () if plans is None else ("--plans", plans)
+        if died := gpu.visit(device, 60 * minutes, out, book=place, say=typer.echo, options=options):
+            typer.echo(f"{died} of {len(gpu.PARTS)} parts did not come to their end.", err=True)
+            raise typer.Exit(1)
 
 
 @app.command(name="chapters")

@@ -1,6 +1,6 @@
 """What the contestants train: networks, synthetic images, and a round of kdlab's own loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -60,15 +60,17 @@ def recipe(settings: Settings) -> Recipe:
 
 
 def kdlab_round(
-    settings: Settings, pair: tuple[str, str], objective: Objective, *, students: int = 1
+    settings: Settings, pair: tuple[str, str], objective: Objective, *, seeds: Sequence[int] = (0,)
 ) -> Callable[[], float]:
-    """A function that trains students beside one teacher by :func:`~kdlab.training.fit_together`, and times an epoch.
+    """A function that trains a student for each seed beside one teacher by :func:`~kdlab.training.fit_together`, and times an epoch.
 
     An epoch of ``settings.steps`` steps warms up, and a second one is timed, all that ``fit_together`` does between two
     epochs included. Students, teacher and what the objective learns go on from round to round.
     """
     teacher = untrained_teacher(pair[0]) if objective.needs_teacher else None
-    learners = [Learner(network(pair[1], seed), objective, recipe(settings)) for seed in range(students)]
+    learners = [
+        Learner(network(pair[1], number), objective, replace(recipe(settings), seed=seed)) for number, seed in enumerate(seeds)
+    ]
     train = synthetic(settings.images).to(settings.device)
 
     def one_round() -> float:

@@ -1,15 +1,19 @@
-"""``vocabulary``: a loss taken from hidden states, beside the loss of all logits, the bare products, and Liger Kernel.
+"""``vocabulary``: a loss taken from hidden states, beside the loss of all logits, the bare products, Liger Kernel and TRL.
 
 One generalised Jensen–Shannon divergence, forward and backward, of the same hidden states and heads. Extra peak memory is
 what a contestant adds to its inputs: on CUDA the allocator's peak, on a CPU the growth of the largest resident set of a
 process of its own, which counts the libraries' buffers too, and the gradients.
 """
 
+import importlib
 import multiprocessing
+import os
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -106,6 +110,15 @@ def liger(h, W, t, U):
     return loss.detach()
 
 
+def trl(h, W, t, U):
+    """TRL's loss of its trainer for generalised distillation, which takes all logits."""
+    GKDTrainer = imported("trl.experimental.gkd").GKDTrainer
+    labels = torch.zeros(1, len(h), dtype=torch.long, device=h.device)
+    loss = GKDTrainer.generalized_jsd_loss((h @ W.T)[None], (t @ U.T)[None], labels=labels, beta=0.5)
+    loss.backward()
+    return loss.detach()
+
+
 CONTESTANTS: dict[str, Callable] = {
     "all logits": from_all_logits,
     "kdlab": from_hidden_states,
@@ -114,12 +127,21 @@ CONTESTANTS: dict[str, Callable] = {
 
 
 def contestants() -> dict[str, Callable]:
-    """With Liger where it is installed."""
-    try:
-        import liger_kernel.chunked_loss  # noqa: F401
-    except ImportError:
-        return dict(CONTESTANTS)
-    return {**CONTESTANTS, "Liger": liger}
+    """With Liger and TRL where they can be imported."""
+    found = dict(CONTESTANTS)
+    for name, module, way in (("Liger", "liger_kernel.chunked_loss", liger), ("TRL", "trl.experimental.gkd", trl)):
+        with suppress(ImportError, RuntimeError):  # transformers' way to say that something is missing is the latter
+            imported(module)
+            found[name] = way
+    return found
+
+
+def imported(module: str):
+    """A module, without the remarks that it makes on its import."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(module)
 
 
 def _peak(way, size, pipe):
@@ -164,10 +186,28 @@ def extra_peak(way: Callable, size: Size) -> int:
         process.join()
 
 
+def fits(way: Callable, device) -> bool:
+    """Whether there is memory for what ``way`` does."""
+    try:
+        way()
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        if torch.device(device).type == "cuda":
+            torch.cuda.empty_cache()
+    return True
+
+
 def measured(size: Size, seconds: float = 60.0, rounds: int = 5) -> dict:
-    """Let contestants take turns until the time is up, at least ``rounds`` times. What it gives can be written as JSON."""
+    """Let contestants take turns until the time is up, at least ``rounds`` times. What it gives can be written as JSON.
+
+    Those for which the device has too little memory are left out, and named.
+
+    Raises:
+        BenchmarkError: if kdlab's own is one of them.
+    """
     origin, ways, inputs = provenance(size.device), contestants(), size.inputs()
-    times, until = {name: [] for name in ways}, time.monotonic() + seconds
+    every, times, until = list(ways), {name: [] for name in ways}, time.monotonic() + seconds
 
     def lap(way):
         inputs[0].grad = inputs[1].grad = None
@@ -177,8 +217,11 @@ def measured(size: Size, seconds: float = 60.0, rounds: int = 5) -> dict:
             torch.cuda.synchronize(size.device)
         return time.perf_counter() - start
 
-    for way in ways.values():
-        lap(way)  # warms up
+    for name, way in list(ways.items()):
+        if not fits(partial(lap, way), size.device):  # which warms up
+            del ways[name]
+    if "kdlab" not in ways:
+        raise BenchmarkError("the device has too little memory for this size: give a smaller one with --size.")
     while len(times["kdlab"]) < rounds or time.monotonic() < until:
         for name in list(ways)[:: -1 if len(times["kdlab"]) % 2 else 1]:
             times[name].append(lap(ways[name]))
@@ -200,7 +243,8 @@ def measured(size: Size, seconds: float = 60.0, rounds: int = 5) -> dict:
         "provenance": origin,
         "threads": torch.get_num_threads(),
         "size": asdict(size),
-        "seconds": times,
+        "seconds": {name: times[name] for name in ways},
+        "left_out": [name for name in every if name not in ways],
         "summary": summary,
         "goals": goals,
     }
@@ -218,6 +262,8 @@ def table(result: dict) -> str:
         lines.append(
             f"  {name:<16}{f'{median:.3f} ({low:.3f}–{high:.3f})':>28}{found['bytes'] / 1e6:>18,.0f}"
         )
+    for name in result["left_out"]:
+        lines.append(f"  {name:<16}{'too little memory':>28}")
     for goal in result["goals"]:
         met = "met" if goal["met"] else "not met"
         lines.append(

@@ -450,9 +450,10 @@ def smooth_labels(labels: Tensor, num_classes: int, *, smoothing: float = 0.1) -
         p = full_precision(labels)
         p = p if p is labels else p / p.sum(-1, keepdim=True)  # of half precision, what its rounding left over
         return (1 - smoothing) * p + smoothing / num_classes
-    uniform = torch.full((*torch.as_tensor(labels).shape, num_classes), smoothing / num_classes)
+    where = labels.device if isinstance(labels, Tensor) else None
+    uniform = torch.full((*torch.as_tensor(labels).shape, num_classes), smoothing / num_classes, device=where)
     check_labels(labels, uniform)
-    uniform, index = uniform.to(labels.device), labels.long().unsqueeze(-1)
+    index = labels.long().unsqueeze(-1)
     return uniform.scatter_add(-1, index, torch.full_like(uniform[..., :1], 1 - smoothing))
 
 

@@ -308,12 +308,14 @@ class TokenLogits:
         teacher: the same shape, or what is kept of it; or None.
         labels: shape ``(n,)``; or None.
         progress: of the training, 0 to 1; or None.
+        mask: shape ``(n,)``, where tokens are among them that do not count; or None. A term that gives each token's loss need not look.
     """
 
     student: Tensor
     teacher: Tensor | SparseTargets | None = None
     labels: Tensor | None = None
     progress: float | None = None
+    mask: Tensor | None = None
 
     @cached_property
     def _softened(self):
@@ -336,6 +338,7 @@ def by_autograd(term, tokens: TokenLogits):
             student_logits=z,
             teacher_logits=tokens.teacher,
             labels=tokens.labels,
+            mask=tokens.mask,
             count=1,
             progress=tokens.progress,
         )
@@ -345,20 +348,23 @@ def by_autograd(term, tokens: TokenLogits):
 # One pass over all tokens ------------------------------------------------------------------------------------------------
 
 
-def tokens_at_once(vocabulary: int) -> int:
+def tokens_at_once(vocabulary: int, device="cpu") -> int:
     """How many tokens' logits to hold, for a vocabulary of this size.
 
-    Every chunk reads all of the head's weight, and adds to all of its gradient: below some hundreds of tokens the products
-    wait for memory. Above, they gain little, and the buffers grow.
+    Every chunk reads all of the head's weight, and adds to all of its gradient: below some hundreds of tokens, on a GPU a thousand,
+    the products wait for memory. Above, they gain little, and the buffers grow.
 
-    >>> tokens_at_once(32_000), tokens_at_once(256_000)
-    (256, 128)
+    >>> tokens_at_once(32_000), tokens_at_once(256_000), tokens_at_once(128_256, "cuda")
+    (256, 128, 1024)
     """
-    return min(512, max(128, 2**23 // vocabulary // 64 * 64))
+    if torch.device(device).type == "cpu":
+        return min(512, max(128, 2**23 // vocabulary // 64 * 64))
+    return min(2048, max(512, 2**27 // vocabulary // 64 * 64))
 
 
-#: How many logits are softened at a time on a CPU: what a dozen passes over them need stays in its cache.
-IN_CACHE = 2**17
+#: How many logits are softened at a time. On a CPU what a dozen passes over them need stays in its cache; on a GPU it is small beside
+#: the logits of a chunk.
+AT_ONCE = {"cpu": 2**17, "cuda": 2**24}
 
 
 def token_means(
@@ -406,42 +412,50 @@ def token_means(
         check_count(count)
     if mask is not None:
         check_mask(mask, outline[..., 0], empty=count is not None)
-    counted = torch.arange(outline[..., 0].numel(), device=student.device)
-    counted = counted if mask is None else counted[mask.flatten()]
+    rows = torch.arange(outline[..., 0].numel(), device=student.device)
+    counts = None
+    if mask is not None and on_host(mask):
+        rows = rows[mask.flatten()]
+    elif mask is not None:  # how many count is not waited for: all are computed, and those that do not count are zero
+        counts = mask.flatten()
     if count is None:
-        if not len(counted):
+        if not len(rows):
             raise ValueError("there is no position to average over.")
-        count = len(counted)
+        count = len(rows) if counts is None else counts.sum()
 
     def differentiate(z, part):
         """Each term's sum over a part of the tokens that count, whose logits become the gradient of the weighted sum."""
-        rows = counted[part]
-        t = None if teacher is None else teacher[rows]
+        t = None if teacher is None else teacher[rows[part]]
         t = t.dense() if isinstance(t, HeadLogits) else t
         wide = torch.promote_types(
             z.dtype if t is None else torch.promote_types(z.dtype, t.dtype), torch.float32
         )
         found = []
-        for i in _pieces(len(z), max(1, IN_CACHE // z.shape[-1]) if z.device.type == "cpu" else len(z)):
+        for i in _pieces(len(z), max(1, AT_ONCE.get(z.device.type, 2**24) // z.shape[-1])):
+            kept = None if counts is None else counts[part][i]
             capped = None if student.softcap is None else torch.tanh(z[i].to(wide) / student.softcap)
             tokens = TokenLogits(
                 z[i].to(wide) if capped is None else student.softcap * capped,
                 t[i].to(wide) if isinstance(t, Tensor) else None if t is None else t[i],
-                None if labels is None else labels[rows[i]],
+                None if labels is None else labels[rows[part][i]],
                 progress,
+                kept,
             )
             sums, slopes = [], []
             for name, term in terms.items():
                 losses, by_logits = term(tokens)
+                losses = losses if kept is None or not losses.ndim else losses.where(kept, 0.0)
                 sums.append(losses.sum())
                 slopes.append(by_logits * weights[name])
             slope = sum(slopes[1:], slopes[0])
+            slope = slope if kept is None else slope.masked_fill_(~kept[:, None], 0.0)
             z[i] = slope if capped is None else slope * (1 - capped.square())
             found.append(torch.stack(sums))
         return torch.stack(found).sum(0)
 
     student = student if torch.is_grad_enabled() else student.detach()
-    hidden = _flat(student).hidden.index_select(0, counted)
+    hidden = _flat(student).hidden.index_select(0, rows)
+    hidden = hidden if counts is None else hidden.where(counts[:, None], 0.0)
     inputs = hidden, student.weight, student.bias
     sums = _TokenSums.apply(differentiate, tuple(weights.values()), student.dtype, student.chunk, *inputs)
     if _inspectable(hidden) and not torch.isfinite(torch.stack(sums)).all():
@@ -469,7 +483,7 @@ class _TokenSums(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=wide) if by_bias else None
         h, W, b = (None if x is None else x.to(dtype) for x in (hidden, weight, bias))
         sums = hidden.new_zeros(len(weights), dtype=wide)
-        for part in _pieces(len(h), chunk or tokens_at_once(len(W))):
+        for part in _pieces(len(h), chunk or tokens_at_once(len(W), h.device)):
             z = F.linear(h[part], W, b)
             sums = sums + differentiate(z, part)
             if by_hidden:
@@ -480,7 +494,8 @@ class _TokenSums(torch.autograd.Function):
                 grad_bias += z.sum(0, dtype=wide)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
-        return (sums * sums.new_tensor(weights)).sum(), *sums.unbind()
+        weights = torch.stack([sums.new_full((), float(weight)) for weight in weights])  # made there, and not copied
+        return (sums * weights).sum(), *sums.unbind()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -497,6 +512,11 @@ class _TokenSums(torch.autograd.Function):
             for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return None, None, None, None, *scaled
+
+
+def on_host(mask: Tensor) -> bool:
+    """Whether its values are known without waiting for a device."""
+    return mask.device.type == "cpu"
 
 
 def _add_product(total, x, y):

@@ -156,6 +156,7 @@ def run_together(
     report: Callable[[Spec, dict], None] | None = None,
     stop: Callable[[], bool] | None = None,
     stands: Callable[[int, int, int], None] | None = None,
+    graphs: bool = True,
 ) -> list[Run]:
     """Train the students of ``specs`` side by side, and write the record of each.
 
@@ -168,7 +169,7 @@ def run_together(
         keep: names of specs whose students are stored in ``book/checkpoints`` too, named in their records.
         device, checkpoint_seconds: as in :func:`~kdlab.training.loop.fit`.
         stop: as there, and asked between the batches of the test split too.
-        stands: as in :func:`~kdlab.training.loop.fit_together`.
+        stands, graphs: as in :func:`~kdlab.training.loop.fit_together`.
         resume: folder for the checkpoints of running training; each is removed when its record is written.
         report: called with a spec and an epoch's entry.
 
@@ -220,6 +221,7 @@ def run_together(
         checkpoint_seconds=checkpoint_seconds,
         stop=stop,
         stands=stands,
+        graphs=graphs,
     )
     shared = {
         "provenance": origin,

@@ -150,6 +150,8 @@ def run_plan(
     checkpoint_seconds: float = 30.0,
     say: Callable[[str], None] = print,
     stop: Callable[[], bool] | None = None,
+    data: dict | None = None,
+    graphs: bool = True,
 ) -> int:
     """Run the missing specs, as many beside each other as can be, and return how many records were written.
 
@@ -165,6 +167,8 @@ def run_plan(
         checkpoint_seconds: at most so much is lost when the process is killed.
         say: called with lines for people.
         stop: asked before each step, besides the budget.
+        data: data sets by name that are loaded already; others are added.
+        graphs: as in :func:`~kdlab.training.fit_together`.
 
     Raises:
         PlanError: if a teacher is missing that the specs do not make.
@@ -179,15 +183,16 @@ def run_plan(
         say = _silent
     known = specs if callable(specs) else lambda: specs
     with clock.listening():
-        return _run(known, [out, Path(book)], clock, stop, device, limit, checkpoint_seconds, say)
+        data = {} if data is None else data
+        return _run(known, [out, Path(book)], clock, stop, device, limit, checkpoint_seconds, say, data, graphs)
 
 
 def _silent(line: str) -> None:
     pass
 
 
-def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say) -> int:
-    out, written, data, teachers = places[0], 0, {}, {}
+def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say, data, graphs) -> int:
+    out, written, teachers = places[0], 0, {}
     running = out / "running"
 
     def stopping():
@@ -232,6 +237,7 @@ def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say) -> 
                 report=progress,
                 stands=progress.stands,
                 stop=stopping,
+                graphs=graphs,
             )
             for spec, finished in zip(group, done, strict=True):
                 say(f"{spec.name}: {headline(finished.record)}")

@@ -129,6 +129,10 @@ def load_run(path: Path, student, objective, optimizer, identity: dict, device="
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for parameter, held in optimizer.state.items():  # in its parameter's layout, which fused optimisers insist on
+        for name, value in held.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                held[name] = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
     return header, {name: value.to(device) for name, value in part("sum.").items()}
 
 

@@ -4,9 +4,10 @@ import copy
 import hashlib
 import inspect
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def fit(
         checkpoint: a file that is written after every epoch. If it is there already, the run goes on from it, bit
             for bit as if it had never stopped (on the same device); if it is of another run, it is refused.
         checkpoint_seconds: write it whenever so many seconds have passed, in the middle of an epoch too, and not
-            after every epoch.
+            after every epoch; more seldom where writing would take more than a tenth of the time. 0 is after every step.
         gradient_norms: also measure, at the first step of each epoch, the norm of each weighted term's gradient by the
             student's parameters.
         report: called with each epoch's entry, for progress: once, when its checkpoint is written and before it counts. An epoch that
@@ -205,8 +206,8 @@ def fit_together(
         learners: students of one recipe, up to what changes neither batches nor teacher.
         stands: told where the training stands, at its start and whenever checkpoints are written in the middle of it: epochs
             done, steps of the next, steps of an epoch.
-        graphs: on CUDA, capture the step of all students as one graph, each a branch of its own, where no objective
-            changes in the course of training.
+        graphs: on CUDA, capture the step of all students as one graph, each a branch of its own, but for those that change in the
+            course of training, draw random numbers or wait for the device (a warning says which).
         train, teacher, validation, measure, device, checkpoint_seconds, gradient_norms, stop, student_view, teacher_view: as in
             :func:`fit`; views are the same for all.
 
@@ -247,6 +248,7 @@ def fit_together(
         teacher.check_examples(train, [learner.recipe for learner in learners])
     train = train.to(device)
     with ExitStack() as stack:
+        stack.enter_context(_on_device(device, learners[0].recipe.precision))
         stack.enter_context(_own_random_state(device))
         if teacher is not None:
             moved_to(teacher, device)
@@ -287,6 +289,8 @@ def fit_together(
         except Stopped:
             group.save(students)
             raise Stopped("training was asked to stop; with its checkpoint it goes on from here.") from None
+        finally:
+            group.graphed = None  # which knows the group that knows it: its memory is wanted before Python looks for such rings
         for s in students:
             if s.failure is None:
                 s.kept.leave()
@@ -488,7 +492,8 @@ class _Student:
                 found = self.objective.gradient_norms(large, self.model.parameters(), progress)
                 scale = 1.0 if self.scaler is None else self.scaler.get_scale()
                 self.norms |= {f"{name}.gradient_norm": norm.item() / scale for name, norm in found.items()}
-            self.scaled(loss).backward()
+            with _deterministic_attention(labels):
+                self.scaled(loss).backward()
             for name, value in {"loss": loss, **terms}.items():
                 sums.setdefault(name, []).append(value.detach())
         average_gradients(self.optimizer)
@@ -553,17 +558,20 @@ class _Student:
                 )
             read = _read(inputs, counted)
             masks = {"mask": counted, "hidden_mask": torch.ones_like(counted) if read is None else read}
-        return self.objective(
-            student_logits=student_logits,
-            teacher_logits=teacher_logits,
-            student_hidden=student_hidden,
-            teacher_hidden=teacher_hidden,
-            labels=labels,
-            index=index,
-            progress=progress,
-            **masks,
-            **counts,
-        )
+        # Products with a head that are left to the objective are made as the model's own. On a CPU they stay in float32, as in all records.
+        lower = isinstance(student_logits, HeadLogits) and labels.device.type != "cpu"
+        with autocast(self.device, self.recipe.precision) if lower else nullcontext():
+            return self.objective(
+                student_logits=student_logits,
+                teacher_logits=teacher_logits,
+                student_hidden=student_hidden,
+                teacher_hidden=teacher_hidden,
+                labels=labels,
+                index=index,
+                progress=progress,
+                **masks,
+                **counts,
+            )
 
     def parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -680,7 +688,7 @@ class _Group:
         self.teacher, self.data, self.steps, self.device = teacher, train, steps, torch.device(device)
         self.checkpoint_seconds, self.gradient_norms = checkpoint_seconds, gradient_norms
         self.stop, self.stands = stop, stands
-        self.saved = time.monotonic()
+        self.saved, self.saving = time.monotonic(), 0.0
         self.by_index, self.asks = (getattr(getattr(teacher, "model", None), name, False) for name in ("by_index", "asks"))
         self.graphs = graphs and self.device.type == "cuda"
         self.views, self.where = views, {}
@@ -703,6 +711,8 @@ class _Group:
         began, elapsed = time.perf_counter(), {s: s.seconds for s in students}
 
         def clock():
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # else the clock would run ahead of the work
             for s in students:
                 s.seconds = elapsed[s] + time.perf_counter() - began
 
@@ -719,28 +729,30 @@ class _Group:
             if graphed is None or students[0].step == 0:  # an epoch's first step is measured, which waits for the device
                 self.step(students, batches, views)
             else:
-                seed_torch(self.device, *seeds, *students[0].position)  # what a replay draws from
                 graphed(batches, views)
             for s in students:
                 s.stepped(self.steps)
-            students = [s for s in students if s.failure is None]
-            if not students:
-                return
+            if any(s.failure for s in students):
+                students = [s for s in students if s.failure is None]
+                if not students:
+                    return
+                graphed = self.graphed_step(students)
             if self.due():
                 clock()
                 self.save_if_due(students)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # else the clock would run ahead of the work
         clock()
 
     def graphed_step(self, students: list[_Student]) -> GraphedStep | None:
         """The captured step of these students; the same as long as they are the same. None where nothing can be captured."""
         if not self.graphs or rank_and_world()[1] > 1 or self.by_index or self.asks or self.views is not None:
             return None
-        if not all(graphable(s.objective) and s.rewrite is None and s.after_step is None for s in students):
+        eager = {s: "its objective changes in the course of training" for s in students if not graphable(s.objective)}
+        eager |= {s: "it learns from text that it writes itself" for s in students if s.rewrite is not None}
+        eager |= {s: "after_step looks at each of its steps" for s in students if s.after_step is not None}
+        if len(eager) == len(students):
             return None
         if self.graphed is None or self.graphed.students != students:
-            self.graphed = GraphedStep(self.step, students)
+            self.graphed = GraphedStep(self.step, students, eager)
         return self.graphed
 
     def batches(self, recipe: Recipe, seed: int, epoch: int, start: int, who: str):
@@ -759,8 +771,16 @@ class _Group:
             return (tuple(each(lambda x: x[rank::world], part) for part in batch) for batch in stream)
         return stream
 
-    def step(self, students: list[_Student], batches: dict, views: dict) -> None:
-        """One look of the teacher, one step of every student. ``batches`` and ``views`` are keyed by seed."""
+    def step(
+        self, students: list[_Student], batches: dict, views: dict, looked: dict | None = None, watch=lambda who: nullcontext()
+    ) -> dict:
+        """One look of the teacher, one step of every student; returns what the teacher said of each view.
+
+        Args:
+            batches, views: keyed by seed.
+            looked: what the teacher has said already.
+            watch: a context for each student's step, and with None for the teacher's look.
+        """
         own = {}
         for s in students:
             if s.rewrite is not None:
@@ -769,7 +789,8 @@ class _Group:
                 except FloatingPointError as error:
                     s.failure = error
         students = [s for s in students if s.failure is None]
-        looked = self.look(students, batches, views, own)
+        unseen = [s for s in students if s.view not in (looked or {})]
+        looked = {**(looked or {}), **self.look(unseen, batches, views, own, watch)}
         streams = [torch.cuda.Stream() for _ in students] if self.capturing() else None
         for number, s in enumerate(students):
             teacher_logits, teacher_hidden = looked.get(s.view, (None, {}))
@@ -779,6 +800,7 @@ class _Group:
                 if streams is not None:  # branches of one graph
                     streams[number].wait_stream(torch.cuda.current_stream())
                     stack.enter_context(torch.cuda.stream(streams[number]))
+                stack.enter_context(watch(s))
                 try:
                     s.learn(
                         *(own[s] if s in own else batches[s.recipe.seed]),
@@ -792,6 +814,7 @@ class _Group:
                     s.failure = error
         for stream in streams or ():
             torch.cuda.current_stream().wait_stream(stream)
+        return looked
 
     def rewritten(self, student: _Student, inputs, labels, index):
         """The batch as the student's own ``rewrite`` leaves it."""
@@ -809,7 +832,7 @@ class _Group:
         return inputs, labels, index
 
     @torch.no_grad()
-    def look(self, students, batches, views, own) -> dict:
+    def look(self, students, batches, views, own, watch) -> dict:
         """The teacher's logits and hidden states for each distinct view of a batch."""
         wanted = dict.fromkeys(s.view for s in students if s.objective.needs_teacher)
         if not wanted:
@@ -826,15 +849,18 @@ class _Group:
             stack.enter_context(autocast(self.device, students[0].recipe.precision))
             if self.shared:  # its layers are in training mode, as the student's
                 stack.enter_context(evaluation_mode(self.teacher.model))
-            if len(inputs) == 1 or self.device.type == "cpu":
+            apart = students[0].recipe.teacher_mode == "train"  # batch normalisation of a batch, and not of several
+            if len(inputs) == 1 or self.device.type == "cpu" or apart:
                 looked = {}
                 for (seed, view), part in zip(wanted, inputs, strict=True):
                     which = view if isinstance(view, str) else "rewritten"
                     seed_torch(self.device, seed, *students[0].position, f"teacher's {which} view")
-                    looked[seed, view] = self.teacher(part)
+                    with watch(None):
+                        looked[seed, view] = self.teacher(part)
                 return looked
-            logits, hidden = self.teacher(_joined(inputs))
-        size = len(logits) // len(inputs)
+            with watch(None):
+                logits, hidden = self.teacher(_joined(inputs))
+        size = logits.shape[0] // len(inputs)
         return {
             key: (
                 logits[i * size : (i + 1) * size],
@@ -847,18 +873,21 @@ class _Group:
         return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def due(self) -> bool:
+        """Whether to write checkpoints: not so often that writing takes more than a tenth of the time, but for 0, after every step."""
         seconds = self.checkpoint_seconds
-        return seconds is not None and anywhere(time.monotonic() - self.saved >= seconds)
+        return seconds is not None and anywhere(time.monotonic() - self.saved >= (seconds and max(seconds, 9 * self.saving)))
 
     def save_if_due(self, students) -> None:
         if self.due():
             self.save(students)
 
     def save(self, students) -> None:
+        began = time.monotonic()
         for s in students:
             if not s.ended:
                 s.save()
         self.saved = time.monotonic()
+        self.saving = self.saved - began
         self.tell(students)
 
     def tell(self, students) -> None:
@@ -877,12 +906,50 @@ def _number(*what) -> int:
 
 
 def seed_torch(device: torch.device, *what) -> None:
-    """Seed what terms and models draw from (inside a captured graph, the graph draws from the seed at its replay)."""
+    """Seed what terms and models draw from (a captured step draws nothing)."""
     if device.type == "cuda":
         if not torch.cuda.is_current_stream_capturing():
-            torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(_number(*what))
+            here = torch.cuda.current_device() if device.index is None else device.index
+            torch.cuda.default_generators[here].manual_seed(_number(*what))
     else:
         torch.default_generator.manual_seed(_number(*what))
+
+
+@contextmanager
+def _on_device(device, precision: str):
+    """On CUDA: streams and graphs are of this device; its convolutions are those that give the same bits twice, and float32 is no TF32."""
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    flags = torch.backends.cudnn
+    before = flags.deterministic, flags.allow_tf32
+    with torch.cuda.device(device):
+        flags.deterministic, flags.allow_tf32 = True, precision != "float32"
+        try:
+            yield
+        finally:
+            flags.deterministic, flags.allow_tf32 = before
+
+
+@contextmanager
+def _deterministic_attention(labels: Tensor):
+    """For the backward pass of texts on CUDA, whose fused attention adds up in any order unless it is told not to.
+
+    Nothing changes where the process has no ``CUBLAS_WORKSPACE_CONFIG``, without which PyTorch refuses to be told; ``kdlab run``
+    has set it.
+    """
+    if labels.ndim < 2 or not labels.is_cuda or "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+        yield
+        return
+    filling = torch.utils.deterministic
+    before = torch.get_deterministic_debug_mode(), filling.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    filling.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        filling.fill_uninitialized_memory = before[1]
 
 
 @contextmanager

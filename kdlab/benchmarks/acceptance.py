@@ -1,0 +1,407 @@
+"""Acceptance: whether training on this CUDA device is what it is said to be, on synthetic data, in a minute or two.
+
+Each check returns what is wrong, in sentences: none, if all is well. ``kdlab gpu`` runs them all, and tests run each. On a CPU they
+hold as well: there is nothing to capture there.
+"""
+
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from ..data import Split, Tokens
+from ..files import atomic_write
+from ..language import generate, speculate
+from ..models import GPT
+from ..objectives import (
+    CRD,
+    DIST,
+    ActivationAttention,
+    CrossEntropy,
+    DecoupledKD,
+    ForwardKL,
+    GeneralisedJSD,
+    HiddenMSE,
+    InfoNCE,
+    NegativeLogAcceptance,
+    Objective,
+    PermutedSoftTargets,
+    Projector,
+    ReverseKL,
+    RKDAngle,
+    RKDDistance,
+    SimilarityPreserving,
+    SkewedForwardKL,
+    SmoothedLabels,
+    SoftTargets,
+    SpreadSoftTargets,
+    Term,
+    TotalVariation,
+)
+from ..objectives.schedules import Linear
+from ..study.records import provenance
+from ..training import Learner, Recipe, Stopped, fit_together
+from ..training import loop as training_loop
+from ..training.graphs import WARM_UP, GraphedStep
+
+#: Of the synthetic data: classes, words, and examples.
+CLASSES, WORDS, EXAMPLES = 10, 48, 56
+
+
+class Small(nn.Module):
+    """The smallest network with the layers that the plans' objectives look at: ``layer1`` to ``layer3``, and ``fc``."""
+
+    def __init__(self, width: int = 4):
+        super().__init__()
+        widths = 3, width, 2 * width, 2 * width
+        for number, (before, after) in enumerate(pairwise(widths), 1):
+            convolution = nn.Conv2d(before, after, 3, stride=2 if number == 1 else 1, padding=1, bias=False)
+            setattr(self, f"layer{number}", nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU()))
+        self.fc = nn.Linear(2 * width, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.layer3(self.layer2(self.layer1(images))).mean((2, 3)))
+
+
+class Waiting(Term):
+    """A term that makes the host wait for the device, as a careless one does."""
+
+    needs_teacher = False
+
+    def forward(self, *, student_logits, labels, **_):
+        loss = F.cross_entropy(student_logits.float(), labels)
+        return loss * (1.0 if loss.item() > 0 else 0.0)
+
+
+def kd() -> Objective:
+    return 0.1 * CrossEntropy() + 0.9 * SoftTargets(4.0)
+
+
+#: What the plans train images with. The last ones change in the course of training or draw random numbers, and are not captured.
+IMAGES: dict[str, Callable[[], Objective]] = {
+    "alone": lambda: 1.0 * CrossEntropy(),
+    "kd": kd,
+    "smoothed": lambda: 1.0 * SmoothedLabels(0.1),
+    "spread": lambda: 0.1 * CrossEntropy() + 0.9 * SpreadSoftTargets(4.0),
+    "standardised": lambda: 0.1 * CrossEntropy() + 9 * SoftTargets(2.0, standardised=True),
+    "dkd": lambda: CrossEntropy() + 1.0 * DecoupledKD(1.0, 6.0, temperature=4),
+    "dist": lambda: CrossEntropy() + 1.0 * DIST(2.0, 2.0, temperature=4),
+    "at": lambda: CrossEntropy() + 1000 * ActivationAttention("layer1", "layer2", "layer3"),
+    "rkd": lambda: CrossEntropy() + 25 * RKDDistance("input:fc") + 50 * RKDAngle("input:fc"),
+    "sp": lambda: CrossEntropy() + 3000 * SimilarityPreserving("layer3"),
+    "fitnet": lambda: CrossEntropy() + 100 * HiddenMSE("layer2", projector=Projector("conv", 8, 12)),
+    "infonce": lambda: CrossEntropy() + InfoNCE("input:fc", projector=Projector("linear", 8, 12), same_class=False),
+    "scheduled": lambda: CrossEntropy() + Linear(0.0, 1.0) * SoftTargets(4.0),
+    "permuted": lambda: 0.1 * CrossEntropy() + 0.9 * PermutedSoftTargets(4.0),
+    "crd": lambda: CrossEntropy()
+    + 0.8 * CRD("input:fc", student_width=8, teacher_width=12, examples=EXAMPLES, negatives=16, width=8),
+}
+EAGER = {"scheduled", "permuted", "crd"}
+
+#: What the plans train language models with, from hidden states.
+TEXTS: dict[str, Callable[[], Objective]] = {
+    "alone": lambda: 1.0 * CrossEntropy(),
+    "kd": lambda: 0.1 * CrossEntropy() + 0.9 * ForwardKL(),
+    "reverse": lambda: 1.0 * ReverseKL(),
+    "skewed": lambda: 1.0 * SkewedForwardKL(0.1),
+    "jsd": lambda: 1.0 * GeneralisedJSD(0.5, scaled=True),
+    "tv": lambda: 1.0 * TotalVariation(),
+    "acceptance": lambda: 1.0 * NegativeLogAcceptance(),
+    "standardised": lambda: 1.0 * SoftTargets(2.0, standardised=True),
+    "hidden": lambda: 1.0 * ForwardKL() + 1.0 * HiddenMSE(("blocks.0", "blocks.0"), projector=Projector("linear", 16, 24)),
+}
+
+
+def images() -> Split:
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (EXAMPLES, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return Split(pictures, torch.randint(0, CLASSES, (EXAMPLES,), generator=generator), (0.5,) * 3, (0.29,) * 3)
+
+
+def text(context: int = 8) -> Tokens:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, WORDS, (EXAMPLES * context + 1,), generator=generator).to(torch.int16)
+    return Tokens(ids, context, torch.ones(WORDS, dtype=torch.long))
+
+
+def gpt(seed: int, width: int = 16) -> GPT:
+    torch.manual_seed(seed)
+    return GPT(WORDS, width=width, layers=1, heads=2, context=24)
+
+
+def small(seed: int, width: int = 4) -> Small:
+    torch.manual_seed(seed)
+    return Small(width)
+
+
+class Trained:
+    """Students trained beside each other.
+
+    Attributes:
+        weights: of each, float64, on the CPU.
+        steps: of each captured step how often it was taken, whether there was a capture, and which students were left out of it.
+        said: the warnings.
+    """
+
+    def __init__(self, device, objectives, *, seeds=None, of_texts=False, strict=False, graphs=True, folder=None, steps=None, **recipe):
+        seeds = [0] * len(objectives) if seeds is None else seeds
+        make, train = (gpt, text()) if of_texts else (small, images())
+        teacher = make(99, 24 if of_texts else 6).to(device)
+        how = {"epochs": 1, "batch_size": 8, "learning_rate": 0.01, "schedule": "cosine", "augment": not of_texts} | recipe
+        learners = []
+        for number, (objective, seed) in enumerate(zip(objectives, seeds, strict=True)):
+            student = make(seed)
+            path = None if folder is None else Path(folder) / f"{number}.safetensors"
+            learners.append(Learner(student, objective().fresh(), Recipe(seed=seed, **how), path))
+        for model in [teacher, *(x.student for x in learners)] if of_texts else []:
+            model.fused = True
+        taken = [0]
+
+        def stop():
+            taken[0] += 1
+            return steps is not None and taken[0] > steps
+
+        with remembered(strict) as made, warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            with stopped_is_fine() if steps else nullcontext():
+                outcomes = fit_together(
+                    learners, train=train, teacher=teacher, device=device, graphs=graphs, stop=stop,
+                    checkpoint_seconds=None if folder is None else 1e9,
+                )  # fmt: skip
+                if errors := [x for x in outcomes if isinstance(x, Exception)]:
+                    raise errors[0]
+        self.steps = [(step.taken, step.graph is not None, {step.students.index(s) for s in step.eager}) for step in made]
+        made.clear()  # else its memory would stay
+        self.said = [str(warning.message) for warning in said]
+        self.weights = [
+            torch.cat([value.detach().cpu().double().flatten() for value in x.student.state_dict().values()])
+            for x in learners
+        ]
+
+
+@contextmanager
+def stopped_is_fine():
+    try:
+        yield
+    except Stopped:
+        pass
+
+
+@contextmanager
+def remembered(strict: bool):
+    """The captured steps of the trainings within; ``strict``: a replay that waits for the device is an error."""
+    made = []
+
+    class Step(GraphedStep):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
+        def __call__(self, batches, views):
+            if not (strict and self.taken > WARM_UP):
+                return super().__call__(batches, views)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return super().__call__(batches, views)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+    before, training_loop.GraphedStep = training_loop.GraphedStep, Step
+    try:
+        yield made
+    finally:
+        training_loop.GraphedStep = before
+
+
+def apart(found: list[Tensor], other: list[Tensor], what: list[str], sentence: str, most: float = 0.0) -> list[str]:
+    """For each pair that differs by more than ``most`` of its length a sentence."""
+    distances = [((a - b).norm() / a.norm()).item() for a, b in zip(found, other, strict=True)]
+    return [f"{name}: {sentence} (by {d:.2g} of the weights)" for name, d in zip(what, distances, strict=True) if not d <= most]
+
+
+def on_cuda(device) -> bool:
+    return torch.device(device).type == "cuda"
+
+
+# The checks -------------------------------------------------------------------------------------------------------------
+
+
+def resume(device) -> list[str]:
+    """A run that was stopped and resumed ends where the whole one does, bit for bit."""
+    wrong = []
+    for name in ("sgd", "adam", "adamw", "gpt"):
+        of_texts, optimizer = name == "gpt", "adamw" if name == "gpt" else name
+        objective = TEXTS["kd"] if of_texts else kd
+        how = {"of_texts": of_texts, "optimizer": optimizer, "seeds": [0, 1], "epochs": 2}
+        whole = Trained(device, [objective] * 2, **how)
+        with tempfile.TemporaryDirectory() as folder:
+            Trained(device, [objective] * 2, folder=folder, steps=9, **how)
+            resumed = Trained(device, [objective] * 2, folder=folder, **how)
+        wrong += apart(whole.weights, resumed.weights, [f"{name}, seed {seed}" for seed in (0, 1)], "resumed is not the whole")
+    return wrong
+
+
+def image_objectives(device) -> list[str]:
+    """Every objective of the image plans is captured, but for those that cannot be, and gives what it gives eagerly."""
+    return _objectives(device, IMAGES, EAGER, of_texts=False)
+
+
+def text_objectives(device) -> list[str]:
+    """The same of language models, from hidden states, under bfloat16."""
+    return _objectives(device, TEXTS, set(), of_texts=True, optimizer="adamw", precision="bfloat16")
+
+
+def _objectives(device, cases, eager, **how) -> list[str]:
+    names = list(cases)
+    graphed = Trained(device, cases.values(), **how)
+    plain = Trained(device, cases.values(), graphs=False, **how)
+    wrong = apart(plain.weights, graphed.weights, names, "the graph gives other weights than its steps")
+    if on_cuda(device):
+        (_, captured, left_out) = graphed.steps[0] if graphed.steps else (0, False, set())
+        if not captured:
+            return [*wrong, "nothing was captured"]
+        found = {names[number] for number in left_out}
+        wrong += [f"{name}: not captured; {' '.join(graphed.said)}" for name in sorted(found - eager)]
+        wrong += [f"{name}: captured, though it draws or changes" for name in sorted(eager - found)]
+    return wrong
+
+
+def draws(device) -> list[str]:
+    """What draws random numbers depends neither on who trains beside it nor on where it was stopped."""
+    wrong, names = [], ["permuted", "crd"]
+    for name in names:
+        alone = Trained(device, [IMAGES[name]]).weights
+        beside = Trained(device, [IMAGES[other] for other in (*names, "kd")]).weights[names.index(name)]
+        wrong += apart(alone, [beside], [name], "beside others is not what it is alone")
+        with tempfile.TemporaryDirectory() as folder:
+            Trained(device, [IMAGES[name]], folder=folder, steps=5)
+            resumed = Trained(device, [IMAGES[name]], folder=folder).weights
+        wrong += apart(alone, resumed, [name], "resumed is not the whole")
+    return wrong
+
+
+def waiting(device) -> list[str]:
+    """A term that waits for the device is reported, leaves those beside it captured, and harms nothing that comes after."""
+    mixed = Trained(device, [lambda: 1.0 * Waiting(), kd])
+    after = Trained(device, [kd])
+    plain = Trained(device, [kd], graphs=False)
+    wrong = apart(plain.weights, mixed.weights[1:], ["kd"], "beside it, other weights")
+    wrong += apart(plain.weights, after.weights, ["kd"], "after it, other weights")
+    if on_cuda(device):
+        wrong += [] if mixed.steps[0][1:] == (True, {0}) else [f"of two, {mixed.steps[0][2]} were not captured"]
+        wrong += [] if any("Waiting" in said and "waits for the device" in said for said in mixed.said) else ["nobody was told"]
+        wrong += [] if after.steps[0][1:] == (True, set()) else ["after it nothing is captured"]
+    return wrong
+
+
+def replays(device) -> list[str]:
+    """Twenty replays, of which none waits for the device."""
+    if not on_cuda(device):
+        return []
+    steps = Trained(device, [kd, IMAGES["dkd"]], seeds=[0, 1], epochs=4, strict=True).steps
+    return [] if steps and steps[0][1] and steps[0][0] >= WARM_UP + 20 else ["there were no twenty replays"]
+
+
+def memory(device) -> list[str]:
+    """Groups that are trained one after another leave nothing behind."""
+    if not on_cuda(device):
+        return []
+    held = []
+    for _ in range(6):
+        Trained(device, [kd])
+        torch.cuda.synchronize()
+        held.append(torch.cuda.memory_allocated(device))
+    return [f"six groups leave {held} bytes"] if held[-1] > held[1] * 1.01 else []
+
+
+def training_mode_teacher(device) -> list[str]:
+    """A teacher in training mode normalises each batch by itself, whoever else is taught."""
+    how = {"teacher_mode": "train"}
+    alone = Trained(device, [kd], seeds=[0], **how).weights
+    beside = Trained(device, [kd, kd], seeds=[0, 1], **how).weights[:1]
+    return apart(alone, beside, ["seed 0"], "beside another seed is not what it is alone")
+
+
+class Products(TorchDispatchMode):
+    """Counts products of float32, and those of less."""
+
+    def __init__(self):
+        super().__init__()
+        self.full, self.lower = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if str(function).startswith(("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.convolution")):
+            kinds = {x.dtype for x in tree_flatten(args)[0] if isinstance(x, Tensor)}
+            self.full += torch.float32 in kinds and torch.bfloat16 not in kinds
+            self.lower += torch.bfloat16 in kinds
+        return function(*args, **(kwargs or {}))
+
+
+def products(device) -> list[str]:
+    """In a step under bfloat16 no product is made in float32, those with the head of a vocabulary included."""
+    wrong = []
+    for what, objective, of_texts in (("images", kd, False), ("texts", TEXTS["kd"], True)):
+        with Products() as seen:
+            Trained(device, [objective], of_texts=of_texts, graphs=False, precision="bfloat16")
+        if not seen.lower or (seen.full and on_cuda(device)):  # a CPU's heads stay in float32, as in the records
+            wrong.append(f"{what}: {seen.full} products in float32 and {seen.lower} in bfloat16")
+    return wrong
+
+
+def speculation(device) -> list[str]:
+    """Greedy speculation writes what greedy generation writes."""
+    verifier, draft = gpt(1, 24).to(device), gpt(2).to(device)
+    prompts = torch.arange(12, device=device).view(3, 4)
+    plain = generate(verifier, prompts, tokens=8, temperature=0)
+    drafted = speculate(verifier, draft, prompts, tokens=8, draft_length=3, temperature=0).text
+    return [] if torch.equal(plain.cpu(), drafted.cpu()) else ["speculation writes another text"]
+
+
+def other_device(device) -> list[str]:
+    """A device that is not the first trains as well, its captured steps too."""
+    if not on_cuda(device) or torch.cuda.device_count() < 2:
+        return []
+    last = f"cuda:{torch.cuda.device_count() - 1}"
+    return apart(Trained("cuda:0", [kd]).weights, Trained(last, [kd]).weights, ["kd"], f"{last} gives other weights", 1e-3)
+
+
+#: By name, what is checked.
+CHECKS: dict[str, Callable[[str], list[str]]] = {
+    check.__name__.replace("_", " "): check
+    for check in (
+        resume, image_objectives, text_objectives, draws, waiting, replays, memory, training_mode_teacher, products, speculation,
+        other_device,
+    )
+}  # fmt: skip
+
+
+def accept(device: str, seconds: float, out: Path) -> dict:
+    """Run the checks and write what they found to ``out``, after each of them, so that what is known stays known.
+
+    No check begins after ``seconds``. An error of one is what that one found.
+    """
+    until = time.monotonic() + seconds
+    result = {"part": "acceptance", "provenance": provenance(device), "checks": []}
+    for name, check in CHECKS.items():
+        began = time.monotonic()
+        found = {"name": name, "what": check.__doc__.splitlines()[0], "wrong": None, "seconds": 0.0}
+        if began < until:
+            try:
+                found["wrong"] = check(device)
+            except Exception as error:
+                found["wrong"] = [f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"]
+            found["seconds"] = time.monotonic() - began
+        result["checks"].append(found)
+        with atomic_write(out) as part:
+            part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result

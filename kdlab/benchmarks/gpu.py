@@ -1,0 +1,90 @@
+"""``kdlab gpu``: a few minutes of a device become a check, measurements and records, each in a process and with a file of its own."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from . import acceptance, measurements, records
+
+#: The parts in their order: the file of each, its share of the time, and at most so many seconds.
+PARTS = {
+    "acceptance": ("acceptance.json", 0.27, 180.0),
+    "measurements": ("measurements.json", 0.18, 120.0),
+    "records": ("records-queue.json", 1.0, float("inf")),
+}
+#: So many seconds longer than its share a part is waited for, while it ends what it has begun.
+GRACE = 20.0
+
+
+def visit(device: str, seconds: float, out: Path, *, book: Path, say: Callable[[str], None] = print, options: tuple[str, ...] = ()) -> int:
+    """Run all parts and return how many of them died; none takes the next one with it, nor what it has written.
+
+    Args:
+        out: the folder for the parts' files, and for records and checkpoints. Given again, records go on from what it holds.
+        options: for the command of each part.
+    """
+    until, died = time.monotonic() + seconds, 0
+    for name, (file, share, most) in PARTS.items():
+        left = until - time.monotonic()
+        part = max(left - GRACE if share == 1.0 else min(share * seconds, most, left), 1.0)
+        command = [sys.executable, "-m", "kdlab", "gpu", "--part", name, "--minutes", f"{part / 60:.4f}"]
+        command += ["--device", device, "--out", str(out), "--book", str(book), *options]
+        say(f"{name}, {part:.0f} s …")
+        code = ended(subprocess.Popen(command), part + GRACE)
+        died += code != 0
+        for line in told(Path(out) / file, name):
+            say(f"  {line}")
+        if code != 0:
+            say(f"  {name} ended with status {code}; what it had written is in {Path(out) / file}.")
+    return died
+
+
+def ended(process: subprocess.Popen, seconds: float) -> int:
+    """The status of a process, which is asked to end after so many seconds, and made to a little later."""
+    for stop in (process.terminate, process.kill):
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            stop()
+            seconds = GRACE
+    return process.wait()
+
+
+def run_part(name: str, device: str, seconds: float, out: Path, *, book: Path, plans: list[str] | None = None, limit: int = 6) -> dict:
+    """One part, in this process."""
+    file = Path(out) / PARTS[name][0]
+    if name == "acceptance":
+        return acceptance.accept(device, seconds, file)
+    if name == "measurements":
+        return measurements.measure(device, seconds, file)
+    return records.spend(device, seconds, Path(out), book=book, measurements=Path(out) / PARTS["measurements"][0], names=plans, limit=limit)
+
+
+def told(file: Path, name: str) -> list[str]:
+    """What a part's file says, as lines."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [f"{name} left no file."]
+    if name == "acceptance":
+        return [f"{state(check)}: {check['name']}" + "".join(f"; {x}" for x in check["wrong"] or ()) for check in found["checks"]]
+    if name == "measurements":
+        return [
+            f"{row['what']}: {row.get('error') or row.get('left_out')}" if row["value"] is None
+            else f"{row['what']}: {row['value']:,.4g} {row['unit']}"
+            for row in found["rows"]
+        ]  # fmt: skip
+    absent = [f"left out, {data}: {why}" for data, why in found["left_out"].items()]
+    return [f"{found['written']} records written, {found['records']} in all; {found['ended']}.", *absent]
+
+
+def state(check: dict) -> str:
+    """What a check has shown.
+
+    >>> state({"wrong": None}), state({"wrong": []}), state({"wrong": ["…"]})
+    ('not reached', 'holds', 'does not hold')
+    """
+    return "not reached" if check["wrong"] is None else "does not hold" if check["wrong"] else "holds"

@@ -1,0 +1,312 @@
+"""An emulated CUDA device on a PyTorch without CUDA: tensors that say they are on ``cuda:0``, and compute on the CPU.
+
+With ``guard.cpp`` preloaded, PyTorch's own autograd engine, autocast and fused optimisers run as they would there. The emulation
+
+- refuses to mix tensors or generators of two devices;
+- knows what makes the host wait for the device, and warns, raises or lets it pass as ``torch.cuda.set_sync_debug_mode`` says;
+- keeps a capture as a list of operations, whose replay runs them again in the same places; waiting within a capture fails, and leaves
+  stream and generator as PyTorch leaves them, unusable;
+- demands of fused optimisers the memory layouts that CUDA demands.
+
+It knows nothing of the numerics and speed of kernels, of races between streams, of memory pools, and of several devices.
+"""
+
+import contextlib
+import threading
+import warnings
+import weakref
+from types import SimpleNamespace
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+CUDA = torch.device("cuda", 0)
+#: Operations that wait for the device, by the beginning of their names.
+WAITING = (
+    "aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten._unique2", "aten.equal", "aten.is_nonzero",
+    "aten._linalg_check_errors", "aten.repeat_interleave.Tensor",
+)  # fmt: skip
+DRAWING = ("rand", "normal", "uniform", "bernoulli", "multinomial", "exponential", "random_")
+
+state = SimpleNamespace(mode=0, capture=None, broken=False, stream=0, waits=0)
+live = weakref.WeakSet()
+lock = threading.RLock()
+
+
+class OnDevice(torch.Tensor):
+    """A tensor of the emulated device; ``inner`` holds its numbers."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype, device=CUDA
+        )
+        made.inner = inner
+        live.add(made)
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        with lock:  # the engine has threads of its own
+            return dispatch(func, args, kwargs or {})
+
+    def __repr__(self):
+        return f"OnDevice({self.inner})"
+
+    def tolist(self):
+        wait("tolist")
+        return self.inner.tolist()
+
+    def __deepcopy__(self, memo):
+        if id(self) not in memo:
+            copied = OnDevice(self.inner.clone(memory_format=torch.preserve_format)).requires_grad_(self.requires_grad)
+            memo[id(self)] = torch.nn.Parameter(copied, self.requires_grad) if isinstance(self, torch.nn.Parameter) else copied
+        return memo[id(self)]
+
+
+class Mode(TorchDispatchMode):
+    """Within it, what is made on ``"cuda"`` is on the emulated device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        with lock:
+            return dispatch(func, args, kwargs or {})
+
+
+def wait(what: str) -> None:
+    """The host waits for the device."""
+    state.waits += 1
+    if state.capture is not None:
+        raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({what})")
+    if state.mode == 1:
+        warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=2)
+    if state.mode == 2:
+        raise RuntimeError(f"called a synchronizing CUDA operation ({what})")
+
+
+def is_cuda(device) -> bool:
+    return device is not None and torch.device(device).type == "cuda"
+
+
+def plain(x):
+    return x.inner if isinstance(x, OnDevice) else x
+
+
+def dispatch(func, args, kwargs):
+    name, found = str(func), tree_flatten((args, kwargs))[0]
+    ours = [x for x in found if isinstance(x, OnDevice)]
+    others = [x for x in found if isinstance(x, torch.Tensor) and not isinstance(x, OnDevice) and x.device.type == "cpu"]
+    device = kwargs.get("device")
+    if name == "aten._to_copy.default" and (is_cuda(device) or (ours and device is not None and not is_cuda(device))):
+        return moved(func, args[0], kwargs)
+    if name == "aten.copy_.default" and isinstance(args[0], OnDevice) != isinstance(args[1], OnDevice):
+        wait("copy_")
+        plain(args[0]).copy_(plain(args[1]))
+        return args[0]
+    if not ours and not is_cuda(device):
+        return func(*args, **kwargs)
+    check_devices(name, args, ours, others)
+    generator = next((x for x in found if isinstance(x, torch.Generator)), None)
+    if generator is not None and generator.device.type != "cuda":
+        raise RuntimeError(f"Expected a 'cuda' device type for generator but found '{generator.device}' ({name})")
+    if name.startswith(WAITING):
+        wait(name)
+    if name.startswith(("aten.index", "aten._unsafe_index", "aten._index")) and len(args) > 1 and isinstance(args[1], (list, tuple)):
+        if any(isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
+            wait(f"{name} with a boolean mask")
+    if name.startswith(("aten._fused_sgd_", "aten._fused_adam")):
+        check_layouts(args, 3 if "sgd" in name else 4)
+    return computed(func, args, kwargs, generator)
+
+
+def moved(func, source, kwargs):
+    """A copy from one device to the other."""
+    if not kwargs.get("non_blocking") or state.capture is not None:
+        wait(f"copy of {tuple(source.shape)}") if not (is_cuda(kwargs["device"]) and isinstance(source, OnDevice)) else None
+    how = {k: v for k, v in kwargs.items() if k not in ("device", "non_blocking", "pin_memory")}
+    if not is_cuda(kwargs["device"]):
+        return func(source.inner, **how).clone(memory_format=torch.preserve_format)
+    made = func(plain(source), **how)
+    if made.untyped_storage().data_ptr() == plain(source).untyped_storage().data_ptr():
+        made = made.clone()
+    recorded(func, (plain(source),), how, made, fresh=True)
+    return OnDevice(made)
+
+
+def check_devices(name, args, ours, others) -> None:
+    if not ours or all(x.ndim == 0 for x in others):
+        return
+    if name.startswith(("aten.index", "aten._index", "aten._unsafe_index")):
+        places = args[1] if isinstance(args[1], (list, tuple)) else []
+        if all(any(x is place for place in places) for x in others if x.ndim):
+            wait("an index that is on the CPU")
+            return
+    raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name})")
+
+
+def check_layouts(args, lists: int) -> None:
+    """That parameters, gradients and what the optimiser keeps lie alike in memory."""
+    first = args[0]
+    for other in args[1:lists]:
+        for a, b in zip(first, other, strict=True) if len(other) == len(first) else ():
+            if a.dtype != b.dtype or a.shape != b.shape or a.inner.stride() != b.inner.stride():
+                raise RuntimeError("Expected check_fast_path_restrictions(...) to be true, but got false.")
+
+
+def computed(func, args, kwargs, generator):
+    name, schema = str(func), func._schema
+    inner, named = tree_map(plain, args), {k: v for k, v in tree_map(plain, kwargs).items() if k != "pin_memory"}
+    if is_cuda(named.get("device")):
+        del named["device"]
+    draws = any(part in name for part in DRAWING)
+    out = drawn(func, inner, named, generator) if draws else func(*inner, **named)
+    given = {**dict(zip([a.name for a in schema.arguments], args, strict=False)), **kwargs}
+    written = [
+        x
+        for argument in schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for x in tree_flatten(given.get(argument.name))[0]
+        if isinstance(x, OnDevice)
+    ]
+    recorded(func, inner, named, out, fresh=not written, generator=generator)
+    known = {id(x.inner): x for x in written}
+
+    def wrapped(x):
+        return known[id(x)] if id(x) in known else OnDevice(x) if isinstance(x, torch.Tensor) else x
+
+    return tree_map(wrapped, out)
+
+
+def drawn(func, args, kwargs, generator):
+    """Draw from the device's generator, with the CPU's way of drawing."""
+    generator = default if generator is None else generator
+    if generator is default and state.broken:
+        raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+    args = tuple(None if isinstance(x, torch.Generator) else x for x in args)
+    kwargs = {k: v for k, v in kwargs.items() if not isinstance(v, torch.Generator)}
+    before = torch.default_generator.get_state()
+    torch.default_generator.set_state(generator.get_state())
+    try:
+        return func(*args, **kwargs)
+    finally:
+        generator.set_state(torch.default_generator.get_state())
+        torch.default_generator.set_state(before)
+
+
+# Graphs -----------------------------------------------------------------------------------------------------------------
+
+
+def recorded(func, args, kwargs, out, *, fresh, generator=None) -> None:
+    if state.capture is not None:
+        state.capture.append((func, args, kwargs, out, fresh, generator))
+
+
+class CUDAGraph:
+    def __init__(self):
+        self.tape = []
+
+    def replay(self):
+        for func, args, kwargs, out, fresh, generator in self.tape:
+            draws = any(part in str(func) for part in DRAWING)
+            again = drawn(func, args, kwargs, generator) if draws else func(*args, **kwargs)
+            if fresh:
+                for place, value in zip(tree_flatten(out)[0], tree_flatten(again)[0], strict=True):
+                    if isinstance(place, torch.Tensor) and place.data_ptr() != value.data_ptr():
+                        place.copy_(value)
+
+
+class graph:
+    """A capture: nothing that is computed within it counts, but where it would be."""
+
+    def __init__(self, made, stream=None, **_):
+        self.made, self.stream = made, stream
+
+    def __enter__(self):
+        self.kept = [(x.inner, x.inner.clone(memory_format=torch.preserve_format)) for x in list(live)]
+        self.generator, self.before, state.stream = default.get_state(), state.stream, self.stream.number
+        state.capture = self.made.tape
+
+    def __exit__(self, kind, error, traceback):
+        state.capture = None
+        with torch.no_grad():
+            for place, value in self.kept:
+                place.copy_(value)
+        default.set_state(self.generator)
+        if kind is not None:  # the stream is not put back, and the generator believes that the capture goes on
+            state.broken = True
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        state.stream = self.before
+
+
+class Stream:
+    made = 0
+
+    def __init__(self, *_, number=None, **__):
+        if number is None:
+            number = Stream.made = Stream.made + 1
+        self.number = number
+
+    def wait_stream(self, other):
+        pass
+
+
+@contextlib.contextmanager
+def stream(entered):
+    before, state.stream = state.stream, entered.number
+    try:
+        yield
+    finally:
+        state.stream = before
+
+
+def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    """Fused attention by its formula."""
+    scores = (q @ k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, float("-inf"))
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def _set_mode(mode) -> None:
+    state.mode = {"default": 0, "warn": 1, "error": 2}.get(mode, mode)
+
+
+def _set_stream(entered) -> None:
+    state.stream = entered.number
+
+
+def _synchronize(*_) -> None:
+    if state.capture is not None:
+        wait("synchronize")
+
+
+def _allocated(*_) -> int:
+    kept = {x.inner.untyped_storage().data_ptr(): x.inner.untyped_storage().nbytes() for x in list(live)}
+    return sum(kept.values())
+
+
+def install() -> Mode:
+    """Put the emulation in the place of ``torch.cuda``; within what it returns, ``"cuda"`` is the emulated device."""
+    global default
+    default = torch.Generator("cuda")
+    told = {
+        "_lazy_init": lambda: None, "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
+        "is_bf16_supported": lambda *_, **__: True, "get_device_capability": lambda *_: (9, 0),
+        "get_device_name": lambda *_: "an emulated device", "synchronize": _synchronize, "empty_cache": lambda: None,
+        "device": lambda device: contextlib.nullcontext(), "Stream": Stream, "stream": stream, "set_stream": _set_stream,
+        "current_stream": lambda *_: Stream(number=state.stream), "CUDAGraph": CUDAGraph, "graph": graph,
+        "is_current_stream_capturing": lambda: state.capture is not None, "default_generators": (default,),
+        "get_rng_state": lambda *_: default.get_state(), "set_rng_state": lambda new, *_: default.set_state(new),
+        "manual_seed_all": lambda seed: default.manual_seed(seed), "reset_peak_memory_stats": lambda *_: None,
+        "memory_allocated": _allocated, "max_memory_allocated": _allocated,
+        "set_sync_debug_mode": _set_mode, "get_sync_debug_mode": lambda: state.mode,
+    }  # fmt: skip
+    for name, value in told.items():
+        setattr(torch.cuda, name, value)
+    torch.nn.functional.scaled_dot_product_attention = attention
+    torch.optim.Optimizer._accelerator_graph_capture_health_check = lambda self: None
+    torch._C._set_only_lift_cpu_tensors(True)
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    return Mode()
