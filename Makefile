@@ -1,4 +1,4 @@
-# make book, make test, make check; make environment for .venv alone.
+# make book, make test, make check; make environment for .venv alone; make release for what a release consists of.
 # PYTHON=python3.12 chooses the interpreter, PROFILE=gpu the profile, JOBS=4 how many chapters run at a time.
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ PROFILE ?= cpu
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: environment book test check wheel lock clean
+.PHONY: environment book test check wheel release lock clean
 
 environment: $(READY)
 
@@ -33,6 +33,10 @@ $(READY): requirements.lock pyproject.toml
 wheel: $(READY)
 	@$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls dist
+
+# In dist: wheel, source distribution, the built book as an archive and as a PDF (which takes Chromium or Chrome), checksums.
+release: book
+	@$(VENV)/bin/python book/release.py
 
 # Resolve pyproject.toml again, for every supported Python. torch brings its own CUDA packages where it wants them;
 # triton stays pinned, since liger-kernel asks for it beside a CPU torch too.

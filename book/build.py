@@ -51,31 +51,10 @@ from kdlab.study.display import VERDICTS
 from kdlab.study.parameters import KINDS, ParameterError, declared_in
 from kdlab.study.plans import PLANS
 from kdlab.study.records import headline
+from kdlab.study.repository import Repository, install, repository, requirements, set_up
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
-EXTRAS = "theory,study,data,figures,language"
-SETUP = f"""\
-# On Colab and Binder, fetch kdlab with the book's records, once. Elsewhere this does nothing.
-import importlib.util, os, subprocess, sys
-
-clone = os.path.abspath("kdlab-source")
-hosted = importlib.util.find_spec("kdlab") is None or "BINDER_SERVICE_HOST" in os.environ
-if hosted and not os.path.isdir(clone):
-    subprocess.run(["git", "clone", "--depth", "1", "https://github.com/kdlab/kdlab", clone], check=True)
-if importlib.util.find_spec("kdlab") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", clone + "[{EXTRAS}]"], check=True)
-    importlib.invalidate_caches()
-if os.path.isdir(clone):
-    os.environ["KDLAB_BOOK"] = os.path.join(clone, "book")
-"""
-#: Binder's environment, in the root of the published branch, where the button points.
-BINDER = {
-    "runtime.txt": "python-3.12\n",
-    "requirements.txt": "--extra-index-url https://download.pytorch.org/whl/cpu\n"
-    f"kdlab[{EXTRAS}] @ git+https://github.com/kdlab/kdlab\n",
-}
-
 
 class BuildError(RuntimeError):
     """What broke, and where, in a sentence."""
@@ -546,29 +525,63 @@ def parameters() -> str:
 # ---------------------------------------------------------------- HTML
 
 
-def for_readers(notebook):
-    """An executed notebook as it is shown and downloaded: stamped, able to fetch kdlab, and with its parameters free."""
+def for_readers(notebook, where: Repository | None):
+    """An executed notebook as it is shown and downloaded: stamped, with its parameters free, and able to fetch kdlab if it is published."""
     notebook = nbformat.from_dict(notebook)
     notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
-    notebook.cells[1:1] = [
-        nbformat.v4.new_markdown_cell(stamp(notebook.metadata["kdlab"]), id="stamp"),
-        nbformat.v4.new_code_cell(SETUP, id="setup", metadata={"tags": ["remove-cell"]}),
-    ]
+    head = [nbformat.v4.new_markdown_cell(stamp(notebook.metadata["kdlab"]), id="stamp")]
+    if fetches := set_up(where, requirements(ROOT)):
+        head.append(nbformat.v4.new_code_cell(fetches, id="setup", metadata={"tags": ["remove-cell"]}))
+    notebook.cells[1:1] = head
     return notebook
 
 
-def stage(notebooks) -> Path:
+def settings(where: Repository | None) -> dict:
+    """_config.yml, with the buttons that lead to where the book is published."""
+    stated = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    if where is not None:
+        stated["sphinx"]["config"]["html_theme_options"] |= where.buttons()
+    return stated
+
+
+def using(where: Repository | None) -> dict[str, str]:
+    """What the page on use says of where the book is published."""
+    launch = "The rocket at the top of a chapter opens the executed notebook on Binder" if where else ""
+    if where and where.on_github:
+        launch += " or Colab"
+    there = "; a first cell fetches kdlab there. The" if where else "The"
+    older = f" Each release keeps its pages: they are at `{where.site}/` and its tag." if where and where.site else ""
+    return {
+        "%LAUNCH%": f"{launch}{there} download button gives the executed notebook.{older}",
+        "%CLONE%": f"git clone {where.url} && cd {where.name}\n" if where else "",
+        "%INSTALL%": install(where),
+        "%INSTALL STUDY%": install(where, "study"),
+    }
+
+
+def launchable(stage: Path, where: Repository) -> None:
+    """What the branch holds that launch buttons open, in _build/notebooks: the notebooks, and Binder's environment."""
+    target = BUILD / "notebooks"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(stage / "notebooks", target / "notebooks")
+    (target / "runtime.txt").write_text("python-3.12\n")
+    needs = ["--extra-index-url https://download.pytorch.org/whl/cpu", *requirements(ROOT)]
+    (target / "requirements.txt").write_text("\n".join(needs) + "\n")
+    (target / "README.md").write_text(f"The executed notebooks of {where.url} at {where.commit}.\n", encoding="utf-8")
+
+
+def stage(notebooks, where: Repository | None) -> Path:
     """Lay out everything that Sphinx reads; what has not changed keeps its time stamp."""
     new = BUILD / "stage.new"
     shutil.rmtree(new, ignore_errors=True)
     (new / "notebooks").mkdir(parents=True)
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copyfile(ROOT / name, new / name)
+    shutil.copyfile(ROOT / "_toc.yml", new / "_toc.yml")
+    (new / "_config.yml").write_text(yaml.safe_dump(settings(where), allow_unicode=True), encoding="utf-8")
     skip = shutil.ignore_patterns("*.py", "*.toml", "__pycache__", "records", "checkpoints", "running")
     shutil.copytree(ROOT / "book", new / "book", ignore=skip)
     for path in notebooks:
         # Ledger and status page read the reports from the executed notebook.
-        notebook = without_reports(for_readers(read_executed(path)))
+        notebook = without_reports(for_readers(read_executed(path), where))
         nbformat.write(notebook, new / "notebooks" / path.name)
     given = verdicts(notebooks)
     pages = {"claims": ledger(given), "errata": errata(given), "status": status(notebooks), "parameters": parameters()}
@@ -580,9 +593,12 @@ def stage(notebooks) -> Path:
     text = landing.read_text(encoding="utf-8").replace("%DIAL%", dial)
     text = text.replace("%TESTED%", str(tested)).replace("%CLAIMS%", str(len(claims()["claim"])))
     landing.write_text(text, encoding="utf-8")
+    page = new / "book" / "using.md"
+    text = page.read_text(encoding="utf-8")
+    for name, said in using(where).items():
+        text = text.replace(name, said)
+    page.write_text(text, encoding="utf-8")
     copy_mathjax(new / "_root" / "mathjax")
-    for name, text in BINDER.items():
-        (new / "_root" / name).write_text(text, encoding="utf-8")
     shutil.copytree(ROOT / "book" / "_static", new / "_static", dirs_exist_ok=True)
 
     old = BUILD / "stage"
@@ -710,9 +726,10 @@ def main() -> int:
         claims()  # at once, and not after the chapters
         notebooks = execute_all(sources, given.profile, jobs)
         say(f"chapters: {processor_seconds():.0f} s of processor time;", started)
+        where = repository(ROOT)
         if given.only:
             for path in notebooks:
-                executed = for_readers(read_executed(path))
+                executed = for_readers(read_executed(path), where)
                 page = write_page(executed, ROOT, path.stem, BUILD / "preview" / path.stem)
                 say(f"Open {page}", started)
             return 0
@@ -720,7 +737,10 @@ def main() -> int:
             say(f"chapter {int(path.stem[:2])}, not shown: {statement}")
         say(prose.report(sources))
         say("pages …")
-        changed = sphinx(stage(notebooks))
+        staged = stage(notebooks, where)
+        changed = sphinx(staged)
+        if where is not None:
+            launchable(staged, where)
         say(f"pages {'built' if changed else 'unchanged'};", started)
     except (BuildError, ChapterError, DataError) as error:
         print(f"\nThe book was not built: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@ from kdlab.study import read_record
 from kdlab.study.chapters import OwnKernel, read_chapter
 from kdlab.study.parameters import declared_in
 from kdlab.study.records import headline
+from kdlab.study.repository import EXTRAS, Repository
 from kdlab.study.runner import every_spec, verify
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,9 +234,12 @@ def test_a_cell_that_may_raise_is_not_let_through(small_book):
 @pytest.mark.filterwarnings("ignore")
 def test_a_notebook_for_readers_is_stamped_and_leaves_its_parameters_to_them(small_book):
     (path,) = build.execute_all([small_book("# %%\nprint(1)\n")], "cpu", 1)
-    cells = build.for_readers(nbformat.read(path, 4)).cells
-    assert "Executed" in cells[1].source and "git" in cells[2].source
-    assert [c.source for c in cells if "profile" in c.source and c.cell_type == "code"] == ['profile = "cpu"']
+    (build.ROOT / "pyproject.toml").write_text('[project]\ndependencies = ["torch>=2.6"]\n[project.optional-dependencies]\n' + "".join(f"{e} = []\n" for e in EXTRAS))
+    published = Repository("https://github.com/someone/fork", "0" * 40)
+    for where in (None, published):
+        cells = build.for_readers(nbformat.read(path, 4), where).cells
+        assert "Executed" in cells[1].source and ("git" in cells[2].source) == (where is published)
+        assert [c.source for c in cells if "profile" in c.source and c.cell_type == "code"] == ['profile = "cpu"']
 
 
 # The ledger as it is, without data and without a build

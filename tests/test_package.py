@@ -237,7 +237,7 @@ def test_versions_agree():
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
-@pytest.mark.parametrize("target", ["environment", "book", "test", "check", "wheel", "lock", "clean"])
+@pytest.mark.parametrize("target", ["environment", "book", "test", "check", "wheel", "release", "lock", "clean"])
 def test_every_target_of_make_is_made_from_a_fresh_clone(target, tmp_path):
     """Without an environment: each step of the way has its rule."""
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):

@@ -14,6 +14,7 @@ from typing import ClassVar
 from ..files import atomic_folder
 from .parameters import declared_in, given_to
 from .records import book_folder
+from .repository import repository
 
 try:
     import jupytext
@@ -31,7 +32,6 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 #: What cells say for the ledger and the status page; the browser shows the HTML beside it.
 VERDICT = "application/vnd.kdlab.verdict+json"
 OBSERVATION = "application/vnd.kdlab.observation+json"
-SITE = "https://kdlab.github.io/kdlab"
 
 
 class ChapterError(RuntimeError):
@@ -204,9 +204,10 @@ def write_page(executed: nbformat.NotebookNode, root: Path, name: str, out: Path
         ChapterError: if Sphinx fails.
     """
     notebook = without_reports(nbformat.from_dict(executed))
+    published = repository(root)
     for cell in (c for c in notebook.cells if c.cell_type == "markdown"):
-        # Other pages are not here: their links go to the published book.
-        cell.source = re.sub(r"\{doc\}`(?:\.\./)?(book/)?([\w-]+)`", _published, cell.source)
+        # Other pages are not here: their links go to the published book, where there is one.
+        cell.source = linked_to(published and published.site, cell.source)
     references = "## References\n\n```{bibliography}\n:filter: docname in docnames\n```"
     notebook.cells.append(nbformat.v4.new_markdown_cell(references, id="references"))
     with tempfile.TemporaryDirectory() as folder:
@@ -215,8 +216,6 @@ def write_page(executed: nbformat.NotebookNode, root: Path, name: str, out: Path
         nbformat.write(notebook, stage / f"{name}.ipynb")
         (stage / "_toc.yml").write_text(f"format: jb-book\nroot: {name}\n")
         settings = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
-        settings.pop("launch_buttons", None)  # they would open the published chapter
-        settings["sphinx"]["config"]["html_theme_options"].pop("launch_buttons", None)
         (stage / "_config.yml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
         shutil.copyfile(root / "book" / "references.bib", stage / "book" / "references.bib")
         shutil.copytree(root / "book" / "_static", stage / "_static")
@@ -231,6 +230,18 @@ def write_page(executed: nbformat.NotebookNode, root: Path, name: str, out: Path
     return out / f"{name}.html"
 
 
-def _published(link: re.Match) -> str:
-    folder, name = link.groups()
-    return f"[{name.replace('_', ' ')}]({SITE}/{folder or 'notebooks/'}{name}.html)"
+def linked_to(site: str | None, text: str) -> str:
+    """Markdown whose links to other pages of the book lead to its site; without one they are the pages' names.
+
+    >>> linked_to("https://me.github.io/book", "see {doc}`../book/using`"), linked_to(None, "see {doc}`07_divergences`")
+    ('see [using](https://me.github.io/book/book/using.html)', 'see *07 divergences*')
+    >>> linked_to("https://me.github.io/book", "{doc}`chapter 12 <12_the_table_again>`")
+    '[chapter 12](https://me.github.io/book/notebooks/12_the_table_again.html)'
+    """
+
+    def link(found: re.Match) -> str:
+        words, folder, name = found.groups()
+        words = words or name.replace("_", " ")
+        return f"[{words}]({site}/{folder or 'notebooks/'}{name}.html)" if site else f"*{words}*"
+
+    return re.sub(r"\{doc\}`(?:([^`<]+?)\s*<)?(?:\.\./)?(book/)?([\w-]+)>?`", link, text)
