@@ -1364,8 +1364,8 @@ MUTATIONS = [
     Mutation(
         "records are blamed on the processor",
         "study/statements.py",
-        'if self.source == "records"\n            else',
-        'if self.source == "theory"\n            else',
+        'why = "the records do not show it." if self.source == "records" else',
+        'why = "the records do not show it." if self.source == "theory" else',
         "test_records_are_not_blamed_on_the_processor",
     ),
     # Every field of a recipe
@@ -1630,6 +1630,20 @@ MUTATIONS = [
         'if not self.whole_pictures and getattr(split, "augments", True)',
         "if False",
         "test_kept_logits_are_of_what_the_student_sees",
+    ),
+    Mutation(
+        "labels do not say where the classes are",
+        "objectives/response.py",
+        "axis = said_axis(class_axis, student_logits, labels)",
+        "axis = class_axis",
+        "test_labels_say_where_the_classes_are",
+    ),
+    Mutation(
+        "probabilities in half precision are taken for none",
+        LOOP,
+        "torch.ones((), dtype=torch.double), atol=1e-2",
+        "torch.ones((), dtype=torch.double), atol=1e-6",
+        "test_unlabelled_images_and_misshapen_labels",
     ),
 ]
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from mutations import CONTROLS, MUTATIONS, TESTS
+from mutations import CONTROLS, MUTATIONS, PACKAGE, TESTS
 
 pytestmark = pytest.mark.xdist_group("mutations")  # all in one worker: they share the run that plants them
 
@@ -51,6 +51,12 @@ def test_the_mistake_is_noticed(mutation, outcome_of):
 )
 def test_what_is_no_mistake_or_a_mere_crash_does_not_count(complaint, mutation, outcome_of):
     assert outcome_of[mutation.pitfall].startswith(complaint)
+
+
+def test_every_snippet_stands_once_in_its_file():
+    for mutation in MUTATIONS:
+        for file, old, new in [(mutation.file, mutation.old, mutation.new), *mutation.also]:
+            assert (PACKAGE / file).read_text(encoding="utf-8").count(old) == 1 and old != new, mutation.pitfall
 
 
 def test_every_pitfall_has_its_mutation():
