@@ -16,6 +16,7 @@ OTHER = {
     3: {"temperatures": [2.0, 5.0, 20.0], "hot": [5.0, 50.0, 500.0], "classes": 70, "train_images": 320, "seed": 3},
     4: {"sizes": [20, 300], "temperature": 2.0, "temperatures": [1.0, 2.0, 50.0], "steps": 5, "seed": 3},
     5: {"printed": [0.5, 0.03, 0.27, 0.3, 0.02, 0.18], "temperature": 3.0, "classes": 70, "images": 200, "seed": 3},
+    6: {"seeds": [2], "alpha": 0.7, "live_images": 128, "live_epochs": 1, "live_test": 300},
     14: {"margin": 0.5, "temperature": 3.0, "epochs": 4, "seeds": [3], "stored": False},
     15: {"candidates": ["alone", "kd", "dkd", "dist", "rkd"], "batch": 16, "rounds": 3, "same_cost": 0.2, "margin": 0.5},
     16: {"temperatures": [1.0, 2.0, 4.0, 16.0], "blocks": 6, "copies": [1, 3], "learned": 20, "seeds": [3]},

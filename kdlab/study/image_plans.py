@@ -65,15 +65,14 @@ def _three_arms(
     ]
 
 
-def first_distillation_live(data: str, precision: str) -> list[Spec]:
+def first_distillation_live(data: str, precision: str, *, seed: int = 0, examples: int = 2000, epochs: int = 4) -> list[Spec]:
     """What chapter 6 trains while it is executed: ResNet-20 to ResNet-8, one seed, about a minute of one core."""
     recipe = Recipe(
-        epochs=4, batch_size=64, learning_rate=0.1, schedule="cosine", warmup_epochs=0.5, precision=precision
+        epochs=epochs, batch_size=64, learning_rate=0.1, schedule="cosine", warmup_epochs=0.5, precision=precision
     )
-    examples = 4_000
     if data == "digits":
-        recipe, examples = replace(recipe, batch_size=32, augment=False), 200
-    return _three_arms("first-distillation-live", data, "resnet8", teacher(data), recipe, range(1), examples)
+        recipe, examples = replace(recipe, batch_size=32, augment=False), min(examples, 200)
+    return _three_arms("first-distillation-live", data, "resnet8", teacher(data), recipe, [seed], examples)
 
 
 def first_distillation_cpu() -> list[Spec]:
