@@ -152,6 +152,11 @@ def scale_of(study):
     return conditions(study)
 
 
+def length_and_rate(study):
+    """The same without the networks, where a figure has others."""
+    return conditions(study).partition(", ")[2]
+
+
 def answer(question, needed, draw, arms=None):
     """Show what ``draw`` makes of the ``arms`` of each study that has those ``needed``; a slot where the small one has not."""
     for study in STUDIES:
@@ -1368,7 +1373,7 @@ def chain_figures(study):
     shown = show(
         figure,
         label=f"chain-{study.plan}",
-        caption=f"The narrow student alone, taught by {called(study.specs[0].student)}, and taught by the distilled {called(STUDENT[study.plan])} ({scale_of(study)}). In the middle each is compared with its own teacher, "
+        caption=f"The narrow student alone, taught by {called(study.specs[0].student)}, and taught by the distilled {called(STUDENT[study.plan])} ({length_and_rate(study)}). In the middle each is compared with its own teacher, "
         "on the right with the large one" + ("." if agrees["assisted"] else ", which was not done of the assisted."),
         alt="Three panels of dots with intervals for three students: accuracy, agreement with the network that taught "
         "it, and agreement with the large teacher.",
@@ -1419,7 +1424,7 @@ if study := decisive(lambda study: (*chain(study), "kd")):
     display(verdict(
         "B17", "not decided" if helps.holds else "depends",
         f"A claim of the paper that article B cites, not of the article. One chain, {called(study.specs[0].student)} → {called(STUDENT[study.plan])} → {called(NARROWER[study.plan])}. {helps} {taught}"
-        f"{measured_agreement} {scale_of(study)}; one set of sizes, whose gap may not be large in the paper's sense.",
+        f"{measured_agreement} Trained for {length_and_rate(study)}; one set of sizes, whose gap may not be large in the paper's sense.",
     ))  # fmt: skip
 
 # %% [markdown]

@@ -51,7 +51,7 @@ from kdlab.figures import (
 )
 from kdlab.objectives import SmoothedLabels
 from kdlab.study import book_folder, plans, results
-from kdlab.study.display import conditions, device_for, not_yet_run, source_note, under, verdict
+from kdlab.study.display import called, conditions, device_for, not_yet_run, source_note, under, verdict
 from kdlab.study.evidence import Among
 from kdlab.study.parameters import ParameterError
 from kdlab.study.statements import above, below, leads, undecided
@@ -679,7 +679,7 @@ if tiny:
             figure,
             label="tiny",
             caption=f"Students of a half and a quarter of the width: what KD adds to labels alone, by temperature, and with the distilled ResNet-8 as assistant; a dot a seed, "
-            f"mean and 95 % interval, paired by seed. {conditions(small)}.",
+            f"mean and 95 % interval, paired by seed. Teacher {called(small.specs[0].student)}, {conditions(small).partition(', ')[2]}.",
             alt="Rows of dots with intervals: the gain of KD over labels alone for two narrow students at several temperatures.",
         )
     )
@@ -766,10 +766,12 @@ if complete and ALL:
             condition="bound to a scale",
         )
     )  # fmt: skip
+elif set(NAMES) != set(CALLED):
+    print(f"A verdict on claim A17 is given where all {len(CALLED)} candidates are compared; here are {len(NAMES)}.")
 else:
     display(
         not_yet_run(
-            f"the verdict on claim A17: it takes three seeds of each of {len(CALLED)} candidates; of those chosen here, {sum(len(small.values(arm)) for arm in NAMES)} of {3 * len(NAMES)} runs are there",
+            f"the verdict on claim A17: it takes three seeds of each candidate, {sum(len(small.values(arm)) for arm in NAMES)} of {3 * len(NAMES)} runs are there",
             small.command,
         )
     )

@@ -396,7 +396,9 @@ def described(study, *arms):
     tokens = sorted({s.recipe.epochs * s.recipe.epoch_examples * parse(s.data)[2] / 1e6 for s in specs})
     rates = sorted({s.recipe.learning_rate for s in specs})
     students = listed(dict.fromkeys(called(s.student) for s in specs))
-    return f"{called(specs[0].teacher.student if specs[0].teacher else study.specs[0].student)} to {students}, {' or '.join(f'{t:.1f}' for t in tokens)} million tokens, at a rate of {' or '.join(f'{r:g}' for r in rates)}, found for the student alone"
+    read_in_all, rate = (" or ".join(f"{v:{form}}" for v in values) for values, form in ((tokens, ".1f"), (rates, "g")))
+    found = ", found for the student alone" if study is small else ""
+    return f"{called(study.specs[0].student)} to {students}, {read_in_all} million tokens, at a rate of {rate}{found}"
 
 
 def others(study):

@@ -12,7 +12,7 @@ from kdlab.__main__ import app
 from kdlab.objectives import CrossEntropy, SoftTargets
 from kdlab.study import Interval, Spec, paired_difference, plans, results, run_together, write_record
 from kdlab.study.cluster import spread
-from kdlab.study.display import slots
+from kdlab.study.display import conditions, slots, under
 from kdlab.study.drafts import acceptance_rate, call_yield, times_as_fast
 from kdlab.study.records import columns, find_record
 from kdlab.study.runner import plan
@@ -215,3 +215,10 @@ def test_without_ray_it_says_how_to_get_it(tiny, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match="pip install ray"):
         spread("tiny", 2, book=tiny[1], out=tmp_path)
+
+
+def test_a_quantity_under_a_plans_conditions_names_them():
+    small = results("small")
+    accuracy = under(small, "accuracy")
+    assert conditions(small) in accuracy.name and (accuracy.of, accuracy.unit) == ("accuracy", "points")
+    assert "5 epochs" in accuracy.name and "0.1" in accuracy.name
