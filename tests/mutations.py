@@ -1332,6 +1332,13 @@ MUTATIONS = [
         "test_an_interval_that_touches_zero_decides_nothing",
     ),
     Mutation(
+        "a smaller number is called above, by a factor below one",
+        "study/statements.py",
+        "if (factor is not None and factor < 1) or (by",
+        "if (factor is not None and factor < 0) or (by",
+        "test_a_smaller_number_is_not_called_above",
+    ),
+    Mutation(
         "a statement is not tried on evidence to the contrary",
         "study/statements.py",
         "if alive := list(survivors(rule, of, level)):",

@@ -2599,6 +2599,16 @@ def test_an_interval_that_touches_zero_decides_nothing():
     assert not said.holds and "not told apart" in said.text
 
 
+def test_a_smaller_number_is_not_called_above():
+    for how in ({"factor": 0.5}, {"by": -0.5}):
+        try:
+            said = statements.above("hint", "alone", {"hint": 0.3, "alone": 0.5}, RATE, **how)
+        except ValueError as error:
+            assert "calls a smaller number" in str(error)
+        else:
+            raise AssertionError(said.text)
+
+
 def test_a_statement_is_tried_on_evidence_to_the_contrary():
     def free(of):
         return statements.Said("kd leads", frozenset(["kd leads"]), True, (("kd", "alone"),))

@@ -81,6 +81,12 @@ def test_an_arm_is_held_against_arms_numbers_and_multiples():
     assert above("kd", "alone", CLEAR, POINTS, by=5).holds and not above("kd", "alone", CLEAR, POINTS, by=12).holds
     assert above("kd", "alone", CLEAR, POINTS, factor=1.1).holds and not above("kd", "alone", CLEAR, POINTS, factor=1.3).holds
     assert within("kd", "alone", 0, {"kd": 2, "alone": 2}, POINTS).holds
+    for less, where in (({"factor": 0.5}, "factor=0.5"), ({"by": -5}, "by=-5"), ({"factor": 2, "by": -5}, "by=-5")):
+        with pytest.raises(ValueError, match=f"{where} calls a smaller number"):
+            above("alone", "kd", CLEAR, POINTS, **less)
+    for run, to in ((falls, 1.5), (rises, 0.5)):
+        with pytest.raises(ValueError, match="on the other side"):
+            run({"loss": [3.0, 2.0, 1.0]}, POINTS, "steps", to=to)
     with pytest.raises(ValueError, match="there is no at"):
         above("kd", "at", CLEAR, POINTS)
     with pytest.raises(ValueError, match="'kd' is not a finite number"):

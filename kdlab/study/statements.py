@@ -238,7 +238,13 @@ def above(
         by: by more than this, in the quantity's unit.
         factor: more than this many times the others.
         names: of arms, for people.
+
+    Raises:
+        ValueError: if ``factor`` is below one or ``by`` below zero: that is no "above".
     """
+    if (factor is not None and factor < 1) or (by is not None and by < 0):
+        given = f"factor={factor:g}" if factor is not None and factor < 1 else f"by={by:g}"
+        raise ValueError(f"{given} calls a smaller number “above”: take a factor of 1 or more and a shift of 0 or more, or state the ratio and hold it against a number.")
     more = "" if by is None and factor is None else f" by more than {f'a factor of {factor:g}' if factor else f'{by:g}'}"
     return _compare(arm, others, source, quantity, "above", f"{{arm}} is above {{others}}{more} in {{quantity}}.", names=names, by=by, factor=factor)
 
@@ -460,6 +466,8 @@ def rises(
 
 
 def _run(want, source, quantity, along, ends, throughout, to):
+    if to is not None and (to > 1 if want == "falls" else to < 1):
+        raise ValueError(f"what {want} ends {'below' if want == 'falls' else 'above'} its beginning: to={to:g} times it is on the other side.")
     of = curves(source, quantity, along)
     steady = " at every step" if throughout else ""
     reach = "" if to is None else f" to {'less' if want == 'falls' else 'more'} than {to:g} times its beginning"
