@@ -16,10 +16,15 @@
 # **At the end you will know** how much can be known of the token after the next by who does not know the next, as a bound that is derived and then computed; what two kinds of modules read; why labels and the model's own later look ask for the same thing only
 # if the model is right about the text, and how much noise separates them; how acceptances multiply along a proposal, and why the geometric formula is the wrong one here; and what the recorded modules say of learning from the model.
 #
-# *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
+# *Needs: one CPU core and about a minute. The recorded runs took longer; the section says where.*
 
 # %% tags=["parameters"]
-profile = "cpu"
+profile = "cpu"  # or "gpu"
+toy: list[float] = [0.4, 0.25, 0.2, 0.1, 0.05]  # probabilities of the toy's tokens, each followed by one of its own
+context_count: int = 4  # after which every token is tried
+depth: int = 3  # live modules, which predict so many tokens beyond the next
+read_blocks: int = 96  # of 64 tokens, from which the live modules learn
+prompt_count: int = 96  # after which live modules are counted in rounds
 
 # %% tags=["hide-input"]
 from dataclasses import replace
@@ -28,7 +33,7 @@ from itertools import pairwise
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython.display import display
+from IPython.display import Markdown, display
 from scipy.optimize import linprog
 
 from kdlab.figures import (
@@ -68,12 +73,16 @@ from kdlab.study.display import (
 )
 from kdlab.study.drafts import call_yield, round_of, times_as_fast
 from kdlab.study.evidence import Quantity
+from kdlab.study.parameters import require
 from kdlab.study.statements import above, within
 from kdlab.training import Learner, Recipe, fit_together, measure_further
 from kdlab.training.measures import all_logits
 
 use_style()
 device = device_for(profile)
+require(len(toy) > 1 and abs(sum(toy) - 1) < 1e-6, "toy must be the probabilities of two tokens or more, which sum to one.")
+require(context_count > 1 and prompt_count > 1, "context_count and prompt_count must be 2 or more: intervals are over contexts and prompts.")
+require(depth <= 6, "depth must be from 1 to 6.")
 data = load_text_data("book-openings-4096-256")
 tokeniser, V = data.tokeniser, data.num_classes
 data_note(data)
@@ -168,29 +177,30 @@ def best_unseen(p, P):
 
 
 # %% [markdown]
-# The toy first: five tokens, each followed by one of its own. If the argument is right, then gradient descent on the mean forward KL must end at the mixture, and gradient descent on the mean total variation at the best draft. <!-- by definition -->
+# The toy first: a few tokens, each followed by one of its own. If the argument is right, then gradient descent on the mean forward KL must end at the mixture, and gradient descent on the mean total variation at the best draft. <!-- by definition -->
 
 # %%
-p, P = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.05]), torch.eye(5)
+p, P = torch.tensor(toy), torch.eye(len(toy))
 attained, bound, _ = best_unseen(p, P)
 assert abs(acceptance(p, P, p @ P) - (p**2).sum().item()) < 1e-6
 assert abs(attained - p.max().item()) < 1e-6 and abs(attained - bound) < 1e-6
 
 descended = {}
 for loss in (forward_kl, total_variation):
-    z = torch.zeros(5, requires_grad=True)
-    optimizer = torch.optim.Adam([z], 0.05)
-    for _ in range(500):
+    z = torch.zeros(len(toy), requires_grad=True)
+    optimizer = torch.optim.Adam([z], 0.1)
+    for _ in range(300):
         optimizer.zero_grad()
-        every = loss(z.expand(5, 5), P.clamp(min=1e-9).log(), reduction="none")
+        every = loss(z.expand_as(P), P.clamp(min=1e-9).log(), reduction="none")
         (p @ every).backward()
         optimizer.step()
     descended[loss.__name__] = acceptance(p, P, soften(z.detach()))
 assert abs(descended["forward_kl"] - (p**2).sum().item()) < 5e-3
 assert abs(descended["total_variation"] - p.max().item()) < 5e-3
-print(f"toy: mixture {acceptance(p, P, p @ P):.3f}, best {attained:.3f}")
-for name, value in descended.items():
-    print(f"by descent on {name}: {value:.3f}")
+Markdown(
+    f"On the toy the mixture is accepted {acceptance(p, P, p @ P):.3f} of the time, and the best draft {attained:.3f}. "
+    f"Descent on forward KL ends at {descended['forward_kl']:.3f}, on total variation at {descended['total_variation']:.3f}."
+)
 
 # %% [markdown]
 # In the toy nothing overlaps. In general, the best $q$ is a linear programme: choose $q$ and shared masses $u_{xy}\le q(y)$, $u_{xy}\le p_x(y)$, so that $\sum_xp(x)\sum_yu_{xy}$ is largest. For small vocabularies a solver, which knows nothing of quantiles, can say whether `best_unseen` is right.
@@ -218,8 +228,7 @@ for _ in range(20):
 # it checks the equation for KL, and one consequence: by the inequalities of Pinsker and Jensen the mixture is accepted at least $1-\sqrt{I/2}$ of the time, so where the token between says little of the one after it, there is little to lose.
 
 # %%
-CONTEXTS = 6
-contexts, _, _ = next(data.validation.spread(CONTEXTS).batches(CONTEXTS))
+contexts, _, _ = next(data.validation.spread(context_count).batches(context_count))
 contexts = contexts[:, :PROMPT].to(device)
 CONTEXTS = len(contexts)
 counted = torch.bincount(data.train.labels.long() & 0xFFFF, minlength=V).float() + 1
@@ -322,8 +331,8 @@ show(
 # %% tags=["hide-input"]
 gains = [found["accepted"]["best"] - found["accepted"]["mixture"] for found in looked]
 below = [found["accepted"]["best"] for found in looked]
-print(
-    f"best minus mixture: mean {np.mean(gains):.3f}, largest {max(gains):.3f}; the bound lies between {min(below):.2f} and {max(below):.2f}"
+Markdown(
+    f"The best draft minus the mixture: {np.mean(gains):.3f} in the mean, {max(gains):.3f} at most. The bound lies between {min(below):.2f} and {max(below):.2f}."
 )
 
 # %% [markdown]
@@ -343,12 +352,13 @@ print(
 
 # %%
 torch.manual_seed(0)
-DEPTH, HERE, SHOWN = 3, 4, 10
+HERE = 4
+SHOWN = HERE + depth + 3
 kinds = {"in a row": True, "side by side": False}
 read = {}
 for kind, in_a_row in kinds.items():
     trunk = GPT(13, width=16, layers=2, heads=2, context=SHOWN)
-    probe = MultiToken(trunk, DEPTH, in_a_row=in_a_row)
+    probe = MultiToken(trunk, depth, in_a_row=in_a_row)
     with torch.no_grad():
         for weight in probe.parameters():
             weight.mul_(8 if weight.ndim > 1 else 1)  # so that nothing is lost in rounding
@@ -362,14 +372,14 @@ for kind, in_a_row in kinds.items():
         moved = (told[0] - told[1]).abs().amax(-1)
         read[kind] = moved.T > 1e-6  # (predictor, token changed)
 for kind, in_a_row in kinds.items():
-    for k in range(DEPTH + 1):
+    for k in range(depth + 1):
         last = HERE + (k if in_a_row else 0)
         assert read[kind][k].tolist() == [place <= last for place in range(SHOWN)]
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(8.4, 2.6), sharey=True)
 for panel, kind in zip(panels, kinds, strict=True):
-    for k in range(DEPTH + 1):
+    for k in range(depth + 1):
         for place in range(SHOWN):
             panel.add_patch(
                 plt.Rectangle(
@@ -386,29 +396,29 @@ for panel, kind in zip(panels, kinds, strict=True):
         panel.plot(HERE + k + 1, k, "*", color=VERMILION, markersize=11)
     names = [f"$x_{{i{place - HERE:+d}}}$" if place != HERE else "$x_i$" for place in range(SHOWN)]  # fmt: skip
     panel.set_xticks(range(SHOWN), names, fontsize="x-small")
-    panel.set(xlim=(-0.6, SHOWN - 0.4), ylim=(DEPTH + 0.5, -0.5))
+    panel.set(xlim=(-0.6, SHOWN - 0.4), ylim=(depth + 0.5, -0.5))
     panel.set_title(kind)
     panel.grid(visible=False)
 panels[0].set_yticks(
-    range(DEPTH + 1), ["the model", *(f"module {k}" for k in range(1, DEPTH + 1))]
+    range(depth + 1), ["the model", *(f"module {k}" for k in range(1, depth + 1))]
 )
 show(
     figure,
     label="reads",
     caption="Which tokens move a prediction when they are changed (blue: tokens that the model has read; green: tokens behind them), and which token it predicts (star), at one place $i$. In a row a module reads up to the token before its own, as the model would.",
-    alt="Two grids of squares, a row for the model and each of three modules, a column for each token. Side by side all rows end at the same token; in a row they form a staircase just before the stars.",
+    alt="Two grids of squares, a row for the model and each module, a column for each token. Side by side all rows end at the same token; in a row they form a staircase just before the stars.",
 )
 
 # %% [markdown]
 # So the bound of the first section holds for modules side by side. In a row nothing is hidden: their only limit is what a block can compute. In exchange they cost more. A proposal is one module after the other, each with attention over the text, where modules side by side can all be asked at once.
 
-# %%
+# %% tags=["hide-input"]
 
 
 def new_modules(in_a_row):
-    """Three untrained modules on a copy of the teacher."""
+    """Untrained modules on a copy of the teacher."""
     torch.manual_seed(0)
-    model = MultiToken(as_large_as_the_teacher(teacher.context), DEPTH, in_a_row=in_a_row)
+    model = MultiToken(as_large_as_the_teacher(teacher.context), depth, in_a_row=in_a_row)
     model.stand_on(teacher)
     return model.to(device)
 
@@ -424,7 +434,7 @@ for kind, model in modules.items():
 table(
     ["", "multiply-adds a token, millions", "of these output layer", "of a look of the model"],
     [[name, f"{n / 1e6:.2f}", f"{head / n:.0%}", f"{n / looks['the model']:.2f}"] for name, n in looks.items()],
-    caption=f"What a prediction costs, attention over the text left out. The weights that learn: {', '.join(f'{kind} {count_parameters(model):,}' for kind, model in modules.items())}, for three modules. The output layer is the model's, is shared, and does not learn.",
+    caption=f"What a prediction costs, attention over the text left out. The weights that learn: {', '.join(f'{kind} {count_parameters(model):,}' for kind, model in modules.items())}, for {depth} of them. The output layer is the model's, is shared, and does not learn.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -440,8 +450,8 @@ table(
 
 # %%
 with torch.no_grad():
-    said, ahead = teacher(contexts[:2]), Ahead(teacher, DEPTH)(contexts[:2])
-for k in range(1, DEPTH + 1):
+    said, ahead = teacher(contexts[:2]), Ahead(teacher, depth)(contexts[:2])
+for k in range(1, depth + 1):
     torch.testing.assert_close(ahead[:, k - 1, : PROMPT - k], said[:, k:])
 del said, ahead
 
@@ -451,10 +461,10 @@ del said, ahead
 # Acceptance is measured against the model. Labels estimate the distribution of the text. With labels the gradient by a module's logits is $q-y$ (with $y$ one-hot), with the model's distribution it is $q-p$. On average over texts the two are the same *if* the next token really has the distribution $p$, that is, if the model is right about the text. It is so exactly on text that the model
 # has written itself at temperature one. On books it is wrong in so far as the model is. A first look at how wrong: were the model right, its cross-entropy with the books would be its own mean entropy.
 
-# %%
+# %% tags=["hide-input"]
 lost, own = [], []
 with torch.no_grad():
-    for blocks, following, _ in data.validation.batches(4):
+    for blocks, following, _ in data.validation.spread(24).batches(4):
         log_p = teacher(blocks.to(device)).log_softmax(-1)
         right_ones = log_p.gather(-1, following.to(device)[..., None])[..., 0]
         lost += (-right_ones.mean(1)).tolist()
@@ -467,10 +477,9 @@ elif excess.high < 0:
     said = "less sure than it could be of these books"
 else:
     said = "not told apart from one that is as sure as it may be"
-print(f"cross-entropy with the books {np.mean(lost):.3f} nats a token")
-print(f"the model's own entropy {np.mean(own):.3f}")
-print(f"difference {excess.bracketed()} nats over {excess.n} blocks")
-print(f"on average the model is {said}")
+Markdown(
+    f"On {excess.n} blocks the cross-entropy with the books is {np.mean(lost):.3f} nats a token and the model's own entropy {np.mean(own):.3f}: a difference of {excess.bracketed()}. On average the model is {said}."
+)
 
 # %% [markdown]
 # This is a coarse test. A difference of zero would prove little, since a model can be too sure of some things and not sure enough of others; and with it in either direction, $p$ is not what the labels average to. Labels then pull the modules towards a predictor of books that is better than the model, and away from being believed by it.
@@ -485,7 +494,7 @@ print(f"on average the model is {said}")
 # $\mathbb E\|p-\bar p\|^2=\sum_xp(x)\|p_x\|^2-\|m\|^2$. First we check by drawing.
 
 # %%
-DRAWS = 20_000
+DRAWS = 5_000
 
 
 def noise(found):
@@ -510,12 +519,12 @@ by_draws = {
     "distilled": squares[x] - 2 * (example["P"] @ m)[x] + whole,  # ‖p_x − m‖²
 }
 by_formula = {"labels": sum(noise(example)), "distilled": noise(example)[1]}
+told = []
 for name, values in by_draws.items():
     error = values.std().item() / DRAWS**0.5
     assert abs(values.mean().item() - by_formula[name]) < 4.5 * error
-    print(
-        f"{name}: drawn {values.mean():.4f} ± {error:.4f}, formula {by_formula[name]:.4f}"
-    )
+    told.append(f"{name} {values.mean():.4f} ± {error:.4f} and {by_formula[name]:.4f}")
+Markdown(f"The noise by {DRAWS:,} draws and by the formula: {'; '.join(told)}.")
 
 # %% tags=["hide-input"]
 parts = [noise(found) for found in looked]
@@ -551,7 +560,7 @@ show(
 #
 # ## Four small trainings
 #
-# In a row and side by side, from labels and from the model by forward KL: for a few dozen steps, on the same short blocks in the same order. Modules of one kind begin with the same weights. These are very young modules, which is enough to see the measures at work; the recorded ones below have read far more.
+# In a row and side by side, from labels and from the model by forward KL: a short training on the same short blocks in the same order. Modules of one kind begin with the same weights. These are very young modules, which is enough to see the measures at work; the recorded ones below have read far more.
 
 # %%
 BLOCK = 64
@@ -559,12 +568,12 @@ TEACHERS = ("labels", "distilled")
 
 
 def as_blocks(split):
-    return replace(split, context=BLOCK, stride=None, blocks=None, ahead=DEPTH)
+    return replace(split, context=BLOCK, stride=None, blocks=None, ahead=depth)
 
 
-train, held_out = as_blocks(data.train), as_blocks(data.validation).spread(24)
+train, held_out = as_blocks(data.train), as_blocks(data.validation).spread(12)
 recipe = Recipe(
-    epochs=1, epoch_examples=min(288, len(train)), batch_size=8,
+    epochs=1, epoch_examples=min(read_blocks, len(train)), batch_size=min(4, read_blocks),
     optimizer="adamw", learning_rate=4e-3, weight_decay=0.1,
     schedule="cosine", warmup_epochs=0.1, augment=False, max_gradient_norm=1.0,
 )  # fmt: skip
@@ -576,7 +585,7 @@ learned = {
 }
 for model in learned.values():
     model.fused = True
-ahead = Ahead(teacher, DEPTH).to(device)
+ahead = Ahead(teacher, depth).to(device)
 ahead.fused = True
 fit_together(
     [Learner(model, objectives[name], recipe) for (_, name), model in learned.items()],
@@ -589,9 +598,9 @@ for model in (ahead, *learned.values()):
     model.eval()
 
 # %% [markdown]
-# `measure_further` says of each module how near it is to the model on text that neither wrote, as if the tokens between were the text's own; this is called *teacher-forced*. One minus total variation is the acceptance there. We take it block by block, to have an interval, with the frequencies of tokens for comparison. A word on counting: module 1 predicts the *second* token ahead of the state, module 3 the fourth. <!-- by definition -->
+# `measure_further` says of each module how near it is to the model on text that neither wrote, as if the tokens between were the text's own; this is called *teacher-forced*. One minus total variation is the acceptance there. We take it block by block, to have an interval, with the frequencies of tokens for comparison. A word on counting: module 1 predicts the *second* token ahead of the state, module $k$ the one $k+1$ ahead. <!-- by definition -->
 
-# %%
+# %% tags=["hide-input"]
 how = {"teacher": ahead, "device": device}
 shares = {
     who: np.array(
@@ -607,7 +616,7 @@ with torch.no_grad():
     p = soften(ahead(inputs[:8].to(device)), class_axis=-1)
 of_frequencies = torch.minimum(p, unigram).sum(-1)
 usual = [
-    of_frequencies[:, k][labels[:8, k].to(device) >= 0].mean().item() for k in range(DEPTH)
+    of_frequencies[:, k][labels[:8, k].to(device) >= 0].mean().item() for k in range(depth)
 ]
 del p
 
@@ -618,9 +627,9 @@ LIVE_HUES = {
     "side by side, labels": ORANGE,
     "side by side, distilled": BLUE,
 }
-TOKENS = ("second token", "third token", "fourth token")
-figure, panels = plt.subplots(1, DEPTH, figsize=(8.8, 2.3), sharey=True)
-for k, panel in enumerate(panels):
+TOKENS = tuple(f"{n} token" for n in ("second", "third", "fourth", "fifth", "sixth", "seventh"))
+figure, panels = plt.subplots(1, depth, figsize=(8.8, 2.3), sharey=True, squeeze=False)
+for k, panel in enumerate(panels[0]):
     names = {who: ", ".join(who) for who in learned}
     intervals = {names[who]: mean_interval(values[:, k]) for who, values in shares.items()}
     dots(panel, {name: [] for name in names.values()}, intervals, colours=LIVE_HUES)
@@ -629,21 +638,21 @@ for k, panel in enumerate(panels):
 
 
 step_up = {kind: shares[kind, "distilled"] - shares[kind, "labels"] for kind in kinds}
-gained = {kind: [mean_interval(values.T[k]) for k in range(DEPTH)] for kind, values in step_up.items()}  # fmt: skip
+gained = {kind: [mean_interval(values.T[k]) for k in range(depth)] for kind, values in step_up.items()}  # fmt: skip
 show(
     figure,
     label="live",
-    caption=f"Acceptance by depth on {len(held_out)} held-out blocks, one training each; 95 % intervals over blocks, which say how well these modules are measured, not how the next training would come out. Dotted: frequencies of tokens. Distilled minus labels, module 1 to 3: "
+    caption=f"Acceptance by depth on {len(held_out)} held-out blocks, one training of {recipe.epoch_examples // recipe.batch_size} steps each; 95 % intervals over blocks, which say how well these modules are measured, not how the next training would come out. Dotted: frequencies of tokens. Distilled minus labels, module by module: "
     + "; ".join(
         f"{kind} {', '.join(i.bracketed() for i in each)}" for kind, each in gained.items()
     )
     + ".",
-    alt="Three panels, second to fourth token ahead, each with an interval for four modules and a dotted line of frequencies.",
+    alt="A panel for each token ahead, each with an interval for four modules and a dotted line of frequencies.",
 )
 
 # %% tags=["hide-input"]
 if not data.fallback:
-    for k, token in enumerate(TOKENS):  # by block, one training each
+    for k, token in enumerate(TOKENS[:depth]):  # by block, one training each
         gain = Quantity(f"what distillation adds to the acceptance of the {token}")
         by_block = {kind: values[:, k].tolist() for kind, values in step_up.items()}
         display(above("in a row", "side by side", by_block, gain))
@@ -651,7 +660,7 @@ if not data.fallback:
 # %% [markdown]
 # And the bound? For the contexts of the first section all is there to compute $A(q)$ of the modules that do not see the token between, exactly, and to set it beside the best there is. <!-- by definition --> Modules in a row have another $q$ for each token between; for them a sample of such tokens has to do.
 
-# %%
+# %% tags=["hide-input"]
 SAMPLED = 64
 
 
@@ -739,15 +748,15 @@ if not data.fallback:
 # `speculate` takes such modules for its draft, and the model on which they stand for its verifier. All that was proved of the text in {doc}`19_drafts_that_are_believed` holds, since it holds for any draft: the text has the model's distribution, and at temperature zero it is the model's text, token for token, but for rounding.
 
 # %%
-prompts, _, _ = next(as_blocks(data.validation).spread(128).batches(128))
-prompts = prompts[:, : PROMPT + DEPTH + 1].to(device)
+prompts, _, _ = next(as_blocks(data.validation).spread(prompt_count).batches(prompt_count))
+prompts = prompts[:, : PROMPT + depth + 1].to(device)
 prompts, true = prompts[:, :PROMPT], prompts
 few = prompts[:16]
 plain = generate(teacher, few, tokens=24, temperature=0)
 differing = {}
 for kind in kinds:
     model = learned[kind, "distilled"]
-    found = speculate(model.trunk, model, few, tokens=24, draft_length=DEPTH, temperature=0)
+    found = speculate(model.trunk, model, few, tokens=24, draft_length=depth, temperature=0)
     differing[kind] = (found.text != plain).any(1).sum().item()
 of_texts = Quantity(f"{len(few)} greedy texts against plain decoding", digits=0)
 for kind, n in differing.items():
@@ -776,7 +785,7 @@ ROWS = 64
 def one_round(model):
     """How many of the proposals were accepted in the first round after each prompt."""
     draws = torch.Generator(device).manual_seed(0)
-    how = {"tokens": 2, "draft_length": DEPTH, "generator": draws}
+    how = {"tokens": 2, "draft_length": depth, "generator": draws}
     parts = prompts.split(ROWS)
     found = [speculate(model.trunk, model, part, **how).accepted for part in parts]
     return torch.cat(found).cpu()
@@ -797,7 +806,7 @@ def forced(model, text):
 draws = torch.Generator(device).manual_seed(1)
 own_text = torch.cat(
     [
-        generate(teacher, part, tokens=DEPTH + 1, generator=draws)
+        generate(teacher, part, tokens=depth + 1, generator=draws)
         for part in prompts.split(ROWS)
     ]
 )
@@ -805,12 +814,13 @@ rounds, by_text = {}, {}
 for kind in kinds:
     model = learned[kind, "distilled"]
     accepted = one_round(model)
-    reached = [(accepted >= k).float() for k in range(DEPTH + 1)]
+    reached = [(accepted >= k).float() for k in range(depth + 1)]
     rounds[kind] = {
         "accepted": accepted,
+        "a": [(reached[k + 1].sum() / reached[k].sum().clamp(min=1)).item() for k in range(depth)],
         "by depth": [
             ratio_interval(reached[k + 1], reached[k]) if reached[k].sum() > 1 else None
-            for k in range(DEPTH)
+            for k in range(depth)
         ],
     }
     by_text[kind] = {
@@ -827,7 +837,7 @@ LOOKS = {
 }
 for panel, kind in zip(panels, kinds, strict=True):
     columns = [
-        [mean_interval(by_text[kind][text][:, k]) for k in range(DEPTH)]
+        [mean_interval(by_text[kind][text][:, k]) for k in range(depth)]
         for text in ("books", "own")
     ]
     columns.append(rounds[kind]["by depth"])
@@ -839,7 +849,7 @@ for panel, kind in zip(panels, kinds, strict=True):
                 place = k + 1 + 0.15 * (shift - 1)
                 panel.plot([place] * 2, [i.low, i.high], color=hue, linewidth=1.5)
                 panel.plot(place, i.mean, mark, color=hue, label=label if k == 0 else None)
-    panel.set_xticks(range(1, DEPTH + 1), [f"module {k}" for k in range(1, DEPTH + 1)])
+    panel.set_xticks(range(1, depth + 1), [f"module {k}" for k in range(1, depth + 1)])
     panel.set_title(kind)
     panel.grid(axis="x", visible=False)
 panels[0].set(ylabel="acceptance", ylim=(0, None))
@@ -850,7 +860,7 @@ figure.legend(
     fontsize="small",
 )
 tested = {
-    kind: [(rounds[kind]["accepted"] >= k).sum().item() for k in range(DEPTH)]
+    kind: [(rounds[kind]["accepted"] >= k).sum().item() for k in range(depth)]
     for kind in kinds
 }
 show(
@@ -865,7 +875,7 @@ show(
 )
 
 # %% [markdown]
-# Between green and purple is the text. Between purple and red is the selection, and the luck of the draw, since red counts what happened; at depth three few tests are left. Now whole texts: tokens per call, beside the product of what the books say, the product of what first rounds say, and the geometric formula at the pooled acceptance.
+# Between green and purple is the text. Between purple and red is the selection, and the luck of the draw, since red counts what happened; the deeper the module, the fewer the tests. <!-- by definition --> Now whole texts: tokens per call, beside the product of what the books say, the product of what first rounds say, and the geometric formula at the pooled acceptance.
 
 # %%
 WRITTEN = 24
@@ -878,27 +888,27 @@ for kind in kinds:
         model,
         writing,
         tokens=WRITTEN,
-        draft_length=DEPTH,
+        draft_length=depth,
         generator=torch.Generator(device).manual_seed(2),
     )
     brought = ratio_interval((s.accepted + s.calls).tolist(), s.calls.tolist())
     pooled = (s.accepted.sum() / s.tested.sum()).item()
-    a = [0.0 if i is None else i.mean for i in rounds[kind]["by depth"]]
+    a = rounds[kind]["a"]
     product = 1 + sum(np.cumprod(a))
     of_rounds = rounds[kind]["accepted"].double().mean().item()
     assert abs(product - 1 - of_rounds) < 1e-6  # no approximation
     compared[kind] = {
         "product, books": 1 + np.cumprod(by_text[kind]["books"].mean(0)).sum(),
         "product, first rounds": product,
-        "geometric, accepted / tested": tokens_per_call(pooled, DEPTH),
-        "geometric, module 1 alone": tokens_per_call(a[0], DEPTH),
+        "geometric, accepted / tested": tokens_per_call(pooled, depth),
+        "geometric, module 1 alone": tokens_per_call(a[0], depth),
         "measured": brought,
     }
 
 # %% tags=["hide-input"]
 names = [name for name in next(iter(compared.values())) if name != "measured"]
 table(
-    ["tokens per call, $\\gamma=3$", *names, "measured"],
+    [f"tokens per call, $\\gamma={depth}$", *names, "measured"],
     [
         [kind, *(f"{each[name]:.3f}" for name in names), f"{each['measured'].mean:.3f} [{each['measured'].low:.3f}, {each['measured'].high:.3f}]"]
         for kind, each in compared.items()
@@ -977,7 +987,7 @@ def differences_table(study):
     if not rows:
         return None
     return table(
-        ["minus labels", *(f"$1-\\mathrm{{TV}}$, {token}" for token in TOKENS), "tokens per call, $\\gamma=3$", "$n$"],
+        ["minus labels", *(f"$1-\\mathrm{{TV}}$, {token}" for token in TOKENS[:3]), "tokens per call, $\\gamma=3$", "$n$"],
         rows,
         caption=f"Distilled minus labels within a kind of module, paired by seed, with 95 % intervals. {4 * len(rows)} intervals, not corrected for their number: were there no difference anywhere, about one in twenty would still exclude zero. They are not independent: columns measure the same trainings, and two rows each share a control.",
     )  # fmt: skip
@@ -1144,12 +1154,17 @@ if decides is not None:
 # Show that the mixture is accepted at least $\sum_xp(x)^2$ of the time, and the best draft at least $\max_xp(x)$. When are both equalities? Check both on `looked`.
 # ```
 #
-# ```{solution} ex-mixture-share
+# ````{solution} ex-mixture-share
 # :class: dropdown
 #
 # Since $m(y)\ge p(x)p_x(y)$ for each $x$, $\min(p_x(y),m(y))\ge p(x)p_x(y)$. Sum over $y$ and average over $x$: $\sum_xp(x)^2$. For the other, take $q=p_{\hat x}$ with the likeliest $\hat x$; the term $x=\hat x$ alone gives $p(\hat x)$. Both are equalities if the $p_x$ share no token, as in the toy.
-# `all(found["accepted"]["mixture"] >= (found["p"] ** 2).sum() - 1e-6 for found in looked)` is true, and so is the same with `"best"` and `found["p"].max()`.
+#
+# ```python
+# for found in looked:
+#     assert found["accepted"]["mixture"] >= (found["p"] ** 2).sum() - 1e-6
+#     assert found["accepted"]["best"] >= found["p"].max() - 1e-5
 # ```
+# ````
 #
 # ```{exercise}
 # :label: ex-third-module
@@ -1157,9 +1172,33 @@ if decides is not None:
 # A module costs $c$ looks of the model, and a look at $\gamma+1$ tokens takes the time of one. When does the third module pay? Write a function of $a_1,a_2,a_3$ and $c$, and find the largest $c$ for $a=(0.7,0.6,0.5)$.
 # ```
 #
-# ```{solution} ex-third-module
+# ````{solution} ex-third-module
 # :class: dropdown
 #
 # With $b_\gamma=1+a_1+\dots+a_1\cdots a_\gamma$ the speed-up is $b_\gamma/(1+\gamma c)$. The third pays if $b_3/(1+3c)>b_2/(1+2c)$, that is, if $a_1a_2a_3\,(1+2c)>c\,b_2$. Hence $c<a_1a_2a_3/(b_2-2a_1a_2a_3)$ where the denominator is positive:
-# `0.7 * 0.6 * 0.5 / (1 + 0.7 + 0.7 * 0.6 - 2 * 0.7 * 0.6 * 0.5)` is about 0.12. What counts is the *product*: a third module that is right half of the time when it is asked is asked less than half of the time. <!-- by definition -->
+#
+# ```python
+# a1, a2, a3 = 0.7, 0.6, 0.5
+# print(a1 * a2 * a3 / (1 + a1 + a1 * a2 - 2 * a1 * a2 * a3))  # 0.12
 # ```
+#
+# What counts is the *product*: a third module that is right half of the time when it is asked is asked less than half of the time. <!-- by definition -->
+# ````
+#
+# ```{exercise}
+# :label: ex-surer-model
+#
+# An experiment: make the model surer of itself, $p\propto p^{1/T}$ for the next token and for the one after it, after the first context of the chapter. What becomes of the ceiling, and of the mixture, as $T$ falls from 1 to 0.5?
+# ```
+#
+# ````{solution} ex-surer-model
+# :class: dropdown
+#
+# The rows of `P` are the distributions after each token, so that all of them are sharpened alike, and the mixture is taken again. By the first exercise both go to one for $T\to0$ (but for ties).
+#
+# ```python
+# for T in (1.0, 0.5):
+#     sharp = [soften(looked[0][key].clamp(min=1e-30).log(), T) for key in ("p", "P")]
+#     print(f"T = {T:g}: mixture {acceptance(*sharp, sharp[0] @ sharp[1]):.2f}, best {best_unseen(*sharp)[0]:.2f}")
+# ```
+# ````
