@@ -1581,6 +1581,20 @@ MUTATIONS = [
         "if False:",
         "test_labels_with_two_axes_are_not_taken_for_a_text",
     ),
+    Mutation(
+        "labels do not say where the classes are",
+        "objectives/softening.py",
+        "return -1 if beside_the_last else None",
+        "return None",
+        "test_labels_say_where_the_classes_are",
+    ),
+    Mutation(
+        "images without a label are taken for those of class -100",
+        TERMS,
+        "return None if _inspectable(learned) and learned.all() else learned",
+        "return None",
+        "test_unlabelled_images_and_misshapen_labels",
+    ),
     # Tasks of one's own
     Mutation(
         "recipe: an average forgets what it ought to keep",
