@@ -1364,8 +1364,8 @@ MUTATIONS = [
     Mutation(
         "records are blamed on the processor",
         "study/statements.py",
-        'if self.source == "records"\n            else',
-        'if self.source == "theory"\n            else',
+        'if self.source == "records" else f"this build',
+        'if self.source == "theory" else f"this build',
         "test_records_are_not_blamed_on_the_processor",
     ),
     # Every field of a recipe
