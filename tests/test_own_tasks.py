@@ -28,9 +28,11 @@ from kdlab.training import (
     CacheError,
     CheckpointError,
     FunctionTeacher,
+    Learner,
     Recipe,
     Stopped,
     fit,
+    fit_together,
     predict,
     save_model,
     write_logits,
@@ -475,6 +477,18 @@ def test_average_best_and_patience_go_on_over_a_resume(tmp_path, ema):
     assert fit(again, CrossEntropy(), **how, checkpoint=tmp_path / "run") == history
     for name, value in whole.state_dict().items():
         assert torch.equal(value, student.state_dict()[name]) and torch.equal(value, again.state_dict()[name]), name
+
+
+def test_one_ends_early_beside_another_and_each_as_alone():
+    """The error falls, so that its highest is the first epoch's, and one epoch of patience ends in the second."""
+    recipes = [replace(RECIPE, epochs=4, best_by="highest error", patience=1), replace(RECIPE, epochs=4, ema_decay=0.5)]
+    how = {"train": numbers(), "validation": numbers(32, seed=5), "measure": mean_error}
+    together = [affine(), affine()]
+    histories = fit_together([Learner(s, SquaredError(), r) for s, r in zip(together, recipes, strict=True)], **how)
+    assert [len(history) for history in histories] == [2, 4]
+    for student, recipe in zip(together, recipes, strict=True):
+        fit(alone := affine(), SquaredError(), recipe=recipe, **how)
+        assert torch.equal(alone.weight, student.weight)
 
 
 def test_what_cannot_be_best_is_refused_before_training():

@@ -6,6 +6,8 @@ is seen: inputs alone, or ``(inputs, boxes)`` with the places of the pictures th
 Layers that are maps ``(B, C, H, W)`` are compared place by place, and so the boxes are needed: the teacher's map is then resampled, at its
 own resolution, to the place that the student sees, which has to lie in what the teacher sees. Where no boxes say so, and for tokens and attention maps, whose
 places have no coordinates, layers with positions are refused; logits and vectors ``(B, D)`` are compared as ever.
+
+A validation split is measured as it is: of a student that sees pictures of another size, give one of that size, or ``measure=…``.
 """
 
 import hashlib
