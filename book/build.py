@@ -31,6 +31,7 @@ import nbformat
 import torch
 import yaml
 
+from kdlab.benchmarks import gpu
 from kdlab.data import DataError, corpus_or_fallback, load_images
 from kdlab.data import folder as data_folder
 from kdlab.figures import mathematics
@@ -486,6 +487,11 @@ def status(notebooks) -> str:
             f"<td><code>{(origin['commit'] or '')[:10]}</code></td></tr>"
         )
 
+    asked = []
+    for what, goal, seen, card in gpu.shown(ROOT / "book" / "gpu"):
+        cells = (what, goal, "not yet" if seen is None else seen, card)
+        asked.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+
     def table(header, body):
         head = "".join(f'<th scope="col">{h}</th>' for h in header)
         return f'<div class="kd-table" tabindex="0"><table class="table"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
@@ -502,6 +508,7 @@ def status(notebooks) -> str:
         .replace(
             "%RECORDS%", table(["run", "on the test split", "training", "date", "device", "commit"], records)
         )
+        .replace("%GPU%", table(["what", "asked", "seen", "card"], asked))
         .replace("%UNSEEN%", differs or "None.")
         .replace("%VERSIONS%", f"{versions}; {origin['device']}; {origin['system']}")
     )

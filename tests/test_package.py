@@ -43,7 +43,7 @@ ALLOWED = {  # besides the standard library and the room itself
         "kdlab.files",
         *(f"kdlab.{room}" for room in (*ROOMS[:-1], "figures")),
     },
-    "benchmarks": {"torch", "numpy", "liger_kernel", *(f"kdlab.{room}" for room in ROOMS)},
+    "benchmarks": {"torch", "numpy", "liger_kernel", "kdlab.files", *(f"kdlab.{room}" for room in ROOMS)},
 }
 LAZY = {
     "data": {"pooch", "sklearn"},

@@ -88,3 +88,47 @@ def state(check: dict) -> str:
     ('not reached', 'holds', 'does not hold')
     """
     return "not reached" if check["wrong"] is None else "does not hold" if check["wrong"] else "holds"
+
+
+def _measured(rows: dict, epochs: int = 240, images: int = 50_000) -> dict[str, tuple[str, str | None]]:
+    """What is asked of a GPU, and what was measured; None where it was not."""
+
+    def value(what: str, key: str = "value"):
+        return (rows.get(what) or {}).get(key)
+
+    def ratio(a, b, text: str) -> str | None:
+        return None if not a or not b else text.format(a / b)
+
+    ours, liger = "vocabulary, kdlab", "vocabulary, Liger"
+    plain = value("decoding, plain")
+    return {
+        "Five seeds of WRN-40-2 → WRN-16-2, 240 epochs": (
+            "at most 10 min", ratio(5 * epochs * images / 60, value("training, kdlab, 5 students"), "{:.1f} min"),
+        ),
+        "Loss of a vocabulary of 128,256, time beside Liger's": ("at most 1.0", ratio(value(ours), value(liger), "{:.2f}")),
+        "The same, memory beside Liger's": ("at most 0.5", ratio(value(ours, "bytes"), value(liger, "bytes"), "{:.2f}")),
+        "Plain decoding, 89 M parameters, batch 1": ("at least 1,000 tokens/s", None if not plain else f"{plain:,.0f} tokens/s"),
+        "Speculative decoding beside plain": ("at least 2", ratio(value("decoding, speculative, its own draft"), plain, "{:.2f}")),
+    }  # fmt: skip
+
+
+def shown(folder: Path) -> list[tuple[str, str, str | None, str]]:
+    """What a GPU has shown, of all that it is asked: what, what is asked, what was found (None: nothing yet), and on which card."""
+
+    def read(name: str) -> dict:
+        try:
+            return json.loads((Path(folder) / PARTS[name][0]).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    accepted, measured = read("acceptance"), read("measurements")
+    checks = {check["name"]: check for check in accepted.get("checks", [])}
+    card = {name: found.get("provenance", {}).get("device", "") for name, found in (("accepted", accepted), ("measured", measured))}
+    rows = []
+    for name, check in acceptance.CHECKS.items():
+        found = checks.get(name)
+        seen = None if found is None or found["wrong"] is None else state(found)
+        rows.append((check.__doc__.splitlines()[0], "holds", seen, card["accepted"] if seen else ""))
+    for what, (asked, seen) in _measured({row["what"]: row for row in measured.get("rows", [])}).items():
+        rows.append((what, asked, seen, card["measured"] if seen else ""))
+    return rows
