@@ -49,6 +49,8 @@ from kdlab.study.chapters import (
 )
 from kdlab.study.chapters import execute as execute_chapter
 from kdlab.study.display import VERDICTS
+from kdlab.study.findings import found as found_in_records
+from kdlab.study.findings import scale
 from kdlab.study.parameters import KINDS, ParameterError, declared_in
 from kdlab.study.plans import PLANS
 from kdlab.study.records import headline
@@ -336,15 +338,18 @@ def verdicts(notebooks) -> dict:
     """Verdicts by claim, each with the chapter that gave it, from the outputs of executed cells."""
     given = {}
     for path in notebooks:
-        notebook = read_executed(path)
+        notebook, drawn = read_executed(path), []
         for cell in notebook.cells:
             for output in cell.get("outputs", []):
-                if said := output.get("data", {}).get(VERDICT):
+                data = output.get("data", {})
+                drawn = [*drawn, *re.findall(r'<figure[^>]* id="(fig-[^"]+)"', "".join(data.get("text/html", "")))]
+                if said := data.get(VERDICT):
                     if said["claim"] in given:
                         raise BuildError(
                             f"claim {said['claim']} gets two verdicts; the second in {path.stem}."
                         )
-                    given[said["claim"]] = {**said, "chapter": path.stem, **notebook.metadata["kdlab"]}
+                    above = {"figure": drawn[-1]} if drawn else {}
+                    given[said["claim"]] = {**said, **above, "chapter": path.stem, **notebook.metadata["kdlab"]}
     return given
 
 
@@ -396,6 +401,21 @@ def cell_address(said) -> str:
     return f"../notebooks/{said['chapter']}.html#claim-{said['claim'].lower()}"
 
 
+def sentences(text: str) -> list[str]:
+    """A text by its sentences; a formula is not cut.
+
+    >>> sentences("At $q. P$ it is. So, “here”. In 2.5 steps.")
+    ['At $q. P$ it is.', 'So, “here”.', 'In 2.5 steps.']
+    """
+    found = []
+    for part in re.split(r"(?<=[.!?”])\s+(?=[A-Z“$])", text.strip()):
+        if found and (found[-1].count("$") % 2 or not re.search(r"[.!?]”?$", found[-1])):
+            found[-1] += f" {part}"
+        else:
+            found.append(part)
+    return found
+
+
 def ledger(given) -> str:
     """The claims ledger in MyST, from book/claims.toml and the verdicts of executed cells."""
     stated = claims()
@@ -404,37 +424,86 @@ def ledger(given) -> str:
         raise BuildError(
             f"verdicts on claims that book/claims.toml does not know: {', '.join(sorted(unknown))}."
         )
-    lines = [stated["introduction"].strip(), ""]
+    script = (Path(__file__).parent / "ledger.js").read_text(encoding="utf-8")
+    lines = [stated["introduction"].strip(), "", '<div id="kd-filter" class="kd-filter" role="search" hidden></div>', ""]
     for source in stated["source"]:
         lines += [f"## {source['title']}", "", source["note"].strip(), ""]
         for claim in (c for c in stated["claim"] if c["id"].startswith(source["id"])):
-            said = given.get(claim["id"])
-            expected = claim.get("verdict")
-            if said is None and expected is not None:
-                raise BuildError(
-                    f"claim {claim['id']} should be {expected}, but no executed cell gives its verdict."
-                )
-            if said and said["outcome"] not in (expected, "not measured"):
-                raise BuildError(
-                    f"claim {claim['id']}: a cell says {said['outcome']}, book/claims.toml {expected}."
-                )
-            outcome = said["outcome"] if said else "open"
-            condition = f" ({said['condition']})" if said and said.get("condition") else ""
-            lines += [f'<div class="kd-claim" id="{claim["id"].lower()}">', ""]
-            lines += [f'<p><span class="kd-id">{claim["id"]}</span> {mathematics(claim["text"].strip())}</p>']
-            mark = f'<span class="kd-mark kd-{outcome.replace(" ", "-")}">{outcome}{condition}</span>'
-            if said:
-                records = (
-                    f' · <a href="status.html#records">{claim["records"]}</a>' if "records" in claim else ""
-                )
-                lines += [
-                    f'<p class="kd-finding">{mark} {mathematics(said["finding"])} '
-                    f'<a href="{cell_address(said)}">the cell</a>{records} · {said["finished"][:10]}</p>'
-                ]
-            else:
-                lines += [f'<p class="kd-finding">{mark} No chapter has tested it yet.</p>']
-            lines += ["", "</div>", ""]
-    return "\n".join(lines)
+            lines += [*ledger_entry(claim, given.get(claim["id"])), ""]
+    return "\n".join([*lines, f"<script>\n{script.strip()}\n</script>", ""])
+
+
+def ledger_entry(claim: dict, said: dict | None) -> list[str]:
+    """A claim with its verdict: what became of it in a sentence, then the numbers, then where they are from."""
+    expected = claim.get("verdict")
+    if said is None and expected is not None:
+        raise BuildError(f"claim {claim['id']} should be {expected}, but no executed cell gives its verdict.")
+    if said and said["outcome"] not in (expected, "not measured"):
+        raise BuildError(f"claim {claim['id']}: a cell says {said['outcome']}, book/claims.toml {expected}.")
+    outcome = said["outcome"] if said else "open"
+    shown = f"{outcome}: {said['condition']}" if said and said.get("condition") else outcome
+    lines = [
+        f'<div class="kd-claim" id="{claim["id"].lower()}" data-outcome="{shown}">', "",
+        f'<p><span class="kd-id">{claim["id"]}</span> {mathematics(claim["text"].strip())}</p>',
+    ]  # fmt: skip
+    mark = f'<span class="kd-mark kd-{outcome.replace(" ", "-")}">{shown}</span>'
+    if said is None:
+        return [*lines, f'<p class="kd-finding">{mark} No chapter has tested it yet.</p>', "", "</div>"]
+    first, *rest = sentences(said["finding"])
+    lines.append(f'<p class="kd-finding">{mark} {mathematics(first)}</p>')
+    if rest:
+        lines.append(f'<p class="kd-finding kd-numbers">{mathematics(" ".join(rest))}</p>')
+    page, chapter = f"../notebooks/{said['chapter']}.html", int(said["chapter"][:2])
+    links = [f'<a href="{cell_address(said)}">chapter {chapter}, the verdict</a>']
+    if "figure" in said:
+        links.append(f'<a href="{page}#{said["figure"]}">the figure before it</a>')
+    if "records" in claim:
+        links.append(f'<a href="status.html#records">{claim["records"]}</a>')
+    return [*lines, f'<p class="kd-finding kd-badge">{" · ".join([*links, said["finished"][:10]])}</p>', "", "</div>"]
+
+
+#: Chapters that an hour is enough for, in this order.
+ROUTE = (1, 3, 6, 15, 17, 19)
+
+
+def reading_minutes(notebook) -> float:
+    """At 200 words a minute of prose, without exercises."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return len(re.sub(r"```\{(exercise|solution).*?```", " ", text, flags=re.DOTALL).split()) / 200
+
+
+def title_of(notebook) -> str:
+    return notebook.cells[0].source.splitlines()[0].lstrip("# ")
+
+
+def route(notebooks) -> str:
+    """The way through the book that takes about an hour, in Markdown, with the times of this build."""
+    by_number = {int(path.stem[:2]): path for path in notebooks}
+    steps, minutes, seconds = [], 0.0, 0.0
+    for path in (by_number[number] for number in ROUTE if number in by_number):
+        notebook = read_executed(path)
+        takes = reading_minutes(notebook)
+        minutes, seconds = minutes + takes, seconds + notebook.metadata["kdlab"]["seconds"]
+        steps.append(f"{{doc}}`{int(path.stem[:2])}. {title_of(notebook)} <../notebooks/{path.stem}>` ({takes:.0f} min)")
+    return f"{'; '.join(steps)}. In all {minutes:.0f} minutes to read; their cells ran in {seconds / 60:.0f}."
+
+
+def findings(given, notebooks) -> str:
+    """What was found, in Markdown: what a cell said of T², and what the records say, each with its chapter."""
+    by_number = {int(path.stem[:2]): path for path in notebooks}
+    said = {int(given["B9"]["chapter"][:2]): " ".join(sentences(given["B9"]["finding"])[:2])} if "B9" in given else {}
+    said |= found_in_records(ROOT / "book")
+    lines = [
+        f"- {text.rstrip('.')} ({{doc}}`chapter {number} <../notebooks/{by_number[number].stem}>`)."
+        for number, text in sorted(said.items()) if number in by_number
+    ]  # fmt: skip
+    return "\n".join(lines) or "This build has no records."
+
+
+@functools.cache
+def records(book: Path) -> list[dict]:
+    """All records of the book, as they are written."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((book / "records").glob("*.json"))]
 
 
 def errata(given) -> str:
@@ -469,19 +538,18 @@ def status(notebooks) -> str:
     rows = []
     for path in notebooks:
         notebook = read_executed(path)
-        made, title = notebook.metadata["kdlab"], notebook.cells[0].source.splitlines()[0].lstrip("# ")
+        made, title = notebook.metadata["kdlab"], f"{int(path.stem[:2])}. {title_of(notebook)}"
         origin = made["provenance"]
         rows.append(
             f'<tr><td><a href="../notebooks/{path.stem}.html">{html.escape(title)}</a></td><td>{made["profile"]}</td>'
             f"<td>{made['seconds']:.0f} s</td><td>{made['finished'][:16].replace('T', ' ')}</td>"
             f"<td><code>{commit(origin)}</code></td></tr>"
         )
-    records = []
-    for path in sorted((ROOT / "book" / "records").glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+    by_plan = {}
+    for record in records(ROOT / "book"):
         origin, spec = record["provenance"], record["spec"]
-        records.append(
-            f"<tr><td>{spec['study']}: {spec['arm']}, seed {spec['recipe'].get('seed', 0)}</td>"
+        by_plan.setdefault(spec["study"], []).append(
+            f"<tr><td>{spec['arm']}, seed {spec['recipe'].get('seed', 0)}</td>"
             f"<td>{html.escape(headline(record))}</td><td>{record['seconds'] / 60:.0f} min</td>"
             f"<td>{origin['started'][:10]}</td><td>{html.escape(origin['device'])}</td>"
             f"<td><code>{(origin['commit'] or '')[:10]}</code></td></tr>"
@@ -496,6 +564,11 @@ def status(notebooks) -> str:
         head = "".join(f'<th scope="col">{h}</th>' for h in header)
         return f'<div class="kd-table" tabindex="0"><table class="table"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
+    header = ["run", "on the test split", "training", "date", "device", "commit"]
+    folded = [
+        f'<details class="kd-plan"><summary><code>{plan}</code>: {len(runs)} runs</summary>{table(header, runs)}</details>'
+        for plan, runs in by_plan.items()
+    ]
     differs = "\n".join(  # in Markdown, so that Sphinx sees what is mathematics in it
         f'- <a href="../notebooks/{path.stem}.html">chapter {int(path.stem[:2])}</a>: {statement}'
         for path, statement in unseen(notebooks)
@@ -505,9 +578,8 @@ def status(notebooks) -> str:
     versions = ", ".join(f"{name} {origin[name]}" for name in ("kdlab", "python", "torch", "numpy"))
     return (
         text.replace("%CHAPTERS%", table(["chapter", "profile", "time", "finished (UTC)", "commit"], rows))
-        .replace(
-            "%RECORDS%", table(["run", "on the test split", "training", "date", "device", "commit"], records)
-        )
+        .replace("%RECORDS%", "\n".join(folded))
+        .replace("%TOTAL%", f"{scale(records(ROOT / 'book'))}." if by_plan else "None.")
         .replace("%GPU%", table(["what", "asked", "seen", "card"], asked))
         .replace("%UNSEEN%", differs or "None.")
         .replace("%VERSIONS%", f"{versions}; {origin['device']}; {origin['system']}")
@@ -584,7 +656,7 @@ def stage(notebooks, where: Repository | None) -> Path:
     (new / "notebooks").mkdir(parents=True)
     shutil.copyfile(ROOT / "_toc.yml", new / "_toc.yml")
     (new / "_config.yml").write_text(yaml.safe_dump(settings(where), allow_unicode=True), encoding="utf-8")
-    skip = shutil.ignore_patterns("*.py", "*.toml", "__pycache__", "records", "checkpoints", "running")
+    skip = shutil.ignore_patterns("*.py", "*.js", "*.toml", "__pycache__", "records", "checkpoints", "running")
     shutil.copytree(ROOT / "book", new / "book", ignore=skip)
     for path in notebooks:
         # Ledger and status page read the reports from the executed notebook.
@@ -599,6 +671,8 @@ def stage(notebooks, where: Repository | None) -> Path:
     tested = sum(said["outcome"] != "not measured" for said in given.values())
     text = landing.read_text(encoding="utf-8").replace("%DIAL%", dial)
     text = text.replace("%TESTED%", str(tested)).replace("%CLAIMS%", str(len(claims()["claim"])))
+    text = text.replace("%ROUTE%", route(notebooks)).replace("%FINDINGS%", findings(given, notebooks))
+    text = text.replace("%YOUNG%", scale(records(ROOT / "book")))
     landing.write_text(text, encoding="utf-8")
     page = new / "book" / "using.md"
     text = page.read_text(encoding="utf-8")
