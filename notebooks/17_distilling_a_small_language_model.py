@@ -897,7 +897,7 @@ display(
         label="live",
         caption=f"The smallest student, {len(seeds)} initialisation{'s' if len(seeds) > 1 else ', so without an interval'}. Left: validation text ({len(probe)} blocks) after each epoch. Right: differences from training alone at the end, paired by initialisation (left of the line is better): "
         + "; ".join(f"{name.split(', ')[1]} {i.bracketed()}" for name, i in live.items())
-        + f". Those at equal tokens read {epochs * read * data.train.context:,} tokens, {epochs * read * data.train.context / (1e6 * read_tokens(spec_of(small, 'alone'))[-1]):.0%} of what the small records' students read; frequencies of tokens alone need {bits_per_byte['tokens']:.2f} bits per byte of the test text. "
+        + f". Those at equal tokens read {epochs * read * data.train.context:,} tokens, {epochs * read * data.train.context / (1e6 * read_tokens(spec_of(small, 'alone'))[-1]):.1%} of what the small records' students read; frequencies of tokens alone need {bits_per_byte['tokens']:.2f} bits per byte of the test text. "
         "The batches are the same for all, so that the intervals do not speak for other batches.",
         alt="Left: falling curves of bits per byte for students alone and distilled. Right: dots of differences from training alone at equal tokens and at equal compute.",
     ),
@@ -1016,7 +1016,7 @@ compared_section(
 for study in studies:
     arms = ["kd", *(arm for arm, _ in DIVERGENCES.values())]
     if study.complete(arms):
-        six_of_them = Among("the six divergences", arms)
+        six_of_them = Among(f"the six divergences ({described(study)})", arms)
         display(
             leads("kd", study, "bits_per_byte", among=six_of_them),
             above("reverse-kl", "kd", study, "calibration_error"),
@@ -1170,7 +1170,7 @@ print(
 # the books' own continuations. <!-- by definition --> On each of the three, at each position, $D_{\mathrm{KL}}(p_t\,\Vert\,q_t)$ and $D_{\mathrm{KL}}(q_t\,\Vert\,p_t)$.
 
 # %%
-PROMPT, WRITTEN = 32, 128
+PROMPT, WRITTEN = 32, 96
 stored = [
     stored_student(spec, book_folder(), V) for spec in small.specs if spec.arm == "kd"
 ]
@@ -1345,7 +1345,7 @@ print(
 )
 
 # %% [markdown]
-# So the premise is not borne out here: the sentences above speak against the one part of it, and leave growth along the text undecided. It need not hold: a student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. Then its own text is the easier one. What counts as a loss by exposure depends on the yardstick. {cite:t}`arora2022exposure` compare, as we remember their definition (not checked against the paper), what is lost on one's own contexts with the length times the error of a step on the
+# What is borne out of the premise, its level and its growth along the text, the sentences above say. It need not hold: a student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. Then its own text is the easier one. What counts as a loss by exposure depends on the yardstick. {cite:t}`arora2022exposure` compare, as we remember their definition (not checked against the paper), what is lost on one's own contexts with the length times the error of a step on the
 # *expert's* contexts. By such a yardstick a level counts in full, whether or not it grows; the expert is the teacher here, and the last line of the cell has the excess in per cent. Nor is a small divergence on one's own text a quality. A student that always wrote the same safe sentence, as the teacher would after such a sentence, would have a very small one.
 #
 # ### What training on other text does
@@ -1482,10 +1482,11 @@ if decides is not None:
             f"{called(spec_of(decides, alone).student)}, {share:.0%}"
             + f", while one alone that spends the same arithmetic on more tokens ends {longer.bracketed()} bits per byte from the distilled one"
         )
+    dearer = listed([f"{cost(decides, kd) / cost(decides, alone):.1f} times ({called(spec_of(decides, kd).student)})" for alone, kd in others(decides)])
     given = verdict(
         "B12", "depends",
         f"Small language models can be distilled from larger ones; how much it brings depends on what is held equal. At equal tokens, distillation closes this part of the gap to the teacher in bits per byte ({described(decides, *(kd for _, kd in others(decides)))}): " + "; ".join(said)
-        + f". A step with the teacher costs {cost(decides, 'kd') / cost(decides, 'alone'):.1f} times the multiply-adds of one alone unless the teacher's looks are kept, and the teacher has to be trained first. All these students are young, and all learned at one rate, found for the student alone. Of the article's example the literature says less than the article: Llama 3's smaller models were pre-trained on text and improved by the flagship in post-training; logits of larger models were used for Llama 3.2 1B and 3B and for Gemma 2 2B and 9B.",
+        + f". A step with the teacher costs {dearer} the multiply-adds of one alone unless the teacher's looks are kept, and the teacher has to be trained first. All these students are young, and all learned at one rate, found for the student alone. Of the article's example the literature says less than the article: Llama 3's smaller models were pre-trained on text and improved by the flagship in post-training; logits of larger models were used for Llama 3.2 1B and 3B and for Gemma 2 2B and 9B.",
         data=data,
     )  # fmt: skip
     display(given)

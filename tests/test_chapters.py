@@ -28,6 +28,8 @@ OTHER = {
     11: {"temperature": 2.0, "beta": 0.1, "classes": 7, "lengths": [5, 3], "max_length": 8},
     12: {"margin": 0.7, "runs": [1, 4], "seeds": [3], "epochs": 4, "images": 64},
     13: {"live_temperatures": [1.0, 3.0, 30.0], "images": 64, "epochs": 2, "seed": 3, "margin": 2.0},
+    16: {"temperatures": [1.0, 2.0, 4.0, 16.0], "blocks": 4, "copies": [1, 3], "learned": 8, "seeds": [3]},
+    17: {"blocks": 4, "seeds": [3], "epochs": 1, "read": 4, "continuations": 3},
 }
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
