@@ -1188,17 +1188,17 @@ if decides is not None:
 # ```{exercise}
 # :label: ex-surer-model
 #
-# An experiment: make the model surer of itself, $p\propto p^{1/T}$ for the next token and for the one after it, after the first context of the chapter. What becomes of the ceiling, and of the mixture, as $T$ falls from 1 to 0.5?
+# An experiment: make the model surer of itself, $p\propto p^{1/T}$ for the next token and for the one after it, after the first context of the chapter. What becomes of the ceiling, and of the mixture, at $T=0.5$?
 # ```
 #
 # ````{solution} ex-surer-model
 # :class: dropdown
 #
-# The rows of `P` are the distributions after each token, so that all of them are sharpened alike, and the mixture is taken again. By the first exercise both go to one for $T\to0$ (but for ties).
+# The rows of `P` are the distributions after each token, so that all of them are sharpened alike, and the mixture is taken again. By the first exercise both go to one for $T\to0$ (but for ties); on the way there the mixture need not rise, since sharper distributions overlap less.
 #
 # ```python
-# for T in (1.0, 0.5):
-#     sharp = [soften(looked[0][key].clamp(min=1e-30).log(), T) for key in ("p", "P")]
-#     print(f"T = {T:g}: mixture {acceptance(*sharp, sharp[0] @ sharp[1]):.2f}, best {best_unseen(*sharp)[0]:.2f}")
+# print(", ".join(f"{name} {looked[0]['accepted'][name]:.2f}" for name in ("mixture", "best")))
+# sharp = [soften(looked[0][key].clamp(min=1e-30).log(), 0.5) for key in ("p", "P")]
+# print(f"T = 0.5: mixture {acceptance(*sharp, sharp[0] @ sharp[1]):.2f}, best {best_unseen(*sharp)[0]:.2f}")
 # ```
 # ````
