@@ -118,8 +118,9 @@ def test_maps_of_numbers_are_learned_and_refused_in_micro_batches():
     data, student = Examples(x, 3 * x), nn.Conv2d(1, 1, 1)
     history = fit(student, SquaredError(class_axis=1), train=data, recipe=replace(RECIPE, epochs=40))
     assert history[-1]["loss"] < 0.01 * history[0]["loss"]
-    with pytest.raises(ValueError, match="maps of numbers the positions are not known"):
-        fit(student, SquaredError(class_axis=1), train=data, recipe=replace(RECIPE, micro_batches=2))
+    for train in (data, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, 3 * x), 16)):
+        with pytest.raises(ValueError, match="maps of numbers the positions are not known"):
+            fit(student, SquaredError(class_axis=1), train=train, recipe=replace(RECIPE, micro_batches=2))
 
 
 def test_micro_batches_of_a_regression_add_up():

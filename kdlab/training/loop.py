@@ -317,8 +317,8 @@ def _check_learner(learner: Learner, train, teacher, gradient_norms) -> None:
     whole = any(kind in getattr(part, "needs_whole_batch_of", ()) for part in objective.modules())
     if learner.recipe.micro_batches > 1 and whole:
         raise ValueError(f"the objective {objective!r} needs each batch as a whole: micro_batches=1.")
-    if learner.recipe.micro_batches > 1 and labels is not None and labels.is_floating_point() and labels.ndim > 3:
-        raise ValueError("of labels that are maps of numbers the positions are not known here: micro_batches=1.")
+    if learner.recipe.micro_batches > 1 and labels is not None:
+        _check_positions(labels)
     if learner.recipe.micro_batches > 1:
         _check_counts(objective, learner.recipe.micro_batches)
     if learner.recipe.teacher_view == "own" and not getattr(train, "augments", True):
@@ -344,6 +344,12 @@ def _check_counts(objective, parts: int) -> None:
                 f"{type(term).__name__} takes no count, so that it would weigh {parts} times as much in {parts} micro-batches: let its forward take "
                 "count=None and divide its sum over examples by it where it is given, or say micro_batches=1."
             )
+
+
+def _check_positions(labels: Tensor) -> None:
+    """That it is known what a mean over the positions of the whole batch divides by."""
+    if labels.is_floating_point() and labels.ndim > 3:
+        raise ValueError("of labels that are maps of numbers the positions are not known here: micro_batches=1.")
 
 
 def _check_splits(train, validation, recipe: Recipe, measure) -> None:
@@ -525,6 +531,8 @@ class _Student:
         counted = _counted(labels)
         if n == 1 and (world == 1 or counted.ndim == 1):
             return [(slice(None), {})]
+        if n > 1:
+            _check_positions(labels)
         read = _read(inputs, counted)
         counts = {
             "count": global_count(counted),
