@@ -60,7 +60,7 @@ use_style()
 device = device_for(profile)
 require(kept < classes, "kept must be less than classes, for the target is to lose mass.")
 require(max(betas) < 1, "betas must lie between 0 and 1, both left out: there the divergence is zero.")
-require(len(set(temperatures)) > 1 and min(temperatures) >= 0.1, "temperatures must be two or more, from 0.1 on.")
+require(len(set(temperatures)) > 1 and 0.1 <= min(temperatures) and max(temperatures) <= 10_000, "temperatures must be two or more, from 0.1 to 10,000.")
 
 
 def equation(left, right):
