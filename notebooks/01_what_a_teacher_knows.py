@@ -560,7 +560,7 @@ temperature_dial(
 # ````{solution} ex-teacher-size
 # :class: dropdown
 #
-# Give the students one source more. The sentences say at which $n$ it helps, and at which it does not or cannot be told.
+# Give the students one source more, and see where the interval of the difference lies above zero, across it or below.
 #
 # ```python
 # torch.manual_seed(0)
@@ -568,8 +568,7 @@ temperature_dial(
 # few = task.sample(500, generator=torch.Generator().manual_seed(5))
 # fit(weak, CrossEntropy(), train=few, recipe=recipe(500, 1000, seed=0))
 # sources["weak teacher"] = (SoftTargets(temperature=1), weak)
-# for n in sizes:
-#     right = {"weak teacher": taught("weak teacher", n)[2], "hard labels": right_answers["hard labels", n]}
-#     display(above("weak teacher", "hard labels", right, Quantity(f"accuracy at $n = {n}$", "points", 100, 1, level_unit="%")))
+# gain = {n: summary(np.subtract(taught("weak teacher", n)[2], right_answers["hard labels", n])) for n in sizes}
+# table(["$n$", "points"], [[n, (100 * g).bracketed("+.1f")] for n, g in gain.items()], caption="Weak teacher minus hard labels.")
 # ```
 # ````
