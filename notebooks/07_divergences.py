@@ -18,7 +18,7 @@
 # formula from which all these gradients come, and what it says of a student that starts far away; which divergences
 # need the student's own samples; and what a small network becomes when it is distilled by each.
 #
-# *Needs: one CPU core and about a minute. The gradients of the Kullback–Leibler and Jensen–Shannon divergences are
+# *Needs: one CPU core and about a minute and a half. The gradients of the Kullback–Leibler and Jensen–Shannon divergences are
 # derived in {doc}`02_gradients`.*
 
 # %% tags=["parameters"]

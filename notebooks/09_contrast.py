@@ -716,7 +716,7 @@ def embeddings(student, memory):
     return [F.normalize(m(h), dim=1) for m, h in zip(maps, hidden, strict=True)]
 
 
-MOMENTA, EPOCHS = (0.0, 0.5, 0.9), min(10, epochs)
+MOMENTA, EPOCHS = (0.0, 0.5, 0.9), min(6, epochs)
 LOOK = min(3, EPOCHS)  # after so many epochs the ages are drawn
 fresh, runs = {}, {}
 for momentum in MOMENTA:
@@ -836,7 +836,7 @@ def shown_of_nothing(turn):
 
 of_nothing = {"at rest": shown_of_nothing(0.0), "while turning": shown_of_nothing(0.04)}
 NOTHING = Quantity("information shown where there is none", "nats", 1, 2)
-display(within("at rest", 0, 0.1, of_nothing, NOTHING))
+display(below("at rest", 0.1, of_nothing, NOTHING))
 above("while turning", "at rest", of_nothing, NOTHING, by=1)
 
 # %% [markdown]
