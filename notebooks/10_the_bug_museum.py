@@ -1471,7 +1471,6 @@ paths = {
 }
 LEARNED = Quantity("learned temperature", "", 1, 2)
 signs = {
-    "constant": right["nats"],
     "as meant": curriculum[1]["nats"],
     "wrong sign": curriculum[-1]["nats"],
 }
@@ -1480,7 +1479,6 @@ display(
     rises({"as meant": paths[1]}, LEARNED, "epochs"),
     falls({"wrong sign": paths[-1]}, LEARNED, "epochs"),
     within("wrong sign", "as meant", 0.01, signs, NATS),
-    within("constant", "as meant", 0.01, signs, NATS),
 )
 
 # %% [markdown]
