@@ -93,8 +93,8 @@ from kdlab.training import (
 
 use_style()
 device = device_for(profile)
-if continuations < 2:
-    raise ParameterError("continuations must be 2 or more: intervals are taken over them.")
+if continuations < 2 or read < 16:
+    raise ParameterError("continuations must be 2 or more, over which intervals are taken, and read 16 or more, so that equal compute is a batch.")
 data = load_text_data("book-openings-4096-256")
 tokeniser = data.tokeniser
 data_note(data)
@@ -826,7 +826,7 @@ objectives = {
 }
 probe = data.validation.spread(6)
 factor = per_token(gpt_64x2(V)) / per_token(gpt_64x2(V), teacher)
-fewer = 4 * max(round(read * factor / 4), 1)
+fewer = 4 * max(round(read * factor / 4), 1)  # whole batches
 
 
 def recipe(blocks):
@@ -897,7 +897,7 @@ display(
         label="live",
         caption=f"The smallest student, {len(seeds)} initialisation{'s' if len(seeds) > 1 else ', so without an interval'}. Left: validation text ({len(probe)} blocks) after each epoch. Right: differences from training alone at the end, paired by initialisation (left of the line is better): "
         + "; ".join(f"{name.split(', ')[1]} {i.bracketed()}" for name, i in live.items())
-        + f". Those at equal tokens read {epochs * read * data.train.context:,} tokens, {epochs * read * data.train.context / (1e6 * read_tokens(spec_of(small, 'alone'))[-1]):.1%} of what the small records' students read; frequencies of tokens alone need {bits_per_byte['tokens']:.2f} bits per byte of the test text. "
+        + f". Those at equal tokens read {epochs * read * data.train.context:,} tokens, {epochs * read * data.train.context / (1e6 * read_tokens(spec_of(small, 'alone'))[-1]):.1%} of what the small records' students read; those at equal compute {fewer / read:.0%} of these, by whole batches (exact would be {factor:.0%}). Frequencies of tokens alone need {bits_per_byte['tokens']:.2f} bits per byte of the test text. "
         "The batches are the same for all, so that the intervals do not speak for other batches.",
         alt="Left: falling curves of bits per byte for students alone and distilled. Right: dots of differences from training alone at equal tokens and at equal compute.",
     ),

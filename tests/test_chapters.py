@@ -28,7 +28,7 @@ OTHER = {
     14: {"margin": 0.5, "temperature": 3.0, "epochs": 4, "seeds": [3], "stored": False},
     15: {"candidates": ["alone", "kd", "dkd", "dist", "rkd"], "batch": 16, "rounds": 3, "same_cost": 0.2, "margin": 0.5},
     16: {"temperatures": [1.0, 2.0, 4.0, 16.0], "blocks": 4, "copies": [1, 3], "learned": 8, "seeds": [3]},
-    17: {"blocks": 4, "seeds": [3], "epochs": 1, "read": 4, "continuations": 3},
+    17: {"blocks": 4, "seeds": [3], "epochs": 1, "read": 16, "continuations": 3},
 }
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
