@@ -20,13 +20,17 @@
 # *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
 
 # %% tags=["parameters"]
-profile = "cpu"
+profile = "cpu"  # or "gpu"
+token_counts: list[int] = [256, 1024, 2048]  # in one call, at which memory and time are measured
+text_blocks: int = 6  # of 256 tokens: a step of the live trainings, and the text for what is kept of a teacher
+entries: int = 12  # kept of each token in the live caches
+seeds: list[int] = [0, 1, 2]  # of the students of the known posterior
+epochs: int = 6  # of these
 
 # %% tags=["hide-input"]
 import copy
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -38,7 +42,7 @@ import numpy as np
 import sympy as sp
 import torch
 import torch.nn.functional as F
-from IPython.display import display
+from IPython.display import Markdown, display
 from matplotlib.ticker import FormatStrFormatter, LogLocator
 from torch import nn
 
@@ -89,6 +93,7 @@ from kdlab.study.display import (
     source_note,
 )
 from kdlab.study.evidence import Quantity
+from kdlab.study.parameters import require
 from kdlab.study.statements import above, below, undecided, within
 from kdlab.training import (
     Recipe,
@@ -100,6 +105,9 @@ from kdlab.training import (
 
 use_style()
 device = device_for(profile)
+SIZES = sorted(set(token_counts))
+require(len(SIZES) > 1, "token_counts must have two different numbers, between which memory grows.")
+require(entries <= 1000, "entries must be 1000 or fewer: a cache keeps a small part of the vocabulary.")
 
 # %% [markdown]
 # ## What fills the memory
@@ -364,34 +372,29 @@ print(f"kept for the backward pass: textbook {lean} tensors, kdlab's function {c
 #
 # Memory on a CPU is not as easily read as on a GPU. Each way gets a process of its own, which holds the inputs of the largest size and has warmed up. <!-- by definition --> Then the numbers of tokens come in rising order, and after each one we
 # read by how much the high-water mark of the resident memory has risen. That counts everything which was in use at once: buffers of libraries and the gradients too. There is a trap. The mark that `getrusage` gives is inherited from the process that
-# started this one, and a large parent hides all that a small child does; `VmHWM` of Linux is the process's own. For time there
-# are four more processes, which take turns, in one order and then in the other, so that they meet the same weather.
+# started this one, and a large parent hides all that a small child does; `VmHWM` of Linux is the process's own. For time
+# the ways take turns in one process, in one order and then in the other, so that they meet the same weather.
 
-# %%
-SIZES, ROUNDS = (256, 1024, 2048), 2
+# %% tags=["hide-input"]
+ROUNDS = 2
 WAYS = {"all logits": ORANGE, "textbook": GREEN, "kdlab": BLUE}
 if importlib.util.find_spec("liger_kernel"):  # for Linux alone
     WAYS["Liger"] = PURPLE
-LOOP = """
-import json, resource, sys, time
+MEASURE = """
+import contextlib, ctypes, json, os, resource, sys, time
 import torch
 import torch.nn.functional as F
 from kdlab.benchmarks.vocabulary import Size, from_all_logits, liger
 from kdlab.objectives import GeneralisedJSD, HeadLogits
 
 def kdlab(h, W, t, U):
-    logits = {
-        "student_logits": HeadLogits(h, W, chunk=128),
-        "teacher_logits": HeadLogits(t, U),
-    }
+    logits = {"student_logits": HeadLogits(h, W, chunk=128), "teacher_logits": HeadLogits(t, U)}
     (1.0 * GeneralisedJSD())(**logits)[0].backward()
 
 def textbook(h, W, t, U):
     log_q, log_p = (h @ W.T).log_softmax(-1), (t @ U.T).log_softmax(-1)
     log_m = torch.log(0.5 * log_q.exp() + 0.5 * log_p.exp())
-    kls = [
-        F.kl_div(log_m, x, reduction="batchmean", log_target=True) for x in (log_q, log_p)
-    ]
+    kls = [F.kl_div(log_m, x, reduction="batchmean", log_target=True) for x in (log_q, log_p)]
     (0.5 * sum(kls)).backward()
 
 def high_water():
@@ -402,77 +405,53 @@ def high_water():
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-def forget():
-    try:  # the mark comes down to what is in use now
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass
-
-torch.set_num_threads(1)
-ways = {
-    "all logits": from_all_logits,
-    "textbook": textbook,
-    "kdlab": kdlab,
-    "Liger": liger,
-}
-way = ways[sys.argv[1]]
-h, W, t, U = Size(tokens=int(sys.argv[2]), student=96, teacher=192, words=3072).inputs()
-
-def lap(n):
+def lap(way, n):
     W.grad, few = None, h[:n].detach().requires_grad_()
     start = time.perf_counter()
-    way(few, W, t[:n], U)
+    ways[way](few, W, t[:n], U)
     return time.perf_counter() - start
 
-lap(16)
-forget()
-before = high_water()
-for line in sys.stdin:
-    print(json.dumps([lap(int(line)), high_water() - before]), flush=True)
+def peaks(way):
+    with contextlib.suppress(AttributeError):  # what is freed is given back at once, not kept for later
+        ctypes.CDLL(None).mallopt(-3, 2**18)
+    lap(way, 16)
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the mark comes down to what is in use now
+    before, found = high_water(), []
+    for n in sizes:
+        lap(way, n)
+        found.append(high_water() - before)
+    return found
+
+def in_a_process(way):
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        os.write(write, json.dumps(peaks(way)).encode())
+        os._exit(0)
+    os.close(write)
+    with open(read) as answer:
+        found = json.load(answer)
+    os.waitpid(child, 0)
+    return found
+
+torch.set_num_threads(1)
+ways = {"all logits": from_all_logits, "textbook": textbook, "kdlab": kdlab, "Liger": liger}
+names, sizes, rounds = json.loads(sys.argv[1])
+h, W, t, U = Size(tokens=max(sizes), student=96, teacher=192, words=3072).inputs()
+bytes_added = {way: in_a_process(way) for way in names}
+seconds = {way: [[] for _ in sizes] for way in names}
+for way in names:
+    lap(way, 16)
+for number in range(rounds):
+    for place, n in enumerate(sizes):
+        for way in names[:: -1 if number % 2 else 1]:
+            seconds[way][place].append(lap(way, n))
+print(json.dumps([bytes_added, seconds]))
 """
-
-
-def start(way, **environment):
-    command = [sys.executable, "-c", LOOP, way, str(max(SIZES))]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | environment,
-    )
-
-
-def asked(process, n):
-    print(n, file=process.stdin, flush=True)
-    return json.loads(process.stdout.readline())
-
-
-def end(processes):
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
-        process.stdout.close()
-
-
-# For memory: what is freed is given back at once, instead of being kept for later.
-processes = {way: start(way, MALLOC_MMAP_THRESHOLD_=str(2**18)) for way in WAYS}
-peak = {
-    (way, n): asked(process, n)[1] / 1e6
-    for way, process in processes.items()
-    for n in SIZES
-}
-end(processes)
-
-# For time.
-processes = {way: start(way) for way in WAYS}
-seconds = {(way, n): [] for way in WAYS for n in SIZES}
-for number in range(ROUNDS):
-    for n in SIZES:
-        for way in list(WAYS)[:: -1 if number % 2 else 1]:
-            seconds[way, n].append(asked(processes[way], n)[0])
-end(processes)
+command = [sys.executable, "-c", MEASURE, json.dumps([list(WAYS), SIZES, ROUNDS])]
+bytes_added, laps = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+peak = {(way, n): x / 1e6 for way in WAYS for n, x in zip(SIZES, bytes_added[way], strict=True)}
+seconds = {(way, n): x for way in WAYS for n, x in zip(SIZES, laps[way], strict=True)}
 
 # %% tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.8, 3.4))
@@ -503,7 +482,7 @@ show(
     label="measured",
     caption=f"One divergence with its gradients, widths 96 and 192, 3072 words, float32, one thread. At {most} tokens: "
     + ", ".join(f"{way} {peak[way, most]:.0f} MB" for way in WAYS)
-    + f"; one tensor of logits takes {one_tensor:.0f} MB, so that the first two hold as much as {peak['all logits', most] / one_tensor:.0f} and {peak['textbook', most] / one_tensor:.0f} of them at their height. Times: every round as a dot, lines through the medians; relative to kdlab's in the same round, "
+    + f"; one tensor of logits takes {one_tensor:.3g} MB, so that the first two hold as much as {peak['all logits', most] / one_tensor:.0f} and {peak['textbook', most] / one_tensor:.0f} of them at their height. Times: every round as a dot, lines through the medians; relative to kdlab's in the same round, "
     + ", ".join(f"{way} {value:.1f} times" for way, value in ratio.items())
     + " (medians).",
     alt="Left: peak memory against the number of tokens, a line for each of four ways. Right: seconds against tokens on logarithmic axes.",
@@ -565,19 +544,20 @@ teacher.fused = False  # its logits as a tensor
 data_note(data)
 
 # %%
-blocks = data.validation.spread(8)
+blocks = data.validation.spread(text_blocks)
 teacher_logits = predict(teacher, blocks, batch_size=8, device=device).flatten(0, 1)
 p = soften(teacher_logits)
 doubt = entropy(teacher_logits)
 place = (doubt - doubt.median()).abs().argmin()  # one token, of middling entropy
 one = p[place : place + 1]
+TOP, SAMPLES = f"top-{entries}", f"{entries} samples"
 kept = {
-    "top-12": keep(one, "top-k", 12),
-    "12 samples": keep(one, "sampled", 12, torch.Generator().manual_seed(1)),
+    TOP: keep(one, "top-k", entries),
+    SAMPLES: keep(one, "sampled", entries, torch.Generator().manual_seed(1)),
 }
 
 # %% tags=["hide-input"]
-sampled = kept["12 samples"].dense()[0]
+sampled = kept[SAMPLES].dense()[0]
 order = one[0].argsort(descending=True)
 shown = order[:24]
 tail = [i for i in torch.nonzero(sampled)[:, 0].tolist() if i not in shown.tolist()]
@@ -589,20 +569,19 @@ words_of = [
 figure, axis = plt.subplots(figsize=(7.8, 3.4))
 x = np.arange(len(shown))
 axis.bar(x, one[0, shown], color=BLUE, alpha=0.45, label="the teacher's $p$")
-cut = kept["top-12"].dense()[0, shown]
-axis.plot(x[:12], cut[:12], "_", color=VERMILION, markersize=13, mew=2.4, label="top-12")
-axis.plot(x[12:], cut[12:], "_", color=VERMILION, markersize=13, mew=2.4)
+cut = kept[TOP].dense()[0, shown]
+axis.plot(x, cut, "_", color=VERMILION, markersize=13, mew=2.4, label=TOP)
 there = sampled[shown] > 0
-axis.plot(x[there], sampled[shown][there], "o", color=GREEN, label="12 samples")
+axis.plot(x[there], sampled[shown][there], "o", color=GREEN, label=SAMPLES)
 axis.set_xticks(x, words_of, rotation=65, ha="right", fontsize="x-small")
 axis.set_ylabel("probability")
 axis.legend()
 show(
     figure,
     label="one-token",
-    caption=f"One token of the validation text, of middling entropy ({doubt[place].item():.1f} nats): the 24 likeliest words, and to the right of them any others that were drawn. Top-12 raises all that it keeps by "
-    f"the factor {1 / one.topk(12).values.sum().item():.2f} and denies the rest. Samples are rough, and land in the tail as often as they should.",
-    alt="Bars of the teacher's probabilities for the likeliest words. Dashes for top-12 stand above the first twelve bars and at zero afterwards; dots for samples are scattered, some of them far in the tail.",
+    caption=f"One token of the validation text, of middling entropy ({doubt[place].item():.1f} nats): the 24 likeliest words, and to the right of them any others that were drawn. Top-{entries} raises all that it keeps by "
+    f"the factor {1 / one.topk(entries).values.sum().item():.2f} and denies the rest. Samples are rough, and land in the tail as often as they should.",
+    alt=f"Bars of the teacher's probabilities for the likeliest words. Dashes for top-{entries} stand above the bars of the words that are kept and at zero elsewhere; dots for samples are scattered.",
 )
 
 # %% [markdown]
@@ -708,21 +687,22 @@ print(
 # %%
 folder = tempfile.TemporaryDirectory()
 caches = Path(folder.name)
-text = data.train.spread(32)
-write_cache(caches / "sampled-12", teacher, text, entries=12, device=device)
-sizes = {}
-for entries in (1, 4, 12, 50):
-    write_cache(caches / f"{entries}", teacher, text[:2], entries=entries, device=device)
-    sizes[entries] = TeacherCache(caches / f"{entries}").bytes_per_token
+text = data.train.spread(4 * text_blocks)
+sampled_cache = caches / f"sampled-{entries}"
+write_cache(sampled_cache, teacher, text, entries=entries, device=device)
+on_disk = {}
+for K in sorted({1, 4, entries, 50}):
+    write_cache(caches / f"{K}", teacher, text[:1], entries=K, device=device)
+    on_disk[K] = TeacherCache(caches / f"{K}").bytes_per_token
 vocabulary = data.num_classes
-assert sizes[12] == 48
+assert all(size == 4 * K for K, size in on_disk.items())
 
 # %% tags=["hide-input"]
 table(
     ["kept of each token", "bytes a token", "of the text with 4096 blocks of 256"],
     [
-        [f"{entries} entries" if entries > 1 else "1 entry", f"{size:.0f}", f"{size * 4096 * 256 / 1e6:.0f} MB"]
-        for entries, size in sizes.items()
+        [f"{K} entries" if K > 1 else "1 entry", f"{size:.0f}", f"{size * 4096 * 256 / 1e6:.0f} MB"]
+        for K, size in on_disk.items()
     ]
     + [[f"all {vocabulary:,}, half precision", f"{2 * vocabulary:,}", f"{2 * vocabulary * 4096 * 256 / 1e6:,.0f} MB"]],
     caption="The size of caches as they are on disk: two bytes for the word's number and two for its probability. Vocabularies of more than 65,536 words need four for the number, six in all.",
@@ -746,8 +726,8 @@ stranger = copy.deepcopy(teacher)
 with torch.no_grad():
     next(stranger.parameters()).view(-1)[0] += 1e-3
 reordered = text[torch.arange(len(text)).flip(0)]
-print("another order: ", refusal(caches / "sampled-12", reordered))
-print("another teacher:", refusal(caches / "sampled-12", text, stranger))
+print("another order: ", refusal(sampled_cache, reordered))
+print("another teacher:", refusal(sampled_cache, text, stranger))
 with (caches / "1" / "tokens.bin").open("r+b") as file:
     file.write(b"\xff")
 print("one byte changed:", refusal(caches / "1"))
@@ -759,11 +739,11 @@ print("one byte changed:", refusal(caches / "1"))
 # all of them use `HeadLogits`.
 
 # %%
-cache = TeacherCache(caches / "sampled-12", text, teacher)
+cache = TeacherCache(sampled_cache, text, teacher)
 teacher.fused = True
 learning = {
     "alone": (1.0 * CrossEntropy(), None),
-    "cache of 12 samples": (0.1 * CrossEntropy() + 0.9 * SparseForwardKL(), cache),
+    "cache": (0.1 * CrossEntropy() + 0.9 * SparseForwardKL(), cache),
     "live teacher": (0.1 * CrossEntropy() + 0.9 * ForwardKL(), teacher),
 }
 # The fall-back's teacher is this student's size, and its student one size less.
@@ -774,13 +754,13 @@ for name in learning:
     students[name] = model(vocabulary)
     students[name].fused = True
 recipe = Recipe(
-    epochs=1, epoch_examples=8, batch_size=8, optimizer="adamw", learning_rate=2e-3,
+    epochs=1, epoch_examples=text_blocks, batch_size=text_blocks, optimizer="adamw", learning_rate=2e-3,
     schedule="constant", augment=False, precision=fast_precision(device),
     max_gradient_norm=1.0,
 )  # fmt: skip
 lap_seconds = {name: [] for name in learning}
 reported = {}
-for number in range(6):
+for number in range(4):
     for name in list(learning)[:: -1 if number % 2 else 1]:
         goal, source = learning[name]
         history = fit(
@@ -793,7 +773,7 @@ teacher.fused = False
 
 # %% tags=["hide-input"]
 per_second = {
-    name: [8 * text.context / s for s in times] for name, times in lap_seconds.items()
+    name: [text_blocks * text.context / s for s in times] for name, times in lap_seconds.items()
 }
 overhead = {
     name: np.median(np.array(times) / lap_seconds["alone"]) - 1
@@ -813,15 +793,15 @@ parameters = [
 show(
     figure,
     label="speed",
-    caption=f"A teacher of {parameters[0]:.1f} and a student of {parameters[1]:.1f} million parameters. Median and range of {len(per_second['alone'])} rounds. Beside the student alone, round by round, the cache costs "
-    f"{100 * overhead['cache of 12 samples']:+.0f} % and the live teacher {100 * overhead['live teacher']:+.0f} % of time (medians). As published by Anshumann et al. (2025) for their method, at their scale: less than 10 % over cross-entropy.",
+    caption=f"A teacher of {parameters[0]:.1f} and a student of {parameters[1]:.1f} million parameters. Median and range of {len(per_second['alone'])} rounds; the cache has {entries} samples of each token. Beside the student alone, round by round, the cache costs "
+    f"{100 * overhead['cache']:+.0f} % and the live teacher {100 * overhead['live teacher']:+.0f} % of time (medians). As published by Anshumann et al. (2025) for their method, at their scale: less than 10 % over cross-entropy.",
     alt="Three rows of dots: tokens a second for the student alone, with a cache, and with a live teacher.",
 )
 
 # %% tags=["hide-input"]
 live_kl, cached_kl = (
     reported[name]["ForwardKL" if "live" in name else "SparseForwardKL"]
-    for name in ("live teacher", "cache of 12 samples")
+    for name in ("live teacher", "cache")
 )
 above(
     "the cache",
@@ -858,7 +838,7 @@ def entropy_of(p):
 
 true_value, true_gradient = value_and_gradient(ForwardKL(), teacher_logits)
 length = true_gradient.norm()
-KEPT = (1, 2, 4, 8, 12, 25, 50)
+KEPT = sorted({1, 2, 4, 8, 25, 50, entries})
 KINDS = {"top-k": VERMILION, "top-k-rest": BLUE, "sampled": GREEN}
 caches_of = {
     (kind, K): keep(p, kind, K, torch.Generator().manual_seed(K))
@@ -893,11 +873,11 @@ for panel in (first, second):
     panel.set(xscale="log", xlabel="entries $K$")
     panel.set_xticks(KEPT, [str(K) for K in KEPT])
     panel.minorticks_off()
-twelve = KEPT.index(12)
+place = KEPT.index(entries)
 show(
     figure,
     label="kept",
-    caption=f"{len(p):,} tokens of the validation text. Left: the mass that top-$k$ keeps, mean, and the range of the middle four fifths of the tokens; at 12 entries {mass[:, twelve].mean().item():.2f} on average. Right: what the loss reads; the dotted line is the "
+    caption=f"{len(p):,} tokens of the validation text. Left: the mass that top-$k$ keeps, mean, and the range of the middle four fifths of the tokens; at {entries} {'entries' if entries > 1 else 'entry'} {mass[:, place].mean().item():.2f} on average. Right: what the loss reads; the dotted line is the "
     f"divergence from the whole teacher, {true_value:.2f}. The rest reads low, as it must: merging words can only lose. Samples read high by the bracket (crosses).",
     alt="Left: a rising curve of mass with a wide band. Right: three curves of loss values against the number of entries; samples fall towards the dotted line from above, the rest rises towards it from below.",
 )
@@ -905,14 +885,11 @@ show(
 # %%
 for K in KEPT:
     assert found["top-k-rest", K][0] < true_value + 1e-4
-ours, theory = found["sampled", 12][0], predicted[12]
-print(
-    f"12 samples: the loss reads {ours:.3f}; the true value and the "
-    f"bracket make {theory:.3f}; true is {true_value:.3f}"
-)
+ours, theory = found["sampled", entries][0], predicted[entries]
+Markdown(f"With {SAMPLES} the loss reads {ours:.3f}; the true value and the bracket make {theory:.3f}; true is {true_value:.3f}.")
 
 # %% [markdown]
-# Now the gradient, by the head's weights, where the sum over tokens is taken. Two panels tell bias from noise. On the left all tokens, and the number of entries grows. On the right there are 12 entries, and the number of tokens over which a gradient is
+# Now the gradient, by the head's weights, where the sum over tokens is taken. Two panels tell bias from noise. On the left all tokens, and the number of entries grows. On the right the number of entries stays, and the number of tokens over which a gradient is
 # averaged grows. <!-- by definition --> Noise must fall there as one over the square root. A bias stays.
 
 # %%
@@ -925,15 +902,15 @@ for n in AVERAGED:
     whole = [value_and_gradient(ForwardKL(), teacher_logits, part)[1] for part in parts]
     for kind in KINDS:
         off = [
-            value_and_gradient(SparseForwardKL(), caches_of[kind, 12], part)[1] - g
+            value_and_gradient(SparseForwardKL(), caches_of[kind, entries], part)[1] - g
             for part, g in zip(parts, whole, strict=True)
         ]
         by_tokens[kind, n] = np.mean([(d.norm() / length).item() ** 2 for d in off]) ** 0.5
-several = 8  # independent caches of 12 samples, averaged
+several = 8  # independent caches of samples, averaged
 mean_of_several = sum(
     value_and_gradient(
         SparseForwardKL(),
-        keep(p, "sampled", 12, torch.Generator().manual_seed(100 + c)),
+        keep(p, "sampled", entries, torch.Generator().manual_seed(100 + c)),
     )[1]
     for c in range(several)
 ) / several  # fmt: skip
@@ -959,7 +936,7 @@ second.loglog(
     color="grey",
 )
 first.set(xlabel="entries $K$", ylabel="error of the gradient, whole gradient = 1")
-second.set(xlabel="tokens averaged over, $K=12$")
+second.set(xlabel=f"tokens averaged over, $K={entries}$")
 first.set_xticks(KEPT, [str(K) for K in KEPT])
 second.set_xticks(AVERAGED, [str(n) for n in AVERAGED])
 for panel in (first, second):
@@ -968,9 +945,9 @@ first.legend(fontsize="small")
 show(
     figure,
     label="gradient",
-    caption=f"Distance from the gradient of the whole teacher, by the head's weights, relative to that gradient's length over all {len(p):,} tokens. At 12 entries and all tokens: "
-    + ", ".join(f"{kind} {error[kind, 12]:.2f}" for kind in KINDS)
-    + f". The mean over {several} independent caches of 12 samples is off by {unbiased:.2f}. Dotted: one over the square root.",
+    caption=f"Distance from the gradient of the whole teacher, by the head's weights, relative to that gradient's length over all {len(p):,} tokens. At $K={entries}$ and all tokens: "
+    + ", ".join(f"{kind} {error[kind, entries]:.2f}" for kind in KINDS)
+    + f". The mean over {several} independent caches of {SAMPLES} is off by {unbiased:.2f}. Dotted: one over the square root.",
     alt="Left: errors against the number of entries; right: against the number of tokens; a curve for each way to keep, and dotted lines that fall as one over the square root.",
 )
 
@@ -981,16 +958,9 @@ falls_by = Quantity(
     f"factor by which the error falls from {first_n} to {last_n} tokens", digits=1
 )
 display(above("sampled", "top-k", fall, falls_by, factor=2))
-print(
-    f"noise alone: {(last_n / first_n) ** 0.5:.1f}; of one cache's error {several} caches of samples together leave "
-    f"{unbiased / error['sampled', 12]:.2f}, noise alone {several**-0.5:.2f}"
-)
-
-# %% tags=["hide-input"]
-print(
-    f"over {first_n} tokens: error of 12 samples {by_tokens['sampled', first_n]:.2f}, "
-    f"of top-12 {by_tokens['top-k', first_n]:.2f}; over {last_n}: "
-    f"{by_tokens['sampled', last_n]:.2f} and {by_tokens['top-k', last_n]:.2f}"
+Markdown(
+    f"Noise alone would fall by {(last_n / first_n) ** 0.5:.1f}. Over {first_n} tokens the error of {SAMPLES} is {by_tokens['sampled', first_n]:.2f} and that of {TOP} {by_tokens['top-k', first_n]:.2f}; over {last_n} they are {by_tokens['sampled', last_n]:.2f} and {by_tokens['top-k', last_n]:.2f}. "
+    f"Of one cache's error {several} caches of samples together leave {unbiased / error['sampled', entries]:.2f}; noise alone would leave {several**-0.5:.2f}."
 )
 
 # %% [markdown]
@@ -1022,41 +992,41 @@ class Remembered(nn.Module):
 task = KnownPosterior.draw(superclasses=6, classes_each=4, dimensions=16, noise=1.5)
 unseen = task.sample(10_000, generator=torch.Generator().manual_seed(1000))
 truth = task.posterior_logits(unseen.inputs)
-ARMS = ("labels", "2 samples", "top-2", "top-2 with rest", "whole")
-KIND = dict(zip(ARMS[1:4], ("sampled", "top-k", "top-k-rest"), strict=True))
-SEEDS = range(3)
-outcome = {
-    (name, measure): [] for name in ARMS for measure in ("ece", "kl", "surer", "first")
-}
-for seed in SEEDS:
+ARMS = {"labels": "", "2 samples": "sampled", "top-2": "top-k", "top-2 with rest": "top-k-rest", "whole": ""}
+
+
+def taught(name, seed, kept=2):
+    """Calibration error, KL from the truth, confidence minus accuracy, right first choices."""
     draw_from = torch.Generator().manual_seed(seed)
     examples = task.sample(4000, generator=draw_from)
-    posterior = task.posterior_logits(examples.inputs)
+    goal, source = 1.0 * CrossEntropy(), None
+    if name != "labels":
+        posterior = soften(task.posterior_logits(examples.inputs))
+        if name == "whole":
+            every = torch.arange(task.num_classes).expand(len(examples), -1)
+            targets = SparseTargets(every, posterior, task.num_classes)
+        else:
+            targets = keep(posterior, ARMS[name], kept, draw_from)
+        goal, source = 1.0 * SparseForwardKL(), Remembered(targets)
     short = Recipe(
-        epochs=10, batch_size=128, optimizer="adam", learning_rate=3e-3, weight_decay=0.0,
+        epochs=epochs, batch_size=128, optimizer="adam", learning_rate=3e-3, weight_decay=0.0,
         schedule="cosine", augment=False, seed=seed,
     )  # fmt: skip
-    for name in ARMS:
-        torch.manual_seed(seed)
-        student = mlp(16, task.num_classes, width=64)
-        if name == "labels":
-            goal, source = 1.0 * CrossEntropy(), None
-        else:
-            every = torch.arange(task.num_classes).expand(len(examples), -1)
-            targets = (
-                SparseTargets(every, soften(posterior), task.num_classes)
-                if name == "whole"
-                else keep(soften(posterior), KIND[name], 2, draw_from)
-            )
-            goal, source = 1.0 * SparseForwardKL(), Remembered(targets)
-        fit(student, goal, train=examples, teacher=source, recipe=short)
-        said = predict(student, unseen)
-        outcome[name, "ece"].append(expected_calibration_error(said, unseen.labels))
-        outcome[name, "kl"].append(forward_kl(said, truth).item())
-        right = (said.argmax(-1) == unseen.labels).float().mean()
-        agreed = (said.argmax(-1) == truth.argmax(-1)).float().mean()
-        outcome[name, "first"].append(agreed.item())
-        outcome[name, "surer"].append((soften(said).amax(-1).mean() - right).item())
+    torch.manual_seed(seed)
+    student = mlp(16, task.num_classes, width=64)
+    fit(student, goal, train=examples, teacher=source, recipe=short)
+    said = predict(student, unseen)
+    right = (said.argmax(-1) == unseen.labels).float().mean()
+    return {
+        "ece": expected_calibration_error(said, unseen.labels),
+        "kl": forward_kl(said, truth).item(),
+        "surer": (soften(said).amax(-1).mean() - right).item(),
+        "first": (said.argmax(-1) == truth.argmax(-1)).float().mean().item(),
+    }
+
+
+trained = {name: [taught(name, seed) for seed in seeds] for name in ARMS}
+outcome = {(name, m): [run[m] for run in runs] for name, runs in trained.items() for m in runs[0]}
 cut = keep(soften(truth), "top-k", 2)
 cut_logits = cut.dense().clamp(min=1e-30).log()
 fit_of_cut = expected_calibration_error(cut_logits, unseen.labels)
@@ -1067,7 +1037,7 @@ figure, (first, second) = plt.subplots(1, 2, figsize=(7.8, 2.7), sharey=True)
 hue = dict(zip(ARMS, (PURPLE, GREEN, VERMILION, BLUE, ORANGE), strict=True))
 for panel, measure, factor in ((first, "ece", 100), (second, "kl", 1)):
     rows = {name: outcome[name, measure] for name in ARMS}
-    intervals = {name: mean_interval(values) for name, values in rows.items()}
+    intervals = {name: mean_interval(values) for name, values in rows.items() if len(seeds) > 1}
     reference = {"top-2": 100 * fit_of_cut} if measure == "ece" else None
     dots(panel, rows, intervals, factor=factor, colours=hue, reference=reference)
 first.set_xlabel("calibration error (points)")
@@ -1075,14 +1045,14 @@ second.set_xlabel("KL from the true posterior (nats)")
 for panel in (first, second):
     panel.set_xlim(0, None)
     panel.locator_params(axis="x", nbins=4)
-kl = {name: mean_interval(outcome[name, "kl"]) for name in ARMS}
-surer = {name: 100 * mean_interval(outcome[name, "surer"]).mean for name in ARMS}
+surer = {name: 100 * np.mean(outcome[name, "surer"]) for name in ARMS}
+of_seeds = f"{len(seeds)} paired seeds, means with 95 % intervals" if len(seeds) > 1 else f"one seed ({seeds[0]}), so no intervals"
 show(
     figure,
     label="known",
-    caption=f"Students of a known posterior, whose two likeliest classes hold {held:.2f} of the mass on average; {len(SEEDS)} paired seeds, means with 95 % intervals. The diamond is the calibration error of the posterior restricted to its top two, which is top-2's optimum. "
+    caption=f"Students of a known posterior, whose two likeliest classes hold {held:.2f} of the mass on average; {epochs} epoch{'s' if epochs > 1 else ''}, {of_seeds}. The diamond is the calibration error of the posterior restricted to its top two, which is top-2's optimum. "
     "Confidence minus accuracy, in points: " + ", ".join(f"{name} {surer[name]:+.1f}" for name in ARMS) + ".",
-    alt="Two panels of dots with intervals, one row an arm: calibration error with a diamond beside top-2, and the divergence from the true posterior.",
+    alt="Two panels of dots, one row an arm: calibration error with a diamond beside top-2, and the divergence from the true posterior.",
 )  # fmt: skip
 
 # %% tags=["hide-input"]
@@ -1211,6 +1181,7 @@ for study in (small, large):
     losses = ("bits_per_byte", "kl_to_teacher", "calibration_error")
     matter = {"bits_per_byte": 0.02, "kl_to_teacher": 0.05, "agreement": 1.0}
     display(
+        Markdown(f"Under these conditions ({conditions(study)}), and no others:"),
         *(above("top-k-12", LIVE, quantity=m, **how) for m in (*losses, "agreement", "accuracy")),
         above("top-k-12", "sampled-12", quantity="calibration_error", **how),
         above("top-k-12", "top-k-rest-12", quantity="kl_to_teacher", **how),
@@ -1227,7 +1198,7 @@ display(
 )
 
 # %% [markdown]
-# The sentences above hold for a short training at one learning rate, chosen for no cache, and go measure by measure: first those of what is said, then those of what is said first, then the samples. Which cache to take depends on what is read of the student. Who samples from it, scores text with it, or drafts with it, needs the probabilities, and of these a top-$k$ target is a biased teacher. Who reads its first choice alone may be better off with it: scaled to one, the head of the distribution is surer than the teacher, as it would be *at a temperature below one* (which would also change the ratios among what is kept), and a student that cannot
+# The sentences above hold for a short training at one learning rate, chosen for no cache, and go cache by cache: first top-12, then top-12 with the rest, then the samples. What the rest leaves untaught is the tail, at which bits per byte and the divergence look, and first choices do not. Which cache to take depends on what is read of the student. Who samples from it, scores text with it, or drafts with it, needs the probabilities, and of these a top-$k$ target is a biased teacher. Who reads its first choice alone may be better off with it: scaled to one, the head of the distribution is surer than the teacher, as it would be *at a temperature below one* (which would also change the ratios among what is kept), and a student that cannot
 # follow everywhere is told to follow there. That is a reading and not a finding: no arm here has the whole teacher, sharpened. For the task of the last section, its own sentence says how the cut target does by first choices. And the students of the records are young.
 
 # %% tags=["hide-input"]
@@ -1266,13 +1237,18 @@ folder.cleanup()
 # Two words, equally likely, two draws. Compute $\mathbb E\,H(\hat p)$, and by how much the sparse KL is too large on average. Check it with `sparse_forward_kl`.
 # ```
 #
-# ```{solution} ex-two-draws
+# ````{solution} ex-two-draws
 # :class: dropdown
 #
 # With probability one half the draws agree, and $H(\hat p)=0$; otherwise $H(\hat p)=\log2$. So $\mathbb E\,H(\hat p)=\frac12\log2$ and the excess is $\log2-\frac12\log2=\frac12\log2\approx0.35$. With
-# `drawn = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])` and `half = SparseTargets(drawn, torch.full((4, 2), 0.5), vocabulary=2)`, `sparse_forward_kl(torch.zeros(4, 2), half)` is the mean over the four outcomes; the student equals the teacher, so all of it is
-# the excess.
+# `sparse_forward_kl` on the four outcomes as a batch, and a student that equals the teacher, all of the mean is the excess:
+#
+# ```python
+# drawn = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+# half = SparseTargets(drawn, torch.full((4, 2), 0.5), vocabulary=2)
+# print(sparse_forward_kl(torch.zeros(4, 2), half))  # 0.3466
 # ```
+# ````
 #
 # ```{exercise}
 # :label: ex-proposal
@@ -1286,3 +1262,23 @@ folder.cleanup()
 # $\mathbb E\,\hat p_i=\frac{p_i}{g_i}g_i=p_i$ wherever $g_i>0$ for all $p_i>0$. The variance of a word is $\frac1K\bigl(\frac{p_i^2}{g_i}-p_i^2\bigr)$, so the sum is $\frac1K\bigl(\sum_i\frac{p_i^2}{g_i}-\sum_ip_i^2\bigr)$, and by Cauchy–Schwarz
 # $\sum_i\frac{p_i^2}{g_i}=\sum_i\frac{p_i^2}{g_i}\sum_ig_i\ge\bigl(\sum_ip_i\bigr)^2=1$ with equality for $g=p$. In this norm nothing beats drawing from the teacher. Its weights are all equal, too, so that they sum to one without being scaled (which would bring back a bias).
 # ```
+#
+# ```{exercise}
+# :label: ex-more-kept
+#
+# An experiment: how does the calibration error of top-$k$ fall as more classes of the known posterior are kept, for one seed, and with it that of the target itself, the posterior restricted to them? Which of the two falls faster?
+# ```
+#
+# ````{solution} ex-more-kept
+# :class: dropdown
+#
+# `taught` takes the number of classes. The target's error is what is missing of the mass, up to the error of counting; the student's follows it, as long as it can fit what it is shown.
+#
+# ```python
+# for kept_classes in (2, 4, 8):
+#     target = keep(soften(truth), "top-k", kept_classes).dense().clamp(min=1e-30).log()
+#     own = 100 * expected_calibration_error(target, unseen.labels)
+#     student = 100 * taught("top-2", seeds[0], kept_classes)["ece"]
+#     print(f"{kept_classes} classes: target {own:.1f}, student {student:.1f} points")
+# ```
+# ````

@@ -24,13 +24,19 @@
 # *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
 
 # %% tags=["parameters"]
-profile = "cpu"
+profile = "cpu"  # or "gpu"
+read_blocks: int = 120  # of 256 tokens, that each live draft reads
+prompt_count: int = 32  # from which everything live goes on
+written: int = 32  # tokens after each prompt
+draft_length: int = 4  # γ, where one is shown
+draft_lengths: list[int] = [2, 4, 8]  # γ, where they are compared
 
 # %% tags=["hide-input"]
 import html
 import random
 import statistics
 import time
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from itertools import product
@@ -40,7 +46,7 @@ import numpy as np
 import scipy.stats
 import sympy as sp
 import torch
-from IPython.display import display
+from IPython.display import Markdown, display
 
 from kdlab.figures import (
     BLUE,
@@ -93,12 +99,18 @@ from kdlab.study.display import (
     verdict,
 )
 from kdlab.study.drafts import acceptance_rate, call_yield, round_of, times_as_fast
-from kdlab.study.evidence import Quantity
+from kdlab.study.evidence import Quantity, evidence
+from kdlab.study.parameters import require
 from kdlab.study.statements import above, undecided, within
 from kdlab.training import Learner, Recipe, fast_precision, fit_together, measure_tokens
 
 use_style()
 device = device_for(profile)
+PROMPT, WRITTEN, GAMMA = 32, written, draft_length
+lengths = sorted(set(draft_lengths))
+require(prompt_count >= 3, "prompt_count must be 3 or more: intervals are over prompts, and the clock leaves out the first.")
+require(max(GAMMA, *lengths) <= 24, "draft lengths must be 24 or fewer.")
+require(3 < WRITTEN <= 128, "written must be from 4 to 128: a block of the text has 256 tokens.")
 data = load_text_data("book-openings-4096-256")
 tokeniser = data.tokeniser
 data_note(data)
@@ -114,7 +126,7 @@ data_note(data)
 verifier = book_language_teacher(data, device=device)
 precision = fast_precision(device)
 recipe = Recipe(
-    epochs=1, epoch_examples=min(160, len(data.train)), batch_size=4,
+    epochs=1, epoch_examples=min(read_blocks, len(data.train)), batch_size=min(4, read_blocks),
     optimizer="adamw", learning_rate=8e-3, weight_decay=0.1,
     schedule="cosine", warmup_epochs=0.1, augment=False,
     precision=precision, max_gradient_norm=1.0,
@@ -144,20 +156,18 @@ for model in (verifier, *drafts.values()):
     model.fused = False
     model.eval()
 HUES = dict(zip(drafts, (ORANGE, BLUE, GREEN), strict=True))
-print(
-    f"parameters: verifier {count_parameters(verifier):,}, "
-    f"a draft {count_parameters(drafts['alone']):,}"
+Markdown(
+    f"The verifier has {count_parameters(verifier):,} parameters, a draft {count_parameters(drafts['alone']):,}."
 )
 
 # %% [markdown]
-# Everything live in this chapter happens on beginnings of blocks of the validation text: 32 tokens to start from, 32 to write. <!-- by definition -->
+# Everything live in this chapter happens on beginnings of blocks of the validation text.
 
 # %%
-PROMPT, WRITTEN = 32, 32
-blocks, _, _ = next(data.validation.spread(36).batches(36))
+blocks, _, _ = next(data.validation.spread(prompt_count).batches(prompt_count))
 blocks = blocks[:, : PROMPT + WRITTEN].to(device)
 prompts = blocks[:, :PROMPT]
-print(f"{len(prompts)} prompts")
+Markdown(f"There are {len(prompts)} prompts of {PROMPT} tokens, and {WRITTEN} tokens to write after each.")
 
 # %% [markdown]
 # ## A round
@@ -205,9 +215,6 @@ def by_hand(verifier, draft, text, *, tokens, gamma, generator):
 
 def seeded(seed=0):
     return torch.Generator(device).manual_seed(seed)
-
-
-GAMMA = 4
 
 
 @cache
@@ -284,14 +291,14 @@ overshoot = (
 )
 Shown(
     f'<figure class="kd-figure" id="fig-rounds"><div style="font-size:0.92rem"><p style="margin-bottom:0.4rem">{key}</p><p style="margin-bottom:0.4rem"><em>{begun}</em> … {first}</p>'
-    f'<ol style="margin-bottom:0;columns:2 17rem">{lines}</ol></div><figcaption>The verifier goes on from a prompt (italic), with itself as draft, which sees the last {REMEMBERED} tokens alone; a line is a round of four proposals, ⏎ the end of a line of text. The text is what is on coloured ground and not struck out, read from line to line. '
+    f'<ol style="margin-bottom:0;columns:2 17rem">{lines}</ol></div><figcaption>The verifier goes on from a prompt (italic), with itself as draft, which sees the last {REMEMBERED} tokens alone; a line is a round of γ = {GAMMA}, ⏎ the end of a line of text. The text is what is on coloured ground and not struck out, read from line to line. '
     f"{len(rounds)} calls of the verifier after that on the prompt wrote {believed + len(rounds)} tokens: {believed} of {proposed} from the draft, one a round its own. {overshoot}Of the first {len(tries)} prompts, it is the one with the median number of rounds. A pointer held over a token shows with which probability it was to be accepted.</figcaption></figure>"
 )
 
 # %% [markdown]
 # The package's `speculate` does the same for many texts at once, and keeps what both models have read. It draws its random numbers in the same order, so that it should write the same text. We ask it with the forward-KL draft.
 
-# %%
+# %% tags=["hide-input"]
 found = speculate(
     verifier,
     drafts["forward KL"],
@@ -345,8 +352,8 @@ for _ in range(2000):
         continue  # nothing is ever refused
     kept = [min(x, y) for x, y in zip(P, Q, strict=True)]
     rest = [max(x - y, 0) for x, y in zip(P, Q, strict=True)]
-    written = [k + (1 - sum(kept)) * r / sum(rest) for k, r in zip(kept, rest, strict=True)]
-    assert written == P  # equal as fractions, not nearly
+    outcome = [k + (1 - sum(kept)) * r / sum(rest) for k, r in zip(kept, rest, strict=True)]
+    assert outcome == P  # equal as fractions, not nearly
 
 # %% [markdown]
 # ### Counting texts
@@ -355,7 +362,7 @@ for _ in range(2000):
 # counted. <!-- by definition --> Pearson's $\chi^2$ compares them. (The look at the prompt gives the first letter, rounds the three others.) A test that refuses nothing proves nothing, so we also say what it *would* refuse: the draft's own texts, and texts of which one in ten is the draft's.
 
 # %%
-LETTERS, LENGTH, DRAWN, LEVEL = 3, 4, 20_000, 1e-3
+LETTERS, LENGTH, DRAWN, LEVEL = 3, 4, 12_500, 1e-3
 
 
 def tiny(seed):
@@ -392,7 +399,7 @@ P, Q = of_texts(tiny_verifier, start), of_texts(tiny_draft, start)
 assert DRAWN * P.min() > 1 and (DRAWN * P < 5).mean() < 0.2  # Cochran's rule
 
 tests = []
-for gamma, stop in ((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.4)):
+for gamma, stop in ((1, 0.0), (3, 0.0), (3, 0.4)):
     text = speculate(
         tiny_verifier,
         tiny_draft,
@@ -450,9 +457,9 @@ best = singly.topk(2, -1).values
 closest = (best[..., 0] - best[..., 1]).min().item()
 differing = (quick.text != plain).any(1).sum().item()
 in_probability = total_variation(together, singly, reduction="none").max().item()
-print(f"largest difference of a logit, looks at {GAMMA + 1} or at one: {rounding:.1e}")
-print(f"smallest distance of the two likeliest: {closest:.1e}")
-print(f"largest total variation between the two looks: {in_probability:.1e}")
+display(Markdown(
+    f"Looks at {GAMMA + 1} tokens and at one: the largest difference of a logit is {rounding:.1e}, the smallest distance of the two likeliest is {closest:.1e}, and the largest total variation between the two {in_probability:.1e}."
+))
 texts_that_differ = "the number of texts that differ"
 display(
     within(
@@ -584,7 +591,6 @@ together = [
     (centred[:, lag:] * centred[:, : WRITTEN - lag]).mean() / (centred**2).mean()
     for lag in (1, 2, 3)
 ]
-lengths = (2, 4, 8)
 by_length = {gamma: counted(name, gamma) for gamma in lengths}
 
 
@@ -624,8 +630,11 @@ for gamma in lengths:
     true = np.mean([tokens_per_call(x, gamma) for x in (0.1, 0.9)])
     r = (true - 1) / np.mean([tokens_per_call(x, gamma - 1) for x in (0.1, 0.9)])
     two[gamma] = (tokens_per_call(0.5, gamma), true, tokens_per_call(r, gamma))
-for gamma, (low, true, high) in two.items():
-    print(f"rounds of 0.1 and 0.9, γ = {gamma}: {low:.2f} ≤ {true:.2f} ≤ {high:.2f}")
+Markdown(
+    "Rounds of 0.1 and 0.9 in equal parts: "
+    + "; ".join(f"{low:.2f} ≤ {true:.2f} ≤ {high:.2f} for $\\gamma={gamma}$" for gamma, (low, true, high) in two.items())
+    + "."
+)
 
 # %% tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.2))
@@ -689,7 +698,7 @@ show(
 # arithmetic is dearer; but weights that do not fit into its cache have to be fetched there too, and each operation costs something before it begins. So let $v_k$ be the cost of a look at $k$ tokens, in looks at one, and measure everything: the draft writes for one prompt at a time, beside plain decoding, with a
 # stopwatch on each look of either model.
 
-# %%
+# %% tags=["hide-input"]
 draft = drafts["forward KL"]
 log = []  # who looked, at how many tokens, and how long
 
@@ -720,7 +729,7 @@ def one_by_one(number):
 
 
 drafting = Drafting(
-    prompts=9,
+    prompts=min(9, len(prompts)),
     prompt=PROMPT,
     tokens=WRITTEN,
     rounds=tuple((gamma, 0.0) for gamma in lengths),
@@ -751,11 +760,13 @@ v = {
     width: statistics.mean(looks("verifier", width)) / one
     for width in (1, *(gamma + 1 for gamma in lengths))
 }
-print(f"verifier, one token: {1e3 * one:.1f} ms; c = {c:.2f}")
-print("cost of a look:", ", ".join(f"{width} tokens {v[width]:.2f}" for width in v))
+display(Markdown(
+    f"A look of the verifier at one token takes {1e3 * one:.1f} ms, and $c={c:.2f}$. In looks at one token, it costs "
+    + ", ".join(f"{v[width]:.2f} to look at {width}" for width in v if width > 1) + "."
+))
 
 
-# %%
+# %% tags=["hide-input"]
 def measured_speed(found):
     """Plain seconds over speculative ones, by draft length."""
     return {
@@ -780,11 +791,11 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.2))
 left.plot(list(v), list(v.values()), "o-", color=VERMILION, label="measured")
 left.axhline(1, color="grey", linewidth=1)
 left.plot(list(v), list(v), ":", color="grey")
-left.text(5.2, 5.6, "as many looks at one", color="grey", fontsize="small", rotation=24, ha="right")  # fmt: skip
+left.text(list(v)[-1], list(v)[-1], "as many looks at one", color="grey", fontsize="small", ha="right")
 left.set(
     xlabel="tokens in one look of the verifier",
     ylabel="cost, in looks at one token",
-    ylim=(0, 9.5),
+    ylim=(0, list(v)[-1] + 0.5),
 )
 right.axhline(1, color="grey", linewidth=1)
 for (what, values), style, hue in zip(
@@ -817,8 +828,8 @@ elif all(i.high < 1 for i in speeds.values()):
     said = "This draft saves no time here: at every draft length that was tried, plain decoding is faster"
 else:
     said = "Whether this draft saves time here is not told apart from chance"
-print(
-    f"{said}. The best of the three draft lengths is {fastest}: {gain.bracketed('.2f')} times as fast ({gain.n} prompts)."
+Markdown(
+    f"{said}. The best of the draft lengths {', '.join(map(str, lengths))} is {fastest}: {gain.bracketed('.2f')} times as fast ({gain.n} prompts)."
 )
 
 # %% [markdown]
@@ -906,11 +917,12 @@ def with_points(study):
     return found
 
 
-w = (v[9] - 1) / 8
+longest = max(lengths)
+w = (v[longest + 1] - 1) / longest
 sets = [
     {
         "name": "live, forward KL",
-        "alpha": pooled(by_length[GAMMA]),
+        "alpha": pooled(counted("forward KL", GAMMA)),
         "points": [[g, brought(by_length[g]).mean, speeds[g].mean] for g in lengths],
     },
     *(entry for study in studies for entry in with_points(study)),
@@ -919,7 +931,7 @@ sets = [
 # %% tags=["hide-input"]
 caption = (
     f"Dashed blue, tokens per call; red, speed-up; a heavier grey line at one, below which plain decoding is faster. It starts at what was measured live: $\\alpha={sets[0]['alpha']:.2f}$, $c={c:.2f}$, $w={w:.2f}$. "
-    "The buttons choose whose measured points are shown, and set $\\alpha$ to theirs, measured at the second draft length; the costs stay as you set them. The red curve counts looks alone: drawing, comparing and Python are left out, and where they weigh, diamonds lie below it. Recorded diamonds are of the machine of their records, $c$ and $w$ of this build."
+    "The buttons choose whose measured points are shown, and set $\\alpha$ to theirs, measured at one draft length; the costs stay as you set them. The red curve counts looks alone: drawing, comparing and Python are left out, and where they weigh, diamonds lie below it. Recorded diamonds are of the machine of their records, $c$ and $w$ of this build."
 )
 speed_up_dial(sets, draft_cost=c, token_cost=w, label="turn", caption=caption)
 
@@ -1046,7 +1058,7 @@ show(
 #
 # They differ in nothing but the objective. What has a few seconds of training made of it?
 
-# %%
+# %% tags=["hide-input"]
 probe = data.validation.spread(6)
 measured = dict(
     zip(
@@ -1101,8 +1113,9 @@ show(
 # %% tags=["hide-input"]
 by_acceptance = max(drafts, key=lambda name: forced[name].mean)
 by_bits = min(drafts, key=lambda name: measured[name]["bits_per_byte"])
-print(
-    f"shares most with the verifier: {by_acceptance}; fewest bits per byte: {by_bits}; most agreement of first choices: {max(drafts, key=lambda name: measured[name]['agreement'])}"
+by_agreement = max(drafts, key=lambda name: measured[name]["agreement"])
+Markdown(
+    f"Of these three, {by_acceptance} shares most with the verifier, {by_bits} has the fewest bits per byte, and the first choices of {by_agreement} agree most often."
 )
 
 # %% [markdown]
@@ -1128,7 +1141,7 @@ rate = np.array(
     [own_text.recipe.learning_rate_at(t) for t in np.linspace(0, epochs, 20_001)]
 )
 second_part = rate[round(20_000 * own_text.own_text.after) :].sum() / rate.sum()
-print(f"of the summed learning rate, the draft's own text has {second_part:.0%}")
+display(Markdown(f"Of the summed learning rate, the draft's own text has {second_part:.0%}."))
 
 ARM_HUES = dict(zip(ARMS, (ORANGE, BLUE, SKY, GREEN, PURPLE, VERMILION), strict=True))
 
@@ -1183,7 +1196,7 @@ def differences_table(study, control):
     )  # fmt: skip
 
 
-def counted(study, arm, length, stop):
+def summed(study, arm, length, stop):
     """What was counted at each prompt with one way to propose, added over the seeds."""
     records = [record for record in study.arm(arm) if record["test"]]
     columns = {
@@ -1200,7 +1213,7 @@ def ways_table(study):
     for arm in study.ready(ARMS):
         for length, stop in plan_of(study).rounds:
             way = f"{length}" + (f", stops below {stop:g}" if stop else "")
-            found = counted(study, arm, length, stop)
+            found = summed(study, arm, length, stop)
             at = found["accepted"].sum() / found["tested"].sum()
             formula = "–" if stop else f"{tokens_per_call(at, length):.2f}"
             per_call = ratio_interval(found["accepted"] + found["calls"], found["calls"])
@@ -1282,7 +1295,7 @@ display(*slots(large, ARMS, f"the same on a GPU ({described(large)})"))
 #
 # The distilled drafts had the verifier's look at every token that they read. {doc}`17_distilling_a_small_language_model` trained the same draft alone for as many multiply-adds as that costs: of the same seeds, and so from the same initial weights. It was measured by total variation on the same test text, and was not tried in speculation. So the comparison is by $1-\mathrm{TV}$ on the books.
 
-# %%
+# %% tags=["hide-input"]
 LONGER = {"drafts-small": results("language-small"), "drafts": results("language")}
 
 
@@ -1308,6 +1321,11 @@ def at_equal_compute(study):
     return longer, minus
 
 
+def recorded(rows, quantity):
+    """Values of records as evidence that is known to be of records."""
+    return replace(evidence(rows, quantity), source="records")
+
+
 # %% tags=["hide-input"]
 for study in studies:
     if (found := at_equal_compute(study)) is None:
@@ -1328,7 +1346,7 @@ for study in studies:
             + ".",
             alt="Rows of dots of one minus total variation: six drafts at equal tokens, and below them the draft alone at equal compute.",
         ),
-        above("alone, equal compute", list(ARMS.values()), rows, Quantity("$1-\\mathrm{TV}$ on the books")),
+        above("alone, equal compute", list(ARMS.values()), recorded(rows, Quantity("$1-\\mathrm{TV}$ on the books"))),
     )  # fmt: skip
 
 # %% [markdown]
@@ -1355,7 +1373,7 @@ if decides is not None:
     clocks = {}
     for arm in ARMS:
         for way in plan_of(decides).rounds:
-            found = counted(decides, arm, *way)
+            found = summed(decides, arm, *way)
             clocks[arm, *way] = found["plain"].sum() / found["seconds"].sum()
     arm, length, stop = best = max(clocks, key=clocks.get)
     against = ". The verifier's looks during training are not counted."
@@ -1400,12 +1418,19 @@ if decides is not None:
 # With `speed_up`, which draft length is best for $\alpha=0.8$ and $c=0.05$, and which for $\alpha=0.5$ and $c=0.25$? Show that if $\alpha\le c$ no draft length is faster than plain decoding, and that if $\alpha>c$ one is.
 # ```
 #
-# ```{solution} ex-best-length
+# ````{solution} ex-best-length
 # :class: dropdown
 #
-# `max(range(1, 40), key=lambda g: speed_up(0.8, g, 0.05))` is 8, and 1 for the other. (At $c=0.2$ it would be 1 and 2 alike.) With $\gamma=1$ the speed-up is $(1+\alpha)/(1+c)$, which is above one if and only if $\alpha>c$. If $\alpha\le c$, then
-# $1+\alpha+\dots+\alpha^\gamma\le1+\gamma\alpha\le1+\gamma c$, so that no $\gamma$ helps. With a cost $w$ of further tokens in a look, the same holds with $c+w$ in the place of $c$.
+# It is 8 for the first and 1 for the second. <!-- by definition --> (At $c=0.2$ it would be 1 and 2 alike.) <!-- by definition -->
+#
+# ```python
+# for alpha, cost in ((0.8, 0.05), (0.5, 0.25)):
+#     print(max(range(1, 40), key=lambda g: speed_up(alpha, g, cost)))
 # ```
+#
+# With $\gamma=1$ the speed-up is $(1+\alpha)/(1+c)$, which is above one if and only if $\alpha>c$. If $\alpha\le c$, then
+# $1+\alpha+\dots+\alpha^\gamma\le1+\gamma\alpha\le1+\gamma c$, so that no $\gamma$ helps. With a cost $w$ of further tokens in a look, the same holds with $c+w$ in the place of $c$.
+# ````
 #
 # ```{exercise}
 # :label: ex-softened-draft
@@ -1413,12 +1438,20 @@ if decides is not None:
 # Let the draft be the verifier itself at another temperature, $q\propto p^{1/T}$. Compute its acceptance at places of the verifier's text for $T$ between 0.1 and 10. What are the limits for $T\to0$ and $T\to\infty$?
 # ```
 #
-# ```{solution} ex-softened-draft
+# ````{solution} ex-softened-draft
 # :class: dropdown
 #
-# `{T: 1 - total_variation(target / T, target).item() for T in (0.1, 0.5, 0.8, 1, 1.25, 2, 10)}` is one at $T=1$ and falls to both sides. For $T\to0$ the draft is certain of the likeliest token, and is accepted with that token's probability: the mean is `soften(target).amax(-1).mean()`. For
-# $T\to\infty$ it is even, and $\sum_i\min(p_i,1/N)$ is what is accepted. A draft may thus be right about the order of all tokens and still be believed rarely; $\alpha$ asks for calibrated probabilities.
+# ```python
+# for T in (0.1, 0.5, 0.8, 1, 1.25, 2, 10):
+#     print(f"T = {T:g}: {1 - total_variation(target / T, target).item():.3f}")
+# print(f"T to zero: {soften(target).amax(-1).mean():.3f}")
+# even = 1 / data.num_classes
+# print(f"T to infinity: {soften(target).clamp(max=even).sum(-1).mean():.3f}")
 # ```
+#
+# It is one at $T=1$ and falls to both sides. For $T\to0$ the draft is certain of the likeliest token, and is accepted with that token's probability. For
+# $T\to\infty$ it is even, and $\sum_i\min(p_i,1/N)$ is what is accepted. A draft may thus be right about the order of all tokens and still be believed rarely; $\alpha$ asks for calibrated probabilities.
+# ````
 #
 # ```{exercise}
 # :label: ex-greedy

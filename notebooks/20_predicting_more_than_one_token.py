@@ -16,7 +16,7 @@
 # **At the end you will know** how much can be known of the token after the next by who does not know the next, as a bound that is derived and then computed; what two kinds of modules read; why labels and the model's own later look ask for the same thing only
 # if the model is right about the text, and how much noise separates them; how acceptances multiply along a proposal, and why the geometric formula is the wrong one here; and what the recorded modules say of learning from the model.
 #
-# *Needs: one CPU core and about a minute. The recorded runs took longer; the section says where.*
+# *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
 
 # %% tags=["parameters"]
 profile = "cpu"  # or "gpu"
@@ -72,7 +72,7 @@ from kdlab.study.display import (
     verdict,
 )
 from kdlab.study.drafts import call_yield, round_of, times_as_fast
-from kdlab.study.evidence import Quantity
+from kdlab.study.evidence import Quantity, evidence
 from kdlab.study.parameters import require
 from kdlab.study.statements import above, within
 from kdlab.training import Learner, Recipe, fit_together, measure_further
@@ -1067,7 +1067,8 @@ for study in studies:
     if study.complete(list(ARMS)) and not any(study.diverged(arm) for arm in ARMS):
         for what, (larger, smaller, *taught) in STEPS.items():
             by_kind = {KINDS[k]: step(study, k, *taught) for k in (larger, smaller)}
-            display(above(KINDS[larger], KINDS[smaller], by_kind, Quantity(what)))
+            of_records = replace(evidence(by_kind, Quantity(what)), source="records")
+            display(above(KINDS[larger], KINDS[smaller], of_records))
 
 # %% [markdown]
 # The two differences share two arms, so they are not independent. Where they agree with the arguments they do not prove them: the kinds differ in size too, and labels also pull towards the books. In a row a module could in principle say the model's own distribution, and then both losses have the same best answer. <!-- by definition --> If total variation stays behind forward KL there, it is a matter of getting there ({doc}`19_drafts_that_are_believed` has its gradient).

@@ -1,5 +1,6 @@
 """Every chapter with parameters other than its own, small: it runs to its end, and says what is so."""
 
+import ast
 import html
 import re
 from pathlib import Path
@@ -29,6 +30,11 @@ OTHER = {
     15: {"candidates": ["alone", "kd", "dkd", "dist", "rkd"], "batch": 16, "rounds": 3, "same_cost": 0.2, "margin": 0.5},
     16: {"temperatures": [1.0, 2.0, 4.0, 16.0], "blocks": 4, "copies": [1, 3], "learned": 8, "seeds": [3]},
     17: {"blocks": 4, "seeds": [3], "epochs": 1, "read": 16, "continuations": 3},
+    17: {"blocks": 4, "seeds": [3], "epochs": 1, "read": 4, "continuations": 3},
+    18: {"token_counts": [64, 256], "text_blocks": 2, "entries": 5, "seeds": [3], "epochs": 1},
+    19: {"read_blocks": 8, "prompt_count": 6, "written": 12, "draft_length": 2, "draft_lengths": [1, 3]},
+    20: {"toy": [0.6, 0.3, 0.1], "context_count": 2, "depth": 2, "read_blocks": 8, "prompt_count": 12},
+    21: {"leashes": [0.6, 2.0], "temperatures": [0.5], "drawing_steps": 10, "tilts": [0.0, 2.0, 3.0, 5.0, 8.0], "tilted_texts": 16},
 }
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
@@ -91,6 +97,37 @@ def test_a_chapter_follows_its_parameters(number, tmp_path):
 def test_a_solutions_code_is_python(chapter):
     for code in solutions(chapter):
         compile(code, chapter.name, "exec")
+
+
+class Assigned(ast.NodeVisitor):
+    """The names that a chapter's cells assign, outside of functions and comprehensions, but from themselves (sorted, say)."""
+
+    def __init__(self, code):
+        self.names = []
+        self.visit(ast.parse(code))
+
+    def visit_Assign(self, node):
+        read = {part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)}
+        before, self.names = self.names, []
+        self.generic_visit(node)
+        self.names = before + [name for name in self.names if name not in read]
+
+    def visit_Name(self, node):
+        if isinstance(node.ctx, ast.Store):
+            self.names.append(node.id)
+
+    def skip(self, node):
+        pass
+
+    visit_FunctionDef = visit_ClassDef = visit_Lambda = visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = skip
+
+
+@pytest.mark.parametrize("chapter", sorted((BOOK.parent / "notebooks").glob("*.py")), ids=lambda c: c.stem)
+def test_a_chapter_leaves_its_parameters_as_they_were_given(chapter):
+    """A verdict compares them with their defaults, and what is below reads them."""
+    assigned = Assigned(chapter.read_text(encoding="utf-8")).names
+    for name in declared_in(chapter):
+        assert assigned.count(name) == 1, f"{chapter.stem} assigns {name} again"
 
 
 def test_code_of_solutions_is_found(tmp_path):
