@@ -1645,6 +1645,48 @@ MUTATIONS = [
         "if False",
         "test_kept_logits_are_of_what_the_student_sees",
     ),
+    Mutation(
+        "what an optimiser keeps comes back in another memory layout",
+        CHECKPOINT,
+        "torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)",
+        "value.contiguous()",
+        "test_a_resumed_optimiser_keeps_its_state_in_the_layout_of_its_parameter",
+    ),
+    Mutation(
+        "a teacher in training mode normalises the batches of several seeds together",
+        LOOP,
+        'apart = students[0].recipe.teacher_mode == "train"',
+        "apart = False",
+        "test_a_teacher_in_training_mode_looks_at_each_seeds_batch_alone",
+    ),
+    Mutation(
+        "float32 on a GPU is TF32",
+        LOOP,
+        'flags.deterministic, flags.allow_tf32 = True, precision != "float32"',
+        "flags.deterministic, flags.allow_tf32 = True, True",
+        "test_on_another_device_its_streams_are_made_and_float32_is_no_tf32",
+    ),
+    Mutation(
+        "on a device, tokens that do not count are learned from",
+        "objectives/vocabulary.py",
+        "slope = slope if kept is None else slope.masked_fill_(~kept[:, None], 0.0)",
+        "slope = slope if kept is None else slope.contiguous()",
+        "test_tokens_that_do_not_count_are_computed_and_weigh_nothing",
+    ),
+    Mutation(
+        "smoothed labels are made on the host",
+        SOFT,
+        "where = labels.device if isinstance(labels, Tensor) else None",
+        "where = None",
+        "test_smoothed_labels_are_made_where_the_labels_are",
+    ),
+    Mutation(
+        "the five seeds of a benchmark are one",
+        "benchmarks/by_hand.py",
+        'seeds = range(5) if torch.device(settings.device).type == "cuda" else (0,) * 5',
+        "seeds = (0,) * 5",
+        "test_five_students_on_cuda_have_five_seeds",
+    ),
 ]
 
 #: What must not count as caught, and how the complaint begins.

@@ -5,24 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from typer.testing import CliRunner
 
 from kdlab.__main__ import app
-from kdlab.benchmarks import acceptance, by_hand, gpu, records, vocabulary
-from kdlab.benchmarks import training as rounds
-from kdlab.benchmarks.timing import Contest, Settings
-from kdlab.objectives import CrossEntropy, HeadLogits, Objective, SoftTargets
+from kdlab.benchmarks import acceptance, gpu, records, vocabulary
+from kdlab.objectives import CrossEntropy, SoftTargets
 from kdlab.study.spec import Spec
-from kdlab.training import Learner, Recipe, fit_together
-from kdlab.training.checkpoint import load_run, save_run
-from kdlab.training.loop import _Group, _on_device, _optimizer
+from kdlab.training import Recipe
 
 HERE = Path(__file__).parent
 EMULATED = torch.cuda.is_available() and torch.cuda.get_device_name() == "an emulated device"
@@ -64,69 +58,6 @@ def test_on_the_emulated_device(tmp_path):
 # What can be shown without one ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_a_resumed_optimiser_keeps_its_state_in_the_layout_of_its_parameter(tmp_path, optimizer):
-    student = nn.Conv2d(8, 4, 3).to(memory_format=torch.channels_last)
-    objective, recipe = 1.0 * CrossEntropy(), Recipe(optimizer=optimizer)
-    first, second = (_optimizer(recipe, student, objective, "cpu") for _ in range(2))
-    student(torch.randn(2, 8, 5, 5)).square().sum().backward()
-    first.step()
-    save_run(tmp_path / "run", student, objective, first, {}, {"identity": {}})
-    load_run(tmp_path / "run", student, objective, second, {})
-    kept = {name: value for name, value in second.state[student.weight].items() if value.shape == student.weight.shape}
-    assert kept and all(value.stride() == student.weight.stride() for value in kept.values())
-    assert all(torch.equal(value, first.state[student.weight][name]) for name, value in kept.items())
-
-
-@pytest.mark.parametrize(("mode", "size"), [("train", 8), ("eval", 16)])
-def test_a_teacher_in_training_mode_looks_at_each_seeds_batch_alone(monkeypatch, mode, size):
-    sizes = []
-
-    class Counting(acceptance.Small):
-        def forward(self, images):
-            sizes.append(len(images))
-            return super().forward(images)
-
-    class OnAnAccelerator(_Group):
-        def look(self, *what):
-            self.device = torch.device("meta")  # neither a CPU nor anything to wait for
-            try:
-                return super().look(*what)
-            finally:
-                self.device = torch.device("cpu")
-
-    monkeypatch.setattr("kdlab.training.loop._Group", OnAnAccelerator)
-    monkeypatch.setattr("kdlab.training.loop.autocast", lambda *_: nullcontext())
-    monkeypatch.setattr("kdlab.training.loop.seed_torch", lambda *_: None)
-    how = [Recipe(epochs=1, batch_size=8, epoch_examples=16, seed=seed, teacher_mode=mode) for seed in (0, 1)]
-    learners = [Learner(acceptance.small(recipe.seed), acceptance.kd(), recipe) for recipe in how]
-    fit_together(learners, train=acceptance.images(), teacher=Counting())
-    assert set(sizes) == {size}
-
-
-def test_on_another_device_its_streams_are_made_and_float32_is_no_tf32(monkeypatch):
-    entered = []
-
-    class Device:
-        def __init__(self, device):
-            entered.append(device)
-
-        def __enter__(self):
-            pass
-
-        def __exit__(self, *_):
-            pass
-
-    monkeypatch.setattr(torch.cuda, "device", Device)
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
-    for precision in ("float32", "bfloat16"):
-        with _on_device("cuda:1", precision):
-            assert torch.backends.cudnn.deterministic
-            assert torch.backends.cudnn.allow_tf32 == (precision != "float32")
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic) == before
-    assert entered == ["cuda:1", "cuda:1"]
-
-
 def test_a_contestant_that_does_not_fit_is_left_out_and_named(monkeypatch):
     def too_large(h, W, t, U):
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -140,42 +71,6 @@ def test_a_contestant_that_does_not_fit_is_left_out_and_named(monkeypatch):
     monkeypatch.setattr(vocabulary, "contestants", lambda: {"kdlab": too_large})
     with pytest.raises(vocabulary.BenchmarkError, match="too little memory"):
         vocabulary.measured(vocabulary.Size.of("cpu", "8x4x4x16"), 0.0, rounds=1)
-
-
-def test_five_students_on_cuda_have_five_seeds(monkeypatch):
-    asked = {}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    monkeypatch.setattr(by_hand, "round_by_hand", lambda *_: None)
-    monkeypatch.setattr(by_hand, "kdlab_round", lambda *_, seeds=(0,): asked.setdefault(len(seeds), list(seeds)))
-    monkeypatch.setattr(by_hand, "contest", lambda *_, **__: Contest("", {}, {}, ""))
-    by_hand.step(Settings("cuda"))
-    assert asked == {1: [0], 5: [0, 1, 2, 3, 4]}
-    trained = []
-    monkeypatch.setattr(rounds, "fit_together", lambda learners, **_: [learners[-1].report(), learners[-1].report(), trained.extend(learners)][:0])
-    rounds.kdlab_round(Settings("cpu", steps=1, batch_size=2), ("resnet8", "resnet8"), acceptance.kd(), seeds=range(3))()
-    assert [learner.recipe.seed for learner in trained] == [0, 1, 2]
-
-
-@pytest.mark.parametrize("name", list(acceptance.TEXTS))
-def test_tokens_that_do_not_count_are_computed_and_weigh_nothing(monkeypatch, name):
-    """As on a device, where nobody waits to hear how many they are."""
-    objective = acceptance.TEXTS[name]()
-    objective = Objective(list(zip(objective.weights[:1], objective.terms[:1], strict=True)))
-    torch.manual_seed(1)
-    labels = torch.randint(0, 9, (2, 6)).masked_fill(torch.rand(2, 6) < 0.4, -100)
-
-    def found():
-        torch.manual_seed(2)
-        h, W, t, U = torch.randn(2, 6, 4).requires_grad_(), torch.randn(9, 4).requires_grad_(), torch.randn(2, 6, 5), torch.randn(9, 5)
-        total, _ = objective(student_logits=HeadLogits(h, W), teacher_logits=HeadLogits(t, U), labels=labels, mask=labels != -100)
-        total.backward()
-        return total.detach(), h.grad, W.grad
-
-    expected = found()
-    monkeypatch.setattr("kdlab.objectives.vocabulary.on_host", lambda mask: False)
-    for here, there in zip(expected, found(), strict=True):
-        torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-7)
 
 
 # kdlab gpu ------------------------------------------------------------------------------------------------------------
@@ -240,6 +135,34 @@ def test_the_queue_takes_what_has_begun_and_then_most_value_for_the_time():
     done = {TEACHER.hash}
     ordered = records.queue(plans, lambda specs: [s for s in specs if s.hash not in done], lambda spec: spec.arm == "begun", 1e9)
     assert [spec.arm for spec in ordered] == ["u", "begun", "short", "long", "costly"]
+
+
+def test_steps_are_captured_where_that_was_seen_to_hold(tmp_path):
+    file = tmp_path / "acceptance.json"
+    checks = [{"name": name, "wrong": []} for name in acceptance.CHECKS]
+    assert not records.captures_hold(file)
+    file.write_text(json.dumps({"checks": checks}))
+    assert records.captures_hold(file)
+    file.write_text(json.dumps({"checks": checks[:-7]}))  # died before the others
+    assert not records.captures_hold(file)
+    checks[2]["wrong"] = ["kd: the graph gives other weights"]
+    file.write_text(json.dumps({"checks": checks}))
+    assert not records.captures_hold(file)
+
+
+def test_the_table_has_a_row_for_all_that_is_asked(tmp_path):
+    empty = gpu.shown(tmp_path)
+    assert len(empty) == len(acceptance.CHECKS) + 5 and all(seen is None and card == "" for _, _, seen, card in empty)
+    checks = [{"name": "resume", "wrong": []}, {"name": "draws", "wrong": ["…"]}, {"name": "memory", "wrong": None}]
+    (tmp_path / "acceptance.json").write_text(json.dumps({"checks": checks, "provenance": {"device": "H100"}}))
+    rows = [
+        {"what": "training, kdlab, 5 students", "value": 100_000.0}, {"what": "vocabulary, kdlab", "value": 0.2, "bytes": 4},
+        {"what": "vocabulary, Liger", "value": 0.4, "bytes": 5}, {"what": "decoding, plain", "value": 1200.0},
+    ]  # fmt: skip
+    (tmp_path / "measurements.json").write_text(json.dumps({"rows": rows, "provenance": {"device": "H100"}}))
+    seen = [(found, card) for _, _, found, card in gpu.shown(tmp_path) if found is not None]
+    wanted = ["holds", "does not hold", "10.0 min", "0.50", "0.80", "1,200 tokens/s"]
+    assert seen == [(found, "H100") for found in wanted]
 
 
 def test_records_go_on_in_the_next_visit(tmp_path, monkeypatch, digits):

@@ -6,6 +6,7 @@
 import inspect
 import math
 import random
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.overrides import TorchFunctionMode
 
 from kdlab import objectives, training
+from kdlab.benchmarks import acceptance, by_hand, timing
+from kdlab.benchmarks import training as training_rounds
 from kdlab.data import DataError, Examples, Split, Tokens, images
 from kdlab.data.tokens import mapped, numbered
 from kdlab.language import CacheError, OwnText, TeacherCache, caches, generate, text, write_cache
@@ -3012,3 +3016,117 @@ def test_kept_logits_are_of_what_the_student_sees(tmp_path):
     kept = teachers.CachedLogits(tmp_path / "logits", teacher)
     kept.check_examples(split, [BRIEF])
     assert said(ValueError, "holds what the teacher says of whole pictures", lambda: kept.check_examples(split, [replace(BRIEF, augment=True)]))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a_resumed_optimiser_keeps_its_state_in_the_layout_of_its_parameter(tmp_path, optimizer):
+    student = nn.Conv2d(8, 4, 3).to(memory_format=torch.channels_last)
+    objective, recipe = 1.0 * CrossEntropy(), Recipe(optimizer=optimizer)
+    first, second = (loop._optimizer(recipe, student, objective, "cpu") for _ in range(2))
+    student(torch.randn(2, 8, 5, 5)).square().sum().backward()
+    first.step()
+    checkpoint.save_run(tmp_path / "run", student, objective, first, {}, {"identity": {}})
+    checkpoint.load_run(tmp_path / "run", student, objective, second, {})
+    kept = {name: value for name, value in second.state[student.weight].items() if value.shape == student.weight.shape}
+    assert kept and all(value.stride() == student.weight.stride() for value in kept.values())
+    assert all(torch.equal(value, first.state[student.weight][name]) for name, value in kept.items())
+
+
+@pytest.mark.parametrize(("mode", "size"), [("train", 8), ("eval", 16)])
+def test_a_teacher_in_training_mode_looks_at_each_seeds_batch_alone(monkeypatch, mode, size):
+    sizes = []
+
+    class Counting(acceptance.Small):
+        def forward(self, images):
+            sizes.append(len(images))
+            return super().forward(images)
+
+    class OnAnAccelerator(loop._Group):
+        def look(self, *what):
+            self.device = torch.device("meta")  # neither a CPU nor anything to wait for
+            try:
+                return super().look(*what)
+            finally:
+                self.device = torch.device("cpu")
+
+    monkeypatch.setattr("kdlab.training.loop._Group", OnAnAccelerator)
+    monkeypatch.setattr("kdlab.training.loop.autocast", lambda *_: nullcontext())
+    monkeypatch.setattr("kdlab.training.loop.seed_torch", lambda *_: None)
+    how = [Recipe(epochs=1, batch_size=8, epoch_examples=16, seed=seed, teacher_mode=mode) for seed in (0, 1)]
+    learners = [training.Learner(acceptance.small(recipe.seed), acceptance.kd(), recipe) for recipe in how]
+    training.fit_together(learners, train=acceptance.images(), teacher=Counting())
+    assert set(sizes) == {size}
+
+
+def test_on_another_device_its_streams_are_made_and_float32_is_no_tf32(monkeypatch):
+    entered = []
+
+    class Device:
+        def __init__(self, device):
+            entered.append(device)
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    for precision in ("float32", "bfloat16"):
+        with loop._on_device("cuda:1", precision):
+            assert torch.backends.cudnn.deterministic
+            assert torch.backends.cudnn.allow_tf32 == (precision != "float32")
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic) == before
+    assert entered == ["cuda:1", "cuda:1"]
+
+
+def test_five_students_on_cuda_have_five_seeds(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(by_hand, "round_by_hand", lambda *_: None)
+    monkeypatch.setattr(by_hand, "kdlab_round", lambda *_, seeds=(0,): asked.setdefault(len(seeds), list(seeds)))
+    monkeypatch.setattr(by_hand, "contest", lambda *_, **__: timing.Contest("", {}, {}, ""))
+    by_hand.step(timing.Settings("cuda"))
+    assert asked == {1: [0], 5: [0, 1, 2, 3, 4]}
+    trained = []
+    monkeypatch.setattr(training_rounds, "fit_together", lambda learners, **_: [learners[-1].report(), learners[-1].report(), trained.extend(learners)][:0])
+    training_rounds.kdlab_round(timing.Settings("cpu", steps=1, batch_size=2), ("resnet8", "resnet8"), acceptance.kd(), seeds=range(3))()
+    assert [learner.recipe.seed for learner in trained] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", list(acceptance.TEXTS))
+def test_tokens_that_do_not_count_are_computed_and_weigh_nothing(monkeypatch, name):
+    """As on a device, where nobody waits to hear how many they are."""
+    objective = acceptance.TEXTS[name]()
+    objective = objectives.Objective(list(zip(objective.weights[:1], objective.terms[:1], strict=True)))
+    torch.manual_seed(1)
+    labels = torch.randint(0, 9, (2, 6)).masked_fill(torch.rand(2, 6) < 0.4, -100)
+
+    def found():
+        torch.manual_seed(2)
+        h, W, t, U = torch.randn(2, 6, 4).requires_grad_(), torch.randn(9, 4).requires_grad_(), torch.randn(2, 6, 5), torch.randn(9, 5)
+        total, _ = objective(student_logits=HeadLogits(h, W), teacher_logits=HeadLogits(t, U), labels=labels, mask=labels != -100)
+        total.backward()
+        return total.detach(), h.grad, W.grad
+
+    expected = found()
+    monkeypatch.setattr("kdlab.objectives.vocabulary.on_host", lambda mask: False)
+    for here, there in zip(expected, found(), strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-7)
+
+
+def test_smoothed_labels_are_made_where_the_labels_are():
+    made = []
+
+    class Seen(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            made.extend([found.device.type] if isinstance(found, torch.Tensor) else [])
+            return found
+
+    labels = torch.zeros(3, dtype=torch.long, device="meta")
+    with Seen():
+        assert smooth_labels(labels, 4).shape == (3, 4)
+    assert set(made) == {"meta"}

@@ -61,6 +61,15 @@ def pace(measurements: Path) -> float:
         return PACE
 
 
+def captures_hold(acceptance: Path) -> bool:
+    """Whether all that was checked of captured steps holds, and so whether to train with them."""
+    try:
+        checks = {check["name"]: check["wrong"] for check in json.loads(acceptance.read_text(encoding="utf-8"))["checks"]}
+    except (OSError, KeyError, ValueError):
+        return False
+    return all(checks.get(name) == [] for name in ("image objectives", "text objectives", "draws", "waiting", "replays"))
+
+
 def queue(
     plans: dict[str, Sequence[Spec]], without_record: Callable[[Sequence[Spec]], list[Spec]], begun: Callable[[Spec], bool], speed: float
 ) -> list[Spec]:
@@ -112,14 +121,16 @@ def spend(
     """Train what is missing of all plans until the time is up, with checkpoints in ``out``, and say in ``out/records-queue.json`` what.
 
     Called again with what ``out`` holds, perhaps on another machine, it goes on from there. Plans whose data cannot be had here are
-    left out, and named.
+    left out, and named. Steps are captured where ``out/acceptance.json`` says that this holds here.
 
     Args:
         names: of plans; None is all of them.
     """
     until, speed = time.monotonic() + seconds, pace(measurements)
     data, absent = {}, {}
-    result = {"part": "records", "provenance": provenance(device), "operations_per_second": speed, "written": 0, "ended": None}
+    graphs = captures_hold(out / "acceptance.json")
+    result = {"part": "records", "provenance": provenance(device), "captured": graphs, "operations_per_second": speed}
+    result |= {"written": 0, "ended": None}
 
     def waiting() -> list[Spec]:
         plans = {name: [s for s in specs_of(name, book, out) if s.data not in absent] for name in names or PLANS}
@@ -147,6 +158,7 @@ def spend(
     try:
         result["written"] = run_plan(
             with_data, book=book, out=out, budget=max(until - time.monotonic(), 1.0), device=device, limit=limit, data=data,
+            graphs=graphs,
         )  # fmt: skip
         ended = "all that can be run here is recorded"
     except Stopped:
