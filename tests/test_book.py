@@ -371,7 +371,7 @@ def test_the_landing_pages_route_has_the_times_of_the_build(tmp_path):
     for path in paths:
         nbformat.write(notebook, path)
     assert build.route(paths) == (
-        "{doc}`1. A title <../notebooks/01_a>` (3 min); {doc}`3. A title <../notebooks/03_a>` (3 min). In all 6 minutes to read; their cells ran in 4."
+        "- {doc}`1. A title <../notebooks/01_a>` (3 min)\n- {doc}`3. A title <../notebooks/03_a>` (3 min)\n\nIn all 6 minutes to read; their cells ran in 4 minutes."
     )
 
 
