@@ -484,14 +484,17 @@ def route(notebooks) -> str:
         notebook = read_executed(path)
         takes = reading_minutes(notebook)
         minutes, seconds = minutes + takes, seconds + notebook.metadata["kdlab"]["seconds"]
-        steps.append(f"{{doc}}`{int(path.stem[:2])}. {title_of(notebook)} <../notebooks/{path.stem}>` ({takes:.0f} min)")
-    return f"{'; '.join(steps)}. In all {minutes:.0f} minutes to read; their cells ran in {seconds / 60:.0f}."
+        steps.append(f"- {{doc}}`{int(path.stem[:2])}. {title_of(notebook)} <../notebooks/{path.stem}>` ({takes:.0f} min)")
+    return "\n".join(steps) + f"\n\nIn all {minutes:.0f} minutes to read; their cells ran in {seconds / 60:.0f} minutes."
 
 
 def findings(given, notebooks) -> str:
     """What was found, in Markdown: what a cell said of T², and what the records say, each with its chapter."""
     by_number = {int(path.stem[:2]): path for path in notebooks}
-    said = {int(given["B9"]["chapter"][:2]): " ".join(sentences(given["B9"]["finding"])[:2])} if "B9" in given else {}
+    said = {}
+    if "B9" in given:
+        claim = next(claim["text"] for claim in claims()["claim"] if claim["id"] == "B9")
+        said[int(given["B9"]["chapter"][:2])] = f"“{claim}” {' '.join(sentences(given['B9']['finding'])[:2])}"
     said |= found_in_records(ROOT / "book")
     lines = [
         f"- {text.rstrip('.')} ({{doc}}`chapter {number} <../notebooks/{by_number[number].stem}>`)."
@@ -541,7 +544,7 @@ def status(notebooks) -> str:
         made, title = notebook.metadata["kdlab"], f"{int(path.stem[:2])}. {title_of(notebook)}"
         origin = made["provenance"]
         rows.append(
-            f'<tr><td><a href="../notebooks/{path.stem}.html">{html.escape(title)}</a></td><td>{made["profile"]}</td>'
+            f'<tr><td><a href="../notebooks/{path.stem}.html">{html.escape(title)}</a></td>'
             f"<td>{made['seconds']:.0f} s</td><td>{made['finished'][:16].replace('T', ' ')}</td>"
             f"<td><code>{commit(origin)}</code></td></tr>"
         )
@@ -577,12 +580,12 @@ def status(notebooks) -> str:
     text = (ROOT / "book" / "status.md").read_text(encoding="utf-8")
     versions = ", ".join(f"{name} {origin[name]}" for name in ("kdlab", "python", "torch", "numpy"))
     return (
-        text.replace("%CHAPTERS%", table(["chapter", "profile", "time", "finished (UTC)", "commit"], rows))
+        text.replace("%CHAPTERS%", table(["chapter", "time", "finished (UTC)", "commit"], rows))
         .replace("%RECORDS%", "\n".join(folded))
         .replace("%TOTAL%", f"{scale(records(ROOT / 'book'))}." if by_plan else "None.")
         .replace("%GPU%", table(["what", "asked", "seen", "card"], asked))
         .replace("%UNSEEN%", differs or "None.")
-        .replace("%VERSIONS%", f"{versions}; {origin['device']}; {origin['system']}")
+        .replace("%VERSIONS%", f"profile {made['profile']}; {versions}; {origin['device']}; {origin['system']}")
     )
 
 

@@ -329,6 +329,61 @@ def test_the_ledger_takes_verdicts_from_cells_alone(one_claim):
         build.ledger(said("A1", "proved") | said("A9", "proved"))
 
 
+def test_a_claim_has_one_sentence_first_then_numbers_and_where_they_are_from():
+    verdict = said("A1", "depends")["A1"] | {
+        "finding": "Nobody wins. At $q. P$ the difference is 2.5.", "condition": "true in a limit", "figure": "fig-gap", "chapter": "07_a",
+    }  # fmt: skip
+    claim = {"id": "A1", "text": "t", "verdict": "depends", "records": "records of small"}
+    lines = build.ledger_entry(claim, verdict)
+    assert 'data-outcome="depends: true in a limit"' in lines[0]
+    plain, numbers, links = (line for line in lines if "kd-finding" in line)
+    assert "Nobody wins." in plain and "2.5" not in plain and "2.5" in numbers
+    assert all(goal in links for goal in ("07_a.html#claim-a1", "07_a.html#fig-gap", "status.html#records", "2026-01-01"))
+
+
+def test_the_figure_of_a_verdict_is_the_last_one_above_it(tmp_path):
+    figure = [nbformat.v4.new_output("display_data", {"text/html": f'<figure class="kd-figure" id="fig-{name}">'}) for name in "abc"]
+    verdict = nbformat.v4.new_output("display_data", {build.VERDICT: {"claim": "A1", "outcome": "proved", "finding": "f"}})
+    cells = [nbformat.v4.new_code_cell("…", outputs=outputs) for outputs in (figure[:2], [verdict], figure[2:])]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kdlab": {}})
+    nbformat.write(notebook, tmp_path / "01_a.ipynb")
+    assert build.verdicts([tmp_path / "01_a.ipynb"])["A1"]["figure"] == "fig-b"
+
+
+def test_the_ledger_and_its_filter_name_the_same_things(one_claim):
+    script, page = (ROOT / "book" / "ledger.js").read_text(), build.ledger(said("A1", "proved")).split("<script>")[0]
+    for here, there in (('"kd-filter"', 'id="kd-filter"'), ("dataset.outcome", 'data-outcome="proved"'), (".kd-claim", 'class="kd-claim"')):
+        assert here in script and there in page
+    assert "\n\n" not in script  # a blank line would end it, as HTML in Markdown
+
+
+def test_the_sidebar_numbers_chapters_as_the_text_calls_them():
+    parts = build.yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
+    numbered = [chapter["file"] for part in parts if part.get("numbered") == 1 for chapter in part["chapters"]]
+    assert [int(Path(name).name[:2]) for name in numbered] == list(range(1, len(CHAPTERS) + 1))
+    assert all(name.startswith("notebooks/") for name in numbered)
+
+
+def test_the_landing_pages_route_has_the_times_of_the_build(tmp_path):
+    cells = [nbformat.v4.new_markdown_cell("# A title\n" + "word " * 597), nbformat.v4.new_markdown_cell("```{exercise}\n" + "x " * 900 + "\n```")]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kdlab": {"seconds": 120.0}})
+    paths = [tmp_path / f"{number:02d}_a.ipynb" for number in (1, 2, 3)]
+    for path in paths:
+        nbformat.write(notebook, path)
+    assert build.route(paths) == (
+        "- {doc}`1. A title <../notebooks/01_a>` (3 min)\n- {doc}`3. A title <../notebooks/03_a>` (3 min)\n\nIn all 6 minutes to read; their cells ran in 4 minutes."
+    )
+
+
+def test_the_landing_page_has_six_findings_each_with_its_chapter():
+    given = {"B9": {"chapter": "03_why_t_squared", "finding": "Exact in the limit only. On logits 2.5. More."}}
+    lines = build.findings(given, [path.with_suffix(".ipynb") for path in CHAPTERS]).splitlines()
+    assert len(lines) == 6 and "Exact in the limit only. On logits 2.5" in lines[0] and "More" not in lines[0]
+    assert all(re.search(r"\(\{doc\}`chapter \d+ <\.\./notebooks/\d\d_\w+>`\)\.$", line) for line in lines)
+    text = (ROOT / "book" / "index.md").read_text()
+    assert not re.search(r"\d+\.\d", text)  # no number by hand
+
+
 @pytest.mark.parametrize(
     ("page", "wrong"),
     [
