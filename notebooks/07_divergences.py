@@ -18,7 +18,7 @@
 # formula from which all these gradients come, and what it says of a student that starts far away; which divergences
 # need the student's own samples; and what a small network becomes when it is distilled by each.
 #
-# *Needs: one CPU core and about a minute and a half. The gradients of the Kullback–Leibler and Jensen–Shannon divergences are
+# *Needs: one CPU core and about two minutes. The gradients of the Kullback–Leibler and Jensen–Shannon divergences are
 # derived in {doc}`02_gradients`.*
 
 # %% tags=["parameters"]
@@ -1541,8 +1541,7 @@ above("reverse KL", "forward, then reverse KL", by_arm("KL(student ‖ truth)"),
 # ````{solution} ex-wider
 # :class: dropdown
 #
-# Both KL divergences by arm, at the old width and at the new one. A network is not a bell: with more units it can come nearer, but no width makes it
-# the truth itself. (The rates were chosen for the narrow network. Running the chapter with `-p hidden_units` chooses anew.)
+# Both KL divergences by arm, at the old width and at the new one. A network is not a bell: no width makes it the truth itself. (The rates were chosen for the narrow network. Running the chapter with `-p hidden_units` chooses anew.)
 #
 # ```python
 # narrow, hidden_units = hidden_units, 4 * hidden_units

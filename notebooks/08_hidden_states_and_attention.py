@@ -116,7 +116,7 @@ require(
     f"train_images must be from 64 to {there_are}, which {classes} classes have, not {train_images}.",
 )
 require(len(set(seeds)) == len(seeds), f"seeds differ from each other: {seeds}.")
-require(steps >= 8, f"steps must be 8 or more, since ends of curves are means of eight, not {steps}.")
+require(steps >= 16, f"steps must be 16 or more, since both ends of a curve are means of eight, not {steps}.")
 
 
 def difference(treated, control):

@@ -151,7 +151,7 @@ assert (slopes["positive left out"] == -1).all() and (slopes["inverted too"] == 
 
 # %% [markdown]
 # Does it matter in training? Take pairs of Gaussian vectors that share some information, train two small networks with each loss,
-# and ask after every few steps how often the positive is the most similar of some new candidates.
+# and ask after every few steps how often the positive is the most similar of some new candidates. <!-- by definition -->
 
 
 # %%
@@ -1421,7 +1421,7 @@ for name in ("batch", "batch, other classes", "bank", "CRD"):
 # ### The short training, and every weight
 #
 # The student alone chooses its learning rate by the validation split, and it then holds for all; KD chooses its temperature; the others choose their weight. This favours
-# the student alone, as a baseline should be. Other seeds choose than those that are tested. The figure shows the whole grid, since a choice at the edge of a grid is none.
+# the student alone, as a baseline should be. The seeds that choose are not tested. The figure shows the whole grid, since a choice at the edge of a grid is none.
 
 # %% tags=["hide-input"]
 TRIED = tuple(itertools.islice((seed for seed in itertools.count(100) if seed not in SEEDS), 2))
@@ -1609,7 +1609,7 @@ display(undecided("batch and stored", "batch", 0.1, points, ACCURACY))
 # %% [markdown]
 # ### The longer training
 #
-# A bank ages by the distance that the networks move between two visits. So here is a training of more epochs at a lower rate, meant to move them less. The student alone chooses
+# A bank ages by the distance that the networks move between two visits. So here is a training of more epochs at a lower rate, meant to move them less. <!-- by definition --> The student alone chooses
 # it, a tenth of the other or three tenths. <!-- by definition --> All others have weight one, in both trainings; it is nobody's choice.
 
 # %%

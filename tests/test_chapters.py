@@ -20,7 +20,7 @@ OTHER = {
     5: {"printed": [0.5, 0.03, 0.27, 0.3, 0.02, 0.18], "temperature": 3.0, "classes": 70, "images": 200, "seed": 3},
     6: {"seeds": [2], "alpha": 0.7, "live_images": 128, "live_epochs": 1, "live_test": 300},
     7: {"skew": 0.2, "hidden_units": 3, "epochs": 1, "learning_rates": [0.05, 0.2], "seeds": [3]},
-    8: {"classes": 4, "train_images": 64, "epochs": 1, "steps": 8, "seeds": [3]},
+    8: {"classes": 4, "train_images": 64, "epochs": 1, "steps": 16, "seeds": [3]},
     9: {"candidates": [4, 32], "tau": 0.2, "epochs": 2, "long_epochs": 3, "seeds": [3]},
     10: {"seeds": [3], "epochs": 2, "temperature": 2.0, "top_k": 5, "picture_seeds": [1]},
     11: {"temperature": 2.0, "beta": 0.1, "classes": 7, "lengths": [5, 3], "max_length": 8},
