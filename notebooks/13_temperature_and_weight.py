@@ -285,15 +285,14 @@ show(
 )
 
 # %% tags=["hide-input"]
-apart = in_one_step[1:, 1:].min()
 middle = len(live_temperatures) // 2
 ends = [1, middle + 1]  # rows of the coolest and of the one in the middle; row 0 is the labels
 corner, hot_pair = in_the_long_run[ends, -1]
 corner_error, hot_error = jackknife([values[ends, -1] for values in without_one])
 gap_error = jackknife([values[ends[1], -1] - values[ends[0], -1] for values in without_one])
-COSINE = Quantity("cosine between gradients", "", 1, 2)
-on_one, across = "two temperatures on one batch, at least", "one objective on two batches, at most"
-display(above(on_one, across, {on_one: apart, across: yardstick[1:].max()}, COSINE))
+COSINE = Quantity("cosine between mean gradients", "", 1, 2)
+far, near = (f"$T={T:g}$ and $T={hottest:g}$" for T in (coolest, live_temperatures[middle]))
+display(above(near, far, {near: hot_pair, far: corner}, COSINE))
 print(
     f"In the long run, T = {coolest:g} and T = {hottest:g} have a cosine of {corner:.2f} (jackknife standard error {corner_error:.2f}), T = {live_temperatures[middle]:g} and T = {hottest:g} of {hot_pair:.2f} ({hot_error:.2f}); "
     f"the difference is {hot_pair - corner:.2f} ({gap_error:.2f}), {abs(hot_pair - corner) / gap_error:.1f} standard errors."
