@@ -24,8 +24,8 @@
 profile: str = "cpu"
 blocks: int = 96  # of test text, on which models and programs are compared
 seeds: list[int] = [0, 1, 2]  # of the students that are trained here
-epochs: int = 3  # for which they are trained
-read: int = 32  # blocks of training text that each reads in an epoch, where tokens are equal
+epochs: int = 4  # for which they are trained
+read: int = 16  # blocks of training text that each reads in an epoch, where tokens are equal
 continuations: int = 24  # of prompts, on which the stored students are held against their teacher
 
 # %% tags=["hide-input"]
