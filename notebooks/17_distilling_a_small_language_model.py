@@ -24,8 +24,8 @@
 profile: str = "cpu"
 blocks: int = 96  # of test text, on which models and programs are compared
 seeds: list[int] = [0, 1, 2]  # of the students that are trained here
-epochs: int = 3  # for which they are trained
-read: int = 32  # blocks of training text that each reads in an epoch, where tokens are equal
+epochs: int = 4  # for which they are trained
+read: int = 16  # blocks of training text that each reads in an epoch, where tokens are equal
 continuations: int = 24  # of prompts, on which the stored students are held against their teacher
 
 # %% tags=["hide-input"]
@@ -93,8 +93,8 @@ from kdlab.training import (
 
 use_style()
 device = device_for(profile)
-if continuations < 2 or read < 16:
-    raise ParameterError("continuations must be 2 or more, over which intervals are taken, and read 16 or more, so that equal compute is a batch.")
+if continuations < 2 or read < 8:
+    raise ParameterError("continuations must be 2 or more, over which intervals are taken, and read 8 or more, so that equal compute is a batch.")
 data = load_text_data("book-openings-4096-256")
 tokeniser = data.tokeniser
 data_note(data)
@@ -826,12 +826,12 @@ objectives = {
 }
 probe = data.validation.spread(6)
 factor = per_token(gpt_64x2(V)) / per_token(gpt_64x2(V), teacher)
-fewer = 4 * max(round(read * factor / 4), 1)  # whole batches
+fewer = 2 * max(round(read * factor / 2), 1)  # whole batches
 
 
 def recipe(blocks):
     return Recipe(
-        epochs=epochs, epoch_examples=min(blocks, len(data.train)), batch_size=4,
+        epochs=epochs, epoch_examples=min(blocks, len(data.train)), batch_size=2,
         optimizer="adamw", learning_rate=8e-3, weight_decay=0.1, schedule="cosine",
         warmup_epochs=0.4, augment=False, precision=precision, max_gradient_norm=1.0,
     )  # fmt: skip
