@@ -1195,7 +1195,7 @@ if decides is not None:
 # ````{solution} ex-surer-model
 # :class: dropdown
 #
-# The rows of `P` are the distributions after each token, so that all of them are sharpened alike, and the mixture is taken again. By the first exercise both go to one for $T\to0$ (but for ties); on the way there the mixture need not rise, since sharper distributions overlap less.
+# The rows of `P` are the distributions after each token, so that all of them are sharpened alike, and the mixture is taken again. By the first exercise both go to one for $T\to0$ (but for ties); on the way there the mixture need not rise, since sharper distributions may overlap less. <!-- by definition -->
 #
 # ```python
 # print(", ".join(f"{name} {looked[0]['accepted'][name]:.2f}" for name in ("mixture", "best")))
