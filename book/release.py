@@ -79,15 +79,13 @@ def order() -> list[str]:
 
 
 def whole(built: Path, names: list[str]) -> str:
-    """All pages as one, to be printed: their articles in order, ids and the links between them made those of one page."""
+    """All pages as one, to be printed: their articles in order, folds as they are, ids and the links between them made those of one page."""
     soup, articles = None, []
     for name in names:
         page = BeautifulSoup((built / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
         article = page.select_one("article.bd-article")
         for tag in article.select("script, .prev-next-area, .headerlink"):
             tag.decompose()
-        for tag in article.select("details"):
-            tag["open"] = ""
         for tag in article.find_all(id=True):
             tag["id"] = _one(name, tag["id"])
         for tag in article.find_all(href=True):
@@ -97,11 +95,13 @@ def whole(built: Path, names: list[str]) -> str:
         article["id"] = _one(name, "")
         articles.append(article)
         soup = soup or page
+    for tag in [t for t in soup.head.find_all("script") if "mathjax" not in str(t).lower()]:
+        tag.decompose()  # what is left in print of the page's own switches would turn its colours off
     for tag in [t for t in soup.head.find_all(["link", "script"]) if t.get("href") or t.get("src")]:
         where = "href" if tag.get("href") else "src"
         tag[where] = _file(tag[where], names[0])
     style = "article.bd-article { break-before: page; } article.bd-article:first-of-type { break-before: auto; } body { padding: 0 !important; }"
-    head = "".join(str(tag) for tag in soup.head.children)
+    head = soup.head.decode_contents()
     root = "".join(f' {key}="{html.escape(str(value))}"' for key, value in {"lang": "en", "data-theme": "light"}.items())
     body = "\n".join(str(article) for article in articles)
     return f"<!DOCTYPE html><html{root}><head>{head}<style>{style}</style></head><body>{body}</body></html>"
