@@ -1626,13 +1626,13 @@ slow_rate = SLOW_RATES[
         )
     )
 ]
-AGED = ("batch, two maps", "afresh", "CRD")  # afresh, the dearest, only in the short one
+AGED = ("batch, two maps", "afresh", "CRD")
 lengths = {"short": {"alone": points["alone"]}, "long": {}}
 at_one = [(1.0, s) for s in SEEDS]
 for name in AGED:
     copies = together[name] if chosen[name] == 1 else train_together(name, at_one, rate=rate)
     lengths["short"][name] = correct(copies, test)
-for name in ("alone", "batch, two maps", "CRD"):
+for name in ("alone", *AGED):
     copies = train_together(name, at_one, epochs=LONG, rate=slow_rate)
     lengths["long"][name] = correct(copies, test)
 at_length = {
@@ -1644,8 +1644,6 @@ at_length = {
 figure, axis = plt.subplots(figsize=(6.4, 3.4))
 for place, name in enumerate(AGED):
     for shift, length in ((-0.12, "short"), (0.12, "long")):
-        if name not in at_length[length]:
-            continue
         gain, colour = at_length[length][name], COLOURS[name]
         style = "-" if length == "long" else ":"
         axis.plot(
