@@ -79,7 +79,7 @@ def test_a_contestant_that_does_not_fit_is_left_out_and_named(monkeypatch):
 def test_a_rehearsal_on_a_cpu_leaves_all_files(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
     (tmp_path / "book" / "records").mkdir(parents=True)
-    how = ["--device", "cpu", "--minutes", "1", "--out", str(tmp_path / "gpu"), "--book", str(tmp_path / "book"), "--plans", "table,language"]
+    how = ["--device", "cpu", "--minutes", "60", "--out", str(tmp_path / "gpu"), "--book", str(tmp_path / "book"), "--plans", "table"]
     done = CliRunner().invoke(app, ["gpu", *how])
     assert done.exit_code == 0, done.output
     found = {name: json.loads((tmp_path / "gpu" / file).read_text()) for name, (file, *_) in gpu.PARTS.items()}

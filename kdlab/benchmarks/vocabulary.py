@@ -198,15 +198,15 @@ def fits(way: Callable, device) -> bool:
     return True
 
 
-def measured(size: Size, seconds: float = 60.0, rounds: int = 5) -> dict:
+def measured(size: Size, seconds: float = 60.0, rounds: int = 5, ways: dict[str, Callable] | None = None) -> dict:
     """Let contestants take turns until the time is up, at least ``rounds`` times. What it gives can be written as JSON.
 
-    Those for which the device has too little memory are left out, and named.
+    Those for which the device has too little memory are left out, and named. ``ways`` are other contestants than all.
 
     Raises:
         BenchmarkError: if kdlab's own is one of them.
     """
-    origin, ways, inputs = provenance(size.device), contestants(), size.inputs()
+    origin, ways, inputs = provenance(size.device), dict(ways or contestants()), size.inputs()
     every, times, until = list(ways), {name: [] for name in ways}, time.monotonic() + seconds
 
     def lap(way):
