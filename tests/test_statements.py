@@ -301,3 +301,10 @@ def test_a_replayed_chapter_starts_no_process(tmp_path):
     )
     made, (live,) = replay(chapter)
     assert made == [] and live.endswith(": live")
+
+
+def test_a_name_keeps_its_capitals_where_a_sentence_goes_on():
+    said = above("MSE", "InfoNCE", {"MSE": 0.1, "InfoNCE": 0.3}, NATS)
+    assert said.unseen.startswith("The text around expects: MSE is above InfoNCE")
+    said = undecided("MSE", "InfoNCE", 0.1, {"MSE": 0.1, "InfoNCE": 0.4}, NATS)
+    assert said.unseen.startswith("The text around expects: whether MSE ")

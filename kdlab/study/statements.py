@@ -82,7 +82,9 @@ class Statement(Shown):
         """What to say where it does not hold."""
         reason = "the chapter's parameters are others" if changed() else "training rounds differently on another processor"
         why = "the records do not show it." if self.source == "records" else f"this build did not show it ({reason})."
-        return f"The text around expects: {self.short[0].lower() + self.short[1:].rstrip('.')}; {why}"
+        first = self.short.split()[0]
+        expected = self.short[0].lower() + self.short[1:] if first[1:].isalpha() and first[1:].islower() else self.short  # MSE, T²
+        return f"The text around expects: {expected.rstrip('.')}; {why}"
 
     def __str__(self) -> str:
         return self.text
