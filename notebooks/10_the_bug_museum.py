@@ -474,7 +474,7 @@ display(
 )
 
 # %% [markdown]
-# A test at one temperature with one symmetric example would not either.
+# Where the directions have one limit no result tells them apart; nor would a test at one temperature with one symmetric example.
 #
 # **Caught by** `test_direction`. *An asymmetric example with a known value:* for teacher logits $(2, 0)$ and student logits $(0, 0)$ the forward
 # divergence is 0.3278 and the reverse one 0.4338. <!-- by definition -->
@@ -1031,6 +1031,8 @@ display(
 )
 
 # %% [markdown]
+# (The distance is itself a mean over tokens, which is what the right version trains for. It says what is lost where tokens are to count alike.)
+#
 # Padding in the denominator scales all gradients of a batch alike, Adam divides a constant scale out, and
 # in shuffled batches the scale is nearly constant. Under SGD, or with batches sorted by length, it would be a learning rate that depends on the padding.
 #
@@ -1647,7 +1649,7 @@ assert late.isfinite() and slopes[0].isnan().any() and slopes[1].isfinite().all(
 #
 # ### Exhibit 14. Digits that a context manager takes away
 #
-# **Written:** the loss inside `torch.autocast`, beside the model. **Meant:** the model in half precision, the loss in full. Similarities of 300 are squared to 90,000, and float16
+# **Written:** the loss inside `torch.autocast`, beside the model. **Meant:** the model in half precision, the loss in full. Features of 300 have similarities of 90,000, and float16
 # ends at 65,504.
 
 # %%
@@ -1745,8 +1747,9 @@ show(
 )
 
 # %%
+mistakes = [name for name in effects if name not in REMEDIES]
 silent = {
-    key: [n for n in effects if key in effects[n] and not known(effects[n][key])]
+    key: [n for n in mistakes if key in effects[n] and not known(effects[n][key])]
     for key in ("accuracy", "nats")
 }
 only_nats = [
@@ -1758,7 +1761,7 @@ both = [name for name in silent["accuracy"] if name in silent["nats"]]
 if len(seeds) > 1:
     print("not to be seen in accuracy, though in nats:", "; ".join(only_nats), "\n")
     print("not to be seen at all:", "; ".join(both))
-    print(f"that is {len(only_nats)} and {len(both)} of {len(effects)}")
+    print(f"that is {len(only_nats)} and {len(both)} of {len(mistakes)} mistakes")
 else:
     print("One seed does not tell what can be seen: take two or more.")
 
