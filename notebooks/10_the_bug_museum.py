@@ -474,7 +474,7 @@ display(
 )
 
 # %% [markdown]
-# A test at one temperature with one symmetric example would not either.
+# A test at one temperature with one symmetric example would see neither cost.
 #
 # **Caught by** `test_direction`. *An asymmetric example with a known value:* for teacher logits $(2, 0)$ and student logits $(0, 0)$ the forward
 # divergence is 0.3278 and the reverse one 0.4338. <!-- by definition -->
@@ -1031,6 +1031,8 @@ display(
 )
 
 # %% [markdown]
+# (The distance is itself a mean over tokens, which is what the right version trains for. It says what is lost where tokens are to count alike.)
+#
 # Padding in the denominator scales all gradients of a batch alike, Adam divides a constant scale out, and
 # in shuffled batches the scale is nearly constant. Under SGD, or with batches sorted by length, it would be a learning rate that depends on the padding.
 #
@@ -1569,7 +1571,8 @@ likes = {
     arm: max(runs, key=lambda rate, runs=runs: validation_accuracy(runs[rate]))
     for arm, runs in grid.items()
 }
-print("chosen by validation:", likes)
+at_edge = [arm for arm, rate in likes.items() if rate in (min(grid[arm]), max(grid[arm]))]
+print("chosen by validation:", likes, "at the edge of the grid:", ", ".join(at_edge) or "none")
 method = grid["distilled"][likes["distilled"]]
 baselines = {
     "tuned": grid["labels"][likes["labels"]],
@@ -1647,7 +1650,7 @@ assert late.isfinite() and slopes[0].isnan().any() and slopes[1].isfinite().all(
 #
 # ### Exhibit 14. Digits that a context manager takes away
 #
-# **Written:** the loss inside `torch.autocast`, beside the model. **Meant:** the model in half precision, the loss in full. Similarities of 300 are squared to 90,000, and float16
+# **Written:** the loss inside `torch.autocast`, beside the model. **Meant:** the model in half precision, the loss in full. Features of 300 have similarities of 90,000, and float16
 # ends at 65,504.
 
 # %%
@@ -1739,14 +1742,15 @@ show(
     figure,
     label="effects",
     caption=f"Wrong minus right, paired: {over_seeds(seeds)} (for the digits, {over_seeds(picture_seeds)}), sorted by the distance from the truth. Hollow: the interval "
-    "contains zero, or there is none, and the sign is not known. Green: a remedy, measured like a mistake. Purple: the student is the same, what is reported of it differs. Axes are linear near zero and logarithmic beyond.",
+    "contains zero, or there is none, and the sign is not known. Each interval is of its own pairs alone; a sentence above that pools the variance of several arms may know a sign that is hollow here. Green: a remedy, measured like a mistake. Purple: the student is the same, what is reported of it differs. Axes are linear near zero and logarithmic beyond.",
     alt="Two columns of dots with intervals, one row for each mistake: difference in accuracy on the left, difference in nats from the truth on the right, from "
     f"{order[0]} at the bottom to {order[-1]} at the top.",
 )
 
 # %%
+mistakes = [name for name in effects if name not in REMEDIES]
 silent = {
-    key: [n for n in effects if key in effects[n] and not known(effects[n][key])]
+    key: [n for n in mistakes if key in effects[n] and not known(effects[n][key])]
     for key in ("accuracy", "nats")
 }
 only_nats = [
@@ -1757,8 +1761,8 @@ only_nats = [
 both = [name for name in silent["accuracy"] if name in silent["nats"]]
 if len(seeds) > 1:
     print("not to be seen in accuracy, though in nats:", "; ".join(only_nats), "\n")
-    print("not to be seen at all:", "; ".join(both))
-    print(f"that is {len(only_nats)} and {len(both)} of {len(effects)}")
+    print("not to be seen at all, by their own pairs alone:", "; ".join(both))
+    print(f"that is {len(only_nats)} and {len(both)} of {len(mistakes)} mistakes")
 else:
     print("One seed does not tell what can be seen: take two or more.")
 

@@ -1,5 +1,7 @@
 """Prose that no cell makes: which sentences count, and how many each chapter may have."""
 
+import ast
+import re
 import sys
 from pathlib import Path
 
@@ -55,6 +57,25 @@ def test_solutions_are_prose_and_code_between_is_not():
 def test_a_chapter_has_no_more_sentences_that_no_cell_makes(chapter):
     found = prose.chapter_sentences(chapter)
     assert len(found) <= CEILINGS[int(chapter.stem[:2])], "say it by a statement of kdlab.study.statements:\n" + "\n".join(found)
+
+
+def forgotten(source: str) -> list[str]:
+    """Names in braces that an f-string would have filled, where a piece of one was written without its f."""
+    tree = ast.parse(source)
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    pieces = [piece.value for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for piece in node.values if isinstance(piece, ast.Constant)]
+    found = [match for piece in pieces for match in re.finditer(r"(?<![\\a-zA-Z^_])\{([A-Za-z]\w+)(:[^{}]*)?\}", piece)]
+    return [match[0] for match in found if match[1] in names]
+
+
+def test_a_forgotten_f_is_found():
+    assert forgotten('error = 1\nprint(f"{error} of " "{error:.0e}")') == ["{error:.0e}"]
+    assert forgotten('frac = 1\nprint(rf"{frac} \\frac{{frac}}{{2}} " "{other}")') == []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.stem)
+def test_no_piece_of_an_f_string_forgets_its_f(chapter):
+    assert forgotten(chapter.read_text()) == []
 
 
 def test_the_command_lists_them_and_the_report_counts(monkeypatch, capsys, tmp_path):
