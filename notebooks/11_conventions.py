@@ -108,7 +108,7 @@ table(
 # ## One batch, one temperature, one weight
 #
 # Sequences of different length, so that some positions are padding; one temperature; weight one. Libraries made for images know
-# no padding: they are given all positions in a row, as one would do.
+# no padding: they are given all positions in a row, as one would do. What is set is what a user sets: TRL's `GKDTrainer` keeps a temperature for sampling and takes its loss at $T=1$.
 
 # %%
 T, longest = temperature, max(lengths)
@@ -127,6 +127,7 @@ def make_batch(N=classes, lengths=lengths, seed=0):
 def teachers_part(library, z, t, real, T=T, beta=beta, labels=True):
     """What a library adds to the loss for the teacher, at weight one."""
     convention = CONVENTIONS[library]
+    T = 1.0 if library == "TRL GKD" else T  # its trainer does not hand the temperature on
     how = {"temperature": T, "beta": beta, "max_length": max_length}
     if convention.masked:
         return loss_as_in(library, z, t, mask=real, **how)
@@ -191,7 +192,7 @@ of_colour = {
 show(
     figure,
     label="sizes",
-    caption="The same logits, the same temperature, the same weight. Blue: the gradient points where ours does; vermilion: it does, but part of "
+    caption="The same logits, the same temperature set, the same weight. (TRL's GKD does not hand the temperature on: its loss is at $T=1$, see below.) Blue: the gradient points where ours does; vermilion: it does, but part of "
     "it is spent on padding; purple: it points elsewhere. The grey line is kdlab.",
     alt="Dots on a logarithmic axis, one a library, from the smallest gradient to the largest: "
     + ", ".join(f"{name} {cases[name][1]:.2g}" for name in order)
@@ -231,7 +232,7 @@ place = {
     "gradient": order[::-1].index("TextBrewer") + 1,
 }
 Markdown(
-    f"The {len(CONVENTIONS) - 1} libraries of the first table have **{len(losses)} losses** here: "
+    f"The {len(CONVENTIONS) - 1} rows of the first table beside kdlab's are **{len(losses)} losses** here: "
     + "; ".join(" = ".join(group) for group in losses)
     + f". With torchdistill's two branches they are {len(different(cases))}.\n\n"
     f"The values of the loss say little. TextBrewer's is number {place['value']} of {len(cases)} by size, since it is a cross-entropy, which contains the "

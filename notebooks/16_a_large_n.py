@@ -433,7 +433,7 @@ display(
 #
 # ## T² with thousands of classes
 #
-# Article A's claim A5 says that $T^2$ keeps the soft loss's pull constant beside the hard one. For images {doc}`03_why_t_squared` gave the verdict. Here are the same curves for tokens: the teacher's logits, and those of a student
+# Article A's claim A5 says that $T^2$ keeps the soft loss's pull roughly constant beside the hard one. For images {doc}`03_why_t_squared` gave the verdict. Here are the same curves for tokens: the teacher's logits, and those of a student
 # before and after a short training on the text. The gradients are taken by the student's logits at a position; the hard one, $q - y$, has no $T$.
 
 # %%
@@ -988,7 +988,7 @@ def section(arms, control, label, what):
 # %% [markdown]
 # ### The temperature
 #
-# Two questions in one figure: does heat cost bits per byte, as the tail's mass would let one fear? And is a hot student still closer to its teacher at $T=1$, where it is used?
+# Two questions in one figure: does heat cost bits per byte, as the tail's mass would let one fear? And is a hot student still closer to its teacher at $T=1$, where it is used? The weight is 0.9 at every temperature, so that heat changes two things: what the target stresses, and, as far as $T^2$ does not hold it (see the figure on A5), the balance between teacher and labels. <!-- by definition -->
 
 # %% tags=["hide-input"]
 section(HEAT, "kd", "heat", "the temperature")
@@ -1001,7 +1001,7 @@ for study in (small, large):
 # ### The weight
 #
 # Article B's claim B2: the weight of the soft loss is “typically set very high, often 0.9 to 0.99”, and in language models 1 “during the initial stages”. For images it was asked in {doc}`13_temperature_and_weight`. For tokens: no teacher at all, an even split, the default 0.9, the teacher alone, and a
-# weight that falls from one to zero in the course of training, which is the article's sentence carried to its end.
+# weight that falls from one to zero in the course of training, which is one reading of “initial stages”: the article does not say what comes after them.
 
 # %% tags=["hide-input"]
 section(WEIGHT, "kd", "weight", "the weight of the soft targets")
@@ -1025,7 +1025,7 @@ for study in (small, large):
 # %% [markdown]
 # ### N times the loss
 #
-# The arm `timesN` is `soft1` with the loss multiplied by the size of the vocabulary, at the same learning rate. The recipe is AdamW with clipping. If explosion were a property of the loss, it would show here; by the sections above nothing should happen but that every step is clipped.
+# The arm `timesN` is `soft1` with the loss multiplied by the size of the vocabulary, at the same learning rate. The recipe is AdamW with clipping. If explosion were a property of the loss, it would show here; by the sections above nothing should happen but that every step is clipped. The margin is 0.05 bits per byte, five times that of the weights, since an explosion is asked for and no small cost. <!-- by definition -->
 
 # %% tags=["hide-input"]
 section(["timesN"], "soft1", "times-n", "N times the loss, against soft targets alone")
@@ -1045,7 +1045,7 @@ display(
 # - The book's GPT has one weight for head and input embedding. What is said of the head alone is of a head alone, as in the live experiment.
 # - Synonyms are an exact construction, not a description of real vocabularies: larger ones have longer tokens, which changes the text's length in steps and what a step is about. It says what $1/N$ does *alone*.
 # - The curves by temperature are medians over positions, by the logits of one young student and one untrained; norms, not directions. The body of the live experiment is a single linear layer.
-# - The recorded runs are short, with one learning rate for all arms. It was tuned for the student alone, and not anew for each temperature.
+# - The recorded runs are short, with one learning rate for all arms. It was tuned for the student alone, and not anew for each temperature; nor was the weight, so that a part of heat's cost may be the balance's.
 #
 # ## Exercises
 #
