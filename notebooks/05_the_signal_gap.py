@@ -19,7 +19,7 @@
 
 # %% tags=["parameters"]
 profile = "cpu"  # or "gpu"
-printed: list[float] = [0.850, 0.020, 0.500, 0.420, 0.012, 0.300]  # KL at T = 1, when hot, and that times T²; the gradient's norm likewise
+printed: list[float] = [0.850, 0.020, 0.500, 0.420, 0.012, 0.300]  # KL at temperature 1, when hot, and that times T²; the gradient's norm likewise
 temperature: float = 5.0  # the hot one
 classes: int = 1000  # N of the table's problem
 images: int = 1500  # of the validation split, for real logits

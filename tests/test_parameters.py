@@ -86,6 +86,18 @@ def test_an_unknown_name_is_told_with_the_one_that_is_meant():
         check_names(declared(CELL), ["classes", "temperature"])
 
 
+@pytest.mark.parametrize("chapter", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda c: c.stem)
+def test_papermill_lists_what_a_chapter_declares(chapter):
+    """``papermill --help-notebook`` reads a line only if it has one sign of equality, in a comment too."""
+    from papermill.translators import PythonTranslator
+
+    from kdlab.study.chapters import read_chapter
+
+    (cell,) = (c for c in read_chapter(chapter).cells if "parameters" in c.metadata.get("tags", []))
+    found = {parameter.name: parameter.help for parameter in PythonTranslator.inspect(cell)}
+    assert found == {name: parameter.comment for name, parameter in declared_in(chapter).items()}
+
+
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     """A book of one chapter with the cell above; returns the chapter."""
