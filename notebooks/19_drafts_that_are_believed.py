@@ -521,7 +521,8 @@ per_prompt = {
     "expected from total variation": sum(s.expected for s in tried.values()).tolist(),
 }
 of_all = Quantity("tokens accepted after a prompt, all drafts together", digits=2)
-undecided("counted", "expected from total variation", 0.25, per_prompt, of_all, names={"counted": "the count"})
+by_prompt = replace(evidence(per_prompt, of_all), notes="prompts in the place of seeds")
+undecided("counted", "expected from total variation", 0.25, by_prompt, names={"counted": "the count"})
 
 # %% [markdown]
 # The package's tests ask the same with narrower error.
