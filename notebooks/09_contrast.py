@@ -1596,7 +1596,7 @@ display(
 
 # %% [markdown]
 # Where *afresh* is above *bank*, it is the candidates' *age* that takes the gain away: the same examples, embedded afresh, teach. See in the curves of weights above
-# whether a bank's harm grows with its weight, and at which weight validation leaves it: at the smallest of the grid an arm is all but *alone*, and to be within a margin of *alone* says no more than that no weight tried helps. The queue's networks are slow, which may be age under another name. CRD's two maps may agree on something that is not in the teacher's vectors: information shown is not accuracy.
+# whether a bank's harm grows with its weight, and at which weight validation leaves it. At the lower edge of its grid an arm is all but *alone*; to be within a margin of *alone* then says that no weight tried helps. <!-- by definition --> The queue's networks are slow, which may be age under another name. CRD's two maps may agree on something that is not in the teacher's vectors: information shown is not accuracy.
 #
 # How much is *number*? The next cell prints *batch* and *batch and stored* at equal weights, on the validation split; the sentence below it is about the test split, each at the weight that it has chosen.
 
@@ -1687,7 +1687,7 @@ ahead = above("CRD", ["alone", "batch, two maps"], lengths["long"], SLOW)
 display(behind, ahead, undecided("CRD", "afresh", 0.1, lengths["long"], SLOW))
 
 # %% [markdown]
-# Where the first two sentences hold, the order turns round: after the short training a bank's student is behind the one without a teacher's embeddings, after the longer one ahead of it, and ahead of the batch's in the same set-up. The third is about the control that matters, the bank's candidates embedded afresh: where it does not tell the two apart, nothing shows that the gain over the batch is the memory's, which then makes it cheaper. What one has measured of CRD at one length of training says
+# Where the first two sentences hold, the order turns round: after the short training a bank's student is behind the one without a teacher's embeddings, after the longer one ahead of it, and ahead of the batch's in the same set-up. The third is about the control that matters, the bank's candidates embedded afresh: where it does not tell the two apart, nothing shows that the gain over the batch is the memory's. What one has measured of CRD at one length of training says
 # nothing of another.
 #
 # ### False negatives
