@@ -1361,7 +1361,7 @@ table(
 
 # %% [markdown]
 # **By the forward KL.** Labels drawn from the truth are samples of the same objective as the forward KL, with their noise. Single runs of the others
-# can differ by factors, as the dots show, so logarithms are compared. First arms that it is ahead of, picked after the fact; then one sentence over all arms at once,
+# can differ by factors, as the dots show, so logarithms are compared (of labels the divergence itself, too). First arms that it is ahead of, picked after the fact; then one sentence over all arms at once,
 # which says whether anyone leads, and whom these seeds do not tell apart.
 
 # %%
@@ -1397,7 +1397,7 @@ Markdown(str(leads("forward KL", by_arm("accuracy"), points, among=eight_arms, n
 
 # %% [markdown]
 # **Confidence.** Where it is below the accuracy the student hedges, which is the honest answer of a network that cannot tell the classes
-# apart; above, it is overconfident.
+# apart; above, it is overconfident. The last sentence goes along four of the arms, which were picked after the fact.
 
 # %%
 confidence = Quantity("confidence − accuracy", "points", 100, 1)
