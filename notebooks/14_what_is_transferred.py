@@ -994,7 +994,7 @@ answer(
 # The numbers in the table of choosing are means over few seeds and carry noise themselves. How large the optimism is to be expected when the candidates are equal, and how it grows with their number, is the last exercise.
 
 # %% tags=["hide-input"]
-if study := decisive(lambda study: ("alone", *every(study), *kd_map(study), "crd+kd")):
+if study := decisive(lambda study: dict.fromkeys(("alone", *every(study), *kd_map(study), "crd+kd"))):
     gains = [against_parts(study, method) for method in PARTS if method in tuned(study)]
     arms = study.ready((*SINGLE, *COMBINED))
     combined = [arm for arm in COMBINED if arm in arms]

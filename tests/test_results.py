@@ -104,6 +104,7 @@ def test_what_an_arm_lacks_and_when_it_is_complete(tiny):
         note(spec, book, accuracy)
     found = results("tiny", book)
     assert found.complete(["alone"]) and slots(found, ["alone"], "students alone") == []
+    assert found.complete(["alone", "alone"]) and not found.lacking(["alone", "alone"]), "named twice it is one arm"
     assert not found.complete(["alone", "kd"]) and found.ready(["alone", "kd"]) == ["alone"]
     note(specs[4], book, 0.4)
     assert results("tiny", book).differences("kd", "alone") == {0: pytest.approx(0.3)}

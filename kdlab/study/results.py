@@ -59,7 +59,7 @@ class Results:
 
     def lacking(self, names: Collection[str]) -> int:
         """How many of these arms' runs have no record yet."""
-        return self.planned(names) - len(self.all(names))
+        return self.planned(names) - len(self.all(dict.fromkeys(names)))  # one that is named twice is one arm
 
     def ready(self, names: Collection[str]) -> list[str]:
         """Those of the arms that have a mean: at least two runs that did not diverge."""
