@@ -15,7 +15,7 @@ from kdlab.study.parameters import declared_in
 OTHER = {
     1: {"temperatures": [0.5, 1.0, 3.0, 8.0], "teacher_examples": 1000, "sizes": [64], "lengths": [20], "seeds": [3]},
     2: {"classes": 70, "kept": 7, "betas": [0.3], "temperatures": [1.0, 20.0], "seed": 3},
-    3: {"temperatures": [2.0, 5.0, 20.0], "hot": [5.0, 50.0, 500.0], "classes": 70, "train_images": 320, "seed": 3},
+    3: {"temperatures": [2.0, 6.0, 20.0], "hot": [5.0, 50.0, 500.0], "classes": 70, "train_images": 320, "seed": 3},
     4: {"sizes": [20, 300], "temperature": 2.0, "temperatures": [1.0, 2.0, 50.0], "steps": 5, "seed": 3},
     5: {"printed": [0.5, 0.03, 0.27, 0.3, 0.02, 0.18], "temperature": 3.0, "classes": 70, "images": 200, "seed": 3},
     6: {"seeds": [2], "alpha": 0.7, "live_images": 128, "live_epochs": 1, "live_test": 300},
@@ -59,6 +59,7 @@ def said(executed) -> str:
     outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
     texts = [o.get("text", "") or o["data"].get("text/html", o["data"].get("text/plain", "")) for o in outputs]
     words = re.sub(r"<svg[^>]*?aria-label=\"([^\"]*)\".*?</svg>", r"\1 ", "\n".join(texts), flags=re.DOTALL)
+    words = re.sub(r"<(script|style)\b.*?</\1>", " ", words, flags=re.DOTALL)
     return html.unescape(re.sub(r"<[^>]+>", " ", words)).replace("{,}", ",")
 
 
