@@ -168,7 +168,7 @@ def run_plan(
         say: called with lines for people.
         stop: asked before each step, besides the budget.
         data: data sets by name that are loaded already; others are added.
-        graphs: as in :func:`~kdlab.training.fit_together`.
+        graphs: as in :func:`~kdlab.training.loop.fit_together`.
 
     Raises:
         PlanError: if a teacher is missing that the specs do not make.
