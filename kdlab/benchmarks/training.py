@@ -62,7 +62,7 @@ def recipe(settings: Settings) -> Recipe:
 def kdlab_round(
     settings: Settings, pair: tuple[str, str], objective: Objective, *, seeds: Sequence[int] = (0,)
 ) -> Callable[[], float]:
-    """A function that trains a student for each seed beside one teacher by :func:`~kdlab.training.fit_together`, and times an epoch.
+    """A function that trains a student for each seed beside one teacher by :func:`~kdlab.training.loop.fit_together`, and times an epoch.
 
     An epoch of ``settings.steps`` steps warms up, and a second one is timed, all that ``fit_together`` does between two
     epochs included. Students, teacher and what the objective learns go on from round to round.
