@@ -19,7 +19,7 @@ from .divergences import _kl
 from .reduction import reduce
 from .response import _squared
 from .softening import classes_last, full_precision
-from .terms import Term, _options, _Softened
+from .terms import Term, _OfLabels, _Softened
 
 
 def binary_soft_targets(
@@ -165,17 +165,8 @@ def _labels(logits, mask, name="student_logits", shape=None):
     return full_precision(logits), counted, examples
 
 
-class BinaryCrossEntropy(Term):
+class BinaryCrossEntropy(_OfLabels):
     """Labels that do not exclude each other, ``(B, L)``: :func:`~kdlab.objectives.binary.binary_cross_entropy`."""
-
-    needs_teacher = False
-
-    def __init__(self, class_axis: int | None = None):
-        super().__init__()
-        self.class_axis = class_axis
-
-    def extra_repr(self):
-        return _options(class_axis=self.class_axis)
 
     def forward(self, *, student_logits, labels, mask=None, count=None, **_):
         check_present(labels)

@@ -359,8 +359,8 @@ def _options(**given):
     return ", ".join(f"{name}={_shown(value)}" for name, value in given.items() if value is not None)
 
 
-class CrossEntropy(Term):
-    """Labels at temperature one, class indices or probabilities: :func:`~kdlab.objectives.response.cross_entropy`."""
+class _OfLabels(Term):
+    """A term that holds the student against labels alone."""
 
     needs_teacher = False
 
@@ -370,6 +370,10 @@ class CrossEntropy(Term):
 
     def extra_repr(self):
         return _options(class_axis=self.class_axis)
+
+
+class CrossEntropy(_OfLabels):
+    """Labels at temperature one, class indices or probabilities: :func:`~kdlab.objectives.response.cross_entropy`."""
 
     def forward(self, *, student_logits, labels, mask=None, count=None, **_):
         return response.cross_entropy(
@@ -560,20 +564,11 @@ class LogitMSE(Term):
         return response.logit_mse(student_logits, teacher_logits.detach(), centred=self.centred, **how)
 
 
-class SquaredError(Term):
+class SquaredError(_OfLabels):
     r""":math:`\frac1N\sum (z_i - y_i)^2` of outputs and labels that are numbers: :func:`~kdlab.objectives.response.squared_error`.
 
     Beside it, :class:`LogitMSE` matches the outputs of a teacher, of one output too.
     """
-
-    needs_teacher = False
-
-    def __init__(self, class_axis: int | None = None):
-        super().__init__()
-        self.class_axis = class_axis
-
-    def extra_repr(self):
-        return _options(class_axis=self.class_axis)
 
     def forward(self, *, student_logits, labels, mask=None, count=None, **_):
         return response.squared_error(student_logits, labels, class_axis=self.class_axis, mask=mask, count=count)

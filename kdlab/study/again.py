@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .records import RecordError, find_record, headline, read_record
-from .run import checkpoint_path, load, run_together, stored_student
+from .run import checkpoint_path, load, run_together, stored_in
 from .runner import Clock, Progress, every_spec
 from .spec import Spec
 
@@ -90,9 +90,8 @@ def run_again(
 
 
 def _teacher(spec: Spec, places, num_classes: int):
-    for place in places:
-        if (model := stored_student(spec.teacher, place, num_classes)) is not None:
-            return model
+    if (model := stored_in(places, spec.teacher, num_classes)) is not None:
+        return model
     raise RecordError(
         f"{spec.name} needs its teacher {spec.teacher.name}, whose record and checkpoint are not both in {places[0]}: "
         f"{checkpoint_path(spec.teacher, places[0])} is made by the plan that has it."

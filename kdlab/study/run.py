@@ -129,6 +129,14 @@ def stored_student(spec: Spec, book: Path, num_classes: int) -> nn.Module | None
     return model.eval()
 
 
+def stored_in(places, spec: Spec, num_classes: int) -> nn.Module | None:
+    """The student of a spec from the first of several books that has it, else None."""
+    for place in places:
+        if (model := stored_student(spec, place, num_classes)) is not None:
+            return model
+    return None
+
+
 def run(spec: Spec, data: ImageData | TextData, **options) -> Run:
     """Train what ``spec`` says and measure it on the test split, once, after the last epoch.
 

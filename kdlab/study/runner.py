@@ -16,7 +16,7 @@ from ..training import Stopped
 from ..training.distributed import anywhere, by_the_first, rank_and_world
 from .plans import PLANS, specs_of
 from .records import RecordError, find_record, headline, read_record, record_path, write_taken
-from .run import checkpoint_path, load, run_together, stored_student
+from .run import checkpoint_path, load, run_together, stored_in
 from .spec import Spec
 
 #: A run is stopped so many seconds before its budget ends, to write its checkpoint.
@@ -296,9 +296,8 @@ def _taught(spec: Spec, places) -> bool:
 
 
 def _teacher(spec: Spec, places, num_classes: int):
-    for place in places:
-        if (model := stored_student(spec, place, num_classes)) is not None:
-            return model
+    if (model := stored_in(places, spec, num_classes)) is not None:
+        return model
     raise PlanError(f"{checkpoint_path(spec, places[-1])} is missing.")
 
 
