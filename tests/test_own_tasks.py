@@ -539,15 +539,15 @@ def digits():
 
 
 def test_a_study_of_ones_own_networks_and_data(tmp_path, monkeypatch):
-    (tmp_path / "nets_of_mine.py").write_text(OWN)
+    (tmp_path / "digits_of_mine.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     recipe = Recipe(epochs=1, batch_size=32, augment=False, schedule="constant", best_by="highest accuracy")
-    spec = Spec("mine", "alone", "nets_of_mine:digits", "nets_of_mine:small", CrossEntropy(), recipe)
+    spec = Spec("mine", "alone", "digits_of_mine:digits", "digits_of_mine:small", CrossEntropy(), recipe)
     assert run_plan([spec], book=tmp_path / "book") is not None
     found = find_record(spec, tmp_path / "book" / "records")
-    assert found["spec"]["student"] == "nets_of_mine:small" and found["parameters"] == 48 * 10 + 10
-    assert found["own_code"] == dict.fromkeys(["nets_of_mine:small", "nets_of_mine:digits"], sha256(tmp_path / "nets_of_mine.py"))
+    assert found["spec"]["student"] == "digits_of_mine:small" and found["parameters"] == 48 * 10 + 10
+    assert found["own_code"] == dict.fromkeys(["digits_of_mine:small", "digits_of_mine:digits"], sha256(tmp_path / "digits_of_mine.py"))
     assert found["selection"].startswith("the epoch of the highest accuracy on the validation split")
-    for student, sentence in (("nets_of_mine:large", "cannot be imported"), ("resnet9", "named by its import path")):
+    for student, sentence in (("digits_of_mine:large", "cannot be imported"), ("resnet9", "named by its import path")):
         with pytest.raises(ValueError, match=sentence):
-            run(replace(spec, student=student), replace(load("nets_of_mine:digits"), name=spec.data))
+            run(replace(spec, student=student), replace(load("digits_of_mine:digits"), name=spec.data))

@@ -3106,10 +3106,11 @@ def test_tokens_that_do_not_count_are_computed_and_weigh_nothing(monkeypatch, na
 
     def found():
         torch.manual_seed(2)
-        h, W, t, U = torch.randn(2, 6, 4).requires_grad_(), torch.randn(9, 4).requires_grad_(), torch.randn(2, 6, 5), torch.randn(9, 5)
-        total, _ = objective(student_logits=HeadLogits(h, W), teacher_logits=HeadLogits(t, U), labels=labels, mask=labels != -100)
+        h, W, b = (torch.randn(*shape).requires_grad_() for shape in ((2, 6, 4), (9, 4), (9,)))
+        t, U = torch.randn(2, 6, 5), torch.randn(9, 5)
+        total, _ = objective(student_logits=HeadLogits(h, W, b), teacher_logits=HeadLogits(t, U), labels=labels, mask=labels != -100)
         total.backward()
-        return total.detach(), h.grad, W.grad
+        return total.detach(), h.grad, W.grad, b.grad
 
     expected = found()
     monkeypatch.setattr("kdlab.objectives.vocabulary.on_host", lambda mask: False)
