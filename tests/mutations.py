@@ -254,6 +254,20 @@ MUTATIONS = [
         "test_direction[JSD]",
     ),
     Mutation(
+        "reverse KL goes from the teacher",
+        DIVERGENCES,
+        "return _reduced(_kl(log_q, log_p), mask, reduction, count)",
+        "return _reduced(_kl(log_p, log_q), mask, reduction, count)",
+        "test_direction[reverse KL]",
+    ),
+    Mutation(
+        "skewed forward KL goes from the student",
+        DIVERGENCES,
+        "_reduced(_skewed(log_p, log_q, skew)",
+        "_reduced(_skewed(log_q, log_p, skew)",
+        "test_direction[skewed forward KL]",
+    ),
+    Mutation(
         "skewed reverse KL goes from the teacher",
         DIVERGENCES,
         "_reduced(_skewed(log_q, log_p, skew)",

@@ -72,7 +72,11 @@ TERMS = {
     "decoupled": partial(DecoupledKD, 1.0, 8.0),
     "spread": SpreadSoftTargets,
 }
-TERMS |= {name: term for name, term in TERM_OF.items() if term is not None and not any(term is of_term(make) for make in TERMS.values())}
+TERMS |= {
+    name: (lambda T, term=term: term(temperature=T))
+    for name, term in TERM_OF.items()
+    if term is not None and not any(term is of_term(make) for make in TERMS.values())
+}
 every_term = pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in TERMS.items()])
 
 
