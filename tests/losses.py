@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from kdlab.objectives import (
     cross_entropy,
     decoupled_kd,
-    dist,
+    dist_loss,
     distillation_loss,
     divergences,
     forward_kl,
@@ -115,7 +115,7 @@ def centred_error(z, t, y, **options):
 
 
 def correlation(z, t, y, *, temperature=2.0, **options):
-    return dist(z, t, temperature=temperature, **options)
+    return dist_loss(z, t, temperature=temperature, **options)
 
 
 def of_logits(divergence, z, t, y, *, temperature=2.0, **options):

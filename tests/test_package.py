@@ -1,4 +1,5 @@
 import ast
+import builtins
 import importlib
 import inspect
 import os
@@ -248,3 +249,71 @@ def test_every_target_of_make_is_made_from_a_fresh_clone(target, tmp_path):
     assert steps.returncode == 0, steps.stderr
     if target not in ("lock", "clean"):
         assert "-m venv" in steps.stdout
+
+
+# What is public, and what goes
+
+PAGE = (ROOT / "book/api.md").read_text(encoding="utf-8")
+#: Of each module on the API page, the members that are shown; none named are all.
+SHOWN = {
+    module: set(re.findall(r"\w+", members))
+    for module, members in re.findall(r"automodule:: (kdlab[\w.]*)\n   :members:(.*)\n", PAGE)
+}
+
+
+def shown(name: str, module: str) -> bool:
+    return module in SHOWN and (not SHOWN[module] or name in SHOWN[module])
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "theory"])
+def test_the_api_page_shows_all_that_is_public(room):
+    things = {name: getattr(importlib.import_module(f"kdlab.{room}"), name) for name in importlib.import_module(f"kdlab.{room}").__all__}
+    lacking = [
+        f"{thing.__module__}.{name}" for name, thing in things.items() if not (shown(name, thing.__module__) or shown(name, f"kdlab.{room}"))
+    ]
+    assert not lacking, f"not in book/api.md: {', '.join(lacking)}"
+
+
+#: What others are called by convention where kdlab is used.
+USUAL = {"F", "data", "dist", "mp", "nn", "np", "optim", "pd", "plt", "torch"}
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "theory"])
+def test_all_of_a_room_can_be_imported_beside_what_is_usual(room):
+    """``from kdlab.objectives import *`` replaced ``torch.distributed as dist``."""
+    names = set(importlib.import_module(f"kdlab.{room}").__all__)
+    assert not names & (USUAL | set(dir(builtins)) | sys.stdlib_module_names)
+
+
+def deprecations():
+    """Of each DeprecationWarning in the code: the earlier name, what takes its place, and the version in which it ends."""
+    for path, tree in parsed(PACKAGE).items():
+        for call in ast.walk(tree):
+            if isinstance(call, ast.Call) and any(getattr(part, "id", "") == "DeprecationWarning" for part in call.args):
+                said = re.fullmatch(r"([\w.]+) is (\w+) since ([\d.]+), and ends with ([\d.]+)\.", ast.literal_eval(call.args[0]))
+                assert said, f"{path.name}, line {call.lineno}: “NAME is OTHER since VERSION, and ends with VERSION.”"
+                yield said.groups()
+
+
+def test_the_table_of_deprecations_is_that_of_the_code():
+    table = re.findall(r"^\| `([\w.]+)` \| `(\w+)` \| ([\d.]+) \| ([\d.]+) \|$", PAGE, re.MULTILINE)
+    assert sorted(deprecations()) == sorted(table) and table
+    for name, instead, _, _ in table:
+        room = importlib.import_module(name.rpartition(".")[0])
+        assert hasattr(room, name.rpartition(".")[2]) and instead in room.__all__ and name.rpartition(".")[2] not in room.__all__
+
+
+def test_what_has_ended_is_gone():
+    """A name that ends with a version is not in it."""
+    version, *ends = ([int(part) for part in re.findall(r"\d+", x)] for x in (kdlab.__version__, *(until for *_, until in deprecations())))
+    assert all(version < end for end in ends)
+
+
+def test_an_earlier_name_still_works_and_says_so():
+    import torch
+
+    from kdlab import objectives
+
+    z, t = torch.randn(2, 3, 4)
+    with pytest.warns(DeprecationWarning, match="is dist_loss since"):
+        assert torch.equal(objectives.dist(z, t, temperature=2.0), objectives.dist_loss(z, t, temperature=2.0))

@@ -74,7 +74,7 @@ from kdlab.objectives import (
     binary_soft_targets,
     cross_entropy,
     decoupled_kd,
-    dist,
+    dist_loss,
     distillation_loss,
     entropy,
     forward_kl,
@@ -190,7 +190,7 @@ MEANS = LOSSES | {  # everything that is a mean over positions; hidden states ar
     "hidden MSE": without_labels(hidden_mse),
     "hidden cosine": without_labels(hidden_cosine),
 }
-MASKED = MEANS | {"DIST": without_labels(dist)}
+MASKED = MEANS | {"DIST": without_labels(dist_loss)}
 
 each_divergence = pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=DIVERGENCES)
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -235,7 +235,7 @@ def as_function(term):
         without_labels(soft_targets),
         partial(distillation_loss, soft_weight=1),
         partial(decoupled_kd),
-        without_labels(dist),
+        without_labels(dist_loss),
         *(as_function(term) for term in (SoftTargets, PermutedSoftTargets, DecoupledKD, DIST)),
     ],
     ids=["soft targets", "hard and soft", "decoupled", "DIST", "SoftTargets", "Permuted", "DecoupledKD", "DIST()"],
@@ -1931,7 +1931,7 @@ def every_default():
 
     texts = {"student_logits": z[:, None], "teacher_logits": t[:, None], "labels": y[:, None]}
     return {
-        **{f.__name__: of_logits(f) for f in (*DECLARED.values(), soft_targets, logit_mse, dist)},
+        **{f.__name__: of_logits(f) for f in (*DECLARED.values(), soft_targets, logit_mse, dist_loss)},
         **{term.__name__: lambda term=term: term()(student_logits=z, teacher_logits=t) for term in declared_terms()},
         **{f.__name__: of_layers(f) for f in (
             hidden_mse, hidden_cosine, rkd_distance, rkd_angle, similarity_preserving, info_nce)},
@@ -2078,7 +2078,7 @@ EVERY_LOSS = {
         "forward KL": forward_kl, "reverse KL": reverse_kl, "skewed forward KL": skewed_forward_kl,
         "skewed reverse KL": skewed_reverse_kl, "JSD": generalised_jsd, "total variation": total_variation,
         "acceptance": negative_log_acceptance, "soft targets": soft_targets, "squared error": logit_mse,
-        "centred error": partial(logit_mse, centred=True), "DIST": dist,
+        "centred error": partial(logit_mse, centred=True), "DIST": dist_loss,
         **{name: f for name, f in DECLARED.items() if name in DIVERGENCES},
         "JSD at its end": partial(generalised_jsd, beta=1.0, scaled=True), "zero": partial(skewed_forward_kl, skew=1.0),
         "shapes": lambda z, t, **how: SoftTargets(standardised=True)(student_logits=z, teacher_logits=t, **how),
@@ -2313,7 +2313,7 @@ def test_temperatures_are_one_a_distribution():
     for shape in ((3, 1), (4, 1), (1, 4, 3, 1)):
         T = good.new_ones(shape)
         T.view(-1)[0] = 2
-        for loss in (soft_targets, dist):
+        for loss in (soft_targets, dist_loss):
             assert "not one a distribution" in refusal(lambda loss=loss, T=T: loss(z, t, temperature=T))
         assert "not one a distribution" in refusal(lambda T=T: soften(z, T))
     assert "not one a distribution" in refusal(lambda: soften(z[0, :1], good[:, None]))

@@ -35,7 +35,7 @@ from kdlab.objectives import (
     TotalVariation,
     cross_entropy,
     decoupled_kd,
-    dist,
+    dist_loss,
     distillation_loss,
     forward_kl,
     generalised_jsd,
@@ -70,7 +70,7 @@ FUNCTIONS = {
     ),
     LogitMSE: lambda z, t, y, **how: logit_mse(z, t, **how),
     DecoupledKD: lambda z, t, y, **how: decoupled_kd(z, t, y, **how),
-    DIST: lambda z, t, y, count=None, **how: dist(z, t, **how),
+    DIST: lambda z, t, y, count=None, **how: dist_loss(z, t, **how),
     PermutedSoftTargets: lambda z, t, y, **how: soft_targets(
         z, permute_dark_knowledge(t, y.clamp(min=0)), **how
     ),

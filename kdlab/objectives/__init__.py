@@ -34,7 +34,8 @@ from .relational import rkd_angle, rkd_distance, similarity_preserving
 from .response import (
     cross_entropy,
     decoupled_kd,
-    dist,
+    dist,  # noqa: F401 (goes with 0.4.0)
+    dist_loss,
     distillation_loss,
     logit_mse,
     permute_dark_knowledge,
@@ -124,7 +125,7 @@ __all__ = [
     "binary_soft_targets",
     "cross_entropy",
     "decoupled_kd",
-    "dist",
+    "dist_loss",
     "distillation_loss",
     "entropy",
     "forward_kl",

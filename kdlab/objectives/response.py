@@ -2,10 +2,12 @@ r"""Response-based objectives: match what the teacher says about the classes.
 
 Convention of the whole file: :math:`p = \operatorname{softmax}(t/T)` is the teacher, :math:`q =
 \operatorname{softmax}(z/T)` the student, :math:`z` and :math:`t` their logits, :math:`y` the label. What the literature
-scales by :math:`T^2` is scaled here (:func:`soft_targets`, :func:`decoupled_kd`, :func:`dist`); bare divergences are in
+scales by :math:`T^2` is scaled here (:func:`soft_targets`, :func:`decoupled_kd`, :func:`dist_loss`); bare divergences are in
 :mod:`kdlab.objectives.divergences` and are not. ``temperature``, ``mask``, ``count``, ``reduction`` and ``class_axis``, the
 result's type and the errors are those of :func:`~kdlab.objectives.divergences.forward_kl`.
 """
+
+import warnings
 
 import torch
 from torch import Tensor
@@ -359,7 +361,7 @@ def _decoupled(logits, labels, temperature):
     return torch.cat([log_q.gather(-1, true), rest], -1), log_softmax(other, temperature)
 
 
-def dist(
+def dist_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     *,
@@ -390,7 +392,7 @@ def dist(
     Source: Huang et al. (2022), section 3; the factor :math:`T^2` is that of their code.
 
     >>> z = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 1.0]])
-    >>> dist(z, z).abs() < 1e-6, dist(z, -z) > 1
+    >>> dist_loss(z, z).abs() < 1e-6, dist_loss(z, -z) > 1
     (tensor(True), tensor(True))
     """
     student, teacher, temperature = prepared(
@@ -406,6 +408,12 @@ def dist(
     intra = (1 - _correlation(*rows, 0, counts)).where(named, 0.0).sum() / named.sum()
     squared = (_squared(temperature) * counted).sum() / counted.sum()
     return inter_weight * inter + intra_weight * squared * intra
+
+
+def dist(*logits, **options) -> Tensor:
+    """The earlier name of :func:`dist_loss`, which is that of ``torch.distributed`` in most code of the field."""
+    warnings.warn("kdlab.objectives.dist is dist_loss since 0.2.0, and ends with 0.4.0.", DeprecationWarning, stacklevel=2)
+    return dist_loss(*logits, **options)
 
 
 def _correlation(a, b, dim, weight=1.0):

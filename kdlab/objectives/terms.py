@@ -598,7 +598,7 @@ class DecoupledKD(_Softened):
 
 
 class DIST(_Softened):
-    """Correlation between classes and between examples: :func:`~kdlab.objectives.response.dist`.
+    """Correlation between classes and between examples: :func:`~kdlab.objectives.response.dist_loss`.
 
     It compares the examples of a batch with each other, and so needs each batch as a whole: ``count`` is not looked at.
     """
@@ -619,7 +619,7 @@ class DIST(_Softened):
 
     @staticmethod
     def function(student_logits, teacher_logits, *, count=None, **how):
-        return response.dist(student_logits, teacher_logits, **how)
+        return response.dist_loss(student_logits, teacher_logits, **how)
 
 
 class PermutedSoftTargets(SoftTargets):
