@@ -2,18 +2,59 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+#: Whatever is older than this, in seconds, and belongs to no process was left by one that was killed.
+_LEFT = 60.0
+
+
+@contextmanager
+def _scratch(path: Path):
+    """A folder beside ``path``, locked as long as its process lives. Those that killed processes have left are removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.iterdir():
+        if re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.part", left.name):
+            with suppress(OSError), _lock(left):  # taken by none: its process is gone
+                if time.time() - left.stat().st_mtime > _LEFT:
+                    shutil.rmtree(left)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    with ExitStack() as held:
+        held.callback(shutil.rmtree, scratch, ignore_errors=True)
+        with suppress(OSError):  # where folders cannot be locked, none is taken for left
+            held.enter_context(_lock(scratch))
+        yield scratch
+
+
+@contextmanager
+def _lock(folder: Path):
+    """Hold the lock of a folder; an OSError where another process has it, or there are no locks."""
+    if fcntl is None:
+        raise OSError("no locks on this system")
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager
 def atomic_write(path):
     """Yield a temporary path beside ``path``; move it there only if the block succeeds.
 
-    A reader sees the old file or the new one, never a part. If the block fails (killed, disk full), the
-    old file stays and the temporary one is removed.
+    A reader sees the old file or the new one, never a part. If the block fails (disk full), the old file stays and the temporary
+    one is removed; if the process is killed, the next that writes ``path`` removes it.
 
     >>> import tempfile, pathlib
     >>> target = pathlib.Path(tempfile.mkdtemp()) / "a.txt"
@@ -23,30 +64,24 @@ def atomic_write(path):
     'whole'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    part = Path(part)
-    try:
+    with _scratch(path) as scratch:
+        (part := scratch / "part").touch()
         yield part
         with part.open("rb") as f:
             os.fsync(f.fileno())
         part.chmod(0o644)
         part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path):
     """Yield an empty folder beside ``path``; move it there only if the block succeeds.
 
-    If another process has made ``path`` meanwhile, its folder stays and this one is dropped.
+    If another process has made ``path`` meanwhile, its folder stays and this one is dropped. What a killed process has left is removed
+    by the next.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
+    with _scratch(path) as scratch:
         (part := scratch / path.name).mkdir()  # the scratch folder is its owner's alone, and this one is not
         yield part
         try:
@@ -54,8 +89,6 @@ def atomic_folder(path):
         except OSError:
             if not path.is_dir():
                 raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def writable(folder):

@@ -17,10 +17,10 @@ from kdlab.objectives import total_variation
 V, CONTEXT = 13, 24
 
 
-def gpt(seed, *, vocabulary=V, width=16, layers=2, sharp=8):
+def gpt(seed, *, vocabulary=V, width=16, layers=2, sharp=8, context=CONTEXT):
     """A model whose distributions are neither even nor certain."""
     torch.manual_seed(seed)
-    model = GPT(vocabulary, width=width, layers=layers, heads=2, context=CONTEXT)
+    model = GPT(vocabulary, width=width, layers=layers, heads=2, context=context)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(sharp if p.ndim > 1 else 1)
@@ -54,6 +54,19 @@ def test_at_temperature_zero_the_text_is_the_verifier_s_whatever_the_draft(
     assert (found.accepted <= found.tested).all() and (found.tested <= found.calls * draft_length).all()
 
 
+@pytest.mark.parametrize("draft_length", [1, 4, 30])
+@pytest.mark.parametrize("tokens", [19, 20])
+def test_a_text_reaches_to_the_end_of_the_context(draft_length, tokens):
+    """Where the longest row leaves room for fewer tokens, or none; rows that ended before stay as they are."""
+    verifier, draft, prompts, lengths = gpt(0), gpt(1, width=8, layers=1), text(3, 5), torch.tensor([5, 2, 4])
+    for stop in (None, 3):
+        how = {"tokens": tokens, "lengths": lengths, "temperature": 0, "stop": stop}
+        found = speculate(verifier, draft, prompts, draft_length=draft_length, **how)
+        assert found.text.tolist() == generate(verifier, prompts, **how).tolist()
+        with pytest.raises(ValueError, match="more than the verifier's context"):
+            speculate(verifier, draft, prompts, **how | {"tokens": 21})
+
+
 LETTERS, DRAWN, LENGTH = 3, 20_000, 3
 
 
@@ -71,13 +84,19 @@ def exactly(model, prompt):
     return log_p.gather(2, texts[..., None]).sum((1, 2)).exp()
 
 
-LETTERED = (*(gpt(seed, vocabulary=LETTERS, sharp=6) for seed in (4, 5)), text(1, 2, vocabulary=LETTERS))
+def lettered(context=CONTEXT):
+    return *(gpt(seed, vocabulary=LETTERS, sharp=6, context=context) for seed in (4, 5)), text(1, 2, vocabulary=LETTERS)
 
 
-@pytest.mark.parametrize(("draft_length", "stop_below"), [(1, 0.0), (2, 0.0), (3, 0.0), (3, 0.4)])
-def test_texts_have_the_verifier_s_distribution(draft_length, stop_below):
-    """χ² over all texts of three letters. What the draft alone would write is refused by the same test: it has the power."""
-    verifier, draft, prompt = LETTERED
+LETTERED = lettered()
+
+
+@pytest.mark.parametrize(
+    ("draft_length", "stop_below", "context"), [(1, 0.0, CONTEXT), (2, 0.0, CONTEXT), (3, 0.0, CONTEXT), (3, 0.4, CONTEXT), (3, 0.0, 4), (2, 0.0, 5)]
+)
+def test_texts_have_the_verifier_s_distribution(draft_length, stop_below, context):
+    """χ² over all texts of three letters, to the end of a context too. What the draft alone would write is refused by the same test: it has the power."""
+    verifier, draft, prompt = lettered(context)
     generator = torch.Generator().manual_seed(draft_length)
     found = speculate(
         verifier, draft, prompt.expand(DRAWN, -1), tokens=LENGTH, draft_length=draft_length, stop_below=stop_below,
@@ -202,7 +221,7 @@ def test_a_free_draft_brings_tokens_per_call_and_a_dear_one_slows_down():
         ({"prompts": text(2, 0)}, "at least one prompt, of at least one token"),
         ({"lengths": torch.tensor([0, 2])}, "lengths are one a prompt, from 1"),
         ({"draft": gpt(1, vocabulary=7)}, "a draft has the verifier's 13 tokens; this one has a vocabulary of 7"),
-        ({"tokens": 18}, "a prompt of 3 tokens, 18 to write and 4 to propose are more than the verifier's context of 24"),
+        ({"tokens": 23}, "a prompt of 3 tokens and 23 to write are more than the verifier's context of 24"),
         ({"draft_length": 0}, "a draft proposes a whole number of tokens, at least one, not 0"),
         ({"draft_length": 2.5}, "a whole number of tokens, at least one, not 2.5"),
         ({"stop_below": 1.5}, "stop_below is a probability"),

@@ -1,14 +1,12 @@
 """Where data live, and how they get there: checksummed, whole or not at all."""
 
 import os
-import shutil
 import sys
 import tarfile
-import tempfile
 import warnings
 from pathlib import Path
 
-from ..files import atomic_write, note_read
+from ..files import atomic_folder, atomic_write, note_read
 
 
 class DataError(RuntimeError):
@@ -56,19 +54,15 @@ def fetch_archive(url: str, known_hash: str, name: str, *, download: bool = True
     if target.is_dir():
         return target
     pooch = _downloader(target, download)
-    scratch = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{name}."))
-        archive = pooch.retrieve(url, known_hash, fname="archive", path=scratch, downloader=_http(pooch))
-        with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data")
-        (scratch / name).rename(target)
+        with atomic_folder(target) as part:
+            archive = pooch.retrieve(url, known_hash, fname="archive", path=part.parent, downloader=_http(pooch))
+            with tarfile.open(archive) as tar:
+                tar.extractall(part.parent, filter="data")
+            if not any(part.iterdir()):
+                raise DataError(f"the archive has no folder {name}")
     except Exception as error:
         raise _could_not(name, url, error) from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 

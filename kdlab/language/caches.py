@@ -23,7 +23,17 @@ KINDS = ("sampled", "top-k", "top-k-rest")
 
 
 def text_checksum(tokens: Tokens) -> str:
-    """SHA-256 of the blocks of a text: what a cache belongs to."""
+    """SHA-256 of the blocks of a text: what a cache belongs to. Computed once, and again after its tensors have changed in place."""
+    held = (tokens.labels, tokens.blocks, tokens.token_bytes)
+    state = None if any(tensor.is_inference() for tensor in held) else [tensor._version for tensor in held]  # which counts such changes
+    known = vars(tokens).get("_checksum")
+    if known is None or state is None or known[0] != state:
+        known = state, _text_checksum(tokens)
+        vars(tokens)["_checksum"] = known
+    return known[1]
+
+
+def _text_checksum(tokens: Tokens) -> str:
     digest = hashlib.sha256(f"{tokens.context} {tokens.stride} {len(tokens.token_bytes)}".encode())
     for tensor in (tokens.blocks, tokens.labels):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())

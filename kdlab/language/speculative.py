@@ -116,15 +116,14 @@ def speculate(
         verifier, draft: of one vocabulary, as for ``generate``; or the draft is a
             :class:`~kdlab.models.multi_token.MultiToken`, and the verifier its ``trunk``.
         draft_length: :math:`\gamma`, how many tokens a round proposes, at most; None is 4, or as many as there are modules if
-            these are fewer.
+            these are fewer. At the end of a context it is what the longest row leaves room for, for all rows.
         stop_below: a row proposes no more in a round after a token to which the draft itself gave less than this; at
             ``temperature=0``, less at temperature one.
         prompts, tokens, lengths, generator, stop: as for ``generate``.
         temperature: of both models.
 
     Raises:
-        ValueError: as ``generate``; for models of different vocabularies, or no token to propose; and where what the last round
-            proposes goes beyond the context of a model.
+        ValueError: as ``generate``, of the context of either model; for models of different vocabularies, or no token to propose.
         TypeError, FloatingPointError: as ``generate``.
 
     >>> from kdlab.models import GPT
@@ -152,11 +151,9 @@ def speculate(
     lengths = check_prompts(prompts, lengths, tokens, temperature)
     batch, width = prompts.shape
     for name, model in (("verifier", verifier), ("draft", draft)):
-        if width + tokens + draft_length > model.context:
-            raise ValueError(
-                f"a prompt of {width} tokens, {tokens} to write and {draft_length} to propose are more than the {name}'s context of "
-                f"{model.context}."
-            )
+        if width + tokens > model.context + 1:  # the last is not read
+            raise ValueError(f"a prompt of {width} tokens and {tokens} to write are more than the {name}'s context of {model.context}.")
+    room = min(verifier.context, draft.context)
     begin, end, rows = lengths, lengths + tokens, torch.arange(batch, device=prompts.device)
     written = F.pad(blank_after(prompts, lengths), (0, tokens + draft_length + 1))
     counts = torch.zeros(4, batch, device=prompts.device)
@@ -171,18 +168,19 @@ def speculate(
         end = end.minimum(_ended(written, begin, (lengths + 1).minimum(end), stop))
         lengths = (lengths + 1).minimum(end)
         while (open_rows := lengths < end).any():
-            proposed, q, count = _propose(
-                proposer, written, lengths, draft_length, stop_below, temperature, generator
-            )
-            cache.rewind(lengths - 1)
-            last = written[rows, lengths - 1]
+            if width + tokens + draft_length > room:  # never more again: a draft has not read what was written without it
+                draft_length = min(draft_length, room - int(lengths[open_rows].max()))
+            at = lengths.clamp(max=room - draft_length)  # of rows that have ended, a place where there is room
+            proposed, q, count = _propose(proposer, written, at, draft_length, stop_below, temperature, generator)
+            cache.rewind(at - 1)
+            last = written[rows, at - 1]
             output = verifier(torch.cat([last[:, None], proposed], 1), cache)
-            proposer.see(output, lengths - 1)
+            proposer.see(output, at - 1)
             p = probabilities(all_logits(output), temperature, "the verifier")
             accepted, following, tested, expected = _believe(p, q, proposed, count, generator)
-            places = lengths[:, None] + torch.arange(proposed.shape[1], device=prompts.device)
-            written.scatter_(1, places, proposed)
-            written[rows, lengths + accepted] = following
+            places = at[:, None] + torch.arange(proposed.shape[1], device=prompts.device)
+            written.scatter_(1, places, proposed.where(open_rows[:, None], written.gather(1, places)))
+            written[rows, at + accepted] = following.where(open_rows, written[rows, at + accepted])
             counts += open_rows * torch.stack([torch.ones_like(expected), tested, accepted, expected])
             lengths = (lengths + accepted + 1).minimum(end)
             if stop is not None:  # of what is believed
@@ -351,8 +349,10 @@ class OwnModules:
 
 def _propose(proposer, written, lengths, draft_length, stop_below, temperature, generator):
     """Tokens ``(B, γ)``, the distributions that they were drawn from, ``(B, γ, V)``, and how many each row stands by, ``(B,)``."""
-    tokens, distributions, count = [], [], 0
     standing = torch.ones(len(written), dtype=torch.bool, device=written.device)
+    tokens, distributions, count = [], [], standing.long() * 0
+    if draft_length == 0:
+        return written[:, :0], written.new_zeros(len(written), 0, proposer.model.vocabulary, dtype=torch.float), count
     logits = proposer.first(written, lengths)
     while True:
         q = probabilities(logits, temperature, "the draft")

@@ -33,18 +33,31 @@ def save_tensors(path, state: dict, header: dict, last: Callable[[], None] | Non
         TypeError: for what is kept neither as a tensor nor as JSON (see ``kdlab.training.state``).
     """
     tensors, rest = take_apart(state)
+    tensors, tied = _once(tensors)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    seen = set()  # safetensors takes no memory twice, and tied weights are two names of one
+    seen = set()  # safetensors takes no memory twice
     for name, tensor in contiguous.items():
         if (place := tensor.untyped_storage().data_ptr()) in seen:
             contiguous[name] = tensor.clone()
         seen.add(place)
-    beside = {"state": json.dumps(rest)} if rest else {}
+    beside = {name: json.dumps(what) for name, what in (("state", rest), ("tied", tied)) if what}
     content = require_safetensors().torch.save(contiguous, {"kdlab": json.dumps(header), **beside})
     with atomic_write(path) as part:
         part.write_bytes(content)
         if last is not None:
             last()
+
+
+def _once(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tied weights are one tensor of several names: it under the first, and of each other name which that is."""
+    once, tied, first = {}, {}, {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+        if tensor.numel() and (one := first.setdefault(place, name)) != name:
+            tied[name] = one
+        else:
+            once[name] = tensor
+    return once, tied
 
 
 def load_tensors(path) -> tuple[dict, dict]:
@@ -59,8 +72,10 @@ def load_tensors(path) -> tuple[dict, dict]:
     try:
         with safetensors.safe_open(path, "pt") as f:
             metadata = f.metadata()
-            header, rest = json.loads(metadata["kdlab"]), json.loads(metadata.get("state", "{}"))
+            header = json.loads(metadata["kdlab"])
+            rest, tied = (json.loads(metadata.get(name, "{}")) for name in ("state", "tied"))
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+            tensors |= {name: tensors[first] for name, first in tied.items()}
             return put_together(tensors, rest), header
     except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or was not written by kdlab: {error}") from error
@@ -112,8 +127,9 @@ def load_run(path: Path, student, objective, optimizer, identity: dict, device="
             f"{path} is damaged: its checksum does not fit what it holds; delete it to start that run anew."
         )
     if header.get("identity") != identity:
-        # Development versions wrote none of these two.
-        known = {k: identity[k] for k in ("inputs", "forward pass") if k in identity} | (header.get("identity") or {})
+        # Earlier versions wrote none of these.
+        later = ("inputs", "forward pass", "student's logits", "teacher's logits")
+        known = {k: identity[k] for k in later if k in identity} | (header.get("identity") or {})
         if differs := [_difference(k, known, identity) for k in {**identity, **known} if known.get(k) != identity.get(k)]:
             raise CheckpointError(
                 f"{path} belongs to another run (other {', '.join(differs)}): give another path."

@@ -31,7 +31,7 @@ from .measures import evaluation_mode, measure_split, measured_by
 from .modules import check_two, moved_to, share_layers, storages, training_mode
 from .precision import autocast, gradient_scaler
 from .recipe import Recipe
-from .state import checksum, forward_pass, shapes, state_of, take_apart
+from .state import checksum, forward_pass, leaves_logits, shapes, state_of, take_apart
 from .taps import Taps
 from .views import Views, aligned
 from .weights import Kept
@@ -256,6 +256,7 @@ def fit_together(
             "examples": len(train),
             "labels": _labels_checksum(train),
             "teacher": None if teacher is None else checksum(state_of(teacher).items()),
+            **leaves_logits("teacher", teacher),
             **_blocks(train),
             **({} if views is None else {"views": repr(views)}),
             **(_inputs_checksum(train) if any(x.checkpoint is not None for x in learners) else {}),
@@ -432,6 +433,7 @@ class _Student:
             **shared,
             "student": repr(shapes(state_of(self.model))),
             "forward pass": computed,
+            **leaves_logits("student", self.model),
             **({} if self.rewrite is None else {"rewrite": repr(self.rewrite)}),
         }
         if self.checkpoint is not None and self.checkpoint.exists():

@@ -298,7 +298,8 @@ def measure_tokens(
                     raise ValueError(
                         f"a text of {len(split.token_bytes)} tokens is not for a model of {log_q.shape[-1]}."
                     )
-                _add_up(found, log_q, labels, log_p)
+                confidence, right = _add_up(found, log_q, labels, log_p)
+                found["gaps"] += _gaps(confidence, right, 15)
     measured = []
     for found in sums:
         tokens, gaps = found.pop("tokens"), found.pop("gaps")
@@ -343,14 +344,11 @@ def measure_further(
                 y = labels[:, k].to(device)
                 known = y != IGNORED
                 _add_up(found, log_q[:, k][known], y[known], log_p[:, k][known])
-    return [
-        {name: found[name] / found["tokens"] for name in found if name not in ("tokens", "gaps")}
-        for found in sums
-    ]
+    return [{name: found[name] / found["tokens"] for name in found if name != "tokens"} for found in sums]
 
 
-def _add_up(found, log_q: Tensor, labels: Tensor, log_p: Tensor | None) -> None:
-    """Add what some tokens contribute to the sums of a model: by its log-probabilities, and the teacher's.
+def _add_up(found, log_q: Tensor, labels: Tensor, log_p: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Add what some tokens contribute to the sums of a model: by its log-probabilities, and the teacher's; how sure it is, and whether rightly.
 
     The same as the functions of :mod:`kdlab.objectives` say, with each logarithm taken once.
     """
@@ -359,12 +357,12 @@ def _add_up(found, log_q: Tensor, labels: Tensor, log_p: Tensor | None) -> None:
     found["tokens"] += len(labels)
     found["cross_entropy"] -= log_q.gather(-1, labels[:, None]).sum().item()
     found["accuracy"] += right.sum().item()
-    found["gaps"] = found.get("gaps", 0) + _gaps(confidence.exp(), right, 15)
     if log_p is not None:
         p, q = log_p.exp(), log_q.exp()
         found["agreement"] += (predicted == log_p.argmax(-1)).sum().item()
         found["kl_to_teacher"] += p.mul(log_p - log_q).masked_fill_(p == 0, 0.0).sum().item()
         found["total_variation"] += p.sub_(q).abs_().sum().item() / 2
+    return confidence.exp(), right
 
 
 def all_logits(output) -> Tensor:

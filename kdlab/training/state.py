@@ -96,6 +96,13 @@ def forward_pass(model: nn.Module) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+def leaves_logits(whose: str, model: nn.Module | None) -> dict:
+    """For a checkpoint's identity: whether a model leaves its logits to the losses, whose rounding is another; nothing of one that cannot."""
+    while isinstance(model, _WRAPPERS):
+        model = model.module
+    return {f"{whose}'s logits": {"fused": model.fused}} if isinstance(getattr(model, "fused", None), bool) else {}
+
+
 def _code(kind: type) -> str:
     """The body of ``forward`` as Python reads it; nothing of PyTorch's own modules, and where there is no source."""
     if kind.__module__.partition(".")[0] == "torch":
