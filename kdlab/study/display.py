@@ -14,18 +14,16 @@ from .parameters import ParameterError, check_session
 from .plans import GROWING
 from .results import Results
 from .tuning import TRY
-from .verdicts import CONDITIONS, VERDICTS, verdict, wanted_and_found  # noqa: F401 (chapters take all from here)
+from .verdicts import CONDITIONS, VERDICTS, verdict  # noqa: F401 (chapters take all from here)
 
 
 def data_note(data: ImageData | TextData) -> Shown:
     """Which images or which text this page was computed from; a banner where they are the fall-back."""
-    wanted, found = wanted_and_found(data)
-    what = f"blocks of {data.train.context} tokens" if isinstance(data, TextData) else "images"
-    sizes = f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test {what}"
-    text = f"{found}: {sizes}, content checksum <code>{data.checksum[:12]}</code>."
+    sizes = f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test {data.unit}"
+    text = f"{data.title}: {sizes}, content checksum <code>{data.checksum[:12]}</code>."
     if data.fallback:
         return Shown(
-            f'<aside class="kd-banner"><strong>Fall-back data.</strong> {wanted[0].upper() + wanted[1:]} was not to be had in this build, so '
+            f'<aside class="kd-banner"><strong>Fall-back data.</strong> {data.wanted[0].upper() + data.wanted[1:]} was not to be had in this build, so '
             f"this page ran on {text} It shows that every cell runs; its numbers are not evidence. "
             f"({html.escape(data.reason)})</aside>"
         )

@@ -58,8 +58,7 @@ def verdict(
     finding = str(finding)
     if data is not None and data.fallback:
         outcome, condition = "not measured", None
-        wanted, found = wanted_and_found(data)
-        finding = f"This build had no {wanted}; the cells above ran on the fall-back ({found}), which settles nothing."
+        finding = f"This build had no {data.wanted}; the cells above ran on the fall-back ({data.title}), which settles nothing."
     if others := _others():
         finding = f"{finding} {others}"
     return Verdict(claim, outcome, finding, condition)
@@ -70,10 +69,3 @@ def _others() -> str:
     pairs = changed().items()
     said = ", ".join(f"{name} = {value!r} in place of {default!r}" for name, (value, default) in pairs)
     return f"(With {said}: not the setting of the claim itself, nor of the ledger.)" if said else ""
-
-
-def wanted_and_found(data: ImageData | TextData) -> tuple[str, str]:
-    """What a chapter asks for, and what it has."""
-    if isinstance(data, TextData):
-        return f"text {data.name}", "Python's own help texts" if data.fallback else data.name
-    return "CIFAR-100", data.name
