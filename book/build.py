@@ -48,13 +48,13 @@ from kdlab.study.chapters import (
     write_page,
 )
 from kdlab.study.chapters import execute as execute_chapter
-from kdlab.study.display import VERDICTS
 from kdlab.study.findings import found as found_in_records
 from kdlab.study.findings import scale
 from kdlab.study.parameters import KINDS, ParameterError, declared_in
 from kdlab.study.plans import PLANS
 from kdlab.study.records import headline
 from kdlab.study.repository import Repository, install, repository, requirements, set_up
+from kdlab.study.verdicts import VERDICTS
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"

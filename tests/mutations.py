@@ -59,6 +59,14 @@ LAYERS = "objectives/layer_terms.py"
 MEMORY = "objectives/contrastive.py"
 SCHEDULES = "objectives/schedules.py"
 LOOP = "training/loop.py"
+CHECKS = "training/checks.py"
+STEP = "training/step.py"
+STUDENT = "training/student.py"
+GROUP = "training/group.py"
+MICRO_BATCHES = "training/micro_batches.py"
+IDENTITY = "training/identity.py"
+OPTIMIZERS = "training/optimizers.py"
+DETERMINISM = "training/determinism.py"
 CHECKPOINT = "training/checkpoint.py"
 STATE = "training/state.py"
 MODULES = "training/modules.py"
@@ -402,8 +410,8 @@ MUTATIONS = [
     # Language models
     Mutation(
         "micro-batches of a text are divided by their own tokens",
-        LOOP,
-        '"count": global_count(counted),',
+        MICRO_BATCHES,
+        '"count": global_count(which),',
         "",
         "test_micro_batches_of_texts_of_uneven_length",
     ),
@@ -580,14 +588,14 @@ MUTATIONS = [
     ),
     Mutation(
         "the loop never says how much of the training is done",
-        LOOP,
+        STEP,
         "            progress=progress,",
         "            progress=0.0,",
         "test_schedules_of_weights_and_temperatures_fire",
     ),
     Mutation(
         "progress counts the steps of an epoch alone",
-        LOOP,
+        STUDENT,
         "(len(self.history) + self.step / steps) / self.recipe.epochs",
         "self.step / steps",
         "test_schedules_of_weights_and_temperatures_fire",
@@ -608,7 +616,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a typo keeps the learning rate from the optimiser",
-        LOOP,
+        STUDENT,
         'group["lr"] = rate',
         'group["learning_rate"] = rate',
         "test_schedule_of_the_learning_rate_fires",
@@ -616,28 +624,28 @@ MUTATIONS = [
     # The loop
     Mutation(
         "the loop passes the student's logits for the teacher's",
-        LOOP,
+        STEP,
         "            teacher_logits=teacher_logits,",
         "            teacher_logits=student_logits,",
         "test_student_and_teacher_are_their_own",
     ),
     Mutation(
         "the loop passes the student's layers for the teacher's",
-        LOOP,
+        STEP,
         "            teacher_hidden=teacher_hidden,",
         "            teacher_hidden=student_hidden,",
         "test_student_and_teacher_are_their_own",
     ),
     Mutation(
         "the teacher runs with gradients",
-        LOOP,
+        STEP,
         "@torch.no_grad()\n    def look",
         "@torch.enable_grad()\n    def look",
         "test_student_and_teacher_are_their_own",
     ),
     Mutation(
         "the teacher sees other images than the student",
-        LOOP,
+        STEP,
         "looked[seed, view] = self.teacher(part)",
         "looked[seed, view] = self.teacher(part.flip(0))",
         "test_teacher_sees_what_the_student_sees",
@@ -665,7 +673,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the student stays in evaluation mode after the first evaluation",
-        LOOP,
+        GROUP,
         "            training_mode(s.model)\n",
         "",
         "test_student_left_in_evaluation_mode",
@@ -673,15 +681,15 @@ MUTATIONS = [
     ),
     Mutation(
         "the objective is left in evaluation mode, and its memory stays as it was",
-        LOOP,
+        GROUP,
         "            s.objective.train()\n",
         "",
         "test_what_the_objective_learns_is_learned",
-        also=((LOOP, "        self.objective.train()\n", ""),),
+        also=((STUDENT, "        self.objective.train()\n", ""),),
     ),
     Mutation(
         "projectors are not given to the optimiser",
-        LOOP,
+        OPTIMIZERS,
         "[*student.parameters(), *objective.parameters()]",
         "[*student.parameters()]",
         "test_what_the_objective_learns_is_learned",
@@ -695,7 +703,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the loop says the position in the batch for the index of the example",
-        LOOP,
+        STEP,
         "            index=index,",
         "            index=torch.arange(len(index)),",
         "test_memory_knows_the_examples_of_a_shuffled_epoch",
@@ -732,13 +740,13 @@ MUTATIONS = [
     ),
     Mutation(
         "random numbers go on from whatever was drawn before",
-        LOOP,
+        STEP,
         "            seed_torch(self.device, s.recipe.seed, *s.position)\n",
         "",
         "test_everything_is_in_the_checkpoint",
         also=(
             (
-                LOOP,
+                STEP,
                 'seed_torch(self.device, seed, *students[0].position, f"teacher\'s {which} view")',
                 "pass",
             ),
@@ -746,7 +754,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the epochs that are done are done again",
-        LOOP,
+        STUDENT,
         'self.history, self.step = header["history"], header["step"]',
         'self.step = header["step"]',
         "test_everything_is_in_the_checkpoint",
@@ -813,7 +821,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a shared backbone's dropout runs in the teacher",
-        LOOP,
+        STEP,
         "if self.shared:  # its",
         "if False:  # its",
         "test_a_shared_backbone_leaves_the_teacher_as_it_was[dropout]",
@@ -897,21 +905,21 @@ MUTATIONS = [
     ),
     Mutation(
         "gradients are clipped with the scale on them",
-        LOOP,
-        "self.scaler.unscale_(self.optimizer)",
+        STEP,
+        "s.scaler.unscale_(s.optimizer)",
         "pass",
         "test_gradients_are_scaled_back_before_they_are_used",
     ),
     Mutation(
         "gradient norms are measured with the scale on them",
-        LOOP,
+        STEP,
         "norm.item() / scale",
         "norm.item()",
         "test_gradients_are_scaled_back_before_they_are_used",
     ),
     Mutation(
         "the gradient scale begins anew with each resumption",
-        LOOP,
+        STUDENT,
         'self.scaler.load_state_dict(header["scaler"])',
         "pass",
         "test_a_run_in_float16_goes_on_with_its_scale",
@@ -939,7 +947,7 @@ MUTATIONS = [
     ),
     Mutation(
         "labels of a validation are looked at after an epoch",
-        LOOP,
+        CHECKS,
         "if labels is not None and labels.is_floating_point() and",
         "if False and",
         "test_what_cannot_be_validated_is_known_at_once",
@@ -953,14 +961,14 @@ MUTATIONS = [
     ),
     Mutation(
         "a micro-batch has the whole of a dictionary",
-        LOOP,
+        MICRO_BATCHES,
         "    return {name: x[part] for name, x in value.items()} if isinstance(value, dict) else value[part]",
         "    return value if isinstance(value, dict) else value[part]",
         "test_a_dictionary_is_read_by_its_names",
     ),
     Mutation(
         "padding of a dictionary is matched",
-        LOOP,
+        MICRO_BATCHES,
         "return mask.bool() if mask is not None and",
         "return None if mask is not None and",
         "test_padding_of_a_dictionary_is_not_matched",
@@ -974,7 +982,7 @@ MUTATIONS = [
     ),
     Mutation(
         "each class of a soft label is taken for a token",
-        LOOP,
+        MICRO_BATCHES,
         "labels.new_ones(labels.shape[:-1] or labels.shape, dtype=torch.bool)",
         "labels.new_ones(labels.shape, dtype=torch.bool)",
         "test_soft_labels_are_one_an_example",
@@ -1299,7 +1307,7 @@ MUTATIONS = [
     # What users ask for
     Mutation(
         "soft labels are taken for those of tokens",
-        LOOP,
+        MICRO_BATCHES,
         "return labels.new_ones(labels.shape[:-1] or labels.shape, dtype=torch.bool)",
         "return labels.new_ones(labels.shape, dtype=torch.bool)",
         "test_soft_labels",
@@ -1385,23 +1393,23 @@ MUTATIONS = [
     # Every field of a recipe
     Mutation(
         "recipe: the student runs without autocast",
-        LOOP,
-        "        with autocast(self.device, self.recipe.precision):\n            student_logits",
-        "        if True:\n            student_logits",
+        STEP,
+        "    with autocast(s.device, s.recipe.precision):\n        student_logits",
+        "    if True:\n        student_logits",
         "test_every_field_of_a_recipe_is_seen_from_inside[precision]",
     ),
     Mutation(
         "recipe: the teacher runs without autocast",
-        LOOP,
+        STEP,
         "            stack.enter_context(autocast(self.device, students[0].recipe.precision))\n",
         "",
         "test_every_field_of_a_recipe_is_seen_from_inside[precision]",
     ),
     Mutation(
         "recipe: what the objective learns is not clipped",
-        LOOP,
-        "clip_grad_norm_(self.parameters(),",
-        "clip_grad_norm_(self.model.parameters(),",
+        STEP,
+        "clip_grad_norm_(s.parameters(),",
+        "clip_grad_norm_(s.model.parameters(),",
         "test_every_field_of_a_recipe_is_seen_from_inside[max_gradient_norm]",
     ),
     Mutation(
@@ -1413,14 +1421,14 @@ MUTATIONS = [
     ),
     Mutation(
         "recipe: batches have another size",
-        LOOP,
+        GROUP,
         "            recipe.batch_size,\n            generator",
         "            recipe.batch_size // 2,\n            generator",
         "test_every_field_of_a_recipe_is_seen_from_inside[batch_size]",
     ),
     Mutation(
         "recipe: AdamW is Adam",
-        LOOP,
+        OPTIMIZERS,
         'if recipe.optimizer == "adamw":',
         'if recipe.optimizer == "none":',
         "test_every_field_of_a_recipe_is_seen_from_inside[optimizer]",
@@ -1434,7 +1442,7 @@ MUTATIONS = [
     ),
     Mutation(
         "recipe: there is no momentum",
-        LOOP,
+        OPTIMIZERS,
         "torch.optim.SGD(parameters, rate, recipe.momentum,",
         "torch.optim.SGD(parameters, rate, 0.0,",
         "test_every_field_of_a_recipe_is_seen_from_inside[momentum]",
@@ -1469,28 +1477,28 @@ MUTATIONS = [
     ),
     Mutation(
         "recipe: weights do not decay",
-        LOOP,
+        OPTIMIZERS,
         "recipe.momentum, weight_decay=recipe.weight_decay",
         "recipe.momentum, weight_decay=0.0",
         "test_every_field_of_a_recipe_is_seen_from_inside[weight_decay]",
     ),
     Mutation(
         "recipe: nothing is augmented",
-        LOOP,
+        GROUP,
         "            augment=recipe.augment,",
         "            augment=False,",
         "test_every_field_of_a_recipe_is_seen_from_inside[augment]",
     ),
     Mutation(
         "recipe: every seed has the same order",
-        LOOP,
-        '_generator(seed, epoch, "order")',
-        '_generator(0, epoch, "order")',
+        GROUP,
+        'generator(seed, epoch, "order")',
+        'generator(0, epoch, "order")',
         "test_every_field_of_a_recipe_is_seen_from_inside[seed]",
     ),
     Mutation(
         "recipe: the teacher's own view is the student's",
-        LOOP,
+        STEP,
         'views[seed] if view == "own" else batches[seed][0]',
         "batches[seed][0]",
         "test_every_field_of_a_recipe_is_seen_from_inside[teacher_view]",
@@ -1498,30 +1506,30 @@ MUTATIONS = [
     Mutation(
         "recipe: the teacher is always in evaluation mode",
         LOOP,
-        'if learners[0].recipe.teacher_mode == "train":',
+        'if recipe.teacher_mode == "train":',
         "if False:",
         "test_every_field_of_a_recipe_is_seen_from_inside[teacher_mode]",
     ),
     Mutation(
         "recipe: an epoch has all examples",
         LOOP,
-        "learners[0].recipe.epoch_examples or len(train)",
+        "recipe.epoch_examples or len(train)",
         "len(train)",
         "test_every_field_of_a_recipe_is_seen_from_inside[epoch_examples]",
-        also=((LOOP, "        order = order[: recipe.epoch_examples]\n", ""),),
+        also=((GROUP, "        order = order[: recipe.epoch_examples]\n", ""),),
     ),
     Mutation(
         "recipe: a batch is run as one",
-        LOOP,
-        "n, (_, world) = self.recipe.micro_batches, rank_and_world()",
-        "n, (_, world) = 1, rank_and_world()",
+        STEP,
+        "micro_batches(s.recipe.micro_batches, labels",
+        "micro_batches(1, labels",
         "test_every_field_of_a_recipe_is_seen_from_inside[micro_batches]",
     ),
     Mutation(
         "micro-batches divide hidden states by the tokens with a label",
-        LOOP,
-        '"hidden_count": counted.numel() if read is None',
-        '"hidden_count": global_count(counted) if read is None',
+        MICRO_BATCHES,
+        '"hidden_count": which.numel() if read is None',
+        '"hidden_count": global_count(which) if read is None',
         "test_hidden_states_of_prompts_count_in_micro_batches",
     ),
     Mutation(
@@ -1534,15 +1542,15 @@ MUTATIONS = [
     # What would go on unseen
     Mutation(
         "a term without a count runs in micro-batches",
-        LOOP,
+        CHECKS,
         "if not named & _COUNTS:",
         "if False:",
         "test_a_term_that_ignores_the_count_has_no_micro_batches",
     ),
     Mutation(
         "checkpoint: other inputs are not noticed",
-        LOOP,
-        "**(_inputs_checksum(train) if any(x.checkpoint is not None for x in learners) else {}),",
+        IDENTITY,
+        "**(_inputs_checksum(train) if inputs else {}),",
         "",
         "test_a_run_does_not_go_on_with_other_inputs_or_another_forward_pass",
     ),
@@ -1569,29 +1577,29 @@ MUTATIONS = [
     ),
     Mutation(
         "an interrupted report leaves its epoch without a checkpoint",
-        LOOP,
+        STUDENT,
         "                interrupted.append(error)",
         "                raise",
         "test_each_epoch_is_reported_once[interrupted]",
     ),
     Mutation(
         "a teacher's own view of vectors is the student's, silently",
-        LOOP,
+        CHECKS,
         'if learner.recipe.teacher_view == "own" and not',
         "if False and not",
         "test_what_is_not_augmented_says_so",
     ),
     Mutation(
         "pictures in Examples are not cropped, silently",
-        LOOP,
-        'if recipe.augment and not getattr(train, "augments", True)',
+        CHECKS,
+        "if recipe.augment and not augments(train)",
         "if False",
         "test_what_is_not_augmented_says_so",
     ),
     Mutation(
         "labels with two axes are always a text",
-        LOOP,
-        "if counted.shape not in (shape[:-1], (shape[0], *shape[2:])):",
+        STEP,
+        "if counts.shape not in (shape[:-1], (shape[0], *shape[2:])):",
         "if False:",
         "test_labels_with_two_axes_are_not_taken_for_a_text",
     ),
@@ -1655,7 +1663,7 @@ MUTATIONS = [
     Mutation(
         "kept logits of whole pictures teach crops",
         TEACHERS,
-        'if not self.whole_pictures and getattr(split, "augments", True)',
+        "if not self.whole_pictures and augments(split)",
         "if False",
         "test_kept_logits_are_of_what_the_student_sees",
     ),
@@ -1668,14 +1676,14 @@ MUTATIONS = [
     ),
     Mutation(
         "a teacher in training mode normalises the batches of several seeds together",
-        LOOP,
+        STEP,
         'apart = students[0].recipe.teacher_mode == "train"',
         "apart = False",
         "test_a_teacher_in_training_mode_looks_at_each_seeds_batch_alone",
     ),
     Mutation(
         "float32 on a GPU is TF32",
-        LOOP,
+        DETERMINISM,
         'flags.deterministic, flags.allow_tf32 = True, precision != "float32"',
         "flags.deterministic, flags.allow_tf32 = True, True",
         "test_on_another_device_its_streams_are_made_and_float32_is_no_tf32",

@@ -119,14 +119,16 @@ from kdlab.training import (
     accuracy,
     agreement,
     checkpoint,
+    checks,
+    determinism,
     expected_calibration_error,
     fast_precision,
     fit,
     fitted_temperature,
     load_model,
-    loop,
     measure,
     measures,
+    optimizers,
     predict,
     save_model,
     state,
@@ -772,7 +774,7 @@ def test_micro_batches_of_texts_of_uneven_length(monkeypatch):
     assert near(trained(4), trained(1))
     halves = [(slice(i, i + 2), {"count": 4 * (uneven.labels[i : i + 2] >= 0).sum()}) for i in range(0, 8, 2)]
     whole = trained(1)
-    monkeypatch.setattr(loop._Student, "parts", lambda self, labels, inputs: halves)
+    monkeypatch.setattr("kdlab.training.step.micro_batches", lambda n, labels, inputs: halves)
     assert not near(trained(4), whole)
 
 
@@ -2889,7 +2891,7 @@ def test_a_term_that_ignores_the_count_has_no_micro_batches():
     assert near(trained(MeanOfLogits(), 1), trained(SumByCount(), 1), rtol=1e-5)
     assert said(ValueError, "MeanOfLogits takes no count", lambda: trained(MeanOfLogits(), 4))
     for term in (PermutedSoftTargets(), SpreadSoftTargets()):
-        loop._check_counts(term, 4)
+        checks.check_counts(term, 4)
 
 
 class Doubled(nn.Sequential):
@@ -3022,7 +3024,7 @@ def test_kept_logits_are_of_what_the_student_sees(tmp_path):
 def test_a_resumed_optimiser_keeps_its_state_in_the_layout_of_its_parameter(tmp_path, optimizer):
     student = nn.Conv2d(8, 4, 3).to(memory_format=torch.channels_last)
     objective, recipe = 1.0 * CrossEntropy(), Recipe(optimizer=optimizer)
-    first, second = (loop._optimizer(recipe, student, objective, "cpu") for _ in range(2))
+    first, second = (optimizers.optimizer_of(recipe, student, objective, "cpu") for _ in range(2))
     student(torch.randn(2, 8, 5, 5)).square().sum().backward()
     first.step()
     checkpoint.save_run(tmp_path / "run", student, objective, first, {}, {"identity": {}})
@@ -3041,7 +3043,7 @@ def test_a_teacher_in_training_mode_looks_at_each_seeds_batch_alone(monkeypatch,
             sizes.append(len(images))
             return super().forward(images)
 
-    class OnAnAccelerator(loop._Group):
+    class OnAnAccelerator(training.loop.Step):
         def look(self, *what):
             self.device = torch.device("meta")  # neither a CPU nor anything to wait for
             try:
@@ -3049,9 +3051,9 @@ def test_a_teacher_in_training_mode_looks_at_each_seeds_batch_alone(monkeypatch,
             finally:
                 self.device = torch.device("cpu")
 
-    monkeypatch.setattr("kdlab.training.loop._Group", OnAnAccelerator)
-    monkeypatch.setattr("kdlab.training.loop.autocast", lambda *_: nullcontext())
-    monkeypatch.setattr("kdlab.training.loop.seed_torch", lambda *_: None)
+    monkeypatch.setattr("kdlab.training.loop.Step", OnAnAccelerator)
+    monkeypatch.setattr("kdlab.training.step.autocast", lambda *_: nullcontext())
+    monkeypatch.setattr("kdlab.training.step.seed_torch", lambda *_: None)
     how = [Recipe(epochs=1, batch_size=8, epoch_examples=16, seed=seed, teacher_mode=mode) for seed in (0, 1)]
     learners = [training.Learner(acceptance.small(recipe.seed), acceptance.kd(), recipe) for recipe in how]
     training.fit_together(learners, train=acceptance.images(), teacher=Counting())
@@ -3074,7 +3076,7 @@ def test_on_another_device_its_streams_are_made_and_float32_is_no_tf32(monkeypat
     monkeypatch.setattr(torch.cuda, "device", Device)
     before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
     for precision in ("float32", "bfloat16"):
-        with loop._on_device("cuda:1", precision):
+        with determinism.on_device("cuda:1", precision):
             assert torch.backends.cudnn.deterministic
             assert torch.backends.cudnn.allow_tf32 == (precision != "float32")
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic) == before

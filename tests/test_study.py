@@ -33,7 +33,7 @@ from kdlab.study import (
     write_record,
 )
 from kdlab.study.run import checkpoint_path, load
-from kdlab.training import Recipe, Stopped, fitted_temperature, loop, measure, predict
+from kdlab.training import Recipe, Stopped, fitted_temperature, measure, predict, seeds
 
 runs = importlib.import_module("kdlab.study.run")  # the name kdlab.study.run is the function
 
@@ -327,7 +327,7 @@ def test_the_length_of_the_gradient_is_recorded(finished, digits):
     record = finished[2].record
     torch.manual_seed(0)
     student, teacher = resnet8(10), finished[1].student
-    order = torch.randperm(64, generator=loop._generator(0, 0, "order"))
+    order = torch.randperm(64, generator=seeds.generator(0, 0, "order"))
     inputs, labels, _ = next(iter(digits.train[:64].batches(32, order=order)))
     with torch.no_grad():
         t = teacher(inputs)

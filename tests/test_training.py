@@ -15,10 +15,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from kdlab.data import ExactTeacher, Examples, KnownPosterior
+from kdlab.data import ExactTeacher, Examples, KnownPosterior, Loaded, Split, Tokens
 from kdlab.files import atomic_write
-from kdlab.models import mlp
+from kdlab.language import TeacherCache
+from kdlab.models import GPT, MultiToken, mlp
 from kdlab.objectives import (
     CrossEntropy,
     LearnedTemperature,
@@ -29,6 +31,7 @@ from kdlab.objectives import (
     forward_kl,
 )
 from kdlab.training import (
+    CachedLogits,
     CheckpointError,
     Recipe,
     accuracy,
@@ -39,6 +42,7 @@ from kdlab.training import (
     load_model,
     measure,
     predict,
+    protocols,
     save_model,
 )
 from kdlab.training.checkpoint import load_tensors, save_tensors
@@ -223,6 +227,57 @@ def test_a_teacher_that_is_not_needed_is_not_asked(digits, linear):
     teacher = linear(1)
     teacher.register_forward_hook(lambda *_: pytest.fail("it was asked"))
     fit(linear(), CrossEntropy(), train=digits.train, recipe=replace(QUICK, epochs=1), teacher=teacher)
+
+
+# What passes between the rooms
+
+
+class Ramp:
+    """A split of one's own: what the protocol asks, and no more."""
+
+    identity = "a ramp"
+
+    def __len__(self):
+        return 8
+
+    def to(self, device):
+        return self
+
+    def batches(self, batch_size, *, generator=None, augment=False, order=None, start=0):
+        order = torch.arange(len(self)) if order is None else order
+        for index in order.split(batch_size)[start:]:
+            yield index[:, None].float(), index % 2, index
+
+
+def test_a_split_of_ones_own_needs_no_more_than_its_protocol_says(tmp_path):
+    recipe = replace(QUICK, epochs=1, batch_size=4)
+    (entry,) = fit(nn.Linear(1, 2), CrossEntropy(), train=Ramp(), recipe=recipe, checkpoint=tmp_path / "run")
+    assert math.isfinite(entry["loss"]) and (tmp_path / "run").exists()
+    assert predict(nn.Linear(1, 2), Ramp()).shape == (8, 2)
+
+
+def test_what_kdlab_has_keeps_its_protocols():
+    examples = Examples(torch.zeros(4, 1), torch.arange(4))
+    pictures = Split(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4), (0.5,) * 3, (0.5,) * 3)
+    text = Tokens(torch.arange(9, dtype=torch.int16), 4, torch.ones(9, dtype=torch.long))
+    loaded = Loaded(DataLoader(TensorDataset(torch.zeros(4, 1), torch.arange(4))))
+    gpt = GPT(9, width=8, layers=1, heads=2, context=4)
+    for thing, protocol in (
+        (examples, protocols.Split),
+        (pictures, protocols.Split),
+        (text, protocols.Text),
+        (loaded, protocols.LoadedSplit),
+        (CachedLogits, protocols.CachedTeacher),
+        (TeacherCache, protocols.CachedTeacher),
+        (gpt, protocols.FusedStudent),
+        (MultiToken(gpt, 2, in_a_row=True), protocols.StandingStudent),
+    ):
+        members = {name for kind in protocol.__mro__[:-3] for name in (*vars(kind), *vars(kind).get("__annotations__", ()))}
+        members = {"__len__"} & members | {name for name in members if not name.startswith("_")}
+        assert members and not [name for name in members if not hasattr(thing, name)]
+    assert [protocols.is_text(x) for x in (text, pictures, loaded)] == [True, False, False]
+    assert [protocols.augments(x) for x in (pictures, examples, text)] == [True, False, False]
+    assert protocols.depth_of(gpt) == 0 and not protocols.stands(gpt) and not protocols.by_index(gpt)
 
 
 # Recipes and schedules

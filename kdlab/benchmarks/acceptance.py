@@ -51,7 +51,7 @@ from ..objectives import (
 from ..objectives.schedules import Linear
 from ..study.records import provenance
 from ..training import Learner, Recipe, Stopped, fit_together
-from ..training import loop as training_loop
+from ..training import group as training_group
 from ..training.graphs import WARM_UP, GraphedStep
 
 #: Of the synthetic data: classes, words, and examples.
@@ -216,11 +216,11 @@ def remembered(strict: bool):
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
-    before, training_loop.GraphedStep = training_loop.GraphedStep, Step
+    before, training_group.GraphedStep = training_group.GraphedStep, Step
     try:
         yield made
     finally:
-        training_loop.GraphedStep = before
+        training_group.GraphedStep = before
 
 
 def apart(found: list[Tensor], other: list[Tensor], what: list[str], sentence: str, most: float = 0.0) -> list[str]:

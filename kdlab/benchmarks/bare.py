@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from ..training import Recipe
-from ..training.loop import _generator
 from ..training.modules import moved_to
+from ..training.seeds import generator
 from .timing import Contest, Laps, Settings, contest
 from .training import kd, kdlab_round, network, recipe, synthetic, untrained_teacher
 
@@ -22,8 +22,8 @@ def bare(student, teacher, train, recipe: Recipe, device, laps: Callable[[], Non
         weight_decay=recipe.weight_decay, fused=kind == "cuda",
     )  # fmt: skip
     for epoch in range(recipe.epochs):
-        order = torch.randperm(len(train), generator=_generator(recipe.seed, epoch, "order"))
-        crops = _generator(recipe.seed, epoch, "augmentation of the student")
+        order = torch.randperm(len(train), generator=generator(recipe.seed, epoch, "order"))
+        crops = generator(recipe.seed, epoch, "augmentation of the student")
         for inputs, labels, _ in train.batches(recipe.batch_size, generator=crops, augment=True, order=order):
             with torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                 with torch.no_grad():

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -194,6 +195,13 @@ class ImageData:
     checksum: str
     fallback: bool = False
     reason: str = ""
+    #: For people: what its examples are called, and what a fall-back stands in for.
+    unit: ClassVar[str] = "images"
+    wanted: ClassVar[str] = "CIFAR-100"
+
+    @property
+    def title(self) -> str:
+        return self.name
 
     @property
     def num_classes(self) -> int:

@@ -152,3 +152,17 @@ class TextData:
     checksum: str
     fallback: bool = False
     reason: str = ""
+
+    # For people, as those of ImageData.
+
+    @property
+    def unit(self) -> str:
+        return f"blocks of {self.train.context} tokens"
+
+    @property
+    def wanted(self) -> str:
+        return f"text {self.name}"
+
+    @property
+    def title(self) -> str:
+        return "Python's own help texts" if self.fallback else self.name

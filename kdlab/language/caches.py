@@ -193,6 +193,10 @@ class TeacherCache(nn.Module):
         if not isinstance(tokens, Tokens) or text_checksum(tokens) != self.header["text"]:
             raise CacheError(f"{self.path} is the cache of another text, or of other blocks of it.")
 
+    def check_examples(self, split, recipes=()) -> None:
+        """:meth:`check_text`, as ``fit`` asks of every teacher that knows its examples."""
+        self.check_text(split)
+
     def forward(self, index: Tensor) -> SparseTargets:
         """What is kept of the examples ``index``, ``(B,)``: entries ``(B, context, K)``."""
         places = index.cpu().numpy()

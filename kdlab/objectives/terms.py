@@ -316,6 +316,9 @@ class Term(nn.Module):
     def __init__(self):
         super().__init__()
 
+    def check_rewrite(self, rewrite) -> None:
+        """That it can learn from what ``rewrite`` makes of each batch; raises ValueError if not. Most terms learn from anything."""
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if cls.__init__ is not Term.__init__ and cls.extra_repr is nn.Module.extra_repr:

@@ -1,4 +1,4 @@
-"""What a chapter says of its evidence: verdicts, where numbers come from, and what is missing."""
+"""What a chapter says of its evidence: where numbers come from, and what is missing."""
 
 import html
 import re
@@ -10,95 +10,20 @@ import torch
 from ..data import ImageData, TextData
 from ..figures import Shown, mathematics
 from .evidence import QUANTITIES, Quantity
-from .parameters import ParameterError, changed, check_session
+from .parameters import ParameterError, check_session
 from .plans import GROWING
 from .results import Results
 from .tuning import TRY
-
-#: What can become of a claim.
-VERDICTS = {
-    "proved": "derived for every case",
-    "verified": "measured, and it holds",
-    "corrected": "wrong as printed; the right statement is given",
-    "refuted": "measured, and it does not hold",
-    "depends": "true under conditions, which are given",
-    "not decided": "measured, and it could be either: no effect, or one that would matter",
-    "not measured": "this build had not the data that it takes",
-}
-
-#: What "depends" can depend on.
-CONDITIONS = ("true in a limit", "bound to a scale", "undecided")
-
-
-class Verdict(Shown):
-    """A claim's verdict as an executed cell gives it; the ledger is made from these."""
-
-    def __init__(self, claim: str, outcome: str, finding: str, condition: str | None = None):
-        self.claim, self.outcome, self.finding, self.condition = claim, outcome, finding, condition
-        more = f" ({condition})" if condition else ""
-        super().__init__(
-            f'<aside class="kd-verdict kd-{outcome.replace(" ", "-")}" id="claim-{claim.lower()}">'
-            f"<strong>Claim {claim}: {outcome}{more}.</strong> {mathematics(finding)}</aside>"
-        )
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        said = {"claim": self.claim, "outcome": self.outcome, "finding": self.finding}
-        if self.condition:
-            said["condition"] = self.condition
-        return {"text/html": self.markup, "application/vnd.kdlab.verdict+json": said}
-
-
-def verdict(
-    claim: str, outcome: str, finding: str, *, data: ImageData | TextData | None = None, condition: str | None = None
-) -> Verdict:
-    """The verdict on a claim, earned by the cells above it.
-
-    Args:
-        claim: its id in the ledger, such as ``"A1"``.
-        outcome: one of ``VERDICTS``.
-        finding: what was found, in a sentence or two; ``$…$`` is mathematics.
-        data: what it was measured on, if anything: on the fall-back the verdict becomes "not measured".
-        condition: of "depends" alone, if it is one of ``CONDITIONS``.
-
-    A chapter that was executed with parameters of one's own says so in its verdicts.
-    """
-    if outcome not in VERDICTS:
-        raise ValueError(f"a verdict is one of {', '.join(VERDICTS)}, not {outcome!r}.")
-    if condition is not None and (outcome != "depends" or condition not in CONDITIONS):
-        raise ValueError(f'"depends" has one of the conditions {", ".join(CONDITIONS)}; others have none: {condition!r}.')
-    finding = str(finding)
-    if data is not None and data.fallback:
-        outcome, condition = "not measured", None
-        wanted, found = _wanted_and_found(data)
-        finding = f"This build had no {wanted}; the cells above ran on the fall-back ({found}), which settles nothing."
-    if others := _others():
-        finding = f"{finding} {others}"
-    return Verdict(claim, outcome, finding, condition)
-
-
-def _others() -> str:
-    """That a chapter ran with other parameters than those by which its claims are judged; else nothing."""
-    pairs = changed().items()
-    said = ", ".join(f"{name} = {value!r} in place of {default!r}" for name, (value, default) in pairs)
-    return f"(With {said}: not the setting of the claim itself, nor of the ledger.)" if said else ""
-
-
-def _wanted_and_found(data: ImageData | TextData) -> tuple[str, str]:
-    """What a chapter asks for, and what it has."""
-    if isinstance(data, TextData):
-        return f"text {data.name}", "Python's own help texts" if data.fallback else data.name
-    return "CIFAR-100", data.name
+from .verdicts import CONDITIONS, VERDICTS, verdict  # noqa: F401 (chapters take all from here)
 
 
 def data_note(data: ImageData | TextData) -> Shown:
     """Which images or which text this page was computed from; a banner where they are the fall-back."""
-    wanted, found = _wanted_and_found(data)
-    what = f"blocks of {data.train.context} tokens" if isinstance(data, TextData) else "images"
-    sizes = f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test {what}"
-    text = f"{found}: {sizes}, content checksum <code>{data.checksum[:12]}</code>."
+    sizes = f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test {data.unit}"
+    text = f"{data.title}: {sizes}, content checksum <code>{data.checksum[:12]}</code>."
     if data.fallback:
         return Shown(
-            f'<aside class="kd-banner"><strong>Fall-back data.</strong> {wanted[0].upper() + wanted[1:]} was not to be had in this build, so '
+            f'<aside class="kd-banner"><strong>Fall-back data.</strong> {data.wanted[0].upper() + data.wanted[1:]} was not to be had in this build, so '
             f"this page ran on {text} It shows that every cell runs; its numbers are not evidence. "
             f"({html.escape(data.reason)})</aside>"
         )

@@ -43,9 +43,9 @@ from ..training import (
     save_model,
 )
 from ..training.distributed import by_the_first, rank_and_world
-from ..training.loop import Interruptible
 from ..training.measures import accuracy, agreement, all_logits, evaluation_mode
 from ..training.state import checksum, state_of
+from ..training.stopping import Interruptible
 from .records import RecordError, columns, find_record, provenance, write_record
 from .spec import Spec
 

@@ -1,7 +1,7 @@
 """One training loop, recipes, checkpoints and measures. May import objectives, models and data."""
 
 from .checkpoint import CheckpointError, load_model, save_model
-from .loop import Learner, Stopped, fit, fit_together
+from .loop import fit, fit_together
 from .measures import (
     accuracy,
     agreement,
@@ -15,6 +15,8 @@ from .measures import (
 )
 from .precision import fast_precision
 from .recipe import Recipe
+from .stopping import Stopped
+from .student import Learner
 from .taps import Taps
 from .teachers import CachedLogits, CacheError, FunctionTeacher, write_logits
 

@@ -22,6 +22,7 @@ from ..objectives.checks import (
 )
 from ..objectives.softening import classes_last, prepared_alone
 from .precision import autocast
+from .protocols import by_index, is_text, labels_of
 from .taps import call, logits_of
 
 
@@ -226,12 +227,13 @@ def _how(logits: Tensor, labels: Tensor) -> dict:
 
 def measure_split(model: nn.Module, split, *, device="cpu", precision: str = "float32") -> dict[str, float]:
     """:func:`measure` of a split's logits, or :func:`measure_tokens` where the split is a text."""
-    if hasattr(split, "token_bytes"):
+    if is_text(split):
         return measure_tokens([model], split, device=device, precision=precision)[0]
     size = 500 if torch.device(device).type == "cpu" else 2500
     split = as_split(split, "split")
     logits = predict(model, split, batch_size=size, device=device, precision=precision)
-    labels = split.labels.cpu() if hasattr(split, "labels") else split.all_labels
+    labels = labels_of(split)
+    labels = split.all_labels if labels is None else labels.cpu()
     return measure(logits, labels, **_how(logits, labels))
 
 
@@ -279,7 +281,7 @@ def measure_tokens(
         For each student ``bits_per_byte``, ``cross_entropy`` (nats a token), ``accuracy`` (of the likeliest token),
         ``calibration_error``; with a teacher ``agreement``, ``kl_to_teacher`` (nats a token) and ``total_variation``.
     """
-    if getattr(teacher, "by_index", False):
+    if by_index(teacher):
         raise ValueError("a teacher cache knows a few entries of each token: measure beside the teacher itself.")
     sums = [defaultdict(float) for _ in students]
     read = 0

@@ -13,6 +13,7 @@ from ..objectives import SparseTargets
 from ..objectives.softening import full_precision
 from .checkpoint import CheckpointError, load_tensors, save_tensors
 from .measures import predict
+from .protocols import augments, by_index
 from .state import checksum, state_of
 
 GIVES = ("logits", "log-probabilities", "probabilities")
@@ -118,7 +119,7 @@ def write_logits(path, teacher: nn.Module, split, *, batch_size: int = 500, devi
     """
     if Path(path).exists():
         raise CacheError(f"{path} exists already; delete it to make the cache anew.")
-    if getattr(teacher, "by_index", False):
+    if by_index(teacher):
         raise ValueError("a teacher that is asked by index looks at no inputs: there is nothing to run over a split.")
     logits = predict(teacher, split, batch_size=batch_size, device=device, precision=precision)
     header = {"teacher": checksum(state_of(teacher).items()), "split": split_checksum(split), "precision": precision}
@@ -165,7 +166,7 @@ class CachedLogits(nn.Module):
         """
         if split_checksum(split) != self.header["split"]:
             raise CacheError(f"{self.path} is the cache of other examples, or of these in another order.")
-        if not self.whole_pictures and getattr(split, "augments", True) and any(recipe.augment for recipe in recipes):
+        if not self.whole_pictures and augments(split) and any(recipe.augment for recipe in recipes):
             raise ValueError(
                 f"{self.path} holds what the teacher says of whole pictures, and the recipe crops and mirrors them: augment=False, or "
                 "CachedLogits(…, whole_pictures=True), which is a teacher that does not see what the student sees."

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..data.images import resample
 from .distributed import rank_and_world
+from .seeds import generator
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Views:
             for who, view in (("student", self.student), ("teacher", self.teacher)):
                 found[who] = inputs, _whole(inputs)
                 if view is not None:
-                    found[who] = _looked(view, inputs, _generator(who, seed, *position, rank_and_world()[0]), who)
+                    found[who] = _looked(view, inputs, generator(who, seed, *position, rank_and_world()[0]), who)
             students[seed], teachers[seed] = (found["student"][0], *others), found["teacher"][0]
             where[seed] = {who: boxes for who, (_, boxes) in found.items() if boxes is not None}
         return students, teachers, where
@@ -63,11 +64,6 @@ def _described(view) -> str:
     except OSError:
         code = view.__code__.co_code.hex()
     return f"{view.__qualname__} {hashlib.sha256(code.encode()).hexdigest()}"
-
-
-def _generator(*what) -> torch.Generator:
-    digest = hashlib.sha256(repr(what).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def _looked(view: Callable, inputs, generator, who: str) -> tuple:

@@ -1,0 +1,71 @@
+"""What becomes of the claims: verdicts, each earned by the executed cells above it."""
+
+from ..data import ImageData, TextData
+from ..figures import Shown, mathematics
+from .parameters import changed
+
+#: What can become of a claim.
+VERDICTS = {
+    "proved": "derived for every case",
+    "verified": "measured, and it holds",
+    "corrected": "wrong as printed; the right statement is given",
+    "refuted": "measured, and it does not hold",
+    "depends": "true under conditions, which are given",
+    "not decided": "measured, and it could be either: no effect, or one that would matter",
+    "not measured": "this build had not the data that it takes",
+}
+
+#: What "depends" can depend on.
+CONDITIONS = ("true in a limit", "bound to a scale", "undecided")
+
+
+class Verdict(Shown):
+    """A claim's verdict as an executed cell gives it; the ledger is made from these."""
+
+    def __init__(self, claim: str, outcome: str, finding: str, condition: str | None = None):
+        self.claim, self.outcome, self.finding, self.condition = claim, outcome, finding, condition
+        more = f" ({condition})" if condition else ""
+        super().__init__(
+            f'<aside class="kd-verdict kd-{outcome.replace(" ", "-")}" id="claim-{claim.lower()}">'
+            f"<strong>Claim {claim}: {outcome}{more}.</strong> {mathematics(finding)}</aside>"
+        )
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        said = {"claim": self.claim, "outcome": self.outcome, "finding": self.finding}
+        if self.condition:
+            said["condition"] = self.condition
+        return {"text/html": self.markup, "application/vnd.kdlab.verdict+json": said}
+
+
+def verdict(
+    claim: str, outcome: str, finding: str, *, data: ImageData | TextData | None = None, condition: str | None = None
+) -> Verdict:
+    """The verdict on a claim, earned by the cells above it.
+
+    Args:
+        claim: its id in the ledger, such as ``"A1"``.
+        outcome: one of ``VERDICTS``.
+        finding: what was found, in a sentence or two; ``$…$`` is mathematics.
+        data: what it was measured on, if anything: on the fall-back the verdict becomes "not measured".
+        condition: of "depends" alone, if it is one of ``CONDITIONS``.
+
+    A chapter that was executed with parameters of one's own says so in its verdicts.
+    """
+    if outcome not in VERDICTS:
+        raise ValueError(f"a verdict is one of {', '.join(VERDICTS)}, not {outcome!r}.")
+    if condition is not None and (outcome != "depends" or condition not in CONDITIONS):
+        raise ValueError(f'"depends" has one of the conditions {", ".join(CONDITIONS)}; others have none: {condition!r}.')
+    finding = str(finding)
+    if data is not None and data.fallback:
+        outcome, condition = "not measured", None
+        finding = f"This build had no {data.wanted}; the cells above ran on the fall-back ({data.title}), which settles nothing."
+    if others := _others():
+        finding = f"{finding} {others}"
+    return Verdict(claim, outcome, finding, condition)
+
+
+def _others() -> str:
+    """That a chapter ran with other parameters than those by which its claims are judged; else nothing."""
+    pairs = changed().items()
+    said = ", ".join(f"{name} = {value!r} in place of {default!r}" for name, (value, default) in pairs)
+    return f"(With {said}: not the setting of the claim itself, nor of the ledger.)" if said else ""
