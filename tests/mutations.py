@@ -864,8 +864,8 @@ MUTATIONS = [
     Mutation(
         "state that is no tensor is not written",
         CHECKPOINT,
-        '{"state": json.dumps(rest)} if rest else {}',
-        "{}",
+        '(("state", rest), ("tied", tied))',
+        '(("tied", tied),)',
         "test_state_that_is_no_tensor_is_kept[model]",
     ),
     Mutation(
