@@ -29,8 +29,9 @@ from kdlab.objectives import (
     total_variation,
 )
 from kdlab.study import RecordError, Spec, read_record, run
-from kdlab.study.run import PROMPT, load
+from kdlab.study.named import load
 from kdlab.study.runner import run_plan
+from kdlab.study.texts import PROMPT
 from kdlab.training import (
     CheckpointError,
     Learner,

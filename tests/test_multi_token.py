@@ -14,7 +14,8 @@ from kdlab.language.speculative import OwnModules
 from kdlab.models import GPT, Ahead, MultiToken, count_parameters, gpt_224x4, heads_in_a_row_224x4
 from kdlab.objectives import CrossEntropy, ForwardKL, cross_entropy, forward_kl, total_variation
 from kdlab.study import Spec, run
-from kdlab.study.run import load, run_together
+from kdlab.study.named import load
+from kdlab.study.run import run_together
 from kdlab.training import Recipe, fit, measure_further
 
 V, CONTEXT, DEPTH = 13, 24, 3

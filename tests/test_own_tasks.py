@@ -21,7 +21,7 @@ from kdlab.objectives import (
     squared_error,
 )
 from kdlab.study import Spec, find_record, run
-from kdlab.study.run import load
+from kdlab.study.named import load
 from kdlab.study.runner import run_plan
 from kdlab.training import (
     CachedLogits,

@@ -15,7 +15,8 @@ from kdlab.language.text import after_prompt, written
 from kdlab.models import GPT
 from kdlab.objectives import CrossEntropy, ForwardKL, ReverseKL, SparseForwardKL
 from kdlab.study import Spec, run
-from kdlab.study.run import load, run_together
+from kdlab.study.named import load
+from kdlab.study.run import run_together
 from kdlab.training import CheckpointError, Learner, Recipe, Stopped, fit_together
 
 V, CONTEXT = 19, 6

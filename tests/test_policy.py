@@ -1,7 +1,6 @@
 """Policies on a leash: estimates of the divergence and their gradients, baselines, and what a policy becomes."""
 
 import math
-import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -27,8 +26,8 @@ from kdlab.objectives import (
 )
 from kdlab.objectives.policy import log_probabilities
 from kdlab.study import Spec, language_plans, run
+from kdlab.study.named import load
 from kdlab.study.plans import PLANS
-from kdlab.study.run import load
 from kdlab.training import Learner, Recipe, fit, fit_together
 
 V = 5
@@ -225,7 +224,7 @@ POLICY = Spec(
 
 
 def test_a_run_of_a_policy_leaves_its_record(monkeypatch):
-    monkeypatch.setattr(sys.modules["kdlab.study.run"], "POLICY_TEXTS", 16)
+    monkeypatch.setattr("kdlab.study.texts.POLICY_TEXTS", 16)
     data = load("python-512-32")
     data = replace(data, train=data.train[:16], validation=data.validation[:4], test=data.test[:16])
     teacher = run(TEACHER, data).student

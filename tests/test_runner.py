@@ -32,8 +32,8 @@ from kdlab.objectives import (
 )
 from kdlab.study import RecordError, Spec, read_record, runner
 from kdlab.study.plans import PLANS
-from kdlab.study.run import checkpoint_path
 from kdlab.study.runner import PlanError, beside, claimed, every_spec, plan, run_plan, take, verify
+from kdlab.study.stored import checkpoint_path
 from kdlab.training import Recipe, Stopped, Taps
 from kdlab.training.checkpoint import load_tensors
 

@@ -32,7 +32,8 @@ from kdlab.study import (
     stored_student,
     write_record,
 )
-from kdlab.study.run import checkpoint_path, load
+from kdlab.study.named import load
+from kdlab.study.stored import checkpoint_path
 from kdlab.training import Recipe, Stopped, fitted_temperature, measure, predict, seeds
 
 runs = importlib.import_module("kdlab.study.run")  # the name kdlab.study.run is the function

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from .. import models
 from ..data import DataError
 from ..files import atomic_write
+from ..study.named import load
 from ..study.plans import PLANS, specs_of
 from ..study.records import RecordError, provenance
-from ..study.run import load
 from ..study.runner import PlanError, missing, run_plan
 from ..study.spec import Spec
 from ..training import Stopped

@@ -195,7 +195,7 @@ class ImageData:
     checksum: str
     fallback: bool = False
     reason: str = ""
-    #: For people: what its examples are called, and what a fall-back stands in for.
+    # For people, what its examples are called, and what a fall-back stands in for.
     unit: ClassVar[str] = "images"
     wanted: ClassVar[str] = "CIFAR-100"
 

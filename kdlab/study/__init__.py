@@ -2,9 +2,10 @@
 
 from .records import RecordError, book_folder, find_record, provenance, read_record, write_record
 from .results import Results, results
-from .run import Run, run, run_together, stored_student
+from .run import Run, run, run_together
 from .spec import Spec
 from .statistics import Interval, mean_interval, paired_difference, ratio_interval
+from .stored import stored_student
 from .teachers import book_language_teacher, book_teacher
 
 __all__ = [

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
+from .named import load
 from .records import RecordError, find_record, headline, read_record
-from .run import checkpoint_path, load, run_together, stored_in
+from .run import run_together
 from .runner import Clock, Progress, every_spec
 from .spec import Spec
+from .stored import checkpoint_path, stored_in
 
 #: What is measured of the machine and not of the run.
 PASSING = ("seconds", "plain_seconds", "examples_per_second")

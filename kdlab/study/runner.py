@@ -14,10 +14,12 @@ import torch
 from ..files import sha256, writable
 from ..training import Stopped
 from ..training.distributed import anywhere, by_the_first, rank_and_world
+from .named import load
 from .plans import PLANS, specs_of
 from .records import RecordError, find_record, headline, read_record, record_path, write_taken
-from .run import checkpoint_path, load, run_together, stored_in
+from .run import run_together
 from .spec import Spec
+from .stored import checkpoint_path, stored_in
 
 #: A run is stopped so many seconds before its budget ends, to write its checkpoint.
 MARGIN = 4.0

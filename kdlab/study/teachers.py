@@ -5,11 +5,13 @@ from dataclasses import replace
 from torch import nn
 
 from ..data import ImageData, TextData
+from ..training.protocols import fuse
 from . import plans
 from .language_plans import language_teacher
 from .records import RecordError, book_folder
-from .run import checkpoint_path, run, stored_student
+from .run import run
 from .spec import Spec
+from .stored import checkpoint_path, stored_student
 
 
 def book_teacher(data: ImageData, *, device="cpu") -> nn.Module:
@@ -40,8 +42,7 @@ def book_language_teacher(data: TextData, *, device="cpu") -> nn.Module:
 def _stored_or_trained(spec: Spec, data, device, made_by: str) -> nn.Module:
     if data.fallback:
         model = run(spec, data, device=device).student
-        if hasattr(model, "fused"):
-            model.fused = False
+        fuse(model, False)
         return model
     model = stored_student(spec, book_folder(), data.num_classes)
     if model is None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 class Split(Protocol):
     """Examples, and the batches that they come in.
 
-    :class:`kdlab.data.Split` of images, :class:`kdlab.data.Examples` of anything, and one's own. It also has ``labels``, those of all
-    examples in a row, or else ``identity``, a checksum by which checkpoints tell it apart; and may say by ``augments`` that it does not.
+    :class:`~kdlab.data.images.Split` of images, :class:`~kdlab.data.examples.Examples` of anything, and one's own. It also has ``labels``,
+    those of all examples in a row, or else ``identity``, a checksum by which checkpoints tell it apart; and may say by ``augments`` that it
+    is not augmented.
     """
 
     def __len__(self) -> int: ...
@@ -29,7 +30,7 @@ class Split(Protocol):
 
 
 class Text(Split, Protocol):
-    """A split of a text, in blocks: :class:`kdlab.data.Tokens`. It is what has ``token_bytes``."""
+    """A split of a text, in blocks: :class:`~kdlab.data.tokens.Tokens`. It is what has ``token_bytes``."""
 
     token_bytes: Tensor
     context: int
@@ -39,7 +40,7 @@ class Text(Split, Protocol):
 
 
 class LoadedSplit(Split, Protocol):
-    """A split that is loaded as it is needed, :class:`kdlab.data.Loaded`: the labels of all are known once all are loaded."""
+    """A split that is loaded as it is needed, :class:`~kdlab.data.examples.Loaded`: the labels of all are known once all are loaded."""
 
     loader: Any
     batch_size: int
@@ -63,7 +64,7 @@ class FusedStudent(Protocol):
 
 
 class StandingStudent(Protocol):
-    """Modules that stand on a trained model, ``trunk``, and predict ``depth`` further tokens: :class:`kdlab.models.MultiToken`."""
+    """Modules that stand on a trained model, ``trunk``, and predict ``depth`` further tokens: :class:`~kdlab.models.multi_token.MultiToken`."""
 
     depth: int
     trunk: nn.Module

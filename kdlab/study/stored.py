@@ -1,0 +1,40 @@
+"""Students that were kept, in the ``checkpoints`` of a book."""
+
+from pathlib import Path
+
+from torch import nn
+
+from ..files import sha256
+from ..training import load_model
+from .named import network
+from .records import RecordError, find_record
+from .spec import Spec
+
+
+def checkpoint_path(spec: Spec, book: Path) -> Path:
+    return Path(book) / "checkpoints" / f"{spec.name}.safetensors"
+
+
+def stored_student(spec: Spec, book: Path, num_classes: int) -> nn.Module | None:
+    """The trained student of ``spec`` from ``book``, in evaluation mode; None where it is not stored.
+
+    Raises:
+        RecordError: if the stored file is not the one that its record names.
+    """
+    record = find_record(spec, Path(book) / "records")
+    path = checkpoint_path(spec, book)
+    if record is None or "checkpoint" not in record or not path.exists():
+        return None
+    if sha256(path) != record["checkpoint"]["sha256"]:
+        raise RecordError(f"{path} is not the checkpoint that its record names.")
+    model = network(spec.student)(num_classes)
+    load_model(path, model)
+    return model.eval()
+
+
+def stored_in(places, spec: Spec, num_classes: int) -> nn.Module | None:
+    """The student of a spec from the first of several books that has it, else None."""
+    for place in places:
+        if (model := stored_student(spec, place, num_classes)) is not None:
+            return model
+    return None
