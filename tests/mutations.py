@@ -1709,6 +1709,41 @@ MUTATIONS = [
         "seeds = (0,) * 5",
         "test_five_students_on_cuda_have_five_seeds",
     ),
+    Mutation(
+        "the teacher's logits are taken by the student's numbers of shared tokens",
+        SEQUENCE,
+        "restrict_vocabulary(teacher_logits, self.teacher_tokens, rest=self.rest)",
+        "restrict_vocabulary(teacher_logits, self.tokens, rest=self.rest)",
+        "test_a_shared_vocabulary_has_two_ways_to_number_it",
+    ),
+    Mutation(
+        "a text that has changed in place has the checksum that it had",
+        "language/caches.py",
+        "    if known is None or state is None or known[0] != state:\n",
+        "    if known is None or state is None:\n",
+        "test_a_text_is_hashed_once_and_again_where_it_has_changed",
+    ),
+    Mutation(
+        "a checkpoint of a fused run goes on unfused",
+        STUDENT,
+        '            **leaves_logits("student", self.model),\n',
+        "",
+        "test_whether_logits_are_left_to_the_losses_is_in_a_checkpoint[student]",
+    ),
+    Mutation(
+        "a part of a tensor is stored as the whole that it is tied to",
+        CHECKPOINT,
+        "tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device",
+        "tensor.untyped_storage().data_ptr(), tensor.storage_offset()",
+        "test_tied_weights_are_stored_once",
+    ),
+    Mutation(
+        "a row that has ended is written over at the end of a context",
+        "language/speculative.py",
+        "proposed.where(open_rows[:, None], written.gather(1, places))",
+        "proposed",
+        "test_a_row_that_has_ended_stays_as_it_is_at_the_end_of_a_context",
+    ),
 ]
 
 #: What must not count as caught, and how the complaint begins.

@@ -159,6 +159,14 @@ def test_a_model_that_proposes_to_itself_writes_its_own_text(in_a_row, lengths, 
 
 
 @both_kinds
+@pytest.mark.parametrize("tokens", [19, 20])
+def test_a_model_that_proposes_to_itself_writes_to_the_end_of_its_context(in_a_row, tokens):
+    model, prompts, lengths = modules(in_a_row), text(3, 5), torch.tensor([5, 2, 4])
+    expected = generate(model.trunk, prompts, tokens=tokens, lengths=lengths, temperature=0)
+    assert speculate(model.trunk, model, prompts, tokens=tokens, lengths=lengths, temperature=0).text.tolist() == expected.tolist()
+
+
+@both_kinds
 def test_what_is_accepted_of_modules_is_in_the_mean_what_was_expected(in_a_row):
     model = modules(in_a_row)
     generator = torch.Generator().manual_seed(0)
@@ -167,7 +175,8 @@ def test_what_is_accepted_of_modules_is_in_the_mean_what_was_expected(in_a_row):
     assert found.tested.sum() > 5000 and abs(difference.mean()) < 4.5 * difference.std() / 2000**0.5
 
 
-def test_measures_are_of_each_module():
+def test_measures_are_of_each_module(monkeypatch):
+    monkeypatch.setattr("kdlab.training.measures._gaps", None)  # no calibration is computed that nobody sees
     model, teacher = modules(True), Ahead(gpt(1), DEPTH)
     tokens = Tokens(text(100).short(), 8, torch.ones(V, dtype=torch.long), ahead=DEPTH)
     found = measure_further(model, tokens, teacher=teacher, tokens_at_once=16)

@@ -25,7 +25,7 @@ from kdlab.benchmarks import acceptance, by_hand, timing
 from kdlab.benchmarks import training as training_rounds
 from kdlab.data import DataError, Examples, Split, Tokens, images
 from kdlab.data.tokens import mapped, numbered
-from kdlab.language import CacheError, OwnText, TeacherCache, caches, generate, text, write_cache
+from kdlab.language import CacheError, OwnText, TeacherCache, caches, generate, speculate, text, write_cache
 from kdlab.language.huggingface import CausalLM, without_adapter
 from kdlab.models import GPT, Ahead, MultiToken
 from kdlab.objectives import (
@@ -1956,6 +1956,7 @@ def every_default():
         "global_count": lambda: global_count(s > 0),
         "next_token": lambda: next_token(z[None], t[None], y[None])["student_logits"],
         "restrict_vocabulary": lambda: restrict_vocabulary(z, torch.arange(3)),
+        "SharedVocabulary": lambda: objectives.SharedVocabulary(ForwardKL(), torch.arange(3))(student_logits=z, teacher_logits=t),
         "match_layers": lambda: torch.tensor(len(match_layers(["a", "b"], ["1", "2", "3"]))),
         "Projector": lambda: torch.cat([Projector(kind, 3, 4)(maps[0]) for kind in Projector.KINDS]),
         "MemoryBank": lambda: MemoryBank(8, 6).negatives(memory["index"], y, 4)[0],
@@ -3133,3 +3134,121 @@ def test_smoothed_labels_are_made_where_the_labels_are():
     with Seen():
         assert smooth_labels(labels, 4).shape == (3, 4)
     assert set(made) == {"meta"}
+
+
+def few_words(seed=0, size=6, context=4):
+    torch.manual_seed(seed)
+    return GPT(size, width=4, layers=1, heads=1, context=context)
+
+
+def some_text(blocks=4, size=6, context=4):
+    row = torch.randint(size, (blocks * context + 1,), generator=torch.Generator().manual_seed(0))
+    return Tokens(row.to(torch.int16), context, torch.ones(size, dtype=torch.long))
+
+
+def test_a_shared_vocabulary_has_two_ways_to_number_it():
+    """The teacher's logits are taken by the student's numbers of the tokens."""
+    z, t, _ = pair(3, 6)
+    ours, theirs = torch.tensor([0, 2, 5]), torch.tensor([4, 1, 0])
+    for rest in (False, True):
+        term = objectives.SharedVocabulary(ForwardKL(), ours, theirs, rest=rest)
+        expected = forward_kl(restrict_vocabulary(z, ours, rest=rest), restrict_vocabulary(t, theirs, rest=rest))
+        assert near(term(student_logits=z, teacher_logits=t), expected)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_padded_teacher_teaches_what_it_would_without_the_padding(fused, tmp_path):
+    """Through fit, from all logits and from hidden states; no label of the padding is learned."""
+    student, teacher = few_words(0), few_words(1)
+    padded = few_words(1, 8)
+    with torch.no_grad():
+        padded.load_state_dict(teacher.state_dict() | {"embedding.weight": torch.cat([teacher.embedding.weight, torch.ones(2, 4)])})
+    found = {}
+    for name, model, term in (("plain", teacher, ForwardKL()), ("padded", padded, objectives.SharedVocabulary(ForwardKL(), torch.arange(6)))):
+        learner = few_words(0)
+        learner.fused = model.fused = fused
+        recipe = Recipe(epochs=1, batch_size=2, learning_rate=0.1, augment=False)
+        fit(learner, 0.5 * CrossEntropy() + 0.5 * term, train=some_text(), teacher=model, recipe=recipe)
+        found[name] = learner.embedding.weight.detach()
+    assert near(found["plain"], found["padded"], rtol=1e-5, atol=1e-7) and not near(found["plain"], student.embedding.weight)
+
+
+def test_a_text_is_hashed_once_and_again_where_it_has_changed(tmp_path, monkeypatch):
+    """A cache is taken for that of a text that has changed in place."""
+    hashed, whole, teacher, text = [], caches._text_checksum, few_words(1), some_text()
+    monkeypatch.setattr(caches, "_text_checksum", lambda tokens: hashed.append(1) or whole(tokens))
+    caches.write_cache(tmp_path / "cache", teacher, text, entries=2)
+    cache = caches.TeacherCache(tmp_path / "cache", text, teacher)
+    recipe = Recipe(epochs=1, batch_size=2, learning_rate=0.1, augment=False)
+    fit(few_words(), 1.0 * SparseForwardKL(), train=text, teacher=cache, recipe=recipe)
+    assert len(hashed) == 1
+    text.labels[3] = (text.labels[3] + 1) % 6
+
+    def refused():
+        try:
+            cache.check_text(text)
+        except caches.CacheError:
+            return True
+        return False
+
+    assert refused()
+
+
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_whether_logits_are_left_to_the_losses_is_in_a_checkpoint(whose, tmp_path):
+    """A run that was fused goes on unfused, with other bits than it would have had; what earlier versions wrote goes on as it did."""
+    path, recipe = tmp_path / "run.safetensors", Recipe(epochs=1, batch_size=2, learning_rate=0.1, augment=False)
+
+    def resumed(fused):
+        models = {"student": few_words(0), "teacher": few_words(1)}
+        models[whose].fused = fused
+        try:
+            fit(models["student"], 1.0 * ForwardKL(), train=some_text(), teacher=models["teacher"], recipe=recipe, checkpoint=path)
+        except training.CheckpointError as error:
+            return str(error)
+        return ""
+
+    assert resumed(True) == resumed(True) == ""
+    assert f"{whose}'s logits: fused True in it and False here" in resumed(False)
+    tensors, header = checkpoint.load_tensors(path)
+    del header["identity"][f"{whose}'s logits"]
+    checkpoint.save_tensors(path, tensors, header)
+    assert resumed(False) == ""
+
+
+def test_tied_weights_are_stored_once(tmp_path):
+    """Each of the two is read as the other, and a part of a tensor as the whole."""
+    whole = torch.arange(12.0).view(3, 4)
+    state = {"head": whole, "embedding": whole, "rows": whole[:2], "turned": whole.T, "other": whole.clone(), "none": whole[:0], "nothing": whole[:0]}
+    checkpoint.save_tensors(tmp_path / "a.safetensors", state, {"of": "these"})
+    found, header = checkpoint.load_tensors(tmp_path / "a.safetensors")
+    assert header == {"of": "these"} and found.keys() == state.keys()
+    assert all(found[name].shape == tensor.shape and torch.equal(found[name], tensor) for name, tensor in state.items())
+    checkpoint.save_tensors(tmp_path / "b.safetensors", {**state, "embedding": whole.clone()}, {"of": "these"})
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in "ab"]
+    assert sizes[1] - sizes[0] > 3 * 4 * 4
+
+
+class Chain(nn.Module):
+    """Writes after each token one that it is always followed by."""
+
+    vocabulary, context = 6, 8
+
+    def __init__(self, *following):
+        super().__init__()
+        self.logits = 50.0 * F.one_hot(torch.tensor(following), 6).float()
+
+    def cache(self, batch):
+        return few_words(context=8).cache(batch)
+
+    def forward(self, tokens, cache):
+        cache.lengths = cache.lengths + tokens.shape[1]
+        return self.logits[tokens]
+
+
+def test_a_row_that_has_ended_stays_as_it_is_at_the_end_of_a_context():
+    """The rounds of another row write what a draft proposes over one that has ended."""
+    verifier, draft = Chain(0, 2, 3, 4, 5, 5), Chain(1, 2, 3, 4, 0, 5)
+    prompts, how = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]]), {"tokens": 5, "lengths": torch.tensor([4, 1]), "temperature": 0, "stop": 5}
+    found = speculate(verifier, draft, prompts, draft_length=3, **how).text
+    assert found.tolist() == [[1, 1, 1, 1, 2, 3, 4, 5, 0], 9 * [0]]

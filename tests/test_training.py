@@ -585,6 +585,30 @@ def test_a_killed_process_leaves_the_old_file(old):
     assert old.read_text() == "old"
 
 
+def test_what_a_killed_process_has_left_is_removed_by_the_next_that_writes_there(old):
+    """Of this file, of a while ago, and of no process that lives."""
+    code = (
+        "import os, signal, sys\nfrom kdlab.files import atomic_folder\n"
+        "with atomic_folder(sys.argv[1]) as part:\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, old], cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code, old.with_name("other")], cwd=Path(__file__).parents[1])
+    left = sorted(path for path in old.parent.iterdir() if path != old)
+    (mine := old.parent / f".{old.name}.settings").mkdir()
+    with atomic_write(old) as part:
+        part.write_text("newer")
+    assert len(left) == 2 and all(path.exists() for path in left)  # it could be a process that begins
+    for path in left:
+        os.utime(path, (0, 0))
+    with atomic_write(old) as part:
+        os.utime(part.parent, (0, 0))
+        with atomic_write(old) as other:
+            other.write_text("another's")
+        part.write_text("newest")
+    assert old.read_text() == "newest" and mine.exists()
+    assert [path.exists() for path in left] == [f".{old.name}." not in str(path) for path in left]
+
+
 def test_a_write_that_succeeds_replaces_the_old_file(old):
     with atomic_write(old) as part:
         part.write_text("new")

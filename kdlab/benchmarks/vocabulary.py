@@ -126,10 +126,14 @@ CONTESTANTS: dict[str, Callable] = {
 }
 
 
+#: Other libraries, where they can be imported.
+PEERS = (("Liger", "liger_kernel.chunked_loss", liger), ("TRL", "trl.experimental.gkd", trl))
+
+
 def contestants() -> dict[str, Callable]:
     """With Liger and TRL where they can be imported."""
     found = dict(CONTESTANTS)
-    for name, module, way in (("Liger", "liger_kernel.chunked_loss", liger), ("TRL", "trl.experimental.gkd", trl)):
+    for name, module, way in PEERS:
         with suppress(ImportError, RuntimeError):  # transformers' way to say that something is missing is the latter
             imported(module)
             found[name] = way
@@ -245,6 +249,7 @@ def measured(size: Size, seconds: float = 60.0, rounds: int = 5, ways: dict[str,
         "size": asdict(size),
         "seconds": {name: times[name] for name in ways},
         "left_out": [name for name in every if name not in ways],
+        "not_installed": [name for name, *_ in PEERS if name not in every],
         "summary": summary,
         "goals": goals,
     }
@@ -264,6 +269,8 @@ def table(result: dict) -> str:
         )
     for name in result["left_out"]:
         lines.append(f"  {name:<16}{'too little memory':>28}")
+    for name in result["not_installed"]:
+        lines.append(f"  {name:<16}{'cannot be imported':>28}  pip install 'kdlab[peers]'")
     for goal in result["goals"]:
         met = "met" if goal["met"] else "not met"
         lines.append(

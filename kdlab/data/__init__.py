@@ -2,6 +2,7 @@
 
 from .download import DataError, folder
 from .examples import Examples, Loaded
+from .gutenberg import load_books
 from .images import (
     ImageData,
     Split,
@@ -32,6 +33,7 @@ __all__ = [
     "crop_and_flip",
     "draw_boxes",
     "folder",
+    "load_books",
     "load_cifar10",
     "load_cifar100",
     "load_corpus",

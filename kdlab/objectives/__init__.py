@@ -46,7 +46,7 @@ from .response import (
     standardise,
 )
 from .schedules import Constant, Cosine, LearnedTemperature, Linear, Step
-from .sequence import next_token, restrict_vocabulary
+from .sequence import SharedVocabulary, next_token, restrict_vocabulary
 from .softening import entropy, log_soften, soften
 from .sparse import SparseTargets, sparse_forward_kl
 from .terms import (
@@ -104,6 +104,7 @@ __all__ = [
     "RKDAngle",
     "RKDDistance",
     "ReverseKL",
+    "SharedVocabulary",
     "SimilarityPreserving",
     "SkewedForwardKL",
     "SkewedReverseKL",

@@ -4,14 +4,16 @@ Every response loss takes logits of shape ``(batch, time, vocabulary)`` with a m
 mean over the tokens that count. What is left to do is here.
 """
 
+import hashlib
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .checks import _inspectable, check_logits, check_tokens
+from .checks import IGNORED, _inspectable, check_logits, check_tokens
 from .softening import full_precision, log_sum_exp
 from .sparse import SparseTargets
+from .terms import Objective, Term
 from .vocabulary import HeadLogits
 
 
@@ -125,6 +127,55 @@ def restrict_vocabulary(
     logits = full_precision(logits)
     others = log_sum_exp(logits.scatter(-1, index, -torch.inf))
     return torch.cat([logits.gather(-1, index), others], -1)
+
+
+class SharedVocabulary(Term):
+    r"""A term of logits that looks at chosen tokens alone, through :func:`restrict_vocabulary`: the way of it through ``fit``.
+
+    Of a teacher whose vocabulary was padded to a rounder size, ``SharedVocabulary(ForwardKL(), torch.arange(50_257))`` compares what both have,
+    and terms beside it look at all of the student. Labels are numbers of the whole vocabulary: of them, it sees which positions count.
+
+    Args:
+        term: of logits, without labels.
+        tokens: different token numbers of the student, of shape ``(k,)``.
+        teacher_tokens: what the teacher calls the same tokens; None: the same.
+        rest: as in :func:`restrict_vocabulary`, of both.
+
+    Raises:
+        TypeError: for a term that looks at labels or layers; and as :func:`restrict_vocabulary`.
+        ValueError: for tokens and teacher's tokens that are not as many; and as :func:`restrict_vocabulary`.
+
+    >>> from kdlab.objectives import ForwardKL
+    >>> total, _ = (1.0 * SharedVocabulary(ForwardKL(), torch.arange(3)))(student_logits=torch.zeros(1, 3), teacher_logits=torch.zeros(1, 4))
+    >>> total
+    tensor(0.)
+    """
+
+    def __init__(self, term: Term, tokens: Tensor, teacher_tokens: Tensor | None = None, *, rest: bool = False):
+        super().__init__()
+        if not isinstance(term, Term) or term.student_layers or "labels" in Objective([(1.0, term)])._needed[0]:
+            raise TypeError(f"SharedVocabulary takes a term of logits, which looks at neither labels nor layers, not {term!r}.")
+        teacher_tokens = tokens if teacher_tokens is None else teacher_tokens
+        if any(not isinstance(one, Tensor) or one.ndim != 1 for one in (tokens, teacher_tokens)) or len(tokens) != len(teacher_tokens):
+            raise ValueError("tokens are a tensor of shape (k,), of the student and of the teacher: as many, in the same order.")
+        self.inner, self.rest = term, rest
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.register_buffer("teacher_tokens", teacher_tokens, persistent=False)
+        self.needs_teacher, self.needs_whole_batch_of = term.needs_teacher, term.needs_whole_batch_of
+
+    def extra_repr(self):
+        which = hashlib.sha256(repr([self.tokens.tolist(), self.teacher_tokens.tolist()]).encode()).hexdigest()[:12]
+        return f"{self.inner!r}, {len(self.tokens)} tokens {which}{', rest=True' if self.rest else ''}"
+
+    def forward(self, *, student_logits, teacher_logits=None, labels=None, mask=None, count=None, progress=None, **_):
+        seen = {
+            "student_logits": restrict_vocabulary(student_logits, self.tokens, rest=self.rest),
+            "teacher_logits": None if teacher_logits is None else restrict_vocabulary(teacher_logits, self.teacher_tokens, rest=self.rest),
+        }
+        if mask is None and labels is not None and labels.shape == student_logits.shape[:-1]:
+            mask = labels != IGNORED
+        total, _ = (1.0 * self.inner)(**seen, mask=mask, count=count, progress=progress)
+        return total
 
 
 def _restricted_head(logits: HeadLogits, tokens: Tensor) -> HeadLogits:

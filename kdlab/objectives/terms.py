@@ -121,11 +121,11 @@ class Objective(nn.Module):
         for name, term, needed in zip(self.names, self.terms, self._needed, strict=True):
             if missing := [f"{key}=…" for key in needed if seen.get(key) is None]:
                 raise TypeError(f"{name} needs {', '.join(missing)}.")
-            if sparse and term.needs_teacher and not isinstance(term, SparseForwardKL):
+            if sparse and term.needs_teacher and not isinstance(getattr(term, "inner", term), SparseForwardKL):
                 raise TypeError(
                     f"{name} needs all of the teacher, of which SparseTargets keep a few entries: use SparseForwardKL."
                 )
-            if in_chunks and not term.student_layers:
+            if in_chunks and not term.student_layers and not hasattr(term, "inner"):  # which another term asks
                 if any(True for _ in term.parameters()):
                     raise TypeError(
                         f"{name} learns a temperature or more and needs all logits at once: let the student return them, with "
