@@ -15,11 +15,11 @@ import contextlib
 import threading
 import warnings
 import weakref
+from functools import cache
 from types import SimpleNamespace
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 CUDA = torch.device("cuda", 0)
 #: Operations that wait for the device, by the beginning of their names.
@@ -68,6 +68,10 @@ class OnDevice(torch.Tensor):
 class Mode(TorchDispatchMode):
     """Within it, what is made on ``"cuda"`` is on the emulated device."""
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # which costs as much as all else that is done for an operation
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         with lock:
             return dispatch(func, args, kwargs or {})
@@ -92,8 +96,42 @@ def plain(x):
     return x.inner if isinstance(x, OnDevice) else x
 
 
+def leaves(*nested):
+    """What is in lists, tuples and dictionaries."""
+    for x in nested:
+        if isinstance(x, (list, tuple)):
+            yield from leaves(*x)
+        elif isinstance(x, dict):
+            yield from leaves(*x.values())
+        else:
+            yield x
+
+
+def mapped(change, x):
+    """The same nesting of what ``change`` makes of its leaves."""
+    if isinstance(x, (list, tuple)):
+        return type(x)([mapped(change, each) for each in x])
+    if isinstance(x, dict):
+        return {key: mapped(change, each) for key, each in x.items()}
+    return change(x)
+
+
+@cache
+def told(func) -> SimpleNamespace:
+    """What there is to know of an operation: where its arguments are written to, and whether it waits, draws or indexes."""
+    name, arguments = str(func), func._schema.arguments
+    return SimpleNamespace(
+        name=name,
+        waits=name.startswith(WAITING),
+        draws=any(part in name for part in DRAWING),
+        indexes=name.startswith(("aten.index", "aten._unsafe_index", "aten._index")),
+        written=[(i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write],
+    )
+
+
 def dispatch(func, args, kwargs):
-    name, found = str(func), tree_flatten((args, kwargs))[0]
+    of, found = told(func), list(leaves(args, kwargs))
+    name = of.name
     ours = [x for x in found if isinstance(x, OnDevice)]
     others = [x for x in found if isinstance(x, torch.Tensor) and not isinstance(x, OnDevice) and x.device.type == "cpu"]
     device = kwargs.get("device")
@@ -105,18 +143,18 @@ def dispatch(func, args, kwargs):
         return args[0]
     if not ours and not is_cuda(device):
         return func(*args, **kwargs)
-    check_devices(name, args, ours, others)
+    check_devices(of, args, ours, others)
     generator = next((x for x in found if isinstance(x, torch.Generator)), None)
     if generator is not None and generator.device.type != "cuda":
         raise RuntimeError(f"Expected a 'cuda' device type for generator but found '{generator.device}' ({name})")
-    if name.startswith(WAITING):
+    if of.waits:
         wait(name)
-    if name.startswith(("aten.index", "aten._unsafe_index", "aten._index")) and len(args) > 1 and isinstance(args[1], (list, tuple)):
+    if of.indexes and len(args) > 1 and isinstance(args[1], (list, tuple)):
         if any(isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
             wait(f"{name} with a boolean mask")
     if name.startswith(("aten._fused_sgd_", "aten._fused_adam")):
         check_layouts(args, 3 if "sgd" in name else 4)
-    return computed(func, args, kwargs, generator)
+    return computed(func, of, args, kwargs, generator)
 
 
 def moved(func, source, kwargs):
@@ -133,15 +171,15 @@ def moved(func, source, kwargs):
     return OnDevice(made)
 
 
-def check_devices(name, args, ours, others) -> None:
+def check_devices(of, args, ours, others) -> None:
     if not ours or all(x.ndim == 0 for x in others):
         return
-    if name.startswith(("aten.index", "aten._index", "aten._unsafe_index")):
+    if of.indexes:
         places = args[1] if isinstance(args[1], (list, tuple)) else []
         if all(any(x is place for place in places) for x in others if x.ndim):
             wait("an index that is on the CPU")
             return
-    raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name})")
+    raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({of.name})")
 
 
 def check_layouts(args, lists: int) -> None:
@@ -153,19 +191,15 @@ def check_layouts(args, lists: int) -> None:
                 raise RuntimeError("Expected check_fast_path_restrictions(...) to be true, but got false.")
 
 
-def computed(func, args, kwargs, generator):
-    name, schema = str(func), func._schema
-    inner, named = tree_map(plain, args), {k: v for k, v in tree_map(plain, kwargs).items() if k != "pin_memory"}
+def computed(func, of, args, kwargs, generator):
+    inner, named = mapped(plain, args), {k: mapped(plain, v) for k, v in kwargs.items() if k != "pin_memory"}
     if is_cuda(named.get("device")):
         del named["device"]
-    draws = any(part in name for part in DRAWING)
-    out = drawn(func, inner, named, generator) if draws else func(*inner, **named)
-    given = {**dict(zip([a.name for a in schema.arguments], args, strict=False)), **kwargs}
+    out = drawn(func, inner, named, generator) if of.draws else func(*inner, **named)
     written = [
         x
-        for argument in schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write
-        for x in tree_flatten(given.get(argument.name))[0]
+        for number, argument in of.written
+        for x in leaves(args[number] if number < len(args) else kwargs.get(argument))
         if isinstance(x, OnDevice)
     ]
     recorded(func, inner, named, out, fresh=not written, generator=generator)
@@ -174,7 +208,7 @@ def computed(func, args, kwargs, generator):
     def wrapped(x):
         return known[id(x)] if id(x) in known else OnDevice(x) if isinstance(x, torch.Tensor) else x
 
-    return tree_map(wrapped, out)
+    return mapped(wrapped, out)
 
 
 def drawn(func, args, kwargs, generator):
@@ -207,10 +241,9 @@ class CUDAGraph:
 
     def replay(self):
         for func, args, kwargs, out, fresh, generator in self.tape:
-            draws = any(part in str(func) for part in DRAWING)
-            again = drawn(func, args, kwargs, generator) if draws else func(*args, **kwargs)
+            again = drawn(func, args, kwargs, generator) if told(func).draws else func(*args, **kwargs)
             if fresh:
-                for place, value in zip(tree_flatten(out)[0], tree_flatten(again)[0], strict=True):
+                for place, value in zip(leaves(out), leaves(again), strict=True):
                     if isinstance(place, torch.Tensor) and place.data_ptr() != value.data_ptr():
                         place.copy_(value)
 
