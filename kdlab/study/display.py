@@ -12,6 +12,7 @@ from ..figures import Shown, mathematics
 from .evidence import QUANTITIES, Quantity
 from .parameters import ParameterError, changed, check_session
 from .plans import GROWING
+from .records import record_name
 from .results import Results
 from .tuning import TRY
 
@@ -36,16 +37,12 @@ class Verdict(Shown):
     def __init__(self, claim: str, outcome: str, finding: str, condition: str | None = None):
         self.claim, self.outcome, self.finding, self.condition = claim, outcome, finding, condition
         more = f" ({condition})" if condition else ""
+        said = {"claim": claim, "outcome": outcome, "finding": finding}
         super().__init__(
             f'<aside class="kd-verdict kd-{outcome.replace(" ", "-")}" id="claim-{claim.lower()}">'
-            f"<strong>Claim {claim}: {outcome}{more}.</strong> {mathematics(finding)}</aside>"
+            f"<strong>Claim {claim}: {outcome}{more}.</strong> {mathematics(finding)}</aside>",
+            {"application/vnd.kdlab.verdict+json": said | ({"condition": condition} if condition else {})},
         )
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        said = {"claim": self.claim, "outcome": self.outcome, "finding": self.finding}
-        if self.condition:
-            said["condition"] = self.condition
-        return {"text/html": self.markup, "application/vnd.kdlab.verdict+json": said}
 
 
 def verdict(
@@ -106,7 +103,7 @@ def data_note(data: ImageData | TextData) -> Shown:
 
 
 def source_note(records: list[dict]) -> Shown:
-    """Where recorded numbers come from: device, commit, date and number of runs."""
+    """Where recorded numbers come from: device, commit, date and number of runs; the pages link to each record."""
     origins = [record["provenance"] for record in records]
 
     def distinct(key):
@@ -117,7 +114,8 @@ def source_note(records: list[dict]) -> Shown:
     dirty = " (with uncommitted changes)" if any(origin["dirty"] for origin in origins) else ""
     return Shown(
         f'<p class="kd-badge">Recorded: n = {len(records)} runs · {html.escape(distinct("device"))} · '
-        f"commit <code>{html.escape(distinct('commit'))}</code>{dirty} · {distinct('started')}</p>"
+        f"commit <code>{html.escape(distinct('commit'))}</code>{dirty} · {distinct('started')}</p>",
+        {"application/vnd.kdlab.records+json": sorted({record_name(record) for record in records})},
     )
 
 
