@@ -48,11 +48,12 @@ from kdlab.study.chapters import (
     write_page,
 )
 from kdlab.study.chapters import execute as execute_chapter
+from kdlab.study.downloads import with_downloads
 from kdlab.study.findings import found as found_in_records
 from kdlab.study.findings import scale
 from kdlab.study.parameters import KINDS, ParameterError, declared_in
 from kdlab.study.plans import PLANS
-from kdlab.study.records import headline
+from kdlab.study.records import headline, record_name
 from kdlab.study.repository import Repository, install, repository, requirements, set_up
 from kdlab.study.verdicts import VERDICTS
 
@@ -552,7 +553,7 @@ def status(notebooks) -> str:
     for record in records(ROOT / "book"):
         origin, spec = record["provenance"], record["spec"]
         by_plan.setdefault(spec["study"], []).append(
-            f"<tr><td>{spec['arm']}, seed {spec['recipe'].get('seed', 0)}</td>"
+            f'<tr><td><a href="../records/{record_name(record)}.json">{spec["arm"]}, seed {record["recipe"]["seed"]}</a></td>'
             f"<td>{html.escape(headline(record))}</td><td>{record['seconds'] / 60:.0f} min</td>"
             f"<td>{origin['started'][:10]}</td><td>{html.escape(origin['device'])}</td>"
             f"<td><code>{(origin['commit'] or '')[:10]}</code></td></tr>"
@@ -634,7 +635,8 @@ def using(where: Repository | None) -> dict[str, str]:
     there = "; a first cell fetches kdlab there. The" if where else "The"
     older = f" Each release keeps its pages: they are at `{where.site}/` and its tag." if where and where.site else ""
     return {
-        "%LAUNCH%": f"{launch}{there} download button gives the executed notebook.{older}",
+        "%LAUNCH%": f"{launch}{there} download button gives the executed notebook. Below each figure "
+        f"are its numbers as CSV, and each *Recorded* leads to the records, JSON, that its numbers are from.{older}",
         "%CLONE%": f"git clone {where.url} && cd {where.name}\n" if where else "",
         "%INSTALL%": install(where),
         "%INSTALL STUDY%": install(where, "study"),
@@ -645,7 +647,7 @@ def launchable(stage: Path, where: Repository) -> None:
     """What the branch holds that launch buttons open, in _build/notebooks: the notebooks, and Binder's environment."""
     target = BUILD / "notebooks"
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(stage / "notebooks", target / "notebooks")
+    shutil.copytree(stage / "_root" / "_sources" / "notebooks", target / "notebooks")
     (target / "runtime.txt").write_text("python-3.12\n")
     needs = ["--extra-index-url https://download.pytorch.org/whl/cpu", *requirements(ROOT)]
     (target / "requirements.txt").write_text("\n".join(needs) + "\n")
@@ -661,10 +663,16 @@ def stage(notebooks, where: Repository | None) -> Path:
     (new / "_config.yml").write_text(yaml.safe_dump(settings(where), allow_unicode=True), encoding="utf-8")
     skip = shutil.ignore_patterns("*.py", "*.js", "*.toml", "__pycache__", "records", "checkpoints", "running")
     shutil.copytree(ROOT / "book", new / "book", ignore=skip)
+    root = new / "_root"  # is laid over the pages
+    saved = root / "_sources" / "notebooks"  # without links that lead nowhere from another machine
+    saved.mkdir(parents=True)
+    shutil.copytree(ROOT / "book" / "records", root / "records")
     for path in notebooks:
         # Ledger and status page read the reports from the executed notebook.
-        notebook = without_reports(for_readers(read_executed(path), where))
-        nbformat.write(notebook, new / "notebooks" / path.name)
+        notebook = for_readers(read_executed(path), where)
+        linked = with_downloads(notebook, path.stem, ROOT / "book" / "records", root, up="../")
+        nbformat.write(without_reports(linked), new / "notebooks" / path.name)
+        nbformat.write(without_reports(notebook), saved / path.name)
     given = verdicts(notebooks)
     pages = {"claims": ledger(given), "errata": errata(given), "status": status(notebooks), "parameters": parameters()}
     for name, page in pages.items():
@@ -682,7 +690,7 @@ def stage(notebooks, where: Repository | None) -> Path:
     for name, said in using(where).items():
         text = text.replace(name, said)
     page.write_text(text, encoding="utf-8")
-    copy_mathjax(new / "_root" / "mathjax")
+    copy_mathjax(root / "mathjax")
     shutil.copytree(ROOT / "book" / "_static", new / "_static", dirs_exist_ok=True)
 
     old = BUILD / "stage"
@@ -767,7 +775,7 @@ def check_pages(where: Path) -> None:
             if re.match(r"[a-z]+:", target) or target.endswith((".ipynb", ".md", ".rst", ".txt")):
                 continue
             goal = (path.parent / target).resolve() if target else path.resolve()
-            if goal.suffix == ".html" and goal not in ids:
+            if goal.suffix in (".html", ".csv", ".json") and not goal.exists():
                 wrong.append(f"{name} links to {link}, which does not exist")
             elif anchor and goal in ids and anchor not in ids[goal]:
                 wrong.append(f"{name} links to {link}, whose anchor does not exist")

@@ -512,3 +512,52 @@ show(
 # The ratio of soft to hard is $0.9/0.1 = 9$ without $T^2$. With it, weights $w$ and $1-w$ give $16\,w/(1-w)$. Equal at
 # $w = 9/25 = 0.36$. The forgotten factor is a different experiment, not a different unit.
 # ```
+#
+# ````{exercise}
+# :label: ex-forgetting-trained
+#
+# *An experiment, of ten seconds.* Train the untrained network both ways on a few hundred images, by gradient descent with momentum and
+# weight decay. Find the learning rate with which the implementation with $T^2$, at the weight of the exercise above, ends at the *same*
+# network. What else do you have to change?
+# ````
+#
+# ````{solution} ex-forgetting-trained
+# :class: dropdown
+#
+# With $T^2$ the whole gradient is longer by the factor $(1-w)/(1-0.9) = 6.4$, so the learning rate is to be divided by it. That alone
+# leaves a difference: weight decay is added to the gradient, and is now 6.4 times as weak against it. With the decay multiplied by 6.4
+# what is left is rounding.
+#
+# ```python
+# from kdlab.objectives import SoftTargets
+#
+# T, forgotten = 4, 0.9  # the weight of someone who forgets T²
+# weight = forgotten / (forgotten + (1 - forgotten) * T**2)
+# longer = (1 - weight) / (1 - forgotten)
+# book = book_teacher(data, device=device)
+#
+#
+# def distilled(soft, hard, learning_rate=0.01, weight_decay=0.02):
+#     torch.manual_seed(seed)
+#     student = resnet8(data.num_classes)
+#     recipe = Recipe(
+#         epochs=1, batch_size=32, schedule="constant", learning_rate=learning_rate, weight_decay=weight_decay, seed=seed
+#     )
+#     objective = soft * SoftTargets(T) + hard * CrossEntropy()
+#     fit(student, objective, train=data.train[:256], teacher=book, recipe=recipe, device=device)
+#     return predict(student, images[:100], device=device)
+#
+#
+# without = distilled(forgotten / T**2, 1 - forgotten)
+# slower = distilled(weight, 1 - weight, 0.01 / longer)
+# both = distilled(weight, 1 - weight, 0.01 / longer, 0.02 * longer)
+# table(
+#     ["with $T^2$", "distance of the logits, relative"],
+#     [
+#         [f"learning rate divided by {longer:.1f}", f"{(slower - without).norm() / without.norm():.1e}"],
+#         ["and weight decay multiplied by it", f"{(both - without).norm() / without.norm():.1e}"],
+#     ],
+#     caption=f"Forgotten $T^2$ at weight {forgotten}, and $T^2$ at weight {weight:.2f}: two trainings that end at one network.",
+# )
+# ```
+# ````

@@ -3,13 +3,15 @@
 import base64
 import html
 import io
+import itertools
 import json
 from importlib.resources import files
 
 import numpy as np
 from torch import Tensor
 
-from .style import Shown, mathematics
+from .plotted import as_csv
+from .style import CSV, Shown, mathematics
 
 
 def _picture(image: Tensor) -> str:
@@ -47,9 +49,15 @@ def temperature_dial(examples, *, label: str, caption: str) -> Shown:
             }
         )
     data = html.escape(json.dumps(packed, ensure_ascii=True))
+    logits = [
+        {"example": example["name"], "class": name, "logit": f"{logit:g}"}
+        for example in packed
+        for name, logit in itertools.zip_longest(example["classes"], example["logits"], fillvalue="another")
+    ]
     script = files("kdlab.figures").joinpath("dial.js").read_text(encoding="utf-8")
     return Shown(
         f'<figure class="kd-figure kd-dial" id="fig-{label}" data-examples="{data}">'
         '<p class="kd-dial-off">This figure needs JavaScript.</p>'
-        f"<figcaption>{mathematics(caption)}</figcaption></figure><script>{script}</script>"
+        f"<figcaption>{mathematics(caption)}</figcaption></figure><script>{script}</script>",
+        {CSV: as_csv(logits)},
     )

@@ -32,15 +32,16 @@ def dots(
             alpha=0.35,
             markersize=4.5,
             mew=0,
+            label="_run",
         )
         if (interval := intervals.get(name)) is not None:
             mean, low, high = (
                 (interval.mean, interval.low, interval.high) if hasattr(interval, "low") else interval
             )
-            panel.plot([factor * low, factor * high], [place, place], color=colour, linewidth=2.2)
-            panel.plot([factor * mean], [place], "|", color=colour, markersize=13, mew=2.2)
+            panel.plot([factor * low, factor * high], [place, place], color=colour, linewidth=2.2, label="_interval")
+            panel.plot([factor * mean], [place], "|", color=colour, markersize=13, mew=2.2, label="_mean")
         if reference and name in reference:
-            panel.plot([reference[name]], [place], "D", color=VERMILION, markersize=5, mfc="none", mew=1.4)
+            panel.plot([reference[name]], [place], "D", color=VERMILION, markersize=5, mfc="none", mew=1.4, label="_reference")
     panel.set_yticks(range(len(rows)), list(rows))
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.grid(axis="y", visible=False)

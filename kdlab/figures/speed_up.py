@@ -5,7 +5,8 @@ import json
 from collections.abc import Sequence
 from importlib.resources import files
 
-from .style import BLUE, VERMILION, Shown, mathematics
+from .plotted import as_csv
+from .style import BLUE, CSV, VERMILION, Shown, mathematics
 
 
 def speed_up_dial(
@@ -59,11 +60,17 @@ def speed_up_dial(
         "blue": BLUE,
         "red": VERMILION,
     }
+    measured = [
+        {"set": entry["name"], "draft length": gamma, "tokens per call": tokens, "speed-up": speed}
+        for entry in given["sets"]
+        for gamma, tokens, speed in entry["points"]
+    ]
     script = files("kdlab.figures").joinpath("speed_up.js").read_text(encoding="utf-8")
     return Shown(
         f'<figure class="kd-figure kd-dial" id="fig-{label}" data-ready="yes" data-given="{html.escape(json.dumps(given))}">'
         '<p class="kd-dial-off">This figure needs JavaScript.</p>'
-        f"<figcaption>{mathematics(caption)}</figcaption></figure><script>{script}</script>"
+        f"<figcaption>{mathematics(caption)}</figcaption></figure><script>{script}</script>",
+        {CSV: as_csv(measured)},
     )
 
 

@@ -11,6 +11,8 @@ try:
 except ImportError:
     raise ImportError("figures need Matplotlib: pip install 'kdlab[figures]'.") from None
 
+from .plotted import plotted
+
 #: Okabe & Ito's palette in the order of use, without the yellow that vanishes on white.
 BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY)
@@ -59,14 +61,21 @@ def mathematics(text: str) -> str:
     return re.sub(r"\$(.+?)\$", r'<span class="math">\\(\1\\)</span>', html.escape(text, quote=False))
 
 
-class Shown:
-    """HTML for a notebook's output."""
+#: A figure's numbers in an executed notebook; the pages have them as a file, and a link to it.
+CSV = "application/vnd.kdlab.data+csv"
 
-    def __init__(self, markup: str):
-        self.markup = markup
+
+class Shown:
+    """HTML for a notebook's output, and what else its cell says, by type: a figure's numbers, say."""
+
+    def __init__(self, markup: str, said: dict | None = None):
+        self.markup, self.said = markup, said or {}
 
     def _repr_html_(self) -> str:
         return self.markup
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        return {"text/html": self.markup, **self.said}
 
     def __repr__(self) -> str:
         return re.sub(r"<[^>]+>", " ", self.markup)[:80].strip()
@@ -74,6 +83,8 @@ class Shown:
 
 def show(figure: Figure, *, label: str, caption: str, alt: str) -> Shown:
     """A figure as inline SVG with its caption below, in the colours of the page that it is on; the figure is closed.
+
+    Its numbers (:func:`~kdlab.figures.plotted.plotted`) go with it: the pages offer them as CSV below the caption.
 
     Args:
         figure: a Matplotlib figure, drawn in :func:`use_style`'s style.
@@ -83,6 +94,7 @@ def show(figure: Figure, *, label: str, caption: str, alt: str) -> Shown:
     """
     if not (label and caption and alt):
         raise ValueError("a figure needs a label, a caption and an alternative text.")
+    numbers = plotted(figure)
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": label}):
         figure.savefig(
@@ -115,7 +127,8 @@ def show(figure: Figure, *, label: str, caption: str, alt: str) -> Shown:
         "<svg", f'<svg role="img" aria-label="{html.escape(alt)}" style="width: 100%; {width}"', 1
     )
     return Shown(
-        f'<figure class="kd-figure" id="fig-{label}"><div class="kd-scroll" tabindex="0">{svg}</div><figcaption>{mathematics(caption)}</figcaption></figure>'
+        f'<figure class="kd-figure" id="fig-{label}"><div class="kd-scroll" tabindex="0">{svg}</div><figcaption>{mathematics(caption)}</figcaption></figure>',
+        {CSV: numbers} if numbers else None,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..files import atomic_folder
+from .downloads import CSV, RECORDS, sources_are_saved, with_downloads
 from .parameters import declared_in, given_to
 from .records import book_folder
 from .repository import repository
@@ -161,10 +162,10 @@ def find_chapter(which: str) -> Path:
 
 
 def without_reports(notebook):
-    """The notebook without the outputs that are for the ledger alone, which Sphinx does not know."""
+    """The notebook without the outputs that are for the build alone, which Sphinx does not know."""
     for output in (o for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o):
-        output["data"].pop(VERDICT, None)
-        output["data"].pop(OBSERVATION, None)
+        for said in (VERDICT, OBSERVATION, CSV, RECORDS):
+            output["data"].pop(said, None)
     return notebook
 
 
@@ -186,9 +187,14 @@ def jupyter_book(stage: Path, output: Path, *options: str) -> subprocess.Complet
         output,
         *options,
     ]
-    return subprocess.run(
+    finished = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", cwd=stage
     )
+    for page in (Path(output) / "_build" / "html").rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        if (saved := sources_are_saved(text)) != text:
+            page.write_text(saved, encoding="utf-8")
+    return finished
 
 
 def write_page(executed: nbformat.NotebookNode, root: Path, name: str, out: Path) -> Path:
@@ -203,16 +209,17 @@ def write_page(executed: nbformat.NotebookNode, root: Path, name: str, out: Path
     Raises:
         ChapterError: if Sphinx fails.
     """
-    notebook = without_reports(nbformat.from_dict(executed))
     published = repository(root)
-    for cell in (c for c in notebook.cells if c.cell_type == "markdown"):
-        # Other pages are not here: their links go to the published book, where there is one.
-        cell.source = linked_to(published and published.site, cell.source)
     references = "## References\n\n```{bibliography}\n:filter: docname in docnames\n```"
-    notebook.cells.append(nbformat.v4.new_markdown_cell(references, id="references"))
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder) / "stage"
         (stage / "book").mkdir(parents=True)
+        notebook = with_downloads(executed, name, root / "book" / "records", stage / "_root")
+        notebook = without_reports(notebook)
+        for cell in (c for c in notebook.cells if c.cell_type == "markdown"):
+            # Other pages are not here: their links go to the published book, where there is one.
+            cell.source = linked_to(published and published.site, cell.source)
+        notebook.cells.append(nbformat.v4.new_markdown_cell(references, id="references"))
         nbformat.write(notebook, stage / f"{name}.ipynb")
         (stage / "_toc.yml").write_text(f"format: jb-book\nroot: {name}\n")
         settings = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))

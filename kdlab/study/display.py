@@ -12,6 +12,7 @@ from ..figures import Shown, mathematics
 from .evidence import QUANTITIES, Quantity
 from .parameters import ParameterError, check_session
 from .plans import GROWING
+from .records import record_name
 from .results import Results
 from .tuning import TRY
 from .verdicts import CONDITIONS, VERDICTS, verdict  # noqa: F401 (chapters take all from here)
@@ -31,7 +32,7 @@ def data_note(data: ImageData | TextData) -> Shown:
 
 
 def source_note(records: list[dict]) -> Shown:
-    """Where recorded numbers come from: device, commit, date and number of runs."""
+    """Where recorded numbers come from: device, commit, date and number of runs; the pages link to each record."""
     origins = [record["provenance"] for record in records]
 
     def distinct(key):
@@ -42,7 +43,8 @@ def source_note(records: list[dict]) -> Shown:
     dirty = " (with uncommitted changes)" if any(origin["dirty"] for origin in origins) else ""
     return Shown(
         f'<p class="kd-badge">Recorded: n = {len(records)} runs · {html.escape(distinct("device"))} · '
-        f"commit <code>{html.escape(distinct('commit'))}</code>{dirty} · {distinct('started')}</p>"
+        f"commit <code>{html.escape(distinct('commit'))}</code>{dirty} · {distinct('started')}</p>",
+        {"application/vnd.kdlab.records+json": sorted({record_name(record) for record in records})},
     )
 
 

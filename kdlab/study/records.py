@@ -87,6 +87,12 @@ def record_path(spec: Spec, folder: Path) -> Path:
     return Path(folder) / f"{spec.name}.json"
 
 
+def record_name(record: dict) -> str:
+    """The stem of a record's file: that of its spec, :attr:`Spec.name`."""
+    spec = record["spec"]
+    return f"{spec['study']}.{spec['arm']}.seed{record['recipe']['seed']}.{record['spec_hash'][:8]}"
+
+
 def columns(history: list[dict]) -> dict[str, list]:
     """What was measured after each epoch, as one list a measure; numbers to six digits.
 

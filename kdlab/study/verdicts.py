@@ -25,16 +25,12 @@ class Verdict(Shown):
     def __init__(self, claim: str, outcome: str, finding: str, condition: str | None = None):
         self.claim, self.outcome, self.finding, self.condition = claim, outcome, finding, condition
         more = f" ({condition})" if condition else ""
+        said = {"claim": claim, "outcome": outcome, "finding": finding}
         super().__init__(
             f'<aside class="kd-verdict kd-{outcome.replace(" ", "-")}" id="claim-{claim.lower()}">'
-            f"<strong>Claim {claim}: {outcome}{more}.</strong> {mathematics(finding)}</aside>"
+            f"<strong>Claim {claim}: {outcome}{more}.</strong> {mathematics(finding)}</aside>",
+            {"application/vnd.kdlab.verdict+json": said | ({"condition": condition} if condition else {})},
         )
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        said = {"claim": self.claim, "outcome": self.outcome, "finding": self.finding}
-        if self.condition:
-            said["condition"] = self.condition
-        return {"text/html": self.markup, "application/vnd.kdlab.verdict+json": said}
 
 
 def verdict(
