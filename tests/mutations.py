@@ -71,7 +71,7 @@ CHECKPOINT = "training/checkpoint.py"
 STATE = "training/state.py"
 MODULES = "training/modules.py"
 EXAMPLES = "data/examples.py"
-HUGGINGFACE = "language/huggingface.py"
+HUGGINGFACE = "huggingface/models.py"
 WEIGHTS = "training/weights.py"
 TEACHERS = "training/teachers.py"
 
@@ -200,8 +200,8 @@ MUTATIONS = [
     Mutation(
         "hidden states leave the count out",
         LAYERS,
-        "mask=hidden_mask, count=hidden_count)",
-        "mask=hidden_mask)",
+        "mask=counted, count=count)",
+        "mask=counted)",
         "test_masks_and_counts_reach_every_term",
     ),
     Mutation(

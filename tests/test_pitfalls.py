@@ -25,8 +25,8 @@ from kdlab.benchmarks import acceptance, by_hand, timing
 from kdlab.benchmarks import training as training_rounds
 from kdlab.data import DataError, Examples, Split, Tokens, images
 from kdlab.data.tokens import mapped, numbered
+from kdlab.huggingface import CausalLM, without_adapter
 from kdlab.language import CacheError, OwnText, TeacherCache, caches, generate, text, write_cache
-from kdlab.language.huggingface import CausalLM, without_adapter
 from kdlab.models import GPT, Ahead, MultiToken
 from kdlab.objectives import (
     CRD,
