@@ -72,6 +72,7 @@ STATE = "training/state.py"
 MODULES = "training/modules.py"
 EXAMPLES = "data/examples.py"
 HUGGINGFACE = "huggingface/models.py"
+DISTILLATION = "huggingface/distillation.py"
 WEIGHTS = "training/weights.py"
 TEACHERS = "training/teachers.py"
 
@@ -760,6 +761,27 @@ MUTATIONS = [
         "test_everything_is_in_the_checkpoint",
     ),
     # Models, teachers and data as they come
+    Mutation(
+        "in Trainer, hidden states are counted by labels",
+        DISTILLATION,
+        'masks.get("hidden_mask", examples), examples])',
+        'masks.get("mask", examples), examples])',
+        "test_parts_of_a_batch_add_up_in_any_loop",
+    ),
+    Mutation(
+        "in Trainer, each part of pictures weighs as the whole",
+        DISTILLATION,
+        'part = len(seen["student_logits"]) / counts["example_count"]',
+        "part = 1.0",
+        "test_parts_of_a_batch_add_up_in_any_loop",
+    ),
+    Mutation(
+        "in Trainer, padding of sentences is matched",
+        DISTILLATION,
+        'return {} if read is None else {"hidden_mask": read}',
+        "return {}",
+        "test_parts_of_a_batch_add_up_in_any_loop",
+    ),
     Mutation(
         "the head's weight is read past what is around it",
         HUGGINGFACE,

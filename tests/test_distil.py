@@ -391,6 +391,13 @@ def test_what_would_be_ignored_is_refused(tmp_path, options, message):
         trained("texts", tmp_path, **options)
 
 
+def test_terms_that_know_the_training_set_are_not_asked_of_another(tmp_path):
+    memory = CRD("bert.pooler", student_width=16, teacher_width=24, examples=8, width=4, negatives=3)
+    held_out = list(sentences(3))
+    found = trainer("sentences", tmp_path, objective=CrossEntropy() + memory, eval_dataset=held_out).evaluate()
+    assert found["eval_loss"] == pytest.approx(found["eval_cross_entropy"], rel=1e-5)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(TypeError, match="not 'kd'"):
         Distillation(llama(0), llama(1), "kd")

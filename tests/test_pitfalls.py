@@ -3133,3 +3133,33 @@ def test_smoothed_labels_are_made_where_the_labels_are():
     with Seen():
         assert smooth_labels(labels, 4).shape == (3, 4)
     assert set(made) == {"meta"}
+
+
+def test_parts_of_a_batch_add_up_in_any_loop():
+    """Ragged texts, sentences with one label each, and pictures: losses of parts add up to that of the whole, padding counts nowhere."""
+    import transformers
+
+    from kdlab.huggingface import Distillation
+
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    llama = transformers.LlamaConfig(vocab_size=20, **shape)
+    bert = transformers.BertConfig(vocab_size=20, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **shape)
+    vit = transformers.ViTConfig(image_size=4, patch_size=2, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **shape)
+    tokens, read = torch.randint(20, (4, 6)), (torch.arange(6) < torch.tensor([[6], [2], [3], [5]])).long()
+    text = {"input_ids": tokens, "attention_mask": read}
+    classes = torch.tensor([0, 1, 2, 0])
+    for make, config, batch, layer in (
+        (transformers.LlamaForCausalLM, llama, {**text, "labels": tokens.where(read > 0, -100)}, "model.layers.0"),
+        (transformers.BertForSequenceClassification, bert, {**text, "labels": classes}, "bert.encoder.layer.0"),
+        (transformers.ViTForImageClassification, vit, {"pixel_values": torch.randn(4, 3, 4, 4), "labels": classes}, "vit"),
+    ):
+        student, teacher = make(config), make(config)
+        distillation = Distillation(student, teacher, CrossEntropy() + 10 * HiddenMSE(layer))
+        whole, _ = distillation(student, batch)
+        parts = [{k: v[part] for k, v in batch.items()} for part in (slice(1), slice(1, 4))]
+        counts = distillation.counts(parts)
+        summed = sum(distillation(student, part, counts=counts)[0] for part in parts)
+        assert summed.item() == pytest.approx(whole.item(), rel=1e-5), make.__name__
+        padded = {**batch, "input_ids": tokens.where(read > 0, 7)} if "input_ids" in batch else batch
+        assert distillation(student, padded)[0].item() == pytest.approx(whole.item(), rel=1e-5)
+        distillation.close()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..objectives import HeadLogits, Objective, Term
+from ..objectives import CrossEntropy, HeadLogits, Objective, Term
 from ..objectives.checks import IGNORED
 from ..training import Taps, evaluation_mode
 from ..training.distributed import average, rank_and_world
@@ -23,7 +23,8 @@ class Distillation:
 
     Layers are captured while the model runs as it is called, so that DistributedDataParallel averages and ``torch.compile`` compiles.
     They are named as in the model itself, without what ``peft``, compilers and wrappers put before them. The student is given to
-    this class before it is wrapped. What the objective learns is in ``objective.parameters()``: give it to the optimiser, and on several
+    this class before it is wrapped. While it is in evaluation mode, terms that know the examples by their index are left out: they know the training
+    set's alone. What the objective learns is in ``objective.parameters()``: give it to the optimiser, and on several
     processes call :meth:`average_gradients` before the optimiser's step. ::
 
         distillation = Distillation(student, teacher, objective)
@@ -67,6 +68,8 @@ class Distillation:
         self.objective = 1.0 * objective if isinstance(objective, Term) else objective
         if self.objective.needs_teacher and teacher is None:
             raise ValueError(f"the objective {self.objective!r} needs a teacher: teacher=….")
+        weighted = zip(self.objective.weights, self.objective.terms, strict=True)
+        self._held_out = Objective([x for x in weighted if not _knows_examples(x[1])] or [(1.0, CrossEntropy())])
         self.shifts = _shifts_labels(unwrapped(student))
         if fused and not self.shifts:
             raise ValueError(f"{type(student).__name__} is no causal language model, whose losses alone can be fused: fused=False.")
@@ -116,7 +119,8 @@ class Distillation:
     def compare(self, seen: dict, *, counts: dict[str, Tensor] | None = None, progress: float | None = None):
         """What the objective says of what was seen; arguments as in calling."""
         by_position = "hidden_mask" in seen
-        found, terms = self.objective(**seen, **(counts or {} if by_position else {}), progress=progress)
+        objective = self.objective if self.objective.training else self._held_out
+        found, terms = objective(**seen, **(counts or {} if by_position else {}), progress=progress)
         if counts is None or by_position:
             return found, terms
         part = len(seen["student_logits"]) / counts["example_count"]  # each example has as many positions as any other
@@ -205,6 +209,10 @@ def _has_plain_head(model: nn.Module) -> bool:
         return False
 
 
+def _knows_examples(term: Term) -> bool:
+    return "index" in inspect.signature(term.forward).parameters
+
+
 def _shifts_labels(model: nn.Module) -> bool:
     """Whether a model's labels are the tokens that it reads, each predicted from those before it: as ``transformers`` knows it."""
     if not hasattr(model, "loss_type"):
@@ -238,7 +246,7 @@ def _masks(batch: Mapping[str, Tensor], shifts: bool) -> dict[str, Tensor]:
 
 def _numbers(batch: Mapping[str, Tensor], shifts: bool) -> Tensor:
     """How many labels, tokens and examples a batch has, float32."""
-    first = next(iter(batch.values()))
+    first = next(x for x in batch.values() if isinstance(x, Tensor) and x.ndim)
     masks = {name: mask.sum() for name, mask in _masks(batch, shifts).items()}
     examples = torch.tensor(len(first), device=first.device)
     return torch.stack([masks.get("mask", examples), masks.get("hidden_mask", examples), examples]).float()

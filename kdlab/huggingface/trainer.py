@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..objectives import HeadLogits, Objective, Term, cross_entropy, forward_kl, soften
 from ..training.checkpoint import CheckpointError, load_tensors, save_tensors
+from ..training.checks import check_counts
 from ..training.distributed import average
 from ..training.measures import _gaps
 from .distillation import Distillation
@@ -78,6 +79,8 @@ class Distil:
         whole = [type(term).__name__ for term in objective.terms if "texts" in term.needs_whole_batch_of]
         if accumulated and whole:
             raise ValueError(f"{', '.join(whole)} compare the examples of a batch: gradient_accumulation_steps=1.")
+        if accumulated:
+            check_counts(objective, self.args.gradient_accumulation_steps)
         if accumulated and self.gradient_norms:
             raise ValueError("gradient norms are measured where a batch is run as one: gradient_accumulation_steps=1.")
 
