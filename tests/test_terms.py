@@ -232,6 +232,22 @@ def test_a_term_that_appears_twice_has_two_names(seen):
     assert torch.equal(terms["SoftTargets_2"], soft_targets(z, t, temperature=8))
 
 
+def test_a_term_goes_by_the_name_that_it_is_given():
+    objective = 2 * SoftTargets(temperature=2).named("soft") + CrossEntropy()
+    more = objective + SoftTargets(temperature=8)
+    assert objective.names == ("soft", "CrossEntropy") and more.names == ("soft", "CrossEntropy", "SoftTargets")
+    assert more.fresh().names == more.names and eval(repr(more), vars(objectives)).names == more.names
+    z, t, y = torch.randn(2, 3), torch.randn(2, 3), torch.tensor([0, 1])
+    assert more(student_logits=z, teacher_logits=t, labels=y)[1].keys() == set(more.names)
+    for name in ("", "a.b", "loss", 3):
+        with pytest.raises(ValueError, match="a name is a text"):
+            CrossEntropy().named(name)
+    with pytest.raises(ValueError, match="two terms are called 'soft'"):
+        objective + CrossEntropy().named("soft")
+    with pytest.raises(ValueError, match="two terms are called 'SoftTargets_1'"):
+        CrossEntropy().named("SoftTargets_1") + SoftTargets() + SoftTargets()
+
+
 @pytest.mark.parametrize(
     "objective",
     [

@@ -78,11 +78,13 @@ class Objective(nn.Module):
                 )
         self.weights = tuple(weight for weight, _ in weighted_terms)
         self.terms = nn.ModuleList(term for _, term in weighted_terms)
-        kinds = [type(term).__name__ for term in self.terms]
+        kinds = [term.name or type(term).__name__ for term in self.terms]
         self.names = tuple(
             kind if kinds.count(kind) == 1 else f"{kind}_{kinds[: i + 1].count(kind)}"
             for i, kind in enumerate(kinds)
         )
+        if twice := [term.name for term in self.terms if term.name and self.names.count(term.name) != 1]:
+            raise ValueError(f"two terms are called {twice[0]!r}: give each a name of its own.")
         signatures = [inspect.signature(term.forward).parameters for term in self.terms]
         self._accepted = SEEN.union(*signatures)
         self._needed = [
@@ -308,6 +310,7 @@ class Term(nn.Module):
     """
 
     needs_teacher = True
+    name: str | None = None
     student_layers: tuple[str, ...] = ()
     teacher_layers: tuple[str, ...] = ()
     #: Of which data, ``"images"`` or ``"texts"``, it needs each batch as a whole: what it says of parts does not add up.
@@ -342,6 +345,21 @@ class Term(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} looks at all logits at once: let the student return them, with fused = False, or give it student_logits.dense().")
 
+    def named(self, name: str) -> "Term":
+        """The term, whose value goes by this name wherever it is logged; else by that of its class, numbered where there are several.
+
+        Raises:
+            ValueError: for what is no name; for two of one name, as they are added.
+
+        >>> objective = SoftTargets(temperature=1).named("sharp") + SoftTargets(temperature=8)
+        >>> objective, objective.names
+        (1 * SoftTargets(temperature=1).named('sharp') + 1 * SoftTargets(temperature=8), ('sharp', 'SoftTargets'))
+        """
+        if not isinstance(name, str) or not name or "." in name or name == "loss":
+            raise ValueError(f'a name is a text without ".", and not "loss"; {name!r} is none.')
+        self.name = name
+        return self
+
     def __add__(self, other):
         return Objective(_weighted(self)) + other
 
@@ -354,7 +372,8 @@ class Term(nn.Module):
     __rmul__ = __mul__
 
     def __repr__(self):
-        return f"{type(self).__name__}({self.extra_repr()})"
+        name = "" if self.name is None else f".named({self.name!r})"
+        return f"{type(self).__name__}({self.extra_repr()}){name}"
 
 
 def _options(**given):
