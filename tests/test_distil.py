@@ -180,6 +180,9 @@ def test_the_first_loss_is_the_objectives(tmp_path):
     assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
     for name, value in terms.items():
         assert found[name] == pytest.approx(value.item(), rel=1e-5)
+    loss.backward()
+    trained_parts = [*student.parameters(), *objective.parameters()]
+    assert found["grad_norm"] == pytest.approx(torch.nn.utils.get_total_norm([p.grad for p in trained_parts]).item(), rel=1e-4)
 
 
 @every_task

@@ -42,6 +42,7 @@ from kdlab.objectives import (
     DecoupledKD,
     ForwardKL,
     GeneralisedJSD,
+    HardTargets,
     HeadLogits,
     HiddenCosine,
     HiddenMSE,
@@ -931,7 +932,7 @@ def every_term():
     return {
         **{term.__name__: term() for term in (
             CrossEntropy, SmoothedLabels, ForwardKL, ReverseKL, SkewedForwardKL, SkewedReverseKL, GeneralisedJSD,
-            TotalVariation, NegativeLogAcceptance, SoftTargets, LogitMSE, DecoupledKD, DIST, PermutedSoftTargets,
+            TotalVariation, NegativeLogAcceptance, SoftTargets, HardTargets, LogitMSE, DecoupledKD, DIST, PermutedSoftTargets,
             SpreadSoftTargets)},
         **{term.__name__: term("map") for term in (ActivationAttention, HiddenMSE, HiddenCosine)},
         **{term.__name__: term("embedding") for term in (RKDDistance, RKDAngle, SimilarityPreserving, InfoNCE)},

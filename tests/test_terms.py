@@ -16,6 +16,7 @@ from kdlab.objectives import (
     DecoupledKD,
     ForwardKL,
     GeneralisedJSD,
+    HardTargets,
     LearnedTemperature,
     Linear,
     LogitMSE,
@@ -68,6 +69,7 @@ FUNCTIONS = {
     SoftTargets: lambda z, t, y, standardised=False, **how: soft_targets(
         *((standardise(z), standardise(t)) if standardised else (z, t)), **how
     ),
+    HardTargets: lambda z, t, y, **how: cross_entropy(z, t.argmax(-1), **how),
     LogitMSE: lambda z, t, y, **how: logit_mse(z, t, **how),
     DecoupledKD: lambda z, t, y, **how: decoupled_kd(z, t, y, **how),
     DIST: lambda z, t, y, count=None, **how: dist_loss(z, t, **how),
@@ -184,7 +186,7 @@ def test_terms_are_shown_as_they_were_made(term, function, options):
 
 @every_kind
 def test_terms_that_share_a_temperature_follow_its_schedule(kind, seen):
-    if kind in (CrossEntropy, SmoothedLabels, LogitMSE):
+    if kind in (CrossEntropy, SmoothedLabels, HardTargets, LogitMSE):
         refused(kind, TypeError, "temperature", temperature=2)
         return
     term = kind(temperature=Linear(8, 2))

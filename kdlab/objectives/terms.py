@@ -21,6 +21,7 @@ from .checks import (
     check_distribution,
     check_fraction,
     check_indices,
+    check_same_shape,
     check_temperature,
     check_weight,
     counted_labels,
@@ -567,6 +568,29 @@ class SparseForwardKL(Term):
     def on_tokens(self, tokens):
         check_targets(tokens.student, tokens.teacher)
         return vocabulary.sparse_forward_kl(tokens.at(1.0), tokens.teacher)
+
+
+class HardTargets(Term):
+    """The teacher's likeliest class in the place of the label, at temperature one: hard-label distillation.
+
+    Source: DeiT, Touvron et al. (2021), eq. 3.
+    """
+
+    def __init__(self, class_axis: int | None = None):
+        super().__init__()
+        self.class_axis = class_axis
+
+    def extra_repr(self):
+        return _options(class_axis=self.class_axis)
+
+    def forward(self, *, student_logits, teacher_logits, labels=None, mask=None, count=None, **_):
+        class_axis = said_axis(self.class_axis, student_logits, labels)
+        student, teacher = classes_last(class_axis, student_logits, teacher_logits, fits=mask)
+        check_same_shape(student, teacher, mask)
+        return response.cross_entropy(student, teacher.argmax(-1), mask=mask, count=count, class_axis=-1)
+
+    def on_tokens(self, tokens):
+        return vocabulary.cross_entropy(tokens.at(1.0), tokens.teacher.argmax(-1))
 
 
 class LogitMSE(Term):
