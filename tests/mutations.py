@@ -71,7 +71,8 @@ CHECKPOINT = "training/checkpoint.py"
 STATE = "training/state.py"
 MODULES = "training/modules.py"
 EXAMPLES = "data/examples.py"
-HUGGINGFACE = "language/huggingface.py"
+HUGGINGFACE = "huggingface/models.py"
+DISTILLATION = "huggingface/distillation.py"
 WEIGHTS = "training/weights.py"
 TEACHERS = "training/teachers.py"
 
@@ -200,8 +201,8 @@ MUTATIONS = [
     Mutation(
         "hidden states leave the count out",
         LAYERS,
-        "mask=hidden_mask, count=hidden_count)",
-        "mask=hidden_mask)",
+        "mask=counted, count=count)",
+        "mask=counted)",
         "test_masks_and_counts_reach_every_term",
     ),
     Mutation(
@@ -761,6 +762,27 @@ MUTATIONS = [
     ),
     # Models, teachers and data as they come
     Mutation(
+        "in Trainer, hidden states are counted by labels",
+        DISTILLATION,
+        'masks.get("hidden_mask", examples), examples])',
+        'masks.get("mask", examples), examples])',
+        "test_parts_of_a_batch_add_up_in_any_loop",
+    ),
+    Mutation(
+        "in Trainer, each part of pictures weighs as the whole",
+        DISTILLATION,
+        'part = len(seen["student_logits"]) / counts["example_count"]',
+        "part = 1.0",
+        "test_parts_of_a_batch_add_up_in_any_loop",
+    ),
+    Mutation(
+        "in Trainer, padding of sentences is matched",
+        DISTILLATION,
+        'return {} if read is None else {"hidden_mask": read}',
+        "return {}",
+        "test_parts_of_a_batch_add_up_in_any_loop",
+    ),
+    Mutation(
         "the head's weight is read past what is around it",
         HUGGINGFACE,
         "logits = self._own_logits(tokens, first)\n",
@@ -1293,7 +1315,7 @@ MUTATIONS = [
     Mutation(
         "what stands in padding goes through a projector",
         LAYERS,
-        "            student = _counted(student, hidden_mask)  # before",
+        "            student = _counted(student, counted)  # before",
         "            # before",
         "test_padding_does_not_reach_a_projector[linear]",
     ),

@@ -85,16 +85,10 @@ def test_the_loop_for_language_models_of_the_api_page(llama):
 
 
 def test_the_trainer_of_the_api_page(llama, tmp_path):
-    from transformers import Trainer, TrainingArguments
+    from transformers import TrainingArguments
 
-    from kdlab.objectives import CrossEntropy, SoftTargets, next_token
+    from kdlab.objectives import CrossEntropy, SoftTargets
 
-    code = blocks("book/api.md")[2]
-    assert len(code.strip().splitlines()) < 10
-    student, teacher = llama(64, 2, 4), llama(128, 4, 8).eval()
-    names = {"torch": torch, "Trainer": Trainer, "teacher": teacher, "next_token": next_token}
-    names["objective"] = CrossEntropy() + SoftTargets(temperature=1)
-    exec(code, names)
     rows = [{k: v[i] for k, v in text_batch().items()} for i in range(2) for _ in range(4)]
     arguments = TrainingArguments(
         tmp_path,
@@ -108,9 +102,45 @@ def test_the_trainer_of_the_api_page(llama, tmp_path):
         logging_strategy="no",
         dataloader_pin_memory=False,
     )
+    student, teacher = llama(64, 2, 4), llama(128, 4, 8)
     before = student.model.embed_tokens.weight.clone()
-    done = names["Distiller"](student, arguments, train_dataset=rows).train()
-    assert done.training_loss > 0 and not torch.equal(before, student.model.embed_tokens.weight)
+    names = {"student": student, "teacher": teacher, "args": arguments, "data": rows, "held_out": rows[:2]}
+    exec(blocks("book/api.md")[2], names | {"objective": CrossEntropy() + SoftTargets(temperature=1)})
+    assert not torch.equal(before, student.model.embed_tokens.weight)
+
+
+def test_the_page_on_trainer(llama, tmp_path, monkeypatch):
+    """In at most sixty lines altogether; as it stands, but for where it runs and how long."""
+    from functools import partial
+
+    import transformers
+
+    monkeypatch.chdir(tmp_path)
+    quick = {"use_cpu": True, "max_steps": 2, "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False}
+    quick |= {"save_strategy": "no", "eval_strategy": "no", "num_train_epochs": 1, "logging_steps": 1}
+    arguments = transformers.TrainingArguments
+    monkeypatch.setattr("transformers.TrainingArguments", lambda folder, **said: arguments(folder, **{**said, **quick}))
+    monkeypatch.setattr("accelerate.Accelerator", partial(importlib.import_module("accelerate").Accelerator, cpu=True))
+    code = blocks("book/trainer.md")
+    assert sum(len(block.strip().splitlines()) for block in code) <= 60
+
+    def bert(width, layers):
+        shape = {"vocab_size": 50, "intermediate_size": width, "num_attention_heads": 2, "num_labels": 3}
+        return transformers.BertForSequenceClassification(
+            transformers.BertConfig(hidden_size=width, num_hidden_layers=layers, **shape)
+        )
+
+    batch = text_batch()
+    rows = [{k: v[i] for k, v in batch.items()} for i in range(2)]
+    sentences = [{**row, "labels": torch.tensor(i)} for i, row in enumerate(rows)]
+    exec(code[0], names := {"student": bert(8, 1), "teacher": bert(16, 2), "train": sentences, "valid": sentences})
+    assert names["trainer"].evaluate()["eval_agreement"] >= 0
+    saved, info = transformers.BertForSequenceClassification.from_pretrained("student", output_loading_info=True)
+    assert not info["unexpected_keys"] and saved.config.hidden_size == 8
+    names |= {"student": llama(64, 2, 4), "teacher": llama(128, 4, 8), "train": rows}
+    exec(code[1], names)
+    assert {"CrossEntropy", "ReverseKL"} <= names["trainer"].state.log_history[0].keys()
+    exec(code[2], names | {"loader": torch.utils.data.DataLoader(rows, batch_size=2)})
 
 
 def test_the_study_of_the_api_page(digits, monkeypatch, tmp_path, capsys):

@@ -8,8 +8,8 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from kdlab.data import Tokens
+from kdlab.huggingface import CausalLM, without_adapter
 from kdlab.language import TeacherCache, generate, write_cache
-from kdlab.language.huggingface import CausalLM, without_adapter
 from kdlab.models import GPT
 from kdlab.objectives import (
     AttentionMaps,

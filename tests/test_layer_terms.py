@@ -154,6 +154,19 @@ def test_a_mask_of_tokens_reaches_hidden_states_and_attention():
 # What terms learn
 
 
+def test_what_is_pooled_stands_beside_states_of_tokens():
+    mask = torch.arange(5) < torch.tensor([[3], [5]])
+    student = {"tokens": randn(2, 5, 4), "pooled": randn(2, 4, seed=1)}
+    teacher = {"tokens": randn(2, 5, 4, seed=2), "pooled": randn(2, 4, seed=3)}
+    how = {"student_hidden": student, "teacher_hidden": teacher, "hidden_mask": mask}
+    of_tokens = hidden_mse(student["tokens"], teacher["tokens"], mask=mask)
+    of_pooled = hidden_mse(student["pooled"], teacher["pooled"])
+    assert HiddenMSE("tokens", "pooled")(**how).item() == pytest.approx((of_tokens + of_pooled).item())
+    parted = HiddenMSE("tokens", "pooled")(**how, hidden_count=16, example_count=4)
+    assert parted.item() == pytest.approx((of_tokens + of_pooled).item() / 2)
+    assert HiddenMSE("pooled")(**{**how, "hidden_mask": None}, mask=mask).item() == pytest.approx(of_pooled.item())
+
+
 def test_each_pair_has_a_projector_of_its_own_that_learns(seen):
     given = Projector("linear", 3, 3)
     objective = HiddenMSE("a", ("a", "y"), "b", projector=given) + InfoNCE("a", projector=given)

@@ -15,7 +15,7 @@ import pytest
 import kdlab
 
 PACKAGE = Path(kdlab.__file__).parent
-ROOMS = ("objectives", "models", "data", "training", "language", "theory", "study", "benchmarks")
+ROOMS = ("objectives", "models", "data", "training", "language", "huggingface", "theory", "study", "benchmarks")
 ALLOWED = {  # besides the standard library and the room itself
     "objectives": {"torch"},
     "models": {"torch", "kdlab.objectives"},
@@ -28,6 +28,7 @@ ALLOWED = {  # besides the standard library and the room itself
         "kdlab.files",
         *(f"kdlab.{room}" for room in ("objectives", "models", "data", "training")),
     },
+    "huggingface": {"torch", "transformers", *(f"kdlab.{room}" for room in ("objectives", "models", "data", "training"))},
     "theory": {"sympy", "numpy"},
     "study": {
         "torch",
@@ -50,6 +51,7 @@ LAZY = {
     "data": {"pooch", "sklearn"},
     "training": {"safetensors"},
     "language": {"tokenizers"},
+    "huggingface": {"transformers"},
     "study": {"scipy", "ray", "kdlab.figures", "jupytext", "nbformat", "papermill", "jupyter_client", "jupyter_core", "yaml"},
     "benchmarks": {"liger_kernel"},
 }
@@ -99,7 +101,7 @@ def test_rooms_allowed_something_use_it():
         assert LAZY.get(room, set()) - used <= {"kdlab.figures"}
 
 
-BLOCKED = "scipy safetensors matplotlib pooch sklearn tqdm pandas tokenizers"
+BLOCKED = "scipy safetensors matplotlib pooch sklearn tqdm pandas tokenizers transformers accelerate peft"
 
 CORE = f"""
 import importlib.machinery, sys
@@ -115,7 +117,7 @@ if "sympy" not in sys.modules:
     BLOCKED.add("sympy")
 sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
 import kdlab
-import kdlab.data, kdlab.models, kdlab.objectives, kdlab.training, kdlab.language, kdlab.study, kdlab.benchmarks
+import kdlab.data, kdlab.models, kdlab.objectives, kdlab.training, kdlab.language, kdlab.huggingface, kdlab.study, kdlab.benchmarks
 from kdlab.theory import reference
 BLOCKED.discard("sympy")  # torch itself looks for it when it makes an optimiser
 from kdlab.data import ExactTeacher, KnownPosterior

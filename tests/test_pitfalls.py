@@ -25,8 +25,8 @@ from kdlab.benchmarks import acceptance, by_hand, timing
 from kdlab.benchmarks import training as training_rounds
 from kdlab.data import DataError, Examples, Split, Tokens, images
 from kdlab.data.tokens import mapped, numbered
+from kdlab.huggingface import CausalLM, without_adapter
 from kdlab.language import CacheError, OwnText, TeacherCache, caches, generate, speculate, text, write_cache
-from kdlab.language.huggingface import CausalLM, without_adapter
 from kdlab.models import GPT, Ahead, MultiToken
 from kdlab.objectives import (
     CRD,
@@ -42,6 +42,7 @@ from kdlab.objectives import (
     DecoupledKD,
     ForwardKL,
     GeneralisedJSD,
+    HardTargets,
     HeadLogits,
     HiddenCosine,
     HiddenMSE,
@@ -931,7 +932,7 @@ def every_term():
     return {
         **{term.__name__: term() for term in (
             CrossEntropy, SmoothedLabels, ForwardKL, ReverseKL, SkewedForwardKL, SkewedReverseKL, GeneralisedJSD,
-            TotalVariation, NegativeLogAcceptance, SoftTargets, LogitMSE, DecoupledKD, DIST, PermutedSoftTargets,
+            TotalVariation, NegativeLogAcceptance, SoftTargets, HardTargets, LogitMSE, DecoupledKD, DIST, PermutedSoftTargets,
             SpreadSoftTargets)},
         **{term.__name__: term("map") for term in (ActivationAttention, HiddenMSE, HiddenCosine)},
         **{term.__name__: term("embedding") for term in (RKDDistance, RKDAngle, SimilarityPreserving, InfoNCE)},
@@ -3252,3 +3253,33 @@ def test_a_row_that_has_ended_stays_as_it_is_at_the_end_of_a_context():
     prompts, how = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]]), {"tokens": 5, "lengths": torch.tensor([4, 1]), "temperature": 0, "stop": 5}
     found = speculate(verifier, draft, prompts, draft_length=3, **how).text
     assert found.tolist() == [[1, 1, 1, 1, 2, 3, 4, 5, 0], 9 * [0]]
+
+
+def test_parts_of_a_batch_add_up_in_any_loop():
+    """Ragged texts, sentences with one label each, and pictures: losses of parts add up to that of the whole, padding counts nowhere."""
+    import transformers
+
+    from kdlab.huggingface import Distillation
+
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    llama = transformers.LlamaConfig(vocab_size=20, **shape)
+    bert = transformers.BertConfig(vocab_size=20, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **shape)
+    vit = transformers.ViTConfig(image_size=4, patch_size=2, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **shape)
+    tokens, read = torch.randint(20, (4, 6)), (torch.arange(6) < torch.tensor([[6], [2], [3], [5]])).long()
+    text = {"input_ids": tokens, "attention_mask": read}
+    classes = torch.tensor([0, 1, 2, 0])
+    for make, config, batch, layer in (
+        (transformers.LlamaForCausalLM, llama, {**text, "labels": tokens.where(read > 0, -100)}, "model.layers.0"),
+        (transformers.BertForSequenceClassification, bert, {**text, "labels": classes}, "bert.encoder.layer.0"),
+        (transformers.ViTForImageClassification, vit, {"pixel_values": torch.randn(4, 3, 4, 4), "labels": classes}, "vit"),
+    ):
+        student, teacher = make(config), make(config)
+        distillation = Distillation(student, teacher, CrossEntropy() + 10 * HiddenMSE(layer))
+        whole, _ = distillation(student, batch)
+        parts = [{k: v[part] for k, v in batch.items()} for part in (slice(1), slice(1, 4))]
+        counts = distillation.counts(parts)
+        summed = sum(distillation(student, part, counts=counts)[0] for part in parts)
+        assert summed.item() == pytest.approx(whole.item(), rel=1e-5), make.__name__
+        padded = {**batch, "input_ids": tokens.where(read > 0, 7)} if "input_ids" in batch else batch
+        assert distillation(student, padded)[0].item() == pytest.approx(whole.item(), rel=1e-5)
+        distillation.close()

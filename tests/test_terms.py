@@ -16,6 +16,7 @@ from kdlab.objectives import (
     DecoupledKD,
     ForwardKL,
     GeneralisedJSD,
+    HardTargets,
     LearnedTemperature,
     Linear,
     LogitMSE,
@@ -68,6 +69,7 @@ FUNCTIONS = {
     SoftTargets: lambda z, t, y, standardised=False, **how: soft_targets(
         *((standardise(z), standardise(t)) if standardised else (z, t)), **how
     ),
+    HardTargets: lambda z, t, y, **how: cross_entropy(z, t.argmax(-1), **how),
     LogitMSE: lambda z, t, y, **how: logit_mse(z, t, **how),
     DecoupledKD: lambda z, t, y, **how: decoupled_kd(z, t, y, **how),
     DIST: lambda z, t, y, count=None, **how: dist_loss(z, t, **how),
@@ -184,7 +186,7 @@ def test_terms_are_shown_as_they_were_made(term, function, options):
 
 @every_kind
 def test_terms_that_share_a_temperature_follow_its_schedule(kind, seen):
-    if kind in (CrossEntropy, SmoothedLabels, LogitMSE):
+    if kind in (CrossEntropy, SmoothedLabels, HardTargets, LogitMSE):
         refused(kind, TypeError, "temperature", temperature=2)
         return
     term = kind(temperature=Linear(8, 2))
@@ -230,6 +232,22 @@ def test_a_term_that_appears_twice_has_two_names(seen):
     torch.testing.assert_close(total, sum(terms.values()))
     z, t, _ = seen.values()
     assert torch.equal(terms["SoftTargets_2"], soft_targets(z, t, temperature=8))
+
+
+def test_a_term_goes_by_the_name_that_it_is_given():
+    objective = 2 * SoftTargets(temperature=2).named("soft") + CrossEntropy()
+    more = objective + SoftTargets(temperature=8)
+    assert objective.names == ("soft", "CrossEntropy") and more.names == ("soft", "CrossEntropy", "SoftTargets")
+    assert more.fresh().names == more.names and eval(repr(more), vars(objectives)).names == more.names
+    z, t, y = torch.randn(2, 3), torch.randn(2, 3), torch.tensor([0, 1])
+    assert more(student_logits=z, teacher_logits=t, labels=y)[1].keys() == set(more.names)
+    for name in ("", "a.b", "loss", 3):
+        with pytest.raises(ValueError, match="a name is a text"):
+            CrossEntropy().named(name)
+    with pytest.raises(ValueError, match="two terms are called 'soft'"):
+        objective + CrossEntropy().named("soft")
+    with pytest.raises(ValueError, match="two terms are called 'SoftTargets_1'"):
+        CrossEntropy().named("SoftTargets_1") + SoftTargets() + SoftTargets()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from kdlab.objectives import (
     DecoupledKD,
     ForwardKL,
     GeneralisedJSD,
+    HardTargets,
     HeadLogits,
     HiddenMSE,
     LearnedTemperature,
@@ -68,6 +69,7 @@ TERMS = {
     "negative log acceptance": NegativeLogAcceptance,
     "soft targets": SoftTargets,
     "soft targets, standardised": partial(SoftTargets, standardised=True),
+    "hard targets": lambda T: HardTargets(),
     "logit mse": lambda T: LogitMSE(),
     "decoupled": partial(DecoupledKD, 1.0, 8.0),
     "spread": SpreadSoftTargets,
@@ -204,7 +206,7 @@ def test_sure_distributions_give_no_nan(make):
 @every_term
 def test_equal_distributions_lose_nothing(make):
     student, _, labels = heads(5, dtype=torch.float32)
-    if make in [TERMS[name] for name in ("cross-entropy", "spread")]:
+    if make in [TERMS[name] for name in ("cross-entropy", "hard targets", "spread")]:
         return
     total, _, grads = outcome(1.0 * make(2.0), student, student, student, labels=labels)
     assert total == 0 and all(g.abs().max() < 1e-5 for g in grads)

@@ -28,7 +28,7 @@ def generate(
     The next token is drawn from :math:`\operatorname{softmax}(z/T)`; at ``temperature=0`` it is the likeliest.
 
     Args:
-        model: of ``kdlab.models``; or of ``transformers``, as :class:`~kdlab.language.huggingface.CausalLM`; or one of your own with a
+        model: of ``kdlab.models``; or of ``transformers``, as :class:`~kdlab.huggingface.models.CausalLM`; or one of your own with a
             ``vocabulary``, a ``context``, and ``cache(B)``, which it is called with beside tokens ``(B, T)``, and whose
             ``rewind(lengths)`` forgets what is behind the first ``lengths`` tokens of each row.
         prompts: token numbers, int64 of shape ``(B, P)``, on the model's device; shorter prompts are filled up on the right.
@@ -128,7 +128,7 @@ def check_writer(model) -> None:
     """That a model can write: it can be called with a cache of its own."""
     if not hasattr(model, "cache") or hasattr(model, "trunk"):
         raise TypeError(
-            f"{type(model).__name__} does not write by itself: a model of transformers does as kdlab.language.huggingface.CausalLM, "
+            f"{type(model).__name__} does not write by itself: a model of transformers does as kdlab.huggingface.CausalLM, "
             "and of modules for further tokens their trunk."
         )
 

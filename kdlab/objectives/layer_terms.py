@@ -93,15 +93,18 @@ class _Hidden(_LayerTerm):
                 copied.reset_parameters()
 
     def forward(
-        self, *, student_hidden=None, teacher_hidden=None, mask=None, hidden_mask=None, hidden_count=None, **_
+        self, *, student_hidden=None, teacher_hidden=None, mask=None, hidden_mask=None, hidden_count=None, example_count=None, **_
     ):
-        check_hidden_mask(mask, hidden_mask)
         total = 0.0
         for i, (student, teacher) in enumerate(self.captured(student_hidden, teacher_hidden)):
-            student = _counted(student, hidden_mask)  # before a projector, whose gradient is a product with it
+            of_examples = student.ndim == 2  # such as what is pooled, beside states of tokens
+            if not of_examples:
+                check_hidden_mask(mask, hidden_mask)
+            counted, count = (None, example_count) if of_examples else (hidden_mask, hidden_count)
+            student = _counted(student, counted)  # before a projector, whose gradient is a product with it
             student = student if self.projectors is None else self.projectors[i](student)
             student, teacher = map(channels_last, same_size(full_precision(student), full_precision(teacher)))
-            total = total + type(self).function(student, teacher, mask=hidden_mask, count=hidden_count)
+            total = total + type(self).function(student, teacher, mask=counted, count=count)
         return total
 
 

@@ -21,6 +21,7 @@ from .checks import (
     check_distribution,
     check_fraction,
     check_indices,
+    check_same_shape,
     check_temperature,
     check_weight,
     counted_labels,
@@ -78,11 +79,13 @@ class Objective(nn.Module):
                 )
         self.weights = tuple(weight for weight, _ in weighted_terms)
         self.terms = nn.ModuleList(term for _, term in weighted_terms)
-        kinds = [type(term).__name__ for term in self.terms]
+        kinds = [term.name or type(term).__name__ for term in self.terms]
         self.names = tuple(
             kind if kinds.count(kind) == 1 else f"{kind}_{kinds[: i + 1].count(kind)}"
             for i, kind in enumerate(kinds)
         )
+        if twice := [term.name for term in self.terms if term.name and self.names.count(term.name) != 1]:
+            raise ValueError(f"two terms are called {twice[0]!r}: give each a name of its own.")
         signatures = [inspect.signature(term.forward).parameters for term in self.terms]
         self._accepted = SEEN.union(*signatures)
         self._needed = [
@@ -308,6 +311,7 @@ class Term(nn.Module):
     """
 
     needs_teacher = True
+    name: str | None = None
     student_layers: tuple[str, ...] = ()
     teacher_layers: tuple[str, ...] = ()
     #: Of which data, ``"images"`` or ``"texts"``, it needs each batch as a whole: what it says of parts does not add up.
@@ -342,6 +346,21 @@ class Term(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} looks at all logits at once: let the student return them, with fused = False, or give it student_logits.dense().")
 
+    def named(self, name: str) -> "Term":
+        """The term, whose value goes by this name wherever it is logged; else by that of its class, numbered where there are several.
+
+        Raises:
+            ValueError: for what is no name; for two of one name, as they are added.
+
+        >>> objective = SoftTargets(temperature=1).named("sharp") + SoftTargets(temperature=8)
+        >>> objective, objective.names
+        (1 * SoftTargets(temperature=1).named('sharp') + 1 * SoftTargets(temperature=8), ('sharp', 'SoftTargets'))
+        """
+        if not isinstance(name, str) or not name or "." in name or name == "loss":
+            raise ValueError(f'a name is a text without ".", and not "loss"; {name!r} is none.')
+        self.name = name
+        return self
+
     def __add__(self, other):
         return Objective(_weighted(self)) + other
 
@@ -354,7 +373,8 @@ class Term(nn.Module):
     __rmul__ = __mul__
 
     def __repr__(self):
-        return f"{type(self).__name__}({self.extra_repr()})"
+        name = "" if self.name is None else f".named({self.name!r})"
+        return f"{type(self).__name__}({self.extra_repr()}){name}"
 
 
 def _options(**given):
@@ -548,6 +568,29 @@ class SparseForwardKL(Term):
     def on_tokens(self, tokens):
         check_targets(tokens.student, tokens.teacher)
         return vocabulary.sparse_forward_kl(tokens.at(1.0), tokens.teacher)
+
+
+class HardTargets(Term):
+    """The teacher's likeliest class in the place of the label, at temperature one: hard-label distillation.
+
+    Source: DeiT, Touvron et al. (2021), eq. 3.
+    """
+
+    def __init__(self, class_axis: int | None = None):
+        super().__init__()
+        self.class_axis = class_axis
+
+    def extra_repr(self):
+        return _options(class_axis=self.class_axis)
+
+    def forward(self, *, student_logits, teacher_logits, labels=None, mask=None, count=None, **_):
+        class_axis = said_axis(self.class_axis, student_logits, labels)
+        student, teacher = classes_last(class_axis, student_logits, teacher_logits, fits=mask)
+        check_same_shape(student, teacher, mask)
+        return response.cross_entropy(student, teacher.argmax(-1), mask=mask, count=count, class_axis=-1)
+
+    def on_tokens(self, tokens):
+        return vocabulary.cross_entropy(tokens.at(1.0), tokens.teacher.argmax(-1))
 
 
 class LogitMSE(Term):

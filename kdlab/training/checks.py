@@ -127,7 +127,7 @@ def check_counts(objective: Objective | Term, parts: int) -> None:
         if not named & _COUNTS:
             raise ValueError(
                 f"{type(term).__name__} takes no count, so that it would weigh {parts} times as much in {parts} micro-batches: let its forward take "
-                "count=None and divide its sum over examples by it where it is given, or say micro_batches=1."
+                "count=None and divide its sum over examples by it where it is given, or run each batch as one (micro_batches=1, gradient_accumulation_steps=1)."
             )
 
 

@@ -67,7 +67,7 @@ def check_two(student: nn.Module, teacher: nn.Module) -> None:
             if _storage(tensor) in known:
                 raise ValueError(
                     f"student and teacher share {f'{path}.{name}'.lstrip('.')!r}: training the one would change the other. {advice}; or, if "
-                    "the student has adapters of peft, take the model without them, kdlab.language.huggingface.without_adapter(student)."
+                    "the student has adapters of peft, take the model without them, kdlab.huggingface.without_adapter(student)."
                 )
 
 

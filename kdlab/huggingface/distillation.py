@@ -1,0 +1,252 @@
+"""One look at a batch, and what an objective says of it: for the loops of transformers, Accelerate and Lightning."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..objectives import CrossEntropy, HeadLogits, Objective, Term
+from ..objectives.checks import IGNORED
+from ..training import Taps, evaluation_mode
+from ..training.distributed import average, rank_and_world
+from ..training.modules import check_two
+from .models import CausalLM, unwrapped
+
+
+class Distillation:
+    """A student, its teacher and an objective; called with a batch of the student's data, it says the loss.
+
+    A batch is what a collator makes, tensors by name: what the models take (``input_ids``, ``attention_mask``, ``pixel_values``, …) and
+    ``labels``; ``index`` where the objective needs the examples' places in the training set. Each model gets what its forward names.
+    Labels of a causal language model are those of the tokens themselves, and are shifted here. Labels of −100 and padding do not count.
+
+    Layers are captured while the model runs as it is called, so that DistributedDataParallel averages and ``torch.compile`` compiles.
+    They are named as in the model itself, without what ``peft``, compilers and wrappers put before them. The student is given to
+    this class before it is wrapped. While it is in evaluation mode, terms that know the examples by their index are left out: they know the training
+    set's alone. What the objective learns is in ``objective.parameters()``: give it to the optimiser, and on several
+    processes call :meth:`average_gradients` before the optimiser's step. ::
+
+        distillation = Distillation(student, teacher, objective)
+        optimizer = torch.optim.AdamW([*student.parameters(), *objective.parameters()], lr=1e-4)
+        model, optimizer, loader = accelerator.prepare(student, optimizer, loader)
+        for step, batch in enumerate(loader):
+            loss, terms = distillation(model, batch, progress=step / len(loader))
+            accelerator.backward(loss)
+            distillation.average_gradients()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    Args:
+        student: a model of ``transformers``, with adapters of ``peft`` or without; or any module that is called with tensors by name.
+        teacher: the same; or :func:`~kdlab.huggingface.models.without_adapter` of the student; None where the objective needs none. It looks in
+            evaluation mode and without gradient, in its own type, such as bfloat16.
+        objective: a term or a weighted sum of terms.
+        fused: take the loss straight from the last hidden states and the head, a few tokens at a time
+            (:class:`~kdlab.objectives.vocabulary.HeadLogits`): of causal language models, whose logits are then never all there. A teacher
+            whose head cannot be read gives its logits.
+
+    Raises:
+        TypeError: for what is no objective.
+        ValueError: if there is no teacher and one is needed, if training the student would move it, for layers that are not there, or
+            for a student whose head cannot be read.
+
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> from kdlab.objectives import CrossEntropy, HiddenMSE, SoftTargets
+    >>> shape = {"vocab_size": 50, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    >>> student, teacher = (BertForSequenceClassification(BertConfig(num_hidden_layers=n, **shape)) for n in (1, 2))
+    >>> objective = CrossEntropy() + SoftTargets() + HiddenMSE(("bert.encoder.layer.0", "bert.encoder.layer.1"))
+    >>> distillation = Distillation(student, teacher, objective)
+    >>> loss, terms = distillation(student, {"input_ids": torch.ones(2, 5).long(), "labels": torch.tensor([0, 1])})
+    >>> list(terms)
+    ['CrossEntropy', 'SoftTargets', 'HiddenMSE']
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None, objective: Objective | Term, *, fused: bool = False):
+        if not isinstance(objective, (Objective, Term)):
+            raise TypeError(f"the objective is a term or a sum of terms, such as SoftTargets(), not {objective!r}.")
+        self.objective = 1.0 * objective if isinstance(objective, Term) else objective
+        if self.objective.needs_teacher and teacher is None:
+            raise ValueError(f"the objective {self.objective!r} needs a teacher: teacher=….")
+        weighted = zip(self.objective.weights, self.objective.terms, strict=True)
+        self._held_out = Objective([x for x in weighted if not _knows_examples(x[1])] or [(1.0, CrossEntropy())])
+        self.shifts = _shifts_labels(unwrapped(student))
+        if fused and not self.shifts:
+            raise ValueError(f"{type(student).__name__} is no causal language model, whose losses alone can be fused: fused=False.")
+        self.student = _Tapped(student, self.objective.student_layers, fused)
+        self.teacher = None
+        if self.objective.needs_teacher:
+            check_two(student, teacher)
+            readable = fused and _has_plain_head(teacher)
+            self.teacher = _Tapped(teacher, self.objective.teacher_layers, readable)
+
+    def __call__(
+        self, model: nn.Module, batch: Mapping[str, Tensor], *, counts: dict[str, Tensor] | None = None, progress: float | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and the value of each term by its name, as :class:`~kdlab.objectives.terms.Objective` gives them.
+
+        Args:
+            model: the student as it is called, wrapped or not.
+            batch: tensors by name.
+            counts: what :meth:`counts` says of all batches of a step, where gradients are accumulated or there are several processes:
+                the losses of its batches then add up to that of all of them. None: this batch is all.
+            progress: the part of the training that is done, 0 to 1, where a schedule needs it.
+        """
+        return self.compare(self.look(model, batch), counts=counts, progress=progress)
+
+    def look(self, model: nn.Module, batch: Mapping[str, Tensor], *, fused: bool = True) -> dict:
+        """What an objective takes: logits, hidden states and labels of a batch, and what of them counts."""
+        self.objective.train(model.training)
+        student, student_hidden = self.student(model, batch, fused, self.teacher)
+        teacher, teacher_hidden = None, None
+        if self.teacher is not None:
+            with torch.no_grad(), evaluation_mode(self.teacher.model):
+                teacher, teacher_hidden = self.teacher(self.teacher.model, batch, fused, self.student)
+        labels, shifted = _labels(batch, self.shifts)
+        if shifted:
+            student, labels = student[:, :-1], labels[:, 1:]
+            teacher = None if teacher is None else teacher[:, :-1]
+        return {
+            "student_logits": student,
+            "teacher_logits": teacher,
+            "student_hidden": student_hidden,
+            "teacher_hidden": teacher_hidden,
+            "labels": labels,
+            "index": batch.get("index"),
+            **_masks(batch, self.shifts),
+        }
+
+    def compare(self, seen: dict, *, counts: dict[str, Tensor] | None = None, progress: float | None = None):
+        """What the objective says of what was seen; arguments as in calling."""
+        by_position = "hidden_mask" in seen
+        objective = self.objective if self.objective.training else self._held_out
+        found, terms = objective(**seen, **(counts or {} if by_position else {}), progress=progress)
+        if counts is None or by_position:
+            return found, terms
+        part = len(seen["student_logits"]) / counts["example_count"]  # each example has as many positions as any other
+        return part * found, {k: v if k.endswith(".temperature") else part * v for k, v in terms.items()}
+
+    def counts(self, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """What the means of a step divide by: how many labels, tokens that are read, and examples its batches have.
+
+        On several processes the mean over them, since their gradients are averaged; every process asks.
+        """
+        numbers = torch.stack([_numbers(batch, self.shifts) for batch in batches]).sum(0)
+        return dict(zip(("count", "hidden_count", "example_count"), average(numbers), strict=True))
+
+    @torch.no_grad()
+    def average_gradients(self) -> None:
+        """Replace each gradient of what the objective learns by its mean over the processes, as DistributedDataParallel does with the student's."""
+        for p in self.objective.parameters():
+            if p.grad is not None:
+                p.grad.copy_(average(p.grad))
+
+    @torch.no_grad()
+    def share(self) -> None:
+        """On several processes: all objectives become the first one's."""
+        if rank_and_world()[1] > 1:
+            for tensor in self.objective.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
+
+    def close(self) -> None:
+        """Take the hooks out of both models."""
+        for tapped in (self.student, self.teacher):
+            if tapped is not None:
+                tapped.taps.close()
+
+
+class _Tapped:
+    """A model with taps in it, which is called under whatever is wrapped around it."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[str], fused: bool):
+        self.model = model.model if isinstance(model, CausalLM) else model
+        self.inner = unwrapped(self.model)
+        self.head = _plain_head(self.model) if fused else None
+        self.body = [name for name, part in self.inner.named_modules() if self.head is not None and part is self.inner.get_decoder()][:1]
+        self.taps = Taps(self.inner, dict.fromkeys([*layers, *self.body]))
+        forward = inspect.signature(type(self.inner).forward).parameters
+        self.names = {name for name, p in forward.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self", "labels"}
+        self.takes_any = any(p.kind is p.VAR_KEYWORD for p in forward.values())
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], fused: bool, other: "_Tapped | None"):
+        """Logits, or what stands for them, and hidden states by layer."""
+        fused = fused and self.head is not None
+        self.taps.model = model
+        logits, hidden = self.taps(**self._inputs(batch, other), **({"logits_to_keep": 1} if fused else {}))
+        last = [hidden[name] for name in self.body]
+        if fused:
+            softcap = getattr(self.inner.config.get_text_config(), "final_logit_softcapping", None)
+            logits = HeadLogits(last[0], self.head.weight, self.head.bias, softcap)
+        return logits, hidden
+
+    def _inputs(self, batch: Mapping[str, Tensor], other: "_Tapped | None") -> dict:
+        """What this model takes of a batch: what its forward names, and, if it takes anything, what nobody names."""
+        elsewhere = {"labels", "shift_labels", "index"} | (set() if other is None else other.names)
+        inputs = {k: v for k, v in batch.items() if k in self.names or (self.takes_any and k not in elsewhere)}
+        if "use_cache" in self.names:
+            inputs["use_cache"] = False
+        if "decoder_input_ids" in self.names and "decoder_input_ids" not in batch and "labels" in batch:
+            inputs["decoder_input_ids"] = self.inner.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        kind = next((p.dtype for p in self.inner.parameters() if p.is_floating_point()), None)
+        return {k: v.to(kind) if isinstance(v, Tensor) and v.is_floating_point() and kind else v for k, v in inputs.items()}
+
+
+def _plain_head(model: nn.Module) -> nn.Linear:
+    """The head of a causal language model, if its logits are its head's and a softcap's.
+
+    Raises:
+        ValueError: if not.
+    """
+    fused = CausalLM(model)
+    fused.fused = True
+    return unwrapped(model).get_output_embeddings()
+
+
+def _has_plain_head(model: nn.Module) -> bool:
+    try:
+        return _plain_head(model) is not None
+    except (AttributeError, ValueError):
+        return False
+
+
+def _knows_examples(term: Term) -> bool:
+    return "index" in inspect.signature(term.forward).parameters
+
+
+def _shifts_labels(model: nn.Module) -> bool:
+    """Whether a model's labels are the tokens that it reads, each predicted from those before it: as ``transformers`` knows it."""
+    if not hasattr(model, "loss_type"):
+        return False
+    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+    return LOSS_MAPPING.get(model.loss_type) is ForCausalLMLoss and not model.config.is_encoder_decoder
+
+
+def _labels(batch: Mapping[str, Tensor], shifts: bool) -> tuple[Tensor | None, bool]:
+    """The labels of a batch, and whether they are still to be shifted."""
+    if "shift_labels" in batch:
+        return batch["shift_labels"], False
+    return batch.get("labels"), shifts and "labels" in batch
+
+
+def _masks(batch: Mapping[str, Tensor], shifts: bool) -> dict[str, Tensor]:
+    """Which labels count, and which tokens are read: nothing where an example has one label and no token is padding."""
+    labels, shifted = _labels(batch, shifts)
+    read = batch.get("attention_mask")
+    read = read.bool() if isinstance(read, Tensor) and read.ndim == 2 else None
+    if labels is None and shifts and read is not None:
+        return {"mask": read, "hidden_mask": read}
+    if labels is None or labels.is_floating_point() or labels.ndim < 2:
+        return {} if read is None else {"hidden_mask": read}
+    mask = labels[:, 1:] != IGNORED if shifted else labels != IGNORED
+    if shifted and read is not None:  # what is predicted from padding
+        mask = mask & read[:, :-1]
+    return {"mask": mask, "hidden_mask": torch.ones_like(labels, dtype=torch.bool) if read is None else read}
+
+
+def _numbers(batch: Mapping[str, Tensor], shifts: bool) -> Tensor:
+    """How many labels, tokens and examples a batch has, float32."""
+    first = next(x for x in batch.values() if isinstance(x, Tensor) and x.ndim)
+    masks = {name: mask.sum() for name, mask in _masks(batch, shifts).items()}
+    examples = torch.tensor(len(first), device=first.device)
+    return torch.stack([masks.get("mask", examples), masks.get("hidden_mask", examples), examples]).float()

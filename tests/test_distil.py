@@ -1,0 +1,449 @@
+"""Distillation in the Trainer of transformers: each promise against the library's own result, with models of width 16."""
+
+import os
+import socket
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+accelerate = pytest.importorskip("accelerate")
+
+from transformers import Trainer, TrainingArguments
+
+from kdlab.huggingface import Distil, Distillation, without_adapter
+from kdlab.objectives import (
+    CRD,
+    DIST,
+    AttentionMaps,
+    CrossEntropy,
+    HiddenMSE,
+    LearnedTemperature,
+    Linear,
+    LogitMSE,
+    Projector,
+    SoftTargets,
+    next_token,
+)
+from kdlab.training import CheckpointError, measure
+
+V = 40
+LAYER = "model.layers.0"
+
+
+class KD(Distil, Trainer):
+    pass
+
+
+def llama(seed, width=16, layers=2):
+    torch.manual_seed(seed)
+    shape = {"vocab_size": V, "intermediate_size": width, "num_attention_heads": 2, "max_position_embeddings": 16}
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(hidden_size=width, num_hidden_layers=layers, attn_implementation="sdpa", **shape)
+    )
+
+
+def bert(seed, width=16):
+    torch.manual_seed(seed)
+    shape = {"vocab_size": V, "intermediate_size": width, "num_attention_heads": 2, "num_labels": 3}
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return transformers.BertForSequenceClassification(
+        transformers.BertConfig(hidden_size=width, num_hidden_layers=2, **shape, **still)
+    )
+
+
+def vit(seed, width=16):
+    torch.manual_seed(seed)
+    shape = {"intermediate_size": width, "num_attention_heads": 2, "image_size": 8, "patch_size": 4, "num_labels": 3}
+    return transformers.ViTForImageClassification(
+        transformers.ViTConfig(hidden_size=width, num_hidden_layers=2, **shape, hidden_dropout_prob=0.0)
+    )
+
+
+def texts(n=8):
+    """Ragged, padded on the right; more tokens than labels."""
+    drawn = torch.Generator().manual_seed(0)
+    for length in [12, 3, 7, 5, 9, 2, 11, 4][:n]:
+        tokens, places = torch.randint(V, (12,), generator=drawn), torch.arange(12)
+        real = places < length
+        labels = tokens.where(real & (places > 0), -100)
+        yield {"input_ids": tokens.where(real, 0), "attention_mask": real.long(), "labels": labels}
+
+
+def sentences(n=8):
+    for i, text in enumerate(texts(n)):
+        yield {**text, "token_type_ids": (torch.arange(12) > 5).long(), "labels": torch.tensor(i % 3), "index": i}
+
+
+def pictures(n=8):
+    drawn = torch.Generator().manual_seed(0)
+    return [{"pixel_values": torch.randn(3, 8, 8, generator=drawn), "labels": torch.tensor(i % 3)} for i in range(n)]
+
+
+def of_texts():
+    torch.manual_seed(9)
+    return (
+        CrossEntropy()
+        + SoftTargets(temperature=Linear(2, 3))
+        + 0.5 * HiddenMSE(LAYER, projector=Projector("linear", 16, 24))
+        + AttentionMaps(LAYER + ".self_attn", normalise="queries")
+    )
+
+
+def of_sentences():
+    torch.manual_seed(9)
+    layer = "bert.encoder.layer.0"
+    projector = Projector("linear", 16, 24)
+    return (
+        CrossEntropy()
+        + SoftTargets(temperature=2)
+        + HiddenMSE(layer, projector=projector)
+        + HiddenMSE("bert.pooler", projector=projector)
+        + AttentionMaps(layer + ".attention", normalise="queries")
+    )
+
+
+def of_pictures():
+    torch.manual_seed(9)
+    layer = dict(vit(0).named_modules())
+    path = next(name for name in layer if name.endswith(("layer.0", "layers.0")))
+    return CrossEntropy() + SoftTargets() + HiddenMSE(path, projector=Projector("linear", 16, 24))
+
+
+TASKS = {
+    "texts": (llama, lambda n=8: list(texts(n)), of_texts),
+    "sentences": (bert, lambda n=8: list(sentences(n)), of_sentences),
+    "pictures": (vit, pictures, of_pictures),
+}
+every_task = pytest.mark.parametrize("task", TASKS)
+
+
+def arguments(folder, **options):
+    recipe = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.1, "optim": "sgd", "logging_steps": 1}
+    quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False}
+    return TrainingArguments(folder, **{**recipe, **quiet, "lr_scheduler_type": "constant", **options})
+
+
+def trainer(task, folder, *, student=None, teacher=None, objective=None, data=None, kind=KD, eval_dataset=None, how=None, **options):
+    model, examples, terms = TASKS[task]
+    made = kind(
+        model(0) if student is None else student,
+        teacher=model(1, 24) if teacher is None else teacher,
+        objective=terms() if objective is None else objective,
+        args=arguments(folder, **options),
+        train_dataset=examples() if data is None else data,
+        eval_dataset=eval_dataset,
+        **(how or {}),
+    )
+    made.pop_callback(transformers.PrinterCallback)
+    return made
+
+
+def trained(*what, resume=None, **options):
+    made = trainer(*what, **options)
+    made.train(resume_from_checkpoint=resume)
+    return made
+
+
+def state(made):
+    return {**made.model.state_dict(), **{f"objective.{k}": v for k, v in made.distillation.objective.state_dict().items()}}
+
+
+def steps(made):
+    return [entry for entry in made.state.log_history if "loss" in entry]
+
+
+def check_same(one, other, **how):
+    one, other = state(one), state(other)
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(other[name], one[name], **how, msg=lambda m, name=name: f"{name}: {m}")
+
+
+EXACT = {"rtol": 0.0, "atol": 0.0}
+ROUNDING = {"rtol": 1e-4, "atol": 1e-6}
+
+
+def stacked(rows, *names):
+    return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in names}
+
+
+def test_the_first_loss_is_the_objectives(tmp_path):
+    data = list(texts(4))
+    found = steps(trained("texts", tmp_path, data=data, max_steps=1))[0]
+    inputs = stacked(data, "input_ids", "attention_mask")
+    student, teacher, objective = llama(0), llama(1, 24), of_texts()
+    distillation = Distillation(student, teacher, objective)
+    (z, mine), (t, other) = (x.taps(**inputs) for x in (distillation.student, distillation.teacher))
+    aligned = next_token(z, t.detach(), torch.stack([row["labels"] for row in data]), attention_mask=inputs["attention_mask"])
+    loss, terms = objective(**aligned, student_hidden=mine, teacher_hidden=other, progress=0.0)
+    assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for name, value in terms.items():
+        assert found[name] == pytest.approx(value.item(), rel=1e-5)
+    loss.backward()
+    trained_parts = [*student.parameters(), *objective.parameters()]
+    assert found["grad_norm"] == pytest.approx(torch.nn.utils.get_total_norm([p.grad for p in trained_parts]).item(), rel=1e-4)
+
+
+@every_task
+def test_accumulated_micro_batches_are_one_batch(tmp_path, task):
+    whole = trained(task, tmp_path)
+    parts = trained(task, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    check_same(whole, parts, **ROUNDING)
+    for one, other in zip(steps(whole), steps(parts), strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+    start = {k: v for k, v in state(trainer(task, tmp_path)).items() if "projector" in k}
+    assert start and all(not torch.equal(v, state(whole)[k]) for k, v in start.items())
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_run_that_is_resumed_is_the_whole_run(tmp_path, adapted):
+    """With projectors, banks and a temperature that is learned."""
+    torch.manual_seed(9)
+    objective = of_sentences() + SoftTargets(temperature=LearnedTemperature(minimum=1, maximum=21)) + CRD(
+        "bert.pooler", student_width=16, teacher_width=24, examples=8, width=4, negatives=3
+    )
+    def student():
+        if not adapted:
+            return bert(0)
+        peft = pytest.importorskip("peft")
+        torch.manual_seed(5)
+        return peft.get_peft_model(bert(0), peft.LoraConfig(target_modules=["query", "value"], modules_to_save=["classifier"]))
+
+    how = {"optim": "adamw_torch", "learning_rate": 1e-2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = trained("sentences", tmp_path / "whole", student=student(), objective=objective.fresh(), **how)
+    torch.manual_seed(77)
+    resumed = trained(
+        "sentences", tmp_path / "part", student=student(), objective=objective.fresh(), resume=str(tmp_path / "whole/checkpoint-2"), **how
+    )
+    check_same(whole, resumed, **EXACT)
+    assert [e["loss"] for e in steps(whole)][2:] == [e["loss"] for e in steps(resumed)][-2:]
+    with pytest.raises(CheckpointError, match="another objective"):
+        trained("sentences", tmp_path / "other", student=student(), resume=str(tmp_path / "whole/checkpoint-2"), **how)
+    assert not [name for name in (tmp_path / "whole/checkpoint-4").iterdir() if name.name == "adapter_model.safetensors"] or adapted
+
+
+def test_what_is_published_is_the_student_alone(tmp_path):
+    made = trained("texts", tmp_path / "run")
+    made.save_model(tmp_path / "out")
+    again, info = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["unexpected_keys"] and not info["missing_keys"]
+    check = {k: torch.equal(v, made.model.state_dict()[k]) for k, v in again.state_dict().items()}
+    assert all(check.values())
+
+
+def test_fused_is_the_same(tmp_path):
+    whole = trained("texts", tmp_path)
+    fused = trained("texts", tmp_path, how={"fused": True})
+    check_same(whole, fused, **ROUNDING)
+    assert steps(fused)[1]["SoftTargets"] == pytest.approx(steps(whole)[1]["SoftTargets"], rel=1e-4)
+
+
+def test_gradient_norms_are_logged_by_name(tmp_path):
+    data = list(texts(4))
+    found = steps(trained("texts", tmp_path, data=data, how={"gradient_norms": True, "fused": True}))
+    student, objective = llama(0), of_texts()
+    distillation = Distillation(student, llama(1, 24), objective)
+    batch = stacked(data, "input_ids", "attention_mask", "labels")
+    _, terms = distillation(student, batch, progress=0.0)
+    for name, norm in objective.gradient_norms(terms, student.parameters(), 0.0).items():
+        assert found[0][f"{name}.gradient_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert found[1]["HiddenMSE.gradient_norm"] > 0
+
+
+@pytest.mark.parametrize(("task", "fused"), [("texts", False), ("texts", True), ("sentences", False)])
+def test_evaluation_measures_what_fit_does(tmp_path, task, fused):
+    model, examples, _ = TASKS[task]
+    data = examples(7)
+    made = trainer(task, tmp_path, eval_dataset=data, per_device_eval_batch_size=3, how={"fused": fused})
+    found = made.evaluate()
+    inputs = stacked(data, *({"input_ids", "attention_mask", "token_type_ids"} & data[0].keys()))
+    labels = torch.stack([row["labels"] for row in data])
+    with torch.no_grad():
+        z, t = (m.eval()(**inputs).logits for m in (model(0), model(1, 24)))
+    if task == "texts":
+        z, t, labels = z[:, :-1], t[:, :-1], labels[:, 1:]
+    wanted = measure(z, labels, t, mask=labels != -100)
+    assert {k: found[f"eval_{k}"] for k in wanted} == pytest.approx(wanted, rel=1e-4)
+    assert found["eval_loss"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_compiled_student_is_the_same(tmp_path, fused):
+    def one_layer(**options):
+        torch.manual_seed(9)
+        objective = CrossEntropy() + SoftTargets() + HiddenMSE(LAYER, projector=Projector("linear", 16, 24))
+        made = {"student": llama(0, layers=1), "teacher": llama(1, 24, layers=1), "objective": objective}
+        return trained("texts", tmp_path, **made, how={"fused": fused}, **options)
+
+    plain, compiled = one_layer(), one_layer(torch_compile=True, torch_compile_backend="eager")
+    assert hasattr(compiled.model_wrapped, "_orig_mod") and torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    check_same(plain, compiled, **ROUNDING)
+
+
+@every_task
+def test_checkpointed_activations_are_the_same(tmp_path, task):
+    check_same(trained(task, tmp_path), trained(task, tmp_path, activation_checkpointing=True), **ROUNDING)
+
+
+@every_task
+def test_a_teacher_in_half_precision_stays_so(tmp_path, task):
+    teacher = TASKS[task][0](1, 24)
+    half, whole = trained(task, tmp_path, teacher=teacher.to(torch.bfloat16), max_steps=1), trained(task, tmp_path, max_steps=1)
+    assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in half.model.parameters()} == {torch.float32}
+    assert steps(half)[0]["loss"] == pytest.approx(steps(whole)[0]["loss"], rel=0.05)
+
+
+def test_the_teacher_is_the_student_without_its_adapters(tmp_path):
+    peft = pytest.importorskip("peft")
+    student = peft.get_peft_model(llama(0), peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    objective = SoftTargets() + HiddenMSE(LAYER)
+    made = trained("texts", tmp_path, student=student, teacher=without_adapter(student), objective=objective, how={"fused": True})
+    losses = [entry["loss"] for entry in steps(made)]
+    assert losses[0] > losses[1] > 0
+    assert torch.equal(student.get_base_model().lm_head.weight, llama(0).lm_head.weight)
+
+
+def test_a_teacher_reads_columns_of_its_own(tmp_path):
+    """DistilBERT has no token types, and its teacher has."""
+    shape = {"vocab_size": V, "dim": 16, "hidden_dim": 16, "n_layers": 1, "n_heads": 2, "num_labels": 3}
+    shape |= {"dropout": 0.0, "attention_dropout": 0.0}
+    torch.manual_seed(0)
+    student = transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(**shape, seq_classif_dropout=0.0))
+    teacher, data = bert(1, 24), list(sentences(4))
+    with torch.no_grad():
+        teacher.bert.embeddings.token_type_embeddings.weight[1].mul_(100)
+    made = trainer("sentences", tmp_path, student=student, teacher=teacher, objective=LogitMSE(), data=data, max_steps=1)
+    with torch.no_grad():
+        z = student(**stacked(data, "input_ids", "attention_mask")).logits
+        t = teacher.eval()(**stacked(data, "input_ids", "attention_mask", "token_type_ids")).logits
+    made.train()
+    assert steps(made)[0]["loss"] == pytest.approx((z - t).square().mean().item(), rel=1e-4)
+
+
+def test_an_encoder_and_decoder(tmp_path):
+    def t5(seed, width):
+        torch.manual_seed(seed)
+        shape = {"vocab_size": V, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
+        return transformers.T5ForConditionalGeneration(
+            transformers.T5Config(d_model=width, **shape, pad_token_id=0, decoder_start_token_id=0)
+        )
+
+    data = [{**row, "labels": row["labels"][:6]} for row in texts(4)]
+    made = trained("texts", tmp_path, student=t5(0, 16), teacher=t5(1, 24), objective=1.0 * CrossEntropy(), data=data, max_steps=1)
+    own = t5(0, 16)(**stacked(data, "input_ids", "attention_mask", "labels")).loss
+    assert steps(made)[0]["loss"] == pytest.approx(own.item(), rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # TRL's own default
+def test_in_the_trainer_of_trl(tmp_path):
+    trl = pytest.importorskip("trl")
+    tokenizers = pytest.importorskip("tokenizers")
+    datasets = pytest.importorskip("datasets")
+
+    class SFT(Distil, trl.SFTTrainer):
+        pass
+
+    letters = {chr(97 + i): i for i in range(26)} | {"<pad>": 26, "<eos>": 27}
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(letters, unk_token="a"))
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    tokeniser = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="<eos>")
+    data = datasets.Dataset.from_dict({"text": ["abcabc", "hello", "distil", "ab"]})
+    quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "bf16": False, "dataloader_pin_memory": False}
+    args = trl.SFTConfig(tmp_path, max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2, logging_steps=1, max_length=8, **quiet)
+    made = SFT(
+        llama(0), teacher=llama(1, 24), objective=of_texts(), fused=True, args=args, train_dataset=data, eval_dataset=data, processing_class=tokeniser
+    )
+    made.train()
+    assert steps(made)[0]["SoftTargets"] > 0
+    assert made.evaluate()["eval_kl_to_teacher"] > 0
+
+
+def test_in_a_loop_of_accelerate():
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    student, objective = llama(0), of_texts()
+    distillation = Distillation(student, llama(1, 24), objective, fused=True)
+    optimizer = torch.optim.SGD([*student.parameters(), *objective.parameters()], 0.1)
+    model, optimizer = accelerator.prepare(student, optimizer)
+    batches = [stacked(rows, "input_ids", "attention_mask", "labels") for rows in (list(texts())[:4], list(texts())[4:])]
+    counts = distillation.counts(batches)
+    parts = [distillation(model, batch, counts=counts, progress=0.0) for batch in batches]
+    accelerator.backward(sum(loss for loss, _ in parts))
+    distillation.average_gradients()
+    whole, _ = distillation(model, stacked(list(texts()), "input_ids", "attention_mask", "labels"), progress=0.0)
+    assert sum(loss for loss, _ in parts).item() == pytest.approx(whole.item(), rel=1e-5)
+    assert all(p.grad is not None for p in objective.parameters())
+    distillation.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing_factor": 0.1}, "SmoothedLabels"),
+        ({"gradient_accumulation_steps": 2, "objective": DIST()}, "DIST compare"),
+        ({"gradient_accumulation_steps": 2, "how": {"gradient_norms": True}}, "run as one"),
+        ({"how": {"optimizers": (torch.optim.SGD([torch.zeros(1)], 0.1), None)}}, "objective.parameters"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        trained("texts", tmp_path, **options)
+
+
+def test_terms_that_know_the_training_set_are_not_asked_of_another(tmp_path):
+    memory = CRD("bert.pooler", student_width=16, teacher_width=24, examples=8, width=4, negatives=3)
+    held_out = list(sentences(3))
+    found = trainer("sentences", tmp_path, objective=CrossEntropy() + memory, eval_dataset=held_out).evaluate()
+    assert found["eval_loss"] == pytest.approx(found["eval_cross_entropy"], rel=1e-5)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(TypeError, match="not 'kd'"):
+        Distillation(llama(0), llama(1), "kd")
+    with pytest.raises(ValueError, match="needs a teacher"):
+        Distillation(llama(0), None, SoftTargets())
+    with pytest.raises(ValueError, match="no causal language model"):
+        Distillation(bert(0), bert(1), SoftTargets(), fused=True)
+
+
+def on_one_of_two(rank, port, folder, task):
+    """One of two processes, each of which draws an objective of its own."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    objective = TASKS[task][2]()
+    if rank:
+        objective.reset_parameters()
+    fused = {"fused": task == "texts"}
+    made = trainer(
+        task, folder, objective=objective, how=fused, per_device_train_batch_size=1, gradient_accumulation_steps=2, ddp_backend="gloo",
+        eval_dataset=TASKS[task][1](7), per_device_eval_batch_size=2, **SCHEDULE,
+    )  # fmt: skip
+    made.train()
+    found = {**state(made), "log": steps(made), "measured": made.evaluate()}
+    torch.save(found, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+SCHEDULE = {"max_grad_norm": 0.05, "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize("task", ["texts", "sentences"])
+def test_two_processes_are_one(tmp_path, task):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(on_one_of_two, (port, tmp_path, task), nprocs=2, start_method="fork")
+    one = trained(task, tmp_path / "one", eval_dataset=TASKS[task][1](7), **SCHEDULE)
+    wanted = one.evaluate()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        for name, value in state(one).items():
+            torch.testing.assert_close(found[name], value, **ROUNDING, msg=lambda m, name=name: f"{name}: {m}")
+        assert found["log"] == [pytest.approx(entry, rel=1e-3) for entry in steps(one)]
+        measured = {k: v for k, v in found["measured"].items() if k in wanted and "loss" not in k and "second" not in k and "time" not in k}
+        assert measured == pytest.approx({k: wanted[k] for k in measured}, rel=1e-4) and "eval_agreement" in measured
