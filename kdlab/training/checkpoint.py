@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import atomic_write, note_read
-from .state import checksum, load_state, put_together, state_of, take_apart
+from .state import checksum, load_state, place_of, put_together, state_of, take_apart
 
 
 class CheckpointError(RuntimeError):
@@ -52,8 +52,8 @@ def _once(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]
     """Tied weights are one tensor of several names: it under the first, and of each other name which that is."""
     once, tied, first = {}, {}, {}
     for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-        if tensor.numel() and (one := first.setdefault(place, name)) != name:
+        place = place_of(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+        if tensor.numel() and place[0] is not None and (one := first.setdefault(place, name)) != name:
             tied[name] = one
         else:
             once[name] = tensor

@@ -133,6 +133,12 @@ def fuse(model, fused: bool = True) -> None:
         model.fused = fused
 
 
+def fused_of(model) -> bool | None:
+    """Whether a :class:`FusedStudent` leaves its logits to the losses; None of any other model."""
+    found = getattr(model, "fused", None)
+    return found if isinstance(found, bool) else None
+
+
 def stands(student) -> bool:
     """Whether it is a :class:`StandingStudent`."""
     return hasattr(student, "stand_on")

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .protocols import fused_of
+
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -18,6 +20,14 @@ def state_of(model: nn.Module) -> dict:
     """A model's state dict under the names that it has without ``torch.compile``, DataParallel and DistributedDataParallel."""
     plain = plain_names(model)
     return {plain(name): value for name, value in model.state_dict().items()}
+
+
+def place_of(tensor: Tensor) -> int | None:
+    """Where a tensor's numbers lie; None of a kind of tensor that does not say so."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def load_state(model: nn.Module, state: dict) -> None:
@@ -100,7 +110,8 @@ def leaves_logits(whose: str, model: nn.Module | None) -> dict:
     """For a checkpoint's identity: whether a model leaves its logits to the losses, whose rounding is another; nothing of one that cannot."""
     while isinstance(model, _WRAPPERS):
         model = model.module
-    return {f"{whose}'s logits": {"fused": model.fused}} if isinstance(getattr(model, "fused", None), bool) else {}
+    fused = fused_of(model)
+    return {} if fused is None else {f"{whose}'s logits": {"fused": fused}}
 
 
 def _code(kind: type) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .recipe import Recipe
-from .state import state_of
+from .state import place_of, state_of
 
 _AVERAGE, _BEST = "average of ", "best of "
 
@@ -24,8 +24,8 @@ class Kept:
         self.recipe, self.live, self.average, self.best = recipe, {}, {}, {}
         if recipe.ema_decay or recipe.best_by:
             self.live = {k: v for k, v in state_of(model).items() if isinstance(v, Tensor) and not v.is_quantized}
-            own = {_place(x) for x in (*model.parameters(), *model.buffers())}
-            if copies := [k for k, v in self.live.items() if _place(v) not in own]:
+            own = {place_of(x) for x in (*model.parameters(), *model.buffers())}
+            if copies := [k for k, v in self.live.items() if place_of(v) not in own]:
                 raise ValueError(
                     f"{copies[0]} in the student's state_dict is a copy of what it computes with, which can be neither averaged nor put back: "
                     "ema_decay=0 and best_by=None."
@@ -72,11 +72,3 @@ class Kept:
         for prefix, own in ((_AVERAGE, self.average), (_BEST, self.best)):
             own |= {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         return {k: v for k, v in tensors.items() if not k.startswith((_AVERAGE, _BEST))}
-
-
-def _place(tensor: Tensor) -> int | None:
-    """Where a tensor's numbers lie; None of a kind of tensor that does not say so."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):
-        return None
