@@ -1755,8 +1755,8 @@ MUTATIONS = [
     Mutation(
         "a part of a tensor is stored as the whole that it is tied to",
         CHECKPOINT,
-        "tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device",
-        "tensor.untyped_storage().data_ptr(), tensor.storage_offset()",
+        "place_of(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device",
+        "place_of(tensor), tensor.storage_offset()",
         "test_tied_weights_are_stored_once",
     ),
     Mutation(
