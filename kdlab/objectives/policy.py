@@ -186,7 +186,7 @@ class PolicyGradient(Term):
         """That what the policy is trained on are its own texts, drawn as they are weighted, in groups of one prompt.
 
         Raises:
-            ValueError: for a :class:`~kdlab.training.loop.Learner` whose ``rewrite`` is something else.
+            ValueError: for a :class:`~kdlab.training.student.Learner` whose ``rewrite`` is something else.
         """
         wanted = {"copies": self.group, "probability": 1, "after": 0, "temperature": 1}
         other = {name: getattr(rewrite, name, value) for name, value in wanted.items()}

@@ -88,7 +88,7 @@ def record_path(spec: Spec, folder: Path) -> Path:
 
 
 def record_name(record: dict) -> str:
-    """The stem of a record's file: that of its spec, :attr:`Spec.name`."""
+    """The stem of a record's file: that of its spec, ``Spec.name``."""
     spec = record["spec"]
     return f"{spec['study']}.{spec['arm']}.seed{record['recipe']['seed']}.{record['spec_hash'][:8]}"
 

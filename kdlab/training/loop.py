@@ -88,8 +88,8 @@ def fit(
         report: called with each epoch's entry, for progress: once, when its checkpoint is written and before it counts. An epoch that
             no checkpoint holds when the process is killed is trained, and reported, again.
         stop: asked before each step, and between the batches of a validation; once it says True, the checkpoint is written
-            and :class:`Stopped` raised.
-        rewrite: what a batch becomes before it is looked at, such as :class:`~kdlab.language.text.OwnText`; see :class:`Learner`.
+            and :class:`~kdlab.training.stopping.Stopped` raised.
+        rewrite: what a batch becomes before it is looked at, such as :class:`~kdlab.language.text.OwnText`; see :class:`~kdlab.training.student.Learner`.
         after_step: called after each step, when the optimiser has moved the student and its gradients are still there, with
             ``epoch``, ``step`` (of its ``steps``, from 1), ``learning_rate``, and the step's ``loss`` and terms: tensors, which are not waited for. A step
             that no checkpoint holds when the process is killed is taken, and told, again. On CUDA the steps are then not captured as a graph.
