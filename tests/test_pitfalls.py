@@ -3157,23 +3157,6 @@ def test_a_shared_vocabulary_has_two_ways_to_number_it():
         assert near(term(student_logits=z, teacher_logits=t), expected)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_padded_teacher_teaches_what_it_would_without_the_padding(fused, tmp_path):
-    """Through fit, from all logits and from hidden states; no label of the padding is learned."""
-    student, teacher = few_words(0), few_words(1)
-    padded = few_words(1, 8)
-    with torch.no_grad():
-        padded.load_state_dict(teacher.state_dict() | {"embedding.weight": torch.cat([teacher.embedding.weight, torch.ones(2, 4)])})
-    found = {}
-    for name, model, term in (("plain", teacher, ForwardKL()), ("padded", padded, objectives.SharedVocabulary(ForwardKL(), torch.arange(6)))):
-        learner = few_words(0)
-        learner.fused = model.fused = fused
-        recipe = Recipe(epochs=1, batch_size=2, learning_rate=0.1, augment=False)
-        fit(learner, 0.5 * CrossEntropy() + 0.5 * term, train=some_text(), teacher=model, recipe=recipe)
-        found[name] = learner.embedding.weight.detach()
-    assert near(found["plain"], found["padded"], rtol=1e-5, atol=1e-7) and not near(found["plain"], student.embedding.weight)
-
-
 def test_a_text_is_hashed_once_and_again_where_it_has_changed(tmp_path, monkeypatch):
     """A cache is taken for that of a text that has changed in place."""
     hashed, whole, teacher, text = [], caches._text_checksum, few_words(1), some_text()
