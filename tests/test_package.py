@@ -319,3 +319,12 @@ def test_an_earlier_name_still_works_and_says_so():
     z, t = torch.randn(2, 3, 4)
     with pytest.warns(DeprecationWarning, match="is dist_loss since"):
         assert torch.equal(objectives.dist(z, t, temperature=2.0), objectives.dist_loss(z, t, temperature=2.0))
+
+
+def test_the_changelog_has_its_sections():
+    """What is to come, then each version with its date, this one first, and in each the kinds of change that there are."""
+    heads = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert heads[0] == "Unreleased" and heads[1].startswith(f"{kdlab.__version__} – ")
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+ – \d{4}-\d\d-\d\d", head) for head in heads[1:])
+    kinds = re.findall(r"^### (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}

@@ -5,6 +5,7 @@
 
 import inspect
 import math
+import os
 import random
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
@@ -20,7 +21,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from kdlab import objectives, training
+from kdlab import files, objectives, training
 from kdlab.benchmarks import acceptance, by_hand, timing
 from kdlab.benchmarks import training as training_rounds
 from kdlab.data import DataError, Examples, Split, Tokens, images
@@ -3266,3 +3267,16 @@ def test_parts_of_a_batch_add_up_in_any_loop():
         padded = {**batch, "input_ids": tokens.where(read > 0, 7)} if "input_ids" in batch else batch
         assert distillation(student, padded)[0].item() == pytest.approx(whole.item(), rel=1e-5)
         distillation.close()
+
+
+def test_what_a_living_process_writes_is_not_taken_for_left(tmp_path):
+    """A second process removes what the first one has been writing for a while."""
+    with files.atomic_write(tmp_path / "a") as part:
+        part.write_text("one")
+        os.utime(part.parent, (0, 0))
+        with files.atomic_write(tmp_path / "a") as other:
+            other.write_text("two")
+        there = part.exists()
+        part.parent.mkdir(exist_ok=True)
+        part.write_text("three")
+    assert there and (tmp_path / "a").read_text() == "three"
