@@ -2348,7 +2348,7 @@ def test_vocabularies_are_restricted_where_it_is_advised():
     h, W, b, t = torch.randn(4, 3), torch.randn(8, 3), torch.randn(8), torch.randn(4, 6)
     full = F.linear(h, W, b)
     advice = refusal(lambda: forward_kl(full, t))
-    assert "restrict_vocabulary(student_logits, torch.arange(6))" in advice
+    assert "restrict_vocabulary(student_logits, torch.arange(6))" in advice and "SharedVocabulary(term, torch.arange(6))" in advice
     for tokens in (torch.arange(6), torch.tensor([7, 1, 2, 3, 4, 0])):
         shorter = restrict_vocabulary(HeadLogits(h, W, b), tokens)
         assert near(shorter.dense(), restrict_vocabulary(full, tokens), rtol=1e-5, atol=1e-6)
