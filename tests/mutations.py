@@ -1760,6 +1760,13 @@ MUTATIONS = [
         "test_tied_weights_are_stored_once",
     ),
     Mutation(
+        "what another process is writing is taken for what a killed one left",
+        "files.py",
+        "with suppress(OSError), _lock(left):",
+        "with suppress(OSError):",
+        "test_what_a_living_process_writes_is_not_taken_for_left",
+    ),
+    Mutation(
         "a row that has ended is written over at the end of a context",
         "language/speculative.py",
         "proposed.where(open_rows[:, None], written.gather(1, places))",

@@ -74,6 +74,17 @@ def test_a_contestant_that_does_not_fit_is_left_out_and_named(monkeypatch):
         vocabulary.measured(vocabulary.Size.of("cpu", "8x4x4x16"), 0.0, rounds=1)
 
 
+def test_a_contestant_that_is_not_installed_is_named(monkeypatch):
+    def absent(module):
+        raise ImportError(module)
+
+    monkeypatch.setattr(vocabulary, "imported", absent)
+    monkeypatch.setattr(vocabulary, "extra_peak", lambda way, size: 1)
+    result = vocabulary.measured(vocabulary.Size.of("cpu", "8x4x4x16"), 0.0, rounds=1)
+    assert result["not_installed"] == ["Liger", "TRL"] and list(result["summary"]) == list(vocabulary.CONTESTANTS)
+    assert vocabulary.table(result).count("cannot be imported  pip install 'kdlab[peers]'") == 2
+
+
 # kdlab gpu ------------------------------------------------------------------------------------------------------------
 
 

@@ -18,11 +18,13 @@ from kdlab.objectives import (
     DIST,
     AttentionMaps,
     CrossEntropy,
+    ForwardKL,
     HiddenMSE,
     LearnedTemperature,
     Linear,
     Projector,
     ReverseKL,
+    SharedVocabulary,
     SoftTargets,
     cross_entropy,
     forward_kl,
@@ -576,3 +578,18 @@ def test_a_text_is_loaded_by_its_name():
         load("python-512")
     with pytest.raises(ValueError, match="the spec asks for python-512-32, but the data are python-300-32"):
         run(TEACHER, replace(python_text(), name="python-300-32"))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_padded_teacher_teaches_what_it_would_without_the_padding(fused):
+    """From all logits, and from hidden states."""
+    teacher, padded = gpt(1, fused=fused), GPT(V + 2, width=8, layers=1, heads=2, context=CONTEXT).double()
+    with torch.no_grad():
+        padded.load_state_dict(teacher.state_dict() | {"embedding.weight": torch.cat([teacher.embedding.weight, teacher.embedding.weight[:2]])})
+    padded.fused = fused
+    students = []
+    for model, term in ((teacher, ForwardKL()), (padded, SharedVocabulary(ForwardKL(), torch.arange(V)))):
+        students.append(gpt(fused=fused))
+        fit(students[-1], 0.5 * CrossEntropy() + 0.5 * term, train=text(), teacher=model, recipe=RECIPE)
+    torch.testing.assert_close(*(list(student.parameters()) for student in students))
+    assert not torch.equal(students[0].embedding.weight, gpt().embedding.weight)

@@ -263,16 +263,23 @@ SHOWN = {
 }
 
 
-def shown(name: str, module: str) -> bool:
-    return module in SHOWN and (not SHOWN[module] or name in SHOWN[module])
+def shown(thing) -> bool:
+    """Whether a module of the page shows it: its own, all of a room, or one in which it is named."""
+    of = {module: importlib.import_module(module) for module, members in SHOWN.items() if thing.__name__ in members or not members}
+    return any(
+        getattr(module, thing.__name__, None) is thing and (SHOWN[name] or name == thing.__module__ or hasattr(module, "__all__")) for name, module in of.items()
+    )
+
+
+def test_what_the_api_page_names_is_there():
+    lacking = [f"{module}.{name}" for module, members in SHOWN.items() for name in members if not hasattr(importlib.import_module(module), name)]
+    assert not lacking, f"book/api.md names what is not there: {', '.join(lacking)}"
 
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if room != "theory"])
 def test_the_api_page_shows_all_that_is_public(room):
-    things = {name: getattr(importlib.import_module(f"kdlab.{room}"), name) for name in importlib.import_module(f"kdlab.{room}").__all__}
-    lacking = [
-        f"{thing.__module__}.{name}" for name, thing in things.items() if not (shown(name, thing.__module__) or shown(name, f"kdlab.{room}"))
-    ]
+    module = importlib.import_module(f"kdlab.{room}")
+    lacking = [f"{thing.__module__}.{thing.__name__}" for thing in (getattr(module, name) for name in module.__all__) if not shown(thing)]
     assert not lacking, f"not in book/api.md: {', '.join(lacking)}"
 
 
@@ -319,3 +326,12 @@ def test_an_earlier_name_still_works_and_says_so():
     z, t = torch.randn(2, 3, 4)
     with pytest.warns(DeprecationWarning, match="is dist_loss since"):
         assert torch.equal(objectives.dist(z, t, temperature=2.0), objectives.dist_loss(z, t, temperature=2.0))
+
+
+def test_the_changelog_has_its_sections():
+    """What is to come, then each version with its date, this one first, and in each the kinds of change that there are."""
+    heads = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert heads[0] == "Unreleased" and heads[1].startswith(f"{kdlab.__version__} – ")
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+ – \d{4}-\d\d-\d\d", head) for head in heads[1:])
+    kinds = re.findall(r"^### (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}

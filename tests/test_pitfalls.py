@@ -5,6 +5,7 @@
 
 import inspect
 import math
+import os
 import random
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
@@ -20,7 +21,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from kdlab import objectives, training
+from kdlab import files, objectives, training
 from kdlab.benchmarks import acceptance, by_hand, timing
 from kdlab.benchmarks import training as training_rounds
 from kdlab.data import DataError, Examples, Split, Tokens, images
@@ -2347,7 +2348,7 @@ def test_vocabularies_are_restricted_where_it_is_advised():
     h, W, b, t = torch.randn(4, 3), torch.randn(8, 3), torch.randn(8), torch.randn(4, 6)
     full = F.linear(h, W, b)
     advice = refusal(lambda: forward_kl(full, t))
-    assert "restrict_vocabulary(student_logits, torch.arange(6))" in advice
+    assert "restrict_vocabulary(student_logits, torch.arange(6))" in advice and "SharedVocabulary(term, torch.arange(6))" in advice
     for tokens in (torch.arange(6), torch.tensor([7, 1, 2, 3, 4, 0])):
         shorter = restrict_vocabulary(HeadLogits(h, W, b), tokens)
         assert near(shorter.dense(), restrict_vocabulary(full, tokens), rtol=1e-5, atol=1e-6)
@@ -3157,23 +3158,6 @@ def test_a_shared_vocabulary_has_two_ways_to_number_it():
         assert near(term(student_logits=z, teacher_logits=t), expected)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_padded_teacher_teaches_what_it_would_without_the_padding(fused, tmp_path):
-    """Through fit, from all logits and from hidden states; no label of the padding is learned."""
-    student, teacher = few_words(0), few_words(1)
-    padded = few_words(1, 8)
-    with torch.no_grad():
-        padded.load_state_dict(teacher.state_dict() | {"embedding.weight": torch.cat([teacher.embedding.weight, torch.ones(2, 4)])})
-    found = {}
-    for name, model, term in (("plain", teacher, ForwardKL()), ("padded", padded, objectives.SharedVocabulary(ForwardKL(), torch.arange(6)))):
-        learner = few_words(0)
-        learner.fused = model.fused = fused
-        recipe = Recipe(epochs=1, batch_size=2, learning_rate=0.1, augment=False)
-        fit(learner, 0.5 * CrossEntropy() + 0.5 * term, train=some_text(), teacher=model, recipe=recipe)
-        found[name] = learner.embedding.weight.detach()
-    assert near(found["plain"], found["padded"], rtol=1e-5, atol=1e-7) and not near(found["plain"], student.embedding.weight)
-
-
 def test_a_text_is_hashed_once_and_again_where_it_has_changed(tmp_path, monkeypatch):
     """A cache is taken for that of a text that has changed in place."""
     hashed, whole, teacher, text = [], caches._text_checksum, few_words(1), some_text()
@@ -3283,3 +3267,16 @@ def test_parts_of_a_batch_add_up_in_any_loop():
         padded = {**batch, "input_ids": tokens.where(read > 0, 7)} if "input_ids" in batch else batch
         assert distillation(student, padded)[0].item() == pytest.approx(whole.item(), rel=1e-5)
         distillation.close()
+
+
+def test_what_a_living_process_writes_is_not_taken_for_left(tmp_path):
+    """A second process removes what the first one has been writing for a while."""
+    with files.atomic_write(tmp_path / "a") as part:
+        part.write_text("one")
+        os.utime(part.parent, (0, 0))
+        with files.atomic_write(tmp_path / "a") as other:
+            other.write_text("two")
+        there = part.exists()
+        part.parent.mkdir(exist_ok=True)
+        part.write_text("three")
+    assert there and (tmp_path / "a").read_text() == "three"

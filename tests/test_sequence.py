@@ -11,12 +11,17 @@ from ranks import gradients, on_ranks
 from kdlab.objectives import (
     CrossEntropy,
     ForwardKL,
+    HiddenMSE,
+    SharedVocabulary,
+    SparseForwardKL,
+    SparseTargets,
     forward_kl,
     global_count,
     next_token,
     restrict_vocabulary,
     reverse_kl,
     soften,
+    sparse_forward_kl,
 )
 
 #: Four sequences of very different length, padded at the right.
@@ -268,3 +273,36 @@ def test_the_attention_mask_comes_along_and_padding_on_the_left_predicts_nothing
     assert "hidden_mask" not in next_token(logits, logits, labels)
     with pytest.raises(ValueError, match=r"attention_mask of shape \(1, 4\)"):
         next_token(logits, logits, labels, attention_mask=torch.ones(1, 4))
+
+
+# The same through fit
+
+
+def test_a_shared_vocabulary_is_that_of_its_term_over_chosen_tokens():
+    z, t, y = sequences()
+    tokens = torch.tensor([0, 3, 1])
+    term = SharedVocabulary(ForwardKL(temperature=2), tokens)
+    expected = forward_kl(restrict_vocabulary(z, tokens), restrict_vocabulary(t, tokens), temperature=2, mask=MASK)
+    assert torch.equal(term(student_logits=z, teacher_logits=t, labels=y), expected)
+    assert torch.equal(term(student_logits=z, teacher_logits=t, mask=MASK), expected)
+    wider = F.pad(t, (0, 3), value=1.0)
+    objective = 0.5 * CrossEntropy() + 0.5 * term
+    total, terms = objective(student_logits=z, teacher_logits=wider, labels=y)
+    assert torch.equal(terms["SharedVocabulary"], expected) and torch.isclose(total, 0.5 * terms["CrossEntropy"] + 0.5 * expected)
+    assert repr(term) == repr(SharedVocabulary(ForwardKL(temperature=2), tokens)) != repr(SharedVocabulary(ForwardKL(temperature=2), tokens.flip(0)))
+    assert "rest=True" in repr(SharedVocabulary(ForwardKL(), tokens, rest=True))
+
+
+def test_a_shared_vocabulary_takes_what_a_cache_keeps():
+    z, kept = torch.randn(3, 5), SparseTargets(torch.tensor([[0, 6], [1, 0], [3, 2]]), torch.tensor([[0.5, 0.25], [0.5, 0.5], [0.75, 0.25]]), 7, rest=True)
+    objective = 1.0 * SharedVocabulary(SparseForwardKL(), torch.arange(5))
+    total, _ = objective(student_logits=z, teacher_logits=kept)
+    assert torch.isclose(total, sparse_forward_kl(z, restrict_vocabulary(kept, torch.arange(5))))
+
+
+def test_what_is_no_shared_vocabulary_gets_a_sentence():
+    tokens = torch.arange(3)
+    for term in (CrossEntropy(), HiddenMSE("layer"), forward_kl):
+        refused(SharedVocabulary, TypeError, "a term of logits, which looks at neither labels nor layers", term, tokens)
+    for ours, theirs in (([0, 1], None), (tokens[None], None), (tokens, torch.arange(4))):
+        refused(SharedVocabulary, ValueError, r"tokens are a tensor of shape \(k,\)", ForwardKL(), ours, theirs)

@@ -210,6 +210,7 @@ def measured(size: Size, seconds: float = 60.0, rounds: int = 5, ways: dict[str,
     Raises:
         BenchmarkError: if kdlab's own is one of them.
     """
+    peers = () if ways else PEERS
     origin, ways, inputs = provenance(size.device), dict(ways or contestants()), size.inputs()
     every, times, until = list(ways), {name: [] for name in ways}, time.monotonic() + seconds
 
@@ -249,7 +250,7 @@ def measured(size: Size, seconds: float = 60.0, rounds: int = 5, ways: dict[str,
         "size": asdict(size),
         "seconds": {name: times[name] for name in ways},
         "left_out": [name for name in every if name not in ways],
-        "not_installed": [name for name, *_ in PEERS if name not in every],
+        "not_installed": [name for name, *_ in peers if name not in every],
         "summary": summary,
         "goals": goals,
     }

@@ -84,7 +84,8 @@ def restrict_vocabulary(
     .. math:: 0 \le D_{\mathrm{KL}}(p_S\,\|\,q_S) \le D_{\mathrm{KL}}(p\,\|\,q) \qquad (T = 1).
 
     Restrict student and teacher alike: each with the numbers that *its* vocabulary gives to the shared tokens. A teacher
-    whose vocabulary was merely padded to a rounder size is restricted to ``torch.arange(size)``.
+    whose vocabulary was merely padded to a rounder size is restricted to ``torch.arange(size)``. In an objective, and so in
+    ``fit``, :class:`SharedVocabulary` does it.
 
     Args:
         logits: shape ``(..., V)``. :class:`~kdlab.objectives.vocabulary.HeadLogits` become those of the chosen rows of their head;
