@@ -82,7 +82,7 @@ Math(r"q \;=\; " + sp.latex(second_order) + r" + O(x^3)")
 # belongs there, and nothing is lost, since a softmax does not see a constant. With centred logits the next order is
 
 # %%
-Math(r"q \;=\; " + sp.latex(centred(N * second_order)) + r"\Big/ N + O(x^3)")
+Math(r"q \;=\; \frac1N\Bigl(" + sp.latex(centred(N * second_order)) + r"\Bigr) + O(x^3)")
 
 # %%
 assert sp.expand(N * first_order - (1 + (s - bar(s)) * x)) == 0
@@ -209,7 +209,7 @@ verdict(
 # ## Four kinds of logits
 #
 # Now the numbers that matter. Two kinds of random logits, and two real pairs of student and teacher on validation images:
-# an untrained ResNet-8, as at the first step of a distillation, and the same network after one epoch. The teacher
+# an untrained ResNet-8, as at the first step of a distillation, and the same network after one epoch on the labels of a few thousand images. The teacher
 # is the book's ResNet-20.
 
 # %% tags=["hide-input"]
@@ -241,7 +241,7 @@ colours = dict(zip(pairs, (BLUE, GREEN, PURPLE, VERMILION), strict=True))
 # temperature $T$ would call the power law.
 
 # %%
-grid = np.geomspace(min(0.5, coolest), 1e4, 91)
+grid = np.union1d(np.geomspace(min(0.5, coolest), 1e4, 91), temperatures)  # with the ends of the range that is told
 
 
 def medians(of, kinds=pairs):
@@ -480,7 +480,7 @@ show(
 # - The curves are medians over examples. Single examples differ.
 # - A gradient's *norm* is not its direction. With rising $T$ the direction changes too, from correcting the top classes to
 #   matching all logits; $T^2$ does nothing about that.
-# - Two stages of one student were measured, both early. Language models, with their thousands of classes, are a matter of their own: {doc}`16_a_large_n`.
+# - Two stages of one student were measured, both early, the second after labels and not after distillation. Language models, with their thousands of classes, are a matter of their own: {doc}`16_a_large_n`.
 #
 # ## Exercises
 #

@@ -264,6 +264,7 @@ verdict(
     rf"{against_printed(1)}, which {above:.0%} of them exceed. Gaussian logits of {classes:,} classes with this KL have a "
     rf"largest probability of {peakiness['Gaussian'][2]:.3f} (teacher, $T=1$) and a {COLUMNS[4]} of {np.median(clouds['Gaussian'][:, 4]):.4f}.",
     data=data,
+    condition="under a premise",
 )  # fmt: skip
 
 # %% [markdown]

@@ -94,8 +94,9 @@ except TypeError as error:
 verdict(
     "A6", "depends",
     r"The same formula as B1 with the opposite letter: A's $\alpha$ is the weight of the labels. Copied from one article to the "
-    rf"other, $\alpha={alpha:g}$ changes the loss of a student near its teacher from {as_in_B:.1f} to {as_in_A:.1f}. In kdlab it is "
+    rf"other, $\alpha={alpha:g}$ changes the loss of a student near its teacher, on labels at random, from {as_in_B:.1f} to {as_in_A:.1f}. In kdlab it is "
     r"hard_weight, by name.",
+    condition="under a premise",
 )  # fmt: skip
 
 # %% tags=["hide-input"]
@@ -103,6 +104,7 @@ verdict(
     "B1", "depends",
     r"A weighted average of the two losses, as Hinton et al. describe it, with $\alpha$ the weight of the soft targets; the reverse of A6. In kdlab it is soft_weight, "
     r"by name, and $w_{\text{hard}} + w_{\text{soft}} = 1$; the sum of terms above gives the same value.",
+    condition="under a premise",
 )  # fmt: skip
 
 # %% [markdown]
@@ -211,7 +213,7 @@ def differences(records):
     found = {"kd − alone": to_alone["kd"], "permuted − alone": to_alone["permuted"], "kd − permuted": to_permuted["kd"]}
     return table(
         ["difference", "points"], [[name, d.bracketed("+.2f")] for name, d in found.items()],
-        caption=f"Test accuracy of one arm minus another, paired by seed, {told(records)}.",
+        caption=f"Test accuracy of one arm minus another, paired by seed, {told(records)}; the two differences to alone hold together.",
     )  # fmt: skip
 
 
@@ -267,10 +269,10 @@ if runs > 1:
 
 # %% [markdown]
 # The calibration error is an error: who is above has more of it. And a warning: where the permuted target hardly teaches, *kd − permuted* is no share of what distillation gains.
-# Part of it is the noise of shuffling anew at every step; {doc}`14_what_is_transferred` takes that away.
+# The noise of shuffling anew at every step could be a part of it; the plan `small` of the later chapters has the same target without that noise, the teacher's belief in wrong classes spread evenly, and below the two are compared.
 #
-# Accuracy does not say what a student knows. If it learned of the wrong classes, its errors should move into the superclass of the truth. The plan `small` of the later chapters has the same three arms, and others beside.
-# They are needed: this share goes with accuracy, whoever teaches. So the permuted student is held against a narrower one, too, which learned from labels alone; {doc}`14_what_is_transferred` compares all arms at equal accuracy.
+# Accuracy does not say what a student knows. If it learned of the wrong classes, its errors should move into the superclass of the truth. The plan `small` has the same three arms, and others beside.
+# They are needed: this share goes with accuracy even among students of labels alone, as a sentence below says. So the permuted student is held against a narrower one, too, which learned from labels alone; {doc}`14_what_is_transferred` compares all arms at equal accuracy.
 
 # %% tags=["hide-input"]
 elsewhere, narrow = of_seeds("small"), "resnet8_width4-alone"
@@ -281,8 +283,11 @@ if whole_seeds(elsewhere) and len(elsewhere.ready((*ARMS, narrow))) == 4:
         source_note(elsewhere.all((*ARMS, narrow))),
         above("kd", "alone", elsewhere, "errors_within_superclass"),
         below("permuted", "alone", elsewhere, "errors_within_superclass"),
+        below(narrow, "alone", elsewhere, "errors_within_superclass", names=as_good),
         undecided("permuted", narrow, 2, elsewhere, "errors_within_superclass", names=as_good),
     )
+    if elsewhere.ready(["spread"]):
+        display(undecided("spread", "permuted", 1, elsewhere, names={"spread": "the even target"}))
     display(Shown(f'<p class="kd-badge">Under: {conditions(elsewhere)}.</p>'))
 
 # %% [markdown]
@@ -383,7 +388,7 @@ if decisive:
         + ("So the same confidence with wrong classes that mean nothing does not help, in this training and at these weights: their relations are gone, and the noise of shuffling is added, which chapter 14 takes away. " if helps.holds and warning.holds else "")
         + "The hard labels here are the data's; the article's are the teacher's own predictions. "
         + f"{conditions(found)}.",
-        data=data,
+        data=data, condition=None if helps.holds else "bound to a scale",
     )  # fmt: skip
     display(given)
 else:
@@ -433,6 +438,7 @@ else:
 # ```{solution} ex-more-seeds
 # :class: dropdown
 #
-# Its half-width is $t_{n-1}s/\sqrt n$. <!-- by definition --> Once $n$ is not tiny, four times as many. <!-- by definition --> From three seeds five are enough, since $t_2 = 4.30$
-# falls to $t_4 = 2.78$: $2.78/\sqrt5$ is about half of $4.30/\sqrt3$. <!-- by definition -->
+# One deviation $s$ is taken from all three arms, which leaves $2(n-1)$ degrees of freedom, and the half-width is $t_{2(n-1)}\,s\sqrt{2/n}$. <!-- by definition --> Once $n$ is not tiny, four times as many. <!-- by definition -->
+# From three seeds eight are enough, since $t_4 = 2.78$ falls to $t_{14} = 2.14$: $2.14/\sqrt8$ is below half of $2.78/\sqrt3$, and with seven it is not yet. <!-- by definition --> (Of a difference whose deviation is
+# its own the degrees are $n-1$, and five do: $t_2 = 4.30$, $t_4 = 2.78$. <!-- by definition -->)
 # ```

@@ -1596,7 +1596,7 @@ display(
 
 # %% [markdown]
 # Where *afresh* is above *bank*, it is the candidates' *age* that takes the gain away: the same examples, embedded afresh, teach. See in the curves of weights above
-# whether a bank's harm grows with its weight, and at which weight validation leaves it. At the lower edge of its grid an arm is all but *alone*; to be within a margin of *alone* then says that no weight tried helps. <!-- by definition --> The queue's networks are slow, which may be age under another name. CRD's two maps may agree on something that is not in the teacher's vectors: information shown is not accuracy.
+# whether a bank's harm grows with its weight, and at which weight validation leaves it. An arm at the lower edge of its grid is nearly *alone*, so that it comes out within a margin of *alone* is no surprise: what is found is that validation saw no gain in any other weight. <!-- by definition --> The queue's networks are slow, which may be age under another name. CRD's two maps may agree on something that is not in the teacher's vectors: information shown is not accuracy.
 #
 # How much is *number*? The next cell prints *batch* and *batch and stored* at equal weights, on the validation split; the sentence below it is about the test split, each at the weight that it has chosen.
 
@@ -1765,6 +1765,7 @@ verdict(
     f"(95 % intervals, paired, {N}). Negatives of the batch, in the same set-up: {said(short['batch, two maps'])} and {said(long['batch, two maps'])}. The candidates that the bank would draw, embedded afresh and under a softmax, "
     f"give {said(short['afresh'])} and {said(long['afresh'])}, so that a gain over the batch need not be the memory's. After the short training, with weights chosen by validation, CRD gives {said(gains['CRD'])}, the bank under a softmax {said(gains['bank'])}, the same afresh {said(gains['afresh'])}, and a plain map to the teacher's own vectors, with the batch's negatives, {said(gains['batch'])}. A bank for CIFAR-100 keeps {kept / 1e6:.0f} MB; with a "
     f"positive newer than its negatives the loss shows {claimed['now'][-1, 0]:.1f} nats where fresh negatives show {claimed['now'][-1, 1]:.1f}.",
+    condition="bound to a scale" if turns else None,
 )  # fmt: skip
 
 # %% [markdown]

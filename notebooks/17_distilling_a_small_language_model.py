@@ -1487,7 +1487,7 @@ if decides is not None:
         "B12", "depends",
         f"Small language models can be distilled from larger ones; how much it brings depends on what is held equal. At equal tokens, distillation closes this part of the gap to the teacher in bits per byte ({described(decides, *(kd for _, kd in others(decides)))}): " + "; ".join(said)
         + f". A step with the teacher costs {dearer} the multiply-adds of one alone unless the teacher's looks are kept, and the teacher has to be trained first. All these students are young, and all learned at one rate, found for the student alone. Of the article's example the literature says less than the article: Llama 3's smaller models were pre-trained on text and improved by the flagship in post-training; logits of larger models were used for Llama 3.2 1B and 3B and for Gemma 2 2B and 9B.",
-        data=data,
+        data=data, condition="bound to a scale",
     )  # fmt: skip
     display(given)
 

@@ -1113,7 +1113,7 @@ if decides is not None:
         + " and ".join(f"{decides.difference(f'{k}-distilled-tv', f'{k}-labels', call_yield(3)).bracketed()}" for k in KINDS)
         + f". A module that does not read the token between has a ceiling that no teacher lifts. On the machine of these records, of {len(clocks)} modules and ways to propose the fastest by its mean ({ARMS[arm]}, $\\gamma={length}$" + (f", stops below {stop:g}" if stop else "")
         + f") is {clocks[best]:.2f} times as fast as plain decoding" + (", so that none saves time there." if clocks[best] < 1 else "."),
-        data=data,
+        data=data, condition="bound to a scale",
     )  # fmt: skip
     display(given)
 

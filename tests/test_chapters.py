@@ -99,6 +99,13 @@ def test_a_solutions_code_is_python(chapter):
         compile(code, chapter.name, "exec")
 
 
+@pytest.mark.parametrize("chapter", sorted((BOOK.parent / "notebooks").glob("*.py")), ids=lambda c: c.stem)
+def test_a_verdict_that_depends_says_on_what(chapter):
+    for call in (node for node in ast.walk(ast.parse(chapter.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)):
+        if getattr(call.func, "id", "") == "verdict" and "depends" in ast.unparse(call.args[1]):
+            assert "condition" in {given.arg for given in call.keywords}, ast.literal_eval(call.args[0])
+
+
 class Assigned(ast.NodeVisitor):
     """The names that a chapter's cells assign, outside of functions and comprehensions, but from themselves (sorted, say)."""
 

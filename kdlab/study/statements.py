@@ -80,7 +80,7 @@ class Statement(Shown):
     @property
     def unseen(self) -> str:
         """What to say where it does not hold."""
-        reason = "the chapter's parameters are others" if changed() else "training rounds differently on another processor"
+        reason = "the chapter's parameters are others" if changed() else "its own trainings and draws may come out otherwise on another processor"
         why = "the records do not show it." if self.source == "records" else f"this build did not show it ({reason})."
         first = self.short.split()[0]
         expected = self.short[0].lower() + self.short[1:] if first[1:].isalpha() and first[1:].islower() else self.short  # MSE, T²

@@ -16,7 +16,7 @@ VERDICTS = {
 }
 
 #: What "depends" can depend on.
-CONDITIONS = ("true in a limit", "bound to a scale", "undecided")
+CONDITIONS = ("true in a limit", "bound to a scale", "under a premise", "undecided")
 
 
 class Verdict(Shown):
