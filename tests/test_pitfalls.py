@@ -3283,3 +3283,9 @@ def test_parts_of_a_batch_add_up_in_any_loop():
         padded = {**batch, "input_ids": tokens.where(read > 0, 7)} if "input_ids" in batch else batch
         assert distillation(student, padded)[0].item() == pytest.approx(whole.item(), rel=1e-5)
         distillation.close()
+
+
+def test_what_is_pooled_is_counted_by_examples():
+    student, teacher = torch.zeros(2, 3), torch.ones(2, 3)
+    seen = {"student_hidden": {"pooled": student}, "teacher_hidden": {"pooled": teacher}, "hidden_mask": torch.ones(2, 5, dtype=torch.bool)}
+    assert HiddenMSE("pooled")(**seen, hidden_count=40, example_count=4).item() == 0.5
