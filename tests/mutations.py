@@ -762,6 +762,20 @@ MUTATIONS = [
     ),
     # Models, teachers and data as they come
     Mutation(
+        "hard targets are the student's own",
+        TERMS,
+        "student, teacher.argmax(-1), mask=mask",
+        "student, student.detach().argmax(-1), mask=mask",
+        "test_distilled_from_itself",
+    ),
+    Mutation(
+        "what is pooled is counted as tokens are",
+        LAYERS,
+        "(None, example_count) if of_examples",
+        "(None, hidden_count) if of_examples",
+        "test_what_is_pooled_is_counted_by_examples",
+    ),
+    Mutation(
         "in Trainer, hidden states are counted by labels",
         DISTILLATION,
         'masks.get("hidden_mask", examples), examples])',

@@ -170,7 +170,9 @@ def stacked(rows, *names):
 
 def test_the_first_loss_is_the_objectives(tmp_path):
     data = list(texts(4))
-    found = steps(trained("texts", tmp_path, data=data, max_steps=1))[0]
+    made = trained("texts", tmp_path, data=data, max_steps=1)
+    found, taught = steps(made)[0], made.distillation.teacher.model
+    assert all(torch.equal(p, q) and p.grad is None for p, q in zip(taught.parameters(), llama(1, 24).parameters(), strict=True))
     inputs = stacked(data, "input_ids", "attention_mask")
     student, teacher, objective = llama(0), llama(1, 24), of_texts()
     distillation = Distillation(student, teacher, objective)

@@ -3280,3 +3280,9 @@ def test_what_a_living_process_writes_is_not_taken_for_left(tmp_path):
         part.parent.mkdir(exist_ok=True)
         part.write_text("three")
     assert there and (tmp_path / "a").read_text() == "three"
+
+
+def test_what_is_pooled_is_counted_by_examples():
+    student, teacher = torch.zeros(2, 3), torch.ones(2, 3)
+    seen = {"student_hidden": {"pooled": student}, "teacher_hidden": {"pooled": teacher}, "hidden_mask": torch.ones(2, 5, dtype=torch.bool)}
+    assert HiddenMSE("pooled")(**seen, hidden_count=40, example_count=4).item() == 0.5

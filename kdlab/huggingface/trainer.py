@@ -25,8 +25,9 @@ class Distil:
 
         KD(student, teacher=teacher, objective=objective, args=args, train_dataset=data).train()
 
-    The loss is the objective's alone, whatever the trainer's own would be; :class:`Distillation` says what it sees of a batch. A step is
-    the same, to rounding, whether its batch is seen as one, accumulated, or spread over processes (``torchrun``, ``accelerate launch``):
+    The loss is the objective's alone, whatever the trainer's own would be; what it sees of a batch is said at
+    :class:`~kdlab.huggingface.distillation.Distillation`. A step is the same, to rounding, whether its batch is seen as one, accumulated, or
+    spread over processes (``torchrun``, ``accelerate launch``):
     means over tokens, hidden states and examples divide by the numbers of the whole. What the objective learns is trained and clipped with the student,
     and kept in each checkpoint beside it, never in it: ``save_pretrained`` writes the student alone. A schedule follows the trainer's
     steps. The trainer's columns also keep what the teacher reads, and ``index``.
@@ -37,8 +38,8 @@ class Distil:
 
     Args:
         objective: a term or a weighted sum of terms, whose weights are drawn.
-        teacher: as in :class:`Distillation`. It is moved to the trainer's device, unless it is spread over several.
-        fused: as in :class:`Distillation`.
+        teacher: as in :class:`~kdlab.huggingface.distillation.Distillation`. It is moved to the trainer's device, unless it is spread over several.
+        fused: as in :class:`~kdlab.huggingface.distillation.Distillation`.
         gradient_norms: also log the norm of each weighted term's gradient by the student's parameters (of this process's batch), at the first step after
             each logging; that step makes all logits.
         arguments, options: the trainer's own.
