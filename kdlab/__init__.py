@@ -7,4 +7,4 @@
     from kdlab.training import Recipe, fit
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
