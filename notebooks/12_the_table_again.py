@@ -812,7 +812,8 @@ if learned is not None and len(compared) == 9:
             caption=f"Test accuracy of labels alone and nine methods ({conditions(small)}) against the length of their gradient at one student, which was trained by KD, on {min(images, len(data.train))} images. Rank correlation {by_length.statistic:+.2f} (p = {by_length.pvalue:.2g}); "
             f"of our accuracy with the published column {spearmanr(list(column_of.values()), [here[n] for n in column_of]).statistic:+.2f}.",
             alt="Ten points: the mean test accuracy of each method against the length of its gradient, on a logarithmic axis.",
-        )
+        ),
+        source_note(small.all([ours[name]["arm"] for name in relative])),
     )
     print("relative length: " + ", ".join(f"{name} {value:.1f}" for name, value in relative.items()))
     print(f"the longest over the shortest: {max(relative.values()) / min(relative.values()):.0f}")
@@ -882,7 +883,8 @@ if enough:
             f"seeds with the published order, and with our own other seeds. Of the mean over seeds with the published order: {overall:+.2f} "
             f"(as far from zero in {chance} of {len(by_chance):,} random orders); without the student alone {without_alone.statistic:+.2f} (p = {without_alone.pvalue:.2g}). {conditions(small)}.",
             alt="Left: lines from each method's published place to its place in ours. Right: rank correlations of each seed with the published order and with the other seeds.",
-        )
+        ),
+        source_note(small.all([ours[name]["arm"] for name in ranked])),
     )
     for name, found in rows.items():
         each = ", ".join(f"{value:+.2f}" for value in found)
@@ -1069,6 +1071,7 @@ display(
         "Upright lines: three and five seeds. Dotted: 80 %.",
         alt="The chance to see a difference against the number of seeds, a curve for each estimate of the deviation.",
     ),
+    *([source_note(used)] if (used := [*first.all(arms6), *recorded]) else []),
     table(
         [
             "deviation between seeds (points)",

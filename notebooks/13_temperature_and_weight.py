@@ -502,7 +502,7 @@ def map_table(study):
 
 for study in studies:
     if "kd" in study.ready(map_of(study)) and len(study.ready(map_of(study))) >= 2:
-        display(compared_figure(study), map_table(study))
+        display(compared_figure(study), source_note(study.all(map_of(study))), map_table(study))
 
 # %% [markdown]
 # Is it flat where it is hot? The sentences take the steps of the map along the temperature, at the default's weight.

@@ -516,7 +516,8 @@ if len(ran) > 3:
             caption="What to choose by what is wanted. Full: the best mean of those that qualify. Ring: not beaten by it beyond the noise of the seeds. Small dot: "
             "beaten. Nothing: does not qualify. The triangle is below the cheapest of full and rings (the simplest, where the timing cannot tell). Colours as above.",
             alt="A grid of wishes by objectives; in each row one full circle, rings for those that cannot be told from it and small dots for those that are beaten.",
-        )
+        ),
+        source_note(small.all(ran)),
     )
 display(
     table(

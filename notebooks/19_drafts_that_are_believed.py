@@ -1337,6 +1337,7 @@ for study in studies:
             + ".",
             alt="Rows of dots of one minus total variation: six drafts at equal tokens, and below them the draft alone at equal compute.",
         ),
+        source_note([*study.all(list(ARMS)), *LONGER[study.plan].arm(f"{study.specs[-1].student}-alone-equal-compute")]),
         above("alone, equal compute", list(ARMS.values()), recorded(rows, Quantity("$1-\\mathrm{TV}$ on the books"))),
     )  # fmt: skip
 

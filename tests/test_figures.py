@@ -106,6 +106,14 @@ def test_reference_lines_bands_intervals_and_points_with_names():
     ]  # fmt: skip
 
 
+def test_ticks_that_are_named_by_other_numbers_have_these():
+    figure, (one, other) = plt.subplots(1, 2)
+    one.plot([0, 1], [5, 6], label="kd")
+    one.set_xticks([0, 1], [0.5, 2])
+    other.loglog([1, 10], [5, 6], label="kd")
+    assert rows(figure)[1:] == ["1,kd,0.5,5", "1,kd,2,6", "2,kd,1,5", "2,kd,10,6"]
+
+
 def test_a_series_without_a_name_has_that_of_one_that_looks_the_same():
     figure, panels = plt.subplots(1, 2, sharex=True, sharey=True)
     panels[0].plot([1], [2], "s", color="red", label="kd")

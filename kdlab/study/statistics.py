@@ -59,8 +59,8 @@ def mean_interval(values, level: float = 0.95) -> Interval:
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or len(x) < 2:
         raise ValueError(f"an interval needs at least two runs, not {x.size}.")
-    half = t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
-    return Interval(x.mean(), x.mean() - half, x.mean() + half, len(x))
+    mean, half = float(x.mean()), float(t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    return Interval(mean, mean - half, mean + half, len(x))
 
 
 def summary(values, level: float = 0.95) -> Interval:
