@@ -130,9 +130,10 @@ def test_the_rest_of_the_kinds_are_read():
     two.quiver([0], [1], [2], [3])
     three.axline((0, 1), slope=2, label="line")
     three.vlines([1], 0, 2, label="v")
+    three.pcolormesh([0, 2, 4], [0, 1], [[5, 6]])
     three.imshow(np.zeros((4, 4, 3)))  # a picture
     found = list(csv.DictReader(io.StringIO(plotted(figure))))
-    assert {row["series"] for row in found} == {"w", "h", "contours", "black arrows", "line", "v"}
+    assert {row["series"] for row in found} == {"w", "h", "contours", "black arrows", "line", "v", "values"}
 
     def of(series, *columns):
         return [tuple(row[column] for column in columns) for row in found if row["series"] == series]
@@ -141,6 +142,7 @@ def test_the_rest_of_the_kinds_are_read():
     assert {level for (level,) in of("contours", "level")} == {"0", "1"}
     assert of("black arrows", "x", "y", "along x", "along y") == [("0", "1", "2", "3")]
     assert of("line", "x", "y") == [("0", "1"), ("1", "3")]
+    assert of("values", "x", "y", "value") == [("1", "0.5", "5"), ("3", "0.5", "6")]
     assert of("v", "x", "y, from", "y, to") == [("1", "0", "2")]
 
 

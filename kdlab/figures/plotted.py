@@ -8,7 +8,13 @@ import re
 import numpy as np
 from matplotlib import ticker
 from matplotlib.category import StrCategoryLocator
-from matplotlib.collections import Collection, FillBetweenPolyCollection, LineCollection
+from matplotlib.collections import (
+    Collection,
+    FillBetweenPolyCollection,
+    LineCollection,
+    PathCollection,
+    QuadMesh,
+)
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 from matplotlib.contour import ContourSet
@@ -29,12 +35,11 @@ DASHES = {"--": "dashed ", ":": "dotted ", "-.": "dash-dotted "}
 def plotted(figure: Figure) -> str:
     """The numbers in a figure as CSV, one table: a row a point, with the axes' labels as headers; "" if there are none.
 
-    A panel has its title, or its number, in the column ``panel``, which is absent where there is one panel only. ``series`` is
-    the
-    artist's label (in no legend, if it begins with "_"), else that of a series that looks the same, else what is written at the point,
-    else the look. A place on
-    an axis of names is its name. Bands, bars that do not begin at zero and intervals have two columns, "from" and "to"; images have
-    their values, and what is written upon them. Texts, arrows between texts, and pictures in colour are no data.
+    A panel has its title, or its number, in the column ``panel``, which is absent where there is one panel only. ``series`` is the
+    artist's label (in no legend, if it begins with "_"), else that of a series that looks the same, else what is written at the
+    point, else the look. A place on an axis of names is its name. Bands, bars that do not begin at zero and intervals have two
+    columns, "from" and "to"; images have their values, and what is written upon them. Texts, arrows between texts, pictures in
+    colour and polygons of collections are no data.
 
     >>> import matplotlib.pyplot as plt
     >>> figure, panel = plt.subplots()
@@ -127,7 +132,12 @@ def _rows(panel, looks):
             for (a, b), *_, (c, d) in artist.get_segments():
                 across = {x: name_x(a)} if a == c else span(x, a, c, name_x)
                 found.append(across | ({y: name_y(b)} if b == d else span(y, b, d, name_y)))
-        elif isinstance(artist, Collection):
+        elif isinstance(artist, QuadMesh):
+            corners, column = artist.get_coordinates(), _colour_label(artist)
+            middles = (corners[:-1, :-1] + corners[1:, 1:]) / 2
+            cells = zip(middles.reshape(-1, 2), np.ma.filled(artist.get_array(), np.nan).ravel(), strict=True)
+            found = [{x: name_x(a), y: name_y(b), column: _number(value)} for (a, b), value in cells]
+        elif isinstance(artist, PathCollection):
             values = artist.get_array()
             found = [{x: name_x(a), y: name_y(b)} for a, b in artist.get_offsets()]
             if values is not None and len(values) == len(found):
@@ -238,7 +248,7 @@ def _look(artist) -> str:
         colour, dashes, marker = artist.get_color(), artist.get_linestyle(), artist.get_marker()
         lines = dashes not in ("None", "none", "", " ")
         kind = f"{DASHES.get(dashes, '')}line" if lines else {"o": "dots"}.get(marker, f"marks {marker}")
-    elif isinstance(artist, AxesImage):
+    elif isinstance(artist, (AxesImage, QuadMesh)):
         return "values"
     elif isinstance(artist, ContourSet):
         return "contours"
