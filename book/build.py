@@ -744,6 +744,7 @@ def sphinx(where: Path) -> bool:
         ] or text.splitlines()[-8:]
         raise BuildError(f"Sphinx refused the pages (all of it in {log}):\n  " + "\n  ".join(told))
     built = BUILD / "sphinx" / "_build" / "html"
+    shutil.copytree(where / "_root" / "_sources", built / "_sources", dirs_exist_ok=True)  # over Sphinx's own copies
     check_pages(built)  # before it takes the place of the last good book
     shutil.rmtree(BUILD / "html", ignore_errors=True)
     shutil.copytree(built, BUILD / "html")
@@ -779,6 +780,9 @@ def check_pages(where: Path) -> None:
                 wrong.append(f"{name} links to {link}, which does not exist")
             elif anchor and goal in ids and anchor not in ids[goal]:
                 wrong.append(f"{name} links to {link}, whose anchor does not exist")
+    for path in where.glob("_sources/notebooks/*.ipynb"):
+        if "kd-download" in path.read_text(encoding="utf-8"):
+            wrong.append(f"{path.relative_to(where)} is saved with links that lead nowhere from another machine")
     if wrong:
         raise BuildError("the pages are not whole:\n  " + "\n  ".join(sorted(set(wrong))[:12]))
 

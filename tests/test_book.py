@@ -391,11 +391,22 @@ def test_the_landing_page_has_six_findings_each_with_its_chapter():
         ('<script src="https://cdn.example/x.js"></script>', "loads https://cdn.example"),
         ('<a href="b.html">', "does not exist"),
         ('<a href="#nowhere">', "anchor does not exist"),
+        ('<a href="data/01.gap.csv">', "does not exist"),
     ],
 )
 def test_pages_that_are_not_whole_are_refused(tmp_path, page, wrong):
     (tmp_path / "index.html").write_text(page)
     with pytest.raises(build.BuildError, match=wrong):
+        build.check_pages(tmp_path)
+
+
+def test_a_saved_notebook_has_no_links_of_a_page(tmp_path):
+    saved = tmp_path / "_sources" / "notebooks" / "01_a.ipynb"
+    saved.parent.mkdir(parents=True)
+    saved.write_text("{}")
+    build.check_pages(tmp_path)
+    saved.write_text('{"text": "<a class=\\"kd-download\\">"}')
+    with pytest.raises(build.BuildError, match="lead nowhere"):
         build.check_pages(tmp_path)
 
 
