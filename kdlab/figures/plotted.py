@@ -171,8 +171,9 @@ def _named(label: str) -> str:
     return "" if re.fullmatch(r"_(child|container)\d+|_nolegend_", label) else _plain(label.removeprefix("_"))
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.split())
+def _plain(text) -> str:
+    """Text on one line; labels of ticks may have been given as numbers."""
+    return " ".join(str(text).split())
 
 
 def _number(value) -> str:
