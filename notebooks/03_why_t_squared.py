@@ -241,7 +241,9 @@ colours = dict(zip(pairs, (BLUE, GREEN, PURPLE, VERMILION), strict=True))
 # temperature $T$ would call the power law.
 
 # %%
-grid = np.union1d(np.geomspace(min(0.5, coolest), 1e4, 91), temperatures)  # with the ends of the range that is told
+grid = np.geomspace(min(0.5, coolest), 1e4, 91)
+for end in (coolest, warmest):  # of the range that is told: on the grid
+    grid[np.abs(np.log(grid / end)).argmin()] = end
 
 
 def medians(of, kinds=pairs):
@@ -525,8 +527,8 @@ show(
 # :class: dropdown
 #
 # With $T^2$ the whole gradient is longer by the factor $(1-w)/(1-0.9) = 6.4$, so the learning rate is to be divided by it. That alone
-# leaves a difference: weight decay is added to the gradient, and is now 6.4 times as weak against it. With the decay multiplied by 6.4
-# what is left is rounding.
+# leaves a difference: weight decay is added to the gradient, and is now 6.4 times as weak against it. <!-- by definition --> With the decay multiplied by 6.4
+# what is left is rounding. <!-- by definition -->
 #
 # ```python
 # from kdlab.objectives import SoftTargets

@@ -167,3 +167,10 @@ def test_the_numbers_go_with_the_picture():
     shown = show(figure, label="a", caption="A.", alt="B.")._repr_mimebundle_()
     assert shown[CSV] == "series,y,x,value,written\nvalues,kd,T1,1,1\nvalues,kd,T2,2,2\n"
     assert shown["text/html"].startswith("<figure")
+
+
+def test_ticks_whose_labels_are_numbers_name_the_points():
+    figure, axis = plt.subplots()
+    axis.loglog([8, 16], [1, 2])
+    axis.set(xlabel="length", ylabel="loss", xticks=[8, 16], xticklabels=[8, 16])
+    assert "16" in plotted(figure)
