@@ -7,6 +7,7 @@ sentence; and whatever is not refused is what the signature says, or one of the 
 import functools
 import inspect
 import sys
+from dataclasses import is_dataclass
 from importlib.machinery import PathFinder, SourceFileLoader
 from itertools import chain, repeat
 from types import FunctionType
@@ -87,6 +88,8 @@ class _Loader(SourceFileLoader):
                 setattr(module, name, _checked_member(thing, module.__name__))
             elif inspect.isclass(thing) and thing.__module__ == module.__name__:
                 for member, value in list(vars(thing).items()):
+                    if member == "__init__" and is_dataclass(thing) and not hasattr(thing, "__post_init__"):
+                        continue  # it refuses nothing itself: who takes it does
                     new = _checked_member(value, module.__name__)
                     if new is not value:
                         setattr(thing, member, new)

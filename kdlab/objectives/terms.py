@@ -619,16 +619,25 @@ class HardTargets(Term):
         super().__init__()
         self.class_axis = class_axis
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return _options(class_axis=self.class_axis)
 
-    def forward(self, *, student_logits, teacher_logits, labels=None, mask=None, count=None, **_):
+    def forward(
+        self,
+        *,
+        student_logits: Logits,
+        teacher_logits: Logits,
+        labels: Tensor | None = None,
+        mask: Mask | None = None,
+        count: Count | None = None,
+        **_: Any,
+    ) -> Scalar:
         class_axis = said_axis(self.class_axis, student_logits, labels)
         student, teacher = classes_last(class_axis, student_logits, teacher_logits, fits=mask)
         check_same_shape(student, teacher, mask)
         return response.cross_entropy(student, teacher.argmax(-1), mask=mask, count=count, class_axis=-1)
 
-    def on_tokens(self, tokens):
+    def on_tokens(self, tokens: TokenLogits) -> LossAndSlope:
         return vocabulary.cross_entropy(tokens.at(1.0), tokens.teacher.argmax(-1))
 
 
