@@ -50,7 +50,7 @@ def checked(function):
         with jaxtyped("context"):  # in which axes of one name have one size
             for name, value in (*zip(chain(by_place, repeat(further)), args, strict=False), *kwargs.items(), ("return", result)):
                 hint = hints.get(name, Any) if name in named else hints.get(others, Any)
-                if type(value).__name__ == "Interruptible":  # stands for its split
+                if type(value).__name__ == "Interruptible" and hint is not type(value):  # stands for its split
                     value = value.split
                 if hint is not Any and not is_bearable(value, hint, conf=AN_INT_IS_A_FLOAT):
                     where = f"{written.__module__}.{written.__qualname__}"
