@@ -29,7 +29,7 @@ ALLOWED = {  # besides the standard library and the room itself
         "kdlab.files",
         *(f"kdlab.{room}" for room in ("objectives", "models", "data", "training")),
     },
-    "huggingface": {"torch", "transformers", *(f"kdlab.{room}" for room in ("objectives", "models", "data", "training"))},
+    "huggingface": {"torch", "transformers", "kdlab.shapes", *(f"kdlab.{room}" for room in ("objectives", "models", "data", "training"))},
     "theory": {"sympy", "numpy"},
     "study": {
         "torch",

@@ -638,7 +638,7 @@ class HardTargets(Term):
         return response.cross_entropy(student, teacher.argmax(-1), mask=mask, count=count, class_axis=-1)
 
     def on_tokens(self, tokens: TokenLogits) -> LossAndSlope:
-        return vocabulary.cross_entropy(tokens.at(1.0), tokens.teacher.argmax(-1))
+        return vocabulary.cross_entropy(tokens.at(1.0), tokens.teacher.argmax(-1))  # pyrefly: ignore[missing-attribute]
 
 
 class LogitMSE(Term):
