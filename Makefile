@@ -13,13 +13,14 @@ environment: $(READY)
 book: $(READY)
 	@$(VENV)/bin/python book/build.py --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
 
-# As many processes as there are cores, one thread each; pytest's own options go into PYTEST_ADDOPTS.
-test: $(READY)
+# What a commit must pass first. As many processes as there are cores, one thread each; pytest's own options go into PYTEST_ADDOPTS.
+test: $(READY) check
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 16 --dist loadgroup --cov=kdlab.objectives --cov-report=term:skip-covered --cov-fail-under=100
 
-# What a commit must pass: lint, with the settings of pyproject.toml.
+# What a commit must pass, with the settings of pyproject.toml: lint and types.
 check: $(READY)
 	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/pyrefly check --summary=none --python-interpreter-path $(VENV)/bin/python
 
 # The environment is made anew when the lock changes; kdlab itself is installed in place.
 $(READY): requirements.lock pyproject.toml

@@ -5,7 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import typechecked
 from hypothesis import settings
+
+typechecked.install()
 
 REAL_DATA = os.environ.get("KDLAB_DATA")  # before any test changes it
 

@@ -497,15 +497,15 @@ MUTATIONS = [
     Mutation(
         "the teacher's layers keep their gradient",
         LAYERS,
-        "yield student_hidden[student], teacher_hidden[teacher].detach()",
-        "yield student_hidden[student], teacher_hidden[teacher]",
+        "yield found[0], found[1].detach()",
+        "yield found[0], found[1]",
         "test_distilled_from_itself",
     ),
     Mutation(
         "the student's layers are passed for the teacher's",
         LAYERS,
-        "yield student_hidden[student], teacher_hidden[teacher].detach()",
-        "yield student_hidden[student], student_hidden[student].detach()",
+        "yield found[0], found[1].detach()",
+        "yield found[0], found[0].detach()",
         "test_distilled_from_itself",
     ),
     Mutation(
@@ -555,7 +555,7 @@ MUTATIONS = [
     Mutation(
         "the temperature is not logged",
         TERMS,
-        'if not isinstance(getattr(term, "temperature", 0), Real):',
+        "if not isinstance(temperature, Real):",
         "if False:",
         "test_schedules_of_weights_and_temperatures_fire",
     ),
@@ -1069,17 +1069,17 @@ MUTATIONS = [
     Mutation(
         "a default of attention transfer crashes",
         "objectives/attention.py",
-        '    form: str = "released",',
-        '    form: str = "published",',
+        '    form: Form = "released",',
+        '    form: Form = "published",',
         "test_every_default_runs[activation_attention]",
     ),
     Mutation(
         "a default of the soft targets crashes",
         SOFT,
-        "    temperature=4.0,\n    mask: Tensor | None = None,\n    count=None,\n"
-        '    reduction: str = "batchmean",\n    class_axis: int | None = None,\n) -> Tensor:\n    r"""The soft-target',
-        "    temperature=None,\n    mask: Tensor | None = None,\n    count=None,\n"
-        '    reduction: str = "batchmean",\n    class_axis: int | None = None,\n) -> Tensor:\n    r"""The soft-target',
+        "    temperature: Temperature = 4.0,\n    mask: Mask | None = None,\n    count: Count | None = None,\n"
+        '    reduction: Reduction = "batchmean",\n    class_axis: int | None = None,\n) -> Loss:\n    r"""The soft-target',
+        "    temperature: Temperature = None,\n    mask: Mask | None = None,\n    count: Count | None = None,\n"
+        '    reduction: Reduction = "batchmean",\n    class_axis: int | None = None,\n) -> Loss:\n    r"""The soft-target',
         "test_every_default_runs[soft_targets]",
     ),
     Mutation(
@@ -1107,7 +1107,7 @@ MUTATIONS = [
     Mutation(
         "NaN in masked attention reaches the gradient",
         "objectives/attention.py",
-        "maps = [torch.where(counted, x, 0.0) for x in maps]",
+        "maps = torch.where(counted, student_maps, 0.0), torch.where(counted, teacher_maps, 0.0)",
         "maps = [torch.where(counted.any(-1, keepdim=True), x, 0.0) for x in maps]",
         "test_masked_features_and_labels_have_no_influence[not looked at]",
         also=(("objectives/attention.py", "losses = (student - teacher).square().sum", "losses = (student - teacher).square().where(counted, 0.0).sum"),),
@@ -1294,7 +1294,7 @@ MUTATIONS = [
     Mutation(
         "relations compare what stands in padding",
         LAYERS,
-        "yield tuple(_counted(x, hidden_mask) for x in pair)",
+        "yield _counted(pair[0], hidden_mask), _counted(pair[1], hidden_mask)",
         "yield pair",
         "test_relations_do_not_look_at_padding",
     ),

@@ -17,18 +17,19 @@ import kdlab
 PACKAGE = Path(kdlab.__file__).parent
 ROOMS = ("objectives", "models", "data", "training", "language", "huggingface", "theory", "study", "benchmarks")
 ALLOWED = {  # besides the standard library and the room itself
-    "objectives": {"torch"},
-    "models": {"torch", "kdlab.objectives"},
-    "data": {"torch", "numpy", "kdlab.files", "pooch", "sklearn"},
-    "training": {"torch", "safetensors", "kdlab.files", "kdlab.objectives", "kdlab.models", "kdlab.data"},
+    "objectives": {"torch", "kdlab.shapes"},
+    "models": {"torch", "kdlab.shapes", "kdlab.objectives"},
+    "data": {"torch", "numpy", "kdlab.shapes", "kdlab.files", "pooch", "sklearn"},
+    "training": {"torch", "safetensors", "kdlab.shapes", "kdlab.files", "kdlab.objectives", "kdlab.models", "kdlab.data"},
     "language": {
         "torch",
         "numpy",
         "tokenizers",
+        "kdlab.shapes",
         "kdlab.files",
         *(f"kdlab.{room}" for room in ("objectives", "models", "data", "training")),
     },
-    "huggingface": {"torch", "transformers", *(f"kdlab.{room}" for room in ("objectives", "models", "data", "training"))},
+    "huggingface": {"torch", "transformers", "kdlab.shapes", *(f"kdlab.{room}" for room in ("objectives", "models", "data", "training"))},
     "theory": {"sympy", "numpy"},
     "study": {
         "torch",
@@ -42,10 +43,11 @@ ALLOWED = {  # besides the standard library and the room itself
         "jupyter_core",
         "yaml",
         "kdlab",
+        "kdlab.shapes",
         "kdlab.files",
         *(f"kdlab.{room}" for room in (*ROOMS[:-1], "figures")),
     },
-    "benchmarks": {"torch", "numpy", "liger_kernel", "kdlab.files", *(f"kdlab.{room}" for room in ROOMS)},
+    "benchmarks": {"torch", "numpy", "liger_kernel", "kdlab.shapes", "kdlab.files", *(f"kdlab.{room}" for room in ROOMS)},
 }
 LAZY = {
     "data": {"pooch", "sklearn"},
@@ -91,8 +93,8 @@ def test_imports_run_downwards(room):
 
 
 def test_the_shared_modules_import_nothing():
-    for name in ("__init__.py", "files.py"):
-        assert set(imports(PACKAGE / name, ast.parse((PACKAGE / name).read_text()))) == set()
+    for name, known in {"__init__.py": set(), "files.py": set(), "shapes.py": {"jaxtyping"}}.items():
+        assert set(imports(PACKAGE / name, ast.parse((PACKAGE / name).read_text()))) == known
 
 
 def test_rooms_allowed_something_use_it():
@@ -101,7 +103,7 @@ def test_rooms_allowed_something_use_it():
         assert LAZY.get(room, set()) - used <= {"kdlab.figures"}
 
 
-BLOCKED = "scipy safetensors matplotlib pooch sklearn tqdm pandas tokenizers transformers accelerate peft"
+BLOCKED = "scipy safetensors matplotlib pooch sklearn tqdm pandas tokenizers transformers accelerate peft jaxtyping"
 
 CORE = f"""
 import importlib.machinery, sys
@@ -185,6 +187,25 @@ def public():
 def test_public_names_have_a_docstring(thing):
     assert thing.__doc__ and thing.__doc__.strip()
     assert not thing.__doc__.startswith(f"{thing.__name__}(")  # what a dataclass writes for itself
+
+
+def untyped(thing):
+    """What a function, or a class in its own public methods, says of no type."""
+    if inspect.isclass(thing):
+        for name, member in vars(thing).items():
+            member = getattr(member, "__func__", getattr(member, "fget", member))
+            if inspect.isfunction(member) and (not name.startswith("_") or name in ("__init__", "__call__")):
+                yield from (f"{name}: {what}" for what in untyped(member))
+    elif inspect.isfunction(thing):
+        signature = inspect.signature(thing)
+        yield from (p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name not in ("self", "cls"))
+        if signature.return_annotation is signature.empty and thing.__name__ != "__init__":
+            yield "return"
+
+
+@pytest.mark.parametrize("thing", list(public()))
+def test_public_names_say_their_types(thing):
+    assert not list(untyped(thing))
 
 
 def test_every_module_says_what_it_is():

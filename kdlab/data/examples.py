@@ -6,17 +6,28 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from kdlab.shapes import Integer, Shaped
 
 from .images import batch_indices
 
+Inputs = Shaped[Tensor, "n ..."] | Mapping[str, Shaped[Tensor, "n ..."]]
 
-def each(function: Callable[[Tensor], Tensor], inputs):
+
+def each(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
     """A function of inputs that are a tensor, or of each tensor of a dictionary of them."""
     if isinstance(inputs, Mapping):
         return {name: function(value) for name, value in inputs.items()}
@@ -32,21 +43,21 @@ class Examples:
         labels: classes ``(n,)``, or probabilities of the classes ``(n, C)``, such as those of mixed images; of texts one a token.
     """
 
-    inputs: Tensor | dict[str, Tensor]
-    labels: Tensor
+    inputs: Inputs
+    labels: Shaped[Tensor, "n ..."]
     #: Whether batches are cropped and flipped where the recipe says so.
     augments: ClassVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_batch(self.inputs, self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index) -> "Examples":
+    def __getitem__(self, index: Any) -> "Examples":
         return replace(self, inputs=each(lambda x: x[index], self.inputs), labels=self.labels[index])
 
-    def to(self, device) -> "Examples":
+    def to(self, device: torch.device | str) -> "Examples":
         return Examples(each(lambda x: x.to(device), self.inputs), self.labels.to(device))
 
     def batches(
@@ -55,9 +66,9 @@ class Examples:
         *,
         generator: torch.Generator | None = None,
         augment: bool = False,
-        order: Tensor | None = None,
+        order: Integer[Tensor, " N"] | None = None,
         start: int = 0,
-    ) -> Iterator[tuple[Tensor | dict[str, Tensor], Tensor, Tensor]]:
+    ) -> Iterator[tuple[Inputs, Shaped[Tensor, "n ..."], Integer[Tensor, " n"]]]:
         """Batches of (inputs, labels, indices), as :meth:`kdlab.data.images.Split.batches`; there is nothing to augment."""
         for number, index in enumerate(batch_indices(len(self), batch_size, generator, order)):
             if number >= start:
@@ -65,7 +76,7 @@ class Examples:
                 yield each(lambda x, index=index: x[index], self.inputs), self.labels[index], index
 
 
-def check_batch(inputs, labels) -> None:
+def check_batch(inputs: Any, labels: Any) -> None:
     """That inputs and labels are tensors, one an example, and labels what a model can learn.
 
     Raises:
@@ -106,8 +117,8 @@ class Loaded:
     loader: DataLoader
     device: torch.device | str | None = None
 
-    def __post_init__(self):
-        loader = self.loader
+    def __post_init__(self) -> None:
+        loader: Any = self.loader
         if isinstance(loader.dataset, IterableDataset):
             raise TypeError(
                 "an IterableDataset has no order that a run could go on in: read it into kdlab.data.Examples(inputs, labels)."
@@ -125,17 +136,17 @@ class Loaded:
             )
 
     def __len__(self) -> int:
-        return len(self.loader.dataset)
+        return len(self.loader.dataset)  # pyrefly: ignore[bad-argument-type] it has a length, or it was refused
 
-    def to(self, device) -> "Loaded":
+    def to(self, device: torch.device | str) -> "Loaded":
         return replace(self, device=device)
 
     @property
     def batch_size(self) -> int:
-        return self.loader.batch_size
+        return self.loader.batch_size  # pyrefly: ignore[bad-return] with a BatchSampler there is one
 
     @cached_property
-    def all_labels(self) -> Tensor:
+    def all_labels(self) -> Shaped[Tensor, "n ..."]:
         """Of all examples in their order; they are loaded once more for it."""
         return torch.cat([labels.cpu() for _, labels, _ in self.batches(self.batch_size)])
 
@@ -156,9 +167,9 @@ class Loaded:
         *,
         generator: torch.Generator | None = None,
         augment: bool = False,
-        order: Tensor | None = None,
+        order: Integer[Tensor, " N"] | None = None,
         start: int = 0,
-    ) -> Iterator[tuple[Tensor | dict[str, Tensor], Tensor, Tensor]]:
+    ) -> Iterator[tuple[Inputs, Shaped[Tensor, "n ..."], Integer[Tensor, " n"]]]:
         """Batches of (inputs, labels, indices), as :meth:`kdlab.data.images.Split.batches`; what is augmented is the data set's matter."""
         seed = 0 if generator is None else generator.initial_seed()
         wanted = [index.tolist() for index in batch_indices(len(self), batch_size, generator, order)][start:]
@@ -190,10 +201,10 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class _Seeded:
+class _Seeded(Dataset[Any]):
     """A data set whose random draws depend on a seed and the index alone."""
 
-    dataset: object
+    dataset: Any
     seed: int
 
     def __len__(self) -> int:
@@ -226,7 +237,7 @@ def _pair(batch):
     raise TypeError(f"a batch of the DataLoader is (inputs, labels), or a dictionary with 'labels', not {what}.")
 
 
-def as_split(data, name: str):
+def as_split(data: Any, name: str) -> Any:
     """What has batches of its own, as it is; a DataLoader as :class:`Loaded`.
 
     Raises:

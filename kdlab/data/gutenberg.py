@@ -4,6 +4,7 @@ import hashlib
 import re
 import time
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ _LINE = re.compile(r"(train|validation|test)\s+((\d+)(?:-\d+)?\.txt)\s+([0-9a-f]
 _BEGIN, _END = (re.compile(rb"^\*\*\* ?%s OF TH(?:E|IS) PROJECT GUTENBERG EBOOK.*$" % word, re.MULTILINE) for word in (b"START", b"END"))
 
 
-def load_books(path, *, mirror: str = MIRROR, pause: float = 2.0, download: bool = True) -> Corpus:
+def load_books(path: str | PathLike[str], *, mirror: str = MIRROR, pause: float = 2.0, download: bool = True) -> Corpus:
     """The books that a list names, in the splits that it gives them.
 
     A line of the list is a split, a file of Project Gutenberg, and the SHA-256 of what is in it (``sha256sum`` says it)::
@@ -62,13 +63,13 @@ def load_books(path, *, mirror: str = MIRROR, pause: float = 2.0, download: bool
     return Corpus(name, partial(_documents, books), checksum, tokenised_as=name)
 
 
-def _entries(path: Path) -> list[tuple[str, str, str, str]]:
+def _entries(path: Path) -> list[tuple[str, ...]]:
     """Split, file, number and checksum of each book of a list."""
     lines = [line.strip() for line in note_read(path).read_text(encoding="utf-8").splitlines()]
     found = [(line, _LINE.fullmatch(line)) for line in lines if line and not line.startswith("#")]
     if wrong := [line for line, match in found if match is None]:
         raise ValueError(f'{path}: a line is "train 1342-0.txt SHA-256", with train, validation or test, not {wrong[0]!r}.')
-    entries = [match.groups() for _, match in found]
+    entries = [match.groups() for _, match in found if match is not None]
     if len({number for _, _, number, _ in entries}) < len(entries):
         raise ValueError(f"{path} names a book twice.")
     if lacking := [split for split in SPLITS if split not in {entry[0] for entry in entries}]:

@@ -3,12 +3,14 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kdlab.shapes import Bool, Float, Integer, Shaped
 
 from ..files import note_read
 from .download import DataError, fetch_archive
@@ -36,8 +38,8 @@ class Split:
         flip: whether a mirrored image keeps its meaning (true of objects, not of digits).
     """
 
-    images: Tensor
-    labels: Tensor
+    images: Shaped[Tensor, "n 3 H W"]
+    labels: Integer[Tensor, " n"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     flip: bool = True
@@ -45,13 +47,13 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index) -> "Split":
+    def __getitem__(self, index: Any) -> "Split":
         return replace(self, images=self.images[index], labels=self.labels[index])
 
-    def to(self, device) -> "Split":
+    def to(self, device: torch.device | str) -> "Split":
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Shaped[Tensor, "n 3 H W"]) -> Float[Tensor, "n 3 H W"]:
         """uint8 images to float32 of mean zero and deviation one, in channels-last memory."""
         mean, std = (
             torch.tensor(v, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
@@ -65,9 +67,9 @@ class Split:
         *,
         generator: torch.Generator | None = None,
         augment: bool = False,
-        order: Tensor | None = None,
+        order: Integer[Tensor, " N"] | None = None,
         start: int = 0,
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    ) -> Iterator[tuple[Float[Tensor, "n 3 H W"], Integer[Tensor, " n"], Integer[Tensor, " n"]]]:
         """Batches of (normalised images, labels, their indices in the split).
 
         In a random order if there is a generator, else in order. A shuffled pass drops the last, incomplete batch, so that
@@ -88,7 +90,12 @@ class Split:
             yield self.normalise(images), self.labels[index], index
 
 
-def batch_indices(n: int, batch_size: int, generator=None, order=None) -> Iterator[Tensor]:
+def batch_indices(
+    n: int,
+    batch_size: int,
+    generator: torch.Generator | None = None,
+    order: Integer[Tensor, " N"] | None = None,
+) -> Iterator[Integer[Tensor, " n"]]:
     """Indices of batches: in order and all, or shuffled and none incomplete."""
     if generator is None and order is None:
         yield from torch.arange(n).split(batch_size)
@@ -97,13 +104,21 @@ def batch_indices(n: int, batch_size: int, generator=None, order=None) -> Iterat
         yield from order[: max(n - n % batch_size, min(n, batch_size))].split(batch_size)
 
 
-def draw_crops(n: int, generator, *, padding: int = 4, flip: bool = True):
+def draw_crops(
+    n: int, generator: torch.Generator | None, *, padding: int = 4, flip: bool = True
+) -> tuple[Integer[Tensor, "2 n"], Bool[Tensor, " n"] | None]:
     """Shifts ``(2, n)``, from 0 to twice the padding, and for each image whether it is mirrored (None: none is)."""
     shifts = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
     return shifts, torch.rand(n, generator=generator) < 0.5 if flip else None
 
 
-def shift_and_mirror(images: Tensor, shifts: Tensor, mirrored: Tensor | None, *, padding: int = 4) -> Tensor:
+def shift_and_mirror(
+    images: Shaped[Tensor, "n C H W"],
+    shifts: Integer[Tensor, "2 n"],
+    mirrored: Bool[Tensor, " n"] | None,
+    *,
+    padding: int = 4,
+) -> Shaped[Tensor, "n C H W"]:
     """Crop each image out of its zero-padded self at its shift, and mirror those that are to be."""
     height, width = images.shape[2:]
     rows = shifts[0][:, None] + torch.arange(height)
@@ -117,8 +132,8 @@ def shift_and_mirror(images: Tensor, shifts: Tensor, mirrored: Tensor | None, *,
 
 
 def crop_and_flip(
-    images: Tensor, generator: torch.Generator | None, *, padding: int = 4, flip: bool = True
-) -> Tensor:
+    images: Shaped[Tensor, "n C H W"], generator: torch.Generator | None, *, padding: int = 4, flip: bool = True
+) -> Shaped[Tensor, "n C H W"]:
     """Each image shifted by up to ``padding`` pixels, zeros moving in, and mirrored with probability one half.
 
     The augmentation of the published CIFAR recipes (He et al. 2016, section 4.2).
@@ -128,7 +143,9 @@ def crop_and_flip(
     )
 
 
-def draw_boxes(n: int, generator: torch.Generator | None, *, area: tuple[float, float] = (0.25, 1.0)) -> Tensor:
+def draw_boxes(
+    n: int, generator: torch.Generator | None, *, area: tuple[float, float] = (0.25, 1.0)
+) -> Float[Tensor, "n 4"]:
     """Square parts of pictures, for :func:`resample`: each of an area drawn evenly between two fractions of the whole, anywhere in it.
 
     Returns:
@@ -145,7 +162,9 @@ def draw_boxes(n: int, generator: torch.Generator | None, *, area: tuple[float, 
     return torch.cat([corner, (corner + side).clamp(max=1.0)], 1)
 
 
-def resample(images: Tensor, boxes: Tensor, size: int | tuple[int, int]) -> Tensor:
+def resample(
+    images: Float[Tensor, "n C H W"], boxes: Float[Tensor, "n 4"], size: int | tuple[int, int]
+) -> Float[Tensor, "n C h w"]:
     """What lies in a box of each picture or map, at another size: bilinear, each new pixel at the centre of its part of the box.
 
     Differentiable in the images. Of a box that is much larger than the new size, pixels in between are passed over.
@@ -245,7 +264,7 @@ def _hold_out(labels: np.ndarray, per_class: int) -> np.ndarray:
     return held
 
 
-def _assemble(train, test, validation, *, flip, **described) -> ImageData:
+def _assemble(train, test, *, validation: int, flip, **described) -> ImageData:
     """``train`` and ``test`` are (images uint8, labels); ``validation`` images a class are held out of ``train``."""
     images, labels = train
     pixels = images.transpose(1, 0, 2, 3).reshape(3, -1)
@@ -306,7 +325,7 @@ def load_cifar100(*, validation_per_class: int = 50, download: bool = True) -> I
     names = [_read_names(where / f"{kind}_label_names.txt") for kind in ("fine", "coarse")]
     return _assemble(
         *((rows[:, 2:].reshape(-1, 3, 32, 32), rows[:, 1]) for rows in (parts["train"], parts["test"])),
-        validation_per_class,
+        validation=validation_per_class,
         flip=True,
         name="cifar100",
         classes=names[0],
@@ -330,7 +349,7 @@ def load_cifar10(*, validation_per_class: int = 500, download: bool = True) -> I
     vehicles = {"airplane", "automobile", "ship", "truck"}
     return _assemble(
         *((rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0]) for rows in (train, test)),
-        validation_per_class,
+        validation=validation_per_class,
         flip=True,
         name="cifar10",
         classes=classes,
@@ -353,7 +372,7 @@ def load_digits(*, validation_per_class: int = 20) -> ImageData:
         from sklearn.datasets import load_digits as sklearn_digits
     except ImportError:
         raise DataError("the fall-back images come with scikit-learn: pip install 'kdlab[data]'.") from None
-    digits = sklearn_digits()
+    digits: Any = sklearn_digits()
     small = np.minimum(digits.images * 16, 255).astype(np.uint8)
     images = np.repeat(small.repeat(4, 1).repeat(4, 2)[:, None], 3, axis=1)
     rows, checksum = _canonical(
@@ -363,7 +382,7 @@ def load_digits(*, validation_per_class: int = 20) -> ImageData:
     groups = {"closed loops": {0, 6, 8, 9}, "straight strokes": {1, 4, 7}, "open curves": {2, 3, 5}}
     return _assemble(
         *((part[:, 1:].reshape(-1, 3, 32, 32), part[:, 0]) for part in (rows[~test], rows[test])),
-        validation_per_class,
+        validation=validation_per_class,
         flip=False,
         name="digits",
         classes=tuple(str(d) for d in range(10)),

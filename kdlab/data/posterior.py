@@ -5,18 +5,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kdlab.shapes import Float, Integer
+
 from .examples import Examples
 
 
 class ExactTeacher(nn.Module):
     """The true posterior as a teacher: its softmax at temperature one is p(y | x)."""
 
-    def __init__(self, task: "KnownPosterior"):
+    def __init__(self, task: "KnownPosterior") -> None:
         super().__init__()
         self.noise = task.noise
         self.register_buffer("centres", task.centres)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Float[Tensor, "n D"]) -> Float[Tensor, "n classes"]:
         return -torch.cdist(inputs, self.centres).square() / (2 * self.noise**2)
 
 
@@ -36,8 +38,8 @@ class KnownPosterior:
         noise: :math:`\sigma`.
     """
 
-    centres: Tensor
-    superclass_of: Tensor
+    centres: Float[Tensor, "classes D"]
+    superclass_of: Integer[Tensor, " classes"]
     noise: float
 
     @classmethod
@@ -72,6 +74,6 @@ class KnownPosterior:
         noise = torch.randn(n, self.centres.shape[1], generator=generator)
         return Examples(self.centres[labels] + self.noise * noise, labels)
 
-    def posterior_logits(self, inputs: Tensor) -> Tensor:
+    def posterior_logits(self, inputs: Float[Tensor, "n D"]) -> Float[Tensor, "n classes"]:
         """Logits of shape ``(n, classes)`` whose softmax at temperature one is the true p(y | x)."""
         return ExactTeacher(self)(inputs)

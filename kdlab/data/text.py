@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
 
 from ..files import note_read, sha256
@@ -142,7 +143,7 @@ def corpus_or_fallback(name: str) -> Corpus:
     return load_corpus(name)
 
 
-def read_documents(path) -> Iterator[str]:
+def read_documents(path: str | PathLike[str]) -> Iterator[str]:
     """The documents of a file, in which a line ``<|endoftext|>`` ends each but the last; one that is blank is none.
 
     Raises:

@@ -1,13 +1,15 @@
 """Tokens as training data: blocks of a context's length, each with the tokens that follow."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from kdlab.shapes import Integer
 
 from .images import batch_indices
 
@@ -30,16 +32,17 @@ class Tokens:
         stride: from one block's first token to the next one's; None is :math:`C`. With :math:`C + 1` blocks share no token.
     """
 
-    labels: Tensor
+    labels: Integer[Tensor, " tokens"]
     context: int
-    token_bytes: Tensor
-    blocks: Tensor | None = None
+    token_bytes: Integer[Tensor, " V"]
+    # Neither is None once it is made, which a type cannot say: hence the lines that are not checked.
+    blocks: Integer[Tensor, " n"] | None = None
     stride: int | None = None
     ahead: int = 0
     #: Whether batches are cropped and flipped where the recipe says so.
     augments: ClassVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         known = isinstance(self.labels, Tensor) and self.labels.dtype in (torch.int16, torch.int32)
         if not known or self.labels.ndim != 1:
             raise ValueError(
@@ -53,26 +56,26 @@ class Tokens:
         if self.stride is None:
             object.__setattr__(self, "stride", self.context)
         if self.blocks is None:
-            whole = (len(self.labels) - 1 - self.context) // self.stride + 1
+            whole = (len(self.labels) - 1 - self.context) // self.stride + 1  # pyrefly: ignore[unsupported-operation]
             object.__setattr__(self, "blocks", torch.arange(whole))
 
     def __len__(self) -> int:
-        return len(self.blocks)
+        return len(self.blocks)  # pyrefly: ignore[bad-argument-type]
 
-    def __getitem__(self, index) -> "Tokens":
-        return replace(self, blocks=self.blocks[index])
+    def __getitem__(self, index: Any) -> "Tokens":
+        return replace(self, blocks=self.blocks[index])  # pyrefly: ignore[unsupported-operation]
 
     def spread(self, n: int) -> "Tokens":
         """``n`` blocks at even distances, or all if there are no more."""
         n = min(n, len(self))
         return self[torch.arange(n) * len(self) // n]
 
-    def to(self, device) -> "Tokens":
+    def to(self, device: torch.device | str) -> "Tokens":
         return replace(
             self,
             labels=self.labels.to(device),
             token_bytes=self.token_bytes.to(device),
-            blocks=self.blocks.to(device),
+            blocks=self.blocks.to(device),  # pyrefly: ignore[missing-attribute]
         )
 
     def batches(
@@ -81,9 +84,9 @@ class Tokens:
         *,
         generator: torch.Generator | None = None,
         augment: bool = False,
-        order: Tensor | None = None,
+        order: Integer[Tensor, " N"] | None = None,
         start: int = 0,
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    ) -> Iterator[tuple[Integer[Tensor, "n context"], Integer[Tensor, "n *ahead context"], Integer[Tensor, " n"]]]:
         """Batches of (tokens, the tokens that follow, indices of the blocks), as :meth:`kdlab.data.images.Split.batches`.
 
         Tokens and labels are int64, shape ``(batch, context)`` but for ``ahead``; there is nothing to augment.
@@ -92,7 +95,7 @@ class Tokens:
         for number, index in enumerate(batch_indices(len(self), batch_size, generator, order)):
             if number >= start:
                 index = index.to(self.labels.device)
-                places = self.blocks[index].unsqueeze(1) * self.stride + steps
+                places = self.blocks[index].unsqueeze(1) * self.stride + steps  # pyrefly: ignore[unsupported-operation]
                 block = self.labels[places].long()
                 if self.labels.dtype == torch.int16:
                     block &= 0xFFFF
@@ -110,20 +113,20 @@ def width(vocabulary: int) -> np.dtype:
     return np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
 
 
-def numbered(ids, vocabulary: int) -> Tensor:
+def numbered(ids: Sequence[int] | np.ndarray, vocabulary: int) -> Integer[Tensor, " tokens"]:
     """Token numbers in a row as :class:`Tokens` keep them: int16, or int32 for more than 65,536.
 
     Raises:
         ValueError: for a number that is none of the vocabulary's.
     """
-    ids = np.asarray(ids)
-    if ids.size and not 0 <= ids.min() <= ids.max() < vocabulary:
-        raise ValueError(f"tokens of a vocabulary of {vocabulary} do not reach from {ids.min()} to {ids.max()}.")
+    row = np.asarray(ids)
+    if row.size and not 0 <= row.min() <= row.max() < vocabulary:
+        raise ValueError(f"tokens of a vocabulary of {vocabulary} do not reach from {row.min()} to {row.max()}.")
     kept = width(vocabulary)
-    return torch.from_numpy(ids.astype(kept).view(f"i{kept.itemsize}"))
+    return torch.from_numpy(row.astype(kept).view(f"i{kept.itemsize}"))
 
 
-def mapped(path: Path, vocabulary: int = 2**16) -> Tensor:
+def mapped(path: Path, vocabulary: int = 2**16) -> Integer[Tensor, " tokens"]:
     """A file of token numbers, int16 or int32, mapped into memory."""
     size = width(vocabulary).itemsize
     kind = {2: torch.int16, 4: torch.int32}[size]

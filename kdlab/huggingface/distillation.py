@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +117,7 @@ class Distillation:
             **_masks(batch, self.shifts),
         }
 
-    def compare(self, seen: dict, *, counts: dict[str, Tensor] | None = None, progress: float | None = None):
+    def compare(self, seen: dict, *, counts: dict[str, Tensor] | None = None, progress: float | None = None) -> Any:
         """What the objective says of what was seen; arguments as in calling."""
         by_position = "hidden_mask" in seen
         objective = self.objective if self.objective.training else self._held_out

@@ -3,10 +3,13 @@
 import inspect
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from kdlab.shapes import Float, Integer
 
 from ..models.gpt import check_tokens
 from ..objectives import HeadLogits
@@ -37,7 +40,7 @@ class CausalLM(nn.Module):
     torch.Size([1, 3, 50])
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self._fused = model, False
         config = unwrapped(model).config.get_text_config()
@@ -72,7 +75,9 @@ class CausalLM(nn.Module):
                     self._check_last(*self._head_logits(tokens))
         self._fused = fused
 
-    def forward(self, tokens: Tensor, cache: "Reread | None" = None) -> Tensor | HeadLogits:
+    def forward(
+        self, tokens: Integer[Tensor, "B T"], cache: "Reread | None" = None
+    ) -> Float[Tensor, "B T V"] | HeadLogits:
         """Logits ``(B, T, V)`` of what follows each of ``tokens``, ``(B, T)``, with a cache after what it holds.
 
         Raises:
@@ -194,11 +199,11 @@ def _near(ours: Tensor, known: Tensor, part: float = 0.02) -> bool:
 class Reread:
     """The tokens of sequences of any length each; see :class:`kdlab.models.gpt.Cache`."""
 
-    def __init__(self, batch: int, device):
+    def __init__(self, batch: int, device: torch.device | str) -> None:
         self.tokens = torch.zeros(batch, 0, dtype=torch.long, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
 
-    def extend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, tokens: Integer[Tensor, "B T"]) -> tuple[Integer[Tensor, "B all"], Integer[Tensor, "B T"]]:
         """All tokens with the new ones, and the places of these."""
         places = self.lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         room = int(places.max()) + 1 - self.tokens.shape[1]
@@ -207,7 +212,7 @@ class Reread:
         self.lengths = self.lengths + tokens.shape[1]
         return self.tokens, places
 
-    def rewind(self, lengths: Tensor) -> None:
+    def rewind(self, lengths: Integer[Tensor, " B"]) -> None:
         if (lengths > self.lengths).any() or (lengths < 0).any():
             raise ValueError("a cache can be shortened only to lengths between zero and what it holds.")
         self.lengths = lengths
@@ -216,13 +221,13 @@ class Reread:
 class WithoutAdapter(nn.Module):
     """A model whose adapters are off while it is looked at; see :func:`without_adapter`."""
 
-    def __init__(self, student: nn.Module):
+    def __init__(self, student: nn.Module) -> None:
         super().__init__()
         self._modules = student._modules  # under the student's own names
         object.__setattr__(self, "_student", student)
         object.__setattr__(self, "_adapted", _adapted(student))
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:  # vocabulary, context, cache, config
@@ -238,11 +243,11 @@ class WithoutAdapter(nn.Module):
         self._student.fused = fused
 
     @torch.no_grad()
-    def forward(self, *arguments, **named):
+    def forward(self, *arguments: Any, **named: Any) -> Any:
         with evaluation_mode(self._student), _turned_off(self._adapted):
             return self._student(*arguments, **named)
 
-    def state_dict(self, *arguments, **options):
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:
         """What it uses: all but the adapters."""
         state = self._student.state_dict(*arguments, **options)
         return type(state)((name, value) for name, value in state.items() if not _of_an_adapter(name, self._adapted))

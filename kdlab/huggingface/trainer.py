@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +53,9 @@ class Distil:
     loss_is_scaled_for_ga = True  # by the counts of the whole step
 
     def __init__(
-        self, *arguments, objective: Objective | Term, teacher: nn.Module | None = None, fused: bool = False,
-        gradient_norms: bool = False, **options,
-    ):  # fmt: skip
+        self, *arguments: Any, objective: Objective | Term, teacher: nn.Module | None = None, fused: bool = False,
+        gradient_norms: bool = False, **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(*arguments, **options)
         self.model_accepts_loss_kwargs = True  # earlier versions go by this
         self.distillation = Distillation(self.model, teacher, objective, fused=fused)
@@ -91,7 +92,7 @@ class Distil:
 
     # What is trained ---------------------------------------------------------------------------------------------------------
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The trainer's, when its optimiser also has what the objective learns; weights of matrices decay, others do not."""
         trained = optimizer or self.optimizer
         held = {id(p) for group in trained.param_groups for p in group["params"]}
@@ -105,7 +106,7 @@ class Distil:
                 trained.add_param_group({"params": group, "weight_decay": decay})
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def get_batch_samples(self, *arguments, **options):
+    def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
         """The batches of a step, and what its means divide by."""
         batches, count = super().get_batch_samples(*arguments, **options)
         self.distillation.objective.zero_grad()  # the trainer's own zero_grad is the student's
@@ -114,13 +115,13 @@ class Distil:
             count, self._steps = self._counts["count"], self._steps + 1
         return batches, count
 
-    def training_step(self, *arguments, **options) -> Tensor:
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
         loss = super().training_step(*arguments, **options)
         if self.accelerator.sync_gradients:
             self.distillation.average_gradients()
         return loss
 
-    def compute_loss(self, model: nn.Module, inputs: Mapping, return_outputs: bool = False, num_items_in_batch=None):
+    def compute_loss(self, model: nn.Module, inputs: Mapping, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The objective's, of one micro-batch, as its part of the step's; outputs are the logits."""
         training = model.training
         measuring = training and self.gradient_norms and not self._norms
@@ -150,7 +151,7 @@ class Distil:
 
     # What is logged and measured ---------------------------------------------------------------------------------------------
 
-    def log(self, logs: dict[str, float], *arguments, **options) -> None:
+    def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
         if "loss" in logs and self._steps:
             means = {k: v if k.endswith(".temperature") else v / self._steps for k, v in self._sums.items()} | self._norms
             values = average(torch.stack([*means.values()]).float()).tolist()
@@ -158,13 +159,13 @@ class Distil:
             self._sums, self._steps, self._norms = {}, 0, {}
         super().log(logs, *arguments, **options)
 
-    def prediction_step(self, model: nn.Module, inputs: Mapping, prediction_loss_only: bool, ignore_keys=None):
+    def prediction_step(self, model: nn.Module, inputs: Mapping, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         if not prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
         with torch.no_grad(), self.compute_loss_context_manager():  # without all logits, if fused
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
-    def evaluation_loop(self, *arguments, metric_key_prefix: str = "eval", **options):
+    def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
         self._measured = []
         try:
             output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **options)

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from os import PathLike
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from kdlab.shapes import Float, Integer
 
 from ..data import Tokens
 from ..files import atomic_folder, note_read, sha256
@@ -42,14 +46,14 @@ def _text_checksum(tokens: Tokens) -> str:
 
 @torch.no_grad()
 def write_cache(
-    path,
+    path: str | PathLike[str],
     teacher: nn.Module,
     tokens: Tokens,
     *,
-    kind: str = "sampled",
+    kind: Literal["sampled", "top-k", "top-k-rest"] = "sampled",
     entries: int = 12,
     seed: int = 0,
-    device="cpu",
+    device: torch.device | str = "cpu",
     precision: str = "float32",
     tokens_at_once: int = 4096,
     report: Callable[[int, int], None] | None = None,
@@ -120,7 +124,7 @@ def _checksum(header: dict) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
-def keep(p: Tensor, kind: str, entries: int, generator: torch.Generator | None = None) -> SparseTargets:
+def keep(p: Float[Tensor, "*batch V"], kind: str, entries: int, generator: torch.Generator | None = None) -> SparseTargets:
     """A few entries of distributions ``(..., V)``, as the kinds of :mod:`~kdlab.objectives.sparse` say."""
     vocabulary = p.shape[-1]
     if kind == "sampled":
@@ -149,7 +153,9 @@ class TeacherCache(nn.Module):
 
     by_index = True
 
-    def __init__(self, path, tokens: Tokens | None = None, teacher: nn.Module | None = None):
+    def __init__(
+        self, path: str | PathLike[str], tokens: Tokens | None = None, teacher: nn.Module | None = None
+    ) -> None:
         super().__init__()
         path = Path(path)
         if not path.exists():
@@ -193,11 +199,11 @@ class TeacherCache(nn.Module):
         if not isinstance(tokens, Tokens) or text_checksum(tokens) != self.header["text"]:
             raise CacheError(f"{self.path} is the cache of another text, or of other blocks of it.")
 
-    def check_examples(self, split, recipes=()) -> None:
+    def check_examples(self, split: Any, recipes: Sequence[Any] = ()) -> None:
         """:meth:`check_text`, as ``fit`` asks of every teacher that knows its examples."""
         self.check_text(split)
 
-    def forward(self, index: Tensor) -> SparseTargets:
+    def forward(self, index: Integer[Tensor, " B"]) -> SparseTargets:
         """What is kept of the examples ``index``, ``(B,)``: entries ``(B, context, K)``."""
         places = index.cpu().numpy()
         tokens = torch.from_numpy(self._tokens[places].astype(np.int64)).to(index.device)

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from kdlab.shapes import Float, Integer
 
 from ..objectives import HeadLogits
 from ..objectives.softening import log_softmax
@@ -15,14 +18,14 @@ from ..training.taps import logits_of
 @torch.no_grad()
 def generate(
     model: nn.Module,
-    prompts: Tensor,
+    prompts: Integer[Tensor, "B P"],
     *,
     tokens: int,
-    lengths: Tensor | None = None,
+    lengths: Integer[Tensor, " B"] | None = None,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     stop: int | Sequence[int] | None = None,
-) -> Tensor:
+) -> Integer[Tensor, "B T"]:
     r"""Go on from prompts, all at once; each prompt is read once, and each new token costs one step of the model.
 
     The next token is drawn from :math:`\operatorname{softmax}(z/T)`; at ``temperature=0`` it is the likeliest.
@@ -74,7 +77,9 @@ def generate(
     return written
 
 
-def stop_tokens(stop: int | Sequence[int] | None, device=None) -> Tensor | None:
+def stop_tokens(
+    stop: int | Sequence[int] | None, device: torch.device | str | None = None
+) -> Integer[Tensor, " n"] | None:
     """Tokens that end a text, ``(n,)``.
 
     Raises:
@@ -88,7 +93,9 @@ def stop_tokens(stop: int | Sequence[int] | None, device=None) -> Tensor | None:
     return torch.tensor(stop, device=device)
 
 
-def text_lengths(text: Tensor, lengths: Tensor | int, stop: int | Sequence[int] | None) -> Tensor:
+def text_lengths(
+    text: Integer[Tensor, "B T"], lengths: Integer[Tensor, " B"] | int, stop: int | Sequence[int] | None
+) -> Integer[Tensor, " B"]:
     """How many tokens of each row ``(B, T)`` are text: up to the first token after ``lengths`` that ends one, with it.
 
     >>> text_lengths(torch.tensor([[0, 5, 0, 7], [0, 5, 6, 7]]), 1, stop=0)
@@ -103,7 +110,9 @@ def text_lengths(text: Tensor, lengths: Tensor | int, stop: int | Sequence[int] 
     return torch.where(ends.any(1), ends.long().argmax(1) + 1, whole)
 
 
-def check_prompts(prompts: Tensor, lengths: Tensor | None, tokens: int, temperature: float) -> Tensor:
+def check_prompts(
+    prompts: Integer[Tensor, "B T"], lengths: Integer[Tensor, " B"] | None, tokens: int, temperature: float
+) -> Integer[Tensor, " B"]:
     """The prompts' lengths ``(B,)``, for what all that write have to be given."""
     if not isinstance(prompts, Tensor) or prompts.dtype != torch.long or prompts.ndim != 2:
         what = f"{prompts.dtype} of shape {tuple(prompts.shape)}" if isinstance(prompts, Tensor) else f"{type(prompts).__name__}"
@@ -124,7 +133,7 @@ def check_prompts(prompts: Tensor, lengths: Tensor | None, tokens: int, temperat
     return lengths
 
 
-def check_writer(model) -> None:
+def check_writer(model: object) -> None:
     """That a model can write: it can be called with a cache of its own."""
     if not hasattr(model, "cache") or hasattr(model, "trunk"):
         raise TypeError(
@@ -133,12 +142,12 @@ def check_writer(model) -> None:
         )
 
 
-def blank_after(tokens: Tensor, lengths: Tensor) -> Tensor:
+def blank_after(tokens: Integer[Tensor, "B T"], lengths: Integer[Tensor, " B"]) -> Integer[Tensor, "B T"]:
     """Zeros behind the first ``lengths`` tokens of each row."""
     return tokens.masked_fill(torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None], 0)
 
 
-def last_logits(output, places: Tensor | None) -> Tensor:
+def last_logits(output: Any, places: Integer[Tensor, " B"] | None) -> Float[Tensor, "B V"]:
     """Logits ``(B, V)`` at each row's place, or of the last token."""
     logits = logits_of(output)
     rows = torch.arange(logits.shape[0], device=logits.device)
@@ -146,7 +155,9 @@ def last_logits(output, places: Tensor | None) -> Tensor:
     return chosen.dense() if isinstance(chosen, HeadLogits) else chosen
 
 
-def draw(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+def draw(
+    logits: Float[Tensor, "B V"], temperature: float, generator: torch.Generator | None = None
+) -> Integer[Tensor, " B"]:
     """One token a row of logits ``(B, V)``; the likeliest at temperature zero.
 
     Raises:
@@ -158,7 +169,7 @@ def draw(logits: Tensor, temperature: float, generator: torch.Generator | None =
     return torch.multinomial(log_softmax(logits, temperature).exp(), 1, generator=generator).squeeze(-1)
 
 
-def check_finite(logits: Tensor, whose: str = "the model") -> None:
+def check_finite(logits: Float[Tensor, "*batch V"], whose: str = "the model") -> None:
     """That there is something to draw from; of −∞, a token that is never drawn, there may be some."""
     if not torch.isfinite(logits.amax(-1)).all():  # on CUDA, drawing from these would end the process
         raise FloatingPointError(f"logits of {whose} are NaN or infinite: it has diverged.")

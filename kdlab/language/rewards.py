@@ -1,9 +1,13 @@
 """Rewards by rule: what is open can be measured, and hacked."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from kdlab.shapes import Float, Integer
 
 
 @dataclass(frozen=True)
@@ -21,16 +25,16 @@ class TokenCount:
 
     tokens: tuple[int, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.tokens, tuple) or not self.tokens:
             raise ValueError(f"the tokens that count are a tuple of at least one number, not {self.tokens!r}.")
 
-    def __call__(self, texts: Tensor) -> Tensor:
+    def __call__(self, texts: Integer[Tensor, "B T"]) -> Float[Tensor, " B"]:
         """Rewards ``(B,)`` of texts ``(B, T)``; tokens of −100 are not looked at."""
         return torch.isin(texts, torch.tensor(self.tokens, device=texts.device)).sum(-1).float()
 
 
-def tokens_of(words, tokeniser) -> tuple[int, ...]:
+def tokens_of(words: Iterable[str], tokeniser: Any) -> tuple[int, ...]:
     """The tokens that are one of these words, with a space before it or without, in small letters or with a capital.
 
     Raises:

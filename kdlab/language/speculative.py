@@ -17,10 +17,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kdlab.shapes import Float, Integer
 
 from ..models.multi_token import MultiToken, as_fused
 from ..objectives import HeadLogits
@@ -51,11 +54,11 @@ class Speculation:
         expected: how many of them were to be expected, the sum of 1 − TV(p, q).
     """
 
-    text: Tensor
-    calls: Tensor
-    tested: Tensor
-    accepted: Tensor
-    expected: Tensor
+    text: Integer[Tensor, "B T"]
+    calls: Integer[Tensor, " B"]
+    tested: Integer[Tensor, " B"]
+    accepted: Integer[Tensor, " B"]
+    expected: Float[Tensor, " B"]
 
 
 def tokens_per_call(acceptance: float, draft_length: int) -> float:
@@ -97,12 +100,12 @@ def speed_up(acceptance: float, draft_length: int, cost: float) -> float:
 def speculate(
     verifier: nn.Module,
     draft: nn.Module,
-    prompts: Tensor,
+    prompts: Integer[Tensor, "B P"],
     *,
     tokens: int,
     draft_length: int | None = None,
     stop_below: float = 0.0,
-    lengths: Tensor | None = None,
+    lengths: Integer[Tensor, " B"] | None = None,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     stop: int | Sequence[int] | None = None,
@@ -215,7 +218,7 @@ class Drafting:
 
 
 def try_draft(
-    verifier: nn.Module, draft: nn.Module, prompts: Iterable[Tensor], drafting: Drafting, *, seed: int = 0
+    verifier: nn.Module, draft: nn.Module, prompts: Iterable[Integer[Tensor, "1 P"]], drafting: Drafting, *, seed: int = 0
 ) -> dict:
     """What :func:`speculate` counts and takes with this draft, prompt by prompt, and what plain decoding takes beside it.
 
@@ -260,7 +263,7 @@ def try_draft(
     }
 
 
-def probabilities(logits: Tensor, temperature: float, whose: str) -> Tensor:
+def probabilities(logits: Float[Tensor, "*batch V"], temperature: float, whose: str) -> Float[Tensor, "*batch V"]:
     """What tokens are drawn from; at temperature zero, all of it on the likeliest."""
     check_finite(logits, whose)
     if temperature == 0:
@@ -271,20 +274,20 @@ def probabilities(logits: Tensor, temperature: float, whose: str) -> Tensor:
 class OtherModel:
     """Proposes what another model would write."""
 
-    def __init__(self, model: nn.Module, prompts: Tensor):
+    def __init__(self, model: nn.Module, prompts: Integer[Tensor, "B T"]) -> None:
         self.model, self.cache = model, model.cache(len(prompts))
         model(prompts, self.cache)
 
-    def see(self, output, start: Tensor) -> None:
+    def see(self, output: Any, start: Integer[Tensor, " B"]) -> None:
         """It does not look at what the verifier says."""
 
-    def first(self, written: Tensor, lengths: Tensor) -> Tensor:
+    def first(self, written: Integer[Tensor, "B T"], lengths: Integer[Tensor, " B"]) -> Float[Tensor, "B V"]:
         """Logits ``(B, V)`` of what follows the first ``lengths`` tokens, of which it has not yet read the last one or two."""
         self.cache.rewind(lengths - 2)
         two = written.gather(1, lengths[:, None] + torch.arange(-2, 0, device=written.device))
         return last_logits(self.model(two, self.cache), None)
 
-    def after(self, tokens: Tensor) -> Tensor:
+    def after(self, tokens: Integer[Tensor, "B 1"]) -> Float[Tensor, "B V"]:
         """And of what follows the tokens ``(B, 1)`` that were drawn from the last of these."""
         return last_logits(self.model(tokens, self.cache), None)
 
@@ -295,7 +298,7 @@ class OwnModules:
     Of n tokens the verifier has read n − 1. Module k at place n − 2 reads token n − 2 + k, and says what follows it.
     """
 
-    def __init__(self, model: MultiToken, prompts: Tensor):
+    def __init__(self, model: MultiToken, prompts: Integer[Tensor, "B T"]) -> None:
         batch, weight = len(prompts), model.embedding.weight
         self.model, self.cache = model, model.cache(batch)
         shape = (model.depth + 1, batch, model.context, weight.shape[1])
@@ -305,17 +308,17 @@ class OwnModules:
         self.done = prompts.new_zeros(model.depth + 1, batch)
         self.rows = torch.arange(batch, device=prompts.device)
 
-    def see(self, output: HeadLogits, start: Tensor) -> None:
+    def see(self, output: HeadLogits, start: Integer[Tensor, " B"]) -> None:
         """Take the verifier's states of the tokens from ``start`` on, ``(B,)``."""
         self._put(0, output.hidden, start[:, None] + torch.arange(output.shape[1], device=start.device))
 
-    def first(self, written: Tensor, lengths: Tensor) -> Tensor:
+    def first(self, written: Integer[Tensor, "B T"], lengths: Integer[Tensor, " B"]) -> Float[Tensor, "B V"]:
         width = min(written.shape[1], self.text.shape[1])
         self.text[:, :width] = written[:, :width]
         self.at, self.k = lengths - 2, 0
         return self._next()
 
-    def after(self, tokens: Tensor) -> Tensor:
+    def after(self, tokens: Integer[Tensor, "B 1"]) -> Float[Tensor, "B V"]:
         self.text[self.rows, self.at + 1 + self.k] = tokens.squeeze(1)
         return self._next()
 

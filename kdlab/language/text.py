@@ -1,12 +1,15 @@
 """Where the text comes from: the corpus, the teacher (sequence-level distillation), or the student itself (on-policy)."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from os import PathLike
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from kdlab.shapes import Integer
 
 from ..data import Tokens
 from ..data.tokens import mapped, width
@@ -44,11 +47,11 @@ class OwnText:
     copies: int = 1
     stop: int | tuple[int, ...] | None = None
 
-    def __repr__(self):  # as it was before there was a stop, by which runs are told apart
+    def __repr__(self) -> str:  # as it was before there was a stop, by which runs are told apart
         shown = [(f.name, getattr(self, f.name)) for f in fields(self)]
         return f"OwnText({', '.join(f'{n}={v!r}' for n, v in shown if n != 'stop' or v is not None)})"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         stop_tokens(self.stop)
         parts = (self.probability, self.after)
         if min(self.prompt, self.copies) < 1 or self.temperature < 0 or not all(0 <= part <= 1 for part in parts):
@@ -58,8 +61,13 @@ class OwnText:
             )
 
     def __call__(
-        self, student: nn.Module, inputs: Tensor, labels: Tensor, progress: float, generator
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        student: nn.Module,
+        inputs: Integer[Tensor, "B T"],
+        labels: Integer[Tensor, "B T"],
+        progress: float,
+        generator: torch.Generator,
+    ) -> tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]:
         """Inputs and labels ``(B, C)`` in place of those of the corpus."""
         drawn = torch.rand((), generator=generator, device=generator.device).item()
         if progress < self.after or drawn >= self.probability:
@@ -72,31 +80,41 @@ class OwnText:
         return inputs, labels if self.stop is None else until_end(labels, text, self.prompt, self.stop)
 
 
-def written(model, inputs: Tensor, prompt: int, temperature: float, generator, stop=None) -> Tensor:
+def written(
+    model: nn.Module,
+    inputs: Integer[Tensor, "B T"],
+    prompt: int,
+    temperature: float,
+    generator: torch.Generator | None,
+    stop: int | Sequence[int] | None = None,
+) -> Integer[Tensor, "B T+1"]:
     """Blocks ``(B, C + 1)`` that begin as ``inputs`` and go on as the model writes."""
     context = inputs.shape[1]
     if not prompt <= context:
         raise ValueError(f"a prompt of {prompt} tokens is longer than a block of {context}.")
     more = context + 1 - prompt
-    how = {"temperature": temperature, "generator": generator, "stop": stop}
-    return generate(model, inputs[:, :prompt], tokens=more, **how)
+    return generate(
+        model, inputs[:, :prompt], tokens=more, temperature=temperature, generator=generator, stop=stop
+    )
 
 
-def after_prompt(text: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
+def after_prompt(text: Integer[Tensor, "B T_and_one"], prompt: int) -> tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]:
     """Inputs and labels of blocks ``(B, C + 1)``, none for the tokens of the prompt."""
     labels = text[:, 1:].clone()
     labels[:, : prompt - 1] = IGNORED
     return text[:, :-1], labels
 
 
-def until_end(labels: Tensor, text: Tensor, prompt: int, stop) -> Tensor:
+def until_end(
+    labels: Integer[Tensor, "B T"], text: Integer[Tensor, "B T+1"], prompt: int, stop: int | Sequence[int] | None
+) -> Integer[Tensor, "B T"]:
     """Labels of blocks, none for what follows the first token behind the prompt that ends a text."""
     places = torch.arange(1, text.shape[1], device=text.device)
     return labels.masked_fill(places >= text_lengths(text, prompt, stop)[:, None], IGNORED)
 
 
 def teacher_text(
-    path,
+    path: str | PathLike[str],
     teacher: nn.Module,
     tokens: Tokens,
     *,
@@ -104,7 +122,7 @@ def teacher_text(
     temperature: float = 1.0,
     seed: int = 0,
     at_once: int = 64,
-    device="cpu",
+    device: torch.device | str = "cpu",
     precision: str = "float32",
     report: Callable[[int, int], None] | None = None,
 ) -> Tokens:
@@ -141,6 +159,6 @@ def teacher_text(
     return Tokens(labels, tokens.context, tokens.token_bytes, stride=tokens.context + 1)
 
 
-def text_name(teacher_checksum: str, tokens_checksum: str, *how) -> str:
+def text_name(teacher_checksum: str, tokens_checksum: str, *how: object) -> str:
     """A file name for what a teacher has written."""
     return hashlib.sha256(repr((teacher_checksum, tokens_checksum, *how)).encode()).hexdigest()[:16]

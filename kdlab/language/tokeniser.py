@@ -4,10 +4,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+
+from kdlab.shapes import Integer
 
 from ..data import DataError, TextData, Tokens, corpus_or_fallback, folder, load_corpus
 from ..data.text import END_OF_TEXT, SPLITS, Corpus
@@ -24,7 +28,7 @@ SAMPLE = 100_000
 MEASURED = {"validation": 64, "test": 256}
 
 
-def require_tokenizers():
+def require_tokenizers() -> Any:
     """The tokenizers package, or a sentence about how to get it."""
     try:
         import tokenizers
@@ -33,7 +37,7 @@ def require_tokenizers():
     return tokenizers
 
 
-def train_tokeniser(documents: Iterable[str], vocabulary: int):
+def train_tokeniser(documents: Iterable[str], vocabulary: int) -> Any:
     """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of ``vocabulary`` tokens.
 
     All 256 bytes are tokens, so that any text can be written; ``<|endoftext|>`` is token 0.
@@ -75,7 +79,7 @@ def _literal(tokeniser):
     return tokeniser
 
 
-def token_bytes(tokeniser) -> torch.Tensor:
+def token_bytes(tokeniser: Any) -> Integer[torch.Tensor, " V"]:
     """How many bytes of text each token of a byte-level tokeniser stands for, int64, shape ``(V,)``; none for special tokens.
 
     Args:
@@ -100,7 +104,7 @@ def token_bytes(tokeniser) -> torch.Tensor:
     return sizes
 
 
-def tokenise_documents(documents: Iterable[str], tokeniser, context: int) -> Tokens:
+def tokenise_documents(documents: Iterable[str], tokeniser: Any, context: int) -> Tokens:
     """Texts of your own as what models are trained on and measured on: each is followed by the end of a text, if there is a token for it.
 
     Args:
@@ -167,7 +171,7 @@ def parse(name: str) -> tuple[str, int, int]:
     return parts[0], int(parts[1]), int(parts[2])
 
 
-def stored_tokeniser(corpus: Corpus, vocabulary: int):
+def stored_tokeniser(corpus: Corpus, vocabulary: int) -> Any:
     """The tokeniser of a corpus: the package's, or that of the data folder, where it is trained if there is none."""
     path = STORED / f"{corpus.tokenised_as}-{vocabulary}.json"
     if path.exists():
@@ -181,7 +185,7 @@ def stored_tokeniser(corpus: Corpus, vocabulary: int):
     return read_tokeniser(path)
 
 
-def read_tokeniser(path):
+def read_tokeniser(path: str | PathLike[str]) -> Any:
     """A ``tokenizers.Tokenizer`` from its JSON file.
 
     Raises:
@@ -195,12 +199,12 @@ def read_tokeniser(path):
         raise DataError(f"{path} is not a tokeniser: {error}.") from error
 
 
-def tokeniser_checksum(tokeniser) -> str:
+def tokeniser_checksum(tokeniser: Any) -> str:
     """SHA-256 of what a tokeniser does, whatever the file's layout."""
     return hashlib.sha256(json.dumps(json.loads(tokeniser.to_str()), sort_keys=True).encode()).hexdigest()
 
 
-def tokenise(corpus: Corpus, tokeniser) -> tuple[Path, str]:
+def tokenise(corpus: Corpus, tokeniser: Any) -> tuple[Path, str]:
     """The folder with the tokens of each split as ``train.bin`` and so on, unsigned numbers of 16 bits (32 for more than 65,536
     tokens), and their checksum.
 

@@ -5,11 +5,18 @@ Tokens :math:`(B, T)` to the logits :math:`(B, T, V)` of the tokens that follow 
 ``"norm"`` (:class:`~kdlab.training.taps.Taps`).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdlab.shapes import Bool, Float, Integer
+
 from ..objectives import HeadLogits
+
+# The cache, the number of the layer, the places of the tokens and what each of them may see.
+Remembered = tuple["Cache", int, Integer[Tensor, "B T"], Bool[Tensor, "B 1 T context"]]
 
 
 class GPT(nn.Module):
@@ -32,7 +39,7 @@ class GPT(nn.Module):
     torch.Size([1, 16, 100])
     """
 
-    def __init__(self, vocabulary: int, *, width: int, layers: int, heads: int, context: int = 256):
+    def __init__(self, vocabulary: int, *, width: int, layers: int, heads: int, context: int = 256) -> None:
         super().__init__()
         if width % (2 * heads):
             raise ValueError(
@@ -52,7 +59,9 @@ class GPT(nn.Module):
             for last in (module.attention.out, module.mlp.out):
                 nn.init.normal_(last.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
 
-    def forward(self, tokens: Tensor, cache: "Cache | None" = None) -> Tensor | HeadLogits:
+    def forward(
+        self, tokens: Integer[Tensor, "B T"], cache: "Cache | None" = None
+    ) -> Float[Tensor, "B T V"] | HeadLogits:
         """Logits ``(B, T, V)`` of what follows each of ``tokens``, ``(B, T)``.
 
         With a :class:`Cache` the tokens go on from what it holds, and it holds them afterwards; no gradient goes through it.
@@ -66,13 +75,13 @@ class GPT(nn.Module):
         check_tokens(tokens, self.vocabulary, self.context, 0 if cache is None else cache.longest)
         x = self.embedding(tokens)
         if cache is None:
-            rotated, mask = self.rotation[: tokens.shape[1]], None
+            rotated, remembered = self.rotation[: tokens.shape[1]], None
         else:
             places = cache.lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
             rotated = self.rotation[places].unsqueeze(1)
-            mask = (torch.arange(self.context, device=tokens.device) <= places[..., None]).unsqueeze(1)
+            remembered = places, (torch.arange(self.context, device=tokens.device) <= places[..., None]).unsqueeze(1)
         for number, block in enumerate(self.blocks):
-            x = block(x, rotated, None if cache is None else (cache, number, places, mask))
+            x = block(x, rotated, None if remembered is None else (cache, number, *remembered))
         if cache is not None:
             cache.lengths, cache.longest = cache.lengths + tokens.shape[1], cache.longest + tokens.shape[1]
         logits = HeadLogits(self.norm(x), self.embedding.weight)
@@ -83,7 +92,7 @@ class GPT(nn.Module):
         return Cache(self, batch)
 
 
-def check_tokens(tokens: Tensor, vocabulary: int, context: int, before: int = 0) -> None:
+def check_tokens(tokens: Integer[Tensor, "B T"], vocabulary: int, context: int, before: int = 0) -> None:
     """That a model of this vocabulary and context can read these tokens after ``before`` others."""
     if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
         raise ValueError(
@@ -102,12 +111,14 @@ def check_tokens(tokens: Tensor, vocabulary: int, context: int, before: int = 0)
 class Block(nn.Module):
     """Attention and MLP, each added to the stream of hidden states."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.attention_norm, self.attention = nn.RMSNorm(width), Attention(width, heads)
         self.mlp_norm, self.mlp = nn.RMSNorm(width), MLP(width)
 
-    def forward(self, x, rotated, remembered=None):
+    def forward(
+        self, x: Float[Tensor, "B T d"], rotated: Float[Tensor, "..."], remembered: Remembered | None = None
+    ) -> Float[Tensor, "B T d"]:
         x = x + self.attention(self.attention_norm(x), rotated, remembered)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -115,13 +126,15 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Causal attention with rotary positions."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x, rotated, remembered=None):
+    def forward(
+        self, x: Float[Tensor, "B T d"], rotated: Float[Tensor, "..."], remembered: Remembered | None = None
+    ) -> Float[Tensor, "B T d"]:
         q, k, v = (
             self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         )  # each (B, heads, T, d)
@@ -138,13 +151,13 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     r"""SwiGLU: :math:`W_o(\operatorname{silu}(W_g x) \odot W_u x)`, about as many weights as a plain MLP four times as wide."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         inner = 32 * max(round(8 * width / 3 / 32), 1)
         self.gate_and_up = nn.Linear(width, 2 * inner, bias=False)
         self.out = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         gate, up = self.gate_and_up(x).chunk(2, -1)
         return self.out(F.silu(gate) * up)
 
@@ -157,20 +170,26 @@ class Cache:
         longest: the largest of them.
     """
 
-    def __init__(self, model: GPT, batch: int):
+    def __init__(self, model: Any, batch: int) -> None:
         weight = model.embedding.weight
         width = weight.shape[1] // model.heads
         shape = (len(model.blocks), 2, batch, model.heads, model.context, width)
         self.kept = weight.new_zeros(shape)
         self.lengths, self.longest = torch.zeros(batch, dtype=torch.long, device=weight.device), 0
 
-    def rewind(self, lengths: Tensor) -> None:
+    def rewind(self, lengths: Integer[Tensor, " B"]) -> None:
         """Forget all but the first ``lengths`` tokens of each sequence, ``(B,)``."""
         if (lengths > self.lengths).any() or (lengths < 0).any():
             raise ValueError("a cache can be shortened only to lengths between zero and what it holds.")
         self.lengths, self.longest = lengths, int(lengths.max())
 
-    def extend(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(
+        self,
+        layer: int,
+        places: Integer[Tensor, "B T"],
+        k: Float[Tensor, "B heads T d"],
+        v: Float[Tensor, "B heads T d"],
+    ) -> tuple[Float[Tensor, "B heads context d"], Float[Tensor, "B heads context d"]]:
         """Write keys and values ``(B, heads, T, d)`` at their places ``(B, T)``; all that the layer holds, of the context's length."""
         index = places[:, None, :, None].expand_as(k)
         keys, values = self.kept[layer]
@@ -179,14 +198,14 @@ class Cache:
         return keys.to(k.dtype), values.to(v.dtype)
 
 
-def rotation(context: int, width: int) -> Tensor:
+def rotation(context: int, width: int) -> Float[Tensor, "context 2 half"]:
     """Cosines and sines of the angles by which pairs of features turn at each position, ``(context, 2, width / 2)``."""
     frequencies = 10_000.0 ** (-torch.arange(0, width, 2).double() / width)
     angles = torch.arange(context).double()[:, None] * frequencies
     return torch.stack([angles.cos(), angles.sin()], 1).float()
 
 
-def rotate(x: Tensor, rotated: Tensor) -> Tensor:
+def rotate(x: Float[Tensor, "B heads T d"], rotated: Float[Tensor, "... T 2 half"]) -> Float[Tensor, "B heads T d"]:
     """Turn the pairs of features of ``x``, ``(B, heads, T, d)``, by ``rotated``, ``(…, T, 2, d / 2)``."""
     cosine, sine = rotated.to(x.dtype).unbind(-2)
     a, b = x.chunk(2, -1)

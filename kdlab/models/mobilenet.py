@@ -7,6 +7,8 @@ channels; ReLU in place of ReLU6; no dropout.
 
 from torch import Tensor, nn
 
+from kdlab.shapes import Float
+
 # A stage is one or two rows of the table: channels at full width, number of blocks, stride of the first.
 STAGES = (
     ((16, 1, 1), (24, 2, 1)),
@@ -27,7 +29,7 @@ def convolution(
 class InvertedResidual(nn.Module):
     """Widen, convolve each channel by itself, narrow without ReLU; add what came in where shapes allow."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int):
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = expansion * inputs
         self.residual = stride == 1 and inputs == outputs
@@ -39,14 +41,19 @@ class InvertedResidual(nn.Module):
             *convolution(wide, outputs),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B C_in H_in W_in"]) -> Float[Tensor, "B C H W"]:
         return x + self.branch(x) if self.residual else self.branch(x)
 
 
 class MobileNetV2(nn.Module):
     """See :func:`mobilenet_v2`."""
 
-    def __init__(self, num_classes: int):
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         channels = 16
         self.conv1 = nn.Sequential(*convolution(3, channels, 3, stride=2), nn.ReLU())
@@ -66,7 +73,7 @@ class MobileNetV2(nn.Module):
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B classes"]:
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(images)))))
         return self.fc(self.conv2(x).mean((2, 3)))
 

@@ -12,13 +12,17 @@ Source: in a row, DeepSeek-AI (2024), DeepSeek-V3, eq. 21–23; side by side, Gl
 Cai et al. (2024), Medusa.
 """
 
+from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdlab.shapes import Float, Integer, Shaped
+
 from ..objectives import HeadLogits
-from .gpt import GPT, MLP, Block, Cache, gpt_224x4, gpt_704x13
+from .gpt import GPT, MLP, Block, Cache, Remembered, gpt_224x4, gpt_704x13
 
 
 class MultiToken(nn.Module):
@@ -47,7 +51,7 @@ class MultiToken(nn.Module):
     torch.Size([1, 3, 16, 100])
     """
 
-    def __init__(self, trunk: GPT, depth: int, *, in_a_row: bool):
+    def __init__(self, trunk: GPT, depth: int, *, in_a_row: bool) -> None:
         super().__init__()
         if not isinstance(trunk, GPT):
             raise TypeError(f"modules stand on kdlab's GPT, not on {type(trunk).__name__}.")
@@ -78,7 +82,7 @@ class MultiToken(nn.Module):
             raise ValueError("these modules were made for a model of another shape.")
         self.trunk.load_state_dict(weights)
 
-    def forward(self, tokens: Tensor) -> Tensor | HeadLogits:
+    def forward(self, tokens: Integer[Tensor, "B T"]) -> Float[Tensor, "B depth T V"] | HeadLogits:
         with torch.no_grad(), as_fused(self.trunk):
             state = hidden = self.trunk(tokens).hidden
         states = []
@@ -92,14 +96,19 @@ class MultiToken(nn.Module):
         return logits if self.fused else logits.dense()
 
     def step(
-        self, k: int, state: Tensor, tokens: Tensor | None = None, rotated=None, remembered=None
-    ) -> Tensor:
+        self,
+        k: int,
+        state: Float[Tensor, "*batch d"],
+        tokens: Integer[Tensor, "B T"] | None = None,
+        rotated: Float[Tensor, "..."] | None = None,
+        remembered: Remembered | None = None,
+    ) -> Float[Tensor, "*batch d"]:
         """States ``(B, T, d)`` of module k from those before it and, in a row, the tokens ``(B, T)`` that it reads."""
         if self.in_a_row:
             return self.blocks[k - 1](state, self.embedding(tokens), rotated, remembered)
         return self.blocks[k - 1](state)
 
-    def logits(self, k: int, state: Tensor) -> Tensor:
+    def logits(self, k: int, state: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch V"]:
         """Logits ``(…, V)`` of a state of module k."""
         return HeadLogits(self.norms[k - 1](state), self.embedding.weight).dense()
 
@@ -111,13 +120,19 @@ class MultiToken(nn.Module):
 class InARow(nn.Module):
     """A transformer block that reads a state and the embedding of a later token."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.state_norm, self.token_norm = nn.RMSNorm(width), nn.RMSNorm(width)
         self.join = nn.Linear(2 * width, width, bias=False)
         self.block = Block(width, heads)
 
-    def forward(self, state, embedded, rotated, remembered=None):
+    def forward(
+        self,
+        state: Float[Tensor, "B T d"],
+        embedded: Float[Tensor, "B T d"],
+        rotated: Float[Tensor, "..."],
+        remembered: Remembered | None = None,
+    ) -> Float[Tensor, "B T d"]:
         x = self.join(torch.cat([self.state_norm(state), self.token_norm(embedded)], -1))
         return self.block(x.to(state.dtype), rotated, remembered)  # the stream stays in full precision under autocast
 
@@ -125,11 +140,11 @@ class InARow(nn.Module):
 class SideBySide(nn.Module):
     """An MLP beside a state."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.norm, self.mlp = nn.RMSNorm(width), MLP(width)
 
-    def forward(self, state):
+    def forward(self, state: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         return state + self.mlp(self.norm(state))
 
 
@@ -144,13 +159,13 @@ class Ahead(nn.Module):
     Source: Zhao et al. (2026), multi-token prediction via self-distillation.
     """
 
-    def __init__(self, model: GPT, depth: int):
+    def __init__(self, model: GPT, depth: int) -> None:
         super().__init__()
         if depth < 1:
             raise ValueError(f"at least one further token is looked at, not {depth}.")
         self.model, self.depth, self.fused = model, depth, False
 
-    def forward(self, tokens: Tensor) -> Tensor | HeadLogits:
+    def forward(self, tokens: Integer[Tensor, "B T"]) -> Float[Tensor, "B depth T V"] | HeadLogits:
         with as_fused(self.model):
             logits = self.model(tokens)
         ahead = torch.stack([shifted(logits.hidden, k) for k in range(1, self.depth + 1)], 1)
@@ -159,7 +174,7 @@ class Ahead(nn.Module):
 
 
 @contextmanager
-def as_fused(model):
+def as_fused(model: Any) -> Generator[Any, None, None]:
     """A model that returns its states and its head, for as long as this lasts."""
     before, model.fused = model.fused, True
     try:
@@ -168,7 +183,7 @@ def as_fused(model):
         model.fused = before
 
 
-def shifted(x: Tensor, k: int, fill=0) -> Tensor:
+def shifted(x: Shaped[Tensor, "B T *rest"], k: int, fill: float = 0) -> Shaped[Tensor, "B T *rest"]:
     """``x``, ``(B, T, …)``, k places to the left; at the end ``fill``."""
     return torch.cat([x[:, k:], torch.full_like(x[:, :k], fill)], 1)[:, : x.shape[1]]
 

@@ -6,6 +6,8 @@ He, Zhang, Ren & Sun (2016), section 4.2: a 3×3 stem, three stages of ``n`` bas
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdlab.shapes import Float
+
 
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut.
@@ -14,7 +16,7 @@ class BasicBlock(nn.Module):
     ``"pad"`` (zeros for the new channels, no parameters, option A) is what He et al. trained on CIFAR-10.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str):
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
@@ -27,14 +29,14 @@ class BasicBlock(nn.Module):
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
             )
 
-    def shortcut(self, x: Tensor) -> Tensor:
+    def shortcut(self, x: Float[Tensor, "B C_in H_in W_in"]) -> Float[Tensor, "B C H W"]:
         if self.projection is not None:
             return self.projection(x)
         if self.stride != 1 or self.new_channels:
             return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B C_in H_in W_in"]) -> Float[Tensor, "B C H W"]:
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
@@ -42,7 +44,11 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """See :func:`resnet`."""
 
-    def __init__(self, depth: int, num_classes: int, stem: int, width: int, shortcut: str):
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
+    def __init__(self, depth: int, num_classes: int, stem: int, width: int, shortcut: str) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"a CIFAR ResNet has depth 6n + 2 (8, 14, 20, …), not {depth}.")
@@ -63,7 +69,7 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B classes"]:
         x = F.relu(self.bn1(self.conv1(images)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(x.mean((2, 3)))

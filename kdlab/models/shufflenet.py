@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdlab.shapes import Float, Shaped
+
 
 def convolution(
     inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1
@@ -19,7 +21,7 @@ def convolution(
     return [layer, nn.BatchNorm2d(outputs)]
 
 
-def shuffle(x: Tensor, groups: int) -> Tensor:
+def shuffle(x: Shaped[Tensor, "B C H W"], groups: int) -> Shaped[Tensor, "B C H W"]:
     """The channels of all groups in turn: of two groups (a, b) and (c, d), a, c, b, d.
 
     >>> shuffle(torch.arange(6).view(1, 6, 1, 1), groups=3).flatten().tolist()
@@ -36,7 +38,7 @@ class ShuffleUnit(nn.Module):
     group.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, groups: int):
+    def __init__(self, inputs: int, outputs: int, stride: int, groups: int) -> None:
         super().__init__()
         new = outputs - inputs if stride == 2 else outputs
         self.stride, self.groups = stride, 1 if inputs == 24 else groups
@@ -47,7 +49,7 @@ class ShuffleUnit(nn.Module):
             *convolution(new // 4, new, groups=groups),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B C_in H_in W_in"]) -> Float[Tensor, "B C H W"]:
         out = self.expand(shuffle(self.reduce(x), self.groups))
         if self.stride == 1:
             return F.relu(out + x)
@@ -61,7 +63,7 @@ class SplitUnit(nn.Module):
     has all of them.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.split, half = stride == 1, outputs // 2
         self.shortcut = nn.Identity()
@@ -77,7 +79,7 @@ class SplitUnit(nn.Module):
             nn.ReLU(),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B C_in H_in W_in"]) -> Float[Tensor, "B C H W"]:
         kept, changed = x.chunk(2, 1) if self.split else (x, x)
         return shuffle(torch.cat([self.shortcut(kept), self.branch(changed)], 1), groups=2)
 
@@ -85,7 +87,11 @@ class SplitUnit(nn.Module):
 class ShuffleNetV1(nn.Module):
     """See :func:`shufflenet_v1`."""
 
-    def __init__(self, num_classes: int):
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(*convolution(3, 24), nn.ReLU())
         channels = 24
@@ -95,14 +101,18 @@ class ShuffleNetV1(nn.Module):
             channels = outputs
         self.fc = nn.Linear(channels, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B classes"]:
         return self.fc(self.layer3(self.layer2(self.layer1(self.conv1(images)))).mean((2, 3)))
 
 
 class ShuffleNetV2(nn.Module):
     """See :func:`shufflenet_v2`."""
 
-    def __init__(self, num_classes: int):
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(*convolution(3, 24), nn.ReLU())
         channels = 24
@@ -113,7 +123,7 @@ class ShuffleNetV2(nn.Module):
         self.conv2 = nn.Sequential(*convolution(channels, 1024), nn.ReLU())
         self.fc = nn.Linear(1024, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B classes"]:
         x = self.layer3(self.layer2(self.layer1(self.conv1(images))))
         return self.fc(self.conv2(x).mean((2, 3)))
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kdlab.shapes import Float
+
 
 class SideBySide(nn.Module):
     r"""Networks of one architecture that train at once, each on examples of its own.
@@ -33,7 +35,7 @@ class SideBySide(nn.Module):
     True
     """
 
-    def __init__(self, networks: Sequence[nn.Module], units: Sequence[float] | None = None):
+    def __init__(self, networks: Sequence[nn.Module], units: Sequence[float] | None = None) -> None:
         super().__init__()
         units = [1.0] * len(networks) if units is None else list(units)
         if not networks or len(units) != len(networks) or min(units) <= 0:
@@ -49,7 +51,7 @@ class SideBySide(nn.Module):
     def _unit(self, weights: Tensor) -> Tensor:
         return self.units.view(-1, *[1] * (weights.ndim - 1))
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Float[Tensor, "B networks ..."]) -> Float[Tensor, "B networks ..."]:
         if inputs.ndim < 2 or inputs.shape[1] != len(self.units):
             raise ValueError(
                 f"inputs for {len(self.units)} networks have shape (B, {len(self.units)}, …), not {tuple(inputs.shape)}."

@@ -8,6 +8,8 @@ benchmark's own.
 
 from torch import Tensor, nn
 
+from kdlab.shapes import Float
+
 CHANNELS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = {
     8: (1, 1, 1, 1, 1),
@@ -21,7 +23,13 @@ CONVOLUTIONS = {
 class VGG(nn.Module):
     """See :func:`vgg`."""
 
-    def __init__(self, depth: int, num_classes: int):
+    layer0: nn.Sequential
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def __init__(self, depth: int, num_classes: int) -> None:
         super().__init__()
         if depth not in CONVOLUTIONS:
             raise ValueError(f"a VGG has depth 8, 11, 13, 16 or 19, not {depth}.")
@@ -36,11 +44,11 @@ class VGG(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)  # pyrefly: ignore[bad-argument-type] all have one
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B classes"]:
         x = self.layer2(self.layer1(self.layer0(images)))
         return self.fc(self.layer4(self.layer3(x)).mean((2, 3)))
 

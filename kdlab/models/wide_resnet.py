@@ -8,6 +8,8 @@ them on CIFAR-100.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdlab.shapes import Float
+
 
 class PreActivationBlock(nn.Module):
     """Two 3×3 convolutions, each after normalisation and ReLU, added to what came in.
@@ -16,7 +18,7 @@ class PreActivationBlock(nn.Module):
     input.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
@@ -24,7 +26,7 @@ class PreActivationBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.projection = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B C_in H_in W_in"]) -> Float[Tensor, "B C H W"]:
         active = F.relu(self.bn1(x))
         shortcut = x if self.projection is None else self.projection(active)
         return shortcut + self.conv2(F.relu(self.bn2(self.conv1(active))))
@@ -33,7 +35,11 @@ class PreActivationBlock(nn.Module):
 class WideResNet(nn.Module):
     """See :func:`wide_resnet`."""
 
-    def __init__(self, depth: int, width: int, num_classes: int):
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
+    def __init__(self, depth: int, width: int, num_classes: int) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"a wide ResNet has depth 6n + 4 (10, 16, 22, …), not {depth}.")
@@ -55,7 +61,7 @@ class WideResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B classes"]:
         x = self.layer3(self.layer2(self.layer1(self.conv1(images))))
         return self.fc(F.relu(self.bn1(x)).mean((2, 3)))
 

@@ -5,26 +5,34 @@ convolutional network, the map is the energy of the activations at each place, s
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from kdlab.shapes import Bool, Float
 
 from .checks import check_features, check_mask
 from .features import same_size, unit
 from .reduction import reduce
 from .softening import full_precision, without_autocast
+from .types import Count, Reduction, Scalar
+
+Heads = Literal["match", "mean", "group"]
+Normalise = Literal["none", "queries", "entries"]
+Form = Literal["released", "paper"]
 
 
 def attention_map_mse(
-    student_maps: Tensor,
-    teacher_maps: Tensor,
+    student_maps: Float[Tensor, "B student_heads queries keys"],
+    teacher_maps: Float[Tensor, "B teacher_heads queries keys"],
     *,
-    heads: str = "match",
-    normalise: str = "none",
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
-) -> Tensor:
+    heads: Heads = "match",
+    normalise: Normalise = "none",
+    mask: Bool[Tensor, "B queries"] | Bool[Tensor, "B queries keys"] | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
+) -> Scalar | Float[Tensor, " B"]:
     r"""Squared Frobenius distance of attention maps, averaged over heads.
 
     .. math:: \frac{1}{N_h}\sum_{h=1}^{N_h} \bigl\|A_S^h - A_T^h\bigr\|_F^2
@@ -72,9 +80,9 @@ def attention_map_mse(
     counted = _entries(mask, student_maps)
     maps = student_maps, teacher_maps
     if mask is not None:  # what does not count is taken out before anything is computed with it
-        maps = [torch.where(counted, x, 0.0) for x in maps]
+        maps = torch.where(counted, student_maps, 0.0), torch.where(counted, teacher_maps, 0.0)
         check_features(*maps, ("student maps", "teacher maps"), same_width=False)
-    student, teacher = _same_heads(*map(full_precision, maps), heads)
+    student, teacher = _same_heads(full_precision(maps[0]), full_precision(maps[1]), heads)
     losses = (student - teacher).square().sum((2, 3)).mean(1)
     if normalise == "queries":
         losses = losses / counted.any(-1).sum(-1).clamp(min=1).squeeze(1)
@@ -117,13 +125,13 @@ def _entries(mask, maps):
 
 @without_autocast
 def attention_from_qk(
-    queries: Tensor,
-    keys: Tensor,
+    queries: Float[Tensor, "B *heads L d"],
+    keys: Float[Tensor, "B *key_heads S d"],
     *,
     causal: bool = False,
-    mask: Tensor | None = None,
+    mask: Bool[Tensor, "..."] | Float[Tensor, "..."] | None = None,
     scale: float | None = None,
-) -> Tensor:
+) -> Float[Tensor, "B *heads L S"]:
     r"""Attention maps from queries and keys, where fused attention returns none.
 
     .. math:: A = \operatorname{softmax}\bigl(s\, Q K^\top + M\bigr), \qquad s = 1/\sqrt{d}
@@ -176,13 +184,13 @@ def attention_from_qk(
 
 
 def activation_attention(
-    student_map: Tensor,
-    teacher_map: Tensor,
+    student_map: Float[Tensor, "B C_S H W"],
+    teacher_map: Float[Tensor, "B C_T H_T W_T"],
     *,
-    form: str = "released",
-    count=None,
-    reduction: str = "batchmean",
-) -> Tensor:
+    form: Form = "released",
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
+) -> Scalar | Float[Tensor, " B"]:
     r"""Attention transfer between convolutional networks: match where the activations are large.
 
     With :math:`a = \operatorname{vec}\bigl(\sum_c |A_c|^2\bigr)` and :math:`\hat a = a/\|a\|_2`, of an example:

@@ -10,28 +10,34 @@ softmax over two classes with logits :math:`(z, 0)`, so that all that holds of s
 (:func:`kdlab.theory.reference.binary_soft_targets`). A label of logit −∞ does not exist: it is never present.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kdlab.shapes import Bool, Float
 
 from .checks import _inspectable, check_infinite, check_logits, check_mask, check_temperature
 from .divergences import _kl
 from .reduction import reduce
 from .response import _squared
+from .schedules import Varying
 from .softening import classes_last, full_precision
 from .terms import Term, _OfLabels, _Softened
+from .types import Count, Logits, Loss, Mask, Probabilities, Reduction, Scalar, Temperature
 
 
 def binary_soft_targets(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
     *,
-    temperature=4.0,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
+    temperature: Temperature = 4.0,
+    mask: Mask | Bool[Tensor, "*batch N"] | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
     class_axis: int | None = None,
-) -> Tensor:
+) -> Loss:
     r"""Soft targets of labels that do not exclude each other, with the factor :math:`T^2`.
 
     .. math:: T^2 \sum_l D_{\mathrm{KL}}\bigl((p_l, 1-p_l)\,\|\,(q_l, 1-q_l)\bigr), \qquad
@@ -85,14 +91,14 @@ def _with_absence(z):
 
 
 def binary_cross_entropy(
-    student_logits: Tensor,
-    target: Tensor,
+    student_logits: Logits,
+    target: Float[Tensor, "*batch N"] | Bool[Tensor, "*batch N"],
     *,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
+    mask: Mask | Bool[Tensor, "*batch N"] | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
     class_axis: int | None = None,
-) -> Tensor:
+) -> Loss:
     r"""Cross-entropy of labels that do not exclude each other.
 
     .. math:: -\sum_l \bigl[y_l \log \sigma(z_l) + (1 - y_l) \log(1 - \sigma(z_l))\bigr], \qquad
@@ -121,7 +127,7 @@ def binary_cross_entropy(
     return reduce(losses, examples, reduction, count)
 
 
-def check_present(labels):
+def check_present(labels: object) -> None:
     """That labels say of each whether it is present: floating point, or boolean."""
     if not isinstance(labels, Tensor) or not (labels.is_floating_point() or labels.dtype == torch.bool):
         kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
@@ -168,7 +174,15 @@ def _labels(logits, mask, name="student_logits", shape=None):
 class BinaryCrossEntropy(_OfLabels):
     """Labels that do not exclude each other, ``(B, L)``: :func:`~kdlab.objectives.binary.binary_cross_entropy`."""
 
-    def forward(self, *, student_logits, labels, mask=None, count=None, **_):
+    def forward(
+        self,
+        *,
+        student_logits: Logits,
+        labels: Probabilities | Bool[Tensor, "*batch N"],
+        mask: Mask | Bool[Tensor, "*batch N"] | None = None,
+        count: Count | None = None,
+        **_: Any,
+    ) -> Scalar:
         check_present(labels)
         return binary_cross_entropy(student_logits, labels, mask=mask, count=count, class_axis=self.class_axis)
 
@@ -176,10 +190,20 @@ class BinaryCrossEntropy(_OfLabels):
 class BinarySoftTargets(_Softened):
     """Soft targets of labels that do not exclude each other: :func:`~kdlab.objectives.binary.binary_soft_targets`."""
 
-    def __init__(self, temperature=4.0, class_axis: int | None = None):
+    def __init__(self, temperature: Varying = 4.0, class_axis: int | None = None) -> None:
         super().__init__(temperature, class_axis)
 
-    def forward(self, *, student_logits, teacher_logits, labels=None, mask=None, count=None, progress=None, **_):
+    def forward(
+        self,
+        *,
+        student_logits: Logits,
+        teacher_logits: Logits,
+        labels: Probabilities | Bool[Tensor, "*batch N"] | None = None,
+        mask: Mask | Bool[Tensor, "*batch N"] | None = None,
+        count: Count | None = None,
+        progress: float | None = None,
+        **_: Any,
+    ) -> Scalar:
         if labels is not None:
             check_present(labels)
         how = self._how(mask, count, progress, self.class_axis)

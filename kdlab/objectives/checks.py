@@ -2,6 +2,7 @@
 
 import math
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def _inspectable(tensor):
     )
 
 
-def check_logits(name, logits, mask=None, at_least=2):
+def check_logits(name: str, logits: object, mask: Tensor | None = None, at_least: int = 2) -> bool:
     """Logits of which a class that does not exist has −∞; where ``mask`` is False they may be anything.
 
     Returns:
@@ -53,7 +54,9 @@ def check_logits(name, logits, mask=None, at_least=2):
     return False
 
 
-def check_same_shape(student_logits, teacher_logits, mask=None, at_least=2):
+def check_same_shape(
+    student_logits: Any, teacher_logits: Any, mask: Tensor | None = None, at_least: int = 2
+) -> tuple[bool, bool]:
     """Whether all entries are known to be finite, of each."""
     finite = (
         check_logits("student_logits", student_logits, mask, at_least),
@@ -63,7 +66,7 @@ def check_same_shape(student_logits, teacher_logits, mask=None, at_least=2):
     return finite
 
 
-def check_same_classes(student_logits, teacher_logits):
+def check_same_classes(student_logits: Any, teacher_logits: Any) -> None:
     """That logits, or what stands for them, are of the same classes and examples."""
     n, m = student_logits.shape[-1], teacher_logits.shape[-1]
     if n != m:
@@ -81,7 +84,7 @@ def check_same_classes(student_logits, teacher_logits):
         )
 
 
-def check_infinite(losses, mask=None):
+def check_infinite(losses: Tensor, mask: Tensor | None = None) -> None:
     """That no loss that counts is infinite, as where one side gives probability to what for the other does not exist."""
     if not _inspectable(losses) or torch.isfinite(losses).all():
         return
@@ -94,7 +97,7 @@ def check_infinite(losses, mask=None):
         )
 
 
-def check_temperature(temperature, logits=None, mask=None):
+def check_temperature(temperature: Any, logits: Tensor | None = None, mask: Tensor | None = None) -> None:
     if isinstance(temperature, Tensor):
         if temperature.is_complex() or temperature.dtype == torch.bool:
             raise TypeError(f"temperatures are numbers, not {temperature.dtype}.")
@@ -116,7 +119,7 @@ def check_temperature(temperature, logits=None, mask=None):
             good = good | ~mask.unsqueeze(-1)
         if not good.all():
             raise ValueError("temperature must be positive and finite in every entry.")
-    elif not (isinstance(temperature, Real) and math.isfinite(temperature) and temperature > 0):
+    elif not (isinstance(temperature, Real) and math.isfinite(temperature) and float(temperature) > 0):
         raise ValueError(f"temperature must be a positive, finite number, not {temperature!r}.")
 
 
@@ -127,7 +130,7 @@ def _spreads(shape, over):
     return len(shape) == len(over) and all(a in (1, b) for a, b in zip(shape[:-1], over[:-1], strict=True))
 
 
-def check_labels(labels, logits, name="labels"):
+def check_labels(labels: object, logits: Tensor, name: str = "labels") -> None:
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of class indices, not {type(labels).__name__}.")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -147,7 +150,7 @@ def check_labels(labels, logits, name="labels"):
         )
 
 
-def check_indices(labels, who):
+def check_indices(labels: object, who: str) -> None:
     """That labels are class indices, for what asks which class is the true one."""
     if isinstance(labels, Tensor) and labels.is_floating_point():
         raise TypeError(
@@ -156,7 +159,7 @@ def check_indices(labels, who):
         )
 
 
-def check_distribution(target, logits, mask=None):
+def check_distribution(target: Tensor, logits: Tensor, mask: Tensor | None = None) -> None:
     if target.shape == logits.shape[:-1]:
         raise TypeError(f"labels must be integer class indices, not {target.dtype}.")
     if target.shape != logits.shape:
@@ -172,7 +175,7 @@ def check_distribution(target, logits, mask=None):
             raise ValueError(f"target is no distribution: a row sums to 1 only within {off:.3g}.")
 
 
-def check_mask(mask, losses, empty=False):
+def check_mask(mask: object, losses: Tensor, empty: bool = False) -> None:
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a boolean torch.Tensor, not {type(mask).__name__}.")
     if mask.shape != losses.shape:
@@ -188,33 +191,33 @@ def check_mask(mask, losses, empty=False):
         )
 
 
-def check_several(counted):
+def check_several(counted: Tensor) -> None:
     """For losses that compare examples with each other; ``counted`` is 1.0 or 0.0 for each."""
     if counted.numel() < 2 or (_inspectable(counted) and counted.sum() < 2):
         raise ValueError("examples are compared with each other: at least two that count are needed.")
 
 
-def check_count(count):
+def check_count(count: Any) -> None:
     if isinstance(count, Tensor):
         if count.ndim:
             raise ValueError(f"count must be one number, not a tensor of shape {tuple(count.shape)}.")
         if not _inspectable(count):
             return
-    if not (isinstance(count, (Real, Tensor)) and count > 0):
+    if not (isinstance(count, (Real, Tensor)) and float(count) > 0):
         raise ValueError(f"count must be a positive number of positions, not {count!r}.")
 
 
-def check_fraction(name, value):
-    if not (isinstance(value, Real) and 0 <= value <= 1):
+def check_fraction(name: str, value: Any) -> None:
+    if not (isinstance(value, Real) and 0 <= float(value) <= 1):
         raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}.")
 
 
-def check_weight(name, value):
+def check_weight(name: str, value: Any) -> None:
     if not (isinstance(value, Real) and math.isfinite(value)):
         raise ValueError(f"{name} must be a finite number, not {value!r}.")
 
 
-def counted_labels(labels, logits, mask=None):
+def counted_labels(labels: Any, logits: Tensor, mask: Tensor | None = None) -> Tensor:
     """Labels as int64, checked; where masked they may hold anything, such as -100, and become 0."""
     if mask is not None and isinstance(labels, Tensor):
         check_mask(mask, labels, empty=True)
@@ -224,8 +227,13 @@ def counted_labels(labels, logits, mask=None):
 
 
 def check_features(
-    student, teacher, names=("student features", "teacher features"), same_width=True, mask=None, values=True
-):
+    student: Any,
+    teacher: Any,
+    names: tuple[str, str] = ("student features", "teacher features"),
+    same_width: bool = True,
+    mask: Tensor | None = None,
+    values: bool = True,
+) -> bool:
     """Two floating-point tensors of the same examples; where ``mask`` (of positions) is False they may be anything.
 
     Args:
@@ -259,7 +267,7 @@ def check_features(
     return known
 
 
-def check_tokens(tokens, logits):
+def check_tokens(tokens: object, logits: Any) -> None:
     if not isinstance(tokens, Tensor) or tokens.ndim == 0 or tokens.dtype not in (torch.int32, torch.int64):
         raise TypeError(
             "tokens must be a torch.Tensor of int64 token numbers, one for each logit that is kept."
@@ -272,7 +280,7 @@ def check_tokens(tokens, logits):
         raise ValueError("tokens name one token twice.")
 
 
-def check_hidden_mask(mask, hidden_mask):
+def check_hidden_mask(mask: Tensor | None, hidden_mask: Tensor | None) -> None:
     """A mask of the logits says nothing of the hidden states, which are not shifted."""
     if hidden_mask is None and mask is not None and _inspectable(mask) and not mask.all():
         raise ValueError(

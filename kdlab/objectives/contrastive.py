@@ -5,23 +5,28 @@ length one; similarities are divided by a temperature :math:`\tau`, which has no
 classes.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+
+from kdlab.shapes import Float, Integer
 
 from .checks import check_features, check_indices, check_labels, check_temperature
 from .features import Projector, unit
 from .softening import full_precision, without_autocast
+from .types import Scalar
 
 
 @without_autocast
 def info_nce(
-    student: Tensor,
-    teacher: Tensor,
+    student: Float[Tensor, "B D"],
+    teacher: Float[Tensor, "B D"],
     *,
     temperature: float = 0.1,
-    negatives: Tensor | None = None,
-    labels: Tensor | None = None,
-) -> Tensor:
+    negatives: Float[Tensor, "M D"] | None = None,
+    labels: Integer[Tensor, " B"] | None = None,
+) -> Scalar:
     r"""InfoNCE: cross-entropy of finding the teacher's embedding of the same example among :math:`K` candidates.
 
     .. math:: -\frac1B \sum_i \log \frac{e^{\langle s_i, t_i\rangle/\tau}}{\sum_{j=1}^{K} e^{\langle s_i, t_j\rangle/\tau}},
@@ -85,7 +90,7 @@ class MemoryBank(nn.Module):
         momentum: :math:`\mu \in [0, 1)`.
     """
 
-    def __init__(self, examples: int, width: int, *, momentum: float = 0.5):
+    def __init__(self, examples: int, width: int, *, momentum: float = 0.5) -> None:
         super().__init__()
         if not (examples > 1 and width > 0 and 0 <= momentum < 1):
             raise ValueError(
@@ -97,7 +102,7 @@ class MemoryBank(nn.Module):
         self.register_buffer("labels", torch.empty(examples, dtype=torch.int64))
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Random directions, of classes unknown."""
         if self.entries.is_meta:  # a shape without memory, which holds nothing yet
             return
@@ -106,14 +111,16 @@ class MemoryBank(nn.Module):
         self.labels.fill_(-1)
 
     @torch.no_grad()
-    def update(self, index: Tensor, embeddings: Tensor, labels: Tensor) -> None:
+    def update(self, index: Integer[Tensor, " B"], embeddings: Float[Tensor, "B D"], labels: Integer[Tensor, " B"]) -> None:
         """Move the entries of the examples ``index`` towards their ``embeddings``, on all ranks."""
         index, embeddings, labels = (_from_all_ranks(x) for x in (index, unit(full_precision(embeddings.detach())), labels))
         moved = self.momentum * self.entries[index] + (1 - self.momentum) * embeddings.to(self.entries.dtype)
         self.entries[index] = unit(moved)
         self.labels[index] = labels
 
-    def negatives(self, index: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    def negatives(
+        self, index: Integer[Tensor, " B"], labels: Integer[Tensor, " B"], number: int
+    ) -> tuple[Integer[Tensor, " M"], Float[Tensor, "B M"], Integer[Tensor, " B"]]:
         """Draw negatives for a batch, without replacement.
 
         One draw serves the whole batch, so that similarities are one matrix product. Of what is drawn, the negatives of
@@ -144,7 +151,13 @@ def _from_all_ranks(x: Tensor) -> Tensor:
 
 
 @without_autocast
-def crd_nce(positive: Tensor, negatives: Tensor, number: Tensor, normaliser: Tensor, examples: int) -> Tensor:
+def crd_nce(
+    positive: Float[Tensor, " B"],
+    negatives: Float[Tensor, "B M"],
+    number: Integer[Tensor, " B"],
+    normaliser: Scalar,
+    examples: int,
+) -> Scalar:
     r"""The noise-contrastive loss of CRD.
 
     With :math:`u = e^{\text{score}}/Z` and :math:`m/n`, the number of negatives over that of examples,
@@ -204,8 +217,8 @@ class ContrastiveMemory(nn.Module):
         negatives: int = 16384,
         temperature: float = 0.07,
         momentum: float = 0.5,
-        loss: str = "nce",
-    ):
+        loss: Literal["nce", "info_nce"] = "nce",
+    ) -> None:
         super().__init__()
         if loss not in ("nce", "info_nce"):
             raise ValueError(f'loss must be "nce" or "info_nce", not {loss!r}.')
@@ -223,7 +236,7 @@ class ContrastiveMemory(nn.Module):
         self.register_buffer("normalisers", torch.zeros(2, dtype=torch.float64))
         self._normalised = False
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Draw everything anew."""
         for part in (self.student_map, self.teacher_map, self.student_bank, self.teacher_bank):
             part.reset_parameters()
@@ -232,8 +245,12 @@ class ContrastiveMemory(nn.Module):
 
     @without_autocast
     def forward(
-        self, student_features: Tensor, teacher_features: Tensor, labels: Tensor, index: Tensor
-    ) -> Tensor:
+        self,
+        student_features: Float[Tensor, "B ..."],
+        teacher_features: Float[Tensor, "B ..."],
+        labels: Integer[Tensor, " B"],
+        index: Integer[Tensor, " B"],
+    ) -> Scalar:
         """The loss of a batch.
 
         Args:
@@ -254,7 +271,7 @@ class ContrastiveMemory(nn.Module):
         student = unit(self.student_map(student_features.flatten(1)))
         teacher = unit(self.teacher_map(teacher_features.flatten(1)))
         drawn, mask, number = self.teacher_bank.negatives(index, labels, self.number)  # the same of both
-        total = 0.0
+        total = student.new_zeros(())
         for which, (anchor, bank) in enumerate(((student, self.teacher_bank), (teacher, self.student_bank))):
             anchor = anchor / self.temperature
             negatives = torch.addmm(mask, anchor, bank.entries.index_select(0, drawn).T)

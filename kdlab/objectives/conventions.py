@@ -25,6 +25,7 @@ from .checks import IGNORED, check_fraction, check_same_shape, check_temperature
 from .divergences import forward_kl, generalised_jsd, reverse_kl
 from .response import cross_entropy
 from .softening import counted_rows, soften
+from .types import Labels, Logits, Mask, Scalar
 
 
 @dataclass(frozen=True)
@@ -143,17 +144,17 @@ CONVENTIONS = {
 
 def loss_as_in(
     library: str,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    labels: Tensor | None = None,
+    student_logits: Logits,
+    teacher_logits: Logits,
+    labels: Labels | None = None,
     *,
     temperature: float,
-    mask: Tensor | None = None,
+    mask: Mask | None = None,
     beta: float = 0.5,
     max_length: int | None = None,
     hard_weight: float | None = None,
     soft_weight: float | None = None,
-) -> Tensor:
+) -> Scalar:
     r"""The distillation loss of another library, to the last constant.
 
     Without labels it is the teacher's part alone, unweighted. With labels it is what the library trains on,
@@ -192,7 +193,7 @@ def loss_as_in(
     plain = labels is None or (hard_weight == 0 and bool(_convention(library).without_labels))
     convention = _convention(library, labelled=not plain or mask is not None)
     real = mask if mask is not None or labels is None else labels != IGNORED
-    fits = all(isinstance(x, Tensor) for x in (real, student_logits)) and real.shape == student_logits.shape[:-1]
+    fits = isinstance(real, Tensor) and isinstance(student_logits, Tensor) and real.shape == student_logits.shape[:-1]
     check_same_shape(student_logits, teacher_logits, real if convention.masked and fits else None)
     _check_number(temperature)
     if student_logits.ndim < 2 or (convention.images and student_logits.ndim > 2):
@@ -212,7 +213,7 @@ def loss_as_in(
     )
     positions, classes = counted.sum().clamp(min=1), student_logits.shape[-1]
     soft = _scaled(total, convention, temperature, counted.shape, positions, max_length, classes)
-    if plain or weights is None:
+    if plain or weights is None or labels is None:
         return soft
     return weights[0] * cross_entropy(student_logits, labels, mask=real, class_axis=-1) + weights[1] * soft
 

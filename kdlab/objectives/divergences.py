@@ -12,9 +12,12 @@ import math
 import torch
 from torch import Tensor
 
+from kdlab.shapes import Float
+
 from .checks import check_fraction, check_infinite
 from .reduction import reduce
 from .softening import log_softmax, prepared
+from .types import Count, Logits, Loss, Mask, Reduction, Temperature
 
 
 def _pair(student_logits, teacher_logits, temperature, mask=None, class_axis=None):
@@ -64,15 +67,15 @@ def _kl_to_mixture(log_p, log_q, w, v):
 
 
 def forward_kl(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
     *,
-    temperature=1.0,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
+    temperature: Temperature = 1.0,
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
     class_axis: int | None = None,
-) -> Tensor:
+) -> Loss:
     r"""Forward Kullback–Leibler divergence, teacher to student: mode covering, for a student that cannot fit them all.
 
     .. math:: D_{\mathrm{KL}}(p \,\|\, q) = \sum_i p_i \log \frac{p_i}{q_i},
@@ -110,15 +113,15 @@ def forward_kl(
 
 
 def reverse_kl(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
     *,
-    temperature=1.0,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
+    temperature: Temperature = 1.0,
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
     class_axis: int | None = None,
-) -> Tensor:
+) -> Loss:
     r"""Reverse Kullback–Leibler divergence, student to teacher: mode seeking, for a student that cannot fit them all.
 
     .. math:: D_{\mathrm{KL}}(q \,\|\, p) = \sum_i q_i \log \frac{q_i}{p_i},
@@ -137,16 +140,16 @@ def reverse_kl(
 
 
 def skewed_forward_kl(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
     *,
     skew: float = 0.1,
-    temperature=1.0,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
+    temperature: Temperature = 1.0,
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
     class_axis: int | None = None,
-) -> Tensor:
+) -> Loss:
     r"""Forward KL to a mixture that holds a little of the teacher, so that it is never larger than :math:`-\log\lambda`.
 
     .. math:: D_{\mathrm{KL}}\bigl(p \,\|\, \lambda p + (1-\lambda) q\bigr), \qquad
@@ -170,16 +173,16 @@ def skewed_forward_kl(
 
 
 def skewed_reverse_kl(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
     *,
     skew: float = 0.1,
-    temperature=1.0,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
+    temperature: Temperature = 1.0,
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
     class_axis: int | None = None,
-) -> Tensor:
+) -> Loss:
     r"""Reverse KL to a mixture that holds a little of the student.
 
     .. math:: D_{\mathrm{KL}}\bigl(q \,\|\, (1-\lambda) p + \lambda q\bigr)
@@ -210,17 +213,17 @@ def _skewed(log_p, log_q, skew):
 
 
 def generalised_jsd(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
     *,
     beta: float = 0.5,
     scaled: bool = False,
-    temperature=1.0,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
+    temperature: Temperature = 1.0,
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
     class_axis: int | None = None,
-) -> Tensor:
+) -> Loss:
     r"""Generalised Jensen–Shannon divergence: from forward to reverse KL, without their infinities.
 
     .. math:: \beta D_{\mathrm{KL}}(p\,\|\,m) + (1-\beta) D_{\mathrm{KL}}(q\,\|\,m), \qquad m = \beta p + (1-\beta) q,
@@ -259,15 +262,15 @@ def generalised_jsd(
 
 
 def total_variation(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
     *,
-    temperature=1.0,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
+    temperature: Temperature = 1.0,
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
     class_axis: int | None = None,
-) -> Tensor:
+) -> Loss:
     r"""Total variation: the largest difference in the probability of any event.
 
     .. math:: \mathrm{TV} = \tfrac12\sum_i |p_i - q_i| \in [0, 1], \qquad
@@ -286,15 +289,15 @@ def total_variation(
 
 
 def negative_log_acceptance(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
     *,
-    temperature=1.0,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
+    temperature: Temperature = 1.0,
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
     class_axis: int | None = None,
-) -> Tensor:
+) -> Loss:
     r"""Minus the logarithm of the rate at which speculative decoding accepts a draft's token.
 
     .. math:: -\log a, \quad a = \sum_i \min(p_i, q_i) = 1 - \mathrm{TV}, \qquad
@@ -314,6 +317,6 @@ def negative_log_acceptance(
     return _reduced(minus_log_shared(shared, apart), mask, reduction, count)
 
 
-def minus_log_shared(shared: Tensor, apart: Tensor) -> Tensor:
+def minus_log_shared(shared: Float[Tensor, "*positions"], apart: Float[Tensor, "*positions"]) -> Float[Tensor, "*positions"]:
     """−log a from log a and from 1 − a: where a is nearly one, its logarithm is lost in rounding, and 1 − a is not."""
     return torch.where(apart < 0.5, -torch.log1p(-apart.clamp(max=0.5)), -shared)

@@ -4,23 +4,29 @@ Features have the shape ``(B, ..., D)``: the examples first, the features last. 
 network is brought to it by :func:`channels_last`. Half precision is computed in float32.
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch  # noqa: F401 (the examples use it)
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdlab.shapes import Float
+
 from .checks import check_features, check_mask
 from .reduction import reduce
 from .softening import counted_rows, full_precision, without_autocast
+from .types import Count, Loss, Mask, Reduction
 
 
 def hidden_mse(
-    student_hidden: Tensor,
-    teacher_hidden: Tensor,
+    student_hidden: Float[Tensor, "*positions D"],
+    teacher_hidden: Float[Tensor, "*positions D"],
     *,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
-) -> Tensor:
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
+) -> Loss:
     r"""Mean squared difference of hidden states.
 
     .. math:: \frac1D \sum_d (s_d - t_d)^2, \qquad \frac{\partial}{\partial s_d} = \frac{2(s_d - t_d)}{D}
@@ -56,13 +62,13 @@ def _counted(student_hidden, teacher_hidden, mask):
 
 
 def hidden_cosine(
-    student_hidden: Tensor,
-    teacher_hidden: Tensor,
+    student_hidden: Float[Tensor, "*positions D"],
+    teacher_hidden: Float[Tensor, "*positions D"],
     *,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
-) -> Tensor:
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
+) -> Loss:
     r"""One minus the cosine of hidden states: their direction, not their length.
 
     .. math:: 1 - \frac{s \cdot t}{\|s\|\,\|t\|} \in [0, 2]
@@ -81,7 +87,7 @@ def hidden_cosine(
     return reduce(losses.where(student.any(-1) & teacher.any(-1), 1.0), mask, reduction, count)
 
 
-def unit(x: Tensor, dim: int = -1) -> Tensor:
+def unit(x: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]:
     """Vectors of length one; a zero vector stays zero, with gradient zero.
 
     >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
@@ -94,12 +100,12 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
     return (x / squared.where(squared > 0, 1.0).sqrt()).where(squared > 0, 0.0)
 
 
-def channels_last(features: Tensor) -> Tensor:
+def channels_last(features: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Maps ``(B, C, H, W)`` as ``(B, H, W, C)``; everything else as it is."""
     return features.movedim(1, -1) if features.ndim == 4 else features
 
 
-def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def same_size(student: Float[Tensor, "B ..."], teacher: Float[Tensor, "B ..."]) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."]]:
     """Maps ``(B, C, H, W)`` of one height and width: the larger is averaged down to the smaller (adaptive pooling).
 
     >>> [x.shape[2:] for x in same_size(torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, 4, 6))]
@@ -108,9 +114,10 @@ def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     if student.ndim != 4 or teacher.ndim != 4:
         return student, teacher
     size = [min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)]
-    return tuple(
-        x if list(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, size) for x in (student, teacher)
+    student, teacher = (
+        x if list(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, (size[0], size[1])) for x in (student, teacher)
     )
+    return student, teacher
 
 
 class Projector(nn.Module):
@@ -142,14 +149,19 @@ class Projector(nn.Module):
 
     KINDS = ("linear", "conv", "regressor", "mlp", "orthogonal")
 
-    def __init__(self, kind: str, student_width: int, teacher_width: int):
+    def __init__(
+        self,
+        kind: Literal["linear", "conv", "regressor", "mlp", "orthogonal"],
+        student_width: int,
+        teacher_width: int,
+    ) -> None:
         super().__init__()
         if kind not in self.KINDS:
             raise ValueError(f"a projector is one of {', '.join(self.KINDS)}, not {kind!r}.")
         self.kind, self.widths = kind, (student_width, teacher_width)
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Draw new weights."""
         inputs, outputs = self.widths
         device = next((p.device for p in self.parameters()), None)
@@ -169,7 +181,7 @@ class Projector(nn.Module):
         self.map.to(device)
 
     @without_autocast
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         axis = 1 if features.ndim == 4 else -1
         if features.shape[axis] != self.widths[0]:
             raise ValueError(
@@ -184,11 +196,13 @@ class Projector(nn.Module):
         projected = self.map(channels_last(full_precision(features)))
         return projected.movedim(-1, 1) if features.ndim == 4 else projected
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Projector({self.kind!r}, {self.widths[0]}, {self.widths[1]})"
 
 
-def match_layers(student: list[str], teacher: list[str], how: str = "uniform") -> list[tuple[str, str]]:
+def match_layers(
+    student: Sequence[str], teacher: Sequence[str], how: Literal["uniform", "last", "skip"] = "uniform"
+) -> list[tuple[str, str]]:
     r"""Which layer of the teacher each layer of the student is to match.
 
     ``"uniform"``: spread over the whole depth, the last with the last: student layer :math:`i` of :math:`n` with teacher

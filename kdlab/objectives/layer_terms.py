@@ -14,26 +14,41 @@ HiddenMSE(('layer2', 'stages.1'), projector=Projector('conv', 32, 64))
 """
 
 import copy
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .attention import activation_attention, attention_map_mse
+from kdlab.shapes import Bool, Integer
+
+from .attention import Form, Heads, Normalise, activation_attention, attention_map_mse
 from .checks import check_hidden_mask, check_indices, check_temperature
 from .contrastive import ContrastiveMemory, info_nce
 from .features import Projector, channels_last, hidden_cosine, hidden_mse, same_size
 from .relational import rkd_angle, rkd_distance, similarity_preserving
 from .softening import counted_rows, full_precision
 from .terms import Term, _shown
+from .types import Count, Hidden, Mask, Scalar
+
+# A module path of both, or one of the student and one of the teacher.
+Layer = str | tuple[str, str]
+# True where one of the hidden states counts.
+HiddenMask = Bool[Tensor, "B ..."]
+
+
+def _total(losses: Iterable[Tensor]) -> Tensor:
+    first, *others = losses
+    return sum(others, first)
 
 
 class _LayerTerm(Term):
     """A function of a layer of each model, summed over pairs of layers."""
 
-    function = None
+    function: Callable[..., Tensor]
     prefix = ""
 
-    def __init__(self, *layers, **options):
+    def __init__(self, *layers: Layer, **options: Any) -> None:
         super().__init__()
         pairs = [tuple(layer) if isinstance(layer, tuple) else (layer, layer) for layer in layers]
         if not pairs or not all(
@@ -47,13 +62,14 @@ class _LayerTerm(Term):
         self.student_layers = tuple(self.prefix + student for student, _ in pairs)
         self.teacher_layers = tuple(self.prefix + teacher for _, teacher in pairs)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         pairs = [repr(s) if s == t else repr((s, t)) for s, t in self.pairs]
         return ", ".join(pairs + [f"{k}={_shown(v)}" for k, v in self.options.items()])
 
-    def captured(self, student_hidden, teacher_hidden):
+    def captured(self, student_hidden: Hidden | None, teacher_hidden: Hidden | None) -> Iterator[tuple[Tensor, Tensor]]:
         """The pairs of tensors; the teacher's without gradient."""
         for student, teacher in zip(self.student_layers, self.teacher_layers, strict=True):
+            found = []
             for who, path, hidden in (
                 ("student", student, student_hidden),
                 ("teacher", teacher, teacher_hidden),
@@ -63,11 +79,12 @@ class _LayerTerm(Term):
                         f"{self!r} needs {path!r} of the {who}: capture objective.{who}_layers with kdlab.training.Taps "
                         f"and pass {who}_hidden."
                     )
-            yield student_hidden[student], teacher_hidden[teacher].detach()
+                found.append(hidden[path])
+            yield found[0], found[1].detach()
 
-    def forward(self, *, student_hidden=None, teacher_hidden=None, **_):
+    def forward(self, *, student_hidden: Hidden | None = None, teacher_hidden: Hidden | None = None, **_: Any) -> Scalar:
         captured = self.captured(student_hidden, teacher_hidden)
-        return sum(type(self).function(s, t, **self.options) for s, t in captured)
+        return _total(type(self).function(s, t, **self.options) for s, t in captured)
 
 
 def _counted(hidden, mask):
@@ -84,18 +101,26 @@ class _Hidden(_LayerTerm):
 
     needs_whole_batch_of = ("images",)  # whose positions it counts itself
 
-    def __init__(self, *layers, projector: Projector | None = None):
+    def __init__(self, *layers: Layer, projector: Projector | None = None) -> None:
         super().__init__(*layers, **({} if projector is None else {"projector": projector}))
-        self.projectors = None
+        self.projectors: nn.ModuleList | None = None
         if projector is not None:
             self.projectors = nn.ModuleList(copy.deepcopy(projector) for _ in self.pairs)
             for copied in self.projectors[1:]:
-                copied.reset_parameters()
+                copied.reset_parameters()  # pyrefly: ignore[not-callable]
 
     def forward(
-        self, *, student_hidden=None, teacher_hidden=None, mask=None, hidden_mask=None, hidden_count=None, example_count=None, **_
-    ):
-        total = 0.0
+        self,
+        *,
+        student_hidden: Hidden | None = None,
+        teacher_hidden: Hidden | None = None,
+        mask: Mask | None = None,
+        hidden_mask: HiddenMask | None = None,
+        hidden_count: Count | None = None,
+        example_count: Count | None = None,
+        **_: Any,
+    ) -> Scalar:
+        losses = []
         for i, (student, teacher) in enumerate(self.captured(student_hidden, teacher_hidden)):
             of_examples = student.ndim == 2  # such as what is pooled, beside states of tokens
             if not of_examples:
@@ -104,8 +129,8 @@ class _Hidden(_LayerTerm):
             student = _counted(student, counted)  # before a projector, whose gradient is a product with it
             student = student if self.projectors is None else self.projectors[i](student)
             student, teacher = map(channels_last, same_size(full_precision(student), full_precision(teacher)))
-            total = total + type(self).function(student, teacher, mask=counted, count=count)
-        return total
+            losses.append(type(self).function(student, teacher, mask=counted, count=count))
+        return _total(losses)
 
 
 class HiddenMSE(_Hidden):
@@ -142,23 +167,23 @@ class AttentionMaps(_LayerTerm):
 
     prefix = "attention:"
 
-    def __init__(self, *layers, heads: str = "match", normalise: str = "none"):
+    def __init__(self, *layers: Layer, heads: Heads = "match", normalise: Normalise = "none") -> None:
         super().__init__(*layers, heads=heads, normalise=normalise)
 
     def forward(
         self,
         *,
-        student_hidden=None,
-        teacher_hidden=None,
-        mask=None,
-        hidden_mask=None,
-        example_count=None,
-        **_,
-    ):
+        student_hidden: Hidden | None = None,
+        teacher_hidden: Hidden | None = None,
+        mask: Mask | None = None,
+        hidden_mask: HiddenMask | None = None,
+        example_count: Count | None = None,
+        **_: Any,
+    ) -> Scalar:
         check_hidden_mask(mask, hidden_mask)
         captured = self.captured(student_hidden, teacher_hidden)
-        how = {**self.options, "mask": hidden_mask, "count": example_count}
-        return sum(attention_map_mse(student, teacher, **how) for student, teacher in captured)
+        how: dict[str, Any] = {**self.options, "mask": hidden_mask, "count": example_count}
+        return _total(attention_map_mse(student, teacher, **how) for student, teacher in captured)
 
 
 class ActivationAttention(_LayerTerm):
@@ -170,13 +195,20 @@ class ActivationAttention(_LayerTerm):
         form: ``"released"`` or ``"paper"``.
     """
 
-    def __init__(self, *layers, form: str = "released"):
+    def __init__(self, *layers: Layer, form: Form = "released") -> None:
         super().__init__(*layers, form=form)
 
-    def forward(self, *, student_hidden=None, teacher_hidden=None, example_count=None, **_):
+    def forward(
+        self,
+        *,
+        student_hidden: Hidden | None = None,
+        teacher_hidden: Hidden | None = None,
+        example_count: Count | None = None,
+        **_: Any,
+    ) -> Scalar:
         captured = self.captured(student_hidden, teacher_hidden)
-        how = {**self.options, "count": example_count}
-        return sum(activation_attention(student, teacher, **how) for student, teacher in captured)
+        how: dict[str, Any] = {**self.options, "count": example_count}
+        return _total(activation_attention(student, teacher, **how) for student, teacher in captured)
 
 
 class _Relation(_LayerTerm):
@@ -184,15 +216,29 @@ class _Relation(_LayerTerm):
 
     needs_whole_batch_of = ("images", "texts")
 
-    def captured(self, student_hidden, teacher_hidden, mask=None, hidden_mask=None):
+    def captured(
+        self,
+        student_hidden: Hidden | None,
+        teacher_hidden: Hidden | None,
+        mask: Mask | None = None,
+        hidden_mask: HiddenMask | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         for pair in super().captured(student_hidden, teacher_hidden):
             if all(x.ndim == 3 for x in pair):  # states of tokens; what is pooled or a map has no padding
                 check_hidden_mask(mask, hidden_mask)
-            yield tuple(_counted(x, hidden_mask) for x in pair)
+            yield _counted(pair[0], hidden_mask), _counted(pair[1], hidden_mask)
 
-    def forward(self, *, student_hidden=None, teacher_hidden=None, mask=None, hidden_mask=None, **_):
+    def forward(
+        self,
+        *,
+        student_hidden: Hidden | None = None,
+        teacher_hidden: Hidden | None = None,
+        mask: Mask | None = None,
+        hidden_mask: HiddenMask | None = None,
+        **_: Any,
+    ) -> Scalar:
         captured = self.captured(student_hidden, teacher_hidden, mask, hidden_mask)
-        return sum(type(self).function(s, t, **self.options) for s, t in captured)
+        return _total(type(self).function(s, t, **self.options) for s, t in captured)
 
 
 class RKDDistance(_Relation):
@@ -227,14 +273,23 @@ class InfoNCE(_Relation):
     """
 
     def __init__(
-        self, layer, *, projector: Projector | None = None, temperature: float = 0.1, same_class: bool = True
-    ):
+        self, layer: Layer, *, projector: Projector | None = None, temperature: float = 0.1, same_class: bool = True
+    ) -> None:
         check_temperature(temperature)
         options = {} if projector is None else {"projector": projector}
         super().__init__(layer, **options, temperature=temperature, same_class=same_class)
         self.projector = copy.deepcopy(projector)
 
-    def forward(self, *, student_hidden=None, teacher_hidden=None, labels=None, mask=None, hidden_mask=None, **_):
+    def forward(
+        self,
+        *,
+        student_hidden: Hidden | None = None,
+        teacher_hidden: Hidden | None = None,
+        labels: Integer[Tensor, " B"] | None = None,
+        mask: Mask | None = None,
+        hidden_mask: HiddenMask | None = None,
+        **_: Any,
+    ) -> Scalar:
         if not self.options["same_class"]:
             if labels is None:
                 raise ValueError(f"{self!r} needs labels=… to leave out examples of the same class.")
@@ -262,14 +317,24 @@ class CRD(_Relation):
         options: of :class:`~kdlab.objectives.contrastive.ContrastiveMemory`; ``loss="info_nce"`` is memory-bank InfoNCE.
     """
 
-    def __init__(self, layer, *, student_width: int, teacher_width: int, examples: int, **options):
+    def __init__(
+        self, layer: Layer, *, student_width: int, teacher_width: int, examples: int, **options: Any
+    ) -> None:
         widths = {"student_width": student_width, "teacher_width": teacher_width, "examples": examples}
         super().__init__(layer, **widths, **options)
         self.memory = ContrastiveMemory(**self.options)
 
     def forward(
-        self, *, student_hidden=None, teacher_hidden=None, labels=None, index=None, mask=None, hidden_mask=None, **_
-    ):
+        self,
+        *,
+        student_hidden: Hidden | None = None,
+        teacher_hidden: Hidden | None = None,
+        labels: Integer[Tensor, " B"] | None = None,
+        index: Integer[Tensor, " B"] | None = None,
+        mask: Mask | None = None,
+        hidden_mask: HiddenMask | None = None,
+        **_: Any,
+    ) -> Scalar:
         if labels is None or index is None:
             raise ValueError(
                 f"{self!r} needs labels=… and index=…, the examples' places in the training set."

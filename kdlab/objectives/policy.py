@@ -14,20 +14,30 @@ Source: the objective, Ziegler et al. (2019), eq. 2; Korbak et al. (2022) for th
 
 import math
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from kdlab.shapes import Float, Integer, Num
 
 from .checks import IGNORED, _inspectable, check_count, check_indices, check_same_shape, check_weight
 from .divergences import reverse_kl
 from .softening import counted_rows, full_precision
 from .terms import Term, _shown
+from .types import Count, Scalar
 
+Estimator = Literal["k1", "k2", "k3"]
 ESTIMATORS = ("k1", "k2", "k3", "exact")
+# From texts ``(B, T)``, −100 where they are not the policy's own, to what each earns, ``(B,)``.
+Reward = Callable[[Tensor], Tensor]
+Baseline = Literal["leave-one-out", "standardised", "none"]
 BASELINES = ("leave-one-out", "standardised", "none")
 
 
-def sampled_kl(log_policy: Tensor, log_reference: Tensor, estimator: str = "k3") -> Tensor:
+def sampled_kl(
+    log_policy: Float[Tensor, "*tokens"], log_reference: Float[Tensor, "*tokens"], estimator: Estimator = "k3"
+) -> Float[Tensor, "*tokens"]:
     r"""An estimate of :math:`D_{\mathrm{KL}}(q\,\|\,p)` at each token that was drawn from :math:`q`.
 
     With :math:`\rho = p(x)/q(x)`:
@@ -81,7 +91,7 @@ def sampled_kl(log_policy: Tensor, log_reference: Tensor, estimator: str = "k3")
     raise ValueError(f"an estimate is k1, k2 or k3, not {estimator!r}.")
 
 
-def advantages(returns: Tensor, group: int, baseline: str = "leave-one-out") -> Tensor:
+def advantages(returns: Num[Tensor, " B"], group: int, baseline: Baseline = "leave-one-out") -> Float[Tensor, " B"]:
     r"""By how much each text is better than the others that were written after the same prompt.
 
     ``"leave-one-out"`` takes from each return the mean of the others of its group, which leaves the gradient unbiased;
@@ -122,7 +132,7 @@ def advantages(returns: Tensor, group: int, baseline: str = "leave-one-out") -> 
     return (apart / (groups.std(1, keepdim=True) + 1e-4)).flatten()
 
 
-def rewards_of(texts: Tensor, reward: Callable[[Tensor], Tensor]) -> Tensor:
+def rewards_of(texts: Integer[Tensor, "B T"], reward: Reward) -> Num[Tensor, " B"]:
     """What texts ``(B, T)`` earn, ``(B,)``.
 
     Raises:
@@ -140,7 +150,7 @@ def rewards_of(texts: Tensor, reward: Callable[[Tensor], Tensor]) -> Tensor:
     return given
 
 
-def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
+def log_probabilities(logits: Float[Tensor, "B T N"], tokens: Integer[Tensor, "B T"]) -> Float[Tensor, "B T"]:
     """Log-probabilities ``(B, T)`` of tokens ``(B, T)`` by logits ``(B, T, V)``; zero where the token is −100."""
     known = tokens != IGNORED
     log_q = torch.log_softmax(full_precision(counted_rows(logits, known)), -1)
@@ -164,11 +174,11 @@ class PolicyGradient(Term):
 
     def __init__(
         self,
-        reward: Callable[[Tensor], Tensor],
+        reward: Reward,
         group: int,
-        baseline: str = "leave-one-out",
+        baseline: Baseline = "leave-one-out",
         beta: float = 0.0,
-    ):
+    ) -> None:
         super().__init__()
         if not callable(reward):
             raise TypeError(f"a reward is a function of texts, such as TokenCount((3, 5)), not {reward!r}.")
@@ -179,10 +189,10 @@ class PolicyGradient(Term):
         self.reward, self.group, self.baseline, self.beta = reward, group, baseline, beta
         self.needs_teacher = beta > 0
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.reward!r}, group={self.group}, baseline={self.baseline!r}, beta={_shown(self.beta)}"
 
-    def check_rewrite(self, rewrite) -> None:
+    def check_rewrite(self, rewrite: object) -> None:
         """That what the policy is trained on are its own texts, drawn as they are weighted, in groups of one prompt.
 
         Raises:
@@ -196,13 +206,21 @@ class PolicyGradient(Term):
                 f"rewrite=OwnText(…, copies={self.group})."
             )
 
-    def forward(self, *, student_logits, labels, teacher_logits=None, **_):
+    def forward(
+        self,
+        *,
+        student_logits: Float[Tensor, "B T N"],
+        labels: Integer[Tensor, "B T"],
+        teacher_logits: Float[Tensor, "B T N"] | None = None,
+        **_: Any,
+    ) -> Scalar:
         check_indices(labels, "PolicyGradient")
         log_q = log_probabilities(student_logits, labels).sum(1)
         returns = rewards_of(labels, self.reward).to(log_q.dtype)
         if self.beta:
             check_same_shape(student_logits, teacher_logits, labels != IGNORED)
-            returns = returns - self.beta * (log_q - log_probabilities(teacher_logits, labels).sum(1))
+            log_p = log_probabilities(teacher_logits, labels).sum(1)  # pyrefly: ignore[bad-argument-type] None is refused above
+            returns = returns - self.beta * (log_q - log_p)
         return -(advantages(returns.detach(), self.group, self.baseline) * log_q).mean()
 
 
@@ -213,16 +231,24 @@ class TextKL(Term):
     estimate here, leaves out that other words would have come after other words.
     """
 
-    def __init__(self, estimator: str = "k3"):
+    def __init__(self, estimator: Literal["exact"] | Estimator = "k3") -> None:
         super().__init__()
         if estimator not in ESTIMATORS:
             raise ValueError(f"an estimate is one of {', '.join(ESTIMATORS)}, not {estimator!r}.")
-        self.estimator = estimator
+        self.estimator: Literal["exact"] | Estimator = estimator
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return repr(self.estimator)
 
-    def forward(self, *, student_logits, teacher_logits, labels, example_count=None, **_):
+    def forward(
+        self,
+        *,
+        student_logits: Float[Tensor, "B T N"],
+        teacher_logits: Float[Tensor, "B T N"],
+        labels: Integer[Tensor, "B T"],
+        example_count: Count | None = None,
+        **_: Any,
+    ) -> Scalar:
         check_indices(labels, "TextKL")
         count = len(labels) if example_count is None else example_count
         check_count(count)
@@ -239,14 +265,16 @@ class MeanReward(Term):
 
     needs_teacher = False
 
-    def __init__(self, reward: Callable[[Tensor], Tensor]):
+    def __init__(self, reward: Reward) -> None:
         super().__init__()
         self.reward = reward
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return repr(self.reward)
 
-    def forward(self, *, student_logits, labels, example_count=None, **_):
+    def forward(
+        self, *, student_logits: Any, labels: Integer[Tensor, "B T"], example_count: Count | None = None, **_: Any
+    ) -> Scalar:
         check_indices(labels, "MeanReward")
         earned = rewards_of(labels, self.reward).sum()
         return earned / (len(labels) if example_count is None else example_count)

@@ -8,15 +8,18 @@ divided by the number in the *whole* batch: that is ``count``, and :func:`global
 import torch
 from torch import Tensor
 
+from kdlab.shapes import Float
+
 from .checks import check_count, check_mask
+from .types import Count, Loss, Mask, Reduction, Scalar
 
 
 def reduce(
-    losses: Tensor,
-    mask: Tensor | None = None,
-    reduction: str = "batchmean",
-    count: float | Tensor | None = None,
-) -> Tensor:
+    losses: Float[Tensor, "*positions"],
+    mask: Mask | None = None,
+    reduction: Reduction = "batchmean",
+    count: Count | None = None,
+) -> Loss:
     """Reduce one loss a distribution to what is asked for.
 
     Args:
@@ -52,7 +55,7 @@ def reduce(
     return losses.sum() / count
 
 
-def global_count(mask: Tensor) -> Tensor:
+def global_count(mask: Mask) -> Scalar:
     """The number to divide by so that micro-batches and ranks add up to the mean over the whole batch.
 
     Add it up over the micro-batches of a step and pass the sum as ``count`` to each of them, adding their gradients.

@@ -9,9 +9,12 @@ import torch  # noqa: F401 (the examples use it)
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdlab.shapes import Float
+
 from .checks import check_features
 from .features import unit
 from .softening import full_precision, without_autocast
+from .types import Scalar
 
 
 def _rows(student, teacher):
@@ -26,7 +29,7 @@ def _rows(student, teacher):
 
 
 @without_autocast
-def rkd_distance(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+def rkd_distance(student_features: Float[Tensor, "B ..."], teacher_features: Float[Tensor, "B ..."]) -> Scalar:
     r"""Distances between examples, relative to their mean.
 
     .. math:: \frac{1}{B^2}\sum_{i,j} h\Bigl(\frac{\|s_i - s_j\|}{\mu_S} - \frac{\|t_i - t_j\|}{\mu_T}\Bigr), \qquad
@@ -62,7 +65,7 @@ def _relative_distances(x):
 
 
 @without_autocast
-def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+def rkd_angle(student_features: Float[Tensor, "B ..."], teacher_features: Float[Tensor, "B ..."]) -> Scalar:
     r"""Angles that three examples form.
 
     .. math:: \frac{1}{B^3}\sum_{i,j,k} h\bigl(\cos\angle s_i s_j s_k - \cos\angle t_i t_j t_k\bigr), \qquad
@@ -87,7 +90,7 @@ def _angles(x):
 
 
 @without_autocast
-def similarity_preserving(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+def similarity_preserving(student_features: Float[Tensor, "B ..."], teacher_features: Float[Tensor, "B ..."]) -> Scalar:
     r"""Similarities of examples, row by row.
 
     .. math:: \frac{1}{B^2}\bigl\|\hat G_S - \hat G_T\bigr\|_F^2, \qquad G = X X^\top, \quad

@@ -8,9 +8,12 @@ result's type and the errors are those of :func:`~kdlab.objectives.divergences.f
 """
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from kdlab.shapes import Float
 
 from .checks import (
     _inspectable,
@@ -37,6 +40,7 @@ from .softening import (
     prepared_alone,
     said_axis,
 )
+from .types import Count, Labels, Logits, Loss, Mask, Probabilities, Reduction, Scalar, Temperature
 
 
 def _squared(temperature):
@@ -46,15 +50,15 @@ def _squared(temperature):
 
 
 def soft_targets(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
     *,
-    temperature=4.0,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
+    temperature: Temperature = 4.0,
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
     class_axis: int | None = None,
-) -> Tensor:
+) -> Loss:
     r"""The soft-target loss of knowledge distillation, with its factor :math:`T^2`.
 
     .. math:: T^2 \, D_{\mathrm{KL}}(p \,\|\, q), \qquad
@@ -76,15 +80,15 @@ def soft_targets(
 
 
 def cross_entropy(
-    student_logits: Tensor,
-    target: Tensor,
+    student_logits: Logits,
+    target: Labels | Probabilities,
     *,
-    temperature=1.0,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
+    temperature: Temperature = 1.0,
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
     class_axis: int | None = None,
-) -> Tensor:
+) -> Loss:
     r"""Cross-entropy with integer labels or with a target distribution.
 
     .. math:: -\sum_i p_i \log q_i, \qquad \frac{\partial}{\partial z_i} = \frac{q_i \sum_k p_k - p_i}{T}
@@ -124,18 +128,18 @@ def cross_entropy(
 
 
 def distillation_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    labels: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
+    labels: Labels | Probabilities,
     *,
-    temperature=4.0,
+    temperature: Temperature = 4.0,
     hard_weight: float | None = None,
     soft_weight: float | None = None,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
     class_axis: int | None = None,
-) -> Tensor:
+) -> Loss:
     r"""Hard labels and soft targets, weighted to sum to one.
 
     .. math:: L = w_{\text{hard}}\,\mathrm{CE}(y, q_{T=1}) + w_{\text{soft}}\,T^2 D_{\mathrm{KL}}(p \,\|\, q),
@@ -163,27 +167,28 @@ def distillation_loss(
     >>> distillation_loss(z, t, y, soft_weight=0.9) == distillation_loss(z, t, y, hard_weight=0.1)
     tensor(True)
     """
-    if (hard_weight is None) == (soft_weight is None):
+    given = hard_weight if soft_weight is None else soft_weight
+    if given is None or None not in (hard_weight, soft_weight):
         raise TypeError("give exactly one of hard_weight and soft_weight; the other is one minus it.")
-    check_fraction("a weight", hard_weight if soft_weight is None else soft_weight)
-    hard_weight = hard_weight if soft_weight is None else 1 - soft_weight
+    check_fraction("a weight", given)
+    hard_weight = given if soft_weight is None else 1 - given
     axis = said_axis(class_axis, student_logits, labels)
-    how = {"mask": mask, "count": count, "reduction": reduction, "class_axis": axis}
+    how: dict[str, Any] = {"mask": mask, "count": count, "reduction": reduction, "class_axis": axis}
     hard = cross_entropy(student_logits, labels, **how)
     soft = soft_targets(student_logits, teacher_logits, temperature=temperature, **how)
     return hard_weight * hard + (1 - hard_weight) * soft
 
 
 def logit_mse(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
     *,
     centred: bool = False,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
     class_axis: int | None = None,
-) -> Tensor:
+) -> Loss:
     r"""Logit matching: the mean squared difference of the logits.
 
     .. math:: \frac1N \sum_i (z_i - t_i)^2, \qquad \frac{\partial}{\partial z_i} = \frac{2 (z_i - t_i)}{N}
@@ -216,14 +221,14 @@ def logit_mse(
 
 
 def squared_error(
-    outputs: Tensor,
-    target: Tensor,
+    outputs: Float[Tensor, "*batch N"],
+    target: Float[Tensor, "*batch N"] | Float[Tensor, "*positions"],
     *,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
     class_axis: int | None = None,
-) -> Tensor:
+) -> Loss:
     r"""Regression: the mean squared difference of outputs and labels that are numbers.
 
     .. math:: \frac1N \sum_i (z_i - y_i)^2, \qquad \frac{\partial}{\partial z_i} = \frac{2 (z_i - y_i)}{N}
@@ -261,7 +266,7 @@ def squared_error(
     return reduce(difference.square().mean(-1), mask, reduction, count)
 
 
-def standardise(logits: Tensor, *, class_axis: int | None = None) -> Tensor:
+def standardise(logits: Logits, *, class_axis: int | None = None) -> Logits:
     r"""Logits with mean zero and standard deviation one, so that only their *shape* is matched, not their scale.
 
     .. math:: \frac{z_i - \bar z}{s(z)}, \qquad s^2 = \frac{1}{N-1}\sum_i (z_i - \bar z)^2
@@ -282,7 +287,7 @@ def standardise(logits: Tensor, *, class_axis: int | None = None) -> Tensor:
     return shaped if class_axis is None else shaped.movedim(-1, class_axis)
 
 
-def standardised(logits: Tensor) -> Tensor:
+def standardised(logits: Logits) -> Logits:
     """What :func:`standardise` computes, unchecked."""
     logits = full_precision(logits)
     shifted = logits - logits.detach().amax(-1, keepdim=True)  # exactly zero where all are equal
@@ -293,25 +298,25 @@ def standardised(logits: Tensor) -> Tensor:
         total = shifted.sum(-1, keepdim=True)
     centred = shifted - total / classes
     centred = centred if absent is None else centred.masked_fill(absent, 0.0)
-    others = classes - 1 if absent is None else (classes - 1).clamp(min=1)
+    others = classes - 1 if absent is None else torch.as_tensor(classes - 1).clamp(min=1)
     variance = centred.square().sum(-1, keepdim=True) / others
     shaped = centred / variance.where(variance > 0, 1.0).sqrt()
     return shaped if absent is None else shaped.masked_fill(absent, -torch.inf)
 
 
 def decoupled_kd(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    labels: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
+    labels: Labels,
     *,
     target_weight: float = 1.0,
     other_weight: float = 8.0,
-    temperature=4.0,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
+    temperature: Temperature = 4.0,
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
     class_axis: int | None = None,
-) -> Tensor:
+) -> Loss:
     r"""Decoupled distillation: how likely the true class is, and how the rest is spread, weighted apart.
 
     .. math:: T^2\Bigl[\alpha\, D_{\mathrm{KL}}\bigl((p_y, 1-p_y)\,\|\,(q_y, 1-q_y)\bigr)
@@ -362,15 +367,15 @@ def _decoupled(logits, labels, temperature):
 
 
 def dist_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
     *,
     inter_weight: float = 1.0,
     intra_weight: float = 1.0,
-    temperature=1.0,
-    mask: Tensor | None = None,
+    temperature: Temperature = 1.0,
+    mask: Mask | None = None,
     class_axis: int | None = None,
-) -> Tensor:
+) -> Scalar:
     r"""DIST: correlation in place of divergence, between classes and between examples.
 
     .. math:: T^2\Bigl[\beta\,\frac1B\sum_b \bigl(1 - \rho(p_{b\cdot}, q_{b\cdot})\bigr)
@@ -410,7 +415,7 @@ def dist_loss(
     return inter_weight * inter + intra_weight * squared * intra
 
 
-def dist(*logits, **options) -> Tensor:
+def dist(*logits: Any, **options: Any) -> Scalar:
     """The earlier name of :func:`dist_loss`, which is that of ``torch.distributed`` in most code of the field."""
     warnings.warn("kdlab.objectives.dist is dist_loss since 0.2.0, and ends with 0.4.0.", DeprecationWarning, stacklevel=2)
     return dist_loss(*logits, **options)
@@ -430,7 +435,7 @@ def _correlation(a, b, dim, weight=1.0):
     return ((a * b).sum(dim) / (a_norm * b_norm)).where(a_varies & b_varies, 0.0)
 
 
-def smooth_labels(labels: Tensor, num_classes: int, *, smoothing: float = 0.1) -> Tensor:
+def smooth_labels(labels: Labels | Probabilities, num_classes: int, *, smoothing: float = 0.1) -> Probabilities:
     r"""Label smoothing as a teacher: the distribution that it asks the student for.
 
     .. math:: p_i = (1 - \varepsilon)\,[i = y] + \frac{\varepsilon}{N}
@@ -466,13 +471,13 @@ def smooth_labels(labels: Tensor, num_classes: int, *, smoothing: float = 0.1) -
 
 
 def permute_dark_knowledge(
-    teacher_logits: Tensor,
-    labels: Tensor,
+    teacher_logits: Logits,
+    labels: Labels,
     *,
-    generator=None,
-    mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    mask: Mask | None = None,
     class_axis: int | None = None,
-) -> Tensor:
+) -> Logits:
     r"""The teacher's logits with those of the wrong classes shuffled within each example.
 
     The true class keeps its probability, and the wrong classes keep their values, at every temperature: what is
@@ -518,13 +523,13 @@ def _with_true_class(teacher_logits, labels, mask, class_axis):
 
 
 def spread_dark_knowledge(
-    teacher_logits: Tensor,
-    labels: Tensor,
+    teacher_logits: Logits,
+    labels: Labels,
     *,
-    temperature=1.0,
-    mask: Tensor | None = None,
+    temperature: Temperature = 1.0,
+    mask: Mask | None = None,
     class_axis: int | None = None,
-) -> Tensor:
+) -> Logits:
     r"""The teacher's logits with what it gives to wrong classes spread evenly over them.
 
     .. math:: t'_y = t_y, \qquad t'_j = T \log \frac{1}{N-1} \sum_{k \ne y} e^{t_k/T} \quad (j \ne y)

@@ -7,9 +7,12 @@ takes a number: ``Linear(1, 0) * CrossEntropy() + SoftTargets(temperature=Cosine
 import math
 from dataclasses import dataclass, fields, replace
 from numbers import Real
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from .types import Scalar, Temperature
 
 
 class Schedule:
@@ -18,15 +21,15 @@ class Schedule:
     def __call__(self, progress: float) -> float:
         raise NotImplementedError
 
-    def __mul__(self, factor):
+    def __mul__(self, factor: float) -> "Schedule":
         if not isinstance(factor, Real):
             return NotImplemented
         return self if factor == 1 else Scaled(self, float(factor))
 
     __rmul__ = __mul__
 
-    def __repr__(self):
-        return f"{type(self).__name__}({', '.join(f'{getattr(self, f.name)!r}' for f in fields(self))})"
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{getattr(self, f.name)!r}' for f in fields(self))})"  # pyrefly: ignore[bad-argument-type] each is a dataclass
 
 
 def _check_numbers(schedule, *values):
@@ -41,18 +44,18 @@ class Scaled(Schedule):
     schedule: Schedule
     factor: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_numbers(self, self.factor)
 
-    def __call__(self, progress):
+    def __call__(self, progress: float) -> float:
         return self.factor * self.schedule(progress)
 
-    def __mul__(self, factor):
+    def __mul__(self, factor: float) -> "Schedule":
         return replace(self, factor=self.factor * factor) if isinstance(factor, Real) else NotImplemented
 
     __rmul__ = __mul__
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{self.factor:.12g} * {self.schedule!r}"
 
 
@@ -66,10 +69,10 @@ class Constant(Schedule):
 
     value: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_numbers(self, self.value)
 
-    def __call__(self, progress):
+    def __call__(self, progress: float) -> float:
         return self.value
 
 
@@ -85,12 +88,12 @@ class Linear(Schedule):
     end: float
     until: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_numbers(self, self.start, self.end, self.until)
         if not 0 < self.until <= 1:
             raise ValueError(f"until is a part of the training, above 0 and at most 1, not {self.until!r}.")
 
-    def __call__(self, progress):
+    def __call__(self, progress: float) -> float:
         done = min(progress / self.until, 1.0)
         return self.start + (self.end - self.start) * done
 
@@ -103,7 +106,7 @@ class Cosine(Linear):
     (0.0, 0.1464, 1.0)
     """
 
-    def __call__(self, progress):
+    def __call__(self, progress: float) -> float:
         done = min(progress / self.until, 1.0)
         return self.start + (self.end - self.start) * (1 - math.cos(math.pi * done)) / 2
 
@@ -119,12 +122,12 @@ class Step(Schedule):
     start: float
     then: dict[float, float]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_numbers(self, self.start, *self.then, *self.then.values())
         if not all(0 <= part <= 1 for part in self.then):
             raise ValueError(f"Step takes parts of the training, from 0 to 1, not {[*self.then]}.")
 
-    def __call__(self, progress):
+    def __call__(self, progress: float) -> float:
         reached = [part for part in self.then if progress >= part]
         return self.then[max(reached)] if reached else self.start
 
@@ -151,7 +154,7 @@ class LearnedTemperature(nn.Module):
     11.0
     """
 
-    def __init__(self, minimum: float = 1.0, maximum: float = 21.0, strength=Cosine(0, 1, until=10 / 240)):
+    def __init__(self, minimum: float = 1.0, maximum: float = 21.0, strength: float | Schedule = Cosine(0, 1, until=10 / 240)) -> None:
         super().__init__()
         _check_numbers(self, minimum, maximum, at(strength, 0.0))
         if not 0 < minimum < maximum:
@@ -161,19 +164,24 @@ class LearnedTemperature(nn.Module):
         self.minimum, self.maximum, self.strength = minimum, maximum, strength
         self.theta = nn.Parameter(torch.zeros(()))
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         nn.init.zeros_(self.theta)
 
-    def forward(self, progress: float | None = None) -> Tensor:
+    def forward(self, progress: float | None = None) -> Scalar:
         # Its value is theta, and its derivative by theta −strength.
         theta = self.theta + (1 + at(self.strength, progress)) * (self.theta.detach() - self.theta)
         return self.minimum + (self.maximum - self.minimum) * torch.sigmoid(theta)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"LearnedTemperature({self.minimum:.12g}, {self.maximum:.12g}, {self.strength!r})"
 
 
-def at(value, progress: float | None):
+Weight = float | Schedule
+# A number, or what gives one for the part of the training that is done.
+Varying = Temperature | Schedule | LearnedTemperature
+
+
+def at(value: Any, progress: float | None) -> Any:
     """The value of a number, a schedule or a learned temperature when ``progress`` of the training is done.
 
     Raises:
@@ -183,8 +191,12 @@ def at(value, progress: float | None):
     >>> at(4, None), at(Linear(8, 1), 0.5)
     (4, 4.5)
     """
-    if isinstance(value, Schedule) and progress is None:
-        raise TypeError(f"{value!r} is a schedule: say how much of the training is done, progress=0 … 1.")
     if progress is not None and not 0 <= progress <= 1:
         raise ValueError(f"progress is the part of the training that is done, 0 … 1, not {progress!r}.")
-    return value(progress) if isinstance(value, (Schedule, LearnedTemperature)) else value
+    if isinstance(value, LearnedTemperature):
+        return value(progress)
+    if not isinstance(value, Schedule):
+        return value
+    if progress is None:
+        raise TypeError(f"{value!r} is a schedule: say how much of the training is done, progress=0 … 1.")
+    return value(progress)

@@ -6,25 +6,29 @@ mean over the tokens that count. What is left to do is here.
 
 import hashlib
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from kdlab.shapes import Float, Integer, Shaped
 
 from .checks import IGNORED, _inspectable, check_logits, check_tokens
 from .softening import full_precision, log_sum_exp
 from .sparse import SparseTargets
 from .terms import Objective, Term
-from .vocabulary import HeadLogits
+from .types import Count, Logits, Mask, Scalar
+from .vocabulary import AnyLogits, HeadLogits
 
 
 def next_token(
-    student_logits: Tensor,
-    teacher_logits: Tensor | None,
-    labels: Tensor,
+    student_logits: Float[Tensor, "B T N"] | HeadLogits,
+    teacher_logits: Float[Tensor, "B T M"] | HeadLogits | SparseTargets | None,
+    labels: Integer[Tensor, "B T"],
     *,
-    attention_mask: Tensor | None = None,
+    attention_mask: Shaped[Tensor, "B T"] | None = None,
     ignore_index: int = -100,
-) -> dict[str, Tensor | None]:
+) -> dict[str, Any]:
     """Put the logits of a causal language model beside the tokens that they predict.
 
     The logits at position :math:`t` predict the token at :math:`t + 1`, so the last logits and the first label have no
@@ -73,8 +77,8 @@ def next_token(
 
 
 def restrict_vocabulary(
-    logits: Tensor | HeadLogits | SparseTargets, tokens: Tensor, *, rest: bool = False
-) -> Tensor | HeadLogits | SparseTargets:
+    logits: AnyLogits, tokens: Integer[Tensor, "*some k"], *, rest: bool = False
+) -> Float[Tensor, "*batch chosen"] | HeadLogits | SparseTargets:
     r"""Logits over chosen tokens: for vocabularies that share some tokens, or a teacher of whom only the top k are known.
 
     Without ``rest`` the softmax becomes the distribution *given* that one of the chosen tokens comes. With ``rest``, one
@@ -117,7 +121,8 @@ def restrict_vocabulary(
             raise TypeError(
                 f"{type(logits).__name__} are restricted to tokens of shape (k,), without a rest: give logits, as HeadLogits.dense() does."
             )
-        return (_restricted_head if isinstance(logits, HeadLogits) else _restricted_targets)(logits, tokens.long())
+        tokens = tokens.long()
+        return _restricted_head(logits, tokens) if isinstance(logits, HeadLogits) else _restricted_targets(logits, tokens)
     check_logits("logits", logits)
     check_tokens(tokens, logits)
     index = tokens.long().expand(*logits.shape[:-1], tokens.shape[-1])
@@ -152,7 +157,14 @@ class SharedVocabulary(Term):
     tensor(0.)
     """
 
-    def __init__(self, term: Term, tokens: Tensor, teacher_tokens: Tensor | None = None, *, rest: bool = False):
+    def __init__(
+        self,
+        term: Term,
+        tokens: Integer[Tensor, " k"],
+        teacher_tokens: Integer[Tensor, " k"] | None = None,
+        *,
+        rest: bool = False,
+    ) -> None:
         super().__init__()
         if not isinstance(term, Term) or term.student_layers or "labels" in Objective([(1.0, term)])._needed[0]:
             raise TypeError(f"SharedVocabulary takes a term of logits, which looks at neither labels nor layers, not {term!r}.")
@@ -164,11 +176,21 @@ class SharedVocabulary(Term):
         self.register_buffer("teacher_tokens", teacher_tokens, persistent=False)
         self.needs_teacher, self.needs_whole_batch_of = term.needs_teacher, term.needs_whole_batch_of
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         which = hashlib.sha256(repr([self.tokens.tolist(), self.teacher_tokens.tolist()]).encode()).hexdigest()[:12]
         return f"{self.inner!r}, {len(self.tokens)} tokens {which}{', rest=True' if self.rest else ''}"
 
-    def forward(self, *, student_logits, teacher_logits=None, labels=None, mask=None, count=None, progress=None, **_):
+    def forward(
+        self,
+        *,
+        student_logits: Logits,
+        teacher_logits: Float[Tensor, "*batch M"] | SparseTargets | None = None,
+        labels: Tensor | None = None,
+        mask: Mask | None = None,
+        count: Count | None = None,
+        progress: float | None = None,
+        **_: Any,
+    ) -> Scalar:
         seen = {
             "student_logits": restrict_vocabulary(student_logits, self.tokens, rest=self.rest),
             "teacher_logits": None if teacher_logits is None else restrict_vocabulary(teacher_logits, self.teacher_tokens, rest=self.rest),

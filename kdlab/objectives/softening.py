@@ -1,14 +1,22 @@
 r"""Temperature: from logits to softened probabilities."""
 
 import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from kdlab.shapes import Float, Shaped
+
 from .checks import _inspectable, check_logits, check_mask, check_same_shape, check_temperature
+from .types import Logits, Mask, Probabilities, Temperature
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
-def log_soften(logits: Tensor, temperature=1.0, *, class_axis: int | None = None) -> Tensor:
+def log_soften(logits: Logits, temperature: Temperature = 1.0, *, class_axis: int | None = None) -> Logits:
     r"""Log-probabilities at a temperature.
 
     .. math:: \log q_i = \frac{z_i}{T} - \log \sum_k e^{z_k/T}
@@ -43,13 +51,13 @@ def log_soften(logits: Tensor, temperature=1.0, *, class_axis: int | None = None
     return log_q if class_axis is None else log_q.movedim(-1, class_axis)
 
 
-def log_softmax(logits, temperature):
+def log_softmax(logits: Logits, temperature: Temperature) -> Logits:
     """What :func:`log_soften` computes, unchecked, and of a single class too."""
     logits = full_precision(logits)
     return torch.log_softmax((logits - logits.detach().amax(-1, keepdim=True)) / temperature, dim=-1)
 
 
-def log_sum_exp(x: Tensor) -> Tensor:
+def log_sum_exp(x: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch 1"]:
     """log Σ exp along the last axis, which stays; −∞ with gradient zero where all are −∞."""
     total = x.logsumexp(-1, keepdim=True)
     if _inspectable(total) and torch.isfinite(total).all():
@@ -58,19 +66,19 @@ def log_sum_exp(x: Tensor) -> Tensor:
     return x.masked_fill(none, 0.0).logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
 
 
-def full_precision(x: Tensor) -> Tensor:
+def full_precision(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """Half precision as float32, everything else as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def without_autocast(function):
+def without_autocast(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """A function that computes in the precision of what it is given, whatever ``torch.autocast`` says around it.
 
     Under autocast, matrix products are made in half precision, of float32 too.
     """
 
     @functools.wraps(function)
-    def computed(*args, **kwargs):
+    def computed(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         for kind in ("cuda", "cpu", "xpu", "mps"):
             if torch.is_autocast_enabled(kind):
                 with torch.autocast(kind, enabled=False):
@@ -80,7 +88,7 @@ def without_autocast(function):
     return computed
 
 
-def classes_last(class_axis: int | None, logits: Tensor, *others, fits: Tensor | None = None) -> tuple:
+def classes_last(class_axis: int | None, logits: Any, *others: Any, fits: Any = None) -> tuple[Any, ...]:
     """Logits, and what else has their axes, with the classes in the last.
 
     Args:
@@ -109,7 +117,7 @@ def classes_last(class_axis: int | None, logits: Tensor, *others, fits: Tensor |
     )
 
 
-def said_axis(class_axis: int | None, logits: Tensor, labels: Tensor | None) -> int | None:
+def said_axis(class_axis: int | None, logits: Any, labels: Any) -> int | None:
     """The last axis, where nothing is said and class indices fit the other axes, and these alone."""
     if class_axis is None and isinstance(labels, Tensor) and isinstance(logits, Tensor) and logits.ndim > 3:
         beside_the_last = labels.shape == logits.shape[:-1] != (logits.shape[0], *logits.shape[2:])
@@ -117,7 +125,7 @@ def said_axis(class_axis: int | None, logits: Tensor, labels: Tensor | None) -> 
     return class_axis
 
 
-def counted_rows(x: Tensor, mask: Tensor | None, harmless: bool = False) -> Tensor:
+def counted_rows(x: Shaped[Tensor, "*batch N"], mask: Mask | None, harmless: bool = False) -> Shaped[Tensor, "*batch N"]:
     """Zeros where ``mask`` is False, so that what stands there reaches neither value nor gradient.
 
     A product of zero and NaN is NaN: what does not count is taken out before anything is computed, and not after. Where it is
@@ -127,15 +135,15 @@ def counted_rows(x: Tensor, mask: Tensor | None, harmless: bool = False) -> Tens
 
 
 def prepared(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    temperature=1.0,
+    student_logits: Logits,
+    teacher_logits: Logits,
+    temperature: Temperature = 1.0,
     *,
-    mask: Tensor | None = None,
+    mask: Mask | None = None,
     class_axis: int | None = None,
-    fits: Tensor | None = None,
+    fits: Any = None,
     at_least: int = 2,
-) -> tuple[Tensor, Tensor, float | Tensor]:
+) -> tuple[Logits, Logits, Temperature]:
     """Logits of student and teacher and a temperature, as every loss computes with them.
 
     They are checked, of ``at_least`` so many classes, which are in the last axis; what does not count is zero (of a temperature, one).
@@ -150,14 +158,14 @@ def prepared(
 
 
 def prepared_alone(
-    student_logits: Tensor,
-    temperature=1.0,
+    student_logits: Logits,
+    temperature: Temperature = 1.0,
     *,
-    mask: Tensor | None = None,
+    mask: Mask | None = None,
     class_axis: int | None = None,
-    fits: Tensor | None = None,
+    fits: Any = None,
     at_least: int = 2,
-) -> tuple[Tensor, float | Tensor]:
+) -> tuple[Logits, Temperature]:
     """The same without a teacher."""
     student, temperature = classes_last(
         class_axis, student_logits, temperature, fits=mask if fits is None else fits
@@ -179,7 +187,7 @@ def _counted_temperature(temperature, logits, mask):
     return temperature
 
 
-def soften(logits: Tensor, temperature=1.0, *, class_axis: int | None = None) -> Tensor:
+def soften(logits: Logits, temperature: Temperature = 1.0, *, class_axis: int | None = None) -> Probabilities:
     r"""Probabilities at a temperature.
 
     .. math:: q_i = \frac{e^{z_i/T}}{\sum_k e^{z_k/T}}
@@ -197,7 +205,9 @@ def soften(logits: Tensor, temperature=1.0, *, class_axis: int | None = None) ->
     return log_soften(logits, temperature, class_axis=class_axis).exp()
 
 
-def entropy(logits: Tensor, temperature=1.0, *, class_axis: int | None = None) -> Tensor:
+def entropy(
+    logits: Logits, temperature: Temperature = 1.0, *, class_axis: int | None = None
+) -> Float[Tensor, "*positions"]:
     r"""Entropy of the softened distribution, in nats.
 
     .. math:: H = -\sum_i q_i \log q_i \in [0, \log N]

@@ -12,13 +12,17 @@ Source: Anshumann et al. (2025), Sparse logit sampling, sections 2 to 4.
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdlab.shapes import Bool, Float, Integer
+
 from .checks import _inspectable, check_infinite, check_mask
 from .reduction import reduce
 from .softening import counted_rows, full_precision, log_softmax, log_sum_exp, prepared_alone
+from .types import Count, Logits, Loss, Mask, Reduction
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float64, torch.float32)
 
@@ -41,12 +45,12 @@ class SparseTargets:
         ValueError: for shapes that differ, what is no such distribution, tokens out of range, or a rest of which there is none.
     """
 
-    tokens: Tensor
-    probabilities: Tensor
+    tokens: Integer[Tensor, "*batch K"]
+    probabilities: Float[Tensor, "*batch K"]
     vocabulary: int
     rest: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, known in (("tokens", (torch.int32, torch.int64)), ("probabilities", FLOATS)):
             given = getattr(self, name)
             if not isinstance(given, Tensor) or given.dtype not in known:
@@ -88,7 +92,13 @@ class SparseTargets:
 
     @classmethod
     def from_log_probabilities(
-        cls, tokens: Tensor, log_probabilities: Tensor, vocabulary: int, *, rest: bool = True, mask: Tensor | None = None
+        cls,
+        tokens: Integer[Tensor, "*batch K"],
+        log_probabilities: Float[Tensor, "*batch K"],
+        vocabulary: int,
+        *,
+        rest: bool = True,
+        mask: Bool[Tensor, "*batch"] | None = None,
     ) -> "SparseTargets":
         r"""What a server gives of a teacher: the k likeliest tokens of each position, and their log-probabilities.
 
@@ -156,7 +166,7 @@ class SparseTargets:
     def detach(self) -> "SparseTargets":
         return self._with(probabilities=self.probabilities.detach())
 
-    def __getitem__(self, index) -> "SparseTargets":
+    def __getitem__(self, index: Any) -> "SparseTargets":
         return self._with(tokens=self.tokens[index], probabilities=self.probabilities[index])
 
     def flatten(self) -> "SparseTargets":
@@ -165,20 +175,20 @@ class SparseTargets:
             tokens=self.tokens.flatten(0, -2), probabilities=self.probabilities.flatten(0, -2)
         )
 
-    def dense(self) -> Tensor:
+    def dense(self) -> Float[Tensor, "*batch N"]:
         r""":math:`\hat p` over the whole vocabulary, without the rest, shape ``(..., V)``."""
         full = self.probabilities.new_zeros(self.shape)
         return full.scatter_add_(-1, self.tokens, self.probabilities)
 
 
 def sparse_forward_kl(
-    student_logits: Tensor,
+    student_logits: Logits,
     targets: SparseTargets,
     *,
-    mask: Tensor | None = None,
-    count=None,
-    reduction: str = "batchmean",
-) -> Tensor:
+    mask: Mask | None = None,
+    count: Count | None = None,
+    reduction: Reduction = "batchmean",
+) -> Loss:
     r"""Forward KL from what is kept of the teacher, all that is not kept being one class.
 
     .. math:: \sum_{i \in S} \hat p_i \log\frac{\hat p_i}{q_i} + r \log\frac{r}{1 - \sum_S q_i}, \qquad
@@ -212,7 +222,7 @@ def sparse_forward_kl(
     return reduce(losses, mask, reduction, count)
 
 
-def check_targets(student_logits, targets) -> None:
+def check_targets(student_logits: Any, targets: object) -> None:
     if not isinstance(targets, SparseTargets):
         raise TypeError(
             f"the targets are SparseTargets, such as a TeacherCache gives, not {type(targets).__name__}."
@@ -226,7 +236,7 @@ def check_targets(student_logits, targets) -> None:
         )
 
 
-def counted_targets(targets: SparseTargets, mask: Tensor | None = None) -> SparseTargets:
+def counted_targets(targets: SparseTargets, mask: Mask | None = None) -> SparseTargets:
     """Nothing where ``mask`` is False, so that what stands there has no influence.
 
     Raises:
@@ -253,7 +263,7 @@ def _close(p: Tensor) -> float:
     return max(1e-3, torch.finfo(p.dtype).eps)
 
 
-def sparse_losses(log_q: Tensor, targets: SparseTargets) -> Tensor:
+def sparse_losses(log_q: Float[Tensor, "*batch N"], targets: SparseTargets) -> Float[Tensor, "*batch"]:
     """The divergence of each token, from the student's log-probabilities."""
     kept = targets.probabilities.to(log_q.dtype)
     merged = _merged(targets.tokens, kept)
@@ -268,7 +278,9 @@ def sparse_losses(log_q: Tensor, targets: SparseTargets) -> Tensor:
     return losses
 
 
-def sparse_slope(log_q: Tensor, q: Tensor, targets: SparseTargets) -> Tensor:
+def sparse_slope(
+    log_q: Float[Tensor, "*batch N"], q: Float[Tensor, "*batch N"], targets: SparseTargets
+) -> Float[Tensor, "*batch N"]:
     """The gradient of each token's divergence by its logits."""
     kept = targets.probabilities.to(q.dtype)
     if not targets.rest:
@@ -288,7 +300,7 @@ def _named(targets: SparseTargets, kept: Tensor) -> tuple[Tensor, Tensor]:
     return targets.tokens.where(named, likeliest), named.any(-1, keepdim=True)
 
 
-def log_remaining(log_q: Tensor, tokens: Tensor) -> Tensor:
+def log_remaining(log_q: Float[Tensor, "*batch N"], tokens: Integer[Tensor, "*batch K"]) -> Float[Tensor, "*batch 1"]:
     """log(1 − Σ_S q), shape ``(..., 1)``; summed up from the others, so that a sure student's has all its digits."""
     return log_sum_exp(log_q.scatter(-1, tokens, -torch.inf))
 

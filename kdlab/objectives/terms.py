@@ -9,10 +9,14 @@ A weight or a temperature may be a schedule (:mod:`~kdlab.objectives.schedules`)
 import copy
 import inspect
 import math
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from kdlab.shapes import Float
 
 from . import divergences, response, vocabulary
 from .checks import (
@@ -26,10 +30,11 @@ from .checks import (
     check_weight,
     counted_labels,
 )
-from .schedules import Schedule, at
+from .schedules import Schedule, Varying, Weight, at
 from .softening import classes_last, prepared, said_axis, without_autocast
 from .sparse import SparseTargets, check_targets, sparse_forward_kl
-from .vocabulary import HeadLogits, TokenLogits, by_autograd
+from .types import Count, Labels, Logits, Loss, Mask, Probabilities, Scalar
+from .vocabulary import HeadLogits, LossAndSlope, TokenLogits, by_autograd
 
 #: What a training step has to offer. ``mask`` is True where a position of the logits counts, ``hidden_mask`` where one of
 #: the hidden states does; ``count``, ``hidden_count`` and ``example_count`` are what means over them and over examples divide
@@ -70,7 +75,7 @@ class Objective(nn.Module):
     {'CrossEntropy': 0.6931, 'SoftTargets': 0.0}
     """
 
-    def __init__(self, weighted_terms):
+    def __init__(self, weighted_terms: Sequence[tuple[Weight, "Term"]]) -> None:
         super().__init__()
         for weight, _ in weighted_terms:
             if not isinstance(weight, Schedule) and not (isinstance(weight, Real) and math.isfinite(weight)):
@@ -78,7 +83,7 @@ class Objective(nn.Module):
                     f"the weight of a term must be a finite number or a schedule, not {weight!r}."
                 )
         self.weights = tuple(weight for weight, _ in weighted_terms)
-        self.terms = nn.ModuleList(term for _, term in weighted_terms)
+        self.terms: Sequence[Term] = nn.ModuleList(term for _, term in weighted_terms)  # pyrefly: ignore[bad-assignment] of terms alone
         kinds = [term.name or type(term).__name__ for term in self.terms]
         self.names = tuple(
             kind if kinds.count(kind) == 1 else f"{kind}_{kinds[: i + 1].count(kind)}"
@@ -107,7 +112,7 @@ class Objective(nn.Module):
         """The layers of the teacher that the terms look at."""
         return tuple(dict.fromkeys(layer for term in self.terms for layer in term.teacher_layers))
 
-    def forward(self, *unnamed, **seen) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, *unnamed: object, **seen: Any) -> tuple[Scalar, dict[str, Scalar]]:
         if unnamed:
             raise TypeError("give each thing by its name: student_logits=…, teacher_logits=…, labels=….")
         if unknown := seen.keys() - self._accepted:
@@ -146,14 +151,15 @@ class Objective(nn.Module):
             values[name] = term(**seen)
             if not isinstance(values[name], Tensor) or values[name].ndim:
                 raise ValueError(f"a term gives one number, a tensor without axes, and {name} does not.")
-        total = sum(weights[name] * value for name, value in values.items())
+        total: Any = sum(weights[name] * value for name, value in values.items())
         if by_token:
             together, means = self._in_chunks(by_token, weights, **seen)
             total = total + together
             values = {name: {**values, **means}[name] for name in self.names}
         for name, term in zip(self.names, self.terms, strict=True):
-            if not isinstance(getattr(term, "temperature", 0), Real):
-                values[f"{name}.temperature"] = torch.as_tensor(at(term.temperature, progress)).detach()
+            temperature: Any = getattr(term, "temperature", 0)
+            if not isinstance(temperature, Real):
+                values[f"{name}.temperature"] = torch.as_tensor(at(temperature, progress)).detach()
         return total, values
 
     def _in_chunks(
@@ -189,8 +195,8 @@ class Objective(nn.Module):
         )
 
     def gradient_norms(
-        self, values: dict[str, Tensor], wrt, progress: float | None = None
-    ) -> dict[str, Tensor]:
+        self, values: dict[str, Scalar], wrt: Iterable[Tensor], progress: float | None = None
+    ) -> dict[str, Scalar]:
         """The norm of each weighted term's gradient: which of them moves the student.
 
         Args:
@@ -248,24 +254,24 @@ class Objective(nn.Module):
         copied.reset_parameters()
         return copied
 
-    def __add__(self, other):
+    def __add__(self, other: "Term | Objective") -> "Objective":
         if not isinstance(other, (Term, Objective)):
             return NotImplemented
         return Objective([*_weighted(self), *_weighted(other)])
 
-    def __mul__(self, factor):
+    def __mul__(self, factor: Weight) -> "Objective":
         if not isinstance(factor, (Real, Schedule)):
             return NotImplemented
         if isinstance(factor, Schedule) and any(isinstance(weight, Schedule) for weight in self.weights):
             raise TypeError("a weight that is a schedule already cannot be multiplied by another schedule.")
-        return Objective([(factor * weight, term) for weight, term in _weighted(self)])
+        return Objective([(factor * weight, term) for weight, term in _weighted(self)])  # pyrefly: ignore[unsupported-operation]
 
     __rmul__ = __mul__
 
-    def __radd__(self, zero):  # so that sum() works
+    def __radd__(self, zero: int) -> "Objective":  # so that sum() works
         return self if zero == 0 else NotImplemented
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return " + ".join(f"{_shown(weight)} * {term!r}" for weight, term in _weighted(self))
 
 
@@ -284,7 +290,7 @@ def _learned(labels, logits):
     return None if _inspectable(learned) and learned.all() else learned
 
 
-def _weighted(part):
+def _weighted(part: "Term | Objective") -> "list[tuple[Weight, Term]]":
     return list(zip(part.weights, part.terms, strict=True)) if isinstance(part, Objective) else [(1.0, part)]
 
 
@@ -317,13 +323,13 @@ class Term(nn.Module):
     #: Of which data, ``"images"`` or ``"texts"``, it needs each batch as a whole: what it says of parts does not add up.
     needs_whole_batch_of: tuple[str, ...] = ()
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def check_rewrite(self, rewrite) -> None:
+    def check_rewrite(self, rewrite: object) -> None:
         """That it can learn from what ``rewrite`` makes of each batch; raises ValueError if not. Most terms learn from anything."""
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.__init__ is not Term.__init__ and cls.extra_repr is nn.Module.extra_repr:
             raise TypeError(
@@ -335,7 +341,7 @@ class Term(nn.Module):
         if "forward" in own:
             cls.forward = without_autocast(cls.forward)
 
-    def on_tokens(self, tokens: TokenLogits) -> tuple[Tensor, Tensor]:
+    def on_tokens(self, tokens: TokenLogits) -> LossAndSlope:
         """What each of some tokens loses, shape ``(n,)`` or their sum, and the gradient of the sum by their logits, ``(n, V)``.
 
         For :class:`~kdlab.objectives.vocabulary.HeadLogits`. A term that is a sum over tokens divided by ``count`` may say
@@ -361,18 +367,18 @@ class Term(nn.Module):
         self.name = name
         return self
 
-    def __add__(self, other):
+    def __add__(self, other: "Term | Objective") -> "Objective":
         return Objective(_weighted(self)) + other
 
-    def __radd__(self, zero):
+    def __radd__(self, zero: int) -> "Objective":
         return Objective(_weighted(self)) if zero == 0 else NotImplemented
 
-    def __mul__(self, weight):
+    def __mul__(self, weight: Weight) -> "Objective":
         return Objective(_weighted(self)) * weight
 
     __rmul__ = __mul__
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         name = "" if self.name is None else f".named({self.name!r})"
         return f"{type(self).__name__}({self.extra_repr()}){name}"
 
@@ -387,24 +393,32 @@ class _OfLabels(Term):
 
     needs_teacher = False
 
-    def __init__(self, class_axis: int | None = None):
+    def __init__(self, class_axis: int | None = None) -> None:
         super().__init__()
         self.class_axis = class_axis
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return _options(class_axis=self.class_axis)
 
 
 class CrossEntropy(_OfLabels):
     """Labels at temperature one, class indices or probabilities: :func:`~kdlab.objectives.response.cross_entropy`."""
 
-    def forward(self, *, student_logits, labels, mask=None, count=None, **_):
+    def forward(
+        self,
+        *,
+        student_logits: Logits,
+        labels: Labels | Probabilities,
+        mask: Mask | None = None,
+        count: Count | None = None,
+        **_: Any,
+    ) -> Scalar:
         return response.cross_entropy(
             student_logits, labels, mask=mask, count=count, class_axis=self.class_axis
         )
 
-    def on_tokens(self, tokens):
-        return vocabulary.cross_entropy(tokens.at(1.0), tokens.labels)
+    def on_tokens(self, tokens: TokenLogits) -> LossAndSlope:
+        return vocabulary.cross_entropy(tokens.at(1.0), tokens.labels)  # pyrefly: ignore[bad-argument-type]
 
 
 class SmoothedLabels(Term):
@@ -412,15 +426,23 @@ class SmoothedLabels(Term):
 
     needs_teacher = False
 
-    def __init__(self, smoothing: float = 0.1, class_axis: int | None = None):
+    def __init__(self, smoothing: float = 0.1, class_axis: int | None = None) -> None:
         super().__init__()
         check_fraction("smoothing", smoothing)
         self.smoothing, self.class_axis = smoothing, class_axis
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return _options(smoothing=self.smoothing, class_axis=self.class_axis)
 
-    def forward(self, *, student_logits, labels, mask=None, count=None, **_):
+    def forward(
+        self,
+        *,
+        student_logits: Logits,
+        labels: Labels | Probabilities,
+        mask: Mask | None = None,
+        count: Count | None = None,
+        **_: Any,
+    ) -> Scalar:
         soft = _soft(labels)
         student, labels = classes_last(self.class_axis, student_logits, labels, fits=mask if soft else labels)
         if soft:
@@ -438,22 +460,23 @@ class SmoothedLabels(Term):
             target = (1 - self.smoothing) * hard + self.smoothing * even
         return response.cross_entropy(student, target, mask=mask, count=count, class_axis=-1)
 
-    def on_tokens(self, tokens):
-        return vocabulary.cross_entropy(tokens.at(1.0), tokens.labels, self.smoothing)
+    def on_tokens(self, tokens: TokenLogits) -> LossAndSlope:
+        return vocabulary.cross_entropy(tokens.at(1.0), tokens.labels, self.smoothing)  # pyrefly: ignore[bad-argument-type]
 
 
 class _Softened(Term):
     """A term that is a function of both logits, its options, and a temperature; ``closed_form`` is the same on tokens."""
 
-    function = closed_form = None
+    function: Callable[..., Tensor]
+    closed_form: Callable[..., LossAndSlope]
 
-    def __init__(self, temperature=1.0, class_axis: int | None = None, *, options=None):
+    def __init__(self, temperature: Varying = 1.0, class_axis: int | None = None, *, options: dict[str, Any] | None = None) -> None:
         super().__init__()
         for percent in range(101):
             check_temperature(at(temperature, percent / 100))
         self.temperature, self.class_axis, self.options = temperature, class_axis, options or {}
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return _options(**self.options, temperature=self.temperature, class_axis=self.class_axis)
 
     def _how(self, mask, count, progress, class_axis):
@@ -461,12 +484,20 @@ class _Softened(Term):
         return {"temperature": temperature, "mask": mask, "count": count, "class_axis": class_axis}
 
     def forward(
-        self, *, student_logits, teacher_logits, labels=None, mask=None, count=None, progress=None, **_
-    ):
+        self,
+        *,
+        student_logits: Logits,
+        teacher_logits: Logits,
+        labels: Tensor | None = None,
+        mask: Mask | None = None,
+        count: Count | None = None,
+        progress: float | None = None,
+        **_: Any,
+    ) -> Scalar:
         how = self._how(mask, count, progress, said_axis(self.class_axis, student_logits, labels))
         return type(self).function(student_logits, teacher_logits.detach(), **self.options, **how)
 
-    def on_tokens(self, tokens):
+    def on_tokens(self, tokens: TokenLogits) -> LossAndSlope:
         temperature = at(self.temperature, tokens.progress)
         return type(self).closed_form(tokens.at(temperature), **self.options)
 
@@ -491,7 +522,7 @@ class SkewedForwardKL(_Softened):
     function = divergences.skewed_forward_kl
     closed_form = vocabulary.skewed_forward_kl
 
-    def __init__(self, skew: float = 0.1, temperature=1.0, class_axis: int | None = None):
+    def __init__(self, skew: float = 0.1, temperature: Varying = 1.0, class_axis: int | None = None) -> None:
         check_fraction("skew", skew)
         super().__init__(temperature, class_axis, options={"skew": skew})
 
@@ -502,7 +533,7 @@ class SkewedReverseKL(_Softened):
     function = divergences.skewed_reverse_kl
     closed_form = vocabulary.skewed_reverse_kl
 
-    def __init__(self, skew: float = 0.1, temperature=1.0, class_axis: int | None = None):
+    def __init__(self, skew: float = 0.1, temperature: Varying = 1.0, class_axis: int | None = None) -> None:
         check_fraction("skew", skew)
         super().__init__(temperature, class_axis, options={"skew": skew})
 
@@ -514,8 +545,8 @@ class GeneralisedJSD(_Softened):
     closed_form = vocabulary.generalised_jsd
 
     def __init__(
-        self, beta: float = 0.5, scaled: bool = False, temperature=1.0, class_axis: int | None = None
-    ):
+        self, beta: float = 0.5, scaled: bool = False, temperature: Varying = 1.0, class_axis: int | None = None
+    ) -> None:
         check_fraction("beta", beta)
         super().__init__(temperature, class_axis, options={"beta": beta, "scaled": scaled})
 
@@ -541,11 +572,11 @@ class SoftTargets(_Softened):
     (:func:`~kdlab.objectives.response.standardise`).
     """
 
-    def __init__(self, temperature=4.0, standardised: bool = False, class_axis: int | None = None):
+    def __init__(self, temperature: Varying = 4.0, standardised: bool = False, class_axis: int | None = None) -> None:
         super().__init__(temperature, class_axis, options={"standardised": True} if standardised else {})
 
     @staticmethod
-    def function(student_logits, teacher_logits, *, standardised=False, **how):
+    def function(student_logits: Logits, teacher_logits: Logits, *, standardised: bool = False, **how: Any) -> Loss:
         if not standardised:
             return response.soft_targets(student_logits, teacher_logits, **how)
         as_said = {name: how.pop(name, None) for name in ("mask", "class_axis")}
@@ -555,19 +586,27 @@ class SoftTargets(_Softened):
 
     closed_form = vocabulary.soft_targets
 
-    def on_tokens(self, tokens):
+    def on_tokens(self, tokens: TokenLogits) -> LossAndSlope:
         return by_autograd(self, tokens) if self.options else super().on_tokens(tokens)
 
 
 class SparseForwardKL(Term):
     """Forward KL from what a cache keeps of the teacher: :func:`~kdlab.objectives.sparse.sparse_forward_kl`."""
 
-    def forward(self, *, student_logits, teacher_logits, mask=None, count=None, **_):
+    def forward(
+        self,
+        *,
+        student_logits: Logits,
+        teacher_logits: SparseTargets,
+        mask: Mask | None = None,
+        count: Count | None = None,
+        **_: Any,
+    ) -> Scalar:
         return sparse_forward_kl(student_logits, teacher_logits.detach(), mask=mask, count=count)
 
-    def on_tokens(self, tokens):
+    def on_tokens(self, tokens: TokenLogits) -> LossAndSlope:
         check_targets(tokens.student, tokens.teacher)
-        return vocabulary.sparse_forward_kl(tokens.at(1.0), tokens.teacher)
+        return vocabulary.sparse_forward_kl(tokens.at(1.0), tokens.teacher)  # pyrefly: ignore[bad-argument-type]
 
 
 class HardTargets(Term):
@@ -580,17 +619,26 @@ class HardTargets(Term):
         super().__init__()
         self.class_axis = class_axis
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return _options(class_axis=self.class_axis)
 
-    def forward(self, *, student_logits, teacher_logits, labels=None, mask=None, count=None, **_):
+    def forward(
+        self,
+        *,
+        student_logits: Logits,
+        teacher_logits: Logits,
+        labels: Tensor | None = None,
+        mask: Mask | None = None,
+        count: Count | None = None,
+        **_: Any,
+    ) -> Scalar:
         class_axis = said_axis(self.class_axis, student_logits, labels)
         student, teacher = classes_last(class_axis, student_logits, teacher_logits, fits=mask)
         check_same_shape(student, teacher, mask)
         return response.cross_entropy(student, teacher.argmax(-1), mask=mask, count=count, class_axis=-1)
 
-    def on_tokens(self, tokens):
-        return vocabulary.cross_entropy(tokens.at(1.0), tokens.teacher.argmax(-1))
+    def on_tokens(self, tokens: TokenLogits) -> LossAndSlope:
+        return vocabulary.cross_entropy(tokens.at(1.0), tokens.teacher.argmax(-1))  # pyrefly: ignore[missing-attribute]
 
 
 class LogitMSE(Term):
@@ -598,14 +646,23 @@ class LogitMSE(Term):
 
     on_tokens = by_autograd
 
-    def __init__(self, centred: bool = False, class_axis: int | None = None):
+    def __init__(self, centred: bool = False, class_axis: int | None = None) -> None:
         super().__init__()
         self.centred, self.class_axis = centred, class_axis
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return _options(centred=self.centred, class_axis=self.class_axis)
 
-    def forward(self, *, student_logits, teacher_logits, labels=None, mask=None, count=None, **_):
+    def forward(
+        self,
+        *,
+        student_logits: Logits,
+        teacher_logits: Logits,
+        labels: Tensor | None = None,
+        mask: Mask | None = None,
+        count: Count | None = None,
+        **_: Any,
+    ) -> Scalar:
         how = {"mask": mask, "count": count, "class_axis": said_axis(self.class_axis, student_logits, labels)}
         return response.logit_mse(student_logits, teacher_logits.detach(), centred=self.centred, **how)
 
@@ -616,7 +673,15 @@ class SquaredError(_OfLabels):
     Beside it, :class:`LogitMSE` matches the outputs of a teacher, of one output too.
     """
 
-    def forward(self, *, student_logits, labels, mask=None, count=None, **_):
+    def forward(
+        self,
+        *,
+        student_logits: Logits,
+        labels: Float[Tensor, "*batch N"] | Float[Tensor, "*positions"],
+        mask: Mask | None = None,
+        count: Count | None = None,
+        **_: Any,
+    ) -> Scalar:
         return response.squared_error(student_logits, labels, class_axis=self.class_axis, mask=mask, count=count)
 
 
@@ -629,15 +694,25 @@ class DecoupledKD(_Softened):
         self,
         target_weight: float = 1.0,
         other_weight: float = 8.0,
-        temperature=4.0,
+        temperature: Varying = 4.0,
         class_axis: int | None = None,
-    ):
+    ) -> None:
         check_weight("target_weight", target_weight)
         check_weight("other_weight", other_weight)
         options = {"target_weight": target_weight, "other_weight": other_weight}
         super().__init__(temperature, class_axis, options=options)
 
-    def forward(self, *, student_logits, teacher_logits, labels, mask=None, count=None, progress=None, **_):
+    def forward(  # pyrefly: ignore[bad-override] it needs labels
+        self,
+        *,
+        student_logits: Logits,
+        teacher_logits: Logits,
+        labels: Labels | Probabilities,
+        mask: Mask | None = None,
+        count: Count | None = None,
+        progress: float | None = None,
+        **_: Any,
+    ) -> Scalar:
         check_indices(labels, "DecoupledKD")
         how = self._how(mask, count, progress, self.class_axis)
         return response.decoupled_kd(student_logits, teacher_logits.detach(), labels, **self.options, **how)
@@ -655,16 +730,16 @@ class DIST(_Softened):
         self,
         inter_weight: float = 1.0,
         intra_weight: float = 1.0,
-        temperature=1.0,
+        temperature: Varying = 1.0,
         class_axis: int | None = None,
-    ):
+    ) -> None:
         check_weight("inter_weight", inter_weight)
         check_weight("intra_weight", intra_weight)
         options = {"inter_weight": inter_weight, "intra_weight": intra_weight}
         super().__init__(temperature, class_axis, options=options)
 
     @staticmethod
-    def function(student_logits, teacher_logits, *, count=None, **how):
+    def function(student_logits: Logits, teacher_logits: Logits, *, count: Count | None = None, **how: Any) -> Loss:
         return response.dist_loss(student_logits, teacher_logits, **how)
 
 
@@ -672,7 +747,9 @@ class PermutedSoftTargets(SoftTargets):
     """Soft targets whose wrong classes are shuffled anew at every step:
     :func:`~kdlab.objectives.response.permute_dark_knowledge`. The control of the study, not a method."""
 
-    def forward(self, *, teacher_logits, labels, mask=None, **seen):
+    def forward(  # pyrefly: ignore[bad-override] it needs labels
+        self, *, teacher_logits: Logits, labels: Labels | Probabilities, mask: Mask | None = None, **seen: Any
+    ) -> Scalar:
         check_indices(labels, "PermutedSoftTargets")
         shuffled = response.permute_dark_knowledge(
             teacher_logits.detach(), labels, mask=mask, class_axis=self.class_axis
@@ -686,7 +763,15 @@ class SpreadSoftTargets(SoftTargets):
 
     on_tokens = by_autograd
 
-    def forward(self, *, teacher_logits, labels, mask=None, progress=None, **seen):
+    def forward(  # pyrefly: ignore[bad-override] it needs labels
+        self,
+        *,
+        teacher_logits: Logits,
+        labels: Labels | Probabilities,
+        mask: Mask | None = None,
+        progress: float | None = None,
+        **seen: Any,
+    ) -> Scalar:
         check_indices(labels, "SpreadSoftTargets")
         even = response.spread_dark_knowledge(
             teacher_logits.detach(),

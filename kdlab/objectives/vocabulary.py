@@ -24,15 +24,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdlab.shapes import Bool, Float, Integer
+
 from .checks import IGNORED, _inspectable, check_count, check_mask, check_same_shape, counted_labels
 from .divergences import minus_log_shared
 from .softening import log_softmax
 from .sparse import SparseTargets, counted_targets, sparse_losses, sparse_slope
+from .types import Count, Labels, Logits, Mask, Scalar
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +65,13 @@ class HeadLogits:
     (torch.Size([2, 3, 10]), torch.Size([2, 2, 10]))
     """
 
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None = None
+    hidden: Float[Tensor, "*batch d"]
+    weight: Float[Tensor, "N d"]
+    bias: Float[Tensor, " N"] | None = None
     softcap: float | None = None
     chunk: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("hidden", "weight", "bias"):
             tensor = getattr(self, name)
             if tensor is None and name == "bias":
@@ -113,12 +117,12 @@ class HeadLogits:
         bias = None if self.bias is None else self.bias.detach()
         return replace(self, hidden=self.hidden.detach(), weight=self.weight.detach(), bias=bias)
 
-    def dense(self) -> Tensor:
+    def dense(self) -> Float[Tensor, "*batch N"]:
         """All logits, shape ``(..., V)``: for losses that cannot do with less."""
         logits = F.linear(self.hidden, self.weight, self.bias)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
-    def __getitem__(self, index) -> "HeadLogits":
+    def __getitem__(self, index: Any) -> "HeadLogits":
         if isinstance(index, tuple) and (Ellipsis in index or len(index) >= self.ndim):
             raise IndexError(
                 "only leading axes can be indexed: the last, the vocabulary, is never all there."
@@ -126,22 +130,37 @@ class HeadLogits:
         return replace(self, hidden=self.hidden[index])
 
 
+# Logits of whatever kind: all there, never all there, or a few of them.
+AnyLogits = Logits | HeadLogits | SparseTargets
+
+
 # What a loss is for each token, and its gradient by the student's logits ------------------------------------------------
+
+
+PerToken = Float[Tensor, " tokens"]
+PerClass = Float[Tensor, "tokens N"]
+# Of each token, or of their sum; and the gradient of the sum by the logits.
+LossAndSlope = tuple[PerToken | Scalar, PerClass]
 
 
 class Softened:
     """Teacher and student at one temperature, of a few tokens; each is computed once, when it is first asked for."""
 
-    def __init__(self, student: Tensor, teacher: Tensor | None, temperature: float):
+    def __init__(
+        self,
+        student: Float[Tensor, "tokens N"],
+        teacher: Float[Tensor, "tokens N"] | SparseTargets | None,
+        temperature: float,
+    ) -> None:
         self.student, self.teacher, self.temperature = student, teacher, temperature
 
     @cached_property
-    def partial(self):
+    def partial(self) -> bool:
         """Whether there may be classes that do not exist, with logits of −∞."""
         both = [x for x in (self.student, self.teacher) if isinstance(x, Tensor)]
         return not all(_inspectable(x) and torch.isfinite(x.amin()) for x in both)
 
-    def times(self, p: Tensor, logarithm: Tensor) -> Tensor:
+    def times(self, p: PerClass, logarithm: PerClass) -> PerClass:
         """p·logarithm, which is zero where p is."""
         product = p * logarithm
         return product.masked_fill_(p == 0, 0.0) if self.partial else product
@@ -152,49 +171,49 @@ class Softened:
         return log_softmax(logits, self.temperature)
 
     @cached_property
-    def log_q(self):
+    def log_q(self) -> PerClass:
         return self._log_softmax(self.student)
 
     @cached_property
-    def log_p(self):
+    def log_p(self) -> PerClass:
         return self._log_softmax(self.teacher)
 
     @cached_property
-    def q(self):
+    def q(self) -> PerClass:
         return self.log_q.exp()
 
     @cached_property
-    def p(self):
+    def p(self) -> PerClass:
         return self.log_p.exp()
 
     @cached_property
-    def log_ratio(self):
+    def log_ratio(self) -> PerClass:
         """log p/q."""
         return self.log_p - self.log_q
 
     @cached_property
-    def difference(self):
+    def difference(self) -> PerClass:
         """q − p."""
         return self.q - self.p
 
     @cached_property
-    def rounding(self):
+    def rounding(self) -> PerToken:
         """Σ (q − p): zero but for rounding, of which it rids Σ p·log(p/q) where q is nearly p."""
         return self.difference.sum(-1)
 
     @cached_property
-    def log_ratio_within_exp(self):
+    def log_ratio_within_exp(self) -> PerClass:
         """log p/q where its exponential is finite: beyond, what it is multiplied with in a mixture is zero."""
         limit = 0.9 * math.log(torch.finfo(self.log_q.dtype).max)
         ratio = self.log_ratio.nan_to_num(nan=0.0) if self.partial else self.log_ratio  # NaN where neither exists
         return ratio.clamp(-limit, limit)
 
-    def gradient(self, qs: Tensor) -> Tensor:
+    def gradient(self, qs: PerClass) -> PerClass:
         """q·(s − Σ q·s)/T of q·s, which is overwritten."""
         return qs.addcmul_(self.q, qs.sum(-1, keepdim=True), value=-1).div_(self.temperature)
 
 
-def cross_entropy(at: Softened, labels: Tensor, smoothing: float = 0.0):
+def cross_entropy(at: Softened, labels: Integer[Tensor, " tokens"], smoothing: float = 0.0) -> LossAndSlope:
     """−Σ y·log q with y one at the label, or smoothed; its gradient is (q − y)/T."""
     index, even = labels.unsqueeze(-1), smoothing / at.q.shape[-1]
     losses = (smoothing - 1) * at.log_q.gather(-1, index).squeeze(-1)
@@ -208,26 +227,26 @@ def cross_entropy(at: Softened, labels: Tensor, smoothing: float = 0.0):
     return losses, slope.div_(at.temperature)
 
 
-def forward_kl(at: Softened):
+def forward_kl(at: Softened) -> LossAndSlope:
     """Σ p·log(p/q), with gradient (q − p)/T."""
     losses = at.times(at.p, at.log_ratio).sum(-1) + at.rounding
     return losses.clamp(min=0), at.difference / at.temperature
 
 
-def soft_targets(at: Softened):
+def soft_targets(at: Softened) -> LossAndSlope:
     """T² of it."""
     losses, slope = forward_kl(at)
     return losses.mul_(at.temperature**2), slope.mul_(at.temperature**2)
 
 
-def reverse_kl(at: Softened):
+def reverse_kl(at: Softened) -> LossAndSlope:
     """Σ q·log(q/p), with s = log(q/p)."""
     qs = at.times(at.q, at.log_ratio).neg_()
     losses = qs.sum(-1) - at.rounding
     return losses.clamp(min=0), at.gradient(qs)
 
 
-def log_to_mixture(at: Softened, w: float):
+def log_to_mixture(at: Softened, w: float) -> tuple[PerClass, PerClass]:
     """log(p/m) and log(q/m) of m = w·p + (1 − w)·q, for w and 1 − w that are both positive.
 
     log(q/m) = −log(1 + w·(p/q − 1)), and log(p/m) likewise from the other side. The smaller of w and 1 − w is taken, so
@@ -241,7 +260,7 @@ def log_to_mixture(at: Softened, w: float):
     return log_p_to_m, log_p_to_m - r
 
 
-def skewed_forward_kl(at: Softened, skew: float):
+def skewed_forward_kl(at: Softened, skew: float) -> LossAndSlope:
     """Σ p·log(p/m) with m = λ·p + (1 − λ)·q, and s = −(1 − λ)·(p/m − 1)."""
     if skew == 0:
         return forward_kl(at)
@@ -252,7 +271,7 @@ def skewed_forward_kl(at: Softened, skew: float):
     return losses.clamp(min=0), at.gradient(log_p_to_m.expm1_().mul_(at.q).mul_(skew - 1))
 
 
-def skewed_reverse_kl(at: Softened, skew: float):
+def skewed_reverse_kl(at: Softened, skew: float) -> LossAndSlope:
     """Σ q·log(q/m) with m = (1 − λ)·p + λ·q, and s = log(q/m) − λ·(q/m − 1)."""
     if skew == 0:
         return reverse_kl(at)
@@ -263,7 +282,7 @@ def skewed_reverse_kl(at: Softened, skew: float):
     return losses.clamp(min=0), at.gradient(log_q_to_m.sub_(log_q_to_m.expm1(), alpha=skew).mul_(at.q))
 
 
-def generalised_jsd(at: Softened, beta: float, scaled: bool):
+def generalised_jsd(at: Softened, beta: float, scaled: bool) -> LossAndSlope:
     """β·Σ p·log(p/m) + (1 − β)·Σ q·log(q/m) with m = β·p + (1 − β)·q, and s = (1 − β)·log(q/m)."""
     if beta in (0, 1):
         return (forward_kl, reverse_kl)[int(beta)](at) if scaled else nothing(at)
@@ -273,13 +292,13 @@ def generalised_jsd(at: Softened, beta: float, scaled: bool):
     return factor * losses.clamp(min=0), at.gradient(log_q_to_m.mul_(at.q).mul_(factor * (1 - beta)))
 
 
-def total_variation(at: Softened):
+def total_variation(at: Softened) -> LossAndSlope:
     """½·Σ |q − p|, with s = ½·sign(q − p)."""
     losses = at.difference.abs().sum(-1) / 2
     return losses, at.gradient(at.difference.sign().mul_(at.q).div_(2))
 
 
-def negative_log_acceptance(at: Softened):
+def negative_log_acceptance(at: Softened) -> LossAndSlope:
     """−log a with a = Σ min(p, q), and s = −(1 − sign(q − p))/(2a)."""
     minimum = torch.minimum(at.log_p, at.log_q)
     shared = torch.logsumexp(minimum, -1)
@@ -289,13 +308,13 @@ def negative_log_acceptance(at: Softened):
     return losses, at.gradient(minimum.sub_(shared[..., None]).exp_().mul_(below).neg_())
 
 
-def sparse_forward_kl(at: Softened, targets: SparseTargets):
+def sparse_forward_kl(at: Softened, targets: SparseTargets) -> LossAndSlope:
     """Σ p̂·log(p̂/q) over what is kept of the teacher, and the same of all the rest."""
     targets = counted_targets(targets)
     return sparse_losses(at.log_q, targets), sparse_slope(at.log_q, at.q, targets)
 
 
-def nothing(at: Softened):
+def nothing(at: Softened) -> LossAndSlope:
     return at.q.new_zeros(at.q.shape[:-1]), torch.zeros_like(at.q)
 
 
@@ -311,11 +330,11 @@ class TokenLogits:
         mask: shape ``(n,)``, where tokens are among them that do not count; or None. A term that gives each token's loss need not look.
     """
 
-    student: Tensor
-    teacher: Tensor | SparseTargets | None = None
-    labels: Tensor | None = None
+    student: PerClass
+    teacher: PerClass | SparseTargets | None = None
+    labels: Integer[Tensor, " tokens"] | None = None
     progress: float | None = None
-    mask: Tensor | None = None
+    mask: Bool[Tensor, " tokens"] | None = None
 
     @cached_property
     def _softened(self):
@@ -330,7 +349,7 @@ class TokenLogits:
         return self._softened[temperature]
 
 
-def by_autograd(term, tokens: TokenLogits):
+def by_autograd(term: Callable[..., Tensor], tokens: TokenLogits) -> LossAndSlope:
     """The same of any term that is a sum over tokens, divided by ``count``."""
     with torch.enable_grad():
         z = tokens.student.detach().requires_grad_()
@@ -348,7 +367,7 @@ def by_autograd(term, tokens: TokenLogits):
 # One pass over all tokens ------------------------------------------------------------------------------------------------
 
 
-def tokens_at_once(vocabulary: int, device="cpu") -> int:
+def tokens_at_once(vocabulary: int, device: torch.device | str = "cpu") -> int:
     """How many tokens' logits to hold, for a vocabulary of this size.
 
     Every chunk reads all of the head's weight, and adds to all of its gradient: below some hundreds of tokens, on a GPU a thousand,
@@ -368,16 +387,16 @@ AT_ONCE = {"cpu": 2**17, "cuda": 2**24}
 
 
 def token_means(
-    terms: dict[str, Callable],
+    terms: dict[str, Callable[[TokenLogits], LossAndSlope]],
     weights: dict[str, float],
     student: HeadLogits,
-    teacher: HeadLogits | Tensor | SparseTargets | None,
-    labels: Tensor | None,
+    teacher: AnyLogits | None,
+    labels: Labels | None,
     *,
-    mask: Tensor | None = None,
-    count=None,
+    mask: Mask | None = None,
+    count: Count | None = None,
     progress: float | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Scalar, dict[str, Scalar]]:
     """The weighted sum of terms, and each of them, without ever holding the logits of all tokens.
 
     Args:
@@ -435,7 +454,7 @@ def token_means(
             kept = None if counts is None else counts[part][i]
             capped = None if student.softcap is None else torch.tanh(z[i].to(wide) / student.softcap)
             tokens = TokenLogits(
-                z[i].to(wide) if capped is None else student.softcap * capped,
+                z[i].to(wide) if capped is None else student.softcap * capped,  # pyrefly: ignore[unsupported-operation]
                 t[i].to(wide) if isinstance(t, Tensor) else None if t is None else t[i],
                 None if labels is None else labels[rows[part][i]],
                 progress,
@@ -454,7 +473,7 @@ def token_means(
         return torch.stack(found).sum(0)
 
     student = student if torch.is_grad_enabled() else student.detach()
-    hidden = _flat(student).hidden.index_select(0, rows)
+    hidden = student.hidden.flatten(0, -2).index_select(0, rows)
     hidden = hidden if counts is None else hidden.where(counts[:, None], 0.0)
     inputs = hidden, student.weight, student.bias
     sums = _TokenSums.apply(differentiate, tuple(weights.values()), student.dtype, student.chunk, *inputs)
@@ -481,16 +500,16 @@ class _TokenSums(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden, dtype=dtype) if by_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if by_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if by_bias else None
-        h, W, b = (None if x is None else x.to(dtype) for x in (hidden, weight, bias))
+        h, W, b = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         sums = hidden.new_zeros(len(weights), dtype=wide)
         for part in _pieces(len(h), chunk or tokens_at_once(len(W), h.device)):
             z = F.linear(h[part], W, b)
             sums = sums + differentiate(z, part)
-            if by_hidden:
+            if grad_hidden is not None:
                 torch.mm(z, W, out=grad_hidden[part])
-            if by_weight:
+            if grad_weight is not None:
                 _add_product(grad_weight, z.T, h[part])
-            if by_bias:
+            if grad_bias is not None:
                 grad_bias += z.sum(0, dtype=wide)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
@@ -499,7 +518,7 @@ class _TokenSums(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, upstream, *of_terms):
+    def backward(ctx, upstream, *of_terms):  # pyrefly: ignore[bad-override]
         if any(g is not None for g in of_terms):
             raise RuntimeError(
                 "terms of HeadLogits have one gradient together, that of the total: for each alone, use "
@@ -514,7 +533,7 @@ class _TokenSums(torch.autograd.Function):
         return None, None, None, None, *scaled
 
 
-def on_host(mask: Tensor) -> bool:
+def on_host(mask: Mask) -> bool:
     """Whether its values are known without waiting for a device."""
     return mask.device.type == "cpu"
 

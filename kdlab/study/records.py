@@ -7,7 +7,9 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,7 +55,7 @@ def _git(*arguments) -> str | None:
         return None
 
 
-def provenance(device="cpu") -> dict:
+def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Where and with what a run happens: commit, versions, hardware."""
     status = _git("status", "--porcelain", "--untracked-files=no")
     cpu = platform.processor() or platform.machine()
@@ -138,7 +140,7 @@ def write_record(spec: Spec, folder: Path, content: dict) -> dict:
     return record
 
 
-def read_record(path) -> dict:
+def read_record(path: str | PathLike[str]) -> dict[str, Any]:
     """Read a record and check that it is whole and of the spec that it names.
 
     Raises:

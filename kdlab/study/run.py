@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class Run:
     record: dict
 
 
-def run(spec: Spec, data: ImageData | TextData, **options) -> Run:
+def run(spec: Spec, data: ImageData | TextData, **options: Any) -> Run:
     """Train what ``spec`` says and measure it on the test split, once, after the last epoch.
 
     Arguments and errors as in :func:`run_together`, and:
@@ -54,7 +55,7 @@ def run_together(
     teacher: nn.Module | None = None,
     book: Path | None = None,
     keep: Collection[str] = (),
-    device="cpu",
+    device: torch.device | str = "cpu",
     resume: Path | None = None,
     checkpoint_seconds: float | None = None,
     report: Callable[[Spec, dict], None] | None = None,

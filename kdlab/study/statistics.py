@@ -1,11 +1,13 @@
 """Means with intervals, differences paired by seed, and differences between many arms."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+
+Numbers = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def mean_interval(values, level: float = 0.95) -> Interval:
+def mean_interval(values: Numbers, level: float = 0.95) -> Interval:
     r"""The mean and its Student-t interval, :math:`\bar x \pm t_{n-1} s/\sqrt n`.
 
     Raises:
@@ -73,7 +75,7 @@ def summary(values, level: float = 0.95) -> Interval:
     return mean_interval(values, level) if len(values) != 1 else Interval(values[0], values[0], values[0], 1)
 
 
-def ratio_interval(numerators, denominators, level: float = 0.95) -> Interval:
+def ratio_interval(numerators: Numbers, denominators: Numbers, level: float = 0.95) -> Interval:
     r"""A ratio of sums and its interval, where the two were counted together in independent units, such as texts.
 
     .. math:: r = \frac{\sum_i x_i}{\sum_i y_i}, \qquad r \pm t_{n-1} \frac{s(x - r y)}{\bar y \sqrt n}
@@ -91,7 +93,7 @@ def ratio_interval(numerators, denominators, level: float = 0.95) -> Interval:
     return Interval(*(float(ratio + shift) for shift in (0, spread.low, spread.high)), spread.n)
 
 
-def paired_difference(treated, control, level: float = 0.95) -> Interval:
+def paired_difference(treated: Numbers, control: Numbers, level: float = 0.95) -> Interval:
     """Mean and interval of ``treated - control``, run by run: entry ``i`` of both must share its seed.
 
     >>> f"{paired_difference([3.0, 4.0, 5.0], [1.0, 2.0, 3.0]):.1f}"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from ..data import ImageData, TextData
@@ -14,7 +15,7 @@ from .spec import Spec
 from .stored import checkpoint_path, stored_student
 
 
-def book_teacher(data: ImageData, *, device="cpu") -> nn.Module:
+def book_teacher(data: ImageData, *, device: torch.device | str = "cpu") -> nn.Module:
     """The stored ResNet-20 for CIFAR-100; for the fall-back, one trained on the spot in about 20 seconds.
 
     Raises:
@@ -25,7 +26,7 @@ def book_teacher(data: ImageData, *, device="cpu") -> nn.Module:
     )
 
 
-def book_language_teacher(data: TextData, *, device="cpu") -> nn.Module:
+def book_language_teacher(data: TextData, *, device: torch.device | str = "cpu") -> nn.Module:
     """The stored GPT of 3.4 M parameters for ``book-openings-4096-256``; for the fall-back, a smaller one trained on the spot in
     about a minute.
 

@@ -8,6 +8,8 @@ differentiates, :func:`contract` sums the deltas away, :func:`in_probabilities` 
 KroneckerDelta(i, j)/T - q[j]/T
 """
 
+from typing import Any
+
 import sympy as sp
 
 N = sp.Symbol("N", integer=True, positive=True)
@@ -23,22 +25,22 @@ m = sp.IndexedBase("m", positive=True)  # the mixture of the Jensen-Shannon dive
 _bound = sp.Symbol("n", integer=True)  # the index of every sum, once it is written in probabilities
 
 
-def total(summand, index):
+def total(summand: Any, index: Any) -> Any:
     r""":math:`\sum_{index=1}^N` of ``summand``."""
     return sp.Sum(summand, (index, 1, N))
 
 
-def partition(logits):
+def partition(logits: Any) -> Any:
     r""":math:`Z = \sum_n e^{z_n/T}`."""
     return total(sp.exp(logits[_bound] / T), _bound)
 
 
-def softmax(logits, index):
+def softmax(logits: Any, index: Any) -> Any:
     r""":math:`e^{z_{index}/T} / Z`."""
     return sp.exp(logits[index] / T) / partition(logits)
 
 
-def log_softmax(logits, index):
+def log_softmax(logits: Any, index: Any) -> Any:
     r""":math:`z_{index}/T - \log Z`."""
     return logits[index] / T - sp.log(partition(logits))
 
@@ -57,12 +59,12 @@ def _linear(summand, index):
     return out
 
 
-def contract(expression):
+def contract(expression: Any) -> Any:
     r"""Carry out :math:`\sum_k \delta_{jk} f_k = f_j` (for :math:`1 \le j \le N`), innermost sums first."""
     return expression.replace(lambda e: isinstance(e, sp.Sum), lambda s: _linear(s.function, s.limits[0][0]))
 
 
-def in_probabilities(expression, logits=z, probability=q, given=None):
+def in_probabilities(expression: Any, logits: Any = z, probability: Any = q, given: Any = None) -> Any:
     r"""Write :math:`e^{z_k/T} = Z q_k`, use :math:`\sum_k q_k = 1`, and let :math:`Z` cancel; name every summation index
     alike.
 
@@ -95,11 +97,11 @@ def in_probabilities(expression, logits=z, probability=q, given=None):
     return sp.expand(expression.replace(is_sum, lambda s: s.xreplace({s.limits[0][0]: _bound})))
 
 
-def partial(expression, variable, given=None):
+def partial(expression: Any, variable: Any, given: Any = None) -> Any:
     """The derivative with respect to one logit or to ``T``, contracted and written in probabilities."""
     return in_probabilities(contract(sp.diff(expression, variable)), given=given)
 
 
-def same(left, right):
+def same(left: Any, right: Any) -> bool:
     """Whether two expressions agree for every N, once both are contracted and written in probabilities."""
     return sp.expand(sp.expand_log(in_probabilities(contract(sp.sympify(left) - right)))) == 0

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint that is missing, damaged, or of another run."""
 
 
-def require_safetensors():
+def require_safetensors() -> Any:
     """The safetensors package, or a sentence about how to get it."""
     try:
         import safetensors.torch
@@ -24,7 +26,9 @@ def require_safetensors():
     return safetensors
 
 
-def save_tensors(path, state: dict, header: dict, last: Callable[[], None] | None = None) -> None:
+def save_tensors(
+    path: str | PathLike[str], state: dict[str, Any], header: dict[str, Any], last: Callable[[], None] | None = None
+) -> None:
     """Write a state dict and a JSON-able header to ``path`` in one step; an older file survives a failure.
 
     ``last`` is called when all is written and nothing of it counts yet.
@@ -60,7 +64,7 @@ def _once(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]
     return once, tied
 
 
-def load_tensors(path) -> tuple[dict, dict]:
+def load_tensors(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read what :func:`save_tensors` wrote.
 
     Raises:
@@ -81,7 +85,7 @@ def load_tensors(path) -> tuple[dict, dict]:
         raise CheckpointError(f"{path} is damaged or was not written by kdlab: {error}") from error
 
 
-def save_model(path, model: nn.Module, header: dict) -> None:
+def save_model(path: str | PathLike[str], model: nn.Module, header: dict[str, Any]) -> None:
     """Write a model's parameters, buffers and extra state, under the names that they have in it when it is not wrapped.
 
     Raises:
@@ -90,7 +94,7 @@ def save_model(path, model: nn.Module, header: dict) -> None:
     save_tensors(path, state_of(model), header)
 
 
-def load_model(path, model: nn.Module) -> dict:
+def load_model(path: str | PathLike[str], model: nn.Module) -> dict[str, Any]:
     """Fill ``model``, wrapped or not, from ``path`` and return the header.
 
     Raises:

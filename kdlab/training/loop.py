@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -19,6 +20,7 @@ from .group import Group
 from .identity import shared_identity
 from .measures import evaluation_mode
 from .modules import moved_to, share_layers
+from .protocols import AnySplit, Device, Measure
 from .recipe import Recipe
 from .seeds import own_random_state
 from .step import Step
@@ -32,22 +34,22 @@ def fit(
     student: nn.Module,
     objective: Objective | Term,
     *,
-    train,
+    train: AnySplit,
     recipe: Recipe,
     teacher: nn.Module | None = None,
-    validation=None,
-    measure: Callable[[nn.Module, object], dict[str, float]] | None = None,
-    device="cpu",
+    validation: AnySplit | None = None,
+    measure: Measure | None = None,
+    device: Device = "cpu",
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float | None = None,
     gradient_norms: bool = False,
-    report: Callable[[dict], None] | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
     stop: Callable[[], bool] | None = None,
-    rewrite: Callable | None = None,
-    after_step: Callable[[dict], None] | None = None,
-    student_view: Callable | None = None,
-    teacher_view: Callable | None = None,
-) -> list[dict]:
+    rewrite: Callable[..., Any] | None = None,
+    after_step: Callable[[dict[str, Any]], None] | None = None,
+    student_view: Callable[..., Any] | None = None,
+    teacher_view: Callable[..., Any] | None = None,
+) -> list[dict[str, Any]]:
     """Train ``student`` to minimise ``objective`` and return what was measured after each epoch.
 
     A step is: student and teacher look at one batch, the objective compares them, the optimiser moves the student
@@ -128,19 +130,19 @@ def fit(
 def fit_together(
     learners: Sequence[Learner],
     *,
-    train,
+    train: AnySplit,
     teacher: nn.Module | None = None,
-    validation=None,
-    measure: Callable[[nn.Module, object], dict[str, float]] | None = None,
-    device="cpu",
+    validation: AnySplit | None = None,
+    measure: Measure | None = None,
+    device: Device = "cpu",
     checkpoint_seconds: float | None = None,
     gradient_norms: bool = False,
     stop: Callable[[], bool] | None = None,
     stands: Callable[[int, int, int], None] | None = None,
     graphs: bool = True,
-    student_view: Callable | None = None,
-    teacher_view: Callable | None = None,
-) -> list[list[dict] | FloatingPointError]:
+    student_view: Callable[..., Any] | None = None,
+    teacher_view: Callable[..., Any] | None = None,
+) -> list[list[dict[str, Any]] | FloatingPointError]:
     """Train several students side by side, with one look of the teacher at each batch for all of them.
 
     Students of one seed see the same batches. Of students with different seeds the teacher sees the batches joined into

@@ -2,12 +2,15 @@ r"""What is measured of a trained student: accuracy, calibration, fidelity to it
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from kdlab.shapes import Float
 
 from ..data.examples import as_split, each
 from ..objectives import HeadLogits, cross_entropy, forward_kl, log_soften, soften
@@ -21,13 +24,14 @@ from ..objectives.checks import (
     counted_labels,
 )
 from ..objectives.softening import classes_last, prepared_alone
-from .precision import autocast
-from .protocols import by_index, is_text, labels_of
+from ..objectives.types import Labels, Logits, Mask, Probabilities
+from .precision import Precision, autocast
+from .protocols import AnySplit, Device, Measure, by_index, is_text, labels_of
 from .taps import call, logits_of
 
 
 def accuracy(
-    logits: Tensor, labels: Tensor, *, mask: Tensor | None = None, class_axis: int | None = None
+    logits: Logits, labels: Labels | Probabilities, *, mask: Mask | None = None, class_axis: int | None = None
 ) -> float:
     """The fraction of rows whose largest logit is the label's; of labels that are probabilities, the likeliest's.
 
@@ -67,10 +71,10 @@ def _check_some(of_examples):
 
 
 def agreement(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
     *,
-    mask: Tensor | None = None,
+    mask: Mask | None = None,
     class_axis: int | None = None,
 ) -> float:
     """The fraction of examples on which student and teacher rank the same class first (Stanton et al. 2021).
@@ -87,11 +91,11 @@ def agreement(
 
 
 def expected_calibration_error(
-    logits: Tensor,
-    labels: Tensor,
+    logits: Logits,
+    labels: Labels | Probabilities,
     *,
     bins: int = 15,
-    mask: Tensor | None = None,
+    mask: Mask | None = None,
     class_axis: int | None = None,
 ) -> float:
     r"""Mean distance between confidence and accuracy over equally wide bins of confidence (Guo et al. 2017, eq. 3).
@@ -106,7 +110,7 @@ def expected_calibration_error(
 
 
 def fitted_temperature(
-    logits: Tensor, labels: Tensor, *, mask: Tensor | None = None, class_axis: int | None = None
+    logits: Logits, labels: Labels | Probabilities, *, mask: Mask | None = None, class_axis: int | None = None
 ) -> float:
     r"""The temperature by which to divide logits so that they are as likely as can be (Guo et al. 2017, section 4.2).
 
@@ -139,7 +143,9 @@ def fitted_temperature(
     return 10 ** -((low + high) / 2)
 
 
-def calibration_gaps(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Tensor:
+def calibration_gaps(
+    logits: Logits, labels: Labels | Probabilities, *, bins: int = 15
+) -> Float[Tensor, " bins"]:
     """In each bin of confidence, the sum of what accuracy exceeds confidence by, float64, shape ``(bins,)``."""
     logits, labels = _counted(logits, labels, None)
     confidence, predicted = soften(logits).max(-1)
@@ -153,7 +159,7 @@ def _gaps(confidence: Tensor, right: Tensor, bins: int) -> Tensor:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module):
+def evaluation_mode(model: nn.Module) -> Generator[nn.Module, None, None]:
     """Put a model in evaluation mode, and after it each of its modules back in the mode that it had."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -166,8 +172,13 @@ def evaluation_mode(model: nn.Module):
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, split, *, batch_size: int = 500, device=None, precision: str = "float32"
-) -> Tensor:
+    model: nn.Module,
+    split: AnySplit,
+    *,
+    batch_size: int = 500,
+    device: Device | None = None,
+    precision: Precision = "float32",
+) -> Float[Tensor, "examples ..."]:
     """Logits for every example of a split, in order, in evaluation mode; the model's mode is put back after.
 
     Of a DataLoader, in the order of its data set. ``device`` is where the inputs go; None is where the model is.
@@ -186,11 +197,11 @@ def predict(
 
 
 def measure(
-    student_logits: Tensor,
-    labels: Tensor,
-    teacher_logits: Tensor | None = None,
+    student_logits: Logits,
+    labels: Labels | Probabilities,
+    teacher_logits: Logits | None = None,
     *,
-    mask: Tensor | None = None,
+    mask: Mask | None = None,
     class_axis: int | None = None,
 ) -> dict[str, float]:
     """Accuracy, cross-entropy (nats) and calibration error; with a teacher also agreement and KL(teacher‖student).
@@ -225,7 +236,9 @@ def _how(logits: Tensor, labels: Tensor) -> dict:
     return {"mask": labels != IGNORED if fits else None, "class_axis": 1 if beside else None}
 
 
-def measure_split(model: nn.Module, split, *, device="cpu", precision: str = "float32") -> dict[str, float]:
+def measure_split(
+    model: nn.Module, split: Any, *, device: Device = "cpu", precision: Precision = "float32"
+) -> dict[str, float]:
     """:func:`measure` of a split's logits, or :func:`measure_tokens` where the split is a text."""
     if is_text(split):
         return measure_tokens([model], split, device=device, precision=precision)[0]
@@ -238,7 +251,7 @@ def measure_split(model: nn.Module, split, *, device="cpu", precision: str = "fl
 
 
 @torch.no_grad()
-def measured_by(function, model: nn.Module, split) -> dict[str, float]:
+def measured_by(function: Measure, model: nn.Module, split: Any) -> dict[str, float]:
     """What a function of a model and a split says, the model in evaluation mode; numbers by their names.
 
     Raises:
@@ -257,11 +270,11 @@ def measured_by(function, model: nn.Module, split) -> dict[str, float]:
 @torch.no_grad()
 def measure_tokens(
     students: Sequence[nn.Module],
-    split,
+    split: Any,
     *,
     teacher: nn.Module | None = None,
-    device="cpu",
-    precision: str = "float32",
+    device: Device = "cpu",
+    precision: Precision = "float32",
     tokens_at_once: int = 2048,
 ) -> list[dict[str, float]]:
     r"""What is measured of language models on :class:`~kdlab.data.tokens.Tokens`, in evaluation mode, a few blocks at a time.
@@ -318,11 +331,11 @@ def measure_tokens(
 @torch.no_grad()
 def measure_further(
     model: nn.Module,
-    split,
+    split: Any,
     *,
     teacher: nn.Module,
-    device="cpu",
-    precision: str = "float32",
+    device: Device = "cpu",
+    precision: Precision = "float32",
     tokens_at_once: int = 2048,
 ) -> list[dict[str, float]]:
     """What is measured of modules that predict further tokens, in evaluation mode: an entry for each module.
@@ -367,7 +380,7 @@ def _add_up(found, log_q: Tensor, labels: Tensor, log_p: Tensor | None) -> tuple
     return confidence.exp(), right
 
 
-def all_logits(output) -> Tensor:
+def all_logits(output: Any) -> Any:
     """The logits in what a model returned, made where they are not all there."""
     logits = logits_of(output)
     return logits.dense() if isinstance(logits, HeadLogits) else logits

@@ -4,12 +4,21 @@ Nothing has to inherit from these. A split has the methods of :class:`Split`; a 
 an attribute that may be there, and each function below says what holds of a thing without it.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from kdlab.shapes import Integer, Shaped
+
+Device = torch.device | str
+# What a function says of a model and a split: numbers by their names.
+Measure = Callable[[nn.Module, Any], dict[str, float]]
 
 
+@runtime_checkable
 class Split(Protocol):
     """Examples, and the batches that they come in.
 
@@ -20,13 +29,22 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def to(self, device) -> "Split": ...
+    def to(self, device: Device) -> "Split": ...
 
     def batches(
-        self, batch_size: int, *, generator=None, augment: bool = False, order: Tensor | None = None, start: int = 0
-    ) -> Iterator[tuple[Any, Tensor, Tensor]]:
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augment: bool = False,
+        order: Integer[Tensor, " N"] | None = None,
+        start: int = 0,
+    ) -> Iterator[tuple[Any, Shaped[Tensor, "B ..."], Integer[Tensor, " B"]]]:
         """Batches of (inputs, labels, indices), as :meth:`kdlab.data.images.Split.batches` has them."""
         ...
+
+
+AnySplit = Split | DataLoader
 
 
 class Text(Split, Protocol):
@@ -75,32 +93,32 @@ class StandingStudent(Protocol):
 # Of a split
 
 
-def is_text(split) -> bool:
+def is_text(split: object) -> bool:
     """Whether it is a :class:`Text`."""
     return hasattr(split, "token_bytes")
 
 
-def is_loaded(split) -> bool:
+def is_loaded(split: object) -> bool:
     """Whether it is a :class:`LoadedSplit`."""
     return hasattr(split, "loader")
 
 
-def labels_of(split) -> Tensor | None:
+def labels_of(split: object) -> Tensor | None:
     """The labels of all its examples; None where they are known only as they come."""
     return getattr(split, "labels", None)
 
 
-def inputs_of(split):
+def inputs_of(split: object) -> Any:
     """The inputs of all its examples, as it keeps them; None where they are known only as they come."""
     return getattr(split, "images", getattr(split, "inputs", None))
 
 
-def augments(split) -> bool:
+def augments(split: object) -> bool:
     """Whether its batches are cropped and flipped where the recipe says so: yes, unless it says no."""
     return getattr(split, "augments", True)
 
 
-def identity_of(split) -> str | None:
+def identity_of(split: object) -> str | None:
     """Its own word on what it is; None where its content says it."""
     return getattr(split, "identity", None)
 
@@ -108,17 +126,17 @@ def identity_of(split) -> str | None:
 # Of a teacher
 
 
-def by_index(teacher) -> bool:
+def by_index(teacher: object) -> bool:
     """Whether it is asked by the places of the examples; else it is shown their inputs."""
     return getattr(teacher, "by_index", False)
 
 
-def asks_elsewhere(teacher) -> bool:
+def asks_elsewhere(teacher: object) -> bool:
     """Whether it is no computation on the device, but asks somebody: such a step is in no CUDA graph."""
     return getattr(teacher, "asks", False)
 
 
-def check_examples(teacher, split: Split, recipes: Sequence) -> None:
+def check_examples(teacher: Any, split: Any, recipes: Sequence[Any]) -> None:
     """That a teacher which knows its examples, :class:`CachedTeacher`, knows these; any other can look at all."""
     if hasattr(teacher, "check_examples"):
         teacher.check_examples(split, recipes)
@@ -127,23 +145,23 @@ def check_examples(teacher, split: Split, recipes: Sequence) -> None:
 # Of a student
 
 
-def fuse(model, fused: bool = True) -> None:
+def fuse(model: Any, fused: bool = True) -> None:
     """A :class:`FusedStudent` leaves its logits to the losses, or does not; any other model stays as it is."""
     if hasattr(model, "fused"):
         model.fused = fused
 
 
-def fused_of(model) -> bool | None:
+def fused_of(model: object) -> bool | None:
     """Whether a :class:`FusedStudent` leaves its logits to the losses; None of any other model."""
     found = getattr(model, "fused", None)
     return found if isinstance(found, bool) else None
 
 
-def stands(student) -> bool:
+def stands(student: object) -> bool:
     """Whether it is a :class:`StandingStudent`."""
     return hasattr(student, "stand_on")
 
 
-def depth_of(student) -> int:
+def depth_of(student: object) -> int:
     """How many further tokens it predicts; of any other model none."""
     return getattr(student, "depth", 0)

@@ -64,7 +64,7 @@ class Recipe:
     best_by: str | None = None
     patience: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, allowed in (
             ("optimizer", ("sgd", "adam", "adamw")),
             ("schedule", ("step", "cosine", "constant")),

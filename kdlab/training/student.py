@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from .measures import measure_split, measured_by
 from .modules import moved_to, training_mode
 from .optimizers import optimizer_of
 from .precision import gradient_scaler
+from .protocols import Device
 from .recipe import Recipe
 from .state import forward_pass, leaves_logits, shapes, state_of
 from .taps import Taps
@@ -40,15 +42,15 @@ class Learner:
     objective: Objective | Term
     recipe: Recipe
     checkpoint: str | Path | None = None
-    report: Callable[[dict], None] | None = None
-    rewrite: Callable | None = None
-    after_step: Callable[[dict], None] | None = None
+    report: Callable[[dict[str, Any]], None] | None = None
+    rewrite: Callable[..., Any] | None = None
+    after_step: Callable[[dict[str, Any]], None] | None = None
 
 
 class Student:
     """A student in training: all that changes from step to step, and what its checkpoint holds."""
 
-    def __init__(self, learner: Learner, shared: dict, device):
+    def __init__(self, learner: Learner, shared: dict[str, Any], device: Device) -> None:
         self.model, self.recipe, self.device = learner.student, learner.recipe, device
         self.objective = learner.objective
         if isinstance(self.objective, Term):

@@ -1,7 +1,8 @@
 r"""Taps: what the layers of a model compute, captured as it runs, without editing it."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..objectives import HeadLogits, SparseTargets
 from ..objectives.attention import attention_from_qk
+from ..objectives.vocabulary import AnyLogits
 from .state import plain_names
 
 
@@ -45,7 +47,7 @@ class Taps:
     (torch.Size([1, 2]), {'0': (1, 3), 'input:2': (1, 3)})
     """
 
-    def __init__(self, model: nn.Module, layers=()):
+    def __init__(self, model: nn.Module, layers: Iterable[str] = ()) -> None:
         if isinstance(layers, str):
             raise TypeError(f"layers is a list of names: [{layers!r}].")
         self.model, self.layers = model, tuple(layers)
@@ -68,7 +70,7 @@ class Taps:
         for tap, layer, module in found:
             tap(layer, module)
 
-    def __call__(self, *args, **kwargs) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[AnyLogits, dict[str, Tensor]]:
         self._captured = {}
         self._running, self._with_gradient = True, torch.is_grad_enabled()
         try:
@@ -141,10 +143,10 @@ class Taps:
             hook.remove()
         self._hooks = []
 
-    def __enter__(self):
+    def __enter__(self) -> "Taps":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -172,14 +174,14 @@ def _recovered(
     return maps if maps.ndim == 4 else maps.unsqueeze(1)
 
 
-def call(model, *args, **kwargs):
+def call(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What a model says of inputs; a dictionary of them by their names, as ``model(**inputs)``."""
     if len(args) == 1 and isinstance(args[0], Mapping) and not kwargs:
         return model(**args[0])
     return model(*args, **kwargs)
 
 
-def logits_of(output) -> Tensor | HeadLogits | SparseTargets:
+def logits_of(output: Any) -> Any:
     """The logits in what a model returned: a tensor, an object with ``.logits``, or a tuple that starts with them."""
     if isinstance(output, (Tensor, HeadLogits, SparseTargets)):
         return output

@@ -2,18 +2,23 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from kdlab.shapes import Float, Integer
 
 from ..data.examples import as_split
 from ..objectives import SparseTargets
 from ..objectives.softening import full_precision
 from .checkpoint import CheckpointError, load_tensors, save_tensors
 from .measures import predict
-from .protocols import augments, by_index
+from .precision import Precision
+from .protocols import AnySplit, Device, augments, by_index
 from .state import checksum, state_of
 
 GIVES = ("logits", "log-probabilities", "probabilities")
@@ -50,8 +55,14 @@ class FunctionTeacher(nn.Module):
     asks = True
 
     def __init__(
-        self, function: Callable, name: str, *, gives: str = "logits", smallest: float | None = None, by_index: bool = False
-    ):
+        self,
+        function: Callable[[Any], Any],
+        name: str,
+        *,
+        gives: Literal["logits", "log-probabilities", "probabilities"] = "logits",
+        smallest: float | None = None,
+        by_index: bool = False,
+    ) -> None:
         super().__init__()
         if not callable(function) or not isinstance(name, str) or not name:
             raise TypeError("FunctionTeacher takes a function and its name, which says which it is.")
@@ -64,7 +75,7 @@ class FunctionTeacher(nn.Module):
         self.register_buffer("identity", torch.tensor(list(identity), dtype=torch.uint8))
 
     @torch.no_grad()
-    def forward(self, inputs) -> Tensor | SparseTargets:
+    def forward(self, inputs: Any) -> Float[Tensor, "B *positions N"] | SparseTargets:
         first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
         found = self.function(inputs)
         if isinstance(found, SparseTargets):
@@ -95,7 +106,7 @@ class FunctionTeacher(nn.Module):
         return log_p
 
 
-def split_checksum(split) -> str:
+def split_checksum(split: Any) -> str:
     """SHA-256 of the examples of a split, in their order and as they are without augmentation."""
     digest = hashlib.sha256()
     for inputs, labels, _ in as_split(split, "split").batches(500):
@@ -104,7 +115,15 @@ def split_checksum(split) -> str:
     return digest.hexdigest()
 
 
-def write_logits(path, teacher: nn.Module, split, *, batch_size: int = 500, device=None, precision: str = "float32") -> None:
+def write_logits(
+    path: str | PathLike[str],
+    teacher: nn.Module,
+    split: AnySplit,
+    *,
+    batch_size: int = 500,
+    device: Device | None = None,
+    precision: Precision = "float32",
+) -> None:
     """Run a teacher over a split once, and keep its logits in the file ``path``, for :class:`CachedLogits`.
 
     Of each example as it is, without augmentation; float32, written whole or not at all. (Of texts, whose logits are many, a few entries are
@@ -144,7 +163,9 @@ class CachedLogits(nn.Module):
 
     by_index = True
 
-    def __init__(self, path, teacher: nn.Module | None = None, *, whole_pictures: bool = False):
+    def __init__(
+        self, path: str | PathLike[str], teacher: nn.Module | None = None, *, whole_pictures: bool = False
+    ) -> None:
         super().__init__()
         self.path, self.whole_pictures = path, whole_pictures
         try:
@@ -157,7 +178,7 @@ class CachedLogits(nn.Module):
             raise CacheError(f"{path} is the cache of another teacher.")
         self.register_buffer("logits", tensors["logits"])
 
-    def check_examples(self, split, recipes=()) -> None:
+    def check_examples(self, split: Any, recipes: Sequence[Any] = ()) -> None:
         """That they are of these examples, and of what the recipes show of them; ``fit`` asks for it.
 
         Raises:
@@ -172,6 +193,6 @@ class CachedLogits(nn.Module):
                 "CachedLogits(…, whole_pictures=True), which is a teacher that does not see what the student sees."
             )
 
-    def forward(self, index: Tensor) -> Tensor:
+    def forward(self, index: Integer[Tensor, " B"]) -> Float[Tensor, "B *positions N"]:
         """The logits of the examples ``index``, ``(B,)``."""
         return self.logits[index.to(self.logits.device)]
