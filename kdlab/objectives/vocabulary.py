@@ -32,7 +32,7 @@ from torch import Tensor
 from .checks import IGNORED, _inspectable, check_count, check_mask, check_same_shape, counted_labels
 from .divergences import minus_log_shared
 from .softening import log_softmax
-from .sparse import SparseTargets, counted_targets, sparse_losses, sparse_slope
+from .sparse import SparseTargets, counted_targets, log_of_rest, sparse_losses, sparse_slope
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,7 +301,8 @@ def negative_log_acceptance(at: Softened):
 def sparse_forward_kl(at: Softened, targets: SparseTargets):
     """Σ p̂·log(p̂/q) over what is kept of the teacher, and the same of all the rest."""
     targets = counted_targets(targets)
-    return sparse_losses(at.log_q, targets), sparse_slope(at.log_q, at.q, targets)
+    log_rest = log_of_rest(at.log_q, targets) if targets.rest else None
+    return sparse_losses(at.log_q, targets, log_rest), sparse_slope(at.log_q, at.q, targets, log_rest)
 
 
 def nothing(at: Softened):
