@@ -1727,7 +1727,7 @@ MUTATIONS = [
     Mutation(
         "on a device, tokens that do not count are learned from",
         "objectives/vocabulary.py",
-        "slope = slope if kept is None else slope.masked_fill_(~kept[:, None], 0.0)",
+        "slope = slope if kept is None else slope.masked_fill(~kept[:, None], 0.0)",
         "slope = slope if kept is None else slope.contiguous()",
         "test_tokens_that_do_not_count_are_computed_and_weigh_nothing",
     ),

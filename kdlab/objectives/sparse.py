@@ -263,23 +263,26 @@ def _close(p: Tensor) -> float:
     return max(1e-3, torch.finfo(p.dtype).eps)
 
 
-def sparse_losses(log_q: Float[Tensor, "*batch N"], targets: SparseTargets) -> Float[Tensor, "*batch"]:
-    """The divergence of each token, from the student's log-probabilities."""
+def sparse_losses(
+    log_q: Float[Tensor, "*batch N"], targets: SparseTargets, log_rest: Float[Tensor, "*batch 1"] | None = None
+) -> Float[Tensor, "*batch"]:
+    """The divergence of each token, from the student's log-probabilities; ``log_rest`` is what :func:`log_of_rest` gives, if known."""
     kept = targets.probabilities.to(log_q.dtype)
     merged = _merged(targets.tokens, kept)
     log_kept = log_q.gather(-1, targets.tokens).masked_fill(kept == 0, 0.0)
     losses = (torch.xlogy(kept, merged) - kept * log_kept).sum(-1)
     if targets.rest:
         left = (1 - kept.sum(-1)).clamp(min=0)
-        tokens, some = _named(targets, kept)
+        _, some = _named(targets, kept)
         one_class = (left == 0) | ~some.squeeze(-1)  # nothing is left, or all is
-        log_left = log_remaining(log_q, tokens).squeeze(-1).masked_fill(one_class, 0.0)
+        log_rest = log_of_rest(log_q, targets) if log_rest is None else log_rest
+        log_left = log_rest.squeeze(-1).masked_fill(one_class, 0.0)
         losses = losses + torch.xlogy(left, left) - left * log_left
     return losses
 
 
 def sparse_slope(
-    log_q: Float[Tensor, "*batch N"], q: Float[Tensor, "*batch N"], targets: SparseTargets
+    log_q: Float[Tensor, "*batch N"], q: Float[Tensor, "*batch N"], targets: SparseTargets, log_rest: Float[Tensor, "*batch 1"] | None = None
 ) -> Float[Tensor, "*batch N"]:
     """The gradient of each token's divergence by its logits."""
     kept = targets.probabilities.to(q.dtype)
@@ -287,8 +290,9 @@ def sparse_slope(
         return (q * kept.sum(-1, keepdim=True)).scatter_add_(-1, targets.tokens, -kept)
     left = (1 - kept.sum(-1, keepdim=True)).clamp(min=0)
     tokens, some = _named(targets, kept)
-    log_left = log_remaining(log_q, tokens)
-    slope = q - left * torch.exp(log_q - log_left.masked_fill(log_left.isneginf() | ~some, 0.0))
+    log_left = log_of_rest(log_q, targets) if log_rest is None else log_rest
+    others = torch.sub(log_q, log_left.masked_fill(log_left.isneginf() | ~some, 0.0)).exp_()
+    slope = torch.addcmul(q, left, others, value=-1)
     slope.scatter_(-1, tokens, torch.where(some, q.gather(-1, tokens), slope.gather(-1, tokens)))
     return slope.scatter_add_(-1, targets.tokens, -kept)
 
@@ -300,8 +304,9 @@ def _named(targets: SparseTargets, kept: Tensor) -> tuple[Tensor, Tensor]:
     return targets.tokens.where(named, likeliest), named.any(-1, keepdim=True)
 
 
-def log_remaining(log_q: Float[Tensor, "*batch N"], tokens: Integer[Tensor, "*batch K"]) -> Float[Tensor, "*batch 1"]:
+def log_of_rest(log_q: Float[Tensor, "*batch N"], targets: SparseTargets) -> Float[Tensor, "*batch 1"]:
     """log(1 − Σ_S q), shape ``(..., 1)``; summed up from the others, so that a sure student's has all its digits."""
+    tokens, _ = _named(targets, targets.probabilities.to(log_q.dtype))
     return log_sum_exp(log_q.scatter(-1, tokens, -torch.inf))
 
 

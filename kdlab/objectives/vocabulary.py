@@ -35,7 +35,7 @@ from kdlab.shapes import Bool, Float, Integer
 from .checks import IGNORED, _inspectable, check_count, check_mask, check_same_shape, counted_labels
 from .divergences import minus_log_shared
 from .softening import log_softmax
-from .sparse import SparseTargets, counted_targets, sparse_losses, sparse_slope
+from .sparse import SparseTargets, counted_targets, log_of_rest, sparse_losses, sparse_slope
 from .types import Count, Labels, Logits, Mask, Scalar
 
 
@@ -156,9 +156,9 @@ class Softened:
 
     @cached_property
     def partial(self) -> bool:
-        """Whether there may be classes that do not exist, with logits of −∞."""
+        """Whether there may be classes that do not exist, with logits of −∞; a sum is the fastest way to see that there are none."""
         both = [x for x in (self.student, self.teacher) if isinstance(x, Tensor)]
-        return not all(_inspectable(x) and torch.isfinite(x.amin()) for x in both)
+        return not all(_inspectable(x) and torch.isfinite(x.sum()) for x in both)
 
     def times(self, p: PerClass, logarithm: PerClass) -> PerClass:
         """p·logarithm, which is zero where p is."""
@@ -205,12 +205,19 @@ class Softened:
     def log_ratio_within_exp(self) -> PerClass:
         """log p/q where its exponential is finite: beyond, what it is multiplied with in a mixture is zero."""
         limit = 0.9 * math.log(torch.finfo(self.log_q.dtype).max)
-        ratio = self.log_ratio.nan_to_num(nan=0.0) if self.partial else self.log_ratio  # NaN where neither exists
-        return ratio.clamp(-limit, limit)
+        ratio = self.log_p - self.log_q
+        ratio = ratio.nan_to_num_(nan=0.0) if self.partial else ratio  # NaN where neither exists
+        return ratio.clamp_(-limit, limit)
 
-    def gradient(self, qs: PerClass) -> PerClass:
-        """q·(s − Σ q·s)/T of q·s, which is overwritten."""
-        return qs.addcmul_(self.q, qs.sum(-1, keepdim=True), value=-1).div_(self.temperature)
+    def gradient(self, qs: PerClass, factor: float = 1.0, total: Tensor | None = None) -> PerClass:
+        """factor·q·(s − Σ q·s)/T of q·s, which is overwritten; ``total`` is the sum, where it is known."""
+        total = qs.sum(-1) if total is None else total
+        return scaled_(qs.addcmul_(self.q, total[..., None], value=-1), factor / self.temperature)
+
+
+def scaled_(x: Tensor, factor: float) -> Tensor:
+    """factor·x, in its place; a factor of one is no pass over it."""
+    return x if factor == 1 else x.mul_(factor)
 
 
 def cross_entropy(at: Softened, labels: Integer[Tensor, " tokens"], smoothing: float = 0.0) -> LossAndSlope:
@@ -224,26 +231,26 @@ def cross_entropy(at: Softened, labels: Integer[Tensor, " tokens"], smoothing: f
     elif smoothing:
         losses = losses - even * at.log_q.sum(-1)
     slope = (at.q - even).scatter_add_(-1, index, at.q.new_full(index.shape, smoothing - 1))
-    return losses, slope.div_(at.temperature)
+    return losses, scaled_(slope, 1 / at.temperature)
 
 
-def forward_kl(at: Softened) -> LossAndSlope:
-    """Σ p·log(p/q), with gradient (q − p)/T."""
+def forward_kl(at: Softened, factor: float = 1.0) -> LossAndSlope:
+    """factor·Σ p·log(p/q), with gradient factor·(q − p)/T."""
     losses = at.times(at.p, at.log_ratio).sum(-1) + at.rounding
-    return losses.clamp(min=0), at.difference / at.temperature
+    slope = at.difference if factor == at.temperature else at.difference * (factor / at.temperature)
+    return losses.clamp_(min=0).mul_(factor), slope
 
 
 def soft_targets(at: Softened) -> LossAndSlope:
     """T² of it."""
-    losses, slope = forward_kl(at)
-    return losses.mul_(at.temperature**2), slope.mul_(at.temperature**2)
+    return forward_kl(at, at.temperature**2)
 
 
 def reverse_kl(at: Softened) -> LossAndSlope:
     """Σ q·log(q/p), with s = log(q/p)."""
     qs = at.times(at.q, at.log_ratio).neg_()
-    losses = qs.sum(-1) - at.rounding
-    return losses.clamp(min=0), at.gradient(qs)
+    total = qs.sum(-1)
+    return (total - at.rounding).clamp_(min=0), at.gradient(qs, total=total)
 
 
 def log_to_mixture(at: Softened, w: float) -> tuple[PerClass, PerClass]:
@@ -268,7 +275,7 @@ def skewed_forward_kl(at: Softened, skew: float) -> LossAndSlope:
         return nothing(at)
     log_p_to_m, _ = log_to_mixture(at, skew)
     losses = (at.p * log_p_to_m).sum(-1) + (1 - skew) * at.rounding
-    return losses.clamp(min=0), at.gradient(log_p_to_m.expm1_().mul_(at.q).mul_(skew - 1))
+    return losses.clamp(min=0), at.gradient(log_p_to_m.expm1_().mul_(at.q), skew - 1)
 
 
 def skewed_reverse_kl(at: Softened, skew: float) -> LossAndSlope:
@@ -287,15 +294,17 @@ def generalised_jsd(at: Softened, beta: float, scaled: bool) -> LossAndSlope:
     if beta in (0, 1):
         return (forward_kl, reverse_kl)[int(beta)](at) if scaled else nothing(at)
     log_p_to_m, log_q_to_m = log_to_mixture(at, beta)
-    losses = beta * (at.p * log_p_to_m).sum(-1) + (1 - beta) * (at.q * log_q_to_m).sum(-1)
+    qs = log_q_to_m.mul_(at.q)
+    total = qs.sum(-1)
+    losses = beta * log_p_to_m.mul_(at.p).sum(-1) + (1 - beta) * total
     factor = 1 / (beta * (1 - beta)) if scaled else 1.0
-    return factor * losses.clamp(min=0), at.gradient(log_q_to_m.mul_(at.q).mul_(factor * (1 - beta)))
+    return factor * losses.clamp_(min=0), at.gradient(qs, factor * (1 - beta), total)
 
 
 def total_variation(at: Softened) -> LossAndSlope:
     """½·Σ |q − p|, with s = ½·sign(q − p)."""
     losses = at.difference.abs().sum(-1) / 2
-    return losses, at.gradient(at.difference.sign().mul_(at.q).div_(2))
+    return losses, at.gradient(at.difference.sign().mul_(at.q), 0.5)
 
 
 def negative_log_acceptance(at: Softened) -> LossAndSlope:
@@ -305,13 +314,14 @@ def negative_log_acceptance(at: Softened) -> LossAndSlope:
     apart = at.difference.abs().sum(-1) / 2
     losses = minus_log_shared(shared, apart)
     below = (1 + at.log_ratio_within_exp.sign()).div_(2)  # there min(p, q) is q
-    return losses, at.gradient(minimum.sub_(shared[..., None]).exp_().mul_(below).neg_())
+    return losses, at.gradient(minimum.sub_(shared[..., None]).exp_().mul_(below), -1.0)
 
 
 def sparse_forward_kl(at: Softened, targets: SparseTargets) -> LossAndSlope:
     """Σ p̂·log(p̂/q) over what is kept of the teacher, and the same of all the rest."""
     targets = counted_targets(targets)
-    return sparse_losses(at.log_q, targets), sparse_slope(at.log_q, at.q, targets)
+    log_rest = log_of_rest(at.log_q, targets) if targets.rest else None
+    return sparse_losses(at.log_q, targets, log_rest), sparse_slope(at.log_q, at.q, targets, log_rest)
 
 
 def nothing(at: Softened) -> LossAndSlope:
@@ -367,17 +377,19 @@ def by_autograd(term: Callable[..., Tensor], tokens: TokenLogits) -> LossAndSlop
 # One pass over all tokens ------------------------------------------------------------------------------------------------
 
 
-def tokens_at_once(vocabulary: int, device: torch.device | str = "cpu") -> int:
-    """How many tokens' logits to hold, for a vocabulary of this size.
+def tokens_at_once(vocabulary: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> int:
+    """How many tokens' logits to hold, for a vocabulary of this size and products of this type.
 
     Every chunk reads all of the head's weight, and adds to all of its gradient: below some hundreds of tokens, on a GPU a thousand,
     the products wait for memory. Above, they gain little, and the buffers grow.
 
     >>> tokens_at_once(32_000), tokens_at_once(256_000), tokens_at_once(128_256, "cuda")
     (256, 128, 1024)
+    >>> tokens_at_once(32_000, dtype=torch.bfloat16)  # in the same memory
+    512
     """
     if torch.device(device).type == "cpu":
-        return min(512, max(128, 2**23 // vocabulary // 64 * 64))
+        return min(512, max(128, 2**25 // dtype.itemsize // vocabulary // 64 * 64))
     return min(2048, max(512, 2**27 // vocabulary // 64 * 64))
 
 
@@ -465,9 +477,9 @@ def token_means(
                 losses, by_logits = term(tokens)
                 losses = losses if kept is None or not losses.ndim else losses.where(kept, 0.0)
                 sums.append(losses.sum())
-                slopes.append(by_logits * weights[name])
+                slopes.append(by_logits if weights[name] == 1 else by_logits * weights[name])
             slope = sum(slopes[1:], slopes[0])
-            slope = slope if kept is None else slope.masked_fill_(~kept[:, None], 0.0)
+            slope = slope if kept is None else slope.masked_fill(~kept[:, None], 0.0)
             z[i] = slope if capped is None else slope * (1 - capped.square())
             found.append(torch.stack(sums))
         return torch.stack(found).sum(0)
@@ -502,7 +514,7 @@ class _TokenSums(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=wide) if by_bias else None
         h, W, b = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         sums = hidden.new_zeros(len(weights), dtype=wide)
-        for part in _pieces(len(h), chunk or tokens_at_once(len(W), h.device)):
+        for part in _pieces(len(h), chunk or tokens_at_once(len(W), h.device, h.dtype)):
             z = F.linear(h[part], W, b)
             sums = sums + differentiate(z, part)
             if grad_hidden is not None:
@@ -527,8 +539,7 @@ class _TokenSums(torch.autograd.Function):
         if upstream is None:
             return (None,) * 7
         scaled = (
-            None if g is None else torch.mul(g, upstream, out=torch.empty_like(g, dtype=dtype))
-            for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None if g is None else _scaled(g, upstream, dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return None, None, None, None, *scaled
 
@@ -542,8 +553,24 @@ def _add_product(total, x, y):
     """total += x @ y, summed in full precision where the product is not."""
     if x.dtype == total.dtype:
         total.addmm_(x, y)
-    else:
-        total += x @ y
+        return
+    product = x @ y
+    for rows in _in_cache(total):
+        total[rows] += product[rows]
+
+
+def _scaled(gradient, upstream, dtype):
+    """upstream·gradient, in a type."""
+    out = torch.empty_like(gradient, dtype=dtype)
+    for rows in _in_cache(gradient):
+        torch.mul(gradient[rows], upstream, out=out[rows])
+    return out
+
+
+def _in_cache(tensor):
+    """Rows so many at a time that what a CPU converts of them stays in its cache: all at once take five times as long. Elsewhere all."""
+    rows = 2**18 // math.prod(tensor.shape[1:]) if tensor.device.type == "cpu" else len(tensor)
+    return _pieces(len(tensor), max(1, rows))
 
 
 def _pieces(length, size):
