@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-Numbers = Sequence[Any] | np.ndarray
+Numbers = Sequence[Any] | np.ndarray | Tensor
 Values = np.float64 | np.ndarray
 
 
