@@ -208,7 +208,8 @@ def test_clamped_zeros_are_what_one_says_they_stand_for(gives):
         (torch.zeros(2, 3), {"gives": "probabilities"}, ValueError, "sum to 0, not to one"),
         (torch.tensor([[2.0, 1.0]] * 2), {"gives": "log-probabilities"}, ValueError, "gives no log-probabilities"),
         (torch.zeros(3, 3), {}, TypeError, r"a floating-point tensor of shape \(2, …, N\), not torch.float32, \(3, 3\)"),
-        ([0.0], {}, TypeError, "not list"),
+        ([0.0], {}, TypeError, r"not list \(torch.as_tensor makes one of numbers\)"),
+        (torch.zeros(2, 3).numpy(), {}, TypeError, r"not ndarray \(torch.as_tensor makes one of numbers\)"),
     ],
 )
 def test_what_a_function_does_not_give_is_refused(says, how, error, sentence):
@@ -372,6 +373,11 @@ def test_views_that_cannot_be_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=sentence):
             fit(convolutional(), SoftTargets(), **{"teacher": convolutional(1), "train": pictures(), "recipe": RECIPE} | how)
+
+    for who in ("student", "teacher"):
+        for view in (lambda x: x, lambda x, g, more: x, torch.zeros(2)):
+            with pytest.raises(TypeError, match=rf"{who}_view is a function of the inputs and of a generator"):
+                fit(convolutional(), SoftTargets(), teacher=convolutional(1), train=pictures(), recipe=RECIPE, **{f"{who}_view": view})
 
     def run(view):
         fit(convolutional(), SoftTargets(), teacher=convolutional(1), train=pictures(), recipe=RECIPE, student_view=view, checkpoint=tmp_path / "run")

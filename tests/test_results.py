@@ -167,6 +167,12 @@ def test_an_omitted_class_is_not_shown_and_is_measured(digits):
     assert spec.hash != replace(spec, omit=()).hash
 
 
+def test_one_omitted_class_is_the_only_one_among_the_omitted(digits):
+    (spec,) = arm("omitted", 1.0 * CrossEntropy(), 1, omit=(3,))
+    (done,) = run_together([replace(spec, teacher=None, train_examples=40)], digits)
+    assert done.record["test"]["omitted"]["among_omitted"] == 1
+
+
 def test_the_literatures_protocol_trains_on_the_validation_split_too(digits):
     (spec,) = arm("all", 1.0 * CrossEntropy(), 1, hold_out=False)
     (done,) = run_together([replace(spec, teacher=None, train_examples=None)], digits)

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -82,7 +83,8 @@ class FunctionTeacher(nn.Module):
             return found
         if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 2 or len(found) != len(first):
             shape = f"{found.dtype}, {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise TypeError(f"{self.name} returns {self.gives}, a floating-point tensor of shape ({len(first)}, …, N), not {shape}.")
+            advice = " (torch.as_tensor makes one of numbers)" if isinstance(found, (Sequence, np.ndarray)) else ""
+            raise TypeError(f"{self.name} returns {self.gives}, a floating-point tensor of shape ({len(first)}, …, N), not {shape}{advice}.")
         found = full_precision(found.detach().to(first.device))
         return found if self.gives == "logits" else self._logits(found)
 

@@ -37,6 +37,9 @@ class Views:
 
     @classmethod
     def of(cls, student: Callable | None, teacher: Callable | None) -> "Views | None":
+        for who, view in (("student", student), ("teacher", teacher)):
+            if view is not None and not _takes_two(view):
+                raise TypeError(f"{who}_view is a function of the inputs and of a generator for what it draws, view(inputs, generator), not {view!r}.")
         return None if student is None and teacher is None else cls(student, teacher)
 
     def __repr__(self):
@@ -54,6 +57,18 @@ class Views:
             students[seed], teachers[seed] = (found["student"][0], *others), found["teacher"][0]
             where[seed] = {who: boxes for who, (_, boxes) in found.items() if boxes is not None}
         return students, teachers, where
+
+
+def _takes_two(view) -> bool:
+    if not callable(view):
+        return False
+    try:
+        inspect.signature(view).bind("inputs", "generator")
+    except TypeError:
+        return False
+    except ValueError:  # a built-in function that does not say what it takes
+        pass
+    return True
 
 
 def _described(view) -> str:
