@@ -48,7 +48,7 @@ class Recipe:
     learning_rate: float = 0.05
     momentum: float = 0.9
     schedule: str = "step"
-    milestones: tuple[int, ...] = (150, 180, 210)
+    milestones: tuple[float, ...] = (150, 180, 210)
     decay: float = 0.1
     warmup_epochs: float = 0.0
     weight_decay: float = 5e-4
