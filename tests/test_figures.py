@@ -174,3 +174,11 @@ def test_ticks_whose_labels_are_numbers_name_the_points():
     axis.loglog([8, 16], [1, 2])
     axis.set(xlabel="length", ylabel="loss", xticks=[8, 16], xticklabels=[8, 16])
     assert "16" in plotted(figure)
+
+
+def test_a_polygon_without_a_label_has_its_look():
+    figure, panel = plt.subplots()
+    panel.fill([0, 1, 0], [0, 0, 1], facecolor="none", edgecolor="grey")
+    assert panel.patches[0].get_label() in (None, "", "_child0")  # as Matplotlib has it
+    panel.patches[0]._label = None
+    assert plotted(figure).startswith("series,x,y\n") and plotted(figure).count("area,") == 4

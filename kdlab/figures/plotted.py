@@ -176,8 +176,9 @@ def _parts(container):
             yield from part if isinstance(part, (tuple, list)) else [part]
 
 
-def _named(label: str) -> str:
-    """What a chapter calls an artist; a name that begins with "_" is one that stands in no legend. Matplotlib's own are none."""
+def _named(label: object) -> str:
+    """What a chapter calls an artist; a name that begins with "_" is one that stands in no legend. Matplotlib's own are none, nor is None."""
+    label = "" if label is None else str(label)
     return "" if re.fullmatch(r"_(child|container)\d+|_nolegend_", label) else _plain(label.removeprefix("_"))
 
 
