@@ -183,8 +183,8 @@ class SharedVocabulary(Term):
     def forward(
         self,
         *,
-        student_logits: Logits,
-        teacher_logits: Float[Tensor, "*batch M"] | SparseTargets | None = None,
+        student_logits: Logits | HeadLogits,
+        teacher_logits: Float[Tensor, "*batch M"] | HeadLogits | SparseTargets | None = None,
         labels: Tensor | None = None,
         mask: Mask | None = None,
         count: Count | None = None,

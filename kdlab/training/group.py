@@ -66,7 +66,7 @@ class Group:
                 s.seconds = elapsed[s] + time.perf_counter() - began
 
         for _ in range(start, until):
-            if self.stop is not None and anywhere(self.stop()):
+            if self.stop is not None and anywhere(bool(self.stop())):
                 clock()
                 raise Stopped
             batches = dict(zip(seeds, (next(stream) for stream in streams), strict=True))

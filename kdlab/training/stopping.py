@@ -30,6 +30,6 @@ class Interruptible:
 
     def batches(self, *arguments, **options):
         for batch in self.split.batches(*arguments, **options):
-            if self.stop is not None and anywhere(self.stop()):
+            if self.stop is not None and anywhere(bool(self.stop())):
                 raise Stopped
             yield batch
