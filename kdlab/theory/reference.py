@@ -5,12 +5,19 @@ Each is the textbook formula, written for reading. Logits have shape ``(..., N)`
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from torch import Tensor
 
-Numbers = Sequence[Any] | np.ndarray | Tensor
+
+@runtime_checkable
+class Array(Protocol):
+    """What NumPy reads as an array: its own, and tensors on the CPU."""
+
+    def __array__(self, *arguments: Any, **options: Any) -> np.ndarray: ...
+
+
+Numbers = Sequence[Any] | Array
 Values = np.float64 | np.ndarray
 
 

@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -82,9 +81,10 @@ class FunctionTeacher(nn.Module):
         if isinstance(found, SparseTargets):
             return found
         if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 2 or len(found) != len(first):
-            shape = f"{found.dtype}, {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            advice = " (torch.as_tensor makes one of numbers)" if isinstance(found, (Sequence, np.ndarray)) else ""
-            raise TypeError(f"{self.name} returns {self.gives}, a floating-point tensor of shape ({len(first)}, …, N), not {shape}{advice}.")
+            numbers = isinstance(found, Sequence) or hasattr(found, "__array__")
+            advice = " (torch.as_tensor makes one of numbers)" if numbers else ""
+            shape = f"{found.dtype}, {tuple(found.shape)}" if isinstance(found, Tensor) else f"{type(found).__name__}{advice}"
+            raise TypeError(f"{self.name} returns {self.gives}, a floating-point tensor of shape ({len(first)}, …, N), not {shape}.")
         found = full_precision(found.detach().to(first.device))
         return found if self.gives == "logits" else self._logits(found)
 
