@@ -196,7 +196,7 @@ def test_all_that_a_chapter_imports_is_in_the_set_ups_extras(chapter, book_build
 
 
 #: What modules of kdlab import where it is installed, and chapters do not ask of them.
-OPTIONAL = {"ray", "liger_kernel", "jupytext", "nbformat", "papermill", "jupyter_client", "jupyter_core", "yaml"}
+OPTIONAL = {"jaxtyping", "ray", "liger_kernel", "jupytext", "nbformat", "papermill", "jupyter_client", "jupyter_core", "yaml"}
 
 
 def test_the_extras_of_the_set_up_are_those_that_pages_need():

@@ -134,6 +134,10 @@ def counted_rows(x: Shaped[Tensor, "*batch N"], mask: Mask | None, harmless: boo
     return x if mask is None or harmless else torch.where(mask.unsqueeze(-1), x, 0.0)
 
 
+#: Logits whose classes have been moved to the last axis.
+ClassesLast = Float[Tensor, "*counted C"]
+
+
 def prepared(
     student_logits: Logits,
     teacher_logits: Logits,
@@ -143,7 +147,7 @@ def prepared(
     class_axis: int | None = None,
     fits: Any = None,
     at_least: int = 2,
-) -> tuple[Logits, Logits, Temperature]:
+) -> tuple[ClassesLast, ClassesLast, Temperature]:
     """Logits of student and teacher and a temperature, as every loss computes with them.
 
     They are checked, of ``at_least`` so many classes, which are in the last axis; what does not count is zero (of a temperature, one).
@@ -165,7 +169,7 @@ def prepared_alone(
     class_axis: int | None = None,
     fits: Any = None,
     at_least: int = 2,
-) -> tuple[Logits, Temperature]:
+) -> tuple[ClassesLast, Temperature]:
     """The same without a teacher."""
     student, temperature = classes_last(
         class_axis, student_logits, temperature, fits=mask if fits is None else fits

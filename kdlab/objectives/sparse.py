@@ -266,7 +266,7 @@ def _close(p: Tensor) -> float:
 def sparse_losses(
     log_q: Float[Tensor, "*batch N"], targets: SparseTargets, log_rest: Float[Tensor, "*batch 1"] | None = None
 ) -> Float[Tensor, "*batch"]:
-    """The divergence of each token, from the student's log-probabilities; ``log_rest`` is what :func:`log_of_rest` gives, if known."""
+    """The divergence of each token, from the student's log-probabilities; ``log_rest`` is what ``log_of_rest`` gives, if known."""
     kept = targets.probabilities.to(log_q.dtype)
     merged = _merged(targets.tokens, kept)
     log_kept = log_q.gather(-1, targets.tokens).masked_fill(kept == 0, 0.0)
