@@ -18,7 +18,7 @@ class ExactTeacher(nn.Module):
         self.noise = task.noise
         self.register_buffer("centres", task.centres)
 
-    def forward(self, inputs: Float[Tensor, "n D"]) -> Float[Tensor, "n classes"]:
+    def forward(self, inputs: Float[Tensor, "*n D"]) -> Float[Tensor, "*n classes"]:
         return -torch.cdist(inputs, self.centres).square() / (2 * self.noise**2)
 
 
@@ -74,6 +74,6 @@ class KnownPosterior:
         noise = torch.randn(n, self.centres.shape[1], generator=generator)
         return Examples(self.centres[labels] + self.noise * noise, labels)
 
-    def posterior_logits(self, inputs: Float[Tensor, "n D"]) -> Float[Tensor, "n classes"]:
+    def posterior_logits(self, inputs: Float[Tensor, "*n D"]) -> Float[Tensor, "*n classes"]:
         """Logits of shape ``(n, classes)`` whose softmax at temperature one is the true p(y | x)."""
         return ExactTeacher(self)(inputs)
