@@ -508,3 +508,20 @@ def test_gradient_norms_take_any_iterable_of_tensors():
     objective = CrossEntropy() + CrossEntropy()
     _, values = objective(student_logits=model(torch.ones(1, 3)), labels=torch.tensor([0]))
     assert all(norm > 0 for norm in objective.gradient_norms(values, model.parameters()).values())
+
+
+def test_labels_of_other_positions_say_nothing_of_which_count():
+    """Such as one label a text, beside logits of its tokens."""
+    student, teacher = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 3, 4)
+    objective = 1.0 * objectives.SoftTargets(temperature=2)
+    alone, _ = objective(student_logits=student, teacher_logits=teacher)
+    beside, _ = objective(student_logits=student, teacher_logits=teacher, labels=torch.tensor([-100, 1]))
+    assert torch.equal(alone, beside)
+
+
+def test_a_temperature_that_has_no_values_yet_is_not_looked_at():
+    """Its shape is, as while a graph is made."""
+    logits = torch.zeros(2, 4, device="meta")
+    assert objectives.log_soften(logits, torch.empty(2, 1, device="meta")).shape == (2, 4)
+    with pytest.raises(ValueError, match="give shape"):
+        objectives.log_soften(logits, torch.empty(3, 1, device="meta"))

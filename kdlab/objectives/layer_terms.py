@@ -82,10 +82,6 @@ class _LayerTerm(Term):
                 found.append(hidden[path])
             yield found[0], found[1].detach()
 
-    def forward(self, *, student_hidden: Hidden | None = None, teacher_hidden: Hidden | None = None, **_: Any) -> Scalar:
-        captured = self.captured(student_hidden, teacher_hidden)
-        return _total(type(self).function(s, t, **self.options) for s, t in captured)
-
 
 def _counted(hidden, mask):
     """States of tokens, or maps, with zeros where a mask of positions leaves them out; others as they are."""
