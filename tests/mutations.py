@@ -1793,8 +1793,8 @@ MUTATIONS = [
 CONTROLS = {
     "survived": Mutation("nothing", TERMS, "SEEN = frozenset(", "SEEN = frozenset(  #", "test_direction"),
     "not planted: the snippet occurs 0": Mutation("moved", TERMS, "no such code", "", "test_direction"),
-    "not planted: the snippet occurs 2": Mutation(
-        "twice", TERMS, "return response.cross_entropy(", "", "test_direction"
+    "not planted: the snippet occurs 3": Mutation(
+        "several times", TERMS, "return response.cross_entropy(", "", "test_direction"
     ),
     "not planted: the mistake is no Python": Mutation(
         "syntax", TERMS, "SEEN = ", "SEEN = = ", "test_direction"
