@@ -88,7 +88,7 @@ class Group:
                 graphed = self.graphed_step(students)
             if self.due():
                 clock()
-                self.save_if_due(students)
+                self.save(students)
         clock()
 
     def graphed_step(self, students: list[Student]) -> GraphedStep | None:
