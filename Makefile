@@ -6,7 +6,7 @@ PROFILE ?= cpu
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: environment book test check wheel release lock clean
+.PHONY: environment book test check format wheel release lock clean
 
 environment: $(READY)
 
@@ -17,8 +17,9 @@ book: $(READY)
 test: $(READY) check
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 16 --dist loadgroup --cov=kdlab.objectives --cov-report=term:skip-covered --cov-fail-under=100
 
-# What a commit must pass, with the settings of pyproject.toml: lint and types.
+# What a commit must pass, with the settings of pyproject.toml: format, lint and types.
 check: $(READY)
+	@$(VENV)/bin/ruff format --check --quiet . || { echo "make format mends it."; exit 1; }
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/pyrefly check --summary=none --python-interpreter-path $(VENV)/bin/python
 
@@ -30,6 +31,9 @@ $(READY): requirements.lock pyproject.toml
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
+
+format: $(READY)
+	@$(VENV)/bin/ruff format --quiet .
 
 wheel: $(READY)
 	@$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .

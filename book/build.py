@@ -60,6 +60,7 @@ from kdlab.study.verdicts import VERDICTS
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
 
+
 class BuildError(RuntimeError):
     """What broke, and where, in a sentence."""
 
@@ -124,9 +125,7 @@ def depends_on(chapter: Path) -> list[Path]:
             passed_on = [(base, other) for base, other in imports(file) if other == name]
             todo += passed_on or imports(file)
     for file in (f for f in (ROOT / "kdlab").rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")):
-        package = next(
-            folder for folder in file.parents if (folder / "__init__.py").exists() or folder == ROOT
-        )
+        package = next(folder for folder in file.parents if (folder / "__init__.py").exists() or folder == ROOT)
         names = {file.name, *file.relative_to(package).parts[:-1]}
         near = (module for module in list(found) if module.parent == package)
         if any(names & set(re.findall(r"[\w.-]+", module.read_text(encoding="utf-8"))) for module in near):
@@ -151,13 +150,7 @@ def fingerprint(paths) -> dict:
     """What each file or folder that a chapter looked for is now; a move of the data folder changes nothing."""
     prints = {}
     for path in map(Path, sorted(set(map(str, paths)))):
-        state = (
-            checksum(path, path.stat().st_mtime_ns)
-            if path.is_file()
-            else "folder"
-            if path.is_dir()
-            else "missing"
-        )
+        state = checksum(path, path.stat().st_mtime_ns) if path.is_file() else "folder" if path.is_dir() else "missing"
         for name, base in (("data", data_folder()), ("book", ROOT / "book")):
             if path.is_relative_to(base.absolute()):
                 prints[f"{name}:{path.relative_to(base.absolute()).as_posix()}"] = state
@@ -287,9 +280,7 @@ def execute_all(sources: list[Path], profile: str, jobs: int) -> list[Path]:
 
     def left() -> str:
         pace = sum(took.values()) / sum(needed[c] for c in took)
-        going = [
-            max(pace * needed[c] - (time.time() - at), 1.0) for c, at in [*begun.items()] if c not in took
-        ]
+        going = [max(pace * needed[c] - (time.time() - at), 1.0) for c, at in [*begun.items()] if c not in took]
         seconds = time_left(going, [pace * needed[c] for c in queue if c not in begun], jobs)
         return f"{len(took)} of {len(queue)} executed, about {max(1, round(seconds / 60))} min left"
 
@@ -346,9 +337,7 @@ def verdicts(notebooks) -> dict:
                 drawn = [*drawn, *re.findall(r'<figure[^>]* id="(fig-[^"]+)"', "".join(data.get("text/html", "")))]
                 if said := data.get(VERDICT):
                     if said["claim"] in given:
-                        raise BuildError(
-                            f"claim {said['claim']} gets two verdicts; the second in {path.stem}."
-                        )
+                        raise BuildError(f"claim {said['claim']} gets two verdicts; the second in {path.stem}.")
                     above = {"figure": drawn[-1]} if drawn else {}
                     given[said["claim"]] = {**said, **above, "chapter": path.stem, **notebook.metadata["kdlab"]}
     return given
@@ -422,11 +411,14 @@ def ledger(given) -> str:
     stated = claims()
     known = {claim["id"] for claim in stated["claim"]}
     if unknown := set(given) - known:
-        raise BuildError(
-            f"verdicts on claims that book/claims.toml does not know: {', '.join(sorted(unknown))}."
-        )
+        raise BuildError(f"verdicts on claims that book/claims.toml does not know: {', '.join(sorted(unknown))}.")
     script = (Path(__file__).parent / "ledger.js").read_text(encoding="utf-8")
-    lines = [stated["introduction"].strip(), "", '<div id="kd-filter" class="kd-filter" role="search" hidden></div>', ""]
+    lines = [
+        stated["introduction"].strip(),
+        "",
+        '<div id="kd-filter" class="kd-filter" role="search" hidden></div>',
+        "",
+    ]
     for source in stated["source"]:
         lines += [f"## {source['title']}", "", source["note"].strip(), ""]
         for claim in (c for c in stated["claim"] if c["id"].startswith(source["id"])):
@@ -485,8 +477,12 @@ def route(notebooks) -> str:
         notebook = read_executed(path)
         takes = reading_minutes(notebook)
         minutes, seconds = minutes + takes, seconds + notebook.metadata["kdlab"]["seconds"]
-        steps.append(f"- {{doc}}`{int(path.stem[:2])}. {title_of(notebook)} <../notebooks/{path.stem}>` ({takes:.0f} min)")
-    return "\n".join(steps) + f"\n\nIn all {minutes:.0f} minutes to read; their cells ran in {seconds / 60:.0f} minutes."
+        steps.append(
+            f"- {{doc}}`{int(path.stem[:2])}. {title_of(notebook)} <../notebooks/{path.stem}>` ({takes:.0f} min)"
+        )
+    return (
+        "\n".join(steps) + f"\n\nIn all {minutes:.0f} minutes to read; their cells ran in {seconds / 60:.0f} minutes."
+    )
 
 
 def findings(given, notebooks) -> str:
@@ -529,9 +525,7 @@ def unseen(notebooks) -> list[tuple[Path, str]]:
     found = []
     for path in notebooks:
         for cell in read_executed(path).cells:
-            for said in (
-                o["data"][OBSERVATION] for o in cell.get("outputs", []) if OBSERVATION in o.get("data", {})
-            ):
+            for said in (o["data"][OBSERVATION] for o in cell.get("outputs", []) if OBSERVATION in o.get("data", {})):
                 if not said["holds"]:
                     found.append((path, said["statement"]))
     return found
@@ -595,9 +589,7 @@ def parameters() -> str:
     parts = [(ROOT / "book" / "parameters.md").read_text(encoding="utf-8").rstrip()]
     for path in chapters():
         title = re.search(r"^# # (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)[1]
-        rows = [
-            f"| `{p.name}` | {KINDS[p.kind]} | `{p.default!r}` | {p.comment} |" for p in declared_in(path).values()
-        ]
+        rows = [f"| `{p.name}` | {KINDS[p.kind]} | `{p.default!r}` | {p.comment} |" for p in declared_in(path).values()]
         parts += [
             f"## [{int(path.stem[:2])}. {title}](../notebooks/{path.stem})",
             "\n".join(["| name | value | default | what it is |", "|---|---|---|---|", *rows]),
@@ -739,9 +731,9 @@ def sphinx(where: Path) -> bool:
         # Else the next build would read fewer pages, and warn of less.
         shutil.rmtree(BUILD / "sphinx", ignore_errors=True)
         text = re.sub(r"\x1b\[[0-9;]*m", "", finished.stdout)
-        told = [line for line in text.splitlines() if re.search(r"WARNING|ERROR|Error", line)][
-            :8
-        ] or text.splitlines()[-8:]
+        told = [line for line in text.splitlines() if re.search(r"WARNING|ERROR|Error", line)][:8] or text.splitlines()[
+            -8:
+        ]
         raise BuildError(f"Sphinx refused the pages (all of it in {log}):\n  " + "\n  ".join(told))
     built = BUILD / "sphinx" / "_build" / "html"
     shutil.copytree(where / "_root" / "_sources", built / "_sources", dirs_exist_ok=True)  # over Sphinx's own copies
@@ -764,9 +756,7 @@ def check_pages(where: Path) -> None:
         body = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
         for asset in re.findall(r'<(?:script|img|iframe|source)[^>]+src="(https?:[^"]+)"', body):
             wrong.append(f"{name} loads {asset}")
-        for asset in re.findall(
-            r'<link[^>]+rel="(?:stylesheet|preload|icon)"[^>]+href="(https?:[^"]+)"', body
-        ):
+        for asset in re.findall(r'<link[^>]+rel="(?:stylesheet|preload|icon)"[^>]+href="(https?:[^"]+)"', body):
             wrong.append(f"{name} loads {asset}")
         for image in re.findall(r"<img\b[^>]*>", body):
             if not re.search(r'alt="[^"/]', image) and 'class="logo' not in image:

@@ -102,7 +102,9 @@ def whole(built: Path, names: list[str]) -> str:
         tag[where] = _file(tag[where], names[0])
     style = "article.bd-article { break-before: page; } article.bd-article:first-of-type { break-before: auto; } body { padding: 0 !important; }"
     head = soup.head.decode_contents()
-    root = "".join(f' {key}="{html.escape(str(value))}"' for key, value in {"lang": "en", "data-theme": "light"}.items())
+    root = "".join(
+        f' {key}="{html.escape(str(value))}"' for key, value in {"lang": "en", "data-theme": "light"}.items()
+    )
     body = "\n".join(str(article) for article in articles)
     return f"<!DOCTYPE html><html{root}><head>{head}<style>{style}</style></head><body>{body}</body></html>"
 
@@ -113,7 +115,11 @@ def _one(name: str, anchor: str) -> str:
 
 def _file(address: str, name: str) -> str:
     """An address on a page, seen from the root of the book."""
-    return address if re.match(r"[a-z]+:|#|//", address) else os.path.normpath(os.path.join(os.path.dirname(name), address))
+    return (
+        address
+        if re.match(r"[a-z]+:|#|//", address)
+        else os.path.normpath(os.path.join(os.path.dirname(name), address))
+    )
 
 
 def _href(address: str, name: str, names: list[str]) -> str:

@@ -24,15 +24,14 @@ from .study.runner import PlanError, duration, every_spec, missing, plan, run_pl
 from .training import CheckpointError, Stopped
 from .training.distributed import processes, rank_and_world
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA begins: by it products give the same bits twice
+# before CUDA begins: by it products give the same bits twice
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="The study of kdlab."
 )
 
-Book = Annotated[
-    Path | None, typer.Option(help="The folder with records and checkpoints; else the book's own.")
-]
+Book = Annotated[Path | None, typer.Option(help="The folder with records and checkpoints; else the book's own.")]
 PlanName = Annotated[str, typer.Argument(help=f"One of {', '.join(PLANS)}.")]
 
 
@@ -101,15 +100,11 @@ def run(
     device: Annotated[str | None, typer.Option(help="Such as cuda; else the best that there is.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where records go; else the book's own folder.")] = None,
     shard: Annotated[str | None, typer.Option(help="i/n: the i-th of n parts of the plan.")] = None,
-    only: Annotated[
-        str | None, typer.Option(help="A regular expression that the name of a run must match.")
-    ] = None,
+    only: Annotated[str | None, typer.Option(help="A regular expression that the name of a run must match.")] = None,
     beside: Annotated[int, typer.Option(help="At most so many students in one process.", min=1)] = 6,
     checkpoint: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 30.0,
     eager: Annotated[bool, typer.Option("--eager", help="On CUDA, no step is captured as a graph.")] = False,
-    ray: Annotated[
-        int | None, typer.Option(help="Spread over so many workers of a Ray cluster.", min=1)
-    ] = None,
+    ray: Annotated[int | None, typer.Option(help="Spread over so many workers of a Ray cluster.", min=1)] = None,
     again: Annotated[
         Path | None,
         typer.Option(help="A record's file: train what it says and compare; --out names a JSON file."),
@@ -213,15 +208,11 @@ def show(record: Annotated[Path, typer.Argument(help="A record's file.")]):
             + (f", beside {beside - 1} others" if beside > 1 else "")
         )
         for measure, value in test.items():
-            typer.echo(
-                f"  {measure:<26} {value:.4f}" if isinstance(value, float) else f"  {measure:<26} {value}"
-            )
+            typer.echo(f"  {measure:<26} {value:.4f}" if isinstance(value, float) else f"  {measure:<26} {value}")
 
 
 @app.command(name="take")
-def take_in(
-    source: Annotated[Path, typer.Argument(help="A folder that kdlab run --out wrote.")], book: Book = None
-):
+def take_in(source: Annotated[Path, typer.Argument(help="A folder that kdlab run --out wrote.")], book: Book = None):
     """Take in records from another machine, all verified first."""
     with sentences():
         names = take(source, book or book_folder(), every_spec([book or book_folder(), source]))
@@ -241,9 +232,7 @@ def verify_book(book: Book = None):
             typer.echo(sentence, err=True)
         if wrong:
             raise typer.Exit(1)
-        typer.echo(
-            f"{len(list((place / 'records').glob('*.json')))} records and their checkpoints are whole."
-        )
+        typer.echo(f"{len(list((place / 'records').glob('*.json')))} records and their checkpoints are whole.")
 
 
 @app.command()
@@ -270,9 +259,7 @@ def bench(
         return
     with sentences():
         if name == "vocabulary":
-            result = head_logits.measured(
-                head_logits.Size.of(usable(device), size, precision), seconds(budget)
-            )
+            result = head_logits.measured(head_logits.Size.of(usable(device), size, precision), seconds(budget))
             typer.echo(head_logits.table(result))
         else:
             result = measured(name, Settings(usable(device), seconds(budget), teacher, student, steps))

@@ -21,8 +21,8 @@
 
 # %% tags=["parameters"]
 profile = "cpu"  # or "gpu"
-temperatures: list[float] = [0.25, 0.5, 1.0, 2.0, 4.0, 16.0]  # at which logits are softened
-teacher_examples: int = 20_000  # labels that the teacher of the known posterior learned from
+temperatures: list[float] = [0.25, 0.5, 1.0, 2.0, 4.0, 16.0]  # of the softening
+teacher_examples: int = 20_000  # labels that the known posterior's teacher learned from
 sizes: list[int] = [128, 512, 2048]  # n: how many examples a student sees
 lengths: list[int] = [50, 200]  # steps of training, among which held-out labels choose
 seeds: list[int] = [0, 1, 2, 3, 4]  # of the students' weights and examples
@@ -70,7 +70,9 @@ from kdlab.training import Recipe, accuracy, fit, predict
 
 use_style()
 device = device_for(profile)
-temperatures, sizes, lengths = (sorted(set(values)) for values in (temperatures, sizes, lengths))
+temperatures, sizes, lengths = (
+    sorted(set(values)) for values in (temperatures, sizes, lengths)
+)
 seeds = list(dict.fromkeys(seeds))
 
 # %% [markdown]
@@ -87,19 +89,30 @@ logits = torch.tensor([6.0, 4.0, 3.0, 0.0, -2.0], dtype=torch.float64)
 softened = torch.stack([soften(logits, temperature) for temperature in temperatures])
 
 # %% tags=["hide-input"]
-figure, panels = plt.subplots(1, len(temperatures), sharey=True, squeeze=False, figsize=(7.6, 2.5))
-for panel, temperature, probabilities in zip(panels[0], temperatures, softened, strict=True):
-    panel.bar(range(5), probabilities, color=BLUE if temperature == 1 else ORANGE, width=0.8)
+figure, panels = plt.subplots(
+    1, len(temperatures), sharey=True, squeeze=False, figsize=(7.6, 2.5)
+)
+for panel, temperature, probabilities in zip(
+    panels[0], temperatures, softened, strict=True
+):
+    panel.bar(
+        range(5), probabilities, color=BLUE if temperature == 1 else ORANGE, width=0.8
+    )
     panel.axhline(1 / 5, color="grey", linewidth=1, linestyle=":")
     panel.set(title=f"$T={temperature:g}$", xticks=range(5), ylim=(0, 1.02))
     panel.grid(visible=False)
 panels[0, 0].set_ylabel("probability")
-ends = " and ".join(f"{q[0]:.3g} at $T={T:g}$" for T, q in zip(temperatures, softened, strict=True) if T in (temperatures[0], temperatures[-1]))
+ends = " and ".join(
+    f"{q[0]:.3g} at $T={T:g}$"
+    for T, q in zip(temperatures, softened, strict=True)
+    if T in (temperatures[0], temperatures[-1])
+)
 show(
     figure,
     label="five-logits",
     caption="One set of logits, colder at the left and hotter at the right; dotted: $1/N$. The order never changes. The largest of the five "
-    f"probabilities is {ends}." + (" At $T=1$ (blue) it is the plain softmax." if 1 in temperatures else ""),
+    f"probabilities is {ends}."
+    + (" At $T=1$ (blue) it is the plain softmax." if 1 in temperatures else ""),
     alt=f"{len(temperatures)} bar charts of five probabilities, one for each temperature. The largest is {ends.replace('$', '')}; the bars are "
     "always in the same order.",
 )
@@ -111,8 +124,12 @@ show(
 # them for random logits, the limits at a temperature so extreme that float64 cannot tell the difference.
 
 # %%
-random_logits = 5 * torch.randn(1000, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-assert torch.allclose(soften(random_logits, 1.0), torch.softmax(random_logits, -1), atol=1e-15)
+random_logits = 5 * torch.randn(
+    1000, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+)
+assert torch.allclose(
+    soften(random_logits, 1.0), torch.softmax(random_logits, -1), atol=1e-15
+)
 for temperature in (0.1, 0.7, 3.0, 50.0):
     ranked = soften(random_logits, temperature).gather(-1, random_logits.argsort(-1))
     assert (ranked.diff(dim=-1) >= 0).all()
@@ -131,10 +148,16 @@ assert soften(random_logits, 1e-6).max(-1).values.min() > 1 - 1e-12
 
 # %%
 exponentials = torch.exp(logits)
-upright, upside_down = exponentials / exponentials.sum(), exponentials.sum() / exponentials
+upright, upside_down = (
+    exponentials / exponentials.sum(),
+    exponentials.sum() / exponentials,
+)
 table(
     ["class", "logit", "softmax", "upside down"],
-    [[i, f"{logits[i]:.0f}", f"{upright[i]:.4f}", f"{upside_down[i]:.3g}"] for i in range(5)]
+    [
+        [i, f"{logits[i]:.0f}", f"{upright[i]:.4f}", f"{upside_down[i]:.3g}"]
+        for i in range(5)
+    ]
     + [["sum", "", f"{upright.sum():.4f}", f"{upside_down.sum():.3g}"]],
     caption="The fraction both ways up, for the logits of the figure above.",
 )
@@ -179,7 +202,9 @@ assert not same(dH_dT, variance / T**2)  # the check can fail
 grid = np.geomspace(0.2, 50, 60)
 step = 1e-4
 measured = [
-    (entropy(logits, T_ * (1 + step)) - entropy(logits, T_ * (1 - step))).item() / (2 * step * T_) for T_ in grid
+    (entropy(logits, T_ * (1 + step)) - entropy(logits, T_ * (1 - step))).item()
+    / (2 * step * T_)
+    for T_ in grid
 ]
 closed_form = np.array([reference.entropy_slope(logits.numpy(), T_) for T_ in grid])
 worst = np.max(np.abs(measured - closed_form) / closed_form)
@@ -227,7 +252,9 @@ task = KnownPosterior.draw(superclasses=5, classes_each=4, dimensions=16, seed=0
 generator = torch.Generator().manual_seed(1)
 test = task.sample(5000, generator=generator)
 truth = task.posterior_logits(test.inputs)
-print(f"{task.num_classes} classes; the Bayes classifier is right on {accuracy(truth, test.labels):.1%}")
+print(
+    f"{task.num_classes} classes; the Bayes classifier is right on {accuracy(truth, test.labels):.1%}"
+)
 
 # %% [markdown]
 # The teacher is a small network trained with **hard labels only**. Nobody ever told it a
@@ -239,13 +266,25 @@ def recipe(examples, steps, seed):
     """About the same number of steps however many examples there are."""
     epochs = max(1, steps // max(examples // 64, 1))
     adam = {"optimizer": "adam", "learning_rate": 3e-3, "weight_decay": 0.0}
-    return Recipe(epochs=epochs, batch_size=64, schedule="cosine", augment=False, seed=seed, **adam)
+    return Recipe(
+        epochs=epochs,
+        batch_size=64,
+        schedule="cosine",
+        augment=False,
+        seed=seed,
+        **adam,
+    )
 
 
 torch.manual_seed(0)
 teacher = mlp(16, task.num_classes, width=128)
 labelled = task.sample(teacher_examples, generator=generator)
-fit(teacher, CrossEntropy(), train=labelled, recipe=recipe(teacher_examples, 1000, seed=0))
+fit(
+    teacher,
+    CrossEntropy(),
+    train=labelled,
+    recipe=recipe(teacher_examples, 1000, seed=0),
+)
 teacher_logits = predict(teacher, test)
 
 # %% [markdown]
@@ -265,36 +304,67 @@ dark_teacher = dark_distribution(teacher_logits, test.labels)
 dark_truth = dark_distribution(truth, test.labels)
 more = task.sample(10_000, generator=torch.Generator().manual_seed(3))
 dark_of_more = dark_distribution(task.posterior_logits(more.inputs), more.labels).exp()
-of_label = torch.stack([dark_of_more[more.labels == c].mean(0) for c in range(task.num_classes)])
+of_label = torch.stack(
+    [dark_of_more[more.labels == c].mean(0) for c in range(task.num_classes)]
+)
 guesses = {
     "a uniform guess": dark_distribution(torch.zeros_like(truth), test.labels),
-    "one distribution a label": dark_distribution(of_label.log().clamp(min=-1e4)[test.labels], test.labels),
+    "one distribution a label": dark_distribution(
+        of_label.log().clamp(min=-1e4)[test.labels], test.labels
+    ),
     "the teacher": dark_teacher,
 }
-dark_error = {name: forward_kl(guess, dark_truth).item() for name, guess in guesses.items()}
-divergence = Quantity("KL from the exact distribution over the wrong classes", "nats", better="lower")
+dark_error = {
+    name: forward_kl(guess, dark_truth).item() for name, guess in guesses.items()
+}
+divergence = Quantity(
+    "KL from the exact distribution over the wrong classes", "nats", better="lower"
+)
 leads("the teacher", dark_error, divergence)
 
 # %% tags=["hide-input"]
 some = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(2))[:60]
-wrong = torch.ones(60, task.num_classes, dtype=torch.bool).scatter(-1, test.labels[some, None], False)
+wrong = torch.ones(60, task.num_classes, dtype=torch.bool).scatter(
+    -1, test.labels[some, None], False
+)
 excess = (dark_teacher - dark_truth).exp()
-likely, unlikely = dark_truth.exp() > 1e-2, (dark_truth.exp() < 1e-4) & (dark_truth.exp() > 1e-8)
+likely, unlikely = (
+    dark_truth.exp() > 1e-2,
+    (dark_truth.exp() < 1e-4) & (dark_truth.exp() > 1e-8),
+)
 over_truth = {
-    where: excess[which][:: max(1, which.sum() // 100_000)].quantile(torch.tensor([0.25, 0.5, 0.75]))
-    for where, which in (("where that is above 1 %", likely), ("where it is between 1e-8 and 1e-4", unlikely))
+    where: excess[which][:: max(1, which.sum() // 100_000)].quantile(
+        torch.tensor([0.25, 0.5, 0.75])
+    )
+    for where, which in (
+        ("where that is above 1 %", likely),
+        ("where it is between 1e-8 and 1e-4", unlikely),
+    )
 }
 figure, axis = plt.subplots(figsize=(5.2, 4.4))
 axis.plot([1e-12, 1], [1e-12, 1], color="grey", linewidth=1, linestyle=":")
-axis.loglog(dark_truth[some][wrong].exp(), dark_teacher[some][wrong].exp(), ".", color=BLUE, alpha=0.35, markersize=4)
-axis.set(xlim=(1e-8, 1.5), ylim=(1e-8, 1.5), xlabel="true probability among the wrong classes", ylabel="the teacher's")
+axis.loglog(
+    dark_truth[some][wrong].exp(),
+    dark_teacher[some][wrong].exp(),
+    ".",
+    color=BLUE,
+    alpha=0.35,
+    markersize=4,
+)
+axis.set(
+    xlim=(1e-8, 1.5),
+    ylim=(1e-8, 1.5),
+    xlabel="true probability among the wrong classes",
+    ylabel="the teacher's",
+)
 show(
     figure,
     label="dark-truth",
     caption="Each dot is one wrong class of one example; on the dotted line the teacher, which saw nothing but hard labels, agrees with Bayes' rule. "
     + "The teacher's probability over the true one, median and quartiles: "
     + "; ".join(
-        f"{v[1]:.2g} ({v[0]:.2g} to {v[2]:.2g}) {where}" for where, v in over_truth.items()
+        f"{v[1]:.2g} ({v[0]:.2g} to {v[2]:.2g}) {where}"
+        for where, v in over_truth.items()
     )
     + ".",
     alt="Scatter plot on logarithmic axes of the teacher's probabilities against the true ones, with the diagonal.",
@@ -331,10 +401,23 @@ def students(name, n, steps):
     for seed in seeds:
         torch.manual_seed(seed)
         networks.append(mlp(16, task.num_classes, width=64))
-        drawn.append(task.sample(n, generator=torch.Generator().manual_seed(100 + seed)))
+        drawn.append(
+            task.sample(n, generator=torch.Generator().manual_seed(100 + seed))
+        )
     beside = SideBySide(networks)
-    train = Examples(*(torch.stack(parts, 1) for parts in zip(*((e.inputs, e.labels) for e in drawn), strict=True)))
-    fit(beside, len(seeds) * objective, train=train, teacher=source, recipe=recipe(n, steps, seed=0))
+    train = Examples(
+        *(
+            torch.stack(parts, 1)
+            for parts in zip(*((e.inputs, e.labels) for e in drawn), strict=True)
+        )
+    )
+    fit(
+        beside,
+        len(seeds) * objective,
+        train=train,
+        teacher=source,
+        recipe=recipe(n, steps, seed=0),
+    )
     return beside
 
 
@@ -347,12 +430,21 @@ def taught(name, n):
     """Of students at the best of the lengths: which that is, their divergence from the truth and their accuracy, by seed."""
     trained = {steps: students(name, n, steps) for steps in lengths}
     likelihood = {
-        steps: np.mean([cross_entropy(z, held_out.labels).item() for z in logits_of(beside, held_out)])
+        steps: np.mean(
+            [
+                cross_entropy(z, held_out.labels).item()
+                for z in logits_of(beside, held_out)
+            ]
+        )
         for steps, beside in trained.items()
     }
     best = min(likelihood, key=likelihood.get)
     logits = logits_of(trained[best], test)
-    return best, [forward_kl(z, truth).item() for z in logits], [accuracy(z, test.labels) for z in logits]
+    return (
+        best,
+        [forward_kl(z, truth).item() for z in logits],
+        [accuracy(z, test.labels) for z in logits],
+    )
 
 
 length, error, right_answers = {}, {}, {}
@@ -369,9 +461,18 @@ for shift, name in enumerate(sources):
         intervals = [summary(values[name, n]) for n in sizes]
         x = np.array(sizes) * 1.06 ** (shift - 1.5)
         means, half = np.array([(i.mean, i.high - i.mean) for i in intervals]).T
-        panel.errorbar(x, means, half, color=colours[name], marker="o", capsize=3, label=name)
-right_panel.axhline(accuracy(truth, test.labels), color="grey", linestyle=":", linewidth=1)
-left.set(xscale="log", yscale="log", xlabel="training examples $n$", ylabel="KL from the true posterior (nats)")
+        panel.errorbar(
+            x, means, half, color=colours[name], marker="o", capsize=3, label=name
+        )
+right_panel.axhline(
+    accuracy(truth, test.labels), color="grey", linestyle=":", linewidth=1
+)
+left.set(
+    xscale="log",
+    yscale="log",
+    xlabel="training examples $n$",
+    ylabel="KL from the true posterior (nats)",
+)
 right_panel.set(xscale="log", xlabel="training examples $n$", ylabel="accuracy")
 for panel in (left, right_panel):
     panel.set_xticks(sizes, [str(n) for n in sizes])
@@ -391,7 +492,10 @@ display(
         ["source", *(f"$n = {n}$" for n in sizes), *(f"steps, $n={n}$" for n in sizes)],
         [
             [name, *(f"{np.mean(right_answers[name, n]):.1%}" for n in sizes)]
-            + [str(recipe(n, length[name, n], seed=0).epochs * -(-n // 64)) for n in sizes]
+            + [
+                str(recipe(n, length[name, n], seed=0).epochs * -(-n // 64))
+                for n in sizes
+            ]
             for name in sources
         ],
         caption=f"Accuracy, mean of {of_seeds}, and the length of training that the held-out labels chose, in {sum(steps == max(lengths) for steps in length.values())} of {len(length)} cases the longest that was tried. The Bayes classifier reaches {accuracy(truth, test.labels):.1%}.",
@@ -402,7 +506,12 @@ table(
     [
         [other]
         + [
-            (100 * summary(np.subtract(right_answers["teacher", n], right_answers[other, n]))).bracketed("+.1f")
+            (
+                100
+                * summary(
+                    np.subtract(right_answers["teacher", n], right_answers[other, n])
+                )
+            ).bracketed("+.1f")
             for n in sizes
         ]
         for other in sources
@@ -415,10 +524,21 @@ table(
 others = ["hard labels", "teacher, shuffled"]
 for n in sizes:
     points = Quantity(f"accuracy at $n = {n}$", "points", 100, 1, level_unit="%")
-    display(above("teacher", others, {name: right_answers[name, n] for name in sources}, points))
+    display(
+        above(
+            "teacher",
+            others,
+            {name: right_answers[name, n] for name in sources},
+            points,
+        )
+    )
 for n in sizes:
     nats = Quantity(f"the distance from the true posterior at $n = {n}$", "nats")
-    display(below("teacher", "hard labels", {name: error[name, n] for name in sources}, nats))
+    display(
+        below(
+            "teacher", "hard labels", {name: error[name, n] for name in sources}, nats
+        )
+    )
 
 # %% [markdown]
 # Whether the same holds on photographs, where no truth is known, is tested in {doc}`06_first_distillation`.
@@ -446,7 +566,18 @@ share = {
     "the teacher": (dark * kin).sum(-1).mean().item(),
     "chance": kin.float().sum(-1).mean().item() / (data.num_classes - 1),
 }
-above("the teacher", "chance", share, Quantity("the share of belief in wrong classes that goes to siblings", "points", 100, 1, level_unit="%"))
+above(
+    "the teacher",
+    "chance",
+    share,
+    Quantity(
+        "the share of belief in wrong classes that goes to siblings",
+        "points",
+        100,
+        1,
+        level_unit="%",
+    ),
+)
 
 # %% tags=["hide-input"]
 family = data.superclasses.index("people") if "people" in data.superclasses else 0
@@ -457,9 +588,20 @@ others = ~torch.eye(len(members), dtype=torch.bool)
 shown = sorted({1.0, *temperatures[-2:]})
 figure, panels = plt.subplots(1, len(shown), figsize=(8.2, 3.1), sharey=True)
 for panel, temperature in zip(np.atleast_1d(panels), shown, strict=True):
-    rows = torch.stack([soften(real_logits[seen.labels == c], temperature).mean(0)[members] for c in members])
+    rows = torch.stack(
+        [
+            soften(real_logits[seen.labels == c], temperature).mean(0)[members]
+            for c in members
+        ]
+    )
     believed[temperature] = rows.diagonal().mean().item(), rows[others].mean().item()
-    heatmap(panel, 100 * rows, names, names, text=lambda v: f"{v:.0f}" if v >= 1 else f"{v:.1f}")
+    heatmap(
+        panel,
+        100 * rows,
+        names,
+        names,
+        text=lambda v: f"{v:.0f}" if v >= 1 else f"{v:.1f}",
+    )
     panel.set_title(f"$T={temperature:g}$")
 np.atleast_1d(panels)[0].set_ylabel("the image shows")
 show(
@@ -467,10 +609,17 @@ show(
     label="superclass",
     caption=f"Mean probability (in %) that the teacher gives the classes of the superclass “{data.superclasses[family]}”, "
     "by what the image shows. Mean of the diagonal and of the rest: "
-    + "; ".join(f"{100 * a:.1f} and {100 * b:.1f} at $T={t:g}$" for t, (a, b) in believed.items())
+    + "; ".join(
+        f"{100 * a:.1f} and {100 * b:.1f} at $T={t:g}$"
+        for t, (a, b) in believed.items()
+    )
     + rf". ($1/N$ is {100 / data.num_classes:.0f}.)",
     alt="A heat map for each temperature. Rows are true classes of one superclass, columns the same classes; "
-    + "; ".join(f"on the diagonal {100 * a:.1f} % and beside it {100 * b:.1f} % at T={t:g}" for t, (a, b) in believed.items()) + ".",
+    + "; ".join(
+        f"on the diagonal {100 * a:.1f} % and beside it {100 * b:.1f} % at T={t:g}"
+        for t, (a, b) in believed.items()
+    )
+    + ".",
 )
 
 # %% [markdown]
@@ -498,7 +647,9 @@ temperature_dial(
             "logits": real_logits[i],
             "classes": data.classes,
             "highlight": set(
-                torch.nonzero(superclass == superclass[seen.labels[i]]).flatten().tolist()
+                torch.nonzero(superclass == superclass[seen.labels[i]])
+                .flatten()
+                .tolist()
             ),
             "image": seen.images[i],
             "alt": f"A small photograph of class {data.classes[seen.labels[i]]}",

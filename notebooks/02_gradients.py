@@ -23,8 +23,8 @@
 profile = "cpu"  # or "gpu"
 classes: int = 1000  # N of a target that loses mass
 kept: int = 10  # how many of its largest probabilities stay
-betas: list[float] = [0.5, 0.1]  # of the Jensen–Shannon divergence; norms are compared for the first
-temperatures: list[float] = [0.5, 60.0]  # the coolest and the hottest at which norms are compared
+betas: list[float] = [0.5, 0.1]  # of the Jensen–Shannon divergence; norms for the first
+temperatures: list[float] = [0.5, 60.0]  # at which norms are compared
 seed: int = 0  # of all random logits
 
 # %% tags=["hide-input"]
@@ -58,9 +58,19 @@ from kdlab.theory.symbolic import (
 
 use_style()
 device = device_for(profile)
-require(kept < classes, "kept must be less than classes, for the target is to lose mass.")
-require(max(betas) < 1, "betas must lie between 0 and 1, both left out: there the divergence is zero.")
-require(len(set(temperatures)) > 1 and 0.1 <= min(temperatures) and max(temperatures) <= 10_000, "temperatures must be two or more, from 0.1 to 10,000.")
+require(
+    kept < classes, "kept must be less than classes, for the target is to lose mass."
+)
+require(
+    max(betas) < 1,
+    "betas must lie between 0 and 1, both left out: there the divergence is zero.",
+)
+require(
+    len(set(temperatures)) > 1
+    and 0.1 <= min(temperatures)
+    and max(temperatures) <= 10_000,
+    "temperatures must be two or more, from 0.1 to 10,000.",
+)
 
 
 def equation(left, right):
@@ -117,7 +127,9 @@ equation(r"\frac{\partial L}{\partial z_i}", gradient)
 
 # %%
 assert same(gradient, (q[i] * total(p[l], l) - p[i]) / T)
-with_mass_one = gradient.replace(lambda e: isinstance(e, sp.Sum), lambda s: sp.Integer(1))
+with_mass_one = gradient.replace(
+    lambda e: isinstance(e, sp.Sum), lambda s: sp.Integer(1)
+)
 assert sp.expand(with_mass_one - (q[i] - p[i]) / T) == 0
 equation(r"\frac{\partial L}{\partial z_i}\Big|_{\sum p = 1}", sp.factor(with_mass_one))
 
@@ -127,11 +139,17 @@ equation(r"\frac{\partial L}{\partial z_i}\Big|_{\sum p = 1}", sp.factor(with_ma
 
 # %%
 generator = torch.Generator().manual_seed(seed)
-full = torch.softmax(3 * torch.randn(classes, dtype=torch.float64, generator=generator), -1)
+full = torch.softmax(
+    3 * torch.randn(classes, dtype=torch.float64, generator=generator), -1
+)
 top = full.topk(kept)
 truncated = torch.zeros_like(full).scatter(-1, top.indices, top.values)
-student_row = torch.randn(classes, dtype=torch.float64, generator=generator).requires_grad_()
-(autograd,) = torch.autograd.grad(-(truncated * torch.log_softmax(student_row, -1)).sum(), student_row)
+student_row = torch.randn(
+    classes, dtype=torch.float64, generator=generator
+).requires_grad_()
+(autograd,) = torch.autograd.grad(
+    -(truncated * torch.log_softmax(student_row, -1)).sum(), student_row
+)
 q_row, mass = torch.softmax(student_row.detach(), -1), truncated.sum().item()
 error_without = (q_row - truncated - autograd).abs().max().item()
 error_with = (q_row * mass - truncated - autograd).abs().max().item()
@@ -144,7 +162,9 @@ figure, axis = plt.subplots(figsize=(6.4, 3.2))
 axis.plot(autograd[outside], color=BLUE, linewidth=4, alpha=0.4, label="autograd")
 axis.plot((q_row * mass)[outside], color=BLUE, linewidth=1.2, label=r"$q\,\sum p - p$")
 axis.plot(q_row[outside], color=ORANGE, linewidth=1.2, label="$q - p$")
-axis.set(yscale="log", xlabel="classes that were cut off, by gradient", ylabel="gradient")
+axis.set(
+    yscale="log", xlabel="classes that were cut off, by gradient", ylabel="gradient"
+)
 axis.legend()
 show(
     figure,
@@ -224,10 +244,13 @@ def mixture(index):
 jsd = beta * total(p[l] * (sp.log(p[l]) - sp.log(mixture(l))), l)
 jsd += (1 - beta) * total(softmax(z, l) * (log_softmax(z, l) - sp.log(mixture(l))), l)
 # Written in m: put p = (m − (1 − β) q) / β into the derivative.
-jsd_gradient = partial(jsd, z[i], given={p: lambda a: (m[a] - (1 - beta) * q[a]) / beta})
+jsd_gradient = partial(
+    jsd, z[i], given={p: lambda a: (m[a] - (1 - beta) * q[a]) / beta}
+)
 to_mixture = total(softmax(z, l) * (log_softmax(z, l) - sp.log(m[l])), l)
 assert same(
-    jsd_gradient, (1 - beta) * q[i] / T * (log_softmax(z, i) - sp.log(m[i]) - to_mixture)
+    jsd_gradient,
+    (1 - beta) * q[i] / T * (log_softmax(z, i) - sp.log(m[i]) - to_mixture),
 )
 
 # %% [markdown]
@@ -242,7 +265,10 @@ assert same(
 
 # %%
 size = 3
-zs, ps = sp.symbols(f"z1:{size + 1}", real=True), sp.symbols(f"p1:{size + 1}", positive=True)
+zs, ps = (
+    sp.symbols(f"z1:{size + 1}", real=True),
+    sp.symbols(f"p1:{size + 1}", positive=True),
+)
 partition = sum(sp.exp(a / T) for a in zs)
 qs = [sp.exp(a / T) / partition for a in zs]
 losses = {
@@ -253,14 +279,19 @@ losses = {
 claimed = {
     "cross-entropy": [(a * sum(ps) - b) / T for a, b in zip(qs, ps, strict=True)],
     "forward KL": [(a * sum(ps) - b) / T for a, b in zip(qs, ps, strict=True)],
-    "reverse KL": [a / T * (sp.log(a) - sp.log(b) - losses["reverse KL"]) for a, b in zip(qs, ps, strict=True)],
+    "reverse KL": [
+        a / T * (sp.log(a) - sp.log(b) - losses["reverse KL"])
+        for a, b in zip(qs, ps, strict=True)
+    ],
 }
 for name, loss in losses.items():
     for variable, formula in zip(zs, claimed[name], strict=True):
         assert sp.simplify(sp.diff(loss, variable) - formula) == 0, name
 for a in range(size):
     for b in range(size):
-        assert sp.simplify(sp.diff(qs[a], zs[b]) - qs[a] * (int(a == b) - qs[b]) / T) == 0
+        assert (
+            sp.simplify(sp.diff(qs[a], zs[b]) - qs[a] * (int(a == b) - qs[b]) / T) == 0
+        )
 
 # %% [markdown]
 # ## And by automatic differentiation
@@ -271,15 +302,21 @@ for a in range(size):
 
 # %%
 generator, size = torch.Generator().manual_seed(seed + 1), (1000, 50)
-student = (4 * torch.randn(size, dtype=torch.float64, generator=generator)).requires_grad_()
+student = (
+    4 * torch.randn(size, dtype=torch.float64, generator=generator)
+).requires_grad_()
 teacher = 4 * torch.randn(size, dtype=torch.float64, generator=generator)
 temperature = 0.5 + 4 * torch.rand(size[0], 1, dtype=torch.float64, generator=generator)
 target = torch.softmax(teacher, -1)
-target_sum_not_one = target * torch.rand(size[0], 1, dtype=torch.float64, generator=generator)
+target_sum_not_one = target * torch.rand(
+    size[0], 1, dtype=torch.float64, generator=generator
+)
 
 
 def textbook(name):
-    log_q, log_p = (torch.log_softmax(logits / temperature, -1) for logits in (student, teacher))
+    log_q, log_p = (
+        torch.log_softmax(logits / temperature, -1) for logits in (student, teacher)
+    )
     if name == "cross-entropy":
         return -(target_sum_not_one * log_q).sum()
     if name == "forward KL":
@@ -288,15 +325,23 @@ def textbook(name):
         return (log_q.exp() * (log_q - log_p)).sum()
     share = float(name.split("=")[1])
     log_m = torch.logaddexp(log_p + np.log(share), log_q + np.log1p(-share))
-    return (share * log_p.exp() * (log_p - log_m) + (1 - share) * log_q.exp() * (log_q - log_m)).sum()
+    return (
+        share * log_p.exp() * (log_p - log_m)
+        + (1 - share) * log_q.exp() * (log_q - log_m)
+    ).sum()
 
 
 pair = student.detach().numpy(), teacher.numpy(), temperature.numpy()
 closed = {
-    "cross-entropy": reference.cross_entropy_gradient(pair[0], target_sum_not_one.numpy(), pair[2]),
+    "cross-entropy": reference.cross_entropy_gradient(
+        pair[0], target_sum_not_one.numpy(), pair[2]
+    ),
     "forward KL": reference.forward_kl_gradient(*pair),
     "reverse KL": reference.reverse_kl_gradient(*pair),
-} | {f"JSD, beta={share:g}": reference.jensen_shannon_gradient(*pair, share) for share in betas}
+} | {
+    f"JSD, beta={share:g}": reference.jensen_shannon_gradient(*pair, share)
+    for share in betas
+}
 ours = {"forward KL": forward_kl, "reverse KL": reverse_kl}
 rows, worst = [], 0.0
 for name, formula in closed.items():
@@ -308,7 +353,9 @@ for name, formula in closed.items():
         errors.append(np.abs(by_kdlab.numpy() - formula).max())
     assert max(errors) < 1e-12, name
     worst = max(worst, *errors)
-    rows.append([name, f"{errors[0]:.1e}", f"{errors[1]:.1e}" if len(errors) > 1 else "–"])
+    rows.append(
+        [name, f"{errors[0]:.1e}", f"{errors[1]:.1e}" if len(errors) > 1 else "–"]
+    )
 table(
     ["loss", "autograd, textbook form", "autograd, kdlab"],
     rows,
@@ -331,7 +378,10 @@ gradients = {
     "reverse KL": reference.reverse_kl_gradient,
     jsd_name: lambda *given: reference.jensen_shannon_gradient(*given, betas[0]),
 }
-norms = {name: [np.linalg.norm(of(*one, t_)) for t_ in grid] for name, of in gradients.items()}
+norms = {
+    name: [np.linalg.norm(of(*one, t_)) for t_ in grid]
+    for name, of in gradients.items()
+}
 slope = {name: reference.effective_exponent(grid, v)[-1] for name, v in norms.items()}
 hot_ratio = {name: v[-1] / norms["forward KL"][-1] for name, v in norms.items()}
 figure, axis = plt.subplots(figsize=(6.4, 3.4))
@@ -350,7 +400,8 @@ show(
     + ", ".join(f"{v:.2f} ({name})" for name, v in slope.items())
     + f". There the reverse KL's gradient is {hot_ratio['reverse KL']:.2f} times the forward KL's, and that of {jsd_name}, {hot_ratio[jsd_name]:.2f} times.",
     alt="Log-log plot of the gradients' norms against temperature, with straight lines of slope minus one, dotted, and minus two, dashed. Slopes of the curves at the hot end: "
-    + ", ".join(f"{v:.2f} ({name})" for name, v in slope.items()) + ".",
+    + ", ".join(f"{v:.2f} ({name})" for name, v in slope.items())
+    + ".",
 )
 
 # %% tags=["hide-input"]
@@ -395,7 +446,9 @@ for name, loss in {
     after = forward_kl(student_logits.detach() - 0.1 * direction, teacher_logits).item()
     rows.append((name, value.item(), after - before))
 assert (
-    np.isclose(rows[0][1], -rows[1][1]) and rows[0][2] > 0 > rows[1][2] and rows[2][2] < 0
+    np.isclose(rows[0][1], -rows[1][1])
+    and rows[0][2] > 0 > rows[1][2]
+    and rows[2][2] < 0
 )
 table(
     ["loss", "value", "change of the distance to the teacher"],

@@ -21,8 +21,8 @@
 
 # %% tags=["parameters"]
 profile = "cpu"  # or "gpu"
-temperatures: list[float] = [1.0, 2.0, 4.0, 10.0]  # in use; ratios are told relative to the middle one
-hot: list[float] = [10.0, 100.0, 1000.0]  # at which the distance from the limit is taken
+temperatures: list[float] = [1.0, 2.0, 4.0, 10.0]  # in use; ratios to the middle one's
+hot: list[float] = [10.0, 100.0, 1000.0]  # at which the limit's distance is taken
 classes: int = 1000  # N of the Gaussian logits that are held against the expansion
 train_images: int = 6400  # on which the young network is trained, for one epoch
 seed: int = 0  # of the Gaussian logits and of the network
@@ -60,10 +60,22 @@ from kdlab.training import Recipe, fast_precision, fit, predict
 use_style()
 device = device_for(profile)
 temperatures, hot = sorted(set(temperatures)), sorted(set(hot))
-require(len(temperatures) > 1 and 0.1 <= temperatures[0] and temperatures[-1] <= 1000, "temperatures must be two or more, from 0.1 to 1000.")
-require(len(hot) > 1 and 1 <= hot[0] and hot[-1] <= 10_000, "hot must be two temperatures or more, from 1 to 10,000.")
-require(classes > 2, "classes must be three or more: the second-order term of two is zero.")
-coolest, warmest, middle = temperatures[0], temperatures[-1], temperatures[len(temperatures) // 2]
+require(
+    len(temperatures) > 1 and 0.1 <= temperatures[0] and temperatures[-1] <= 1000,
+    "temperatures must be two or more, from 0.1 to 1000.",
+)
+require(
+    len(hot) > 1 and 1 <= hot[0] and hot[-1] <= 10_000,
+    "hot must be two temperatures or more, from 1 to 10,000.",
+)
+require(
+    classes > 2, "classes must be three or more: the second-order term of two is zero."
+)
+coolest, warmest, middle = (
+    temperatures[0],
+    temperatures[-1],
+    temperatures[len(temperatures) // 2],
+)
 
 # %% [markdown]
 # ## The softmax when it is hot
@@ -82,12 +94,15 @@ Math(r"q \;=\; " + sp.latex(second_order) + r" + O(x^3)")
 # belongs there, and nothing is lost, since a softmax does not see a constant. With centred logits the next order is
 
 # %%
-Math(r"q \;=\; \frac1N\Bigl(" + sp.latex(centred(N * second_order)) + r"\Bigr) + O(x^3)")
+Math(
+    r"q \;=\; \frac1N\Bigl(" + sp.latex(centred(N * second_order)) + r"\Bigr) + O(x^3)"
+)
 
 # %%
 assert sp.expand(N * first_order - (1 + (s - bar(s)) * x)) == 0
 assert (
-    sp.expand(centred(N * second_order) - (1 + s * x + (s**2 - bar(s**2)) * x**2 / 2)) == 0
+    sp.expand(centred(N * second_order) - (1 + s * x + (s**2 - bar(s**2)) * x**2 / 2))
+    == 0
 )
 
 # %% [markdown]
@@ -102,21 +117,37 @@ rising = np.geomspace(3, 3000, 40)
 
 def left_out(formula):
     """The largest error of a formula for the softmax at each temperature, in units of 1/N."""
-    return np.array([classes * np.abs(reference.softmax(logits, T) - formula(T)).max() for T in rising])
+    return np.array(
+        [
+            classes * np.abs(reference.softmax(logits, T) - formula(T)).max()
+            for T in rising
+        ]
+    )
 
 
 remainder = {
-    "first order, centred": left_out(lambda T: reference.softmax_high_temperature(logits, T, 1)),
-    "second order, centred": left_out(lambda T: reference.softmax_high_temperature(logits, T, 2)),
+    "first order, centred": left_out(
+        lambda T: reference.softmax_high_temperature(logits, T, 1)
+    ),
+    "second order, centred": left_out(
+        lambda T: reference.softmax_high_temperature(logits, T, 2)
+    ),
     "first order, not centred": left_out(lambda T: (1 + logits / T) / classes),
     "$1/N$ alone": left_out(lambda T: 1 / classes),
 }
-slopes = {name: reference.effective_exponent(rising, errors)[-5:].mean() for name, errors in remainder.items()}
+slopes = {
+    name: reference.effective_exponent(rising, errors)[-5:].mean()
+    for name, errors in remainder.items()
+}
 assert np.allclose(list(slopes.values()), [-2, -3, -1, -1], atol=0.02)
 
 # %% tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(6.4, 3.5))
-for (name, errors), style in zip(remainder.items(), ((BLUE, "-"), (GREEN, "-"), (ORANGE, "-"), ("grey", ":")), strict=True):
+for (name, errors), style in zip(
+    remainder.items(),
+    ((BLUE, "-"), (GREEN, "-"), (ORANGE, "-"), ("grey", ":")),
+    strict=True,
+):
     axis.loglog(rising, errors, color=style[0], linestyle=style[1], label=name)
 axis.set(xlabel="temperature $T$", ylabel="largest error, in units of $1/N$")
 axis.legend(fontsize="small")
@@ -160,7 +191,8 @@ assert sp.expand(kl_series(2) - x**2 * variance / 2) == 0
 third_order = sp.expand(centred(gradient_series(3)) * N)
 assert (
     sp.expand(
-        third_order - (x**2 * (s - t) + x**3 * (s**2 - t**2 - bar(s**2) + bar(t**2)) / 2)
+        third_order
+        - (x**2 * (s - t) + x**3 * (s**2 - t**2 - bar(s**2) + bar(t**2)) / 2)
     )
     == 0
 )
@@ -180,9 +212,13 @@ student, teacher = 3 * rng.normal(size=(2, classes))
 limit = reference.logit_matching(student, teacher)
 gradient_limit = (student - student.mean() - teacher + teacher.mean()) / classes
 errors = {
-    "loss": [abs(T**2 * reference.forward_kl(student, teacher, T) / limit - 1) for T in hot],
+    "loss": [
+        abs(T**2 * reference.forward_kl(student, teacher, T) / limit - 1) for T in hot
+    ],
     "gradient": [
-        np.linalg.norm(T**2 * reference.forward_kl_gradient(student, teacher, T) - gradient_limit)
+        np.linalg.norm(
+            T**2 * reference.forward_kl_gradient(student, teacher, T) - gradient_limit
+        )
         / np.linalg.norm(gradient_limit)
         for T in hot
     ],
@@ -194,7 +230,13 @@ table(
 )
 
 # %% tags=["hide-input"]
-power({"gradient": (np.array(hot), np.array(errors["gradient"]))}, Quantity("gradient's relative distance from its limit"), "$T$", -1, 0.1)
+power(
+    {"gradient": (np.array(hot), np.array(errors["gradient"]))},
+    Quantity("gradient's relative distance from its limit"),
+    "$T$",
+    -1,
+    0.1,
+)
 
 # %% tags=["hide-input"]
 verdict(
@@ -221,8 +263,20 @@ images = data.validation[:500]
 torch.manual_seed(seed)
 network = resnet8(data.num_classes)
 untrained = predict(network, images, device=device)
-one_epoch = Recipe(epochs=1, batch_size=64, schedule="cosine", precision=fast_precision(device), seed=seed)
-fit(network, CrossEntropy(), train=data.train[:train_images], recipe=one_epoch, device=device)
+one_epoch = Recipe(
+    epochs=1,
+    batch_size=64,
+    schedule="cosine",
+    precision=fast_precision(device),
+    seed=seed,
+)
+fit(
+    network,
+    CrossEntropy(),
+    train=data.train[:train_images],
+    recipe=one_epoch,
+    device=device,
+)
 young = predict(network, images, device=device)
 trained = predict(book_teacher(data, device=device), images, device=device)
 
@@ -248,14 +302,21 @@ for end in (coolest, warmest):  # of the range that is told: on the grid
 
 def medians(of, kinds=pairs):
     """The median over examples of what ``of`` makes of student, teacher and temperature, along the grid, by kind of logits."""
-    return {name: np.array([np.median(of(*pairs[name], T)) for T in grid]) for name in kinds}
+    return {
+        name: np.array([np.median(of(*pairs[name], T)) for T in grid]) for name in kinds
+    }
 
 
 def exponents(curves):
-    return {name: reference.effective_exponent(grid, values) for name, values in curves.items()}
+    return {
+        name: reference.effective_exponent(grid, values)
+        for name, values in curves.items()
+    }
 
 
-norm = medians(lambda *pair: np.linalg.norm(reference.forward_kl_gradient(*pair), axis=-1))
+norm = medians(
+    lambda *pair: np.linalg.norm(reference.forward_kl_gradient(*pair), axis=-1)
+)
 loss = medians(reference.forward_kl)
 exponent, loss_exponent = exponents(norm), exponents(loss)
 
@@ -269,7 +330,12 @@ for name, colour in colours.items():
     right.plot(grid, loss_exponent[name], color=colour, linestyle=":")
 right.axhline(-2, color="grey", linewidth=1)
 right.axvspan(coolest, warmest, color="grey", alpha=0.15, linewidth=0)
-right.set(xscale="log", xlim=(grid[0], 1e3), xlabel="temperature $T$", ylabel="effective exponent")
+right.set(
+    xscale="log",
+    xlim=(grid[0], 1e3),
+    xlabel="temperature $T$",
+    ylabel="effective exponent",
+)
 left.set(xlabel="temperature $T$", ylabel=r"gradient norm, unscaled")
 left.legend(fontsize="small")
 show(
@@ -299,12 +365,22 @@ def at(values, T):
 
 
 settled, settled_loss = (
-    {name: settles(np.abs(values + 2), 0.01) for name, values in curves.items()} for curves in (exponent, loss_exponent)
+    {name: settles(np.abs(values + 2), 0.01) for name, values in curves.items()}
+    for curves in (exponent, loss_exponent)
 )
 table(
-    ["logits", *(f"$T={T:g}$" for T in temperatures), "gradient settles at", "loss settles at"],
     [
-        [name, *(f"{at(exponent[name], T):.2f}" for T in temperatures), *(f"$T={v[name]:.1f}$" for v in (settled, settled_loss))]
+        "logits",
+        *(f"$T={T:g}$" for T in temperatures),
+        "gradient settles at",
+        "loss settles at",
+    ],
+    [
+        [
+            name,
+            *(f"{at(exponent[name], T):.2f}" for T in temperatures),
+            *(f"$T={v[name]:.1f}$" for v in (settled, settled_loss)),
+        ]
         for name in pairs
     ],
     caption="Effective exponent of the gradient norm, and where gradient and loss have settled at −2 ± 0.01.",
@@ -312,7 +388,14 @@ table(
 
 # %% tags=["hide-input"]
 off = {name: abs(values[-1] + 2) for name, values in exponent.items()}
-only(pairs, off, Quantity(f"distance of the gradient's exponent from −2 at $T={grid[-1]:.0f}$", digits=4), below=0.01)
+only(
+    pairs,
+    off,
+    Quantity(
+        f"distance of the gradient's exponent from −2 at $T={grid[-1]:.0f}$", digits=4
+    ),
+    below=0.01,
+)
 
 # %% [markdown]
 # (scaled-gradient)=
@@ -331,8 +414,18 @@ figure, axis = plt.subplots(figsize=(6.6, 3.6))
 axis.axhspan(0.8, 1.2, color="grey", alpha=0.18, linewidth=0)
 drawn = grid <= 1000
 for name, colour in colours.items():
-    axis.plot(grid[drawn], scaled[name][drawn], color=colour, label=f"{name}: flat from $T={flat[name]:.1f}$")
-axis.set(xscale="log", ylim=(0, None), xlabel="temperature $T$", ylabel="$T^2$-scaled gradient, limit = 1")
+    axis.plot(
+        grid[drawn],
+        scaled[name][drawn],
+        color=colour,
+        label=f"{name}: flat from $T={flat[name]:.1f}$",
+    )
+axis.set(
+    xscale="log",
+    ylim=(0, None),
+    xlabel="temperature $T$",
+    ylabel="$T^2$-scaled gradient, limit = 1",
+)
 axis.legend(fontsize="small")
 show(
     figure,
@@ -345,7 +438,9 @@ show(
 )
 
 # %% tags=["hide-input"]
-spread = {name: scaled[name][common].max() / scaled[name][common].min() for name in pairs}
+spread = {
+    name: scaled[name][common].max() / scaled[name][common].min() for name in pairs
+}
 real = [name for name in pairs if name.startswith("real")]
 low, high = (f(f(exponent[name][common]) for name in real) for f in (min, max))
 verdict(
@@ -370,7 +465,10 @@ one_hot = np.eye(data.num_classes)[images.labels.numpy()]
 
 def ratio(student, teacher, T):
     """How long the gradient of the soft term is, over that of the hard term, by example."""
-    soft, hard = T**2 * reference.forward_kl_gradient(student, teacher, T), reference.cross_entropy_gradient(student, one_hot)
+    soft, hard = (
+        T**2 * reference.forward_kl_gradient(student, teacher, T),
+        reference.cross_entropy_gradient(student, one_hot),
+    )
     return np.linalg.norm(soft, axis=-1) / np.linalg.norm(hard, axis=-1)
 
 
@@ -382,7 +480,9 @@ def near(values):
     """The first and the last temperature around the middle one between which values stay within 20 % of theirs there."""
     outside = np.flatnonzero(np.abs(values / at(values, middle) - 1) > 0.2)
     below, above = outside[grid[outside] < middle], outside[grid[outside] > middle]
-    return grid[below[-1] + 1 if len(below) else 0], grid[above[0] - 1 if len(above) else -1]
+    return grid[below[-1] + 1 if len(below) else 0], grid[
+        above[0] - 1 if len(above) else -1
+    ]
 
 
 ranges = {name: near(values) for name, values in ratios.items()}
@@ -392,9 +492,18 @@ figure, axis = plt.subplots(figsize=(6.6, 3.6))
 axis.axhspan(0.8, 1.2, color="grey", alpha=0.18, linewidth=0)
 drawn = grid <= max(100, warmest)
 for name in real:
-    for curves, style, words in ((ratios, "-", "with $T^2$"), (unscaled, ":", "without")):
+    for curves, style, words in (
+        (ratios, "-", "with $T^2$"),
+        (unscaled, ":", "without"),
+    ):
         relative = curves[name] / at(curves[name], middle)
-        axis.loglog(grid[drawn], relative[drawn], color=colours[name], linestyle=style, label=f"{name}, {words}")
+        axis.loglog(
+            grid[drawn],
+            relative[drawn],
+            color=colours[name],
+            linestyle=style,
+            label=f"{name}, {words}",
+        )
 axis.set(xlabel="temperature $T$", ylabel=f"soft : hard gradient, $T={middle:g}$ is 1")
 axis.legend(fontsize="small")
 
@@ -409,7 +518,10 @@ show(
     label="ratio",
     caption=f"How hard the soft term pulls compared with the hard term, relative to $T={middle:g}$, with $T^2$ (solid) and without (dotted); grey: within 20 %. From "
     f"$T={middle:g}$ to $T={2 * middle:g}$ the ratio changes by a factor of "
-    + " and ".join(f"{changes(ratios, name):.2f} with and {changes(unscaled, name):.2f} without ({name})" for name in real)
+    + " and ".join(
+        f"{changes(ratios, name):.2f} with and {changes(unscaled, name):.2f} without ({name})"
+        for name in real
+    )
     + f". At $T={middle:g}$ itself it is "
     + " and ".join(f"{at(ratios[name], middle):.2f} ({name})" for name in real)
     + f"; how it depends on the number of classes, here {data.num_classes}, is told in the next chapter.",
@@ -420,7 +532,11 @@ show(
 # %% tags=["hide-input"]
 def as_range(low, high):
     low_end, high_end = low == grid[0], high == grid[-1]
-    return rf"$T={low:.1f}$ " + ("and below " if low_end else "") + ("upwards" if high_end else rf"to ${high:.1f}$")
+    return (
+        rf"$T={low:.1f}$ "
+        + ("and below " if low_end else "")
+        + ("upwards" if high_end else rf"to ${high:.1f}$")
+    )
 
 
 def over_range(curves, name):
@@ -450,15 +566,21 @@ verdict(
 # cancellation.
 
 # %%
-student32, teacher32 = torch.randn(2, 64, 100, generator=torch.Generator().manual_seed(seed))
+student32, teacher32 = torch.randn(
+    2, 64, 100, generator=torch.Generator().manual_seed(seed)
+)
 digits = np.geomspace(1, 1e4, 25)
 naive_error, our_error = [], []
 for T in digits:
-    exact = reference.forward_kl(student32.double().numpy(), teacher32.double().numpy(), T).mean()
+    exact = reference.forward_kl(
+        student32.double().numpy(), teacher32.double().numpy(), T
+    ).mean()
     log_p, log_q = (torch.log_softmax(v / T, -1) for v in (teacher32, student32))
     naive = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
     naive_error.append(abs(naive / exact - 1))
-    our_error.append(abs(forward_kl(student32, teacher32, temperature=T).item() / exact - 1))
+    our_error.append(
+        abs(forward_kl(student32, teacher32, temperature=T).item() / exact - 1)
+    )
 assert max(our_error) < 1e-3 < max(naive_error)
 
 # %% tags=["hide-input"]

@@ -20,9 +20,9 @@
 
 # %% tags=["parameters"]
 profile = "cpu"  # or "gpu"
-sizes: list[int] = [10, 100, 1000, 10_000, 128_000]  # N; up to 1000 a learning rate is swept
+sizes: list[int] = [10, 100, 1000, 10_000, 128_000]  # N; rates are swept up to 1000
 temperature: float = 4.0  # of the soft loss
-temperatures: list[float] = [1.0, 2.0, 4.0, 10.0, 100.0]  # at which gradients are compared
+temperatures: list[float] = [1.0, 2.0, 4.0, 10.0, 100.0]  # of the gradients compared
 steps: int = 30  # of each run
 seed: int = 0  # of data, weights and random logits
 
@@ -34,7 +34,17 @@ from IPython.display import display
 from torch import nn
 
 from kdlab.data import Examples
-from kdlab.figures import BLUE, GREEN, ORANGE, PALETTE, PURPLE, VERMILION, show, table, use_style
+from kdlab.figures import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PALETTE,
+    PURPLE,
+    VERMILION,
+    show,
+    table,
+    use_style,
+)
 from kdlab.objectives import LogitMSE, SoftTargets, forward_kl, soften
 from kdlab.study.display import device_for, verdict
 from kdlab.study.evidence import Among, Quantity
@@ -46,8 +56,14 @@ from kdlab.training import Recipe, fit, predict
 use_style()
 device = device_for(profile)
 sizes, temperatures = sorted(set(sizes)), sorted(set(temperatures))
-require(len(sizes) > 1 and 1 < sizes[0] <= 1000, "sizes must be two or more, from 2 on, one of them up to 1000: it lends the others its learning rate.")
-require(steps > 1, "steps must be two or more: gradients are followed from the first to the last.")
+require(
+    len(sizes) > 1 and 1 < sizes[0] <= 1000,
+    "sizes must be two or more, from 2 on, one of them up to 1000: it lends the others its learning rate.",
+)
+require(
+    steps > 1,
+    "steps must be two or more: gradients are followed from the first to the last.",
+)
 swept = [N for N in sizes if N <= 1000]
 many = [N for N in sizes if N >= 100] or sizes
 some = swept[-1]  # a size to speak of
@@ -79,7 +95,9 @@ for N in sizes:
     matching = (student - student.mean()) - (teacher - teacher.mean())
     for T in temperatures:
         gradient = reference.forward_kl_gradient(student, teacher, T)
-        cosine[N, T] = gradient @ matching / np.linalg.norm(gradient) / np.linalg.norm(matching)
+        cosine[N, T] = (
+            gradient @ matching / np.linalg.norm(gradient) / np.linalg.norm(matching)
+        )
 table(
     ["$N$", *(f"$T={T:g}$" for T in temperatures)],
     [[f"{N:,}", *(f"{cosine[N, T]:.4f}" for T in temperatures)] for N in sizes],
@@ -107,7 +125,11 @@ spreads = np.geomspace(1e-1, 1e6, 29)
 bounded, unbounded = [], []
 for spread in spreads:
     student, teacher = spread * rng.normal(size=(2, 50, some))
-    bounded.append(some * temperature**2 * reference.forward_kl_gradient(student, teacher, temperature))
+    bounded.append(
+        some
+        * temperature**2
+        * reference.forward_kl_gradient(student, teacher, temperature)
+    )
     unbounded.append(student - teacher - (student - teacher).mean(-1, keepdims=True))
 bounded, unbounded = (np.linalg.norm(g, axis=-1) for g in (bounded, unbounded))
 bound = np.sqrt(2) * some * temperature
@@ -146,9 +168,13 @@ def problem(N):
     features = torch.randn(steps * BATCH + FRESH, FEATURES, generator=generator)
     teacher = nn.Linear(FEATURES, N, bias=False)
     with torch.no_grad():
-        teacher.weight.copy_(2 * torch.randn(N, FEATURES, generator=generator) / FEATURES**0.5)
+        teacher.weight.copy_(
+            2 * torch.randn(N, FEATURES, generator=generator) / FEATURES**0.5
+        )
     train, test = features.split([steps * BATCH, FRESH])
-    return teacher, *(Examples(x, torch.zeros(len(x), dtype=torch.long)) for x in (train, test))
+    return teacher, *(
+        Examples(x, torch.zeros(len(x), dtype=torch.long)) for x in (train, test)
+    )
 
 
 def distil(N, objective, optimizer, learning_rate, **more):
@@ -161,12 +187,22 @@ def distil(N, objective, optimizer, learning_rate, **more):
         schedule="constant", seed=seed, **{"weight_decay": 0.0, **more},
     )  # fmt: skip
     try:
-        fit(student, objective, train=train, teacher=teacher, recipe=recipe, device=device)
-    except (FloatingPointError, ValueError) as error:  # the loss, or the logits before it
+        fit(
+            student,
+            objective,
+            train=train,
+            teacher=teacher,
+            recipe=recipe,
+            device=device,
+        )
+    # the loss, or the logits before it
+    except (FloatingPointError, ValueError) as error:
         if "finite" not in str(error):
             raise
         return np.inf
-    student_logits, teacher_logits = (predict(network, test, device=device) for network in (student, teacher))
+    student_logits, teacher_logits = (
+        predict(network, test, device=device) for network in (student, teacher)
+    )
     return forward_kl(student_logits, teacher_logits).item()
 
 
@@ -176,13 +212,17 @@ def distil(N, objective, optimizer, learning_rate, **more):
 # A gradient step is (learning rate) × (gradient): SGD cannot tell a factor in one from a factor in the other. Sweeping
 # the learning rate over three decades, for both losses, at the sizes up to a thousand:
 
+
 # %%
 def soft(weight):
     return weight * SoftTargets(temperature=temperature)
 
 
 sweep = {
-    (N, name): {rate: distil(N, soft(float(weight)), "sgd", rate / weight) for rate in N * 10.0 ** np.arange(-2.5, 0.51, 0.5)}
+    (N, name): {
+        rate: distil(N, soft(float(weight)), "sgd", rate / weight)
+        for rate in N * 10.0 ** np.arange(-2.5, 0.51, 0.5)
+    }
     for N in swept
     for name, weight in (("plain", 1), ("times N", N))
 }  # by the plain loss's rate
@@ -190,12 +230,24 @@ best_rate = {N: min(sweep[N, "plain"], key=sweep[N, "plain"].get) for N in swept
 rate_per_N = min(rate / N for N, rate in best_rate.items()) / 10**0.5
 
 # %% tags=["hide-input"]
-figure, panels = plt.subplots(1, len(swept), figsize=(8.0, 3.1), sharey=True, squeeze=False)
+figure, panels = plt.subplots(
+    1, len(swept), figsize=(8.0, 3.1), sharey=True, squeeze=False
+)
 for panel, N in zip(panels[0], swept, strict=True):
-    for kind, weight, style, colour in (("plain", 1, "o-", BLUE), ("times N", N, "s--", ORANGE)):
+    for kind, weight, style, colour in (
+        ("plain", 1, "o-", BLUE),
+        ("times N", N, "s--", ORANGE),
+    ):
         x, y = np.array(list(sweep[N, kind].items())).T
         label = "$T^2$KL" if kind == "plain" else "$N\\,T^2$KL"
-        panel.loglog(x / weight, np.where(np.isfinite(y), y, np.nan), style, color=colour, label=label, markersize=4)
+        panel.loglog(
+            x / weight,
+            np.where(np.isfinite(y), y, np.nan),
+            style,
+            color=colour,
+            label=label,
+            markersize=4,
+        )
     panel.set(title=f"$N={count(N)}$", xlabel="learning rate")
 panels[0, 0].set_ylabel("KL from the teacher, end of run")
 panels[0, 0].legend(fontsize="small")
@@ -204,16 +256,29 @@ show(
     label="sweep",
     caption=f"KL after {steps} steps of SGD against the learning rate, for the two losses. A factor on the loss is a factor on the rate: in exact arithmetic the curves are "
     "one, shifted by $N$. The sentence below says how nearly they are, up to the best rate. The plain loss's best rate over $N$: "
-    + ", ".join(f"{rate / N:.2g} at $N={count(N)}$" for N, rate in best_rate.items()) + ".",
+    + ", ".join(f"{rate / N:.2g} at $N={count(N)}$" for N, rate in best_rate.items())
+    + ".",
     alt="Two curves of one form in each panel, the orange one shifted to the left by a factor of "
-    + ", ".join(str(N) for N in swept) + ".",
+    + ", ".join(str(N) for N in swept)
+    + ".",
 )
 
 # %%
 shift_error = by_size(
-    lambda N: max(abs(sweep[N, "times N"][rate] / kl - 1) for rate, kl in sweep[N, "plain"].items() if rate <= best_rate[N]), swept
+    lambda N: max(
+        abs(sweep[N, "times N"][rate] / kl - 1)
+        for rate, kl in sweep[N, "plain"].items()
+        if rate <= best_rate[N]
+    ),
+    swept,
 )
-only([], shift_error, Quantity("the two curves' relative difference up to the best rate", "%", 100, 4), above=1, among=Among("the sizes of the sweep", shift_error))
+only(
+    [],
+    shift_error,
+    Quantity("the two curves' relative difference up to the best rate", "%", 100, 4),
+    above=1,
+    among=Among("the sizes of the sweep", shift_error),
+)
 
 # %% [markdown]
 # The bare $1/N$ in the plain loss's gradient has to be paid for somewhere: in the rate. To have a reference rate for larger $N$ without another
@@ -229,7 +294,9 @@ arms = {
     "SGD": lambda N: distil(N, soft(1.0), "sgd", rate_per_N * N),
     "SGD, ×N, same rate": lambda N: distil(N, soft(float(N)), "sgd", rate_per_N * N),
     "SGD, ×N, rate/N": lambda N: distil(N, soft(float(N)), "sgd", rate_per_N),
-    "SGD, logit matching, same rate": lambda N: distil(N, N / 2 * LogitMSE(centred=True), "sgd", rate_per_N * N),
+    "SGD, logit matching, same rate": lambda N: distil(
+        N, N / 2 * LogitMSE(centred=True), "sgd", rate_per_N * N
+    ),
     "Adam": lambda N: distil(N, soft(1.0), "adam", 0.03),
     "Adam, ×N": lambda N: distil(N, soft(float(N)), "adam", 0.03),
 }
@@ -263,18 +330,28 @@ show(
     figure,
     label="arms",
     caption=f"KL from the teacher after {steps} steps. "
-    + (f"Logit matching left the finite numbers at $N$ = {', '.join(f'{N:,}' for N in lost)}. " if lost else "")
+    + (
+        f"Logit matching left the finite numbers at $N$ = {', '.join(f'{N:,}' for N in lost)}. "
+        if lost
+        else ""
+    )
     + f"SGD with the factor at rate$/N$ differs from the reference by at most {max(same_run.values()):.0e} of it, Adam with it from Adam without by at most "
     f"{max(under_adam.values()):.1%}.",
     alt="Log-log plot against the number of classes, a line for each of the six runs. At the largest the KL is "
-    + ", ".join(f"{final[name, sizes[-1]]:.2g} ({name})" for name in arms) + ".",
+    + ", ".join(f"{final[name, sizes[-1]]:.2g} ({name})" for name in arms)
+    + ".",
 )
 
 # %% tags=["hide-input"]
 table(
     ["run", *(f"$N={N:,}$" for N in sizes)],
     [[name, *(f"{final[name, N]:.3g}" for N in sizes)] for name in arms]
-    + [["SGD, ×N, same rate: KL over $N^2$", *(f"{final['SGD, ×N, same rate', N] / N**2:.2f}" for N in sizes)]],
+    + [
+        [
+            "SGD, ×N, same rate: KL over $N^2$",
+            *(f"{final['SGD, ×N, same rate', N] / N**2:.2f}" for N in sizes),
+        ]
+    ],
     caption=f"KL from the teacher (nats, $T=1$) on fresh inputs after {steps} steps; one seed, identical batches in each column.",
 )
 
@@ -282,13 +359,16 @@ table(
 # Where the last row stays of one size, the KL goes with $N$ squared; nothing left the finite numbers there. Did the gradient explode, then? The next cell walks through the same problem by hand,
 # with and without the factor in the rate, and writes down how long the gradient is at each step.
 
+
 # %%
 def gradient_lengths(N, rate):
     """Median length of the gradient of N T² KL by a student's logits, at each step of SGD."""
     teacher, train, _ = problem(N)
     weight, lengths = torch.zeros(N, FEATURES), []
     for inputs in train.inputs.split(BATCH):
-        q, p = (soften(inputs @ w.T, temperature) for w in (weight, teacher.weight.detach()))
+        q, p = (
+            soften(inputs @ w.T, temperature) for w in (weight, teacher.weight.detach())
+        )
         gradient = N * temperature * (q - p)
         lengths.append(gradient.norm(dim=-1).median().item())
         weight -= rate * gradient.T @ inputs / BATCH
@@ -297,14 +377,26 @@ def gradient_lengths(N, rate):
 
 same_rate = {N: gradient_lengths(N, rate_per_N * N) for N in sizes}
 rate_over_N = {N: gradient_lengths(N, rate_per_N) for N in sizes}
-climb, calm = (by_size(lambda N, w=walked: w[N][-1] / w[N][0]) for walked in (same_rate, rate_over_N))
+climb, calm = (
+    by_size(lambda N, w=walked: w[N][-1] / w[N][0])
+    for walked in (same_rate, rate_over_N)
+)
 
 # %% tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(6.8, 3.4))
 for k, N in enumerate(sizes):
-    for walked, style, label in ((same_rate, "-", f"$N={count(N)}$"), (rate_over_N, "--", None)):
+    for walked, style, label in (
+        (same_rate, "-", f"$N={count(N)}$"),
+        (rate_over_N, "--", None),
+    ):
         part = walked[N] / (np.sqrt(2) * N * temperature)
-        axis.loglog(np.arange(1, steps + 1), part, style, color=PALETTE[k % len(PALETTE)], label=label)
+        axis.loglog(
+            np.arange(1, steps + 1),
+            part,
+            style,
+            color=PALETTE[k % len(PALETTE)],
+            label=label,
+        )
 axis.axhline(1, color="grey", linestyle=":")
 axis.set(xlabel="step", ylabel="length of the gradient, over its bound")
 axis.legend(fontsize="small", ncols=2)
@@ -319,7 +411,9 @@ show(
 )
 
 # %%
-LONGER = Quantity("length of the gradient at the last step over that at the first", digits=2)
+LONGER = Quantity(
+    "length of the gradient at the last step over that at the first", digits=2
+)
 display(
     only(by_size(str, many), climb, LONGER, above=10, among=every_size),
     only(calm, calm, LONGER, below=1, among=every_size),
@@ -338,7 +432,9 @@ entries = {}
 for N in sizes:
     teacher, train, _ = problem(N)
     inputs, weight = train.inputs[:BATCH], torch.zeros(N, FEATURES, requires_grad=True)
-    soft(1.0)(student_logits=inputs @ weight.T, teacher_logits=teacher(inputs).detach())[0].backward()
+    soft(1.0)(
+        student_logits=inputs @ weight.T, teacher_logits=teacher(inputs).detach()
+    )[0].backward()
     entries[N] = weight.grad.abs().median().item()
 table(
     ["$N$", "median entry of the gradient", "over Adam's $\\epsilon$"],
@@ -350,12 +446,41 @@ table(
 over = [final["SGD, ×N, same rate", N] / N**2 for N in many]
 worse = by_size(lambda N: final["SGD, ×N, same rate", N] / final["SGD", N])
 END = "change of the run's end by the factor"
-display(only(worse, worse, Quantity("the KL at the end of SGD with the factor, at the same rate, over that without", digits=0), above=10, among=every_size))
+display(
+    only(
+        worse,
+        worse,
+        Quantity(
+            "the KL at the end of SGD with the factor, at the same rate, over that without",
+            digits=0,
+        ),
+        above=10,
+        among=every_size,
+    )
+)
 if len(many) > 1:
-    overshoot = {"SGD, ×N, same rate": {N: final["SGD, ×N, same rate", N] for N in many}}
+    overshoot = {
+        "SGD, ×N, same rate": {N: final["SGD, ×N, same rate", N] for N in many}
+    }
     display(power(overshoot, Quantity("KL at the end"), "classes", 2, 0.1))
-display(only([], same_run, Quantity(f"relative {END}, SGD at rate over $N$", "%", 100, 4), above=1, among=every_size))
-display(only([], under_adam, Quantity(f"relative {END}, Adam", "%", 100, 2), above=1, among=every_size))
+display(
+    only(
+        [],
+        same_run,
+        Quantity(f"relative {END}, SGD at rate over $N$", "%", 100, 4),
+        above=1,
+        among=every_size,
+    )
+)
+display(
+    only(
+        [],
+        under_adam,
+        Quantity(f"relative {END}, Adam", "%", 100, 2),
+        above=1,
+        among=every_size,
+    )
+)
 verdict(
     "B10", "depends",
     rf"When hot, $N\,T^2$KL is logit matching, but its gradient is never longer than $\sqrt2\,N\,T$, whatever the differences of the logits. "
@@ -376,10 +501,13 @@ verdict(
 # Below it is measured at the temperatures in use, for two kinds of teacher: Gaussian logits of deviation 2, as in the probe, and the same with one logit
 # raised until its class has a probability of 0.9 at $T=1$.
 
+
 # %%
 def sure_teacher(logits, probability=0.9):
     others = np.exp(logits[:, 1:]).sum(-1)
-    return np.concatenate([np.log(probability / (1 - probability) * others)[:, None], logits[:, 1:]], -1)
+    return np.concatenate(
+        [np.log(probability / (1 - probability) * others)[:, None], logits[:, 1:]], -1
+    )
 
 
 ratio, compared = {}, sorted({*temperatures, temperature})
@@ -388,7 +516,9 @@ for N in sizes:
     hard = np.sqrt(1 - 1 / N)
     for kind, teacher in (("Gaussian", gaussian), ("sure", sure_teacher(gaussian))):
         for T in compared:
-            soft_gradient = T**2 * reference.forward_kl_gradient(0 * teacher, teacher, T)
+            soft_gradient = T**2 * reference.forward_kl_gradient(
+                0 * teacher, teacher, T
+            )
             ratio[kind, T, N] = np.median(np.linalg.norm(soft_gradient, axis=-1)) / hard
 
 # %% tags=["hide-input"]
@@ -396,8 +526,16 @@ figure, panels = plt.subplots(1, 2, figsize=(7.8, 3.3), sharey=True)
 for panel, kind in zip(panels, ("Gaussian", "sure"), strict=True):
     for k, T in enumerate(compared):
         values = [ratio[kind, T, N] for N in sizes]
-        panel.loglog(sizes, values, "o-", color=PALETTE[k % len(PALETTE)], label=f"$T={T:g}$")
-    panel.loglog(sizes, [2 / np.sqrt(N) for N in sizes], color="grey", linestyle=":", label="$2/\\sqrt{N}$")
+        panel.loglog(
+            sizes, values, "o-", color=PALETTE[k % len(PALETTE)], label=f"$T={T:g}$"
+        )
+    panel.loglog(
+        sizes,
+        [2 / np.sqrt(N) for N in sizes],
+        color="grey",
+        linestyle=":",
+        label="$2/\\sqrt{N}$",
+    )
     panel.set(title=f"{kind} teacher", xlabel="number of classes $N$")
 panels[0].set_ylabel("soft gradient : hard gradient")
 panels[0].legend(fontsize="small")
@@ -405,7 +543,9 @@ show(
     figure,
     label="soft-and-hard",
     caption=f"The norm of the soft loss's gradient, with $T^2$, over that of the labels', for a new student; median of {len(gaussian)} teachers. Gaussian teacher at $T={temperature:g}$: "
-    + ", ".join(f"{ratio['Gaussian', temperature, N]:.2g} at $N={count(N)}$" for N in sizes)
+    + ", ".join(
+        f"{ratio['Gaussian', temperature, N]:.2g} at $N={count(N)}$" for N in sizes
+    )
     + f". Sure teacher at $N={count(sizes[-1])}$: "
     + ", ".join(f"{ratio['sure', T, sizes[-1]]:.2g} at $T={T:g}$" for T in compared)
     + ".",
@@ -414,7 +554,13 @@ show(
 
 # %%
 falling = {"Gaussian teacher": {N: ratio["Gaussian", temperature, N] for N in sizes}}
-power(falling, Quantity(f"ratio of soft to hard gradient at $T={temperature:g}$"), "classes", -0.5, 0.05)
+power(
+    falling,
+    Quantity(f"ratio of soft to hard gradient at $T={temperature:g}$"),
+    "classes",
+    -0.5,
+    0.05,
+)
 
 # %% [markdown]
 # So “comparable gradients” is no reason for either choice. With a large vocabulary and a warm temperature, $T^2$ leaves the soft loss a small fraction of

@@ -19,7 +19,7 @@
 
 # %% tags=["parameters"]
 profile = "cpu"  # or "gpu"
-printed: list[float] = [0.850, 0.020, 0.500, 0.420, 0.012, 0.300]  # KL at temperature 1, when hot, and that times T²; the gradient's norm likewise
+printed: list[float] = [0.850, 0.020, 0.500, 0.420, 0.012, 0.300]  # of the article
 temperature: float = 5.0  # the hot one
 classes: int = 1000  # N of the table's problem
 images: int = 1500  # of the validation split, for real logits
@@ -46,10 +46,20 @@ from kdlab.training import Recipe, fit, predict
 
 use_style()
 device = device_for(profile)
-require(len(printed) == 6 and min(printed) > 0, "printed must be six numbers: KL at T = 1, when hot and scaled, and the gradient's norm likewise.")
+require(
+    len(printed) == 6 and min(printed) > 0,
+    "printed must be six numbers: KL at T = 1, when hot and scaled, and the gradient's norm likewise.",
+)
 require(temperature > 1, "temperature must be above 1: it is the hot one of two.")
-require(classes > 2, "classes must be three or more: the witnesses have two logits and zeros.")
-COLUMNS = [f"{what} {where}" for what in ("KL", "norm") for where in ("at $T=1$", f"at $T={temperature:g}$", "scaled")]
+require(
+    classes > 2,
+    "classes must be three or more: the witnesses have two logits and zeros.",
+)
+COLUMNS = [
+    f"{what} {where}"
+    for what in ("KL", "norm")
+    for where in ("at $T=1$", f"at $T={temperature:g}$", "scaled")
+]
 independent = [0, 1, 3, 4]  # the scaled column follows from the others
 
 # %% [markdown]
@@ -58,11 +68,15 @@ independent = [0, 1, 3, 4]  # the scaled column follows from the others
 # The article does not say how peakiness is measured, or of which of the two models. Here it is the largest probability, of the teacher and
 # of the student. Each of the six numbers follows from the logits of two models:
 
+
 # %%
 def six_numbers(student, teacher):
     """KL and gradient norm at T = 1 and when hot, and the latter times T², in the order of the table."""
     kl = [reference.forward_kl(student, teacher, T) for T in (1, temperature)]
-    norm = [np.linalg.norm(reference.forward_kl_gradient(student, teacher, T), axis=-1) for T in (1, temperature)]
+    norm = [
+        np.linalg.norm(reference.forward_kl_gradient(student, teacher, T), axis=-1)
+        for T in (1, temperature)
+    ]
     return np.stack([*kl, temperature**2 * kl[1], *norm, temperature**2 * norm[1]], -1)
 
 
@@ -76,12 +90,24 @@ def six_numbers(student, teacher):
 
 # %%
 table_of = dict(zip(("KL", "norm"), np.array(printed).reshape(2, 3), strict=True))
-scales = all(abs(temperature**2 * hot - scaled) <= 5e-4 * (temperature**2 + 1) for _, hot, scaled in table_of.values())
+scales = all(
+    abs(temperature**2 * hot - scaled) <= 5e-4 * (temperature**2 + 1)
+    for _, hot, scaled in table_of.values()
+)
 bounds = np.sqrt(table_of["KL"][:2]) / (1, temperature)
 allowed = all(table_of["norm"][:2] <= bounds)
 table(
-    ["", "$T=1$", f"$T={temperature:g}$", "scaled", f"$T={temperature:g}$, times $T^2$"],
-    [[what, *(f"{v:.3f}" for v in row), f"{temperature**2 * row[1]:.3f}"] for what, row in table_of.items()]
+    [
+        "",
+        "$T=1$",
+        f"$T={temperature:g}$",
+        "scaled",
+        f"$T={temperature:g}$, times $T^2$",
+    ],
+    [
+        [what, *(f"{v:.3f}" for v in row), f"{temperature**2 * row[1]:.3f}"]
+        for what, row in table_of.items()
+    ]
     + [["bound on the norm", *(f"{v:.3f}" for v in bounds), "", ""]],
     caption=f"The table is {'consistent with itself' if scales else 'not consistent with itself'}, and {'keeps' if allowed else 'breaks'} the bound.",
 )
@@ -110,12 +136,22 @@ def residual(unknown):
 
 def meets(witness):
     """Whether a witness gives all six numbers to the printed digits."""
-    return all(f"{got:.3f}" == f"{value:.3f}" for got, value in zip(six_numbers(*padded(*witness)), printed, strict=True))
+    return all(
+        f"{got:.3f}" == f"{value:.3f}"
+        for got, value in zip(six_numbers(*padded(*witness)), printed, strict=True)
+    )
 
 
 starts = np.random.default_rng(seed).uniform(0, 25, (40, 4))
-solutions = [least_squares(residual, start, xtol=1e-14, ftol=1e-14, gtol=1e-14) for start in starts]
-exact = [s.x if s.x[0] < s.x[1] else s.x[[1, 0, 3, 2]] for s in solutions if np.abs(s.fun).max() < 1e-9]
+solutions = [
+    least_squares(residual, start, xtol=1e-14, ftol=1e-14, gtol=1e-14)
+    for start in starts
+]
+exact = [
+    s.x if s.x[0] < s.x[1] else s.x[[1, 0, 3, 2]]
+    for s in solutions
+    if np.abs(s.fun).max() < 1e-9
+]
 two = sorted({tuple(float(v) for v in x.round(4)) for x in exact})
 witnesses = {f"two logits, {chr(65 + k)}": (x[:2], x[2:]) for k, x in enumerate(two)}
 witnesses["three logits"] = ((22.42, 25.872, 25.903), (23.745, 23.705, 23.574))
@@ -129,10 +165,20 @@ rows = []
 for name, w in witnesses.items():
     for whose, logits, first in zip(("student", "teacher"), padded(*w), w, strict=True):
         at_1, hot = (reference.softmax(logits, T) for T in (1, temperature))
-        listed = [", ".join(f"{v:{how}}" for v in of[: len(first)]) for of, how in ((logits, "g"), (at_1, ".3f"), (hot, ".3f"))]
-        rows.append([name, whose, *listed, f"{hot[len(first):].sum():.3f}"])
+        listed = [
+            ", ".join(f"{v:{how}}" for v in of[: len(first)])
+            for of, how in ((logits, "g"), (at_1, ".3f"), (hot, ".3f"))
+        ]
+        rows.append([name, whose, *listed, f"{hot[len(first) :].sum():.3f}"])
 table(
-    ["witness", "", "logits", "probabilities, $T=1$", f"$T={temperature:g}$", f"all others, $T={temperature:g}$"],
+    [
+        "witness",
+        "",
+        "logits",
+        "probabilities, $T=1$",
+        f"$T={temperature:g}$",
+        f"all others, $T={temperature:g}$",
+    ],
     rows,
     caption=f"The witnesses' logits (zero for all other classes) and probabilities. {len(witnesses) or 'None'} found that meet all six numbers to the printed digits.",
 )
@@ -153,7 +199,10 @@ def scaled_to(kl_at_one, student, teacher):
     low, high = np.full((2, len(student), 1), [[[1e-3]], [[1e3]]])
     for _ in range(60):
         middle = np.sqrt(low * high)
-        below = reference.forward_kl(middle * student, middle * teacher)[:, None] < kl_at_one
+        below = (
+            reference.forward_kl(middle * student, middle * teacher)[:, None]
+            < kl_at_one
+        )
         low, high = np.where(below, middle, low), np.where(below, high, middle)
     return low * student, low * teacher
 
@@ -179,9 +228,18 @@ teacher_network = book_teacher(data, device=device)
 if data.fallback:  # no student of this teacher is stored: a short distillation
     student_network = resnet8(data.num_classes)
     short = Recipe(epochs=2, batch_size=64, schedule="cosine")
-    fit(student_network, 1.0 * SoftTargets(temperature=4), train=data.train, teacher=teacher_network, recipe=short, device=device)
+    fit(
+        student_network,
+        1.0 * SoftTargets(temperature=4),
+        train=data.train,
+        teacher=teacher_network,
+        recipe=short,
+        device=device,
+    )
 else:
-    spec = next(s for s in results("small").specs if s.arm == "kd" and s.recipe.seed == 0)
+    spec = next(
+        s for s in results("small").specs if s.arm == "kd" and s.recipe.seed == 0
+    )
     student_network = stored_student(spec, book_folder(), data.num_classes)
 
 # %%
@@ -196,18 +254,39 @@ near = off.argsort()[: max(1, len(seen) // 10)]
 pairs["real (first step)"] = untrained[:500], trained[:500]
 pairs["real (distilled)"] = distilled[near], trained[near]
 clouds = {name: six_numbers(*pair) for name, pair in pairs.items()}
-peakiness = {  # median largest probability at T = 1 and when hot, of the student and of the teacher
-    name: [np.median(reference.softmax(logits, T).max(-1)) for logits in pair for T in (1, temperature)]
+# median largest probability at T = 1 and when hot, of the student and of the teacher
+peakiness = {
+    name: [
+        np.median(reference.softmax(logits, T).max(-1))
+        for logits in pair
+        for T in (1, temperature)
+    ]
     for name, pair in pairs.items()
 }
 
 # %% tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.8, 3.6))
-for (name, numbers), colour in zip(clouds.items(), (BLUE, GREEN, "grey", PURPLE), strict=True):
+for (name, numbers), colour in zip(
+    clouds.items(), (BLUE, GREEN, "grey", PURPLE), strict=True
+):
     for panel, column in ((left, 0), (right, 3)):
-        panel.loglog(numbers[:, column], numbers[:, column + 1], ".", color=colour, alpha=0.4, label=name)
+        panel.loglog(
+            numbers[:, column],
+            numbers[:, column + 1],
+            ".",
+            color=colour,
+            alpha=0.4,
+            label=name,
+        )
 for panel, column in ((left, 0), (right, 3)):
-    panel.loglog(printed[column], printed[column + 1], "*", color=ORANGE, markersize=15, label="the table")
+    panel.loglog(
+        printed[column],
+        printed[column + 1],
+        "*",
+        color=ORANGE,
+        markersize=15,
+        label="the table",
+    )
     panel.set(xlabel=COLUMNS[column], ylabel=COLUMNS[column + 1])
 left.set_title("loss")
 right.set_title("gradient norm")
@@ -215,7 +294,9 @@ left.legend(fontsize="x-small")
 typical = clouds["real (distilled)"]
 quartiles = np.quantile(typical, [0.25, 0.5, 0.75], axis=0).T
 others = independent[1:]  # the KL at T = 1 chose the images
-between = [COLUMNS[k] for k in others if quartiles[k][0] <= printed[k] <= quartiles[k][2]]
+between = [
+    COLUMNS[k] for k in others if quartiles[k][0] <= printed[k] <= quartiles[k][2]
+]
 show(
     figure,
     label="clouds",
@@ -227,10 +308,18 @@ show(
 # %% tags=["hide-input"]
 table(
     ["logits", *(COLUMNS[k] for k in independent)]
-    + [f"{whose} largest, $T={T:g}$" for whose in ("student's", "teacher's") for T in (1, temperature)],
+    + [
+        f"{whose} largest, $T={T:g}$"
+        for whose in ("student's", "teacher's")
+        for T in (1, temperature)
+    ],
     [["the table", *(f"{printed[k]:.3f}" for k in independent), *4 * ["–"]]]
     + [
-        [name, *(f"{np.median(v[:, k]):.{3 if k < 4 else 4}f}" for k in independent), *(f"{p:.3f}" for p in peakiness[name])]
+        [
+            name,
+            *(f"{np.median(v[:, k]):.{3 if k < 4 else 4}f}" for k in independent),
+            *(f"{p:.3f}" for p in peakiness[name]),
+        ]
         for name, v in clouds.items()
     ],
     caption=f"Medians over {draws[1]} draws (random logits) and over the images (real logits). The KL at $T=1$ of the {len(near)} images of the distilled student "
@@ -244,6 +333,7 @@ only(
     Quantity("the teacher's largest probability at $T=1$ (median)", digits=2),
     above=0.5,
 )
+
 
 # %% tags=["hide-input"]
 def against_printed(k):
@@ -275,10 +365,18 @@ verdict(
 
 # %% tags=["hide-input"]
 table(
-    ["logits", f"norm, unscaled: $T={temperature:g}$ over $T=1$", f"norm, scaled: $T={temperature:g}$ over $T=1$"],
+    [
+        "logits",
+        f"norm, unscaled: $T={temperature:g}$ over $T=1$",
+        f"norm, scaled: $T={temperature:g}$ over $T=1$",
+    ],
     [["the table", f"{printed[4] / printed[3]:.3f}", f"{printed[5] / printed[3]:.2f}"]]
     + [
-        [name, f"{np.median(v[:, 4] / v[:, 3]):.3f}", f"{np.median(v[:, 5] / v[:, 3]):.2f}"]
+        [
+            name,
+            f"{np.median(v[:, 4] / v[:, 3]):.3f}",
+            f"{np.median(v[:, 5] / v[:, 3]):.2f}",
+        ]
         for name, v in clouds.items()
     ],
     caption="Medians. From which temperature on the scaled norm is flat was measured in chapter 3.",

@@ -21,7 +21,7 @@
 
 # %% tags=["parameters"]
 profile = "cpu"  # or "gpu", which runs what the plan by the published recipe lacks
-seeds: list[int] = [0, 1, 2, 3, 4]  # of the records that are read; with the first, three students are trained here as well
+seeds: list[int] = [0, 1, 2, 3, 4]  # of the records; the first is also trained here
 alpha: float = 0.9  # the weight that the two articles call so
 live_images: int = 2000  # on which these three are trained
 live_epochs: int = 4  # for how long
@@ -40,7 +40,14 @@ from kdlab.figures import BLUE, ORANGE, PURPLE, Shown, heatmap, show, table, use
 from kdlab.models import count_parameters
 from kdlab.objectives import CrossEntropy, SoftTargets, distillation_loss
 from kdlab.study import book_folder, book_teacher, plans, results, run_together
-from kdlab.study.display import conditions, data_note, device_for, not_yet_run, source_note, verdict
+from kdlab.study.display import (
+    conditions,
+    data_note,
+    device_for,
+    not_yet_run,
+    source_note,
+    verdict,
+)
 from kdlab.study.evidence import Quantity
 from kdlab.study.parameters import require
 from kdlab.study.runner import plan, run_plan
@@ -51,7 +58,9 @@ from kdlab.training import accuracy, fast_precision, predict
 use_style()
 device = device_for(profile)
 require(alpha < 1, "alpha must be below 1: it weighs one of two losses.")
-require(live_test >= 100, "live_test must be 100 or more, that each class may have some.")
+require(
+    live_test >= 100, "live_test must be 100 or more, that each class may have some."
+)
 seeds = list(dict.fromkeys(seeds))
 data = load_images()
 data_note(data)
@@ -75,14 +84,18 @@ objective
 
 # %%
 generator = torch.Generator().manual_seed(0)
-teacher_logits, noise = torch.randn(2, 256, 100, generator=generator, dtype=torch.float64)
+teacher_logits, noise = torch.randn(
+    2, 256, 100, generator=generator, dtype=torch.float64
+)
 teacher_logits = 3 * teacher_logits
 student_logits = teacher_logits + noise
 labels = torch.randint(100, (256,), generator=generator)
 logits = student_logits, teacher_logits, labels
 as_in_A = distillation_loss(*logits, hard_weight=alpha)
 as_in_B = distillation_loss(*logits, soft_weight=alpha)
-composed, _ = objective(student_logits=student_logits, teacher_logits=teacher_logits, labels=labels)
+composed, _ = objective(
+    student_logits=student_logits, teacher_logits=teacher_logits, labels=labels
+)
 assert torch.isclose(as_in_B, composed)
 assert torch.isclose(as_in_A, distillation_loss(*logits, soft_weight=1 - alpha))
 try:
@@ -128,7 +141,11 @@ teacher = book_teacher(data, device=device)
 fewer = replace(data, validation=data.validation[:300], test=data.test[:live_test])
 teacher_test = predict(teacher, fewer.test, device=device)
 specs = plans.first_distillation_live(
-    data.name, fast_precision(device), seed=seeds[0], examples=live_images, epochs=live_epochs
+    data.name,
+    fast_precision(device),
+    seed=seeds[0],
+    examples=live_images,
+    epochs=live_epochs,
 )
 
 # %% tags=["hide-input"]
@@ -162,13 +179,30 @@ def by_arm(records, value):
 def curve_and_points(records, label, caption, alt):
     """Validation curves by epoch, and test accuracy by seed with the pairs joined."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.8, 3.5))
-    curves = by_arm(records, lambda r: 100 * np.array(r["epochs"]["validation.accuracy"]))
+    curves = by_arm(
+        records, lambda r: 100 * np.array(r["epochs"]["validation.accuracy"])
+    )
     points = by_arm(records, lambda r: 100 * r["test"]["accuracy"])
     for place, arm in enumerate(ARMS):
         epochs = np.arange(1, curves[arm].shape[1] + 1)
-        left.plot(epochs, curves[arm].mean(0), color=COLOURS[arm], label=arm, marker="o" if len(epochs) == 1 else None)
-        left.fill_between(epochs, curves[arm].min(0), curves[arm].max(0), color=COLOURS[arm], alpha=0.18, linewidth=0)
-        right.plot([place] * len(points[arm]), points[arm], "o", color=COLOURS[arm], zorder=3)
+        left.plot(
+            epochs,
+            curves[arm].mean(0),
+            color=COLOURS[arm],
+            label=arm,
+            marker="o" if len(epochs) == 1 else None,
+        )
+        left.fill_between(
+            epochs,
+            curves[arm].min(0),
+            curves[arm].max(0),
+            color=COLOURS[arm],
+            alpha=0.18,
+            linewidth=0,
+        )
+        right.plot(
+            [place] * len(points[arm]), points[arm], "o", color=COLOURS[arm], zorder=3
+        )
     for run in zip(*points.values(), strict=True):
         right.plot(range(3), run, color="grey", linewidth=0.8, alpha=0.6)
     left.set(xlabel="epoch", ylabel="validation accuracy (%)")
@@ -190,12 +224,15 @@ def measures(records, caption):
     rows = []
     for name, (key, factor, unit) in kinds.items():
         values = by_arm(
-            records, lambda r, key=key, factor=factor: factor * r["test"].get(key, np.nan)
+            records,
+            lambda r, key=key, factor=factor: factor * r["test"].get(key, np.nan),
         )
         row = [name]
         for arm in ARMS:
             known = np.isfinite(values[arm]).all()
-            row.append(f"{summary(values[arm]).bracketed('.2f')} {unit}" if known else "–")
+            row.append(
+                f"{summary(values[arm]).bracketed('.2f')} {unit}" if known else "–"
+            )
         rows.append(row)
     return table(["test split, last epoch", *ARMS], rows, caption=caption)
 
@@ -206,11 +243,22 @@ def differences(records):
     control the intervals hold together (Dunnett).
     """
     points = {
-        arm: {r["recipe"]["seed"]: 100 * r["test"]["accuracy"] for r in records if r["spec"]["arm"] == arm}
+        arm: {
+            r["recipe"]["seed"]: 100 * r["test"]["accuracy"]
+            for r in records
+            if r["spec"]["arm"] == arm
+        }
         for arm in ARMS
     }
-    to_alone, to_permuted = against(points, "alone"), against(points, "permuted", ["kd"])
-    found = {"kd − alone": to_alone["kd"], "permuted − alone": to_alone["permuted"], "kd − permuted": to_permuted["kd"]}
+    to_alone, to_permuted = (
+        against(points, "alone"),
+        against(points, "permuted", ["kd"]),
+    )
+    found = {
+        "kd − alone": to_alone["kd"],
+        "permuted − alone": to_alone["permuted"],
+        "kd − permuted": to_permuted["kd"],
+    }
     return table(
         ["difference", "points"], [[name, d.bracketed("+.2f")] for name, d in found.items()],
         caption=f"Test accuracy of one arm minus another, paired by seed, {told(records)}; the two differences to alone hold together.",
@@ -220,28 +268,41 @@ def differences(records):
 def of_seeds(name):
     """A plan's records, of this chapter's seeds."""
     found = results(name)
-    return replace(found, specs=tuple(spec for spec in found.specs if spec.recipe.seed in seeds))
+    return replace(
+        found, specs=tuple(spec for spec in found.specs if spec.recipe.seed in seeds)
+    )
 
 
 def whole_seeds(found):
     """The records of those seeds that every arm has."""
     if not {spec.arm for spec in found.specs}.issuperset(ARMS):
         return []
-    common = set.intersection(*({r["recipe"]["seed"] for r in found.arm(a)} for a in ARMS))
+    common = set.intersection(
+        *({r["recipe"]["seed"] for r in found.arm(a)} for a in ARMS)
+    )
     return [r for r in found.all(ARMS) if r["recipe"]["seed"] in common]
 
 
 def told(records):
     """Of how many seeds, and whether that gives an interval."""
     many = len(records) // len(ARMS)
-    return f"mean and 95 % interval, n = {many} seeds" if many > 1 else f"values of seed {records[0]['recipe']['seed']} alone, without an interval"
+    return (
+        f"mean and 95 % interval, n = {many} seeds"
+        if many > 1
+        else f"values of seed {records[0]['recipe']['seed']} alone, without an interval"
+    )
 
 
 cpu_plan = of_seeds("first-distillation-cpu")
 recorded = whole_seeds(cpu_plan)
 runs = len(recorded) // len(ARMS)
 if not recorded:
-    display(not_yet_run(f"runs of seed {', '.join(map(str, seeds))}, if the plan has such", cpu_plan.command))
+    display(
+        not_yet_run(
+            f"runs of seed {', '.join(map(str, seeds))}, if the plan has such",
+            cpu_plan.command,
+        )
+    )
 elif cpu_plan.missing:
     display(not_yet_run(f"{cpu_plan.missing} runs of this plan", cpu_plan.command))
 if recorded:
@@ -257,7 +318,10 @@ if recorded:
             "Left: mean and range over seeds. Right: each dot a run, lines join the runs of one seed.",
             alt="Left: validation curves of the three arms. Right: test accuracy of each run, joined by seed.",
         ),
-        measures(recorded, f"Recorded runs: {told(recorded)}. A dash: not measured in these records."),
+        measures(
+            recorded,
+            f"Recorded runs: {told(recorded)}. A dash: not measured in these records.",
+        ),
         differences(recorded),
     )
 if runs > 1:
@@ -277,17 +341,27 @@ if runs > 1:
 # %% tags=["hide-input"]
 elsewhere, narrow = of_seeds("small"), "resnet8_width4-alone"
 if whole_seeds(elsewhere) and len(elsewhere.ready((*ARMS, narrow))) == 4:
-    reached = {arm: f"{100 * elsewhere.mean(arm).mean:.1f} %" for arm in (narrow, "permuted")}
-    as_good = {narrow: f"a narrower student alone (accuracy {reached[narrow]}, of permuted {reached['permuted']})"}
+    reached = {
+        arm: f"{100 * elsewhere.mean(arm).mean:.1f} %" for arm in (narrow, "permuted")
+    }
+    as_good = {
+        narrow: f"a narrower student alone (accuracy {reached[narrow]}, of permuted {reached['permuted']})"
+    }
     display(
         source_note(elsewhere.all((*ARMS, narrow))),
         above("kd", "alone", elsewhere, "errors_within_superclass"),
         below("permuted", "alone", elsewhere, "errors_within_superclass"),
         below(narrow, "alone", elsewhere, "errors_within_superclass", names=as_good),
-        undecided("permuted", narrow, 2, elsewhere, "errors_within_superclass", names=as_good),
+        undecided(
+            "permuted", narrow, 2, elsewhere, "errors_within_superclass", names=as_good
+        ),
     )
     if elsewhere.ready(["spread"]):
-        display(undecided("spread", "permuted", 1, elsewhere, names={"spread": "the even target"}))
+        display(
+            undecided(
+                "spread", "permuted", 1, elsewhere, names={"spread": "the even target"}
+            )
+        )
     display(Shown(f'<p class="kd-badge">Under: {conditions(elsewhere)}.</p>'))
 
 # %% [markdown]
@@ -325,14 +399,26 @@ def sibling_share(logits):
     return ((wrong * kin).sum(-1) / wrong.sum(-1)).mean().item()
 
 
-outputs = {done.record["spec"]["arm"]: done.test_logits for done in live} | {"teacher": teacher_test}
+outputs = {done.record["spec"]["arm"]: done.test_logits for done in live} | {
+    "teacher": teacher_test
+}
 shares = {arm: sibling_share(logits) for arm, logits in outputs.items()}
-siblings = Quantity("the share of belief in wrong classes that falls on siblings, live", "points", 100, 1, level_unit="%")
+siblings = Quantity(
+    "the share of belief in wrong classes that falls on siblings, live",
+    "points",
+    100,
+    1,
+    level_unit="%",
+)
 leads("kd", {arm: shares[arm] for arm in ARMS}, siblings)
 
 # %% tags=["hide-input"]
 family = data.superclasses.index("trees") if "trees" in data.superclasses else 0
-members = [c for c in range(data.num_classes) if data.superclass_of[c] == family and (truth == c).any()]
+members = [
+    c
+    for c in range(data.num_classes)
+    if data.superclass_of[c] == family and (truth == c).any()
+]
 
 
 def confusion(logits):
@@ -369,7 +455,11 @@ if profile == "gpu" and not data.fallback:
 gpu_plan = of_seeds("first-distillation-gpu")
 on_gpu = whole_seeds(gpu_plan)
 if gpu_plan.missing:
-    display(not_yet_run(f"{gpu_plan.missing} runs by the published recipe", gpu_plan.command))
+    display(
+        not_yet_run(
+            f"{gpu_plan.missing} runs by the published recipe", gpu_plan.command
+        )
+    )
 if on_gpu:
     display(source_note(on_gpu), measures(on_gpu, f"Published recipe: {told(on_gpu)}."))
 
@@ -392,7 +482,12 @@ if decisive:
     )  # fmt: skip
     display(given)
 else:
-    display(not_yet_run("the verdict on claim A4: it takes three seeds of each arm", cpu_plan.command))
+    display(
+        not_yet_run(
+            "the verdict on claim A4: it takes three seeds of each arm",
+            cpu_plan.command,
+        )
+    )
 
 # %% [markdown]
 # ## Limits

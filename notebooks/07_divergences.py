@@ -26,8 +26,8 @@ profile: str = "cpu"  # "cpu" or "gpu"
 skew: float = 0.1  # λ of the skewed divergences
 hidden_units: int = 4  # of the network that is too small
 epochs: int = 4  # of its trainings
-learning_rates: list[float] = [0.02, 0.05, 0.1, 0.2, 0.5]  # of which each objective chooses its own
-seeds: list[int] = [20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31]  # of the students that meet the test split
+learning_rates: list[float] = [0.02, 0.05, 0.1, 0.2, 0.5]  # each objective chooses one
+seeds: list[int] = [20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31]  # of the tests
 
 # %% tags=["hide-input"]
 import itertools
@@ -77,10 +77,26 @@ from kdlab.objectives import (
 from kdlab.study.display import device_for
 from kdlab.study.evidence import Among, Quantity
 from kdlab.study.parameters import require
-from kdlab.study.statements import above, below, falls, in_order, leads, only, power, rises, within
+from kdlab.study.statements import (
+    above,
+    below,
+    falls,
+    in_order,
+    leads,
+    only,
+    power,
+    rises,
+    within,
+)
 from kdlab.study.statistics import summary
 from kdlab.theory import symbolic
-from kdlab.training import Learner, Recipe, accuracy, expected_calibration_error, fit_together
+from kdlab.training import (
+    Learner,
+    Recipe,
+    accuracy,
+    expected_calibration_error,
+    fit_together,
+)
 
 use_style()
 device = device_for(profile)
@@ -200,7 +216,10 @@ show(
     label="eight-fits",
     caption="One teacher (grey), one bell, eight divergences. Solid: the best fit. Dashed: other minima that a start ran into (the narrow ones are cut off). "
     "Centre and width of the best fits: "
-    + "; ".join(f"{theta[0]:+.1f} and {theta[1].exp():.1f} ({name})" for name, theta in best.items())
+    + "; ".join(
+        f"{theta[0]:+.1f} and {theta[1].exp():.1f} ({name})"
+        for name, theta in best.items()
+    )
     + f". The heaviest mode is at {centre[weight.argmax()]:+.0f} and {width[weight.argmax()]:.1f} wide.",
     alt="Eight panels, each with the same three grey bells and a coloured curve: a low broad one over all bells, or a narrow one on the leftmost, "
     "broadest bell.",
@@ -228,11 +247,23 @@ covering = soften(bell(best["forward KL"]))
 print("teacher:     mean {:+.3f}, deviation {:.3f}".format(*moments(p)))
 print("forward fit: mean {:+.3f}, deviation {:.3f}".format(*moments(covering)))
 for k, moment in enumerate(("mean", "standard deviation")):
-    both = {"the best fit of the forward KL": moments(covering)[k], "the teacher": moments(p)[k]}
+    both = {
+        "the best fit of the forward KL": moments(covering)[k],
+        "the teacher": moments(p)[k],
+    }
     display(within(*both, 0.001, both, Quantity(f"{moment} on the line", digits=4)))
-above_best = {f"start {k}": f.fun - fits["forward KL"][0].fun for k, f in enumerate(fits["forward KL"])}
+above_best = {
+    f"start {k}": f.fun - fits["forward KL"][0].fun
+    for k, f in enumerate(fits["forward KL"])
+}
 above_the_best = Quantity("forward KL above the best minimum", "nats", digits=6)
-only([], above_best, above_the_best, above=1e-5, among=Among("the eight starts", above_best))
+only(
+    [],
+    above_best,
+    above_the_best,
+    above=1e-5,
+    among=Among("the eight starts", above_best),
+)
 
 # %% [markdown]
 # ### Why the reverse KL seeks: a mode of weight $w$ costs $-\log w$
@@ -254,9 +285,19 @@ for k in sorted(by_mode):
 assert p.argmax() == (x - centre[1]).abs().argmin()  # the heaviest is not the tallest
 assert len(by_mode) == 3
 at_mode = {f"the mode of weight {weight[k]:.2f}": value for k, value in by_mode.items()}
-off = {name: abs(value + weight[k].log().item()) for (name, value), k in zip(at_mode.items(), by_mode, strict=True)}
+off = {
+    name: abs(value + weight[k].log().item())
+    for (name, value), k in zip(at_mode.items(), by_mode, strict=True)
+}
 nats = Quantity("reverse KL", "nats", digits=4, better="lower")
-display(only([], off, Quantity(r"distance of the reverse KL from $-\log w$", "nats", digits=4), above=0.002))
+display(
+    only(
+        [],
+        off,
+        Quantity(r"distance of the reverse KL from $-\log w$", "nats", digits=4),
+        above=0.002,
+    )
+)
 leads(f"the mode of weight {weight.max():.2f}", at_mode, nats)
 
 # %% [markdown]
@@ -273,13 +314,21 @@ judged = {
 for column, judge in enumerate(JUDGES):
     by_judge = {f"the fit of the {name}": row[column] for name, row in judged.items()}
     eight_fits = Among("the eight best fits", by_judge)
-    display(leads(f"the fit of the {judge}", by_judge, Quantity(judge, digits=5, better="lower"), among=eight_fits))
+    display(
+        leads(
+            f"the fit of the {judge}",
+            by_judge,
+            Quantity(judge, digits=5, better="lower"),
+            among=eight_fits,
+        )
+    )
 
 # %% tags=["hide-input"]
 missed = judged["reverse KL"][0] / judged["forward KL"][0]
 strayed = judged["forward KL"][2] / judged["reverse KL"][2]
 bounded_judges = [
-    max(row[k] for row in judged.values()) / min(row[k] for row in judged.values()) for k in (1, 3)
+    max(row[k] for row in judged.values()) / min(row[k] for row in judged.values())
+    for k in (1, 3)
 ]
 table(
     ["fitted by", r"$\mu$", r"$\sigma$", *JUDGES],
@@ -360,7 +409,11 @@ by_size = {(1, name): found for name, found in fits.items()}
 for size in (2, 3):
     random_starts = [
         np.concatenate(
-            [np.zeros(size), rng.uniform(-8, 8, size), np.log(rng.uniform(0.5, 2, size))]
+            [
+                np.zeros(size),
+                rng.uniform(-8, 8, size),
+                np.log(rng.uniform(0.5, 2, size)),
+            ]
         )
         for _ in range(5)
     ]
@@ -371,10 +424,26 @@ furthest = max((q - p).abs().sum().item() / 2 for q in exact)
 print(
     f"three bells: the worst of the eight best fits is {furthest:.0e} from the teacher (TV)"
 )
-least = {size: {name: by_size[size, name][0].fun for name in DIVERGENCES} for size in (2, 3)}
+least = {
+    size: {name: by_size[size, name][0].fun for name in DIVERGENCES} for size in (2, 3)
+}
 eight = {"among": Among("the eight divergences", DIVERGENCES), "names": PLAIN}
-display(only([], least[3], Quantity("least value with three bells", digits=4), above=0.0001, **eight))
-only(DIVERGENCES, least[2], Quantity("least value with two bells", digits=4), above=0.0001, **eight)
+display(
+    only(
+        [],
+        least[3],
+        Quantity("least value with three bells", digits=4),
+        above=0.0001,
+        **eight,
+    )
+)
+only(
+    DIVERGENCES,
+    least[2],
+    Quantity("least value with two bells", digits=4),
+    above=0.0001,
+    **eight,
+)
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 3, sharex=True, sharey=True, figsize=(8.4, 2.7))
@@ -396,14 +465,23 @@ show(
     figure,
     label="capacity",
     caption="Best fits as the student grows. Centres with two bells: "
-    + "; ".join(f"{', '.join(f'{mu:+.1f}' for mu in sorted(by_size[2, name][0].x[2:4]))} ({name})" for name in drawn)
+    + "; ".join(
+        f"{', '.join(f'{mu:+.1f}' for mu in sorted(by_size[2, name][0].x[2:4]))} ({name})"
+        for name in drawn
+    )
     + ".",
     alt="Three panels with three grey bells and three coloured curves, for a student of one, two and three bells.",
 )
 
 # %% tags=["hide-input"]
 table(
-    ["divergence", "one bell", "two bells", "three bells", "starts that found the teacher"],
+    [
+        "divergence",
+        "one bell",
+        "two bells",
+        "three bells",
+        "starts that found the teacher",
+    ],
     [
         [name, *(f"{by_size[s, name][0].fun:.3f}" for s in (1, 2, 3))]
         + [f"{sum(r.fun < 1e-4 for r in by_size[3, name])} of {len(by_size[3, name])}"]
@@ -467,7 +545,9 @@ near_one = 1 - 1e-5
 q_z, p_t = soften(some_z), soften(some_t)
 for skewed, denominator in ((skewed_forward_kl, p_t), (skewed_reverse_kl, q_z)):
     chi_squared = ((p_t - q_z) ** 2 / denominator).sum(-1)
-    limit = skewed(some_z, some_t, skew=near_one, reduction="none") / (1 - near_one) ** 2
+    limit = (
+        skewed(some_z, some_t, skew=near_one, reduction="none") / (1 - near_one) ** 2
+    )
     assert torch.allclose(limit, chi_squared / 2, rtol=1e-2)
 
 # %% [markdown]
@@ -486,7 +566,9 @@ for name, dialled in DIALS.items():
     turned = (
         settings if "JSD" in name else settings[:-1]
     )  # at skew 1 all students are equal
-    path = np.array([minima(dialled(s), bell, four_starts)[0].x for s in turned.tolist()])
+    path = np.array(
+        [minima(dialled(s), bell, four_starts)[0].x for s in turned.tolist()]
+    )
     jump[name] = np.abs(np.diff(path[:, 1])).argmax()
     before, after = np.exp(path[jump[name] : jump[name] + 2, 1])
     paths[name] = path
@@ -495,13 +577,36 @@ for name, dialled in DIALS.items():
         f"the best width jumps from {before:.2f} to {after:.2f}"
     )
     by_factor[name] = max(before / after, after / before)
-display(only(by_factor, by_factor, Quantity("factor of the largest jump of the best width", digits=2), above=2))
+display(
+    only(
+        by_factor,
+        by_factor,
+        Quantity("factor of the largest jump of the best width", digits=2),
+        above=2,
+    )
+)
 skews = {name: settings[jump[name] + 1] for name in paths if "skewed" in name}
-display(only(skews, skews, Quantity(r"skew $\lambda$ after the jump", digits=2), below=0.3))
-width_of = {name: (settings[: len(path)], np.exp(path[:, 1])) for name, path in paths.items()}
+display(
+    only(skews, skews, Quantity(r"skew $\lambda$ after the jump", digits=2), below=0.3)
+)
+width_of = {
+    name: (settings[: len(path)], np.exp(path[:, 1])) for name, path in paths.items()
+}
 best_width = Quantity("width of the best bell", digits=2)
-display(falls({"skewed forward KL": width_of["skewed forward KL"]}, best_width, r"of $\lambda$", to=0.5))
-rises({"skewed reverse KL": width_of["skewed reverse KL"]}, best_width, r"of $\lambda$", to=2)
+display(
+    falls(
+        {"skewed forward KL": width_of["skewed forward KL"]},
+        best_width,
+        r"of $\lambda$",
+        to=0.5,
+    )
+)
+rises(
+    {"skewed reverse KL": width_of["skewed reverse KL"]},
+    best_width,
+    r"of $\lambda$",
+    to=2,
+)
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 4, figsize=(9.4, 3.0), width_ratios=(1.25, 1, 1, 1))
@@ -509,7 +614,9 @@ panels[0].plot(dial, scaled, color=GREEN, label=r"divided by $\beta(1-\beta)$")
 panels[0].plot(dial, plain, color=GREEN, linestyle="--", label="plain")
 panels[0].plot([0], ends[:1], "o", color=BLUE, markersize=8, clip_on=False)
 panels[0].plot([1], ends[1:], "o", color=ORANGE, markersize=8, clip_on=False)
-panels[0].set(xlabel=r"$\beta$", title="value, fixed student", ylim=(0, 1.15 * max(ends)))
+panels[0].set(
+    xlabel=r"$\beta$", title="value, fixed student", ylim=(0, 1.15 * max(ends))
+)
 panels[0].legend(fontsize="x-small", loc="center", bbox_to_anchor=(0.5, 0.3))
 for panel, (name, path), colour in zip(
     panels[1:], paths.items(), (GREEN, SKY, VERMILION), strict=True
@@ -524,9 +631,15 @@ for panel, (name, path), colour in zip(
         )
     cut = jump[name] + 1
     for part in (slice(None, cut), slice(cut, None)):
-        at, mu, sigma = settings[: len(path)][part], path[part, 0], np.exp(path[part, 1])
+        at, mu, sigma = (
+            settings[: len(path)][part],
+            path[part, 0],
+            np.exp(path[part, 1]),
+        )
         panel.plot(at, mu, color=colour)
-        panel.fill_between(at, mu - sigma, mu + sigma, color=colour, alpha=0.3, linewidth=0)
+        panel.fill_between(
+            at, mu - sigma, mu + sigma, color=colour, alpha=0.3, linewidth=0
+        )
     panel.set(xlim=(0, 1), ylim=(-7.5, 7.5), title=name)
     panel.set_xlabel(r"$\beta$" if "JSD" in name else r"$\lambda$")
 panels[1].set_ylabel("position $x$")
@@ -608,7 +721,9 @@ for name, (f_r, h_r) in FAMILY.items():
     loudness[name] = sp.lambdify(r, h_r.subs(numbers), "numpy")
 
 generator = torch.Generator().manual_seed(1)
-random_z, random_t = 2 * torch.randn(2, 500, 30, dtype=torch.float64, generator=generator)
+random_z, random_t = 2 * torch.randn(
+    2, 500, 30, dtype=torch.float64, generator=generator
+)
 random_q = soften(random_z)
 random_r = (log_soften(random_t) - log_soften(random_z)).exp()
 worst = 0.0
@@ -631,7 +746,9 @@ few = torch.logspace(-6, -1.2, 61, dtype=torch.float64)
 def pull_on_first(name, student, teacher_probability):
     """The pull on the first of two classes, of which it has the given probabilities."""
     leaf = torch.stack([student.log(), torch.log1p(-student)], -1).requires_grad_()
-    target = torch.stack([teacher_probability.log(), torch.log1p(-teacher_probability)], -1)
+    target = torch.stack(
+        [teacher_probability.log(), torch.log1p(-teacher_probability)], -1
+    )
     value = DIVERGENCES[name](leaf, target, reduction="sum")
     return -torch.autograd.grad(value, leaf)[0][:, 0]
 
@@ -774,9 +891,13 @@ for name, colour in COLOURS_OF.items():
         for panel, curve in zip(panels, np.abs(far[name, tail]).T, strict=True):
             panel.plot(distances, curve, linestyle=line_style, label=SHORT[name], **how)
 panels[0].set(yscale="log", ylim=(0.08, 1500), title="value")
-panels[1].legend(handles=panels[0].get_lines()[::2], fontsize="x-small", loc="center right")
+panels[1].legend(
+    handles=panels[0].get_lines()[::2], fontsize="x-small", loc="center right"
+)
 panels[1].set(yscale="log", ylim=(1e-12, 10), title="pull on the teacher's classes")
-panels[2].set(yscale="log", ylim=(1e-12, 100), title=r"slope $|\partial D/\partial\mu|$")
+panels[2].set(
+    yscale="log", ylim=(1e-12, 100), title=r"slope $|\partial D/\partial\mu|$"
+)
 for panel in panels:
     panel.set(xlabel="distance $d$", xlim=(0, 40))
 show(
@@ -805,8 +926,14 @@ for name in FAMILY:
         for _ in range(100):
             d -= 0.1 * felt(DIVERGENCES[name], target, d)[2]
         arrived[name, tail] = d
-left_over = {f"{SHORT[name]} to the {tail}": abs(d) for (name, tail), d in arrived.items()}
-home = ["forward KL to the pure bell", "forward KL to the bell on a floor", "reverse KL to the pure bell"]
+left_over = {
+    f"{SHORT[name]} to the {tail}": abs(d) for (name, tail), d in arrived.items()
+}
+home = [
+    "forward KL to the pure bell",
+    "forward KL to the bell on a floor",
+    "reverse KL to the pure bell",
+]
 descents = Among("the twelve descents", left_over)
 distance = Quantity("distance left of 20", digits=3)
 display(only(home, left_over, distance, below=0.1, among=descents))
@@ -845,9 +972,15 @@ table(
 generator = torch.Generator().manual_seed(2)
 pairs = []
 for classes in (2, 10, 1000):
-    size = 10 ** (6 * torch.rand(500, 1, dtype=torch.float64, generator=generator) - 4.5)
-    apart = 10 ** (6 * torch.rand(500, 1, dtype=torch.float64, generator=generator) - 4.5)
-    t_pair, noise = torch.randn(2, 500, classes, dtype=torch.float64, generator=generator)
+    size = 10 ** (
+        6 * torch.rand(500, 1, dtype=torch.float64, generator=generator) - 4.5
+    )
+    apart = 10 ** (
+        6 * torch.rand(500, 1, dtype=torch.float64, generator=generator) - 4.5
+    )
+    t_pair, noise = torch.randn(
+        2, 500, classes, dtype=torch.float64, generator=generator
+    )
     pairs.append((size * t_pair + apart * noise, size * t_pair))
 
 
@@ -864,7 +997,9 @@ for either in (kl, lk):
 assert (jsd <= math.log(2) * tv * (1 + 1e-9) + tiny).all()
 for share in (0.01, 0.1, 0.5, 0.9):
     for skewed in (skewed_forward_kl, skewed_reverse_kl):
-        assert (over_pairs(partial(skewed, skew=share)) <= -math.log(share) + tiny).all()
+        assert (
+            over_pairs(partial(skewed, skew=share)) <= -math.log(share) + tiny
+        ).all()
 for beta in (0.1, 0.5, 0.9):  # in general, the entropy of a coin with bias beta
     coin = -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)
     assert (over_pairs(partial(generalised_jsd, beta=beta)) <= coin + tiny).all()
@@ -879,7 +1014,9 @@ curve = torch.logspace(-9, 3, 200, dtype=torch.float64)
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.0, 3.3))
 left.loglog(kl[some], tv[some], ".", color=BLUE, alpha=0.35, markersize=3)
 left.loglog(curve, torch.sqrt(curve / 2), color=ORANGE, label="Pinsker")
-left.loglog(curve, torch.sqrt(-torch.expm1(-curve)), color=GREEN, label="Bretagnolle–Huber")
+left.loglog(
+    curve, torch.sqrt(-torch.expm1(-curve)), color=GREEN, label="Bretagnolle–Huber"
+)
 left.set(xlim=(1e-9, 1e3), ylim=(1e-5, 5), xlabel="forward KL (nats)", ylabel="TV")
 left.legend(fontsize="small")
 right.loglog(tv[some], jsd[some], ".", color=BLUE, alpha=0.35, markersize=3)
@@ -924,9 +1061,19 @@ for n in (30, 300, 3000, 30_000):
         )
         value = forward_kl(bell(torch.tensor(on_samples.x)), teacher).item()
         lost.setdefault(n, []).append(value - fits["forward KL"][0].fun)
-    print(f"n = {n:6,}: {np.mean(lost[n]):.1e} nats above the minimum (mean of 20 draws)")
-excess = {"cross-entropy on samples": {n: np.mean(values) for n, values in lost.items()}}
-power(excess, Quantity("forward KL above the minimum", "nats", digits=5), "samples", -1, 0.15)
+    print(
+        f"n = {n:6,}: {np.mean(lost[n]):.1e} nats above the minimum (mean of 20 draws)"
+    )
+excess = {
+    "cross-entropy on samples": {n: np.mean(values) for n, values in lost.items()}
+}
+power(
+    excess,
+    Quantity("forward KL above the minimum", "nats", digits=5),
+    "samples",
+    -1,
+    0.15,
+)
 
 # %% [markdown]
 # With two parameters the excess should fall as $1/n$. Now the reverse gradient, for a student whose flank lies in the
@@ -1025,7 +1172,9 @@ show(
 # $c = h(0)$ where that is finite, and it must stay bounded where $r$ is small, on what the student invents. SymPy takes both limits.
 
 # %%
-at_zero = {name: sp.limit(h_r.subs(numbers), r, 0, "+") for name, (_, h_r) in FAMILY.items()}
+at_zero = {
+    name: sp.limit(h_r.subs(numbers), r, 0, "+") for name, (_, h_r) in FAMILY.items()
+}
 taken_off = {name: h_0 if h_0.is_finite else 0 for name, h_0 in at_zero.items()}
 LIMITS = {}
 for name, (_, h_r) in FAMILY.items():
@@ -1034,11 +1183,15 @@ for name, (_, h_r) in FAMILY.items():
         continue
     h_n = h_r.subs(numbers)
     LIMITS[name] = (
-        sp.limit(h_n / r, r, sp.oo),  # 0: the weight of the student's samples grows more slowly than r
-        sp.limit((h_n - taken_off[name]) / r, r, 0, "+"),  # the weight of the teacher's samples
+        # 0: the weight of the student's samples grows more slowly than r
+        sp.limit(h_n / r, r, sp.oo),
+        # the weight of the teacher's samples
+        sp.limit((h_n - taken_off[name]) / r, r, 0, "+"),
     )
 from_student = {
-    name: relative_error(name, q_flank, -torch.as_tensor(h(flank_ratio.numpy())), 100_000)
+    name: relative_error(
+        name, q_flank, -torch.as_tensor(h(flank_ratio.numpy())), 100_000
+    )
     for name, h in loudness.items()
 }
 from_teacher = {
@@ -1070,9 +1223,20 @@ show(
 
 # %% tags=["hide-input"]
 table(
-    ["divergence", "$h(r)/r$, $r\\to\\infty$", "$(h(r)-c)/r$, $r\\to0$", "student's samples", "teacher's samples"],
     [
-        [SHORT[name], *(f"${sp.latex(limit)}$" for limit in LIMITS[name]), f"{from_student[name]:.2g}", f"{from_teacher[name]:.2g}"]
+        "divergence",
+        "$h(r)/r$, $r\\to\\infty$",
+        "$(h(r)-c)/r$, $r\\to0$",
+        "student's samples",
+        "teacher's samples",
+    ],
+    [
+        [
+            SHORT[name],
+            *(f"${sp.latex(limit)}$" for limit in LIMITS[name]),
+            f"{from_student[name]:.2g}",
+            f"{from_teacher[name]:.2g}",
+        ]
         for name in FAMILY
     ],
     caption="The two limits, and the relative errors of the figure. A zero in the first column: the student's samples serve. A finite number in the "
@@ -1082,10 +1246,26 @@ table(
 # %%
 serve_student = [name for name, (grows, _) in LIMITS.items() if grows == 0]
 serve_teacher = [name for name, (_, bounded) in LIMITS.items() if bounded.is_finite]
-assert set(FAMILY) - set(serve_student) == {"forward KL"} and set(FAMILY) - set(serve_teacher) == {"reverse KL"}
+assert set(FAMILY) - set(serve_student) == {"forward KL"} and set(FAMILY) - set(
+    serve_teacher
+) == {"reverse KL"}
 six = {"among": Among("the six divergences", FAMILY), "names": SHORT}
-display(only(serve_student, from_student, Quantity("relative error from the student's samples"), below=0.1, **six))
-only(serve_teacher, from_teacher, Quantity("relative error from the teacher's samples"), below=0.1, **six)
+display(
+    only(
+        serve_student,
+        from_student,
+        Quantity("relative error from the student's samples"),
+        below=0.1,
+        **six,
+    )
+)
+only(
+    serve_teacher,
+    from_teacher,
+    Quantity("relative error from the teacher's samples"),
+    below=0.1,
+    **six,
+)
 
 # %% [markdown]
 # So the forward KL needs the teacher's samples, the reverse KL the student's, and the skewed ones, the JSD and the total variation take either.
@@ -1126,15 +1306,28 @@ for name, objective in THREE.items():
         (direction,) = torch.autograd.grad(loss, theta)
         theta = (theta - 0.05 * direction).detach().requires_grad_()
     tracks[name] = track
-ends = {"meant": tracks["meant: forward KL"][-1], "the minimum": fits["forward KL"][0].fun}
+ends = {
+    "meant": tracks["meant: forward KL"][-1],
+    "the minimum": fits["forward KL"][0].fun,
+}
 on_the_way = {name: track for name, track in tracks.items() if "meant" not in name}
-display(within("meant", "the minimum", 0.01, ends, Quantity("forward KL at the end", "nats", digits=4)))
+display(
+    within(
+        "meant",
+        "the minimum",
+        0.01,
+        ends,
+        Quantity("forward KL at the end", "nats", digits=4),
+    )
+)
 rises(on_the_way, Quantity("forward KL", "nats", digits=2), "steps", to=5)
 
 # %% tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.2))
 left.fill_between(x, p, color="grey", alpha=0.35, linewidth=0)
-for (name, track), colour in zip(tracks.items(), (BLUE, ORANGE, VERMILION), strict=True):
+for (name, track), colour in zip(
+    tracks.items(), (BLUE, ORANGE, VERMILION), strict=True
+):
     left.plot(x, soften(last_sane[name]), color=colour, label=name)
     right.loglog(range(1, len(track) + 1), track, color=colour)
     right.loglog(len(track), track[-1], "o", color=colour)
@@ -1192,7 +1385,9 @@ ARMS["forward, then reverse KL"][0]
 # The students of an arm train at once, as one module ({class}`~kdlab.models.side_by_side.SideBySide`), and the arms beside each other.
 
 # %% tags=["hide-input"]
-CHOOSING = list(itertools.islice((seed for seed in itertools.count(100) if seed not in seeds), 2))
+CHOOSING = list(
+    itertools.islice((seed for seed in itertools.count(100) if seed not in seeds), 2)
+)
 UNIT = 0.1  # the recipe's learning rate; students have multiples of it
 
 
@@ -1210,7 +1405,11 @@ def students_of(rates, seeds, split):
         weight_decay=0.0, schedule="cosine", augment=False, seed=0,
     )  # fmt: skip
     learners = [
-        Learner(SideBySide(networks, [rate / UNIT for rate in rates[name]]), objective, recipe)
+        Learner(
+            SideBySide(networks, [rate / UNIT for rate in rates[name]]),
+            objective,
+            recipe,
+        )
         for name, (objective, _) in ARMS.items()
     ]
     histories = fit_together(
@@ -1238,7 +1437,9 @@ def own_loss(logits, judge):
 rates, choosing = zip(*itertools.product(RATES, CHOOSING), strict=True)
 tried = students_of(dict.fromkeys(ARMS, rates), choosing, validation)
 losses = {
-    name: np.reshape([own_loss(z, judge) for z in tried[name]], (len(RATES), len(CHOOSING)))
+    name: np.reshape(
+        [own_loss(z, judge) for z in tried[name]], (len(RATES), len(CHOOSING))
+    )
     for name, (_, judge) in ARMS.items()
 }
 chosen = {name: RATES[loss.mean(1).argmin()] for name, loss in losses.items()}
@@ -1250,7 +1451,12 @@ for (name, loss), colour in zip(losses.items(), ARM_COLOURS, strict=True):
     line = "--" if "then" in name else "-"
     relative = loss.mean(1) / loss.mean(1).min()
     axis.plot(RATES, relative, line, marker="o", markersize=4, color=colour, label=name)
-axis.set(xscale="log", ylim=(0.95, 3), xlabel="learning rate", ylabel="validation loss, own best = 1")
+axis.set(
+    xscale="log",
+    ylim=(0.95, 3),
+    xlabel="learning rate",
+    ylabel="validation loss, own best = 1",
+)
 axis.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
 axis.minorticks_off()
 axis.legend(fontsize="x-small")
@@ -1263,7 +1469,11 @@ show(
         f"{rate:g} for " + ", ".join(name for name in ARMS if chosen[name] == rate)
         for rate in sorted(set(chosen.values()))
     )
-    + (f". At an edge of the grid: {', '.join(at_edge)}." if at_edge else ". No choice lies at an edge of the grid."),
+    + (
+        f". At an edge of the grid: {', '.join(at_edge)}."
+        if at_edge
+        else ". No choice lies at an edge of the grid."
+    ),
     alt="Eight curves of validation loss against the learning rate.",
 )
 
@@ -1279,7 +1489,9 @@ MEASURES = {
     "KL(student ‖ truth)": lambda z, t, y: reverse_kl(z, t).item(),
 }
 measured = {}
-trained = students_of({name: [rate] * len(seeds) for name, rate in chosen.items()}, seeds, test)
+trained = students_of(
+    {name: [rate] * len(seeds) for name, rate in chosen.items()}, seeds, test
+)
 for name, students_logits in trained.items():
     for logits in students_logits:
         for measure, function in MEASURES.items():
@@ -1292,7 +1504,12 @@ ideal = {
 # %% tags=["hide-input"]
 N = f"n = {len(seeds)}" + (" seeds" if len(seeds) > 1 else " seed, without an interval")
 figure, panels = plt.subplots(1, 4, sharey=True, figsize=(9.2, 3.3))
-drawn = ("accuracy", "confidence − accuracy", "KL(truth ‖ student)", "KL(student ‖ truth)")
+drawn = (
+    "accuracy",
+    "confidence − accuracy",
+    "KL(truth ‖ student)",
+    "KL(student ‖ truth)",
+)
 for panel, measure in zip(panels, drawn, strict=True):
     for row, (name, colour) in enumerate(zip(ARMS, ARM_COLOURS, strict=True)):
         values = measured[measure, name]
@@ -1342,7 +1559,12 @@ against = {
     if name != "forward KL"
 }
 table(
-    ["minus forward KL", "accuracy (points)", "KL(truth ‖ student)", "KL(student ‖ truth)"],
+    [
+        "minus forward KL",
+        "accuracy (points)",
+        "KL(truth ‖ student)",
+        "KL(student ‖ truth)",
+    ],
     [
         [name]
         + [
@@ -1364,6 +1586,7 @@ table(
 # can differ by factors, as the dots show, so logarithms are compared (of labels the divergence itself, too). First arms that it is ahead of, picked after the fact; then one sentence over all arms at once,
 # which says whether anyone leads, and whom these seeds do not tell apart.
 
+
 # %%
 def by_arm(measure):
     return {name: measured[measure, name] for name in ARMS}
@@ -1374,8 +1597,21 @@ logarithm = Quantity("the logarithm of KL(truth ‖ student)", better="lower")
 called = {name: name.replace(",", "") for name in ARMS}
 eight_arms = Among("the eight arms", ARMS)
 logs = {name: np.log(values) for name, values in from_truth.items()}
-display(below("forward KL", "labels", from_truth, Quantity("KL(truth ‖ student)", "nats", better="lower")))
-further = ["labels", SKEWED_REVERSE, "forward, then reverse KL", "total variation", "reverse KL"]
+display(
+    below(
+        "forward KL",
+        "labels",
+        from_truth,
+        Quantity("KL(truth ‖ student)", "nats", better="lower"),
+    )
+)
+further = [
+    "labels",
+    SKEWED_REVERSE,
+    "forward, then reverse KL",
+    "total variation",
+    "reverse KL",
+]
 display(below("forward KL", further, logs, logarithm, names=called))
 Markdown(str(leads("forward KL", logs, logarithm, among=eight_arms, names=called)))
 
@@ -1384,7 +1620,13 @@ Markdown(str(leads("forward KL", logs, logarithm, among=eight_arms, names=called
 
 # %%
 to_truth = Quantity("KL(student ‖ truth)", "nats", better="lower")
-leads("forward, then reverse KL", by_arm("KL(student ‖ truth)"), to_truth, among=eight_arms, names=called)
+leads(
+    "forward, then reverse KL",
+    by_arm("KL(student ‖ truth)"),
+    to_truth,
+    among=eight_arms,
+    names=called,
+)
 
 # %% [markdown]
 # **Accuracy.** Again first arms that the forward KL is ahead of, picked after the fact, then all at once.
@@ -1393,7 +1635,9 @@ leads("forward, then reverse KL", by_arm("KL(student ‖ truth)"), to_truth, amo
 points = Quantity("test accuracy", "points", 100, 1, level_unit="%")
 lower = ["total variation", "reverse KL", "forward, then reverse KL"]
 display(above("forward KL", lower, by_arm("accuracy"), points, names=called))
-Markdown(str(leads("forward KL", by_arm("accuracy"), points, among=eight_arms, names=called)))
+Markdown(
+    str(leads("forward KL", by_arm("accuracy"), points, among=eight_arms, names=called))
+)
 
 # %% [markdown]
 # **Confidence.** Where it is below the accuracy the student hedges, which is the honest answer of a network that cannot tell the classes
@@ -1403,8 +1647,17 @@ Markdown(str(leads("forward KL", by_arm("accuracy"), points, among=eight_arms, n
 confidence = Quantity("confidence − accuracy", "points", 100, 1)
 excess = by_arm("confidence − accuracy")
 overconfident = [name for name in ARMS if name not in ("labels", "forward KL")]
-display(only(overconfident, excess, confidence, above=0, among=eight_arms, names=called))
-only(["labels", "forward KL"], excess, confidence, below=0, among=eight_arms, names=called)
+display(
+    only(overconfident, excess, confidence, above=0, among=eight_arms, names=called)
+)
+only(
+    ["labels", "forward KL"],
+    excess,
+    confidence,
+    below=0,
+    among=eight_arms,
+    names=called,
+)
 
 # %%
 towards = ["forward KL", SKEWED_FORWARD, r"JSD, $\beta=0.5$", "reverse KL"]
@@ -1416,7 +1669,13 @@ in_order(towards, excess, confidence, names=called)
 # **Does the reverse KL alone get there?**
 
 # %%
-above("reverse KL", "forward, then reverse KL", by_arm("KL(student ‖ truth)"), to_truth, names=called)
+above(
+    "reverse KL",
+    "forward, then reverse KL",
+    by_arm("KL(student ‖ truth)"),
+    to_truth,
+    names=called,
+)
 
 # %% [markdown]
 # The arm that began with the forward KL minimises the same divergence from midway on. Where it ends

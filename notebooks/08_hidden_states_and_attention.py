@@ -91,9 +91,19 @@ from kdlab.study.evidence import Among, Quantity
 from kdlab.study.parameters import require
 from kdlab.study.statements import above, below, falls, leads, undecided, within
 from kdlab.study.statistics import summary
-from kdlab.training import Learner, Recipe, Taps, accuracy, fast_precision, fit, fit_together, predict
+from kdlab.training import (
+    Learner,
+    Recipe,
+    Taps,
+    accuracy,
+    fast_precision,
+    fit,
+    fit_together,
+    predict,
+)
 
-warnings.filterwarnings("ignore", "IProgress not found")  # tqdm, where there are no widgets
+# tqdm, where there are no widgets
+warnings.filterwarnings("ignore", "IProgress not found")
 import transformers
 from transformers import (
     LlamaConfig,
@@ -111,13 +121,19 @@ teacher = book_teacher(data, device=device).cpu().eval()
 SEEDS = tuple(seeds)
 N = f"n = {len(seeds)}" + (" seeds" if len(seeds) > 1 else " seed, without an interval")
 there_are = int((data.train.labels < classes).sum())
-require(2 <= classes <= data.num_classes, f"classes must be from 2 to {data.num_classes}, not {classes}.")
+require(
+    2 <= classes <= data.num_classes,
+    f"classes must be from 2 to {data.num_classes}, not {classes}.",
+)
 require(
     64 <= train_images <= there_are,
     f"train_images must be from 64 to {there_are}, which {classes} classes have, not {train_images}.",
 )
 require(len(set(seeds)) == len(seeds), f"seeds differ from each other: {seeds}.")
-require(steps >= 16, f"steps must be 16 or more, since both ends of a curve are means of eight, not {steps}.")
+require(
+    steps >= 16,
+    f"steps must be 16 or more, since both ends of a curve are means of eight, not {steps}.",
+)
 
 
 def difference(treated, control):
@@ -279,7 +295,9 @@ assert torch.isclose(hidden_cosine(s, 7 * t), hidden_cosine(s, t))
 
 # %% tags=["hide-input"]
 grid = torch.stack(
-    torch.meshgrid(torch.linspace(-2, 2, 12), torch.linspace(-1.4, 1.8, 10), indexing="xy"),
+    torch.meshgrid(
+        torch.linspace(-2, 2, 12), torch.linspace(-1.4, 1.8, 10), indexing="xy"
+    ),
     -1,
 )
 target = torch.tensor([1.2, 0.8]).expand_as(grid)
@@ -345,12 +363,16 @@ except ValueError as error:
 # belong to trainings of 240 epochs {cite}`tian2020contrastive`, and there is no time to tune. So one rule sets both, before any training: at an
 # untrained student, the added term's gradient is to be *as long as that of the labels*. `gradient_norms` measures it.
 
+
 # %%
 def first_classes(split, number):
     return split[(split.labels < classes).nonzero().squeeze(1)[:number]]
 
 
-few, held_out = first_classes(data.train, train_images), first_classes(data.validation, 500)
+few, held_out = (
+    first_classes(data.train, train_images),
+    first_classes(data.validation, 500),
+)
 tested = first_classes(data.test, 500)
 RECIPE = {
     "epochs": epochs,
@@ -382,10 +404,15 @@ def equal_gradients(*makers):
         with torch.no_grad():
             _, known = other(inputs)
     _, found = trial(
-        student_logits=logits, student_hidden=hidden, teacher_hidden=known, labels=targets
+        student_logits=logits,
+        student_hidden=hidden,
+        teacher_hidden=known,
+        labels=targets,
     )
     norms = trial.gradient_norms(found, list(untrained.parameters()))
-    return [(norms["CrossEntropy"] / norms[type(term).__name__]).item() for term in terms]
+    return [
+        (norms["CrossEntropy"] / norms[type(term).__name__]).item() for term in terms
+    ]
 
 
 hint_weight, attention_weight = equal_gradients(hint, attention)
@@ -421,8 +448,7 @@ for seed in SEEDS:  # the arms side by side: the teacher looks at each batch onc
 def against_alone(values):
     """Paired differences from the student alone, one interval an arm."""
     return {
-        arm: difference(values[arm], values["alone"])
-        for arm in ("hint", "attention")
+        arm: difference(values[arm], values["alone"]) for arm in ("hint", "attention")
     }
 
 
@@ -433,9 +459,7 @@ table(
         [
             arm,
             f"{np.mean(values):.1f} % ({', '.join(f'{v:.1f}' for v in values)})",
-            gains[arm].bracketed("+.1f")
-            if arm in gains
-            else "–",
+            gains[arm].bracketed("+.1f") if arm in gains else "–",
         ]
         for arm, values in accuracies.items()
     ],
@@ -494,7 +518,8 @@ def distance_after_fit(term_class, kind, mine, seed):
 
     def value(student_maps, teacher_maps):
         return term(
-            student_hidden={"layer2": student_maps}, teacher_hidden={"layer2": teacher_maps}
+            student_hidden={"layer2": student_maps},
+            teacher_hidden={"layer2": teacher_maps},
         )
 
     if projector is not None:
@@ -604,7 +629,8 @@ def freed(maps):
     gap = {name: (z + y_mean - target).square().mean() for name, z in maps_of.items()}
     as_is = (rows(maps[1]) - target).square().mean()
     return {
-        name: 1 - (g / spread).item() for name, g in {"as they are": as_is, **gap}.items()
+        name: 1 - (g / spread).item()
+        for name, g in {"as they are": as_is, **gap}.items()
     }
 
 
@@ -629,7 +655,9 @@ R2 = Quantity("part of the teacher's variance that is explained", "", 1, 2)
 fitted = {name: values for name, values in freedom.items() if name != "as they are"}
 display(
     below("as they are", 0, freedom, R2),
-    leads("any linear map", fitted, R2, among=Among("the five fitted maps", list(fitted))),
+    leads(
+        "any linear map", fitted, R2, among=Among("the five fitted maps", list(fitted))
+    ),
     below("each channel its own scale", "any linear map", fitted, R2),
 )
 
@@ -658,18 +686,31 @@ for seed, by_descent in zip(SEEDS, explained["alone", "linear"], strict=True):
     shortfall.append(best - by_descent)
     cosine_before.append(1 - distance_after_fit(HiddenCosine, "none", alone, seed))
     cosine_after.append(1 - distance_after_fit(HiddenCosine, "linear", alone, seed))
-mean_vector = {"layer2": teacher_fit.mean((0, 2, 3))[:, None, None].expand_as(teacher_judge)}
-cosine_of_mean = 1 - HiddenCosine("layer2")(student_hidden=mean_vector, teacher_hidden={"layer2": teacher_judge}).item()
+mean_vector = {
+    "layer2": teacher_fit.mean((0, 2, 3))[:, None, None].expand_as(teacher_judge)
+}
+cosine_of_mean = (
+    1
+    - HiddenCosine("layer2")(
+        student_hidden=mean_vector, teacher_hidden={"layer2": teacher_judge}
+    ).item()
+)
 print(
     "linear: least squares and the fitted projector differ by "
     f"{max(map(abs, shortfall)):.0e} at most"
 )
 assert max(map(abs, shortfall)) < 0.02
-COSINE = Quantity("mean cosine with the teacher's features on held-out images", "", 1, 2)
+COSINE = Quantity(
+    "mean cosine with the teacher's features on held-out images", "", 1, 2
+)
 cosine_works = above(
     "a linear projector",
     ["no projector", "the teacher's mean vector"],
-    {"no projector": cosine_before, "a linear projector": cosine_after, "the teacher's mean vector": cosine_of_mean},
+    {
+        "no projector": cosine_before,
+        "a linear projector": cosine_after,
+        "the teacher's mean vector": cosine_of_mean,
+    },
     COSINE,
 )
 cosine_works
@@ -707,7 +748,9 @@ best_maps = {
 }
 closer = difference(best_maps["hint"], best_maps["alone"])
 HINT = Quantity("hint's loss on held-out images", "", 1, 3, "lower")
-hint_works = below("after training", ["before training", "the teacher's mean"], hint_loss, HINT)
+hint_works = below(
+    "after training", ["before training", "the teacher's mean"], hint_loss, HINT
+)
 display(
     hint_works,
     above("hint", "alone", best_maps, R2),
@@ -758,7 +801,9 @@ chosen = {
 }
 assert chosen["uniform"] == chosen["skip"]
 for block, row in zip(student_blocks, likeness, strict=True):
-    print(f"most like the student's {block}: the teacher's {teacher_blocks[row.argmax()]}")
+    print(
+        f"most like the student's {block}: the teacher's {teacher_blocks[row.argmax()]}"
+    )
 
 # %% tags=["hide-input"]
 figure, panel = plt.subplots(figsize=(7.2, 2.5))
@@ -805,7 +850,13 @@ show(
 # %% tags=["hide-input"]
 short = difference(hint_loss["after training"], [spread] * len(SEEDS))
 both_work = hint_works.holds and cosine_works.holds
-nearer = "comes nearer" if closer.n > 1 and closer.low > 0 else "goes further away" if closer.n > 1 and closer.high < 0 else "comes nearer is not decided"
+nearer = (
+    "comes nearer"
+    if closer.n > 1 and closer.low > 0
+    else "goes further away"
+    if closer.n > 1 and closer.high < 0
+    else "comes nearer is not decided"
+)
 verdict(
     "A8", "depends" if both_work else "not decided",
     ("Both losses can be minimised, and it holds on images not trained on: " if both_work else "")
@@ -844,7 +895,12 @@ FAST = {
 }
 torch.manual_seed(0)
 wise = mlp(16, task.num_classes, width=64)
-fit(wise, CrossEntropy(), train=plenty, recipe=Recipe(epochs=4, learning_rate=3e-3, **FAST))
+fit(
+    wise,
+    CrossEntropy(),
+    train=plenty,
+    recipe=Recipe(epochs=4, learning_rate=3e-3, **FAST),
+)
 wise.requires_grad_(False).eval()
 
 
@@ -887,7 +943,10 @@ fit(
 some = unseen.inputs[:160]
 S = plain_student[:4](some).detach().double().requires_grad_()
 F = wise[:4](some).double()
-of_student, of_teacher = look(students["alone", SEEDS[0]], judge_on), look(teacher, judge_on)
+of_student, of_teacher = (
+    look(students["alone", SEEDS[0]], judge_on),
+    look(teacher, judge_on),
+)
 maps_S = of_student["layer3"][:24].double().requires_grad_()
 maps_F = of_teacher["layer3"][:24].double()
 
@@ -937,7 +996,9 @@ def info_nce_refitted(s, t, steps=100, rate=0.3):
 
 examples = unseen.labels[: len(S)], torch.arange(len(S))
 torch.manual_seed(0)
-memory = ContrastiveMemory(64, 64, len(S), width=32, negatives=100, momentum=0.0).double()
+memory = ContrastiveMemory(
+    64, 64, len(S), width=32, negatives=100, momentum=0.0
+).double()
 optimizer = torch.optim.Adam(memory.parameters(), 3e-3)
 for _ in range(60):  # its maps, for the teacher as it is
     optimizer.zero_grad()
@@ -984,7 +1045,9 @@ for row, name in enumerate(OBJECTIVES):
     of_maps = name == "activation attention"
     s, t = (maps_S, maps_F.movedim(1, -1)) if of_maps else (S, F)
     at_rest = (eye, nothing) if name == "CRD, map inverted" else ()
-    value, slope = value_and_gradient(name, s, t.movedim(-1, 1) if of_maps else t, *at_rest)
+    value, slope = value_and_gradient(
+        name, s, t.movedim(-1, 1) if of_maps else t, *at_rest
+    )
     for column, (how, (matrix, shift)) in enumerate(TRANSFORMS.items()):
         moved = t @ matrix + shift
         moved = moved.movedim(-1, 1) if of_maps else moved
@@ -1082,7 +1145,9 @@ def unexplained(network):
 
 def train_on_features(method, source, last, seed, epochs=25):
     torch.manual_seed(seed)
-    network = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 64), NETWORKS[last]())
+    network = nn.Sequential(
+        nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 64), NETWORKS[last]()
+    )
     objective = METHODS[method]()
     optimizer = torch.optim.Adam([*network.parameters(), *objective.parameters()], 5e-3)
     batches = [b for _ in range(epochs) for b in torch.randperm(len(scarce)).split(200)]
@@ -1115,7 +1180,8 @@ runs = {
 def effect(method, source, last="ReLU", measure=0):
     """What the other coordinates change, paired by seed."""
     return difference(
-        runs[method, source, last][:, measure], runs[method, "as it is", last][:, measure]
+        runs[method, source, last][:, measure],
+        runs[method, "as it is", last][:, measure],
     )
 
 
@@ -1135,10 +1201,18 @@ for place, (method, source, last) in enumerate(comparisons):
     change_here = effect(method, source, last)
     y = len(comparisons) - place
     sure = change_here.n > 1
-    colour = VERMILION if sure and change_here.low > 0 else GREEN if sure and change_here.high < 0 else BLUE
+    colour = (
+        VERMILION
+        if sure and change_here.low > 0
+        else GREEN
+        if sure and change_here.high < 0
+        else BLUE
+    )
     axis.plot(after - before, [y] * len(before), "o", color=colour, alpha=0.4)
     axis.plot([change_here.low, change_here.high], [y, y], color=colour)
-    axis.plot(change_here.mean, y, "|", color=colour, markersize=13, markeredgewidth=2.5)
+    axis.plot(
+        change_here.mean, y, "|", color=colour, markersize=13, markeredgewidth=2.5
+    )
 axis.axvline(0, color="grey", linewidth=1)
 axis.set(
     yticks=range(len(comparisons), 0, -1),
@@ -1161,7 +1235,14 @@ show(
 
 # %% tags=["hide-input"]
 table(
-    ["objective", "as it is", "rotated", "difference", "loss, as it is", "loss, rotated"],
+    [
+        "objective",
+        "as it is",
+        "rotated",
+        "difference",
+        "loss, as it is",
+        "loss, rotated",
+    ],
     [
         [
             method,
@@ -1194,12 +1275,19 @@ costs = {
     name: runs[method, source, last][:, 0] - runs[method, "as it is", last][:, 0]
     for name, (method, source, last) in zip(names, comparisons, strict=True)
 }
-last_losses = {  # each objective by itself: their units differ, and so do their deviations
-    method: {f"{method}, {source}": runs[method, source, "ReLU"][:, 1] for source in ("as it is", "rotated")}
+# each objective by itself: their units differ, and so do their deviations
+last_losses = {
+    method: {
+        f"{method}, {source}": runs[method, source, "ReLU"][:, 1]
+        for source in ("as it is", "rotated")
+    }
     for method in PLAIN
 }
 COST = Quantity(
-    "unexplained part of the teacher's logits that other coordinates add", "points", 1, 2
+    "unexplained part of the teacher's logits that other coordinates add",
+    "points",
+    1,
+    2,
 )
 LOSS = Quantity("last training loss", "", 1, 3, "lower")
 display(
@@ -1246,7 +1334,10 @@ verdict(
 # %%
 factors = {}
 for stage in STAGES:
-    mine, other = of_student[stage].double().requires_grad_(), of_teacher[stage].double()
+    mine, other = (
+        of_student[stage].double().requires_grad_(),
+        of_teacher[stage].double(),
+    )
     paper, released = (
         activation_attention(mine, other, form=form, reduction="none")
         for form in ("paper", "released")
@@ -1256,7 +1347,9 @@ for stage in STAGES:
     )
     places = mine.shape[2] * mine.shape[3]
     factor = (2 * paper / places).detach()
-    assert torch.allclose(by_released, by_paper * factor[:, None, None, None], rtol=1e-9)
+    assert torch.allclose(
+        by_released, by_paper * factor[:, None, None, None], rtol=1e-9
+    )
     factors[stage] = (places, paper.detach(), factor)
 
 # %% tags=["hide-input"]
@@ -1320,7 +1413,9 @@ def likeness_of_maps(maps):
 
 
 def all_maps(model):
-    return {stage: map_of(features) for stage, features in look(model, held_out).items()}
+    return {
+        stage: map_of(features) for stage, features in look(model, held_out).items()
+    }
 
 
 teacher_maps = all_maps(teacher)
@@ -1397,7 +1492,9 @@ show(
 )
 
 # %% tags=["hide-input"]
-overall = difference(alike["attention"][:, :, 1].mean(1), alike["alone"][:, :, 1].mean(1))
+overall = difference(
+    alike["attention"][:, :, 1].mean(1), alike["alone"][:, :, 1].mean(1)
+)
 gain = gains["attention"]
 own_parts = {arm: alike[arm][:, :, 1].mean(1) for arm in alike}
 plain_cosines = {arm: alike[arm][:, 1, 0] for arm in alike}
@@ -1532,8 +1629,12 @@ for length in lengths:
     long = windows(to_judge, 8, length, torch.Generator().manual_seed(2))
     pair = maps(small, 1, long), maps(large, 3, long)
     for how in NORMALISE:
-        by_length[how].append(attention_map_mse(*disagreeing(length), normalise=how).item())
-        by_models[how].append(attention_map_mse(*pair, heads="group", normalise=how).item())
+        by_length[how].append(
+            attention_map_mse(*disagreeing(length), normalise=how).item()
+        )
+        by_models[how].append(
+            attention_map_mse(*pair, heads="group", normalise=how).item()
+        )
 scores = {"scores": [], "maps": []}  # of queries and keys drawn at random
 for length in (8, 512):
     torch.manual_seed(0)
@@ -1631,14 +1732,17 @@ except ValueError as error:
 shuffled = theirs[:, torch.randperm(8, generator=torch.Generator().manual_seed(0))]
 by_heads = {
     how: [
-        attention_map_mse(mine, seen_as, heads=how).item() for seen_as in (theirs, shuffled)
+        attention_map_mse(mine, seen_as, heads=how).item()
+        for seen_as in (theirs, shuffled)
     ]
     for how in ("group", "mean")
 }
 with_itself = attention_map_mse(theirs, shuffled).item()
 assert np.isclose(*by_heads["mean"], rtol=1e-4)
 for how, (kept, permuted) in by_heads.items():
-    print(f"{how:6s} {kept:.3f}, with the teacher's heads in another order {permuted:.3f}")
+    print(
+        f"{how:6s} {kept:.3f}, with the teacher's heads in another order {permuted:.3f}"
+    )
 print(f"the teacher against itself in that order, head by head: {with_itself:.3f}")
 assert with_itself > 1e-3 and not np.isclose(*by_heads["group"], rtol=1e-4)
 
@@ -1663,7 +1767,11 @@ def reorder(student):
     return student
 
 
-ORDERS = {"as they are": torch.arange(4), "in another order": ORDER, "both reordered": ORDER}
+ORDERS = {
+    "as they are": torch.arange(4),
+    "in another order": ORDER,
+    "both reordered": ORDER,
+}
 
 
 def match_maps(seed, steps=30):
@@ -1672,13 +1780,17 @@ def match_maps(seed, steps=30):
     layer, losses = "attention:model.layers.{}.self_attn", {how: [] for how in ORDERS}
     trained = {how: llama(20 + seed, **SMALL) for how in ORDERS}
     reorder(trained["both reordered"])
-    optimizers = {how: torch.optim.AdamW(s.parameters(), 3e-3) for how, s in trained.items()}
+    optimizers = {
+        how: torch.optim.AdamW(s.parameters(), 3e-3) for how, s in trained.items()
+    }
     own = {how: Taps(student, [layer.format(1)]) for how, student in trained.items()}
     with Taps(large, [layer.format(3)]) as other:
         for _ in range(steps):
             batch = windows(to_train, 8, 64, batches)
             with torch.no_grad():  # once for all
-                target = next(iter(other(batch)[1].values())).unflatten(1, (4, 2)).mean(2)
+                target = (
+                    next(iter(other(batch)[1].values())).unflatten(1, (4, 2)).mean(2)
+                )
             for how, order in ORDERS.items():
                 seen = next(iter(own[how](batch)[1].values()))
                 loss = attention_map_mse(seen, target[:, order], normalise="queries")
@@ -1704,9 +1816,17 @@ of_maps_alone = {
     "the first step": [losses["as they are"][0] for losses in matched],
     "the last eight": order_of_heads["as they are"],
 }
-maps_learned = below("the last eight", "the first step", of_maps_alone, replace(MAPS, name="loss of the maps"))
+maps_learned = below(
+    "the last eight",
+    "the first step",
+    of_maps_alone,
+    replace(MAPS, name="loss of the maps"),
+)
 a_tenth = np.mean(order_of_heads["as they are"]) / 10
-display(undecided("in another order", "as they are", a_tenth, order_of_heads, MAPS), maps_learned)
+display(
+    undecided("in another order", "as they are", a_tenth, order_of_heads, MAPS),
+    maps_learned,
+)
 
 # %% [markdown]
 # So equal numbers of heads need no order, where the student is new: that follows from the symmetry, which the reordered pair shows; a few seeds alone do not decide it. Order matters where it is not exchangeable: when heads are grouped, since the grouping decides whose mean is taken; and for a student that was
@@ -1736,12 +1856,16 @@ without_mask, with_mask = (
 assert np.isclose(*with_mask, rtol=1e-4)
 causal = torch.ones(64, 64, 64, dtype=torch.bool).tril()
 all_entries, visible = (
-    attention_map_mse(mine, theirs, heads="group", normalise="entries", mask=mask).item()
+    attention_map_mse(
+        mine, theirs, heads="group", normalise="entries", mask=mask
+    ).item()
     for mask in (None, causal)
 )
 assert np.isclose(visible / all_entries, 2 * 64 / 65)
 for filler, unmasked, masked in zip(pairs_of, without_mask, with_mask, strict=True):
-    print(f"padding of bytes {filler:3d}: {unmasked:.4f} without a mask, {masked:.4f} with")
+    print(
+        f"padding of bytes {filler:3d}: {unmasked:.4f} without a mask, {masked:.4f} with"
+    )
 assert not np.isclose(*without_mask, rtol=1e-4)
 
 # %% [markdown]
@@ -1781,7 +1905,8 @@ class Relations(Term):
         super().__init__()
         self.heads = heads
         self.pairs = [
-            (f"{mine}.self_attn.{x}_proj", f"{theirs}.self_attn.{x}_proj") for x in "qkv"
+            (f"{mine}.self_attn.{x}_proj", f"{theirs}.self_attn.{x}_proj")
+            for x in "qkv"
         ]
         self.student_layers, self.teacher_layers = zip(*self.pairs, strict=True)
 
@@ -1827,7 +1952,10 @@ def compare(objective, tapped_small, of_teacher, batch):
 
 torch.manual_seed(0)
 trial = outputs() + hidden_states() + attention_maps() + relations()
-with Taps(small, trial.student_layers) as one, Taps(large, trial.teacher_layers) as other:
+with (
+    Taps(small, trial.student_layers) as one,
+    Taps(large, trial.teacher_layers) as other,
+):
     batch = windows(to_train, 8, 64, generator)
     _, values = compare(trial, one, of_the_teacher(other, batch), batch)
 norms = trial.gradient_norms(values, list(small.parameters()))
@@ -1879,7 +2007,9 @@ class Distillation:
 def distil(seed):
     """One student an arm, on the same batches; each term at each step, and what the student is worth."""
     arms = {arm: Distillation(arm, seed) for arm in LANGUAGE}
-    layers = dict.fromkeys(layer for of in arms.values() for layer in of.objective.teacher_layers)
+    layers = dict.fromkeys(
+        layer for of in arms.values() for layer in of.objective.teacher_layers
+    )
     generator = torch.Generator().manual_seed(seed)
     with Taps(large, layers) as tapped_large:
         for _ in range(steps):
@@ -1898,7 +2028,12 @@ fallen = {  # of the first seed, over the first value
     name: np.array(curve) / curve[0]
     for name, curve in {**curves, "Relations": relation_curve}.items()
 }
-falls(fallen, Quantity("loss of each term over its first value", "", 1, 2), "steps", ends=8)
+falls(
+    fallen,
+    Quantity("loss of each term over its first value", "", 1, 2),
+    "steps",
+    ends=8,
+)
 
 # %% tags=["hide-input"]
 figure, (one, other) = plt.subplots(
@@ -1907,9 +2042,14 @@ figure, (one, other) = plt.subplots(
 for (name, curve), colour in zip(
     fallen.items(), (BLUE, ORANGE, GREEN, VERMILION), strict=True
 ):
-    one.plot(curve, color=colour, label=name, linestyle=":" if name == "Relations" else "-")
+    one.plot(
+        curve, color=colour, label=name, linestyle=":" if name == "Relations" else "-"
+    )
 one.set(
-    xlabel="step", ylabel="relative to the first step", ylim=(0, None), title="loss by term"
+    xlabel="step",
+    ylabel="relative to the first step",
+    ylim=(0, None),
+    title="loss by term",
 )
 one.legend(fontsize="small")
 for place in range(len(SEEDS)):
@@ -1955,7 +2095,9 @@ display(
 
 # %% tags=["hide-input"]
 growth = by_length["none"][-1] / by_length["none"][0]
-order_gap = difference(order_of_heads["in another order"], order_of_heads["as they are"])
+order_gap = difference(
+    order_of_heads["in another order"], order_of_heads["as they are"]
+)
 verdict(
     "A10", "depends",
     f"The formula can be computed, under conditions. For equal disagreement at each query it grows in proportion to the length "
@@ -1984,7 +2126,9 @@ verdict(
 class Distiller(Trainer):
     loss_is_scaled_for_ga = True
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model, inputs, return_outputs=False, num_items_in_batch=None
+    ):
         student_logits, mine = tapped_small(inputs["input_ids"])
         with torch.no_grad():
             teacher_logits, other = tapped_large(inputs["input_ids"])

@@ -22,7 +22,7 @@
 
 # %% tags=["parameters"]
 profile: str = "cpu"  # "cpu" or "gpu"
-candidates: list[int] = [8, 64, 512]  # K, among which the positive is to be found, in batches of Gaussians
+candidates: list[int] = [8, 64, 512]  # K, one of them the positive, in Gaussian batches
 tau: float = 0.1  # temperature of the students' contrast
 epochs: int = 25  # of the short training
 long_epochs: int = 150  # of the longer training
@@ -73,13 +73,19 @@ from kdlab.study.statistics import summary
 from kdlab.training import Recipe, Taps, accuracy, fit, measure, predict
 
 use_style()
-device = device_for(profile)  # checked, not used: these networks are too small for a GPU
+# checked, not used: these networks are too small for a GPU
+device = device_for(profile)
 require(
-    len(set(candidates)) == len(candidates) > 1 and 2 <= min(candidates) and max(candidates) <= 1024,
+    len(set(candidates)) == len(candidates) > 1
+    and 2 <= min(candidates)
+    and max(candidates) <= 1024,
     f"candidates are two or more different numbers from 2 to 1024, and not {candidates}.",
 )
 require(len(set(seeds)) == len(seeds), f"seeds differ from each other: {seeds}.")
-require(long_epochs > epochs, f"the longer training has more than {epochs} epochs, not {long_epochs}.")
+require(
+    long_epochs > epochs,
+    f"the longer training has more than {epochs} epochs, not {long_epochs}.",
+)
 SIZES, TAU, SEEDS, LONG = tuple(sorted(candidates)), tau, tuple(seeds), long_epochs
 FEW, SOME, MANY = SIZES[0], SIZES[(len(SIZES) - 1) // 2], SIZES[-1]  # candidates
 
@@ -155,7 +161,8 @@ assert (slopes["positive left out"] == -1).all() and (slopes["inverted too"] == 
 
 
 # %%
-DIMENSIONS, AMONG = 8, 64  # of the vectors; new candidates among which the positive is sought
+# of the vectors; new candidates among which the positive is sought
+DIMENSIONS, AMONG = 8, 64
 
 
 def gaussian_pairs(information, n, generator):
@@ -232,7 +239,9 @@ show(
 # %%
 for name, (*_, found, value) in trained.items():
     print(f"{name:18s} last loss {value:+6.2f}   positive found {found[-1]:6.1%}")
-FOUND = Quantity(f"share of positives found among {AMONG}", "points", 100, 1, "higher", "%")
+FOUND = Quantity(
+    f"share of positives found among {AMONG}", "points", 100, 1, "higher", "%"
+)
 ended = {name: found[-1] for name, (*_, found, _) in trained.items()}
 last = {name: value for name, (*_, value) in trained.items()}
 VALUE = Quantity("last loss", "nats", 1, 2, "lower")
@@ -364,10 +373,13 @@ show(
 
 # %%
 wild = [
-    np.log(5) - info_nce_exactly(np.exp(rng.normal(size=(3, 4)) * rng.exponential(3)), 5)
+    np.log(5)
+    - info_nce_exactly(np.exp(rng.normal(size=(3, 4)) * rng.exponential(3)), 5)
     for _ in range(500)
 ]
-wild += [np.log(5) - info_nce_exactly(ratio ** rng.uniform(0, 6), 5) for _ in range(500)]
+wild += [
+    np.log(5) - info_nce_exactly(ratio ** rng.uniform(0, 6), 5) for _ in range(500)
+]
 print(
     f"I = {truth:.3f} nats.  InfoNCE, a thousand critics: at most {max(wild):.3f}.  "
     f"Positive left out, similarities times ten: {stretched:.3f}."
@@ -395,10 +407,17 @@ def log_ratio(s, t, information):
 def shown(s, t, K, critic):
     """log K − L over batches: mean, standard error; mean with the positive left out."""
     n = len(s) // K * K
-    margins = [margin(critic(a, b)) for a, b in zip(s[:n].split(K), t[:n].split(K), strict=True)]
+    margins = [
+        margin(critic(a, b))
+        for a, b in zip(s[:n].split(K), t[:n].split(K), strict=True)
+    ]
     right = torch.stack([math.log(K) - F.softplus(-a).mean() for a in margins])
     out = torch.stack([math.log(K - 1) + a.mean() for a in margins])
-    return right.mean().item(), right.std().item() / len(right) ** 0.5, out.mean().item()
+    return (
+        right.mean().item(),
+        right.std().item() / len(right) ** 0.5,
+        out.mean().item(),
+    )
 
 
 truths = np.linspace(0.5, 12, 13)
@@ -407,7 +426,12 @@ for information in truths:
     s, t = gaussian_pairs(information, 4096, torch.Generator().manual_seed(1))
     for K in SIZES:
         best[K].append(
-            shown(s, t, K, lambda a, b, i=information: log_ratio(a.double(), b.double(), i))
+            shown(
+                s,
+                t,
+                K,
+                lambda a, b, i=information: log_ratio(a.double(), b.double(), i),
+            )
         )
 best = {K: np.array(values) for K, values in best.items()}
 for K in SIZES:
@@ -430,7 +454,9 @@ def learn(information, temperature, K=MANY, steps=100):
 learned_at = (1, 3, 6, 9, 12)
 embedded = {information: learn(information, 0.05) for information in learned_at}
 cold = functools.partial(similarities, temperature=0.05)
-learned = {K: np.array([shown(*embedded[i], K, cold) for i in learned_at]) for K in SIZES}
+learned = {
+    K: np.array([shown(*embedded[i], K, cold) for i in learned_at]) for K in SIZES
+}
 for K, of_K in learned.items():  # up to the error of the samples
     assert (of_K[:, 0] - 4 * of_K[:, 1] < np.minimum(learned_at, np.log(K))).all()
 
@@ -444,7 +470,9 @@ def at_nats(K, information, column=0):
 figure, panels = plt.subplots(1, 2, figsize=(7.8, 4.0), sharey=True)
 for panel, title in zip(panels, ("best critic", "learned critic"), strict=True):
     panel.plot([0, 12], [0, 12], color="grey", linewidth=1)
-    for K, colour in zip(SIZES, plt.get_cmap("viridis")(np.linspace(0.1, 0.8, len(SIZES))), strict=True):
+    for K, colour in zip(
+        SIZES, plt.get_cmap("viridis")(np.linspace(0.1, 0.8, len(SIZES))), strict=True
+    ):
         panel.axhline(np.log(K), color=colour, linewidth=1, linestyle=":")
         x, y = (truths, best[K]) if title == "best critic" else (learned_at, learned[K])
         marker = "o" if panel is panels[1] else None
@@ -606,7 +634,14 @@ table(
         "measured",
     ],
     [
-        ["batch, 63", "0", "0", "0", f"{B * B * 64 / 1e6:.1f}", f"{timed['batch']:.1f} ms"],
+        [
+            "batch, 63",
+            "0",
+            "0",
+            "0",
+            f"{B * B * 64 / 1e6:.1f}",
+            f"{timed['batch']:.1f} ms",
+        ],
         bank_row(1024),
         bank_row(16384),
         bank_row(16384, shared=False),
@@ -712,7 +747,9 @@ def crd(**options):
 @torch.no_grad()
 def embeddings(student, memory):
     """What both networks would enter into the banks now, for every training example."""
-    hidden = [Taps(model, [LAYER])(train.inputs)[1][LAYER] for model in (student, teacher)]
+    hidden = [
+        Taps(model, [LAYER])(train.inputs)[1][LAYER] for model in (student, teacher)
+    ]
     maps = (memory.student_map, memory.teacher_map)
     return [F.normalize(m(h), dim=1) for m, h in zip(maps, hidden, strict=True)]
 
@@ -780,7 +817,8 @@ show(
 # %%
 for momentum in MOMENTA:
     first, last = (
-        [values.mean().item() for values in fresh[momentum][epoch][1:]] for epoch in (0, -1)
+        [values.mean().item() for values in fresh[momentum][epoch][1:]]
+        for epoch in (0, -1)
     )
     print(
         f"momentum {momentum:.1f}: mean cosine after one epoch, "
@@ -828,7 +866,9 @@ def shown_of_nothing(turn):
         angle = torch.tensor(turn * len(values))
         common = F.pad(torch.stack([angle.cos(), angle.sin()]), (0, 30))
         s, t = F.normalize(common + 0.05 * torch.randn(2, 32, 32), dim=-1)
-        drawn, added, number = bank.negatives(index, train.labels[index], len(train) // 3)
+        drawn, added, number = bank.negatives(
+            index, train.labels[index], len(train) // 3
+        )
         loss = softmax_loss(s, t, bank.entries[drawn], added)
         values.append(number.float().add(1).log().mean() - loss)
         bank.update(index, t, train.labels[index])
@@ -882,7 +922,9 @@ for positive, measured in claimed.items():
     objective = CrossEntropy() + 0.1 * bank_softmax(positive)
     memory = objective.terms[1].memory
 
-    def judge(entry, student=student, memory=memory, positive=positive, measured=measured):
+    def judge(
+        entry, student=student, memory=memory, positive=positive, measured=measured
+    ):
         """Nats shown by the bank's negatives, by fresh ones; mean cosine of strangers."""
         (s, t), some = embeddings(student, memory), torch.arange(256)
         with torch.random.fork_rng():
@@ -978,14 +1020,18 @@ def gradient(examples):
     """Of the softmax with one draw for these examples, by embedding, summed: (width,)."""
     anchors = embedded_now[examples].requires_grad_()
     drawn, added, _ = memory.teacher_bank.negatives(examples, train.labels[examples], M)
-    loss = softmax_loss(anchors, entries[examples], entries[drawn], added) * len(examples)
+    loss = softmax_loss(anchors, entries[examples], entries[drawn], added) * len(
+        examples
+    )
     return torch.autograd.grad(loss, anchors)[0].sum(0)
 
 
 of_batch = torch.arange(64)
 ONCE, EACH = 300, 30
 one_draw = torch.stack([gradient(of_batch) for _ in range(ONCE)]) / 64
-each_its_own = torch.stack([sum(map(gradient, of_batch.split(1))) for _ in range(EACH)]) / 64
+each_its_own = (
+    torch.stack([sum(map(gradient, of_batch.split(1))) for _ in range(EACH)]) / 64
+)
 noise = [x.var(0).sum().sqrt().item() for x in (one_draw, each_its_own)]
 apart = (one_draw.mean(0) - each_its_own.mean(0)).norm().item()
 standard_error = math.sqrt(noise[0] ** 2 / ONCE + noise[1] ** 2 / EACH)
@@ -1028,7 +1074,10 @@ def compare_weights(student, memory, factor=1.0):
     drawn, added, number = bank.negatives(batch, train.labels[batch], len(train) // 3)
     positives, negatives = bank.entries[batch], bank.entries[drawn]
     anchors = embeddings(student, memory)[0][batch].requires_grad_()
-    right, wrong = (anchors * positives).sum(1) / TAU, anchors @ negatives.T / TAU + added
+    right, wrong = (
+        (anchors * positives).sum(1) / TAU,
+        anchors @ negatives.T / TAU + added,
+    )
     Z = factor * memory.normalisers[0].float()
     nce = crd_nce(right, wrong, number, Z, len(train))
     softmax = softmax_loss(anchors, positives, negatives, added)
@@ -1054,7 +1103,9 @@ untrained = new_student(0)
 torch.manual_seed(0)
 unused = crd().memory.eval()
 with torch.no_grad():
-    hidden = [Taps(m, [LAYER])(train.inputs[batch])[1][LAYER] for m in (untrained, teacher)]
+    hidden = [
+        Taps(m, [LAYER])(train.inputs[batch])[1][LAYER] for m in (untrained, teacher)
+    ]
     unused(*hidden, train.labels[batch], batch)  # sets Z, as the first batch does
 assert (unused.normalisers > 0).all() and "normalisers" in unused.state_dict()
 stages = {
@@ -1194,7 +1245,9 @@ def of_nobody(copies, n):
     """Random directions for both networks, the same whatever the arm."""
     generator = torch.Generator().manual_seed(0)
     shape = (len(copies["student.0.bias"]), n, 32)
-    return [F.normalize(torch.randn(shape, generator=generator), dim=-1) for _ in range(2)]
+    return [
+        F.normalize(torch.randn(shape, generator=generator), dim=-1) for _ in range(2)
+    ]
 
 
 # %% [markdown]
@@ -1293,7 +1346,9 @@ def contrast(arm, source, copies, index, drawn, now, Z):
     which, embedded, positives = source.candidates(copies, index, drawn, now)
     out = which.unsqueeze(1) == index.unsqueeze(2)
     if not arm.own_class:
-        out = out | (train.labels[which].unsqueeze(1) == train.labels[index].unsqueeze(2))
+        out = out | (
+            train.labels[which].unsqueeze(1) == train.labels[index].unsqueeze(2)
+        )
     added, number = torch.zeros(out.shape).masked_fill_(out, -torch.inf), (~out).sum(-1)
     total = 0.0
     for one, other in ((0, 1), (1, 0))[: 2 if arm.both else 1]:
@@ -1326,13 +1381,14 @@ def train_together(name, settings, *, epochs=epochs, rate=1e-2):
     seeds = sorted({seed for _, seed in settings})
     own = [seeds.index(seed) for _, seed in settings]
     orders, draws = (
-        [torch.Generator().manual_seed(1000 * k + seed) for seed in seeds] for k in (0, 1)
+        [torch.Generator().manual_seed(1000 * k + seed) for seed in seeds]
+        for k in (0, 1)
     )
 
     def shuffled(generators):
-        return torch.stack([torch.randperm(len(train), generator=g) for g in generators])[
-            own
-        ]
+        return torch.stack(
+            [torch.randperm(len(train), generator=g) for g in generators]
+        )[own]
 
     source, Z = arm and arm.source(copies), {}
     steps = epochs * (len(train) // BATCH)
@@ -1343,7 +1399,9 @@ def train_together(name, settings, *, epochs=epochs, rate=1e-2):
     for _ in range(epochs):
         for index in shuffled(orders).split(BATCH, 1):
             logits, now = look(copies, train.inputs[index], vectors[index])
-            loss = F.cross_entropy(logits.mT, train.labels[index], reduction="none").mean(1)
+            loss = F.cross_entropy(
+                logits.mT, train.labels[index], reduction="none"
+            ).mean(1)
             if name == "KD":  # the weight is the temperature
                 T = weights.view(-1, 1, 1)
                 log_q, log_p = (
@@ -1425,7 +1483,9 @@ for name in ("batch", "batch, other classes", "bank", "CRD"):
 # the student alone, as a baseline should be. The seeds that choose are not tested. The figure shows the whole grid, since a choice at the edge of a grid is none.
 
 # %% tags=["hide-input"]
-TRIED = tuple(itertools.islice((seed for seed in itertools.count(100) if seed not in SEEDS), 2))
+TRIED = tuple(
+    itertools.islice((seed for seed in itertools.count(100) if seed not in SEEDS), 2)
+)
 
 
 def mean_over_seeds(values):
@@ -1438,7 +1498,9 @@ def trials(settings):
 
 RATES, TEMPERATURES = (3e-3, 1e-2, 3e-2), (0.5, 1.0, 2.0, 4.0)
 by_rate = [
-    mean_over_seeds(correct(train_together("alone", trials([1]), rate=rate), validation))[0]
+    mean_over_seeds(
+        correct(train_together("alone", trials([1]), rate=rate), validation)
+    )[0]
     for rate in RATES
 ]
 rate = RATES[int(np.argmax(by_rate))]
@@ -1453,7 +1515,11 @@ chosen = {name: grids[name][int(v.argmax())] for name, v in validated.items()}
 
 # %% tags=["hide-input"]
 COLOURS = dict(
-    zip(ARMS, (BLUE, SKY, "grey", GREEN, ORANGE, VERMILION, PURPLE, "black"), strict=True)
+    zip(
+        ARMS,
+        (BLUE, SKY, "grey", GREEN, ORANGE, VERMILION, PURPLE, "black"),
+        strict=True,
+    )
 )
 figure, axis = plt.subplots(figsize=(6.8, 3.9))
 for name, arm in ARMS.items():
@@ -1462,7 +1528,9 @@ for name, arm in ARMS.items():
         arm.weights, validated[name], style, color=COLOURS[name], marker=".", label=name
     )
 axis.axhline(max(by_rate), color="grey", linewidth=1)
-axis.set(xscale="log", xlabel="weight of the contrast", ylabel="validation accuracy (%)")
+axis.set(
+    xscale="log", xlabel="weight of the contrast", ylabel="validation accuracy (%)"
+)
 axis.legend(fontsize="x-small", ncols=2)
 show(
     figure,
@@ -1477,7 +1545,9 @@ show(
     )
     + f". The student alone has {max(by_rate):.1f}.",
 )
-at_the_edge = [name for name, v in validated.items() if int(v.argmax()) in (0, len(v) - 1)]
+at_the_edge = [
+    name for name, v in validated.items() if int(v.argmax()) in (0, len(v) - 1)
+]
 print("chosen:", chosen)
 print("at the edge of their grid:", ", ".join(at_the_edge) or "none")
 
@@ -1526,7 +1596,9 @@ figure, axis = plt.subplots(figsize=(6.8, 3.9))
 for place, (arm, gain) in enumerate(gains.items()):
     colour = ORANGE if arm == "KD" else BLUE if arm.startswith("batch") else PURPLE
     by_seed = points[arm] - points["alone"]
-    axis.plot(by_seed, [place] * len(by_seed), ".", color=colour, alpha=0.4, markersize=9)
+    axis.plot(
+        by_seed, [place] * len(by_seed), ".", color=colour, alpha=0.4, markersize=9
+    )
     axis.plot([gain.low, gain.high], [place, place], color=colour)
     axis.plot(gain.mean, place, "o", color=colour, markersize=7)
 axis.axvline(0, color="grey", linewidth=1)
@@ -1552,7 +1624,9 @@ def cell(values, digits):
     if values is None:
         return "–"
     i = summary(values)
-    return f"{i.mean:.{digits}f}" + (f" ± {i.high - i.mean:.{digits}f}" if i.n > 1 else "")
+    return f"{i.mean:.{digits}f}" + (
+        f" ± {i.high - i.mean:.{digits}f}" if i.n > 1 else ""
+    )
 
 
 table(
@@ -1581,7 +1655,9 @@ table(
 )
 
 # %% tags=["hide-input"]
-ACCURACY = Quantity("test accuracy after the short training", "points", 1, 2, "higher", "%")
+ACCURACY = Quantity(
+    "test accuracy after the short training", "points", 1, 2, "higher", "%"
+)
 NATS = Quantity("information shown", "nats", 1, 2)
 display(
     leads("KD", points, ACCURACY, among=Among("the ten arms", list(points))),
@@ -1604,7 +1680,9 @@ display(
 for weight, few, many in zip(
     MORE, validated["batch"], validated["batch and stored"], strict=True
 ):
-    print(f"weight {weight:4g}: 128 candidates {few:.2f} %, 256 candidates {many:.2f} %")
+    print(
+        f"weight {weight:4g}: 128 candidates {few:.2f} %, 256 candidates {many:.2f} %"
+    )
 display(undecided("batch and stored", "batch", 0.1, points, ACCURACY))
 
 # %% [markdown]
@@ -1620,7 +1698,8 @@ slow_rate = SLOW_RATES[
         np.argmax(
             [
                 correct(
-                    train_together("alone", trials([1]), epochs=LONG, rate=r), validation
+                    train_together("alone", trials([1]), epochs=LONG, rate=r),
+                    validation,
                 ).mean()
                 for r in SLOW_RATES
             ]
@@ -1631,13 +1710,17 @@ AGED = ("batch, two maps", "afresh", "CRD")
 lengths = {"short": {"alone": points["alone"]}, "long": {}}
 at_one = [(1.0, s) for s in SEEDS]
 for name in AGED:
-    copies = together[name] if chosen[name] == 1 else train_together(name, at_one, rate=rate)
+    copies = (
+        together[name] if chosen[name] == 1 else train_together(name, at_one, rate=rate)
+    )
     lengths["short"][name] = correct(copies, test)
 for name in ("alone", *AGED):
     copies = train_together(name, at_one, epochs=LONG, rate=slow_rate)
     lengths["long"][name] = correct(copies, test)
 at_length = {
-    length: {a: difference(of, values["alone"]) for a, of in values.items() if a != "alone"}
+    length: {
+        a: difference(of, values["alone"]) for a, of in values.items() if a != "alone"
+    }
     for length, values in lengths.items()
 }
 
@@ -1677,10 +1760,20 @@ show(
 
 # %% tags=["hide-input"]
 SHORT = Quantity(
-    "test accuracy at weight one after the short training", "points", 1, 2, "higher", "%"
+    "test accuracy at weight one after the short training",
+    "points",
+    1,
+    2,
+    "higher",
+    "%",
 )
 SLOW = Quantity(
-    "test accuracy at weight one after the longer training", "points", 1, 2, "higher", "%"
+    "test accuracy at weight one after the longer training",
+    "points",
+    1,
+    2,
+    "higher",
+    "%",
 )
 behind = below("CRD", ["alone", "batch, two maps", "afresh"], lengths["short"], SHORT)
 ahead = above("CRD", ["alone", "batch, two maps"], lengths["long"], SLOW)
@@ -1696,7 +1789,9 @@ display(behind, ahead, undecided("CRD", "afresh", 0.1, lengths["long"], SLOW))
 # compares cosines: of strangers of one class, and of different classes, for the students of the first seed.
 
 # %%
-same = (validation.labels[:2000, None] == validation.labels[:2000]).fill_diagonal_(False)
+same = (validation.labels[:2000, None] == validation.labels[:2000]).fill_diagonal_(
+    False
+)
 other = ~same.clone().fill_diagonal_(True)
 print(
     f"in a batch of 128, on average {127 * same.sum() / (same.sum() + other.sum()):.1f} "
@@ -1740,7 +1835,9 @@ undecided("batch, other classes", "batch", 0.1, points, ACCURACY)
 coin = torch.arange(64) % 2
 vectors_of_class = torch.eye(2)[coin]
 how_cold = {"temperature": 0.02}
-with_all = math.log(64) - info_nce(vectors_of_class, vectors_of_class, **how_cold).item()
+with_all = (
+    math.log(64) - info_nce(vectors_of_class, vectors_of_class, **how_cold).item()
+)
 without_own = (
     math.log(33)
     - info_nce(vectors_of_class, vectors_of_class, labels=coin, **how_cold).item()
@@ -1757,7 +1854,8 @@ def said(interval):
     return interval.bracketed("+.2f")
 
 
-short, long = at_length["short"], at_length["long"]  # {arm: gain over the student alone}
+# {arm: gain over the student alone}
+short, long = at_length["short"], at_length["long"]
 turns = behind.holds and ahead.holds
 verdict(
     "A13", "depends" if turns else "not decided",

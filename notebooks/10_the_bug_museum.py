@@ -22,7 +22,7 @@
 # *Needs: one CPU core and about two minutes.*
 
 # %% tags=["parameters"]
-profile: str = "cpu"  # "cpu"; "gpu" changes nothing here: these networks are too small for one
+profile: str = "cpu"  # "gpu" changes nothing: these networks are too small
 seeds: list[int] = [0, 1, 2, 3, 4, 5]  # each draws a task, its examples and a student
 epochs: int = 12  # of a student on the bench
 temperature: float = 4.0  # of the soft targets, above 1
@@ -64,17 +64,30 @@ from kdlab.objectives import (
 from kdlab.study.display import device_for
 from kdlab.study.evidence import Quantity
 from kdlab.study.parameters import require
-from kdlab.study.statements import above, below, falls, in_order, rises, undecided, within
+from kdlab.study.statements import (
+    above,
+    below,
+    falls,
+    in_order,
+    rises,
+    undecided,
+    within,
+)
 from kdlab.study.statistics import summary
 from kdlab.theory import reference
 from kdlab.training import Recipe, accuracy, fit, predict
 
 use_style()
 device_for(profile)  # checks the parameters; networks as small as these stay on the CPU
-require(temperature > 1, f"temperature must be above 1, with which it is compared, and not {temperature:g}.")
+require(
+    temperature > 1,
+    f"temperature must be above 1, with which it is compared, and not {temperature:g}.",
+)
 require(top_k < 20, f"top_k must be below 20, the number of classes, and not {top_k}.")
 for name, given in (("seeds", seeds), ("picture_seeds", picture_seeds)):
-    require(len(set(given)) == len(given), f"{name} must differ from each other: {given}.")
+    require(
+        len(set(given)) == len(given), f"{name} must differ from each other: {given}."
+    )
 
 # %% [markdown]
 # ## The bench
@@ -176,7 +189,11 @@ def paired_difference(wrong, right):
 
 def over_seeds(given):
     """What stands behind a mean, for a caption."""
-    return f"mean and 95 % interval over {len(given)} seeds" if len(given) > 1 else "one seed and no interval"
+    return (
+        f"mean and 95 % interval over {len(given)} seeds"
+        if len(given) > 1
+        else "one seed and no interval"
+    )
 
 
 NATS = Quantity("distance from the truth", "nats", 1, 4, "lower")
@@ -210,7 +227,10 @@ def compare(name, wrong, right):
     effects[name] = {key: paired_difference(wrong[key], right[key]) for key in shared}
     shown = [
         f"{i.bracketed(form)} {unit}"
-        for key, form, unit in (("accuracy", "+.2f", "points"), ("nats", "+.4f", "nats"))
+        for key, form, unit in (
+            ("accuracy", "+.2f", "points"),
+            ("nats", "+.4f", "nats"),
+        )
         if (i := effects[name].get(key))
     ]
     print(f"{name}: {', '.join(shown)} (n = {effects[name][shared[0]].n})")
@@ -301,7 +321,9 @@ share = {
     "with": teachers_share(right, "SoftTargets"),
     "without": teachers_share(without, "ForwardKL"),
 }
-print(f"the teacher's share: {share['with']:.0%} with T², {share['without']:.0%} without")
+print(
+    f"the teacher's share: {share['with']:.0%} with T², {share['without']:.0%} without"
+)
 compare("T² lost, beside labels", without, right)
 
 # %% [markdown]
@@ -310,7 +332,8 @@ compare("T² lost, beside labels", without, right)
 
 # %%
 square = temperature**2
-ODDS = (1 / square, 1, square, square**2)  # weight of the teacher over weight of the labels
+# weight of the teacher over weight of the labels
+ODDS = (1 / square, 1, square, square**2)
 at_one = {SoftTargets: right, ForwardKL: without}  # 1 : 1 has been run
 
 
@@ -373,7 +396,9 @@ show(
     alt="Two curves on a logarithmic axis of weight ratios: "
     + "; ".join(
         f"{name} from {runs[0]['nats'].mean():.3f} to {runs[-1]['nats'].mean():.3f} nats"
-        for name, runs in zip(("with T squared", "without"), sweep.values(), strict=True)
+        for name, runs in zip(
+            ("with T squared", "without"), sweep.values(), strict=True
+        )
     )
     + ".",
 )
@@ -440,7 +465,9 @@ for name, loss in (
         f"{name:21s} {loss(z, t, None):.4f}; "
         f"with 20 empty classes more {loss(*wider, None):.4f}"
     )
-    assert name != "kdlab" or torch.isclose(loss(*wider, None), loss(z, t, None), rtol=1e-4)
+    assert name != "kdlab" or torch.isclose(
+        loss(*wider, None), loss(z, t, None), rtol=1e-4
+    )
 costs("mean over the classes", by_mean, right)
 
 # %% [markdown]
@@ -517,7 +544,12 @@ def note(students):
     )  # fmt: skip
 
 
-distil(1.0 * SoftTargets(temperature=temperature), report=note, epochs=LONG, schedule="constant")
+distil(
+    1.0 * SoftTargets(temperature=temperature),
+    report=note,
+    epochs=LONG,
+    schedule="constant",
+)
 curve = {key: np.stack([np.asarray(e[key]) for e in by_epoch]) for key in by_epoch[0]}
 
 
@@ -525,7 +557,9 @@ def stopped(loss):
     """Stop at the first epoch that improves the validation loss by less than 1 %."""
     slow = curve[loss][1:] > 0.99 * curve[loss][:-1]
     epoch = np.where(slow.any(0), slow.argmax(0) + 1, len(curve[loss]) - 1)
-    kept = {key: curve[key][epoch, np.arange(len(seeds))] for key in ("accuracy", "nats")}
+    kept = {
+        key: curve[key][epoch, np.arange(len(seeds))] for key in ("accuracy", "nats")
+    }
     return {**kept, "epoch": epoch + 1}
 
 
@@ -541,7 +575,11 @@ for loss, colour in (("cross-entropy", ORANGE), ("KL", BLUE)):
     axis.plot(range(1, len(mean) + 1), mean, color=colour, label=loss)
     at = stop[loss]["epoch"].mean()
     axis.plot(
-        at, np.interp(at, range(1, len(mean) + 1), mean), "o", color=colour, markersize=9
+        at,
+        np.interp(at, range(1, len(mean) + 1), mean),
+        "o",
+        color=colour,
+        markersize=9,
     )
 axis.set(
     yscale="log",
@@ -586,7 +624,9 @@ above(
 gaps = torch.linspace(0, 130, 1000, dtype=torch.float64)
 rows = torch.stack([torch.zeros_like(gaps), -gaps], -1)
 by_type = {
-    str(dtype).split(".")[1]: torch.log(torch.softmax(rows.to(dtype), -1))[:, 1].double()
+    str(dtype).split(".")[1]: torch.log(torch.softmax(rows.to(dtype), -1))[
+        :, 1
+    ].double()
     for dtype in (torch.float16, torch.bfloat16, torch.float32)
 }
 cliff = {name: gaps[values.isfinite()].max().item() for name, values in by_type.items()}
@@ -640,7 +680,9 @@ for name, colour in (("float32", PURPLE), ("bfloat16", ORANGE), ("float16", VERM
     values = by_type[name]
     alive = values.isfinite()
     left.plot(gaps[alive], values[alive], color=colour, label=name, linewidth=3)
-    left.plot(cliff[name], values[alive].min(), "x", color=colour, markersize=9, mew=2.5)
+    left.plot(
+        cliff[name], values[alive].min(), "x", color=colour, markersize=9, mew=2.5
+    )
 left.plot(gaps, -gaps, color="grey", linestyle=":", linewidth=1.2, label="log_softmax")
 left.set(xlabel="logits below the top", ylabel="log(softmax)")
 left.legend(fontsize="small")
@@ -650,7 +692,9 @@ for (name, values), colour in zip(
     right_panel.loglog(exact, values, marker="o", color=colour, label=name)
 right_panel.axhline(1, color="grey", linestyle=":", linewidth=1.2)
 right_panel.axvline(curve["KL"][-1].mean(), ymax=0.62, color="grey", linewidth=1)
-right_panel.set(xlabel="true divergence (nats)", ylabel="relative error", ylim=(1e-8, 1e8))
+right_panel.set(
+    xlabel="true divergence (nats)", ylabel="relative error", ylim=(1e-8, 1e8)
+)
 right_panel.legend(fontsize="x-small", loc="upper right")
 show(
     figure,
@@ -758,7 +802,9 @@ profiles = {
 figure, axis = plt.subplots(figsize=(6.4, 3.5))
 for name, (values, colour, style) in profiles.items():
     by_rank = values.softmax(-1).gather(-1, order).mean((0, 1))
-    axis.plot(range(1, 21), by_rank, color=colour, linestyle=style, marker=".", label=name)
+    axis.plot(
+        range(1, 21), by_rank, color=colour, linestyle=style, marker=".", label=name
+    )
 axis.axvline(top_k + 0.5, color="grey", linewidth=0.8)
 axis.set(
     yscale="log",
@@ -785,7 +831,9 @@ truth_entropy = entropy(test_truth).mean(0).numpy()
 
 def behind_the_cut(values):
     """Probability outside the teacher's top classes, mean over examples, in per cent."""
-    return 100 * values.softmax(-1).gather(-1, order)[..., top_k:].sum(-1).mean(0).numpy()
+    return (
+        100 * values.softmax(-1).gather(-1, order)[..., top_k:].sum(-1).mean(0).numpy()
+    )
 
 
 table(
@@ -826,7 +874,9 @@ NAMES = {
 display(
     below("renormalised", "the whole teacher", entropies, ENTROPY, names=NAMES),
     above("restricted", "the whole teacher", entropies, ENTROPY, names=NAMES),
-    in_order(["with_rest", "renormalised", "restricted"], from_truth, NATS, names=NAMES),
+    in_order(
+        ["with_rest", "renormalised", "restricted"], from_truth, NATS, names=NAMES
+    ),
 )
 
 # %% [markdown]
@@ -842,7 +892,8 @@ display(
 # sees one token back. That is too little to know the kind, so it must compromise, and *how tokens are weighted decides on what*.
 
 # %%
-WORDS, END, START, LONGEST = 12, 0, 1, 40  # token 0 ends a sentence; it is also the padding
+# token 0 ends a sentence; it is also the padding
+WORDS, END, START, LONGEST = 12, 0, 1, 40
 
 
 class Grammar(nn.Module):
@@ -872,7 +923,9 @@ class Grammar(nn.Module):
         tokens = torch.full((n, LONGEST), START)
         for i in range(1, LONGEST):
             probabilities = self.table[kind, tokens[:, i - 1]].exp()
-            tokens[:, i] = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+            tokens[:, i] = torch.multinomial(probabilities, 1, generator=generator)[
+                :, 0
+            ]
         padding = (tokens == END).cumsum(1) > 1
         return Examples(tokens, tokens.masked_fill(padding, -100))
 
@@ -912,11 +965,15 @@ def teach(loss):
     """
     students = SideBySide(
         [
-            seeded(s, lambda: nn.Sequential(nn.Embedding(WORDS, 16), nn.Linear(16, WORDS)))
+            seeded(
+                s, lambda: nn.Sequential(nn.Embedding(WORDS, 16), nn.Linear(16, WORDS))
+            )
             for s in seeds
         ]
     )
-    recipe = replace(BASE, epochs=max(1, round(0.4 * epochs)), batch_size=32, learning_rate=2e-2)
+    recipe = replace(
+        BASE, epochs=max(1, round(0.4 * epochs)), batch_size=32, learning_rate=2e-2
+    )
     fit(students, 1.0 * Loss(loss), train=written, teacher=reader, recipe=recipe)
     logits = predict(students, unseen)[..., :-1, :]
     tokens = real.sum((0, 2))
@@ -925,7 +982,9 @@ def teach(loss):
     return {
         "accuracy": 100 * hits.double().numpy(),
         "nats": (nats.sum((0, 2)) / tokens).double().numpy(),
-        "lengths": torch.stack([write(m, s) for s, m in zip(seeds, students.models, strict=True)]),
+        "lengths": torch.stack(
+            [write(m, s) for s, m in zip(seeds, students.models, strict=True)]
+        ),
     }
 
 
@@ -1075,7 +1134,11 @@ survival(axis, fair["lengths"], BLUE, "distilled")
 survival(axis, untaught["lengths"], PURPLE, "labels alone", linestyle="--")
 survival(axis, endless["lengths"], ORANGE, "distilled, end masked")
 survival(
-    axis, untaught_endless["lengths"], VERMILION, "labels alone, end masked", linestyle="--"
+    axis,
+    untaught_endless["lengths"],
+    VERMILION,
+    "labels alone, end masked",
+    linestyle="--",
 )
 axis.set(xlabel="words", ylabel="share that is longer")
 axis.legend(fontsize="small")
@@ -1110,7 +1173,9 @@ of_the_mask = {
 }
 MASKED = Quantity("cost of the masked end", "nats", 1, 4, "lower")
 display(
-    above("labels alone, end masked", "labels alone", students_write, WRITTEN, factor=5),
+    above(
+        "labels alone, end masked", "labels alone", students_write, WRITTEN, factor=5
+    ),
     above("labels alone", [0, "distilled"], of_the_mask, MASKED),
     harmless("end masked, labels alone", untaught_endless, untaught, 0.5, "accuracy"),
     harmless("end masked, distilled", endless, fair, 0.5, "accuracy"),
@@ -1226,15 +1291,43 @@ compare("teacher in training mode, darker images", studying[True], calm[True])
 # %% tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(6.4, 3.2))
 places = {
-    "teacher,\nits own images": (0, [expert_accuracy] * len(picture_seeds), studying[False]["teacher"]),
-    "teacher,\ndarker images": (1, [expert_accuracy] * len(picture_seeds), studying[True]["teacher"]),
-    "student,\nits own images": (2.4, calm[False]["accuracy"], studying[False]["accuracy"]),
-    "student,\ndarker images": (3.4, calm[True]["accuracy"], studying[True]["accuracy"]),
+    "teacher,\nits own images": (
+        0,
+        [expert_accuracy] * len(picture_seeds),
+        studying[False]["teacher"],
+    ),
+    "teacher,\ndarker images": (
+        1,
+        [expert_accuracy] * len(picture_seeds),
+        studying[True]["teacher"],
+    ),
+    "student,\nits own images": (
+        2.4,
+        calm[False]["accuracy"],
+        studying[False]["accuracy"],
+    ),
+    "student,\ndarker images": (
+        3.4,
+        calm[True]["accuracy"],
+        studying[True]["accuracy"],
+    ),
 }
 for place, before, after in places.values():
     axis.plot([place - 0.2, place + 0.2], [before, after], color="grey", linewidth=0.8)
-    axis.plot([place - 0.2] * len(picture_seeds), before, "o", color=BLUE, label="evaluation mode")
-    axis.plot([place + 0.2] * len(picture_seeds), after, "o", color=ORANGE, label="training mode")
+    axis.plot(
+        [place - 0.2] * len(picture_seeds),
+        before,
+        "o",
+        color=BLUE,
+        label="evaluation mode",
+    )
+    axis.plot(
+        [place + 0.2] * len(picture_seeds),
+        after,
+        "o",
+        color=ORANGE,
+        label="training mode",
+    )
 axis.set(
     xticks=[place for place, _, _ in places.values()],
     xticklabels=list(places),
@@ -1278,7 +1371,9 @@ display(
         points_of,
         ON_DIGITS,
     ),
-    undecided("students, training mode", "students, evaluation mode", 2, points_of, ON_DIGITS),
+    undecided(
+        "students, training mode", "students, evaluation mode", 2, points_of, ON_DIGITS
+    ),
 )
 
 # %% [markdown]
@@ -1304,7 +1399,11 @@ print(
     f"in training mode {calm_fast['diverged']}"
 )
 DIVERGED = Quantity(
-    f"number of students that diverge, of {len(picture_seeds)}, by SGD at 0.5", "", 1, 0, "lower"
+    f"number of students that diverge, of {len(picture_seeds)}, by SGD at 0.5",
+    "",
+    1,
+    0,
+    "lower",
 )
 diverged = {
     "left in evaluation mode": frozen_fast["diverged"],
@@ -1364,8 +1463,14 @@ stored = {
 }
 compare("stored by position", stored[False], right)
 losses = [entry["loss"] for entry in stored[False]["history"]]
-print("loss:", ", ".join(f"{loss:.1f}" for loss in losses[:6]), "…", f"{losses[-1]:.1f}")
-at_epochs = {"the first epoch": losses[0], "the second": losses[1], "the last": losses[-1]}
+print(
+    "loss:", ", ".join(f"{loss:.1f}" for loss in losses[:6]), "…", f"{losses[-1]:.1f}"
+)
+at_epochs = {
+    "the first epoch": losses[0],
+    "the second": losses[1],
+    "the last": losses[-1],
+}
 TRAINING = Quantity(
     "training loss of the students stored by position", "nats", 1, 1, "lower"
 )
@@ -1443,7 +1548,9 @@ display(
 curriculum = {}
 for sign in (1, -1):
     learned = LearnedTemperature(minimum=1, maximum=21, strength=sign)
-    curriculum[sign] = distil(0.5 * CrossEntropy() + 0.5 * SoftTargets(temperature=learned))
+    curriculum[sign] = distil(
+        0.5 * CrossEntropy() + 0.5 * SoftTargets(temperature=learned)
+    )
 compare("sign of the curriculum", curriculum[-1], curriculum[1])
 compare("a curriculum at all", curriculum[1], right)
 
@@ -1461,7 +1568,9 @@ show(
     alt="Two curves that start at the same temperature and end at "
     + " and ".join(
         f"{run['history'][-1]['SoftTargets.temperature']:.1f} ({name})"
-        for name, run in zip(("as meant", "wrong sign"), curriculum.values(), strict=True)
+        for name, run in zip(
+            ("as meant", "wrong sign"), curriculum.values(), strict=True
+        )
     )
     + ".",
 )
@@ -1518,7 +1627,9 @@ for size in sizes:
     at = seen.argmax(0)
     optimism.append(paired_difference(seen[at, column], seen[chosen, column]))
 figure, (left, right_panel) = plt.subplots(1, 2, figsize=(7.8, 3.3))
-left.plot(range(1, LONG + 1), on_test[:, 0], color=ORANGE, label=f"{SHOWN} test examples")
+left.plot(
+    range(1, LONG + 1), on_test[:, 0], color=ORANGE, label=f"{SHOWN} test examples"
+)
 left.plot(range(1, LONG + 1), on_fresh[:, 0], color=BLUE, label="fresh examples")
 left.plot(best[0] + 1, on_test[best[0], 0], "*", color=ORANGE, markersize=15)
 left.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(on_fresh[:, 0].max() - 12, None))
@@ -1548,7 +1659,8 @@ show(
     f"chooses, {over_seeds(seeds)}.",
     alt="Left: a noisy curve around a smooth one, a star on its highest peak. Right: "
     + ", ".join(
-        f"{i.mean:+.2f} points at {size}" for size, i in zip(sizes, optimism, strict=True)
+        f"{i.mean:+.2f} points at {size}"
+        for size, i in zip(sizes, optimism, strict=True)
     )
     + ".",
 )
@@ -1571,8 +1683,15 @@ likes = {
     arm: max(runs, key=lambda rate, runs=runs: validation_accuracy(runs[rate]))
     for arm, runs in grid.items()
 }
-at_edge = [arm for arm, rate in likes.items() if rate in (min(grid[arm]), max(grid[arm]))]
-print("chosen by validation:", likes, "at the edge of the grid:", ", ".join(at_edge) or "none")
+at_edge = [
+    arm for arm, rate in likes.items() if rate in (min(grid[arm]), max(grid[arm]))
+]
+print(
+    "chosen by validation:",
+    likes,
+    "at the edge of the grid:",
+    ", ".join(at_edge) or "none",
+)
 method = grid["distilled"][likes["distilled"]]
 baselines = {
     "tuned": grid["labels"][likes["labels"]],
@@ -1588,7 +1707,9 @@ advantage = {
 for name, gain in advantage.items():
     print(f"points gained over the {name} baseline: {summary(gain['accuracy']):+.2f}")
     print(f"nats gained over the {name} baseline:   {summary(gain['nats']):+.3f}")
-compare("reported: gain over an untuned baseline", advantage["untuned"], advantage["tuned"])
+compare(
+    "reported: gain over an untuned baseline", advantage["untuned"], advantage["tuned"]
+)
 
 # %%
 gift = {
@@ -1627,7 +1748,9 @@ z_with, t_with = torch.cat([z_there, absent], 1), torch.cat([t_there, absent], 1
 log_p_with, log_q_with = t_with.log_softmax(-1), z_with.log_softmax(-1)
 written = (log_p_with.exp() * (log_p_with - log_q_with)).sum()
 meant = objectives.forward_kl(z_with, t_with)
-print(f"written {written.item()}, meant {meant.item():.4f}, without the word {objectives.forward_kl(z_there, t_there).item():.4f}")
+print(
+    f"written {written.item()}, meant {meant.item():.4f}, without the word {objectives.forward_kl(z_there, t_there).item():.4f}"
+)
 assert written.isnan() and meant == objectives.forward_kl(z_there, t_there)
 
 # %% [markdown]
@@ -1638,7 +1761,9 @@ assert written.isnan() and meant == objectives.forward_kl(z_there, t_there)
 padded = torch.tensor([[1.0, 0.0], [torch.nan, 0.0]], requires_grad=True)
 counts = torch.tensor([True, False])
 late = torch.where(counts, -padded.log_softmax(-1)[:, 0], 0.0).sum()
-early = objectives.cross_entropy(padded, torch.tensor([0, 0]), mask=counts, reduction="sum")
+early = objectives.cross_entropy(
+    padded, torch.tensor([0, 0]), mask=counts, reduction="sum"
+)
 slopes = [torch.autograd.grad(loss, padded)[0] for loss in (late, early)]
 print("values:", late.item(), early.item())
 print("gradients:", slopes[0].tolist(), slopes[1].tolist())
@@ -1660,7 +1785,9 @@ with torch.autocast("cpu", torch.float16):
     guarded = objectives.similarity_preserving(strong, torch.ones(2, 2))
 print("Gram matrix within autocast:", gram.tolist())
 print(f"similarity preserving within autocast: {guarded.item():.4f}")
-assert gram.isinf().any() and guarded == objectives.similarity_preserving(strong, torch.ones(2, 2))
+assert gram.isinf().any() and guarded == objectives.similarity_preserving(
+    strong, torch.ones(2, 2)
+)
 
 # %% [markdown]
 # **Caught by** `test_objectives_are_right_under_autocast`. *Every objective gives the same bits inside autocast and outside.*
@@ -1672,7 +1799,12 @@ assert gram.isinf().any() and guarded == objectives.similarity_preserving(strong
 # %%
 maps = torch.randn(2, 21, 8, 8, generator=torch.Generator().manual_seed(0))
 over_width, over_classes = maps.softmax(-1), objectives.soften(maps, class_axis=1)
-print("sums over classes, written:", round(over_width.sum(1).mean().item(), 3), "meant:", round(over_classes.sum(1).mean().item(), 3))
+print(
+    "sums over classes, written:",
+    round(over_width.sum(1).mean().item(), 3),
+    "meant:",
+    round(over_classes.sum(1).mean().item(), 3),
+)
 try:
     objectives.soften(maps)
 except ValueError as error:
@@ -1707,7 +1839,9 @@ for panel, key in zip(panels, ("accuracy", "nats"), strict=True):
         interval = effects[name][key]
         colour = PURPLE if name.startswith("reported") else BLUE
         colour = GREEN if name in REMEDIES else colour
-        panel.plot([interval.low, interval.high], [row, row], color=colour, linewidth=1.6)
+        panel.plot(
+            [interval.low, interval.high], [row, row], color=colour, linewidth=1.6
+        )
         panel.plot(
             interval.mean,
             row,

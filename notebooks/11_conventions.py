@@ -51,7 +51,10 @@ from kdlab.study.statements import above, within
 
 use_style()
 device = device_for(profile)
-require(beta < 1, f"beta must be below 1: at its ends the JSD is another loss (see the jump), and not {beta:g}.")
+require(
+    beta < 1,
+    f"beta must be below 1: at its ends the JSD is another loss (see the jump), and not {beta:g}.",
+)
 require(classes > 1, f"classes must be two or more, and not {classes}.")
 require(
     max_length >= max(lengths),
@@ -127,7 +130,8 @@ def make_batch(N=classes, lengths=lengths, seed=0):
 def teachers_part(library, z, t, real, T=T, beta=beta, labels=True):
     """What a library adds to the loss for the teacher, at weight one."""
     convention = CONVENTIONS[library]
-    T = 1.0 if library == "TRL GKD" else T  # its trainer does not hand the temperature on
+    # its trainer does not hand the temperature on
+    T = 1.0 if library == "TRL GKD" else T
     how = {"temperature": T, "beta": beta, "max_length": max_length}
     if convention.masked:
         return loss_as_in(library, z, t, mask=real, **how)
@@ -164,9 +168,9 @@ def beside_ours(library, z, t, real, **options):
 
 
 z, t, real = make_batch()
-cases = {name: beside_ours(name, z, t, real) for name in CONVENTIONS if name != "kdlab"} | {
-    "torchdistill, alpha = 0": beside_ours("torchdistill", z, t, real, labels=False)
-}
+cases = {
+    name: beside_ours(name, z, t, real) for name in CONVENTIONS if name != "kdlab"
+} | {"torchdistill, alpha = 0": beside_ours("torchdistill", z, t, real, labels=False)}
 
 # %% tags=["hide-input"]
 order = sorted(cases, key=lambda name: cases[name][1])
@@ -186,7 +190,10 @@ axis.set(
 )
 axis.set_yticklabels(order)
 of_colour = {
-    colour: ", ".join(name for name, c in zip(order, colours, strict=True) if c == colour) or "none"
+    colour: ", ".join(
+        name for name, c in zip(order, colours, strict=True) if c == colour
+    )
+    or "none"
     for colour in (BLUE, VERMILION, PURPLE)
 }
 show(
@@ -201,7 +208,13 @@ show(
 
 # %% tags=["hide-input"]
 table(
-    ["library", "KD loss", "gradient over ours", "cosine with ours", "spent on padding"],
+    [
+        "library",
+        "KD loss",
+        "gradient over ours",
+        "cosine with ours",
+        "spent on padding",
+    ],
     [
         [name, f"{loss:.4f}", f"{size:.4f}", f"{cosine:.4f}", f"{padding:.0%}"]
         for name, (loss, size, cosine, padding) in ((n, cases[n]) for n in order[::-1])
@@ -293,7 +306,11 @@ print(refusal)
 
 
 # %%
-FACTORS = {"1": 1.0, f"1/{T**2:g}": 1 / T**2, f"{beta * (1 - beta):.2g}": beta * (1 - beta)}
+FACTORS = {
+    "1": 1.0,
+    f"1/{T**2:g}": 1 / T**2,
+    f"{beta * (1 - beta):.2g}": beta * (1 - beta),
+}
 SETTINGS = {  # optimiser, its learning rate, weight of the labels
     "AdamW, teacher alone": (torch.optim.AdamW, 0.03, 0.0),
     "SGD, teacher alone": (torch.optim.SGD, 3.0, 0.0),
@@ -336,7 +353,8 @@ table(
 # %%
 SPREAD = Quantity("largest over smallest KL that the factors leave", "", 1, 3)
 spread_of = {
-    setting: max(values.values()) / min(values.values()) for setting, values in ended.items()
+    setting: max(values.values()) / min(values.values())
+    for setting, values in ended.items()
 }
 divided_out = "AdamW, teacher alone"
 display(
@@ -512,7 +530,12 @@ figure, axis = plt.subplots(figsize=(7.0, 3.6))
 axis.plot(betas, [at(b, as_trl) for b in betas], color=BLUE, label="TRL, Liger")
 axis.plot(list(ends), list(ends.values()), "o", color=BLUE, markersize=8)
 axis.plot(
-    [0, 1], [at(b, as_kdlab) for b in (0, 1)], "o", mfc="none", color=GREEN, markersize=8
+    [0, 1],
+    [at(b, as_kdlab) for b in (0, 1)],
+    "o",
+    mfc="none",
+    color=GREEN,
+    markersize=8,
 )
 axis.plot(
     betas,
@@ -535,7 +558,11 @@ show(
 table(
     ["$\\beta$", "TRL", "scaled"],
     [
-        [f"{b:g}", f"{at(b, as_trl):.4f}", f"{at(b, lambda x: as_kdlab(x, scaled=True)):.4f}"]
+        [
+            f"{b:g}",
+            f"{at(b, as_trl):.4f}",
+            f"{at(b, lambda x: as_kdlab(x, scaled=True)):.4f}",
+        ]
         for b in (0.0, 0.001, 0.01, 0.1, 0.5)
     ],
     caption="The loss (nats) near its end and away from it, at $T=1$.",

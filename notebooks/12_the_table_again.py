@@ -20,8 +20,8 @@
 
 # %% tags=["parameters"]
 profile: str = "cpu"  # "cpu" or "gpu"
-margin: float = 0.4  # points of accuracy, a difference of the size of those that are published
-runs: list[int] = [1, 2, 3, 5, 10, 20]  # of each cell, in tables whose methods are all the same
+margin: float = 0.4  # points of accuracy; published differences are like it
+runs: list[int] = [1, 2, 3, 5, 10, 20]  # of a cell; all methods are the same
 seeds: list[int] = [0, 1, 2, 3]  # of the networks of which the best epoch is picked
 epochs: int = 16  # for which these are trained, four or more
 images: int = 256  # on which the lengths of gradients are measured
@@ -68,7 +68,10 @@ from kdlab.training import Recipe, Taps, accuracy, fit, predict
 
 use_style()
 device = device_for(profile)
-require(epochs > 3, f"epochs must be four or more, so that there is something to pick, and not {epochs}.")
+require(
+    epochs > 3,
+    f"epochs must be four or more, so that there is something to pick, and not {epochs}.",
+)
 data = load_images()
 
 # %% [markdown]
@@ -90,7 +93,9 @@ METHODS = {row["name"]: row for row in published["method"]}
 PAIRS = {pair["id"]: pair["name"] for pair in published["pair"]}
 FAMILY = [pair["id"] for pair in published["pair"] if pair.get("one_family")]
 UNCHECKED = [name for name, row in METHODS.items() if row.get("checked") is False]
-print(f"{len(METHODS)} rows, {len(PAIRS)} pairs, of which {len(FAMILY)} are of one family;")
+print(
+    f"{len(METHODS)} rows, {len(PAIRS)} pairs, of which {len(FAMILY)} are of one family;"
+)
 print(
     f"{sum(len(row['accuracy']) for row in METHODS.values())} accuracies. "
     "We know the epoch of"
@@ -108,7 +113,9 @@ print(
 # %% tags=["hide-input"]
 KIND = {
     "student alone": ("no teacher", PURPLE),
-    **dict.fromkeys(["KD", "CTKD", "DIST", "DKD", "KD (standardised)"], ("logits", BLUE)),
+    **dict.fromkeys(
+        ["KD", "CTKD", "DIST", "DKD", "KD (standardised)"], ("logits", BLUE)
+    ),
     **dict.fromkeys(["FitNet", "AT"], ("maps of layers", ORANGE)),
     **dict.fromkeys(["RKD", "CRD"], ("embeddings", GREEN)),
     "CRD + KD": ("embeddings and logits", SKY),
@@ -174,7 +181,13 @@ differences = [
     if pair in METHODS[a]["accuracy"] and pair in METHODS[b]["accuracy"]
 ]
 differences = np.array(differences)
-cells = np.array([[METHODS[name]["accuracy"][pair] for pair in FAMILY] for name in METHODS if name not in ("teacher", "DIST")])
+cells = np.array(
+    [
+        [METHODS[name]["accuracy"][pair] for pair in FAMILY]
+        for name in METHODS
+        if name not in ("teacher", "DIST")
+    ]
+)
 print(
     f"Deviation of the means of {cells.shape[1]} pairs of one family: {cells.mean(0).std(ddof=1):.2f} points; of the means of {cells.shape[0]} rows (without DIST, which lacks pairs): {cells.mean(1).std(ddof=1):.2f}."
 )
@@ -184,7 +197,10 @@ print(
 lowest = {name: min(over_kd(name), key=over_kd(name).get) for name in ROWS}
 print(
     "The lowest cell of each row: "
-    + ", ".join(f"{name} {over_kd(name)[pair]:+.2f} ({PAIRS[pair]})" for name, pair in lowest.items())
+    + ", ".join(
+        f"{name} {over_kd(name)[pair]:+.2f} ({PAIRS[pair]})"
+        for name, pair in lowest.items()
+    )
 )
 print(
     f"Differences among the four newest rows in the pairs of one family, {len(differences)} of them: {np.mean(differences < chance_gap(1)):.0%} inside the light band, "
@@ -230,7 +246,9 @@ assert list(methods["rkd"].weights[1:]) == [
     weights["rkd"]["angle"],
 ]
 assert (
-    methods["crd"].weights[1] == methods["crd+kd"].weights[2] == weights["crd"]["contrast"]
+    methods["crd"].weights[1]
+    == methods["crd+kd"].weights[2]
+    == weights["crd"]["contrast"]
 )
 assert methods["kd"].weights == (weights["kd"]["hard"], weights["kd"]["soft"])
 assert methods["standardised"].weights == (
@@ -268,7 +286,8 @@ train, truth, *tests = (
     task.sample(n, generator=generator) for n in (1_500, 10_000, 500, 500, 500, 500)
 )
 base = Recipe(epochs=epochs, batch_size=128, learning_rate=0.1, augment=False)
-parts = (5 / 8, 3 / 4, 7 / 8)  # of the training after which the published recipe lowers its rate
+# of the training after which the published recipe lowers its rate
+parts = (5 / 8, 3 / 4, 7 / 8)
 schedules = {
     "step": replace(base, milestones=tuple(epochs * part for part in parts)),
     "cosine": replace(base, schedule="cosine"),
@@ -285,7 +304,10 @@ def trained(recipe, seed):
     def after_epoch(entry):
         curve.append(
             [
-                100 * accuracy(predict(network, part, batch_size=8_000, device=device), part.labels)
+                100
+                * accuracy(
+                    predict(network, part, batch_size=8_000, device=device), part.labels
+                )
                 for part in (*tests, truth)
             ]
         )
@@ -312,7 +334,10 @@ def picking(curve):
     """Best epoch minus last, for the test set that picks and in truth: a value a seed,
     mean over test sets.
     """
-    seen, true = curve[:, :, :-1], np.broadcast_to(curve[:, :, -1:], curve[:, :, :-1].shape)
+    seen, true = (
+        curve[:, :, :-1],
+        np.broadcast_to(curve[:, :, -1:], curve[:, :, :-1].shape),
+    )
     best = seen.argmax(1)[:, None]
     gains = [np.take_along_axis(of, best, 1)[:, 0] - of[:, -1] for of in (seen, true)]
     assert (gains[0] >= 0).all()  # the last epoch is among those picked from
@@ -373,10 +398,22 @@ display(
     table(
         ["", "on the test set", "in truth", "luck"],
         [
-            [f"picked epoch, {name}", f"{promised[name].mean():+.2f}", f"{kept[name].mean():+.2f}", summary(luck[name]).bracketed("+.2f")]
+            [
+                f"picked epoch, {name}",
+                f"{promised[name].mean():+.2f}",
+                f"{kept[name].mean():+.2f}",
+                summary(luck[name]).bracketed("+.2f"),
+            ]
             for name in curves
         ]
-        + [[f"best of {len(seeds)} runs, step", f"{best_run[0]:+.2f}", f"{best_run[1]:+.2f}", f"{best_run[0] - best_run[1]:+.2f}"]],
+        + [
+            [
+                f"best of {len(seeds)} runs, step",
+                f"{best_run[0]:+.2f}",
+                f"{best_run[1]:+.2f}",
+                f"{best_run[0] - best_run[1]:+.2f}",
+            ]
+        ],
         caption="What picking adds, in points: the picked epoch minus the last, and the best run minus their mean. Luck under the constant rate minus luck under the falling ones, paired by seed: "
         + f"{more:+.2f}"
         + ("." if more.n > 1 and more.excludes_zero else ", not told apart here."),
@@ -384,7 +421,9 @@ display(
 )
 LUCK = Quantity("luck", "points", 1, 2)
 averaged_luck = "the picked epoch, averaged over schedules"
-display(above(averaged_luck, 0.0, {averaged_luck: sum(luck.values()) / len(luck)}, LUCK))
+display(
+    above(averaged_luck, 0.0, {averaged_luck: sum(luck.values()) / len(luck)}, LUCK)
+)
 
 # %% [markdown]
 # A schedule that ends with a small learning rate should leave less to pick from, since its last epochs are nearly one network; whether our few seeds
@@ -407,11 +446,32 @@ for place, pair in enumerate(places):
     told = METHODS["KD (standardised)"]["accuracy"][pair]
     last, best = logs["last"][pair] - told, logs["best"][pair] - told
     panel.plot([last, best], [place, place], color=BLUE, linewidth=1.2)
-    panel.plot([last], [place], "o", color=BLUE, mfc="none", label=None if place else "last epoch")
+    panel.plot(
+        [last],
+        [place],
+        "o",
+        color=BLUE,
+        mfc="none",
+        label=None if place else "last epoch",
+    )
     panel.plot([best], [place], "o", color=BLUE, label=None if place else "best epoch")
 told = METHODS["DKD"]["accuracy"][users["pair"]]
-panel.plot(np.array(users["found"]) - told, [len(places)] * len(users["found"]), "D", color=ORANGE, alpha=0.6, markersize=5, label="a user's run")
-panel.set_yticks(range(len(places) + 1), [*(f"standardised, {PAIRS[pair]}" for pair in places), f"DKD, {PAIRS[users['pair']]}"])
+panel.plot(
+    np.array(users["found"]) - told,
+    [len(places)] * len(users["found"]),
+    "D",
+    color=ORANGE,
+    alpha=0.6,
+    markersize=5,
+    label="a user's run",
+)
+panel.set_yticks(
+    range(len(places) + 1),
+    [
+        *(f"standardised, {PAIRS[pair]}" for pair in places),
+        f"DKD, {PAIRS[users['pair']]}",
+    ],
+)
 panel.invert_yaxis()
 panel.grid(axis="y", visible=False)
 panel.legend(fontsize=8)
@@ -427,16 +487,26 @@ show(
 # %% tags=["hide-input"]
 found = mean_interval(users["found"])
 best_over, last_over = (
-    np.array([logs[key][pair] - METHODS["KD (standardised)"]["accuracy"][pair] for pair in places])
+    np.array(
+        [
+            logs[key][pair] - METHODS["KD (standardised)"]["accuracy"][pair]
+            for pair in places
+        ]
+    )
     for key in ("best", "last")
 )
-print(f"deviation between runs, DIST: {DEVIATION:.2f} points (root mean square of {len(deviations)})")
+print(
+    f"deviation between runs, DIST: {DEVIATION:.2f} points (root mean square of {len(deviations)})"
+)
 print(
     f"standardised logits, {len(places)} logs: best epoch minus the published number {best_over.mean():+.2f} on average, last epoch minus it {last_over.mean():+.2f}"
 )
 print(
     "best minus last by method: "
-    + ", ".join(f"{name} {values.mean():.2f} ({len(values)} logs)" for name, values in picked_by.items())
+    + ", ".join(
+        f"{name} {values.mean():.2f} ({len(values)} logs)"
+        for name, values in picked_by.items()
+    )
 )
 print(
     f"DKD: published {told:.2f}, a user {found:.2f}; the authors answer that theirs lie between "
@@ -473,7 +543,8 @@ CASES = {
     f"nine methods, {len(FAMILY)} pairs": whole,
 }
 chances = {
-    name: [seems_better(*case, n, margin)[0] for n in runs] for name, case in CASES.items()
+    name: [seems_better(*case, n, margin)[0] for n in runs]
+    for name, case in CASES.items()
 }
 averaged = [seems_better(*whole, n, margin)[1] for n in runs]
 
@@ -502,7 +573,10 @@ show(
     label="equals",
     caption=f"Tables in which every method is the same, for the {len(FAMILY)} pairs whose networks are of one family: how often some cell shows a gain over KD of {margin:g} points or more. Deviation between seeds "
     f"{DEVIATION:.2f} points, DIST's. With nine methods and all these pairs: "
-    + ", ".join(f"{chance:.0%} (n = {n} a cell)" for n, chance in zip(runs, chances[list(CASES)[2]], strict=True))
+    + ", ".join(
+        f"{chance:.0%} (n = {n} a cell)"
+        for n, chance in zip(runs, chances[list(CASES)[2]], strict=True)
+    )
     + f". Of the {len(differences)} published differences among the four newest rows in these pairs {np.mean(differences < margin):.0%} are smaller than {margin:g}; their median is {np.median(differences):.2f}.",
     alt="Curves of the chance of a false gain by the number of runs, for three sizes of table, and for the mean over pairs.",
 )
@@ -527,7 +601,9 @@ show(
 # %%
 def minutes(record):
     """Wall time of a run alone in its process; of others the clock says nothing."""
-    return record["seconds"] / 60 if record.get("students_in_process", 1) == 1 else np.nan
+    return (
+        record["seconds"] / 60 if record.get("students_in_process", 1) == 1 else np.nan
+    )
 
 
 def column(found, pair, prefix):
@@ -572,7 +648,9 @@ def against_published(row):
     n = len(values)
     half = t.ppf(0.975, n - 1) * values.std(ddof=1) * np.sqrt(1 + 1 / n)
     gap = values.mean() - row["published"]
-    return f"{gap:+.2f}, " + ("within noise" if abs(gap) <= half else "not within noise")
+    return f"{gap:+.2f}, " + (
+        "within noise" if abs(gap) <= half else "not within noise"
+    )
 
 
 def against_kd(row):
@@ -662,7 +740,9 @@ def column_table(rows, caption, same_scale):
             else f"{row['published gap']:+.2f}"
         )
         g = row["gap"]
-        line.append("–" if g is None else f"{g.mean:+.2f} [{g.low:+.2f}, {g.high:+.2f}]")
+        line.append(
+            "–" if g is None else f"{g.mean:+.2f} [{g.low:+.2f}, {g.high:+.2f}]"
+        )
         line.append(against_kd(row))
         cost = "–"
         if row["minutes"] and alone["minutes"]:
@@ -742,13 +822,19 @@ if compared:
         f"{conditions(small)}. {len(compared)} arms compared with KD, labels alone among them; intervals that miss zero, together: {', '.join(separate) or 'none'}."
     )
     signs = [
-        np.sign(ours[n]["gap"].mean) == np.sign(ours[n]["published gap"]) for n in compared
+        np.sign(ours[n]["gap"].mean) == np.sign(ours[n]["published gap"])
+        for n in compared
     ]
     print(f"On the published side of KD: {sum(signs)} of {len(signs)}.")
     if len(compared) == 9:
         ARMS = {row["arm"]: name for name, row in ours.items()}
         display(
-            leads("dist", small, among=Among("labels alone and the nine methods", ARMS), names=ARMS),
+            leads(
+                "dist",
+                small,
+                among=Among("labels alone and the nine methods", ARMS),
+                names=ARMS,
+            ),
             above("kd", "alone", small, names=ARMS),
             above("kd", ["at", "rkd", "crd"], small, names=ARMS),
         )
@@ -758,6 +844,7 @@ if compared:
 #
 # A step of gradient descent is as long as the gradient times the rate. How long are the gradients of these objectives? The stored distilled student of this plan (`kd`, seed 0) is asked, on batches of its training images:
 # each objective's gradient by the student's weights, relative to that of labels alone. Projectors and memories are as they are drawn, so CRD's and FitNet's are those of a beginning.
+
 
 # %%
 def pulls(objectives, student, teacher, batches):
@@ -772,38 +859,58 @@ def pulls(objectives, student, teacher, batches):
         sorted({layer for o in started.values() for layer in getattr(o, which)})
         for which in ("student_layers", "teacher_layers")
     ]
-    looks, parameters = (Taps(student, layers[0]), Taps(teacher, layers[1])), list(student.parameters())
+    looks, parameters = (
+        (Taps(student, layers[0]), Taps(teacher, layers[1])),
+        list(student.parameters()),
+    )
     lengths = {name: [] for name in started}
-    for inputs, labels, index in ([part.to(device) for part in batch] for batch in batches):
+    for inputs, labels, index in (
+        [part.to(device) for part in batch] for batch in batches
+    ):
         seen = {"labels": labels, "index": index, "progress": 0.5}
         seen["student_logits"], seen["student_hidden"] = looks[0](inputs)
         with torch.no_grad():
             seen["teacher_logits"], seen["teacher_hidden"] = looks[1](inputs)
         for name, objective in started.items():
-            gradients = torch.autograd.grad(objective(**seen)[0], parameters, retain_graph=True)
-            lengths[name].append(torch.sqrt(sum(g.square().sum() for g in gradients)).item())
+            gradients = torch.autograd.grad(
+                objective(**seen)[0], parameters, retain_graph=True
+            )
+            lengths[name].append(
+                torch.sqrt(sum(g.square().sum() for g in gradients)).item()
+            )
     return {name: np.mean(each) for name, each in lengths.items()}
 
 
 of_kd = next(spec for spec in small.specs if spec.arm == "kd")
-learned = None if data.fallback else stored_student(of_kd, book_folder(), data.num_classes)
+learned = (
+    None if data.fallback else stored_student(of_kd, book_folder(), data.num_classes)
+)
 if learned is not None:
     teacher = book_teacher(data, device=device).eval()
     few = list(data.train[torch.arange(min(images, len(data.train)))].batches(128))
     by_arm = {spec.arm: spec.objective for spec in small.specs}
     objectives = {name: by_arm[row["arm"]] for name, row in ours.items()}
     lengths = pulls(objectives, learned.to(device).train(), teacher, few)
-    relative = {name: length / lengths["student alone"] for name, length in lengths.items()}
+    relative = {
+        name: length / lengths["student alone"] for name, length in lengths.items()
+    }
 
 # %% tags=["hide-input"]
 if learned is not None and len(compared) == 9:
     here = {name: ours[name]["mean"].mean for name in relative}
-    column_of = {name: ours[name]["published"] for name in relative if ours[name]["published"]}
+    column_of = {
+        name: ours[name]["published"] for name in relative if ours[name]["published"]
+    }
     figure, panel = plt.subplots(figsize=(6.4, 3.6))
     for name, length in relative.items():
         panel.semilogx(length, here[name], "o", color=COLOURS[name])
-        panel.annotate(name, (length, here[name]), (5, 3), textcoords="offset points", fontsize=8)
-    panel.set(xlabel="length of the gradient, labels alone = 1", ylabel="test accuracy (%), ours")
+        panel.annotate(
+            name, (length, here[name]), (5, 3), textcoords="offset points", fontsize=8
+        )
+    panel.set(
+        xlabel="length of the gradient, labels alone = 1",
+        ylabel="test accuracy (%), ours",
+    )
     by_length = spearmanr(list(relative.values()), list(here.values()))
     display(
         show(
@@ -815,8 +922,13 @@ if learned is not None and len(compared) == 9:
         ),
         source_note(small.all([ours[name]["arm"] for name in relative])),
     )
-    print("relative length: " + ", ".join(f"{name} {value:.1f}" for name, value in relative.items()))
-    print(f"the longest over the shortest: {max(relative.values()) / min(relative.values()):.0f}")
+    print(
+        "relative length: "
+        + ", ".join(f"{name} {value:.1f}" for name, value in relative.items())
+    )
+    print(
+        f"the longest over the shortest: {max(relative.values()) / min(relative.values()):.0f}"
+    )
 
 # %% [markdown]
 # One student at one moment is no proof of a cause, and this one has been trained with KD, so that the length of that gradient is one of a student which has followed it. But a comparison in which the length of the step differs by so much, and the rate is nobody's own, cannot tell an objective from its rate: what it needs is a rate for each method, chosen in the same number of tries.
@@ -833,7 +945,9 @@ if learned is not None and len(compared) == 9:
 # %%
 ranked = [name for name, row in ours.items() if row["values"] and row["published"]]
 common = (
-    sorted(set.intersection(*(set(ours[n]["values"]) for n in ranked))) if ranked else []
+    sorted(set.intersection(*(set(ours[n]["values"]) for n in ranked)))
+    if ranked
+    else []
 )
 enough = len(ranked) >= 5 and len(common) >= 2
 if enough:
@@ -912,7 +1026,9 @@ teachers = [
 
 def best_minus_last(records):
     """In points, one value a run."""
-    curves = [np.array(r["epochs"]["validation.accuracy"]) for r in records if r["test"]]
+    curves = [
+        np.array(r["epochs"]["validation.accuracy"]) for r in records if r["test"]
+    ]
     return [100 * (curve.max() - curve[-1]) for curve in curves]
 
 
@@ -938,7 +1054,9 @@ picked = {
 }
 if picked:
     figure, panel = plt.subplots(figsize=(7.2, 0.42 * len(picked) + 1.5))
-    panel.axvspan(log_gain.min(), log_gain.max(), color=VERMILION, alpha=0.12, linewidth=0)
+    panel.axvspan(
+        log_gain.min(), log_gain.max(), color=VERMILION, alpha=0.12, linewidth=0
+    )
     panel.axvline(log_gain.mean(), color=VERMILION, linewidth=1.4)
     dots(
         panel,
@@ -985,7 +1103,9 @@ def power(seeds, difference, deviation):
 
 def seeds_needed(difference, deviation, wanted=0.8):
     """The fewest paired seeds with that power."""
-    return next(n for n in range(2, 10_000) if power(n, difference, deviation) >= wanted)
+    return next(
+        n for n in range(2, 10_000) if power(n, difference, deviation) >= wanted
+    )
 
 
 # A check against simulation.
@@ -1022,7 +1142,9 @@ for name, runs_of in matrices.items():
             ("unpaired", one),
             ("paired", with_interval((rest**2).sum(), (k - 1) * (n - 1))),
         ):
-            estimates[f"{name}, {word}"] = both = tuple(np.sqrt(2) * v for v in (deviation, low, high)) + (freedom,)
+            estimates[f"{name}, {word}"] = both = tuple(
+                np.sqrt(2) * v for v in (deviation, low, high)
+            ) + (freedom,)
             lines.append(
                 [
                     f"{name}, {word}",
@@ -1043,7 +1165,10 @@ for (name, (deviation, low, high, _)), colour in zip(
     estimates.items(), (VERMILION, SKY, BLUE, GREEN, PURPLE), strict=False
 ):
     panel.plot(
-        grid, [100 * power(n, margin, deviation) for n in grid], color=colour, label=name
+        grid,
+        [100 * power(n, margin, deviation) for n in grid],
+        color=colour,
+        label=name,
     )
     if low is not None:
         panel.fill_between(

@@ -21,11 +21,11 @@
 
 # %% tags=["parameters"]
 profile: str = "cpu"  # "cpu" or "gpu"
-live_temperatures: list[float] = [1.0, 2.0, 4.0, 8.0, 16.0]  # whose pull on a student is measured, three or more, rising
+live_temperatures: list[float] = [1.0, 2.0, 4.0, 8.0, 16.0]  # rising, three or more
 images: int = 640  # that this student is trained on
 epochs: int = 3  # for which it is trained, two or more
 seed: int = 0  # of its weights and batches
-margin: float = 1.0  # points of accuracy, the smallest difference of recorded students that would matter
+margin: float = 1.0  # points of accuracy between recorded students that matter
 
 # %% tags=["hide-input"]
 import copy
@@ -76,9 +76,17 @@ from kdlab.training import Recipe, accuracy, fast_precision, fit, predict
 
 use_style()
 device = device_for(profile)
-rising = len(live_temperatures) > 2 and live_temperatures == sorted(set(live_temperatures))
-require(rising, f"live_temperatures must be three or more, each above the one before, and not {live_temperatures}.")
-require(epochs > 1, f"epochs must be two or more, so that there is a student on the way, and not {epochs}.")
+rising = len(live_temperatures) > 2 and live_temperatures == sorted(
+    set(live_temperatures)
+)
+require(
+    rising,
+    f"live_temperatures must be three or more, each above the one before, and not {live_temperatures}.",
+)
+require(
+    epochs > 1,
+    f"epochs must be two or more, so that there is a student on the way, and not {epochs}.",
+)
 data = load_images()
 data_note(data)
 
@@ -121,7 +129,9 @@ trained = f"after {epochs} epochs"
 stages[trained] = student
 some = data.validation[torch.arange(min(images, len(data.validation)))]
 reached = accuracy(predict(student, some, device=device), some.labels)
-print(f"{trained} of {len(slice_of_training):,} images: {reached:.1%} of {len(some):,} validation images right")
+print(
+    f"{trained} of {len(slice_of_training):,} images: {reached:.1%} of {len(some):,} validation images right"
+)
 
 # %% [markdown]
 # One objective holds the hard term and the soft term at every temperature. Each term's gradient by all the student's weights,
@@ -146,8 +156,12 @@ def gradients(model, inputs, labels):
     with torch.no_grad():
         teacher_logits = teacher(inputs)
     logits = model(inputs)
-    _, values = looks(student_logits=logits, teacher_logits=teacher_logits, labels=labels)
-    rows = [torch.autograd.grad(v, parameters, retain_graph=True) for v in values.values()]
+    _, values = looks(
+        student_logits=logits, teacher_logits=teacher_logits, labels=labels
+    )
+    rows = [
+        torch.autograd.grad(v, parameters, retain_graph=True) for v in values.values()
+    ]
     flat = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
     return flat.cpu(), logits.detach().cpu()
 
@@ -207,14 +221,28 @@ def swing(values):
 
 coolest, hottest = live_temperatures[0], live_temperatures[-1]
 SWING = Quantity(
-    f"swing of the soft term's pull over temperatures from {coolest:g} to {hottest:g}", "", 1, 1
+    f"swing of the soft term's pull over temperatures from {coolest:g} to {hottest:g}",
+    "",
+    1,
+    1,
 )
 kept = {name: swing(v) for name, v in share.items()}
 lost = {name: swing(v / squared) for name, v in share.items()}
 display(
-    below("with $T^2$, at most", "without it, at least", {"with $T^2$, at most": max(kept.values()), "without it, at least": min(lost.values())}, SWING)
+    below(
+        "with $T^2$, at most",
+        "without it, at least",
+        {
+            "with $T^2$, at most": max(kept.values()),
+            "without it, at least": min(lost.values()),
+        },
+        SWING,
+    )
 )
-print("largest over smallest, with T²: " + ", ".join(f"{v:.1f} ({n})" for n, v in kept.items()))
+print(
+    "largest over smallest, with T²: "
+    + ", ".join(f"{v:.1f} ({n})" for n, v in kept.items())
+)
 
 # %% [markdown]
 # This is claim A5 once more, now with a network between logits and weights; its verdict is in {doc}`03_why_t_squared`. What matters here is
@@ -286,12 +314,17 @@ show(
 
 # %% tags=["hide-input"]
 middle = len(live_temperatures) // 2
-ends = [1, middle + 1]  # rows of the coolest and of the one in the middle; row 0 is the labels
+# rows of the coolest and of the one in the middle; row 0 is the labels
+ends = [1, middle + 1]
 corner, hot_pair = in_the_long_run[ends, -1]
 corner_error, hot_error = jackknife([values[ends, -1] for values in without_one])
-gap_error = jackknife([values[ends[1], -1] - values[ends[0], -1] for values in without_one])
+gap_error = jackknife(
+    [values[ends[1], -1] - values[ends[0], -1] for values in without_one]
+)
 COSINE = Quantity("cosine between mean gradients", "", 1, 2)
-far, near = (f"$T={T:g}$ and $T={hottest:g}$" for T in (coolest, live_temperatures[middle]))
+far, near = (
+    f"$T={T:g}$ and $T={hottest:g}$" for T in (coolest, live_temperatures[middle])
+)
 display(above(near, far, {near: hot_pair, far: corner}, COSINE))
 print(
     f"In the long run, T = {coolest:g} and T = {hottest:g} have a cosine of {corner:.2f} (jackknife standard error {corner_error:.2f}), T = {live_temperatures[middle]:g} and T = {hottest:g} of {hot_pair:.2f} ({hot_error:.2f}); "
@@ -355,7 +388,9 @@ def described(study):
 
 def spoken(name):
     """A point of the map for people: temperature, and weight of the soft targets."""
-    found = re.fullmatch(r"T([\d.]+)-soft([\d.]+)", "T4-soft0.9" if name == "kd" else name)
+    found = re.fullmatch(
+        r"T([\d.]+)-soft([\d.]+)", "T4-soft0.9" if name == "kd" else name
+    )
     return f"$T={found[1]}$, {found[2]}" if found else name
 
 
@@ -366,16 +401,26 @@ def deciding(arms_of):
 
 def paired(study, arms, control, measure="accuracy"):
     """Differences from the control: runs seed by seed, and intervals that hold together."""
-    values = {name: study.values(name, measure) for name in dict.fromkeys((control, *arms))}
+    values = {
+        name: study.values(name, measure) for name in dict.fromkeys((control, *arms))
+    }
     gaps = against(values, control) if len(values) > 1 else {}
-    rows = {spoken(name): list(study.differences(name, control, measure).values()) for name in arms}
+    rows = {
+        spoken(name): list(study.differences(name, control, measure).values())
+        for name in arms
+    }
     return rows, {spoken(name): gaps[name] for name in arms if name in gaps}
 
 
 def differs(study, treated, control, among, measure="accuracy", beside=1):
     """One comparison, over the deviation of several arms; its interval holds together with those of so many (Bonferroni)."""
-    values = {n: study.values(n, measure) for n in dict.fromkeys((treated, control, *study.ready(among)))}
-    return against(values, control, [treated], correction=None, level=1 - 0.05 / beside)[treated]
+    values = {
+        n: study.values(n, measure)
+        for n in dict.fromkeys((treated, control, *study.ready(among)))
+    }
+    return against(
+        values, control, [treated], correction=None, level=1 - 0.05 / beside
+    )[treated]
 
 
 def points(i, factor=100):
@@ -407,7 +452,9 @@ def map_figure(study):
         1, len(PANELS), figsize=(8.6, 0.42 * len(down) + 1.3), sharey=True
     )
     best = {}
-    for panel, (title, measure, factor, text, better) in zip(panels, PANELS, strict=True):
+    for panel, (title, measure, factor, text, better) in zip(
+        panels, PANELS, strict=True
+    ):
         means = [[study.mean(arm(T, w), measure) for w in across] for T in down]
         values = np.array(
             [[np.nan if i is None else factor * i.mean for i in row] for row in means]
@@ -466,7 +513,9 @@ def compared_figure(study):
     weights = axes_of(study)[1]
     hue = dict(zip(weights, PALETTE, strict=False))
     colours = {spoken(arm(T, w)): hue[w] for T, w in product(*axes_of(study))}
-    figure, panels = plt.subplots(1, 2, figsize=(8.0, 0.27 * len(arms) + 1.2), sharey=True)
+    figure, panels = plt.subplots(
+        1, 2, figsize=(8.0, 0.27 * len(arms) + 1.2), sharey=True
+    )
     for panel, measure in zip(panels, ("accuracy", "agreement"), strict=True):
         rows, intervals = paired(study, arms, "kd", measure)
         panel.axvline(0, color="grey", linewidth=1)
@@ -502,7 +551,11 @@ def map_table(study):
 
 for study in studies:
     if "kd" in study.ready(map_of(study)) and len(study.ready(map_of(study))) >= 2:
-        display(compared_figure(study), source_note(study.all(map_of(study))), map_table(study))
+        display(
+            compared_figure(study),
+            source_note(study.all(map_of(study))),
+            map_table(study),
+        )
 
 # %% [markdown]
 # Is it flat where it is hot? The sentences take the steps of the map along the temperature, at the default's weight.
@@ -626,7 +679,12 @@ def interaction(study, measure="accuracy"):
     an analysis of variance of the map, its degrees of freedom, and p.
     """
     down, across = axes_of(study)
-    cells = np.array([[list(study.values(arm(T, w), measure).values()) for w in across] for T in down])
+    cells = np.array(
+        [
+            [list(study.values(arm(T, w), measure).values()) for w in across]
+            for T in down
+        ]
+    )
     rows, columns, n = cells.shape
     means = cells.mean(2)
     rest = means - means.mean(1, keepdims=True) - means.mean(0) + means.mean()
@@ -656,7 +714,9 @@ def weight_figure(study):
     rows, intervals = {}, {}
     for measure, title in (("accuracy", "accuracy"), ("agreement", "agreement")):
         for weight in across:
-            values = None if weight == 0.9 else weight_effect(study, weight, 0.9, measure)
+            values = (
+                None if weight == 0.9 else weight_effect(study, weight, 0.9, measure)
+            )
             if values is not None:
                 rows[f"{title}, {weight:g}"] = values
                 intervals[f"{title}, {weight:g}"] = mean_interval(values)
@@ -681,7 +741,9 @@ for study in studies:
     ):
         display(weight_figure(study), source_note(study.all(map_of(study))))
 if len(small.ready(map_of(small))) < 2:
-    display(not_yet_run("the weights: the same runs as those of the map", small.command))
+    display(
+        not_yet_run("the weights: the same runs as those of the map", small.command)
+    )
 
 # %% tags=["hide-input"]
 if (study := deciding(map_of)) and weight_effect(study, 0.5, 0.9) is not None:
@@ -699,7 +761,12 @@ if (study := deciding(map_of)) and weight_effect(study, 0.5, 0.9) is not None:
         )
     )
     hotter = [T for T in down if T > 1]
-    EFFECT = Quantity("accuracy of an even split minus that of $w_{\\text{soft}}=0.9$", "points", 100, 2)
+    EFFECT = Quantity(
+        "accuracy of an even split minus that of $w_{\\text{soft}}=0.9$",
+        "points",
+        100,
+        2,
+    )
     by_temperature = Curves(
         {"mean over seeds": (np.array(hotter), np.array([turned[T].mean for T in hotter]))},
         EFFECT, "of temperature", "records",
@@ -748,11 +815,15 @@ def widths_of(study):
         if spec.arm == f"{spec.student}-alone"
     }
     full = next(spec.student for spec in study.specs if spec.arm == "kd")
-    return dict(reversed(narrower.items())) | {full: ("alone", [arm(T, 0.9) for T in cool])}
+    return dict(reversed(narrower.items())) | {
+        full: ("alone", [arm(T, 0.9) for T in cool])
+    }
 
 
 def arms_of_widths(study):
-    return [name for alone, arms in widths_of(study).values() for name in (alone, *arms)]
+    return [
+        name for alone, arms in widths_of(study).values() for name in (alone, *arms)
+    ]
 
 
 HOT, WARM = 8, 4  # the hot side of what the paper found best for its small students
@@ -802,14 +873,18 @@ def width_figure(study):
         panel.set_xlabel("temperature $T$")
         if means:
             panel.plot(*zip(*means, strict=True), "-", color=BLUE)
-        there = [T for T, one in zip(temperatures, arms, strict=True) if study.ready([one])]
+        there = [
+            T for T, one in zip(temperatures, arms, strict=True) if study.ready([one])
+        ]
         if len(there) == len(arms):
             best = max(
                 range(len(arms)),
                 key=lambda i, arms=arms: study.mean(arms[i], validated).mean,
             )
             chosen[called(name)] = temperatures[best]
-            panel.axvline(temperatures[best], color=ORANGE, linestyle="--", linewidth=1.4)
+            panel.axvline(
+                temperatures[best], color=ORANGE, linestyle="--", linewidth=1.4
+            )
         if (values := hot_side(study, arms)) is not None:
             lines.append(f"{called(name)}, {points(mean_interval(values[0]), 1)}")
     panels[0].set_ylabel("gain over training alone (points)")
@@ -859,12 +934,24 @@ if (study := deciding(arms_of_widths)) and (difference := widths_apart(study)):
         name: axes_of(study)[0][int(matrix(study, arms, validated).mean(1).argmax())]
         for name, (_, arms) in widths_of(study).items()
     }
-    narrow, wide = next(iter(widths_of(study).values()))[1], list(widths_of(study).values())[-1][1]
+    narrow, wide = (
+        next(iter(widths_of(study).values()))[1],
+        list(widths_of(study).values())[-1][1],
+    )
     cool = axes_of(study)[0]
     STEP = Quantity(f"step of accuracy from $T={WARM}$ to $T={HOT}$", "points", 100, 2)
-    steps = dict(zip(("the narrowest student", "the widest"), hot_side(study, narrow, wide) / 100, strict=True))
+    steps = dict(
+        zip(
+            ("the narrowest student", "the widest"),
+            hot_side(study, narrow, wide) / 100,
+            strict=True,
+        )
+    )
     steps = replace(evidence(steps, STEP), source="records")
-    named |= {name: f"$T={T:g}$, the narrowest student" for T, name in zip(cool, narrow, strict=True)}
+    named |= {
+        name: f"$T={T:g}$, the narrowest student"
+        for T, name in zip(cool, narrow, strict=True)
+    }
     display(
         undecided("the widest", "the narrowest student", margin, steps, STEP),
         below(narrow[cool.index(HOT)], narrow[cool.index(2)], study, names=named),
@@ -926,7 +1013,11 @@ def schedule_figure(study):
     dots(left, rows, intervals, factor=100, colours=colours)
     left.set_xlabel("test accuracy, against constant $T=4$ (points)")
     ends = []
-    for name, colour in (("T-falling", BLUE), ("T-rising", GREEN), ("T-learned", ORANGE)):
+    for name, colour in (
+        ("T-falling", BLUE),
+        ("T-rising", GREEN),
+        ("T-learned", ORANGE),
+    ):
         for number, record in enumerate(study.arm(name)):
             path = (record.get("epochs") or {}).get("SoftTargets.temperature")
             if path:
@@ -971,7 +1062,9 @@ for study in studies:
     if there and study.ready(["kd"]):
         display(schedule_figure(study), source_note(study.all(schedule_arms)))
     if len(study.ready(("T-falling", "T-rising"))) == 2:
-        order[study.plan] = turn = differs(study, "T-falling", "T-rising", schedule_arms)
+        order[study.plan] = turn = differs(
+            study, "T-falling", "T-rising", schedule_arms
+        )
         print(f"{study.plan}: falling minus rising {points(turn)} points, n = {turn.n}")
     if there and (constant := best_constant(study)):
         values = {name: study.values(name) for name in (constant, *there)}
@@ -1015,7 +1108,9 @@ print(
 
 # %% tags=["hide-input"]
 summits = {name: fine[values.argmax()] for name, values in height.items()}
-SUMMIT = Quantity("temperature of the summit of the loss that the adversary climbs", "", 1, 1)
+SUMMIT = Quantity(
+    "temperature of the summit of the loss that the adversary climbs", "", 1, 1
+)
 display(*(below(name, 11, summits, SUMMIT) for name in summits))
 
 # %% [markdown]
@@ -1035,7 +1130,9 @@ print(
 # %% tags=["hide-input"]
 study = deciding(lambda study: [*SCHEDULES, *constants_of(study)])
 if study and study.plan in order and (constant := best_constant(study)):
-    d = against({name: study.values(name) for name in (constant, *SCHEDULES)}, constant)["T-falling"]
+    d = against(
+        {name: study.values(name) for name in (constant, *SCHEDULES)}, constant
+    )["T-falling"]
     given = verdict(
         "B4", "depends",
         f"Falling from 8 to 1 against rising from 1 to 8: {points(order[study.plan])} points of test accuracy; against the constant that validation picks "
@@ -1087,7 +1184,9 @@ def times_n_figure(study):
             if path:
                 style = "s--" if "scaled" in name else "o-"
                 epochs = range(1, len(path) + 1)
-                right.plot(epochs, path, style, color=colour, markersize=3.5, linewidth=1.3)
+                right.plot(
+                    epochs, path, style, color=colour, markersize=3.5, linewidth=1.3
+                )
     right.set(xlabel="epoch", ylabel="$T^2$KL, without the factor (nats)")
     return show(
         figure,
@@ -1109,7 +1208,9 @@ for study in studies:
         ("timesN-adam", "times1-adam"),
     ):
         if (d := study.difference(name, control)) is not None:
-            print(f"{study.plan}: {name} minus {control} {points(d)} points, paired, n = {d.n}")
+            print(
+                f"{study.plan}: {name} minus {control} {points(d)} points, paired, n = {d.n}"
+            )
         elif study.diverged(name):
             print(
                 f"{study.plan}: {name}: {study.diverged(name)} of {len(study.arm(name))} runs diverged"
@@ -1157,7 +1258,8 @@ def bought(study, arms, default="kd"):
     m = len(gain)
     ranked = np.take_along_axis(gain, (-chooser).argsort(0), 0)
     wins = [
-        [comb(m - r, k - 1) / comb(m, k) for r in range(1, m + 1)] for k in range(1, m + 1)
+        [comb(m - r, k - 1) / comb(m, k) for r in range(1, m + 1)]
+        for k in range(1, m + 1)
     ]
     assert np.allclose(np.sum(wins, 1), 1)
     return np.array(wins) @ ranked
@@ -1239,7 +1341,9 @@ first, second, third = np.random.default_rng(0).normal(size=(3, 200_000))
 lead, apart_by_seed = third - (first + second) / 2, np.abs(first - second)
 for factor in (1, 2, 4):
     wins = np.mean(lead > factor * apart_by_seed)
-    print(f"a lead of more than {factor} times the difference of the first two: {wins:.0%}")
+    print(
+        f"a lead of more than {factor} times the difference of the first two: {wins:.0%}"
+    )
 
 # %% [markdown]
 # So a win by this rule is a reason to look again, with more seeds, and not a finding; what safety a larger factor buys is printed above. What a longer training, or

@@ -27,7 +27,7 @@ margin: float = 1.0  # points of accuracy, the smallest difference that would ma
 temperature: float = 2.0  # of the soft targets in the experiment with omitted classes
 epochs: int = 12  # for which its students learn
 seeds: list[int] = [0, 1, 2]  # of its students
-stored: bool = True  # whether the stored students of an assistant are held against the large teacher, on all test images
+stored: bool = True  # hold an assistant's stored students against the large teacher
 
 # %% tags=["hide-input"]
 from dataclasses import replace
@@ -160,7 +160,9 @@ def length_and_rate(study):
 def answer(question, needed, draw, arms=None):
     """Show what ``draw`` makes of the ``arms`` of each study that has those ``needed``; a slot where the small one has not."""
     for study in STUDIES:
-        missing = [arm for arm in needed(study) if arm not in study.ready(needed(study))]
+        missing = [
+            arm for arm in needed(study) if arm not in study.ready(needed(study))
+        ]
         if not missing:
             for item in draw(study):
                 print(item) if isinstance(item, str) else display(item)
@@ -168,7 +170,9 @@ def answer(question, needed, draw, arms=None):
         elif study is small:
             names = ", ".join(missing[:6]) + (" and others" if len(missing) > 6 else "")
             display(
-                not_yet_run(f"{question} (fewer than two seeds of {names})", study.command)
+                not_yet_run(
+                    f"{question} (fewer than two seeds of {names})", study.command
+                )
             )
 
 
@@ -177,7 +181,9 @@ def left_out(study, arms):
     absent = [arm for arm in arms if arm not in study.ready(arms)]
     unstable = [arm for arm in arms if study.diverged(arm)]
     return (f" Not yet run: {', '.join(absent)}." if absent else "") + (
-        f" Some runs diverged and are left out: {', '.join(unstable)}." if unstable else ""
+        f" Some runs diverged and are left out: {', '.join(unstable)}."
+        if unstable
+        else ""
     )
 
 
@@ -229,7 +235,9 @@ truth = rng.integers(0, 5, (200, 50))
 one, two = rng.integers(0, 5, (2, 200, 50))
 one = np.where(rng.random((200, 50)) < rng.random((200, 1)), truth, one)
 two = np.where(rng.random((200, 50)) < rng.random((200, 1)), truth, two)
-agree, right, also = ((u == v).mean(1) for u, v in ((one, two), (one, truth), (two, truth)))
+agree, right, also = (
+    (u == v).mean(1) for u, v in ((one, two), (one, truth), (two, truth))
+)
 assert (agree <= 1 - abs(right - also) + 1e-12).all()
 assert (agree >= right + also - 1 - 1e-12).all()
 
@@ -264,14 +272,18 @@ def family(arm):
 def full_width(study):
     """Arms whose student has full width, all classes and the usual optimiser."""
     student = STUDENT[study.plan]
-    arms = [s.arm for s in study.specs if s.teacher and s.student == student and not s.omit]
+    arms = [
+        s.arm for s in study.specs if s.teacher and s.student == student and not s.omit
+    ]
     return [arm for arm in dict.fromkeys(arms) if not arm.startswith("times")]
 
 
 # %%
 def at_equal_accuracy(study, arms, measure, name):
     """What a line through all runs leaves of a measure at their accuracy, as evidence in points."""
-    left = off_line(*({a: study.values(a, m) for a in arms} for m in (measure, "accuracy")))
+    left = off_line(
+        *({a: study.values(a, m) for a in arms} for m in (measure, "accuracy"))
+    )
     return replace(evidence(left, Quantity(name, "points", 100, 2)), source="records")
 
 
@@ -286,11 +298,20 @@ def reversed_pairs(study, arms):
     """How many pairs of arms differ in accuracy and in agreement (both intervals exclude zero), and how many of these
     in opposite directions.
     """
-    accurate, faithful = ({arm: study.values(arm, m) for arm in arms} for m in ("accuracy", "agreement"))
+    accurate, faithful = (
+        {arm: study.values(arm, m) for arm in arms} for m in ("accuracy", "agreement")
+    )
     signs = []
     for place, control in enumerate(arms[:-1]):
-        better, closer = (against(of, control, arms[place + 1 :], correction=None) for of in (accurate, faithful))
-        signs += [better[a].mean * closer[a].mean for a in better if better[a].excludes_zero and closer[a].excludes_zero]
+        better, closer = (
+            against(of, control, arms[place + 1 :], correction=None)
+            for of in (accurate, faithful)
+        )
+        signs += [
+            better[a].mean * closer[a].mean
+            for a in better
+            if better[a].excludes_zero and closer[a].excludes_zero
+        ]
     return len(signs), sum(sign < 0 for sign in signs)
 
 
@@ -343,7 +364,10 @@ def fidelity_figure(study):
         name_points(
             panel,
             {
-                arm: (100 * study.mean(arm).mean, factor * study.mean(arm, measure).mean)
+                arm: (
+                    100 * study.mean(arm).mean,
+                    factor * study.mean(arm, measure).mean,
+                )
                 for arm in arms
                 if arm in NAMED
             },
@@ -353,7 +377,11 @@ def fidelity_figure(study):
         bottom, top = panels[0].get_ylim()
         xs = np.array([low, high])
         panels[0].plot(
-            xs, 100 - abs(xs - 100 * found["accuracy"]), ":", color="grey", linewidth=1.2
+            xs,
+            100 - abs(xs - 100 * found["accuracy"]),
+            ":",
+            color="grey",
+            linewidth=1.2,
         )
         panels[0].set(xlim=(low, high), ylim=(bottom, top))
     panels[0].set_ylabel("agreement with the teacher (%)")
@@ -380,9 +408,13 @@ def fidelity_figure(study):
         alt="Two scatter plots, one point an arm: accuracy against agreement with the teacher, and accuracy against "
         "the divergence from it, upwards being more faithful. Colours tell labels, controls, outputs, layers and both.",
     )
-    beyond = at_equal_accuracy(study, arms, "agreement", "agreement beyond what a student of its accuracy has")
+    beyond = at_equal_accuracy(
+        study, arms, "agreement", "agreement beyond what a student of its accuracy has"
+    )
     spread = 100 * np.std([v for of in beyond.values.values() for v in of.values()])
-    means = np.array([[study.mean(arm, m).mean for arm in arms] for m in ("accuracy", "agreement")])
+    means = np.array(
+        [[study.mean(arm, m).mean for arm in arms] for m in ("accuracy", "agreement")]
+    )
     count = len(arms) * (len(arms) - 1) // 2
     said = (
         f"{scale_of(study)}: over {len(arms)} arms accuracy and agreement correlate with {np.corrcoef(means)[0, 1]:.3f}; agreement differs from what a line expects of a student of that accuracy by "
@@ -489,8 +521,12 @@ assert torch.allclose(
 )
 
 share = soften(believed, 4).gather(-1, labels[:, None])
-print(f"At T=4 the teacher gives the true class {share.mean():.1%} on average", end=", ")
-print(f"from {share.quantile(0.05):.1%} (5th percentile) to {share.quantile(0.95):.1%}.")
+print(
+    f"At T=4 the teacher gives the true class {share.mean():.1%} on average", end=", "
+)
+print(
+    f"from {share.quantile(0.05):.1%} (5th percentile) to {share.quantile(0.95):.1%}."
+)
 
 # %% [markdown]
 # So each contrast isolates one thing:
@@ -529,7 +565,9 @@ MEASURES = {
 
 
 # %% tags=["hide-input"]
-def measured(study, arms, names, *, colours=None, columns=3, reference=None, height=None):
+def measured(
+    study, arms, names, *, colours=None, columns=3, reference=None, height=None
+):
     """A panel a measure, a row an arm: runs, means and intervals."""
     lines = -(-len(names) // columns)
     height = height or (0.7 + 0.27 * len(arms))
@@ -590,7 +628,9 @@ def teacher_said(study, names):
         for n in names
         if n in found
     ]
-    return f" The teacher (dotted where in view): {', '.join(numbers)}." if numbers else ""
+    return (
+        f" The teacher (dotted where in view): {', '.join(numbers)}." if numbers else ""
+    )
 
 
 def number_table(study, arms, names, caption):
@@ -609,11 +649,11 @@ def number_table(study, arms, names, caption):
 
 def cause_figures(study):
     arms = study.ready(CAUSES)
-    pairs = {
-        k: pair for k, pair in CONTRASTS.items() if gap(study, *pair) is not None
-    }
+    pairs = {k: pair for k, pair in CONTRASTS.items() if gap(study, *pair) is not None}
     values = show(
-        measured(study, arms, MEASURES, colours=ARM_COLOURS, reference=teacher_test(study)),
+        measured(
+            study, arms, MEASURES, colours=ARM_COLOURS, reference=teacher_test(study)
+        ),
         label=f"causes-{study.plan}",
         caption=f"Five targets, six measures ({scale_of(study)}): runs, means and 95 % intervals (Student's $t$) on the test split."
         + teacher_said(study, MEASURES)
@@ -645,11 +685,19 @@ def cause_figures(study):
         ]
         arms = study.ready(full_width(study))
         kinder = at_equal_accuracy(
-            study, arms, "errors_within_superclass", "errors within the superclass beyond what a student of its accuracy has"
+            study,
+            arms,
+            "errors_within_superclass",
+            "errors within the superclass beyond what a student of its accuracy has",
         )
         off = study.at_equal("errors_within_superclass", arms=arms)["kd"]
         found += [
-            above("kd", [arm for arm in ("spread", "permuted", "alone") if arm in arms], kinder, names=names),
+            above(
+                "kd",
+                [arm for arm in ("spread", "permuted", "alone") if arm in arms],
+                kinder,
+                names=names,
+            ),
             f"These intervals take the line as known. Counting how far other arms lie off it, kd lies {points(off)} points off the line through the means of the {len(arms) - 1} others"
             + (", which decides nothing by itself." if not off.excludes_zero else "."),
         ]
@@ -708,7 +756,10 @@ def kd_map(study):
 def layers_and_outputs(study):
     """What the records say of the hint against KD, against KD at every temperature and weight, and of DIST against all four."""
     accuracy = under(study, "accuracy")
-    map_ = Among("the hint and KD at every temperature and weight of the plan", ["fitnet", *kd_map(study)])
+    map_ = Among(
+        "the hint and KD at every temperature and weight of the plan",
+        ["fitnet", *kd_map(study)],
+    )
     return (
         above("fitnet", "kd", study, accuracy),
         leads("fitnet", study, accuracy, among=map_),
@@ -736,7 +787,8 @@ def layers_figure(study):
     )
     others = [arm for arm in arms if arm != "kd"]
     every = {
-        name: against({arm: study.values(arm, name) for arm in arms}, "kd", others) for name in names
+        name: against({arm: study.values(arm, name) for arm in arms}, "kd", others)
+        for name in names
     }
     rows = [
         [arm, "layers" if arm in LAYERS else "outputs", *(points(every[name][arm]) for name in names), every["accuracy"][arm].n]
@@ -749,8 +801,18 @@ def layers_figure(study):
     )  # fmt: skip
     found = [shown, table_of]
     if set(arms) == {*OUTPUTS, *LAYERS} and study.complete(kd_map(study)):
-        found += [*layers_and_outputs(study), above("kd", ["at", "rkd", "crd"], study, under(study, "accuracy"))]
-        found.append(leads("dist", study, under(study, "accuracy"), among=Among("the eight objectives", arms)))
+        found += [
+            *layers_and_outputs(study),
+            above("kd", ["at", "rkd", "crd"], study, under(study, "accuracy")),
+        ]
+        found.append(
+            leads(
+                "dist",
+                study,
+                under(study, "accuracy"),
+                among=Among("the eight objectives", arms),
+            )
+        )
     return found
 
 
@@ -854,13 +916,29 @@ def tuned_tests(study, arms):
 def against_parts(study, method):
     """A tuned combination against its rivals, chosen likewise: the better of its parts, and KD with its temperature tuned, too."""
     parts = [arm for part in PARTS[method] for arm in BUDGET[part]]
-    rivals = {f"the better of {' and '.join(PARTS[method])} ({len(parts)} tries)": parts}
-    rivals[f"kd with temperature and weight tuned ({len(kd_map(study))} tries)"] = kd_map(study)
-    values = {name: tuned_tests(study, arms) for name, arms in ({method: BUDGET[method]} | rivals).items()}
+    rivals = {
+        f"the better of {' and '.join(PARTS[method])} ({len(parts)} tries)": parts
+    }
+    rivals[f"kd with temperature and weight tuned ({len(kd_map(study))} tries)"] = (
+        kd_map(study)
+    )
+    values = {
+        name: tuned_tests(study, arms)
+        for name, arms in ({method: BUDGET[method]} | rivals).items()
+    }
     seeds = set.intersection(*map(set, values.values()))
-    values = {name: {seed: of[seed] for seed in sorted(seeds)} for name, of in values.items()}
-    chosen_by_others = replace(under(study, "accuracy"), name=f"test accuracy with what the other seeds chose ({scale_of(study)})")
-    return above(method, list(rivals), replace(evidence(values, chosen_by_others), source="records"))
+    values = {
+        name: {seed: of[seed] for seed in sorted(seeds)} for name, of in values.items()
+    }
+    chosen_by_others = replace(
+        under(study, "accuracy"),
+        name=f"test accuracy with what the other seeds chose ({scale_of(study)})",
+    )
+    return above(
+        method,
+        list(rivals),
+        replace(evidence(values, chosen_by_others), source="records"),
+    )
 
 
 # %% tags=["hide-input"]
@@ -970,13 +1048,22 @@ def combination_figures(study):
         )
     )
     for method, parts in PARTS.items():
-        if method in best and all(part in best for part in parts) and study.complete(kd_map(study)):
+        if (
+            method in best
+            and all(part in best for part in parts)
+            and study.complete(kd_map(study))
+        ):
             shown.append(against_parts(study, method))
     both = [a for a in (*SINGLE, *COMBINED) if a in study.ready((*SINGLE, *COMBINED))]
     if {"dist", "crd+kd"} <= set(both):
         accuracy = under(study, "accuracy")
         shown += [
-            leads("dist", study, accuracy, among=Among(f"the {len(both)} single and combined objectives", both)),
+            leads(
+                "dist",
+                study,
+                accuracy,
+                among=Among(f"the {len(both)} single and combined objectives", both),
+            ),
             below("crd+kd", ["dist", "fitnet"], study, accuracy),
             undecided("crd+kd", "dkd", margin, study, accuracy),
         ]
@@ -994,7 +1081,9 @@ answer(
 # The numbers in the table of choosing are means over few seeds and carry noise themselves. How large the optimism is to be expected when the candidates are equal, and how it grows with their number, is the last exercise.
 
 # %% tags=["hide-input"]
-if study := decisive(lambda study: dict.fromkeys(("alone", *every(study), *kd_map(study), "crd+kd"))):
+if study := decisive(
+    lambda study: dict.fromkeys(("alone", *every(study), *kd_map(study), "crd+kd"))
+):
     gains = [against_parts(study, method) for method in PARTS if method in tuned(study)]
     arms = study.ready((*SINGLE, *COMBINED))
     combined = [arm for arm in COMBINED if arm in arms]
@@ -1044,7 +1133,9 @@ print(
     f"{len(shown_examples):,} examples of {20 - len(omitted)} classes; "
     "in them the teacher gives"
 )
-print(f"the {len(omitted)} omitted classes {told.mean():.1%} of its probability on average")
+print(
+    f"the {len(omitted)} omitted classes {told.mean():.1%} of its probability on average"
+)
 
 # %% [markdown]
 # Four students see the same examples. `alone` has labels. `spread` has soft targets in which all wrong classes, the omitted among them, are alike: it hears
@@ -1054,6 +1145,7 @@ print(f"the {len(omitted)} omitted classes {told.mean():.1%} of its probability 
 # A class that no label names gets too low a bias. Hinton and co-workers then raised it, to the value that did best on their *test* set {cite}`hinton2015distilling`. We raise it too, one number for all omitted classes, but choose it
 # on a validation sample. A raised bias mixes two things, what a student knows and how well one number was chosen. So there is a measure without it, too: whether a student that is *told* that the class is an
 # omitted one says which.
+
 
 # %%
 def objectives(T):
@@ -1072,13 +1164,16 @@ BIASES = [b / 4 for b in range(61)]
 def hit_rates(logits):
     """Accuracy on each omitted class."""
     return [
-        accuracy(logits[test.labels == c], test.labels[test.labels == c]) for c in omitted
+        accuracy(logits[test.labels == c], test.labels[test.labels == c])
+        for c in omitted
     ]
 
 
 def of_five(logits):
     """Accuracy on the omitted classes of a choice between these alone."""
-    return accuracy(logits[unseen][:, omitted], torch.searchsorted(omitted, test.labels[unseen]))
+    return accuracy(
+        logits[unseen][:, omitted], torch.searchsorted(omitted, test.labels[unseen])
+    )
 
 
 def born(seed):
@@ -1092,14 +1187,18 @@ def omission(T, seed):
         epochs=epochs, batch_size=256, optimizer="adam", learning_rate=1e-2, schedule="cosine",
         weight_decay=0.0, augment=False, seed=seed,
     )  # fmt: skip
-    learners = [Learner(born(seed), objective, recipe) for objective in objectives(T).values()]
+    learners = [
+        Learner(born(seed), objective, recipe) for objective in objectives(T).values()
+    ]
     fit_together(learners, train=shown_examples, teacher=exact, device=device)
     found, students = {}, {}
     for arm, learner in zip(objectives(T), learners, strict=True):
         students[arm] = learner.student
         chooses = predict(learner.student, validation, device=device)
         logits = predict(learner.student, test, device=device)
-        bias = max(BIASES, key=lambda b: accuracy(chooses + b * raised, validation.labels))
+        bias = max(
+            BIASES, key=lambda b: accuracy(chooses + b * raised, validation.labels)
+        )
         found[arm] = {
             "as it is": hit_rates(logits),
             "bias raised": hit_rates(logits + bias * raised),
@@ -1160,8 +1259,12 @@ def of_omitted(arm, when="bias raised"):
     return [float(np.mean(run[when])) for run in live[arm]]
 
 
-CHOSEN = Quantity("accuracy of a choice between the omitted classes", "points", 100, 1, "higher", "%")
-RAISED = Quantity("accuracy on the omitted classes, the bias raised", "points", 100, 1, "higher", "%")
+CHOSEN = Quantity(
+    "accuracy of a choice between the omitted classes", "points", 100, 1, "higher", "%"
+)
+RAISED = Quantity(
+    "accuracy on the omitted classes, the bias raised", "points", 100, 1, "higher", "%"
+)
 
 
 rows = []
@@ -1191,13 +1294,28 @@ rows.append(
 )
 display(
     table(
-        ["arm", "omitted, as it is", "bias, by seed", "omitted, raised", "all, raised", "which omitted"],
+        [
+            "arm",
+            "omitted, as it is",
+            "bias, by seed",
+            "omitted, raised",
+            "all, raised",
+            "which omitted",
+        ],
         rows,
         caption=f"Live, $T={temperature:g}$, {len(seeds)} seed{'s' if len(seeds) > 1 else ', so without an interval'}: accuracy on the omitted classes and on all twenty. Last column: of a choice between the omitted classes alone; chance is {1 / len(omitted):.0%}.",
     )
 )
-told_which = above("soft", ["spread", "alone"], {arm: of_omitted(arm, "among") for arm in live}, CHOSEN, by=30)
-told_whether = above("soft", ["spread", "alone"], {arm: of_omitted(arm) for arm in live}, RAISED, by=30)
+told_which = above(
+    "soft",
+    ["spread", "alone"],
+    {arm: of_omitted(arm, "among") for arm in live},
+    CHOSEN,
+    by=30,
+)
+told_whether = above(
+    "soft", ["spread", "alone"], {arm: of_omitted(arm) for arm in live}, RAISED, by=30
+)
 display(told_which, told_whether)
 
 # %% [markdown]
@@ -1233,7 +1351,9 @@ def unseen_part(name):
 # %% tags=["hide-input"]
 def omitted_figures(study):
     arms = study.ready(OMITTED)
-    figure, panels = plt.subplots(1, 3, sharey=True, figsize=(8.2, 0.9 + 0.35 * len(arms)))
+    figure, panels = plt.subplots(
+        1, 3, sharey=True, figsize=(8.2, 0.9 + 0.35 * len(arms))
+    )
     for panel, (name, text) in zip(panels, PARTS_OF_IT.items(), strict=True):
         dots(
             panel,
@@ -1254,7 +1374,9 @@ def omitted_figures(study):
         [
             arm,
             f"{100 * study.mean(arm, unseen_part('accuracy')).mean:.2f}",
-            ", ".join(f"{b:g}" for b in study.values(arm, unseen_part("bias")).values()),
+            ", ".join(
+                f"{b:g}" for b in study.values(arm, unseen_part("bias")).values()
+            ),
             f"{study.mean(arm, lambda r: 100 * r['test']['omitted']['accuracy_with_bias']):.2f}",
             f"{study.mean(arm, lambda r: 100 * r['test']['omitted']['accuracy_of_all_with_bias']):.2f}",
         ]
@@ -1263,15 +1385,48 @@ def omitted_figures(study):
     found = [
         shown,
         table(
-            ["arm", "omitted, as it is", "bias, by seed", "omitted, raised", "all, raised"],
+            [
+                "arm",
+                "omitted, as it is",
+                "bias, by seed",
+                "omitted, raised",
+                "all, raised",
+            ],
             rows,
             caption="Accuracy in per cent, mean and 95 % interval.",
         ),
     ]
     if "omitted-soft" in arms:
         found += [
-            above("omitted-soft", "omitted-alone", study, Quantity("accuracy on the omitted classes as it is", "points", 100, 2, "higher", "%", unseen_part("accuracy"))),
-            undecided("omitted-soft", "omitted-alone", margin, study, Quantity("accuracy on the omitted classes, the bias raised", "points", 100, 2, "higher", "%", unseen_part("accuracy_with_bias"))),
+            above(
+                "omitted-soft",
+                "omitted-alone",
+                study,
+                Quantity(
+                    "accuracy on the omitted classes as it is",
+                    "points",
+                    100,
+                    2,
+                    "higher",
+                    "%",
+                    unseen_part("accuracy"),
+                ),
+            ),
+            undecided(
+                "omitted-soft",
+                "omitted-alone",
+                margin,
+                study,
+                Quantity(
+                    "accuracy on the omitted classes, the bias raised",
+                    "points",
+                    100,
+                    2,
+                    "higher",
+                    "%",
+                    unseen_part("accuracy_with_bias"),
+                ),
+            ),
         ]
     return found
 
@@ -1294,10 +1449,16 @@ if study := decisive(lambda study: (*OMITTED, "kd", "spread")):
     said = (
         f" On CIFAR-100 ({scale_of(study)}) naming the likely wrong classes is held against the same targets with the wrong classes made alike: {on_images} With ten classes omitted there is no such control; omitted-soft − omitted-alone is "
         f"{points(plain)} points on them as it is, and {points(raised_too)} with one bias raised (n = {plain.n}, paired): "
-        + ("the latter is not decided." if not raised_too.excludes_zero else "the latter excludes zero.")
+        + (
+            "the latter is not decided."
+            if not raised_too.excludes_zero
+            else "the latter excludes zero."
+        )
     )
 heard, deaf = (summary(of_omitted(arm)).mean for arm in ("soft", "spread"))
-holds = told_which.holds and told_whether.holds and (on_images is None or on_images.holds)
+holds = (
+    told_which.holds and told_whether.holds and (on_images is None or on_images.holds)
+)
 verdict(
     "B16", "verified" if holds else "depends",
     f"On a task whose posterior is known, students that never saw five of twenty classes recognise {heard:.1%} of their examples when taught by the whole distribution (the true posterior: "
@@ -1361,11 +1522,14 @@ def chain_figures(study):
         "agreement, large teacher (%)": dict.fromkeys(arms, "agreement"),
     }
     agrees = {arm: study.values(arm, "agreement") for arm in arms}
-    agrees["assisted"] = assisted_agrees if study is small else {}  # its record's is with the assistant
+    # its record's is with the assistant
+    agrees["assisted"] = assisted_agrees if study is small else {}
     for panel, (text, measures) in zip(panels, rows.items(), strict=True):
         of = agrees if "large" in text else None
         values = {
-            arm: list((of[arm] if of else study.values(arm, measures[arm])).values()) if arm in measures else []
+            arm: list((of[arm] if of else study.values(arm, measures[arm])).values())
+            if arm in measures
+            else []
             for arm in arms
         }
         means = {arm: mean_interval(v) for arm, v in values.items() if len(v) > 1}
@@ -1375,7 +1539,8 @@ def chain_figures(study):
         figure,
         label=f"chain-{study.plan}",
         caption=f"The narrow student alone, taught by {called(study.specs[0].student)}, and taught by the distilled {called(STUDENT[study.plan])} ({length_and_rate(study)}). In the middle each is compared with its own teacher, "
-        "on the right with the large one" + ("." if agrees["assisted"] else ", which was not done of the assisted."),
+        "on the right with the large one"
+        + ("." if agrees["assisted"] else ", which was not done of the assisted."),
         alt="Three panels of dots with intervals for three students: accuracy, agreement with the network that taught "
         "it, and agreement with the large teacher.",
     )
@@ -1398,10 +1563,23 @@ def chain_figures(study):
                 caption="95 % intervals over the deviation of all arms of that width, where their variances allow it.",
             )
         )
-        found.append(undecided("assisted", direct, margin, study, names={direct: "taught directly"}))
+        found.append(
+            undecided(
+                "assisted", direct, margin, study, names={direct: "taught directly"}
+            )
+        )
     if study is small and len(assisted_agrees) > 1:
         close = {"assisted": assisted_agrees, direct: study.values(direct, "agreement")}
-        found.append(undecided("assisted", direct, margin, close, LARGE, names={direct: "taught directly"}))
+        found.append(
+            undecided(
+                "assisted",
+                direct,
+                margin,
+                close,
+                LARGE,
+                names={direct: "taught directly"},
+            )
+        )
     return found
 
 
@@ -1413,7 +1591,11 @@ answer("a teacher's assistant", lambda study: (*chain(study), "kd"), chain_figur
 # %% tags=["hide-input"]
 if study := decisive(lambda study: (*chain(study), "kd")):
     alone, direct, _ = chain(study)
-    named = {"assisted": "the student with an assistant", direct: "the student that was taught directly", alone: "the student alone"}
+    named = {
+        "assisted": "the student with an assistant",
+        direct: "the student that was taught directly",
+        alone: "the student alone",
+    }
     helps = undecided("assisted", direct, margin, study, names=named)
     taught = above(direct, alone, study, names=named)
     measured_agreement = (

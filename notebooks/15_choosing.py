@@ -21,10 +21,22 @@
 
 # %% tags=["parameters"]
 profile: str = "cpu"
-candidates: list[str] = ["alone", "smoothed", "kd", "dkd", "dist", "standardised", "fitnet", "at", "rkd", "crd", "crd+kd"]  # objectives to choose from, alone and kd among them
+candidates: list[str] = [
+    "alone",
+    "smoothed",
+    "kd",
+    "dkd",
+    "dist",
+    "standardised",
+    "fitnet",
+    "at",
+    "rkd",
+    "crd",
+    "crd+kd",
+]  # objectives to choose from, alone and kd among them
 batch: int = 32  # images of the step that is timed
 rounds: int = 7  # in which the steps take turns
-same_cost: float = 0.4  # of a step on labels alone: costs that differ by less count as equal
+same_cost: float = 0.4  # of a step on labels: costs closer than this are equal
 margin: float = 1.0  # points, the smallest difference that would matter
 
 # %% tags=["hide-input"]
@@ -51,7 +63,15 @@ from kdlab.figures import (
 )
 from kdlab.objectives import SmoothedLabels
 from kdlab.study import book_folder, plans, results
-from kdlab.study.display import called, conditions, device_for, not_yet_run, source_note, under, verdict
+from kdlab.study.display import (
+    called,
+    conditions,
+    device_for,
+    not_yet_run,
+    source_note,
+    under,
+    verdict,
+)
 from kdlab.study.evidence import Among
 from kdlab.study.parameters import ParameterError
 from kdlab.study.statements import above, below, leads, undecided
@@ -97,7 +117,9 @@ CALLED = {
     "crd+kd": "CRD + KD",
 }
 if not {"alone", "kd"} <= set(candidates) <= set(CALLED):
-    raise ParameterError(f"candidates must be some of {', '.join(CALLED)}, with alone and kd, and not {candidates}.")
+    raise ParameterError(
+        f"candidates must be some of {', '.join(CALLED)}, with alone and kd, and not {candidates}."
+    )
 NAMES = {arm: CALLED[arm] for arm in CALLED if arm in candidates}
 
 
@@ -117,7 +139,13 @@ ACCESS = {arm: access for arm, (access, _, _) in needs.items()}
 # %% tags=["hide-input"]
 student_size = models.count_parameters(models.resnet8(100))
 twice = asks_for(plans.methods("resnet8", "resnet20", 2 * EXAMPLES, 2.0)["crd"])[2]
-assert ACCESS["kd"] == ACCESS["dkd"] == ACCESS["dist"] == ACCESS["standardised"] == "logits"
+assert (
+    ACCESS["kd"]
+    == ACCESS["dkd"]
+    == ACCESS["dist"]
+    == ACCESS["standardised"]
+    == "logits"
+)
 assert 1.9 < twice / needs["crd"][2] < 2.1  # the memory grows with the training set
 table(
     ["objective", "of the teacher", "layers", "learns", "keeps"],
@@ -172,7 +200,10 @@ def step_of(objective):
     objective.to(device).train()
     student = models.resnet8(100).to(device, memory_format=torch.channels_last).train()
     teacher = models.resnet20(100).to(device, memory_format=torch.channels_last).eval()
-    looks = Taps(student, objective.student_layers), Taps(teacher, objective.teacher_layers)
+    looks = (
+        Taps(student, objective.student_layers),
+        Taps(teacher, objective.teacher_layers),
+    )
     parameters = [*student.parameters(), *objective.parameters()]
     optimizer = torch.optim.SGD(parameters, 0.01, momentum=0.9, weight_decay=5e-4)
 
@@ -250,9 +281,7 @@ show(
 )
 
 # %% tags=["hide-input"]
-print(
-    f"labels alone: {1000 * np.median([r['alone'] for r in timed]):.0f} ms a step"
-)
+print(f"labels alone: {1000 * np.median([r['alone'] for r in timed]):.0f} ms a step")
 print(
     f"the teacher's look: {LOOK:.2f} of it; beyond that look, a step costs more than labels alone by"
 )
@@ -378,7 +407,9 @@ if len(ran) > 1:
         colour = colours[NAMES[arm]]
         cost = np.quantile(ratios[arm], [0.5, 0.25, 0.75])
         cross(left, arm, cost, in_points(arm, "accuracy"), colour)
-        cross(right, arm, in_points(arm, "accuracy"), in_points(arm, "agreement"), colour)
+        cross(
+            right, arm, in_points(arm, "accuracy"), in_points(arm, "agreement"), colour
+        )
         for panel, x, y in (
             (left, cost[0], in_points(arm, "accuracy")[0]),
             (right, in_points(arm, "accuracy")[0], in_points(arm, "agreement")[0]),
@@ -425,7 +456,12 @@ display(
     table(
         ["", *MEASURES, "step", "of the teacher"],
         [
-            [NAMES[arm], *(cell(arm, m) for m in MEASURES), f"{COST[arm]:.2f}", ACCESS[arm]]
+            [
+                NAMES[arm],
+                *(cell(arm, m) for m in MEASURES),
+                f"{COST[arm]:.2f}",
+                ACCESS[arm],
+            ]
             for arm in NAMES
         ],
         caption=f"The candidates ({conditions(small)}). Accuracy, agreement and calibration error in per cent, KL in nats: mean and 95 % interval over seeds. A star: no objective of at most its cost (and {same_cost:g} of a step on labels alone) "
@@ -500,12 +536,16 @@ if len(ran) > 3:
             if arm == first:
                 panel.plot(place, row, "o", color=colour, markersize=11)
             elif arm in ties:
-                panel.plot(place, row, "o", color=colour, markersize=9, mfc="none", mew=1.8)
+                panel.plot(
+                    place, row, "o", color=colour, markersize=9, mfc="none", mew=1.8
+                )
             else:
                 panel.plot(place, row, "o", color="grey", markersize=2.5)
             if arm == least:
                 panel.plot(place, row + 0.36, "^", color="grey", markersize=5)
-    panel.set_xticks(range(len(ran)), [NAMES[arm] for arm in ran], rotation=35, ha="right")
+    panel.set_xticks(
+        range(len(ran)), [NAMES[arm] for arm in ran], rotation=35, ha="right"
+    )
     panel.set_yticks(range(len(answered)), answered)
     panel.set(ylim=(len(answered) - 0.4, -0.6), xlim=(-0.5, len(ran) - 0.5))
     panel.grid(visible=False)
@@ -521,7 +561,13 @@ if len(ran) > 3:
     )
 display(
     table(
-        ["wanted", "best mean", "not beaten by it", "the cheapest of these", "compared"],
+        [
+            "wanted",
+            "best mean",
+            "not beaten by it",
+            "the cheapest of these",
+            "compared",
+        ],
         [answer(wish) for wish in WISHES],
         caption=f"The same as a table. {conditions(small)}; published weights; a best mean is itself picked, and so flattered a little.",
     )
@@ -535,9 +581,18 @@ ALL = set(ran) == set(CALLED)  # the sentences on all candidates are about these
 OF_ALL = Among(f"the {len(CALLED)} candidates", CALLED)
 EXPECTED = {"accuracy": "dist", "agreement": "dist"}
 if ALL:
-    display(*(leads(arm, small, under(small, key), among=OF_ALL, names=NAMES) for key, arm in EXPECTED.items()))
+    display(
+        *(
+            leads(arm, small, under(small, key), among=OF_ALL, names=NAMES)
+            for key, arm in EXPECTED.items()
+        )
+    )
 if len(ran) > 2:
-    with_teacher = [w for w in answered if WISHES[w][0] != "calibration error" and w != "accuracy, without a teacher"]
+    with_teacher = [
+        w
+        for w in answered
+        if WISHES[w][0] != "calibration error" and w != "accuracy, without a teacher"
+    ]
     first_of = {wish: leader(*WISHES[wish])[0] for wish in answered}
     same = {first_of[wish] for wish in with_teacher}
     print(
@@ -617,7 +672,9 @@ if ALL:
 # a mean over published logs.
 
 # %% tags=["hide-input"]
-picked = np.mean(np.concatenate(list(published["noise"]["logs"]["best_minus_last"].values())))
+picked = np.mean(
+    np.concatenate(list(published["noise"]["logs"]["best_minus_last"].values()))
+)
 
 
 def by_last(method, pair):
@@ -629,13 +686,26 @@ def by_last(method, pair):
 same, half = "wrn_40_2-wrn_16_2", "wrn_40_2-wrn_40_1"
 of = {m.get("arm"): m for m in published["method"]}
 table(
-    ["published row", "epoch", "as wide, 16 layers", "half as wide, 40 layers", "as wide, lowered", "half as wide, lowered"],
+    [
+        "published row",
+        "epoch",
+        "as wide, 16 layers",
+        "half as wide, 40 layers",
+        "as wide, lowered",
+        "half as wide, lowered",
+    ],
     [
         [
             CALLED[arm],
             of[arm].get("epoch", "not said"),
-            *(f"{of[arm]['accuracy'][pair] - of['kd']['accuracy'][pair]:+.2f}" for pair in (same, half)),
-            *(f"{by_last(of[arm], pair) - of['kd']['accuracy'][pair]:+.2f}" for pair in (same, half)),
+            *(
+                f"{of[arm]['accuracy'][pair] - of['kd']['accuracy'][pair]:+.2f}"
+                for pair in (same, half)
+            ),
+            *(
+                f"{by_last(of[arm], pair) - of['kd']['accuracy'][pair]:+.2f}"
+                for pair in (same, half)
+            ),
         ]
         for arm in ("fitnet", "at", "rkd", "crd", "dkd", "standardised")
     ],
@@ -685,10 +755,30 @@ if tiny:
         )
     )
     display(
-        undecided("assisted", "resnet8_width8-T4", margin, small, names={"assisted": "the assistant's student", "resnet8_width8-T4": "the student that the large teacher taught at the same temperature"}),
+        undecided(
+            "assisted",
+            "resnet8_width8-T4",
+            margin,
+            small,
+            names={
+                "assisted": "the assistant's student",
+                "resnet8_width8-T4": "the student that the large teacher taught at the same temperature",
+            },
+        ),
         *(
-            below(f"{width}-T8", f"{width}-T2", small, names={f"{width}-T8": f"the {what} student at $T=8$", f"{width}-T2": "the same at $T=2$"})
-            for width, what in (("resnet8_width8", "half-width"), ("resnet8_width4", "quarter-width"))
+            below(
+                f"{width}-T8",
+                f"{width}-T2",
+                small,
+                names={
+                    f"{width}-T8": f"the {what} student at $T=8$",
+                    f"{width}-T2": "the same at $T=2$",
+                },
+            )
+            for width, what in (
+                ("resnet8_width8", "half-width"),
+                ("resnet8_width4", "quarter-width"),
+            )
         ),
     )
 else:
@@ -703,8 +793,21 @@ if ALL:
     display(
         versus(others, "kd", "calibration error"),
         versus(others, "kd", "agreement"),
-        undecided("rkd", ["alone", "at", "fitnet"], margin, small, "calibration_error", names=NAMES),
-        below("rkd", ["kd", "dist", "standardised"], small, "calibration_error", names=NAMES),
+        undecided(
+            "rkd",
+            ["alone", "at", "fitnet"],
+            margin,
+            small,
+            "calibration_error",
+            names=NAMES,
+        ),
+        below(
+            "rkd",
+            ["kd", "dist", "standardised"],
+            small,
+            "calibration_error",
+            names=NAMES,
+        ),
     )
 
 # %% [markdown]
@@ -719,7 +822,11 @@ noise = np.sqrt(np.mean(np.square(deviations)))
 apart = 1.96 * np.sqrt(2 / 5) * noise  # of two means of five runs
 rows, printed_best, best_of_pair, close = [], [], [], 0
 for pair in published["pair"]:
-    there = [m for m in published["method"] if pair["id"] in m["accuracy"] and m["name"] != "teacher"]
+    there = [
+        m
+        for m in published["method"]
+        if pair["id"] in m["accuracy"] and m["name"] != "teacher"
+    ]
     printed = {m["name"]: m["accuracy"][pair["id"]] for m in there}
     found = {m["name"]: by_last(m, pair["id"]) for m in there}
     first, best = max(printed, key=printed.get), max(found, key=found.get)
@@ -727,15 +834,31 @@ for pair in published["pair"]:
     printed_best.append(first)
     best_of_pair.append(best)
     close += bool(near)
-    rows.append([pair["name"], f"{first}, {printed[first]:.2f}", f"{best}, {found[best]:.2f}", ", ".join(near) or "none", len(found)])
+    rows.append(
+        [
+            pair["name"],
+            f"{first}, {printed[first]:.2f}",
+            f"{best}, {found[best]:.2f}",
+            ", ".join(near) or "none",
+            len(found),
+        ]
+    )
 
 
 def counted(leaders):
-    return ", ".join(f"{name} ({leaders.count(name)})" for name in dict.fromkeys(leaders))
+    return ", ".join(
+        f"{name} ({leaders.count(name)})" for name in dict.fromkeys(leaders)
+    )
 
 
 table(
-    ["pair", "best as printed", "best, by the last epoch", f"within {apart:.2f} points of it", "of rows"],
+    [
+        "pair",
+        "best as printed",
+        "best, by the last epoch",
+        f"within {apart:.2f} points of it",
+        "of rows",
+    ],
     rows,
     caption=f"The best row of each pair in the published table, as printed and with rows of the best epoch lowered by {picked:.2f} points, and those within what two means of five runs differ by in 95 of 100 cases ({apart:.2f} points, from {len(deviations)} "
     f"published deviations). Leaders as printed: {counted(printed_best)}; by the last epoch: {counted(best_of_pair)}. Rows whose epoch is not known stay as they are.",
@@ -768,7 +891,9 @@ if complete and ALL:
         )
     )  # fmt: skip
 elif set(NAMES) != set(CALLED):
-    print(f"A verdict on claim A17 is given where all {len(CALLED)} candidates are compared; here are {len(NAMES)}.")
+    print(
+        f"A verdict on claim A17 is given where all {len(CALLED)} candidates are compared; here are {len(NAMES)}."
+    )
 else:
     display(
         not_yet_run(

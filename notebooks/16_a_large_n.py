@@ -24,7 +24,7 @@ profile: str = "cpu"
 temperatures: list[float] = [1.0, 2.0, 4.0, 8.0]  # of the softmax: 1, and hotter ones
 blocks: int = 64  # of validation text at which the teacher looks
 copies: list[int] = [1, 2, 4, 8, 16]  # synonyms into which every token is split
-learned: int = 120  # blocks of text that a student reads; those of the last experiment read a twentieth of it
+learned: int = 120  # blocks of text for a student (a twentieth in the last trial)
 seeds: list[int] = [0, 1, 2]  # of the students of the last experiment
 
 # %% tags=["hide-input"]
@@ -71,7 +71,15 @@ from kdlab.study.display import (
 )
 from kdlab.study.evidence import Quantity
 from kdlab.study.parameters import ParameterError
-from kdlab.study.statements import above, below, falls, in_order, rises, undecided, within
+from kdlab.study.statements import (
+    above,
+    below,
+    falls,
+    in_order,
+    rises,
+    undecided,
+    within,
+)
 from kdlab.study.statistics import summary
 from kdlab.theory import reference
 from kdlab.training import Recipe, Taps, fast_precision, fit, predict
@@ -80,7 +88,9 @@ use_style()
 device = device_for(profile)
 heats = sorted({1.0, *temperatures})
 if len(heats) < 2 or not 0.5 <= heats[0] <= 1 < heats[-1] <= 1024:
-    raise ParameterError(f"temperatures must have one above 1, all of them from 0.5 to 1024, and not {temperatures}.")
+    raise ParameterError(
+        f"temperatures must have one above 1, all of them from 0.5 to 1024, and not {temperatures}."
+    )
 hottest, hot = heats[-1], next(T for T in heats if T > 1)
 data = load_text_data("book-openings-4096-256")
 data_note(data)
@@ -158,10 +168,7 @@ for size, tokeniser in tokenisers.items():
     bits_per_byte[size] = nats.sum().item() / math.log(2) / size_of_text
 teacher_nats = cross_entropy(logits, labels).item()
 teacher_bits = (
-    teacher_nats
-    * positions
-    / math.log(2)
-    / read_at.token_bytes[labels].sum().item()
+    teacher_nats * positions / math.log(2) / read_at.token_bytes[labels].sum().item()
 )
 
 # %% tags=["hide-input"]
@@ -170,7 +177,11 @@ for panel, values, of_teacher in zip(
     panels, (nats_a_token, bits_per_byte), (teacher_nats, teacher_bits), strict=True
 ):
     panel.plot(
-        list(values), list(values.values()), "o-", color=BLUE, label="each token on its own"
+        list(values),
+        list(values.values()),
+        "o-",
+        color=BLUE,
+        label="each token on its own",
     )
     panel.plot([N], [of_teacher], "D", color=VERMILION, label="the teacher")
     panel.set_xscale("log", base=2)
@@ -221,14 +232,17 @@ display(
 # %%
 edges = [0, 1, 10, 100, 1000, N]  # ranks: the first, to the 10th, to the 100th, …
 ranked = torch.from_numpy(np.sort(logits.numpy(), axis=1)).flip(1)  # likeliest first
-rank = (logits > logits.gather(1, labels[:, None])).sum(1)  # of the true token; 0 is first
+# of the true token; 0 is first
+rank = (logits > logits.gather(1, labels[:, None])).sum(1)
 profile_of, band_mass = {}, {}
 for T in heats:
     profile_of[T], band_mass[T] = torch.zeros(N), []
     for part in ranked.split(1024):
         p = soften(part, T)
         profile_of[T] += p.sum(0) / positions
-        band_mass[T].append(torch.stack([p[:, a:b].sum(1) for a, b in pairwise(edges)], 1))
+        band_mass[T].append(
+            torch.stack([p[:, a:b].sum(1) for a, b in pairwise(edges)], 1)
+        )
     band_mass[T] = torch.cat(band_mass[T])
 log_p = [log_soften(part) for part in ranked.split(1024)]
 effective = torch.cat([-(x.exp() * x).sum(1) for x in log_p]).exp()
@@ -242,7 +256,9 @@ left.plot(effective.sort().values, np.linspace(0, 1, positions), color=BLUE)
 left.set_xscale("log")
 left.axvline(N, color="grey", linestyle=":", linewidth=1)
 left.text(0.9 * N, 0.03, "$N$", ha="right")
-left.set(xlabel="effective number of tokens, $e^H$", ylabel="fraction of positions below")
+left.set(
+    xlabel="effective number of tokens, $e^H$", ylabel="fraction of positions below"
+)
 for T, values in profile_of.items():
     right.loglog(np.arange(1, N + 1), values, color=heat[T], label=f"$T={T:g}$")
 right.axhline(1 / N, color="grey", linestyle=":", linewidth=1)
@@ -283,7 +299,9 @@ bins = 20  # two to a power of ten
 expected = torch.zeros(bins, dtype=torch.double)
 for x in log_p:
     which = (2 * x / math.log(10)).floor().long().clamp(min=-bins, max=-1) + bins
-    expected += torch.bincount(which.flatten(), x.double().exp().flatten(), minlength=bins)
+    expected += torch.bincount(
+        which.flatten(), x.double().exp().flatten(), minlength=bins
+    )
 of_truth = torch.cat([log_soften(part) for part in logits.split(1024)])
 of_truth = of_truth.gather(1, labels[:, None]).squeeze(1)
 which = (2 * of_truth / math.log(10)).floor().long().clamp(min=-bins, max=-1) + bins
@@ -322,7 +340,9 @@ right.axhline(1, color="grey", linewidth=1)
 hit = ratio > 0
 middle = np.array(middle)
 spans = np.stack([ratio - low, high - ratio])
-right.errorbar(middle[hit], ratio[hit], spans[:, hit], fmt="o", color=BLUE, linewidth=1.5)
+right.errorbar(
+    middle[hit], ratio[hit], spans[:, hit], fmt="o", color=BLUE, linewidth=1.5
+)
 right.errorbar(
     middle[~hit], high[~hit], 0.35 * high[~hit], uplims=True, fmt="_", color=BLUE
 )
@@ -341,7 +361,11 @@ show(
     caption=f"Left: how often the true token lies in each band of ranks, and what the teacher gives to the band. Beyond rank 100 the truth lies in {tail.float().mean():.1%} of positions; the teacher gives "
     + ", ".join(f"{v:.1%} at $T={T:g}$" for T, v in predicted_tail.items())
     + ". Right: calibration of single entries; bars are 95 % intervals for counts"
-    + ("" if hit.all() else ", an arrow stands under the upper end where there was no hit")
+    + (
+        ""
+        if hit.all()
+        else ", an arrow stands under the upper end where there was no hit"
+    )
     + ".",
     alt="Left: stacked bars of probability by rank band for the truth and the teacher at each temperature. Right: ratio of hits to predicted hits against probability, "
     "with intervals around one.",
@@ -418,9 +442,16 @@ display(
         "the teacher",
         None,
         guesses,
-        Quantity("cost of naming a token of the tail", "nats", digits=2, better="lower"),
+        Quantity(
+            "cost of naming a token of the tail", "nats", digits=2, better="lower"
+        ),
     ),
-    above(f"the teacher at T = {hot:g}", ["the truth", "the teacher at T = 1"], told_by_rank, beyond),
+    above(
+        f"the teacher at T = {hot:g}",
+        ["the truth", "the teacher at T = 1"],
+        told_by_rank,
+        beyond,
+    ),
     above(f"the teacher at T = {hot:g}", 50, told_by_rank, beyond),
 )
 
@@ -455,7 +486,9 @@ total = len(few) * few.context
 where = torch.arange(0, total, max(total // 96, 1))[:96]
 t = predict(teacher, few, batch_size=8, device=device).flatten(0, 1)[where].double()
 y = torch.cat([labels for _, labels, _ in few.batches(64)]).flatten()[where]
-students = {name: z.flatten(0, 1)[where].double().numpy() for name, z in students.items()}
+students = {
+    name: z.flatten(0, 1)[where].double().numpy() for name, z in students.items()
+}
 for name, z in students.items():
     kl = reference.forward_kl(z, t.numpy()).mean()
     print(f"{name} student: KL from the teacher {kl:.2f} nats a token")
@@ -535,7 +568,8 @@ show(
     label="a5",
     caption="Left: norm of the soft term's gradient by the logits over that of the hard one, median over positions. With $T^2$ it stays within 20 % of its value at $T=1$ "
     + "; ".join(
-        f"from $T={low:.2f}$ to ${high:.2f}$ ({name})" for name, (low, high) in flat.items()
+        f"from $T={low:.2f}$ to ${high:.2f}$ ({name})"
+        for name, (low, high) in flat.items()
     )
     + r". Right: distance of $T^2$ times the gradient from $(\tilde z-\tilde t)/N$; it falls below a fifth (dotted) at "
     + " and ".join(f"$T={T:.0f}$ ({name})" for name, T in reached.items())
@@ -567,7 +601,9 @@ print(
     + " on."
 )
 moves = Quantity(
-    f"factor by which soft : hard moves from T = 1 to {hottest:g}", digits=1, better="lower"
+    f"factor by which soft : hard moves from T = 1 to {hottest:g}",
+    digits=1,
+    better="lower",
 )
 for name in curves:
     by_how = {
@@ -672,7 +708,9 @@ law = {
 }
 for (T, m), found in exact.items():
     for what, power in law.items():
-        assert math.isclose(found[what] * m**power, exact[T, 1][what], rel_tol=1e-9), what
+        assert math.isclose(found[what] * m**power, exact[T, 1][what], rel_tol=1e-9), (
+            what
+        )
 largest_N = m_each[-1] * N
 
 # %% tags=["hide-input"]
@@ -693,7 +731,11 @@ for what, (colour, style, wide, size) in looks.items():
     )
 axis.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=20)
 axis.minorticks_off()
-axis.set(xlabel="number of classes", ylabel=f"over that at {N:,}", ylim=(0.6 / m_each[-1], 1.6))
+axis.set(
+    xlabel="number of classes",
+    ylabel=f"over that at {N:,}",
+    ylim=(0.6 / m_each[-1], 1.6),
+)
 axis.legend(fontsize="x-small", loc="lower left")
 show(
     figure,
@@ -796,7 +838,8 @@ def states_of(tokens):
 learners_read = max(learned // 20, 1)
 # To learn from; to choose the rates on; to report.
 seen, chosen_on, unseen = (
-    states_of(tokens) for tokens in (data.train.spread(learners_read), few[0::4], few[2::4])
+    states_of(tokens)
+    for tokens in (data.train.spread(learners_read), few[0::4], few[2::4])
 )
 examples = Examples(seen, torch.zeros(len(seen), dtype=torch.long))
 upper = OwnHead(teacher.embedding.weight.detach().clone())
@@ -840,7 +883,9 @@ best = {}
 for name, tried in TRIED.items():
     rule = name.split(",")[0].lower()
     found = {
-        (rate, k): distilled(1.0, rule, rate, seed=max(seeds) + 100, head_rate=k, text=chosen_on)
+        (rate, k): distilled(
+            1.0, rule, rate, seed=max(seeds) + 100, head_rate=k, text=chosen_on
+        )
         for rate, k in tried
     }
     best[name] = min(found, key=found.get)
@@ -858,7 +903,12 @@ arms = {
     "SGD": {"weight": 1.0, "optimizer": "sgd", "rate": slow},
     "SGD, ×N, same rate": {"weight": float(N), "optimizer": "sgd", "rate": slow},
     "SGD, ×N, rate/N": {"weight": float(N), "optimizer": "sgd", "rate": slow / N},
-    f"SGD, head ×{k:g}": {"weight": 1.0, "optimizer": "sgd", "rate": body, "head_rate": k},
+    f"SGD, head ×{k:g}": {
+        "weight": 1.0,
+        "optimizer": "sgd",
+        "rate": body,
+        "head_rate": k,
+    },
     "AdamW": {"weight": 1.0, "optimizer": "adamw", "rate": adam},
     "AdamW, ×N": {"weight": float(N), "optimizer": "adamw", "rate": adam},
     "AdamW, ×N, clipped": {
@@ -868,8 +918,12 @@ arms = {
         "clip": 1.0,
     },
 }
-repeated = dict.fromkeys(arms, seeds) | {"SGD, ×N, rate/N": seeds[:1]}  # the last is the first again
-ended = {name: [distilled(seed=seed, **how) for seed in repeated[name]] for name, how in arms.items()}
+# the last is the first again
+repeated = dict.fromkeys(arms, seeds) | {"SGD, ×N, rate/N": seeds[:1]}
+ended = {
+    name: [distilled(seed=seed, **how) for seed in repeated[name]]
+    for name, how in arms.items()
+}
 target = unseen @ upper.weight.cpu().T
 at_zero = forward_kl(torch.zeros_like(target), target).item()
 
@@ -885,7 +939,10 @@ figure, axis = plt.subplots(figsize=(6.8, 3.5))
 dots(
     axis,
     {titles[name]: v for name, v in rows.items()},
-    {titles[name]: (np.mean(v), min(v), max(v)) if v else None for name, v in rows.items()},
+    {
+        titles[name]: (np.mean(v), min(v), max(v)) if v else None
+        for name, v in rows.items()
+    },
 )
 axis.axvline(at_zero, color="grey", linestyle=":", linewidth=1)
 axis.set(xscale="log", xlabel="KL from the teacher on unseen text (nats a token)")
@@ -945,8 +1002,12 @@ HEAT, WEIGHT = ("T2", "T4"), ("alone", "soft0.5", "soft1", "soft-falling")
 
 def against(study, arms, control, label, what):
     """Differences from the control, seed by seed, in bits per byte and in KL from the teacher."""
-    arms = [a for a in arms if study.difference(a, control, "bits_per_byte") is not None]
-    figure, panels = plt.subplots(1, 2, figsize=(8.0, 0.5 * len(arms) + 1.4), sharey=True)
+    arms = [
+        a for a in arms if study.difference(a, control, "bits_per_byte") is not None
+    ]
+    figure, panels = plt.subplots(
+        1, 2, figsize=(8.0, 0.5 * len(arms) + 1.4), sharey=True
+    )
     for panel, measure in zip(panels, ("bits_per_byte", "kl_to_teacher"), strict=True):
         rows, intervals = {}, {}
         for name in arms:
@@ -957,7 +1018,9 @@ def against(study, arms, control, label, what):
     panels[0].set_xlabel(f"bits per byte, minus {control}")
     panels[1].set_xlabel(f"KL from the teacher, minus {control}")
     mean = study.mean(control, "bits_per_byte")
-    apart = sum(study.difference(a, control, "bits_per_byte").excludes_zero for a in arms)
+    apart = sum(
+        study.difference(a, control, "bits_per_byte").excludes_zero for a in arms
+    )
     said = "; ".join(
         f"{NAMES[a]} {study.difference(a, control, 'bits_per_byte'):+.4f}" for a in arms
     )
@@ -976,7 +1039,8 @@ def section(arms, control, label, what):
     for study in (small, large):
         if any(study.difference(a, control, "bits_per_byte") is not None for a in arms):
             display(
-                against(study, arms, control, label, what), source_note(study.all(wanted))
+                against(study, arms, control, label, what),
+                source_note(study.all(wanted)),
             )
         for name in arms:
             if lost := study.diverged(name):
@@ -1034,7 +1098,9 @@ for study in (small, large):
         display(within("timesN", "soft1", 0.05, study, "bits_per_byte", names=NAMES))
 used = ["kd", *HEAT, *WEIGHT, "timesN"]
 display(
-    *slots(large, used, "all questions of this section with a teacher of 89 M parameters")
+    *slots(
+        large, used, "all questions of this section with a teacher of 89 M parameters"
+    )
 )
 
 # %% [markdown]

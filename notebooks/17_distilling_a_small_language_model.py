@@ -25,8 +25,8 @@ profile: str = "cpu"
 blocks: int = 96  # of test text, on which models and programs are compared
 seeds: list[int] = [0, 1, 2]  # of the students that are trained here
 epochs: int = 4  # for which they are trained
-read: int = 16  # blocks of training text that each reads in an epoch, where tokens are equal
-continuations: int = 24  # of prompts, on which the stored students are held against their teacher
+read: int = 16  # blocks that each reads in an epoch, where tokens are equal
+continuations: int = 24  # of prompts, by the stored students and their teacher
 
 # %% tags=["hide-input"]
 import bz2
@@ -94,7 +94,9 @@ from kdlab.training import (
 use_style()
 device = device_for(profile)
 if continuations < 2 or read < 8:
-    raise ParameterError("continuations must be 2 or more, over which intervals are taken, and read 8 or more, so that equal compute is a batch.")
+    raise ParameterError(
+        "continuations must be 2 or more, over which intervals are taken, and read 8 or more, so that equal compute is a batch."
+    )
 data = load_text_data("book-openings-4096-256")
 tokeniser = data.tokeniser
 data_note(data)
@@ -111,8 +113,11 @@ data_note(data)
 # %% tags=["hide-input"]
 passage = next(data.validation.batches(len(data.validation)))[0]
 passage = passage[len(passage) // 3]
-begins = [k for k, token in enumerate(passage) if tokeniser.decode([token])[:1].isspace()]
-passage = passage[begins[0] : max(k for k in begins if k <= begins[0] + 110)]  # whole words
+begins = [
+    k for k, token in enumerate(passage) if tokeniser.decode([token])[:1].isspace()
+]
+# whole words
+passage = passage[begins[0] : max(k for k in begins if k <= begins[0] + 110)]
 shades = ("rgba(0,114,178,0.20)", "rgba(230,159,0,0.24)")
 
 
@@ -300,7 +305,9 @@ def bigram_bits(split, m):
     return -q.log2().sum().item() / split.token_bytes[second].sum().item()
 
 
-m = min((10.0, 30.0, 100.0, 300.0, 1000.0), key=lambda m: bigram_bits(data.validation, m))
+m = min(
+    (10.0, 30.0, 100.0, 300.0, 1000.0), key=lambda m: bigram_bits(data.validation, m)
+)
 of_bytes = (by_byte / by_byte.sum()).log2()
 bits_per_byte |= {
     "bytes": -of_bytes[torch.frombuffer(bytearray(raw), dtype=torch.uint8).long()]
@@ -320,7 +327,12 @@ of_teacher = measure_tokens([teacher], test_text, device=device, precision=preci
 bits_per_byte["teacher"] = of_teacher["bits_per_byte"]
 
 # %% tags=["hide-input"]
-kinds = {"bytes": GREEN, "tokens": GREEN, "pairs of tokens": GREEN, "teacher": VERMILION}
+kinds = {
+    "bytes": GREEN,
+    "tokens": GREEN,
+    "pairs of tokens": GREEN,
+    "teacher": VERMILION,
+}
 figure, panel = plt.subplots(figsize=(7.0, 3.1))
 for place, (name, value) in enumerate(bits_per_byte.items()):
     panel.barh(place, value, color=kinds.get(name, BLUE), height=0.62)
@@ -370,7 +382,9 @@ given = before[:, 0]
 for name in ("pairs of tokens", "teacher"):
     paid = bits_per_byte[name] * len(raw) - unigram[given].log2().sum().item()
     paid /= len(raw) + data.test.token_bytes[given].sum().item()
-    print(f"{name}: {bits_per_byte[name]:.3f} as above, {paid:.3f} with the first tokens")
+    print(
+        f"{name}: {bits_per_byte[name]:.3f} as above, {paid:.3f} with the first tokens"
+    )
 
 # %% [markdown]
 # (Between the shuffled piece and the blocks above there is one more difference: the piece comes from a few books, the blocks from all of the test text.)
@@ -393,10 +407,18 @@ def spec_of(study, arm):
 def described(study, *arms):
     """Teacher, the students of these arms, what they read and at which rate."""
     specs = [spec_of(study, arm) for arm in arms or ["kd"]]
-    tokens = sorted({s.recipe.epochs * s.recipe.epoch_examples * parse(s.data)[2] / 1e6 for s in specs})
+    tokens = sorted(
+        {
+            s.recipe.epochs * s.recipe.epoch_examples * parse(s.data)[2] / 1e6
+            for s in specs
+        }
+    )
     rates = sorted({s.recipe.learning_rate for s in specs})
     students = listed(dict.fromkeys(called(s.student) for s in specs))
-    read_in_all, rate = (" or ".join(f"{v:{form}}" for v in values) for values, form in ((tokens, ".1f"), (rates, "g")))
+    read_in_all, rate = (
+        " or ".join(f"{v:{form}}" for v in values)
+        for values, form in ((tokens, ".1f"), (rates, "g"))
+    )
     found = ", found for the student alone" if study is small else ""
     return f"{called(study.specs[0].student)} to {students}, {read_in_all} million tokens, at a rate of {rate}{found}"
 
@@ -420,7 +442,10 @@ def read_tokens(spec):
     """Tokens read after each epoch."""
     recipe = spec.recipe
     return (
-        np.arange(1, recipe.epochs + 1) * recipe.epoch_examples * parse(spec.data)[2] / 1e6
+        np.arange(1, recipe.epochs + 1)
+        * recipe.epoch_examples
+        * parse(spec.data)[2]
+        / 1e6
     )
 
 
@@ -439,7 +464,12 @@ def teacher_figure(study):
         of_pairs = bigram_bits(data.validation, m)
         panel.axhline(of_pairs, color=GREEN, linestyle=":")
         panel.text(
-            tokens[-1], of_pairs, "pairs of tokens", va="bottom", ha="right", color=GREEN
+            tokens[-1],
+            of_pairs,
+            "pairs of tokens",
+            va="bottom",
+            ha="right",
+            color=GREEN,
         )
         said = " The dotted line is the bigram model on the same text, counted on all of the training text."
     panel.set(xlabel="tokens read (millions)", ylabel="bits per byte, validation")
@@ -464,7 +494,8 @@ if not teachers_record(small):
 # %% tags=["hide-input"]
 lines = next(data.test.batches(1, order=torch.tensor([len(data.test) // 36])))[0][0]
 breaks = ["\n" in tokeniser.decode([token]) for token in lines.tolist()]
-new = [k for k in range(1, len(lines)) if breaks[k - 1] and not breaks[k]]  # a line begins
+# a line begins
+new = [k for k in range(1, len(lines)) if breaks[k - 1] and not breaks[k]]
 first = new[0] if new else 0
 last = next((k for k in new if first + 40 <= k <= first + 140), first + 40)
 prompt = lines[None, first:last].to(device)
@@ -641,7 +672,9 @@ def curves_figure(study):
             if not runs:
                 continue
             tokens = read_tokens(spec_of(study, arm))
-            for panel, x in zip(panels, (tokens, tokens * cost(study, arm)), strict=True):
+            for panel, x in zip(
+                panels, (tokens, tokens * cost(study, arm)), strict=True
+            ):
                 for run in runs:
                     panel.plot(x, run, styles, color=colour, linewidth=0.8, alpha=0.4)
                 panel.plot(
@@ -714,7 +747,8 @@ def equal_table(study):
 def equal_figure(study):
     found = equal_differences(study)
     rows = {
-        f"{model}, equal {what}": by_seed for (model, what), (by_seed, _) in found.items()
+        f"{model}, equal {what}": by_seed
+        for (model, what), (by_seed, _) in found.items()
     }
     intervals = dict(zip(rows, (i for _, i in found.values()), strict=True))
     hues = dict(zip(rows, (ORANGE if what == "tokens" else GREEN for _, what in found), strict=True))  # fmt: skip
@@ -859,7 +893,9 @@ for names, each in (
         learners, train=data.train, teacher=teacher, validation=probe, device=device
     )
     for (name, seed), history in zip(product(names, seeds), ended, strict=True):
-        histories[name, seed] = [entry["validation"]["bits_per_byte"] for entry in history]
+        histories[name, seed] = [
+            entry["validation"]["bits_per_byte"] for entry in history
+        ]
 
 # %% tags=["hide-input"]
 hues = dict(zip(objectives, (ORANGE, BLUE, SKY), strict=True))
@@ -896,7 +932,9 @@ display(
         figure,
         label="live",
         caption=f"The smallest student, {len(seeds)} initialisation{'s' if len(seeds) > 1 else ', so without an interval'}. Left: validation text ({len(probe)} blocks) after each epoch. Right: differences from training alone at the end, paired by initialisation (left of the line is better): "
-        + "; ".join(f"{name.split(', ')[1]} {i.bracketed()}" for name, i in live.items())
+        + "; ".join(
+            f"{name.split(', ')[1]} {i.bracketed()}" for name, i in live.items()
+        )
         + f". Those at equal tokens read {epochs * read * data.train.context:,} tokens, {epochs * read * data.train.context / (1e6 * read_tokens(spec_of(small, 'alone'))[-1]):.1%} of what the small records' students read; those at equal compute {fewer / read:.0%} of these, by whole batches (exact would be {factor:.0%}). Frequencies of tokens alone need {bits_per_byte['tokens']:.2f} bits per byte of the test text. "
         "The batches are the same for all, so that the intervals do not speak for other batches.",
         alt="Left: falling curves of bits per byte for students alone and distilled. Right: dots of differences from training alone at equal tokens and at equal compute.",
@@ -909,12 +947,20 @@ if len(seeds) > 1:
             f"{name}: better than alone in {sum(v < 0 for v in values)} of {len(values)} pairs; the interval {'leaves out' if live[name].excludes_zero else 'holds'} zero; "
             f"without one of the pairs the mean difference would be from {min(without):+.3f} to {max(without):+.3f}"
         )
-    print(f"were there no difference at all, {len(seeds)} pairs would agree about its sign with probability {smallest_p(len(seeds)):.2g}")
-    early = {name: np.array([histories[name, seed][0] for seed in seeds]) for name in objectives}
+    print(
+        f"were there no difference at all, {len(seeds)} pairs would agree about its sign with probability {smallest_p(len(seeds)):.2g}"
+    )
+    early = {
+        name: np.array([histories[name, seed][0] for seed in seeds])
+        for name in objectives
+    }
     apart = {name: np.abs(values - np.median(values)) for name, values in early.items()}
     odd = max(apart, key=lambda name: apart[name].max())
     out = int(apart[odd].argmax())
-    rest, at_end = (" and ".join(f"{values[k]:.2f}" for k in range(len(seeds)) if k != out) for values in (early[odd], end[odd]))
+    rest, at_end = (
+        " and ".join(f"{values[k]:.2f}" for k in range(len(seeds)) if k != out)
+        for values in (early[odd], end[odd])
+    )
     print(
         f"The run that stands most apart is one of {odd}: {early[odd][out]:.2f} after its first epoch, where its sisters have {rest}; at the end {end[odd][out]:.2f}, and they {at_end}."
     )
@@ -1076,7 +1122,9 @@ def less_steep_figure(study):
     rows, intervals = {}, {}
     for title, (arm, control) in less_steep(study).items():
         if difference := study.difference(arm, control, "bits_per_byte"):
-            rows[title] = list(study.differences(arm, control, "bits_per_byte").values())
+            rows[title] = list(
+                study.differences(arm, control, "bits_per_byte").values()
+            )
             intervals[title] = difference
     figure, panel = plt.subplots(figsize=(7.0, 0.4 * len(rows) + 0.9))
     panel.axvline(0, color="grey", linewidth=1)
@@ -1096,7 +1144,9 @@ asked = [arm for pair in less_steep(small).values() for arm in pair]
 display(*slots(small, asked, "a falling temperature, and a teacher assistant"))
 for study in studies:
     arms = [arm for pair in less_steep(study).values() for arm in pair]
-    if any(study.difference(*pair, "bits_per_byte") for pair in less_steep(study).values()):
+    if any(
+        study.difference(*pair, "bits_per_byte") for pair in less_steep(study).values()
+    ):
         display(less_steep_figure(study), source_note(study.all(arms)))
     if study.complete(arms):
         falling, assisted = less_steep(study).values()
@@ -1197,7 +1247,9 @@ def by_position(students, blocks):
     found = []
     for part in blocks.split(4):
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-            t, *z = (m(part[:, :-1])[:, PROMPT - 1 :].float() for m in (teacher, *students))
+            t, *z = (
+                m(part[:, :-1])[:, PROMPT - 1 :].float() for m in (teacher, *students)
+            )
         found.append(
             torch.stack(
                 [
@@ -1289,11 +1341,7 @@ def each(intervals):
     return ", ".join(i.bracketed("+.2f") for i in intervals)
 
 
-whose = (
-    "The stored students of kd"
-    if of_records
-    else "Live students"
-)
+whose = "The stored students of kd" if of_records else "Live students"
 show(
     figure,
     label="exposure",
@@ -1407,7 +1455,8 @@ for study in studies:
             ),
         }
         by_seed = {
-            what: study.differences(*pair, "bits_per_byte") for what, pair in costs.items()
+            what: study.differences(*pair, "bits_per_byte")
+            for what, pair in costs.items()
         }
         cost_of = Quantity("cost on the books", "bits per byte", better="lower")
         display(
@@ -1482,7 +1531,12 @@ if decides is not None:
             f"{called(spec_of(decides, alone).student)}, {share:.0%}"
             + f", while one alone that spends the same arithmetic on more tokens ends {longer.bracketed()} bits per byte from the distilled one"
         )
-    dearer = listed([f"{cost(decides, kd) / cost(decides, alone):.1f} times ({called(spec_of(decides, kd).student)})" for alone, kd in others(decides)])
+    dearer = listed(
+        [
+            f"{cost(decides, kd) / cost(decides, alone):.1f} times ({called(spec_of(decides, kd).student)})"
+            for alone, kd in others(decides)
+        ]
+    )
     given = verdict(
         "B12", "depends",
         f"Small language models can be distilled from larger ones; how much it brings depends on what is held equal. At equal tokens, distillation closes this part of the gap to the teacher in bits per byte ({described(decides, *(kd for _, kd in others(decides)))}): " + "; ".join(said)
@@ -1495,7 +1549,11 @@ if decides is not None:
 asked = [pair[0] for pair in (DIVERGENCES | HINTS | TEXT_ARMS).values()]
 asked = list(dict.fromkeys([large.specs[0].arm, *six(large), *asked, "soft1", "kd-same-text"]))  # fmt: skip
 display(
-    *slots(large, asked, f"all questions of this chapter on a GPU ({described(large, *(kd for _, kd in others(large)))})")
+    *slots(
+        large,
+        asked,
+        f"all questions of this chapter on a GPU ({described(large, *(kd for _, kd in others(large)))})",
+    )
 )
 
 # %% [markdown]

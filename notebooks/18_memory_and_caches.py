@@ -21,8 +21,8 @@
 
 # %% tags=["parameters"]
 profile = "cpu"  # or "gpu"
-token_counts: list[int] = [256, 1024, 2048]  # in one call, at which memory and time are measured
-text_blocks: int = 6  # of 256 tokens: a step of the live trainings, and the text for what is kept of a teacher
+token_counts: list[int] = [256, 1024, 2048]  # in one call, for memory and time
+text_blocks: int = 6  # of 256 tokens: a live step, and the text of the caches
 entries: int = 12  # kept of each token in the live caches
 seeds: list[int] = [0, 1, 2]  # of the students of the known posterior
 epochs: int = 6  # of these
@@ -106,8 +106,14 @@ from kdlab.training import (
 use_style()
 device = device_for(profile)
 SIZES = sorted(set(token_counts))
-require(len(SIZES) > 1, "token_counts must have two different numbers, between which memory grows.")
-require(entries <= 1000, "entries must be 1000 or fewer: a cache keeps a small part of the vocabulary.")
+require(
+    len(SIZES) > 1,
+    "token_counts must have two different numbers, between which memory grows.",
+)
+require(
+    entries <= 1000,
+    "entries must be 1000 or fewer: a cache keeps a small part of the vocabulary.",
+)
 
 # %% [markdown]
 # ## What fills the memory
@@ -338,7 +344,8 @@ def textbook(z, t):
     log_q, log_p = z.log_softmax(-1), t.log_softmax(-1)
     log_m = torch.log(0.5 * log_q.exp() + 0.5 * log_p.exp())
     return 0.5 * sum(
-        F.kl_div(log_m, x, reduction="batchmean", log_target=True) for x in (log_q, log_p)
+        F.kl_div(log_m, x, reduction="batchmean", log_target=True)
+        for x in (log_q, log_p)
     )
 
 
@@ -361,7 +368,9 @@ def left_behind(divergence):
 
 (one_value, lean), (same_value, careful) = map(left_behind, (textbook, generalised_jsd))
 assert np.isclose(one_value, same_value, rtol=1e-12)
-print(f"kept for the backward pass: textbook {lean} tensors, kdlab's function {careful}")
+print(
+    f"kept for the backward pass: textbook {lean} tensors, kdlab's function {careful}"
+)
 
 # %% [markdown]
 # The backward pass then adds gradients of the same shape to these. None of it is there where logits come a chunk at a time.
@@ -449,8 +458,14 @@ for number in range(rounds):
 print(json.dumps([bytes_added, seconds]))
 """
 command = [sys.executable, "-c", MEASURE, json.dumps([list(WAYS), SIZES, ROUNDS])]
-bytes_added, laps = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
-peak = {(way, n): x / 1e6 for way in WAYS for n, x in zip(SIZES, bytes_added[way], strict=True)}
+bytes_added, laps = json.loads(
+    subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+)
+peak = {
+    (way, n): x / 1e6
+    for way in WAYS
+    for n, x in zip(SIZES, bytes_added[way], strict=True)
+}
 seconds = {(way, n): x for way in WAYS for n, x in zip(SIZES, laps[way], strict=True)}
 
 # %% tags=["hide-input"]
@@ -619,7 +634,9 @@ show(
 few, draws = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64), 3
 outcomes = torch.tensor(list(product(range(4), repeat=draws)))
 chance = few[outcomes].prod(-1)
-sparse = SparseTargets(outcomes, torch.full_like(few[outcomes], 1 / draws), vocabulary=4)
+sparse = SparseTargets(
+    outcomes, torch.full_like(few[outcomes], 1 / draws), vocabulary=4
+)
 z = normal(4).expand(len(outcomes), 4).clone().requires_grad_()
 values = sparse_forward_kl(z, sparse, reduction="none")
 (slopes,) = torch.autograd.grad(values.sum(), z)
@@ -764,7 +781,12 @@ for number in range(4):
     for name in list(learning)[:: -1 if number % 2 else 1]:
         goal, source = learning[name]
         history = fit(
-            students[name], goal, train=text, teacher=source, recipe=recipe, device=device
+            students[name],
+            goal,
+            train=text,
+            teacher=source,
+            recipe=recipe,
+            device=device,
         )
         reported[name] = history[-1]
         if number:  # the first round warms up
@@ -773,7 +795,8 @@ teacher.fused = False
 
 # %% tags=["hide-input"]
 per_second = {
-    name: [text_blocks * text.context / s for s in times] for name, times in lap_seconds.items()
+    name: [text_blocks * text.context / s for s in times]
+    for name, times in lap_seconds.items()
 }
 overhead = {
     name: np.median(np.array(times) / lap_seconds["alone"]) - 1
@@ -788,7 +811,8 @@ dots(
 axis.set_xlabel("tokens a second")
 axis.set_xlim(0, None)
 parameters = [
-    sum(x.numel() for x in part.parameters()) / 1e6 for part in (teacher, students["alone"])
+    sum(x.numel() for x in part.parameters()) / 1e6
+    for part in (teacher, students["alone"])
 ]
 show(
     figure,
@@ -807,7 +831,9 @@ above(
     "the cache",
     "the live teacher",
     {"the cache": cached_kl, "the live teacher": live_kl},
-    Quantity("divergence on the screen after equally many steps", "nats a token", digits=2),
+    Quantity(
+        "divergence on the screen after equally many steps", "nats a token", digits=2
+    ),
 )
 
 # %% [markdown]
@@ -846,7 +872,8 @@ caches_of = {
     for K in KEPT
 }
 found = {
-    key: value_and_gradient(SparseForwardKL(), sparse) for key, sparse in caches_of.items()
+    key: value_and_gradient(SparseForwardKL(), sparse)
+    for key, sparse in caches_of.items()
 }
 largest = p.topk(max(KEPT)).values.cumsum(-1)
 mass = torch.stack([largest[:, K - 1] for K in KEPT], 1)
@@ -886,14 +913,18 @@ show(
 for K in KEPT:
     assert found["top-k-rest", K][0] < true_value + 1e-4
 ours, theory = found["sampled", entries][0], predicted[entries]
-Markdown(f"With {SAMPLES} the loss reads {ours:.3f}; the true value and the bracket make {theory:.3f}; true is {true_value:.3f}.")
+Markdown(
+    f"With {SAMPLES} the loss reads {ours:.3f}; the true value and the bracket make {theory:.3f}; true is {true_value:.3f}."
+)
 
 # %% [markdown]
 # Now the gradient, by the head's weights, where the sum over tokens is taken. Two panels tell bias from noise. On the left all tokens, and the number of entries grows. On the right the number of entries stays, and the number of tokens over which a gradient is
 # averaged grows. <!-- by definition --> Noise must fall there as one over the square root. A bias stays.
 
 # %%
-error = {key: ((g - true_gradient).norm() / length).item() for key, (_, g) in found.items()}
+error = {
+    key: ((g - true_gradient).norm() / length).item() for key, (_, g) in found.items()
+}
 shuffled = torch.randperm(len(p), generator=torch.Generator().manual_seed(0))
 AVERAGED = [n for n in (32, 128, 512) if n < len(p)] + [len(p)]
 by_tokens = {}
@@ -905,7 +936,9 @@ for n in AVERAGED:
             value_and_gradient(SparseForwardKL(), caches_of[kind, entries], part)[1] - g
             for part, g in zip(parts, whole, strict=True)
         ]
-        by_tokens[kind, n] = np.mean([(d.norm() / length).item() ** 2 for d in off]) ** 0.5
+        by_tokens[kind, n] = (
+            np.mean([(d.norm() / length).item() ** 2 for d in off]) ** 0.5
+        )
 several = 8  # independent caches of samples, averaged
 mean_of_several = sum(
     value_and_gradient(
@@ -992,7 +1025,13 @@ class Remembered(nn.Module):
 task = KnownPosterior.draw(superclasses=6, classes_each=4, dimensions=16, noise=1.5)
 unseen = task.sample(10_000, generator=torch.Generator().manual_seed(1000))
 truth = task.posterior_logits(unseen.inputs)
-ARMS = {"labels": "", "2 samples": "sampled", "top-2": "top-k", "top-2 with rest": "top-k-rest", "whole": ""}
+ARMS = {
+    "labels": "",
+    "2 samples": "sampled",
+    "top-2": "top-k",
+    "top-2 with rest": "top-k-rest",
+    "whole": "",
+}
 
 
 def taught(name, seed, kept=2):
@@ -1026,7 +1065,11 @@ def taught(name, seed, kept=2):
 
 
 trained = {name: [taught(name, seed) for seed in seeds] for name in ARMS}
-outcome = {(name, m): [run[m] for run in runs] for name, runs in trained.items() for m in runs[0]}
+outcome = {
+    (name, m): [run[m] for run in runs]
+    for name, runs in trained.items()
+    for m in runs[0]
+}
 cut = keep(soften(truth), "top-k", 2)
 cut_logits = cut.dense().clamp(min=1e-30).log()
 fit_of_cut = expected_calibration_error(cut_logits, unseen.labels)
@@ -1037,7 +1080,9 @@ figure, (first, second) = plt.subplots(1, 2, figsize=(7.8, 2.7), sharey=True)
 hue = dict(zip(ARMS, (PURPLE, GREEN, VERMILION, BLUE, ORANGE), strict=True))
 for panel, measure, factor in ((first, "ece", 100), (second, "kl", 1)):
     rows = {name: outcome[name, measure] for name in ARMS}
-    intervals = {name: mean_interval(values) for name, values in rows.items() if len(seeds) > 1}
+    intervals = {
+        name: mean_interval(values) for name, values in rows.items() if len(seeds) > 1
+    }
     reference = {"top-2": 100 * fit_of_cut} if measure == "ece" else None
     dots(panel, rows, intervals, factor=factor, colours=hue, reference=reference)
 first.set_xlabel("calibration error (points)")
@@ -1046,7 +1091,11 @@ for panel in (first, second):
     panel.set_xlim(0, None)
     panel.locator_params(axis="x", nbins=4)
 surer = {name: 100 * np.mean(outcome[name, "surer"]) for name in ARMS}
-of_seeds = f"{len(seeds)} paired seeds, means with 95 % intervals" if len(seeds) > 1 else f"one seed ({seeds[0]}), so no intervals"
+of_seeds = (
+    f"{len(seeds)} paired seeds, means with 95 % intervals"
+    if len(seeds) > 1
+    else f"one seed ({seeds[0]}), so no intervals"
+)
 show(
     figure,
     label="known",
@@ -1110,7 +1159,9 @@ def comparable(study):
 
 def caches_figure(study):
     arms = comparable(study)
-    figure, panels = plt.subplots(1, 5, figsize=(9.6, 0.45 * len(arms) + 1.1), sharey=True)
+    figure, panels = plt.subplots(
+        1, 5, figsize=(9.6, 0.45 * len(arms) + 1.1), sharey=True
+    )
     apart = 0
     for panel, (measure, title, factor) in zip(panels, MEASURES, strict=True):
         rows, intervals = {}, {}
@@ -1153,7 +1204,10 @@ def caches_table(study):
     arms = study.ready(FROM)
     found = {a: [factor * study.mean(a, m) for m, _, factor in MEASURES] for a in arms}
     rows = [
-        [title, *(f"{i[k].mean:.3f} ± {i[k].high - i[k].mean:.3f}" for i in found.values())]
+        [
+            title,
+            *(f"{i[k].mean:.3f} ± {i[k].high - i[k].mean:.3f}" for i in found.values()),
+        ]
         for k, (_, title, _) in enumerate(MEASURES)
     ]
     return table(
@@ -1165,7 +1219,9 @@ def caches_table(study):
 
 display(
     *slots(
-        small, FROM, "caches of twelve entries beside the live teacher, on the same text"
+        small,
+        FROM,
+        "caches of twelve entries beside the live teacher, on the same text",
     )
 )
 for study in (small, large):

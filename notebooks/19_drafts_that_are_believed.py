@@ -108,9 +108,15 @@ use_style()
 device = device_for(profile)
 PROMPT, WRITTEN, GAMMA = 32, written, draft_length
 lengths = sorted(set(draft_lengths))
-require(prompt_count >= 3, "prompt_count must be 3 or more: intervals are over prompts, and the clock leaves out the first.")
+require(
+    prompt_count >= 3,
+    "prompt_count must be 3 or more: intervals are over prompts, and the clock leaves out the first.",
+)
 require(max(GAMMA, *lengths) <= 24, "draft lengths must be 24 or fewer.")
-require(3 < WRITTEN <= 128, "written must be from 4 to 128: a block of the text has 256 tokens.")
+require(
+    3 < WRITTEN <= 128,
+    "written must be from 4 to 128: a block of the text has 256 tokens.",
+)
 data = load_text_data("book-openings-4096-256")
 tokeniser = data.tokeniser
 data_note(data)
@@ -167,7 +173,9 @@ Markdown(
 blocks, _, _ = next(data.validation.spread(prompt_count).batches(prompt_count))
 blocks = blocks[:, : PROMPT + WRITTEN].to(device)
 prompts = blocks[:, :PROMPT]
-Markdown(f"There are {len(prompts)} prompts of {PROMPT} tokens, and {WRITTEN} tokens to write after each.")
+Markdown(
+    f"There are {len(prompts)} prompts of {PROMPT} tokens, and {WRITTEN} tokens to write after each."
+)
 
 # %% [markdown]
 # ## A round
@@ -206,7 +214,8 @@ def by_hand(verifier, draft, text, *, tokens, gamma, generator):
             left = (p[accepted] - q[accepted]).clamp(min=0)
         else:
             left = p[gamma]
-        new = torch.multinomial(left[None], 1, generator=generator)  # normalises by itself
+        # normalises by itself
+        new = torch.multinomial(left[None], 1, generator=generator)
         text = torch.cat([proposal[:, : begun + accepted], new], 1)
         ratios = (of_p / of_q).clamp(max=1).tolist()
         rounds.append((x[0].tolist(), accepted, new.item(), ratios))
@@ -239,7 +248,9 @@ def forgetful(text):
 
 
 def told_by(draft, prompt):
-    return by_hand(verifier, draft, prompt, tokens=WRITTEN, gamma=GAMMA, generator=seeded())
+    return by_hand(
+        verifier, draft, prompt, tokens=WRITTEN, gamma=GAMMA, generator=seeded()
+    )
 
 
 tries = [(prompt, *told_by(forgetful, prompt)) for prompt in prompts[:7].split(1)]
@@ -268,7 +279,9 @@ def drawn_round(x, accepted, new, ratios):
         for number, kind, ratio in zip(x, kinds, ratios, strict=False)
     ]
     return (
-        "".join(parts) + " → " + token(new, "the verifier's own", "drawn by the verifier")
+        "".join(parts)
+        + " → "
+        + token(new, "the verifier's own", "drawn by the verifier")
     )
 
 
@@ -280,7 +293,9 @@ key = " · ".join(
     for name, style in STYLES.items()
 )
 begun = html.escape(" ".join(tokeniser.decode(example[0].tolist()).split()))
-first = token(told[0, PROMPT].item(), "the verifier's own", "from the look at the prompt")
+first = token(
+    told[0, PROMPT].item(), "the verifier's own", "from the look at the prompt"
+)
 proposed = sum(len(x) for x, *_ in rounds)
 believed = sum(accepted for _, accepted, *_ in rounds)
 beyond = 1 + believed + len(rounds) - WRITTEN  # the first token was not of a round
@@ -352,7 +367,9 @@ for _ in range(2000):
         continue  # nothing is ever refused
     kept = [min(x, y) for x, y in zip(P, Q, strict=True)]
     rest = [max(x - y, 0) for x, y in zip(P, Q, strict=True)]
-    outcome = [k + (1 - sum(kept)) * r / sum(rest) for k, r in zip(kept, rest, strict=True)]
+    outcome = [
+        k + (1 - sum(kept)) * r / sum(rest) for k, r in zip(kept, rest, strict=True)
+    ]
     assert outcome == P  # equal as fractions, not nearly
 
 # %% [markdown]
@@ -414,7 +431,9 @@ for gamma, stop in ((1, 0.0), (3, 0.0), (3, 0.4)):
     assert chi.pvalue > LEVEL
     name = f"speculation, γ = {gamma}" + (f", stops below {stop}" if stop else "")
     tests.append([name, f"{chi.statistic:.1f}", f"{chi.pvalue:.2f}"])
-text = generate(tiny_draft, many, tokens=LENGTH, generator=torch.Generator().manual_seed(0))
+text = generate(
+    tiny_draft, many, tokens=LENGTH, generator=torch.Generator().manual_seed(0)
+)
 chi = scipy.stats.chisquare(counts(text), DRAWN * P)
 assert chi.pvalue < 1e-9
 tests.append(["the draft alone", f"{chi.statistic:.0f}", "below $10^{-9}$"])
@@ -458,9 +477,11 @@ best = singly.topk(2, -1).values
 closest = (best[..., 0] - best[..., 1]).min().item()
 differing = (quick.text != plain).any(1).sum().item()
 in_probability = total_variation(together, singly, reduction="none").max().item()
-display(Markdown(
-    f"Looks at {GAMMA + 1} tokens and at one: the largest difference of a logit is {rounding:.1e}, the smallest distance of the two likeliest is {closest:.1e}, and the largest total variation between the two {in_probability:.1e}."
-))
+display(
+    Markdown(
+        f"Looks at {GAMMA + 1} tokens and at one: the largest difference of a logit is {rounding:.1e}, the smallest distance of the two likeliest is {closest:.1e}, and the largest total variation between the two {in_probability:.1e}."
+    )
+)
 texts_that_differ = "the number of texts that differ"
 display(
     within(
@@ -491,7 +512,9 @@ display(
 
 # %%
 tried = {name: counted(name, GAMMA) for name in drafts}
-off = {name: mean_interval((s.accepted - s.expected).tolist()) for name, s in tried.items()}
+off = {
+    name: mean_interval((s.accepted - s.expected).tolist()) for name, s in tried.items()
+}
 acceptance = {
     name: ratio_interval(s.accepted.tolist(), s.tested.tolist())
     for name, s in tried.items()
@@ -521,9 +544,17 @@ per_text = {
     "counted": sum(s.accepted for s in spoken).tolist(),
     "expected from total variation": sum(s.expected for s in spoken).tolist(),
 }
-of_all = Quantity("letters accepted in a text, three ways to propose together", digits=3)
+of_all = Quantity(
+    "letters accepted in a text, three ways to propose together", digits=3
+)
 by_text = replace(evidence(per_text, of_all), notes="texts in the place of seeds")
-within("counted", "expected from total variation", 0.05, by_text, names={"counted": "the count"})
+within(
+    "counted",
+    "expected from total variation",
+    0.05,
+    by_text,
+    names={"counted": "the count"},
+)
 
 # %% [markdown]
 # That sentence is about the tiny models of the section before, whose texts are many enough for a narrow interval. The figure's drafts are all tried with the same random numbers, so that they are lucky together.
@@ -623,7 +654,10 @@ for gamma in lengths:
     two[gamma] = (tokens_per_call(0.5, gamma), true, tokens_per_call(r, gamma))
 Markdown(
     "Rounds of 0.1 and 0.9 in equal parts: "
-    + "; ".join(f"{low:.2f} ≤ {true:.2f} ≤ {high:.2f} for $\\gamma={gamma}$" for gamma, (low, true, high) in two.items())
+    + "; ".join(
+        f"{low:.2f} ≤ {true:.2f} ≤ {high:.2f} for $\\gamma={gamma}$"
+        for gamma, (low, true, high) in two.items()
+    )
     + "."
 )
 
@@ -751,10 +785,13 @@ v = {
     width: statistics.mean(looks("verifier", width)) / one
     for width in (1, *(gamma + 1 for gamma in lengths))
 }
-display(Markdown(
-    f"A look of the verifier at one token takes {1e3 * one:.1f} ms, and $c={c:.2f}$. In looks at one token, it costs "
-    + ", ".join(f"{v[width]:.2f} to look at {width}" for width in v if width > 1) + "."
-))
+display(
+    Markdown(
+        f"A look of the verifier at one token takes {1e3 * one:.1f} ms, and $c={c:.2f}$. In looks at one token, it costs "
+        + ", ".join(f"{v[width]:.2f} to look at {width}" for width in v if width > 1)
+        + "."
+    )
+)
 
 
 # %% tags=["hide-input"]
@@ -782,7 +819,14 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.2))
 left.plot(list(v), list(v.values()), "o-", color=VERMILION, label="measured")
 left.axhline(1, color="grey", linewidth=1)
 left.plot(list(v), list(v), ":", color="grey")
-left.text(list(v)[-1], list(v)[-1], "as many looks at one", color="grey", fontsize="small", ha="right")
+left.text(
+    list(v)[-1],
+    list(v)[-1],
+    "as many looks at one",
+    color="grey",
+    fontsize="small",
+    ha="right",
+)
 left.set(
     xlabel="tokens in one look of the verifier",
     ylabel="cost, in looks at one token",
@@ -861,7 +905,14 @@ rows = [
     for row in rows
 ]  # fmt: skip
 table(
-    ["milliseconds", "draft's looks", "verifier's look", "all else", "together", "tokens"],
+    [
+        "milliseconds",
+        "draft's looks",
+        "verifier's look",
+        "all else",
+        "together",
+        "tokens",
+    ],
     rows,
     caption=f"Where the time goes, reading the prompt left out: means over {asked} prompts.",
 )
@@ -1132,7 +1183,11 @@ rate = np.array(
     [own_text.recipe.learning_rate_at(t) for t in np.linspace(0, epochs, 20_001)]
 )
 second_part = rate[round(20_000 * own_text.own_text.after) :].sum() / rate.sum()
-display(Markdown(f"Of the summed learning rate, the draft's own text has {second_part:.0%}."))
+display(
+    Markdown(
+        f"Of the summed learning rate, the draft's own text has {second_part:.0%}."
+    )
+)
 
 ARM_HUES = dict(zip(ARMS, (ORANGE, BLUE, SKY, GREEN, PURPLE, VERMILION), strict=True))
 
@@ -1151,7 +1206,9 @@ def arms_figure(study):
         f"tokens per call, $\\gamma={length}$": call_yield(length),
         "bits per byte": "bits_per_byte",
     }
-    figure, panels = plt.subplots(1, 3, figsize=(9.0, 0.9 + 0.36 * len(arms)), sharey=True)
+    figure, panels = plt.subplots(
+        1, 3, figsize=(9.0, 0.9 + 0.36 * len(arms)), sharey=True
+    )
     for panel, (title, measure) in zip(panels, measures.items(), strict=True):
         rows = {ARMS[arm]: list(study.values(arm, measure).values()) for arm in arms}
         intervals = {ARMS[arm]: study.mean(arm, measure) for arm in arms}
@@ -1207,7 +1264,9 @@ def ways_table(study):
             found = summed(study, arm, length, stop)
             at = found["accepted"].sum() / found["tested"].sum()
             formula = "–" if stop else f"{tokens_per_call(at, length):.2f}"
-            per_call = ratio_interval(found["accepted"] + found["calls"], found["calls"])
+            per_call = ratio_interval(
+                found["accepted"] + found["calls"], found["calls"]
+            )
             faster = ratio_interval(found["plain"], found["seconds"])
             measured = [i.bracketed(".2f") for i in (per_call, faster)]
             rows.append([ARMS[arm], way, f"{at:.3f}", formula, *measured])
@@ -1224,7 +1283,11 @@ def predictions_figure(study):
     figure, panels = plt.subplots(1, 2, figsize=(8.2, 3.6))
     accepted, expected = [], []
     for record in (record for record in study.all(study.ready(ARMS)) if record["test"]):
-        style = {"color": ARM_HUES[record["spec"]["arm"]], "markersize": 4, "alpha": 0.7}
+        style = {
+            "color": ARM_HUES[record["spec"]["arm"]],
+            "markersize": 4,
+            "alpha": 0.7,
+        }
         for (length, stop), mark in ways.items():
             found = round_of(record, length, stop)
             accepted.append(found["accepted"])
@@ -1303,12 +1366,16 @@ def at_equal_compute(study):
     if len(longer) < 2 or not study.complete(list(ARMS)):
         return None
     # One draft in two plans: the same training, to rounding.
-    assert np.allclose(list(alone.values()), list(study.values("alone", share).values()))
+    assert np.allclose(
+        list(alone.values()), list(study.values("alone", share).values())
+    )
     minus = {}
     for arm in ARMS:
         values = study.values(arm, share)
         both = sorted(values.keys() & longer.keys())
-        minus[arm] = paired_difference([longer[s] for s in both], [values[s] for s in both])
+        minus[arm] = paired_difference(
+            [longer[s] for s in both], [values[s] for s in both]
+        )
     return longer, minus
 
 
@@ -1324,9 +1391,13 @@ for study in studies:
     longer, minus = found
     rows = {ARMS[arm]: list(study.values(arm, share).values()) for arm in ARMS}
     rows["alone, equal compute"] = list(longer.values())
-    hues = {ARMS[arm]: ARM_HUES[arm] for arm in ARMS} | {"alone, equal compute": "#7A7A7A"}
+    hues = {ARMS[arm]: ARM_HUES[arm] for arm in ARMS} | {
+        "alone, equal compute": "#7A7A7A"
+    }
     figure, panel = plt.subplots(figsize=(6.6, 3.1))
-    dots(panel, rows, {name: mean_interval(v) for name, v in rows.items()}, colours=hues)
+    dots(
+        panel, rows, {name: mean_interval(v) for name, v in rows.items()}, colours=hues
+    )
     panel.set_xlabel("$1-\\mathrm{TV}$ on the books")
     display(
         show(
@@ -1360,7 +1431,9 @@ decides = next(
     None,
 )
 if decides is not None:
-    gains = {arm: decides.difference(arm, "alone", acceptance_rate(4)) for arm in COMPARED}
+    gains = {
+        arm: decides.difference(arm, "alone", acceptance_rate(4)) for arm in COMPARED
+    }
     control = decides.mean("alone", acceptance_rate(4))
     clocks = {}
     for arm in ARMS:

@@ -20,7 +20,7 @@
 
 # %% tags=["parameters"]
 profile = "cpu"  # or "gpu"
-toy: list[float] = [0.4, 0.25, 0.2, 0.1, 0.05]  # probabilities of the toy's tokens, each followed by one of its own
+toy: list[float] = [0.4, 0.25, 0.2, 0.1, 0.05]  # P(token); each has one follower
 context_count: int = 4  # after which every token is tried
 depth: int = 3  # live modules, which predict so many tokens beyond the next
 read_blocks: int = 96  # of 64 tokens, from which the live modules learn
@@ -55,7 +55,13 @@ from kdlab.models import (
     MultiToken,
     count_parameters,
 )
-from kdlab.objectives import CrossEntropy, ForwardKL, forward_kl, soften, total_variation
+from kdlab.objectives import (
+    CrossEntropy,
+    ForwardKL,
+    forward_kl,
+    soften,
+    total_variation,
+)
 from kdlab.study import (
     book_language_teacher,
     mean_interval,
@@ -80,8 +86,14 @@ from kdlab.training.measures import all_logits
 
 use_style()
 device = device_for(profile)
-require(len(toy) > 1 and abs(sum(toy) - 1) < 1e-6, "toy must be the probabilities of two tokens or more, which sum to one.")
-require(context_count > 1 and prompt_count > 1, "context_count and prompt_count must be 2 or more: intervals are over contexts and prompts.")
+require(
+    len(toy) > 1 and abs(sum(toy) - 1) < 1e-6,
+    "toy must be the probabilities of two tokens or more, which sum to one.",
+)
+require(
+    context_count > 1 and prompt_count > 1,
+    "context_count and prompt_count must be 2 or more: intervals are over contexts and prompts.",
+)
 require(depth <= 6, "depth must be from 1 to 6.")
 data = load_text_data("book-openings-4096-256")
 tokeniser, V = data.tokeniser, data.num_classes
@@ -165,13 +177,15 @@ def best_unseen(p, P):
         at = torch.searchsorted(mass, mass.new_full((len(mass), 1), level))
         return values.gather(1, at.clamp(max=values.shape[1] - 1))[:, 0]
 
-    low, high = 0.0, 1.0  # levels at which the quantiles sum to more than one, and to less
+    # levels at which the quantiles sum to more than one, and to less
+    low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2
         low, high = (middle, high) if quantiles(middle).sum() > 1 else (low, middle)
     more, less = quantiles(low), quantiles(high)
     share = (1 - less.sum()) / (more.sum() - less.sum()).clamp(min=1e-12)
-    q = less + share.clamp(0, 1) * (more - less)  # between two levels lies the sum of one
+    # between two levels lies the sum of one
+    q = less + share.clamp(0, 1) * (more - less)
     bound = acceptance(p, P, less) + high * (1 - less.sum().item())
     return acceptance(p, P, q / q.sum()), bound, q / q.sum()
 
@@ -299,7 +313,9 @@ for place, found in enumerate(looked):
     right.barh(place, unseen - known, left=known, color=ORANGE, height=0.55)
     right.plot(first, place, "|", color="grey", markersize=14, mew=2)
 for name, (mark, hue, label) in MARKS.items():
-    left.plot([], [], mark, color=hue, mfc="none" if name == "best" else hue, label=label)
+    left.plot(
+        [], [], mark, color=hue, mfc="none" if name == "best" else hue, label=label
+    )
 left.set_yticks(range(CONTEXTS), [last_words(found["words"]) for found in looked])
 left.set_ylim(CONTEXTS - 0.5, -0.5)
 left.set(xlabel="accepted without seeing the token between", xlim=(0, 1))
@@ -361,7 +377,8 @@ for kind, in_a_row in kinds.items():
     probe = MultiToken(trunk, depth, in_a_row=in_a_row)
     with torch.no_grad():
         for weight in probe.parameters():
-            weight.mul_(8 if weight.ndim > 1 else 1)  # so that nothing is lost in rounding
+            # so that nothing is lost in rounding
+            weight.mul_(8 if weight.ndim > 1 else 1)
         text = torch.randint(13, (1, SHOWN))
         changed = text.repeat(SHOWN, 1)
         changed[range(SHOWN), range(SHOWN)] = (text[0] + 1) % 13
@@ -418,7 +435,9 @@ show(
 def new_modules(in_a_row):
     """Untrained modules on a copy of the teacher."""
     torch.manual_seed(0)
-    model = MultiToken(as_large_as_the_teacher(teacher.context), depth, in_a_row=in_a_row)
+    model = MultiToken(
+        as_large_as_the_teacher(teacher.context), depth, in_a_row=in_a_row
+    )
     model.stand_on(teacher)
     return model.to(device)
 
@@ -605,7 +624,10 @@ how = {"teacher": ahead, "device": device}
 shares = {
     who: np.array(
         [
-            [1 - m["total_variation"] for m in measure_further(model, held_out[[b]], **how)]
+            [
+                1 - m["total_variation"]
+                for m in measure_further(model, held_out[[b]], **how)
+            ]
             for b in range(len(held_out))
         ]
     )
@@ -616,7 +638,8 @@ with torch.no_grad():
     p = soften(ahead(inputs[:8].to(device)), class_axis=-1)
 of_frequencies = torch.minimum(p, unigram).sum(-1)
 usual = [
-    of_frequencies[:, k][labels[:8, k].to(device) >= 0].mean().item() for k in range(depth)
+    of_frequencies[:, k][labels[:8, k].to(device) >= 0].mean().item()
+    for k in range(depth)
 ]
 del p
 
@@ -627,11 +650,15 @@ LIVE_HUES = {
     "side by side, labels": ORANGE,
     "side by side, distilled": BLUE,
 }
-TOKENS = tuple(f"{n} token" for n in ("second", "third", "fourth", "fifth", "sixth", "seventh"))
+TOKENS = tuple(
+    f"{n} token" for n in ("second", "third", "fourth", "fifth", "sixth", "seventh")
+)
 figure, panels = plt.subplots(1, depth, figsize=(8.8, 2.3), sharey=True, squeeze=False)
 for k, panel in enumerate(panels[0]):
     names = {who: ", ".join(who) for who in learned}
-    intervals = {names[who]: mean_interval(values[:, k]) for who, values in shares.items()}
+    intervals = {
+        names[who]: mean_interval(values[:, k]) for who, values in shares.items()
+    }
     dots(panel, {name: [] for name in names.values()}, intervals, colours=LIVE_HUES)
     panel.axvline(usual[k], color="grey", linestyle=":")
     panel.set_xlabel(f"$1-\\mathrm{{TV}}$, {TOKENS[k]}", fontsize="small")
@@ -644,7 +671,8 @@ show(
     label="live",
     caption=f"Acceptance by depth on {len(held_out)} held-out blocks, one training of {recipe.epoch_examples // recipe.batch_size} steps each; 95 % intervals over blocks, which say how well these modules are measured, not how the next training would come out. Dotted: frequencies of tokens. Distilled minus labels, module by module: "
     + "; ".join(
-        f"{kind} {', '.join(i.bracketed() for i in each)}" for kind, each in gained.items()
+        f"{kind} {', '.join(i.bracketed() for i in each)}"
+        for kind, each in gained.items()
     )
     + ".",
     alt="A panel for each token ahead, each with an interval for four modules and a dotted line of frequencies.",
@@ -655,7 +683,10 @@ if not data.fallback:
     for k, token in enumerate(TOKENS[:depth]):  # by block, one training each
         gain = Quantity(f"what distillation adds to the acceptance of the {token}")
         by_block = {kind: values[:, k].tolist() for kind, values in step_up.items()}
-        over_blocks = replace(evidence(by_block, gain), notes="held-out blocks in the place of seeds: one training of each")
+        over_blocks = replace(
+            evidence(by_block, gain),
+            notes="held-out blocks in the place of seeds: one training of each",
+        )
         display(above("in a row", "side by side", over_blocks))
 
 # %% [markdown]
@@ -703,7 +734,9 @@ ladder = {
     "best, $q^*$": [found["accepted"]["best"] for found in looked],
     **{f"in a row, {name}": values for name, values in with_the_token.items()},
 }
-hues = dict(zip(ladder, ("grey", ORANGE, BLUE, SKY, VERMILION, ORANGE, BLUE), strict=True))
+hues = dict(
+    zip(ladder, ("grey", ORANGE, BLUE, SKY, VERMILION, ORANGE, BLUE), strict=True)
+)
 figure, panel = plt.subplots(figsize=(6.4, 3.0))
 dots(
     panel,
@@ -729,12 +762,22 @@ show(
 
 # %% tags=["hide-input"]
 if not data.fallback:
-    young, ceiling = "the young module in a row", "the best head that does not see the token between"
+    young, ceiling = (
+        "the young module in a row",
+        "the best head that does not see the token between",
+    )
     by_context = evidence(
         {young: with_the_token["distilled"], ceiling: ladder["best, $q^*$"]},
         Quantity("acceptance of the second token, context by context"),
     )
-    display(undecided(young, ceiling, 0.05, replace(by_context, notes="contexts in the place of seeds: one training")))
+    display(
+        undecided(
+            young,
+            ceiling,
+            0.05,
+            replace(by_context, notes="contexts in the place of seeds: one training"),
+        )
+    )
 
 # %% [markdown]
 # Read it as a ladder. The step from the modules side by side to the mixture is what more training and capacity could bring. The step from there to the best is what another objective could. <!-- by definition --> There the ladder ends for who does not read the token between.
@@ -744,7 +787,9 @@ if not data.fallback:
 # `speculate` takes such modules for its draft, and the model on which they stand for its verifier. All that was proved of the text in {doc}`19_drafts_that_are_believed` holds, since it holds for any draft: the text has the model's distribution, and at temperature zero it is the model's text, token for token, but for rounding.
 
 # %%
-prompts, _, _ = next(as_blocks(data.validation).spread(prompt_count).batches(prompt_count))
+prompts, _, _ = next(
+    as_blocks(data.validation).spread(prompt_count).batches(prompt_count)
+)
 prompts = prompts[:, : PROMPT + depth + 1].to(device)
 prompts, true = prompts[:, :PROMPT], prompts
 few = prompts[:16]
@@ -752,7 +797,9 @@ plain = generate(teacher, few, tokens=24, temperature=0)
 differing = {}
 for kind in kinds:
     model = learned[kind, "distilled"]
-    found = speculate(model.trunk, model, few, tokens=24, draft_length=depth, temperature=0)
+    found = speculate(
+        model.trunk, model, few, tokens=24, draft_length=depth, temperature=0
+    )
     differing[kind] = (found.text != plain).any(1).sum().item()
 of_texts = Quantity(f"{len(few)} greedy texts against plain decoding", digits=0)
 for kind, n in differing.items():
@@ -813,7 +860,10 @@ for kind in kinds:
     reached = [(accepted >= k).float() for k in range(depth + 1)]
     rounds[kind] = {
         "accepted": accepted,
-        "a": [(reached[k + 1].sum() / reached[k].sum().clamp(min=1)).item() for k in range(depth)],
+        "a": [
+            (reached[k + 1].sum() / reached[k].sum().clamp(min=1)).item()
+            for k in range(depth)
+        ],
         "by depth": [
             ratio_interval(reached[k + 1], reached[k]) if reached[k].sum() > 1 else None
             for k in range(depth)
@@ -844,7 +894,9 @@ for panel, kind in zip(panels, kinds, strict=True):
             if i is not None:
                 place = k + 1 + 0.15 * (shift - 1)
                 panel.plot([place] * 2, [i.low, i.high], color=hue, linewidth=1.5)
-                panel.plot(place, i.mean, mark, color=hue, label=label if k == 0 else None)
+                panel.plot(
+                    place, i.mean, mark, color=hue, label=label if k == 0 else None
+                )
     panel.set_xticks(range(1, depth + 1), [f"module {k}" for k in range(1, depth + 1)])
     panel.set_title(kind)
     panel.grid(axis="x", visible=False)
@@ -864,7 +916,8 @@ show(
     label="depth",
     caption=f"Acceptance by depth of the distilled modules, one round after each of {len(prompts)} prompts, with 95 % intervals over prompts. In the round a module is tested only where those before it were accepted: "
     + "; ".join(
-        f"{kind} {', '.join(str(n) for n in each)} times" for kind, each in tested.items()
+        f"{kind} {', '.join(str(n) for n in each)} times"
+        for kind, each in tested.items()
     )
     + ". The second is on the model's own text, whether or not anything would have been accepted.",
     alt="Two panels, modules in a row and side by side: three series of points with intervals against the module's number.",
@@ -947,14 +1000,20 @@ def known_to(record):
     """What is known of one run over its prompts: tokens per call and times as fast, with intervals."""
     found, plain = round_of(record, 3), record["test"]["drafting"]["plain_seconds"]
     written = np.add(found["accepted"], found["calls"])
-    return ratio_interval(written, found["calls"]), ratio_interval(plain, found["seconds"])
+    return ratio_interval(written, found["calls"]), ratio_interval(
+        plain, found["seconds"]
+    )
 
 
 def depth_figure(study):
     arms = study.ready(ARMS)
-    figure, panels = plt.subplots(1, 3, figsize=(9.0, 0.9 + 0.36 * len(arms)), sharey=True)
+    figure, panels = plt.subplots(
+        1, 3, figsize=(9.0, 0.9 + 0.36 * len(arms)), sharey=True
+    )
     for k, panel in enumerate(panels, 1):
-        rows = {ARMS[arm]: list(study.values(arm, shared_by(k)).values()) for arm in arms}
+        rows = {
+            ARMS[arm]: list(study.values(arm, shared_by(k)).values()) for arm in arms
+        }
         intervals = {ARMS[arm]: study.mean(arm, shared_by(k)) for arm in arms}
         dots(panel, rows, intervals, colours={ARMS[arm]: HUES[arm] for arm in arms})
         panel.set_xlabel(f"$1-\\mathrm{{TV}}$, {TOKENS[k - 1]}", fontsize="small")
@@ -970,7 +1029,9 @@ def depth_figure(study):
     )
 
 
-PAIRS = [(f"{k}-{t}", f"{k}-labels") for k in KINDS for t in ("distilled", "distilled-tv")]
+PAIRS = [
+    (f"{k}-{t}", f"{k}-labels") for k in KINDS for t in ("distilled", "distilled-tv")
+]
 
 
 def differences_table(study):
@@ -1032,7 +1093,9 @@ def ways_table(study):
     )  # fmt: skip
 
 
-display(*slots(small, ARMS, f"modules from labels and from the model ({described(small)})"))
+display(
+    *slots(small, ARMS, f"modules from labels and from the model ({described(small)})")
+)
 for study in studies:
     if study.ready(ARMS):
         display(depth_figure(study))
@@ -1084,7 +1147,8 @@ decides = next(
         for study in reversed(studies)
         if study.complete(list(ARMS))
         and all(
-            study.difference(f"{k}-distilled", f"{k}-labels", shared_by(1)) for k in KINDS
+            study.difference(f"{k}-distilled", f"{k}-labels", shared_by(1))
+            for k in KINDS
         )
     ),
     None,

@@ -23,10 +23,10 @@
 
 # %% tags=["parameters"]
 profile = "cpu"  # or "gpu"
-leashes: list[float] = [0.3, 0.5, 1.0]  # β of the policies that are trained on the toy; the middle one is shown where one is
-temperatures: list[float] = [0.7, 0.3]  # of the policy that is the language model, surer of itself
+leashes: list[float] = [0.3, 0.5, 1.0]  # β on the toy; the middle one is drawn alone
+temperatures: list[float] = [0.7, 0.3]  # of the reference: below 1, surer of itself
 drawing_steps: int = 100  # of the policies that are trained by drawing
-tilts: list[float] = [0.0, 1.0, 2.0, 3.0, 4.5, 8.0]  # added to the logits of paid tokens
+tilts: list[float] = [0.0, 1.0, 2.0, 3.0, 4.5, 8.0]  # added to the paid tokens' logits
 tilted_texts: int = 256  # of each tilt; the recorded policies are measured by 256
 
 # %% tags=["hide-input"]
@@ -89,9 +89,15 @@ device = device_for(profile)
 LEASHES = sorted(set(leashes))
 BETA = LEASHES[len(LEASHES) // 2]
 require(len(LEASHES) > 1, "leashes must have two different prices.")
-require(all(0.2 <= beta <= 4 for beta in leashes), "leashes must be from 0.2 to 4, where the toy's walks arrive.")
+require(
+    all(0.2 <= beta <= 4 for beta in leashes),
+    "leashes must be from 0.2 to 4, where the toy's walks arrive.",
+)
 require(8 <= tilted_texts <= 256, "tilted_texts must be from 8 to 256.")
-require(all(0.1 <= T < 1 for T in temperatures), "temperatures must be from 0.1 to below 1, where policy and reference are one.")
+require(
+    all(0.1 <= T < 1 for T in temperatures),
+    "temperatures must be from 0.1 to below 1, where policy and reference are one.",
+)
 require(drawing_steps >= 5, "drawing_steps must be 5 or more.")
 require(
     tilts == sorted(set(tilts)) and tilts[0] == 0 and tilts[-1] >= 8 and len(tilts) > 4,
@@ -196,7 +202,9 @@ for beta in (0.1, 0.5, 1.0, 4.0):
     torch.testing.assert_close(wanted(best(beta), beta), beta * log_z)
     assert earned(best(beta))[1] <= (earned(best(beta))[0] - earned(log_p)[0]) / beta
     for _ in range(20):  # any policy lacks beta times its reverse KL from q*
-        other = log_texts(2 * torch.randn(ROWS, 4, dtype=torch.float64, generator=draws))
+        other = log_texts(
+            2 * torch.randn(ROWS, 4, dtype=torch.float64, generator=draws)
+        )
         lacks = beta * kl(other, best(beta))
         torch.testing.assert_close(wanted(other, beta), beta * log_z - lacks)
 assert earned(best(1e4))[1] < 1e-6  # a dear leash: the reference
@@ -209,7 +217,8 @@ preferred = torch.sigmoid(r[:, None] - r)
 adam = torch.optim.Adam([z], lr=0.1)
 rate = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.01, total_iters=600)
 for _ in range(600):
-    implied = BETA * (log_texts(z) - log_p)  # the reward that this policy would be best for
+    # the reward that this policy would be best for
+    implied = BETA * (log_texts(z) - log_p)
     margin = implied[:, None] - implied
     loss = -(preferred * torch.nn.functional.logsigmoid(margin)).mean()
     adam.zero_grad()
@@ -219,7 +228,9 @@ for _ in range(600):
 from_preferences = log_texts(z).detach()
 far_from_best = kl(from_preferences, best(BETA)).item()
 assert far_from_best < 1e-3
-Markdown(f"What direct preference optimisation ends at is {far_from_best:.1e} nats from $q^*$, $\\beta={BETA:g}$.")
+Markdown(
+    f"What direct preference optimisation ends at is {far_from_best:.1e} nats from $q^*$, $\\beta={BETA:g}$."
+)
 
 # %% [markdown]
 # ### The price of a nat
@@ -248,7 +259,9 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.3))
 for count, hue in enumerate((SKY, BLUE, GREEN, ORANGE)):
     left.plot(log_p.exp()[r == count], best(BETA).exp()[r == count], ".", color=hue, label=f"earns {count}")  # fmt: skip
 left.plot([1e-6, 1], [1e-6, 1], "--", color="grey", linewidth=1.0)
-left.set(xscale="log", yscale="log", xlabel="reference, $p$", ylabel="best policy, $q^*$")
+left.set(
+    xscale="log", yscale="log", xlabel="reference, $p$", ylabel="best policy, $q^*$"
+)
 left.set(xlim=(1e-6, 1), ylim=(1e-6, 1))
 left.legend(fontsize="x-small")
 right.plot(frontier[:, 1], frontier[:, 0], color="grey", label="best")
@@ -459,7 +472,8 @@ def gradients(sharpness):
     reverse = gradient(reverse_kl(policy, target, reduction="sum"))
     forward = gradient(forward_kl(policy, target, reduction="sum"))
     q = torch.softmax(policy.detach(), -1)
-    exact = {kind: mean_gradient(kind, q) for kind in KINDS}  # as of infinitely many draws
+    # as of infinitely many draws
+    exact = {kind: mean_gradient(kind, q) for kind in KINDS}
     assert exact["k1"].abs().max() < 1e-12
     torch.testing.assert_close(exact["k2"], reverse)
     torch.testing.assert_close(exact["k3"], forward)
@@ -478,8 +492,12 @@ def gradients(sharpness):
 cosines = {sharpness: gradients(sharpness) for sharpness in temperatures}
 
 # %% tags=["hide-input"]
-figure, panels = plt.subplots(1, len(cosines), figsize=(4.2 * len(cosines), 3.2), sharey=True, squeeze=False)
-for panel, (sharpness, (found, between, far)) in zip(panels[0], cosines.items(), strict=True):
+figure, panels = plt.subplots(
+    1, len(cosines), figsize=(4.2 * len(cosines), 3.2), sharey=True, squeeze=False
+)
+for panel, (sharpness, (found, between, far)) in zip(
+    panels[0], cosines.items(), strict=True
+):
     for name, values in found.items():
         panel.plot(DRAWS, values, "o-" if name in KINDS else "o:", markersize=3.5, color=KINDS[name[:2]],
                    label=f"$k_{name[1]}$" + ("" if name in KINDS else " with the other direction"))  # fmt: skip
@@ -487,7 +505,10 @@ for panel, (sharpness, (found, between, far)) in zip(panels[0], cosines.items(),
     panel.set(xscale="log", xlabel="draws a place", title=f"temperature {sharpness:g}: {far:.2f} nats")  # fmt: skip
 panels[0, 0].set_ylabel("cosine")
 panels[0, -1].legend(fontsize="x-small")
-limits = ", ".join(f"{between:.2f} at temperature {sharpness:g}" for sharpness, (_, between, _) in cosines.items())
+limits = ", ".join(
+    f"{between:.2f} at temperature {sharpness:g}"
+    for sharpness, (_, between, _) in cosines.items()
+)
 show(
     figure,
     label="cosines",
@@ -623,10 +644,14 @@ torch.testing.assert_close(
 )  # a mean of places
 torch.testing.assert_close(mean_of_term(TextKL("k2")), at_tokens)  # as k2 at each token
 assert mean_of_term(TextKL("k1")).abs().max() < 1e-12
-in_reward = mean_of_term(PolicyGradient(lambda x: torch.zeros(len(x)), 1, "none", beta=1.0))
+in_reward = mean_of_term(
+    PolicyGradient(lambda x: torch.zeros(len(x)), 1, "none", beta=1.0)
+)
 torch.testing.assert_close(in_reward, whole)
 left_out = (of_what_follows.norm() / whole.norm()).item()
-print(f"left out by token losses, as a part of the whole gradient's length: {left_out:.2f}")
+print(
+    f"left out by token losses, as a part of the whole gradient's length: {left_out:.2f}"
+)
 
 # %% [markdown]
 # Does it matter? Train the table of the toy to its end with each, by exact mean gradients, all with the same reward and the same $\beta$. The reward's own gradient is complete in all of them.
@@ -650,7 +675,9 @@ def trained(kind, beta, steps=250):
         else:
             drawn = log_q.detach().exp()[:, None]
             log_letters = log_probabilities(z[PREFIX], TEXTS)
-            estimate = sampled_kl(log_letters, log_probabilities(t[PREFIX], TEXTS), kind)
+            estimate = sampled_kl(
+                log_letters, log_probabilities(t[PREFIX], TEXTS), kind
+            )
             loss = beta * (drawn * estimate).sum() - (log_q.exp() * r).sum()
         adam.zero_grad()
         loss.backward()
@@ -678,23 +705,35 @@ for kind, hue in WAYS.items():
     )
 panel.set(xlabel="$D_{\\mathrm{KL}}(q\\,\\|\\,p)$, nats", ylabel="mean reward")
 panel.legend(fontsize="small", loc="lower right")
-display(show(
-    figure,
-    label="ways",
-    caption="Where exact mean gradients lead, $\\beta$ = "
-    + ", ".join(f"{beta:g}" for beta in LEASHES)
-    + " (from right to left), and the most that can be earned (grey). What is lacking of the best $J$: "
-    + "; ".join(
-        f"{NAMED[kind]} "
-        + ", ".join(f"{max(lacking[kind, beta], 0):.3f}" for beta in LEASHES)
-        for kind in WAYS
+display(
+    show(
+        figure,
+        label="ways",
+        caption="Where exact mean gradients lead, $\\beta$ = "
+        + ", ".join(f"{beta:g}" for beta in LEASHES)
+        + " (from right to left), and the most that can be earned (grey). What is lacking of the best $J$: "
+        + "; ".join(
+            f"{NAMED[kind]} "
+            + ", ".join(f"{max(lacking[kind, beta], 0):.3f}" for beta in LEASHES)
+            for kind in WAYS
+        )
+        + ".",
+        alt="A grey rising curve; dots in four colours for four ways to put the divergence. Those with it in the reward lie on the curve at each price, those of k1 all lie at its right end.",
     )
-    + ".",
-    alt="A grey rising curve; dots in four colours for four ways to put the divergence. Those with it in the reward lie on the curve at each price, those of k1 all lie at its right end.",
-))
+)
 for beta in LEASHES:
-    LACK = Quantity(f"what is lacking of the best $J$ at $\\beta={beta:g}$", better="lower")
-    display(above("k1", None, {kind: max(lacking[kind, beta], 0) for kind in WAYS}, LACK, names=NAMED))
+    LACK = Quantity(
+        f"what is lacking of the best $J$ at $\\beta={beta:g}$", better="lower"
+    )
+    display(
+        above(
+            "k1",
+            None,
+            {kind: max(lacking[kind, beta], 0) for kind in WAYS},
+            LACK,
+            names=NAMED,
+        )
+    )
 
 # %% [markdown]
 # A point may lie on the grey curve and still be at the wrong place of it: the same $\beta$ is then another price. With $k_2$, or the exact divergence, at each token, the end can be said in a formula. Each place is solved with what is still to be earned, $q(x_s\mid x_{<s})\propto p(x_s\mid x_{<s})\,e^{Q/\beta}$, where $Q$ is the mean reward from there on, under this same policy $q$. The best policy has in
@@ -785,7 +824,9 @@ log_q = log_texts(z)
 scores = torch.stack([by_table(one, retain_graph=True).flatten() for one in log_q])
 q_texts = log_q.detach().exp()
 true_gradient = q_texts @ (r[:, None] * scores)
-assert torch.allclose(q_texts @ scores, torch.zeros(84, dtype=torch.float64), atol=1e-12)
+assert torch.allclose(
+    q_texts @ scores, torch.zeros(84, dtype=torch.float64), atol=1e-12
+)
 
 first, second = torch.cartesian_prod(torch.arange(64), torch.arange(64)).T
 chance = q_texts[first] * q_texts[second]
@@ -802,7 +843,9 @@ for raised in (0.0, 5.0):  # the same reward, and one that is higher for all
 for raised in (0.0, 5.0):
     for baseline in ("none", "leave-one-out"):
         torch.testing.assert_close(quality[baseline, raised][0], true_gradient)
-    assert not torch.allclose(quality["standardised", raised][0], true_gradient, rtol=0.05)
+    assert not torch.allclose(
+        quality["standardised", raised][0], true_gradient, rtol=0.05
+    )
 assert quality["none", 5.0][1] > 5 * quality["leave-one-out", 5.0][1]
 
 chances = np.linspace(0.01, 0.99, 99)
@@ -896,7 +939,12 @@ def climbed(beta, times, rate=1.0):
 
 
 MORE = 5
-of_exact = {(beta, times): climbed(beta, times) for beta in TOY_BETAS if beta for times in (1, MORE)}
+of_exact = {
+    (beta, times): climbed(beta, times)
+    for beta in TOY_BETAS
+    if beta
+    for times in (1, MORE)
+}
 
 # %% tags=["hide-input"]
 figure, panel = plt.subplots(figsize=(6.6, 3.3))
@@ -905,13 +953,20 @@ gaps = {}
 for beta, hue in TOY_BETAS.items():
     track = np.array(tracks[beta])
     panel.plot(
-        track[:, 1], track[:, 0], ".-", color=hue, linewidth=1.0, label=f"$\\beta={beta:g}$"
+        track[:, 1],
+        track[:, 0],
+        ".-",
+        color=hue,
+        linewidth=1.0,
+        label=f"$\\beta={beta:g}$",
     )
     panel.plot(track[-1, 1], track[-1, 0], "o", color=hue, markersize=8)
     if beta:
         reward, far = earned(best(beta))
         panel.plot(far, reward, "x", color=hue, markersize=10, mew=2)
-        gaps[beta] = wanted(best(beta), beta).item() - (track[-1, 0] - beta * track[-1, 1])
+        gaps[beta] = wanted(best(beta), beta).item() - (
+            track[-1, 0] - beta * track[-1, 1]
+        )
 panel.set(xlabel="$D_{\\mathrm{KL}}(q\\,\\|\\,p)$, nats", ylabel="mean reward")
 panel.legend(fontsize="small", loc="lower right")
 display(
@@ -925,12 +980,23 @@ display(
     ),
 )  # fmt: skip
 # Most of what drawing lacks is lacking after as many exact steps, too.
-parts = {f"exact gradients, $\\beta={beta:g}$": of_exact[beta, 1] / gap for beta, gap in gaps.items()}
-PART = Quantity("what is lacking of the best $J$, as a part of what drawing lacks", digits=2)
+parts = {
+    f"exact gradients, $\\beta={beta:g}$": of_exact[beta, 1] / gap
+    for beta, gap in gaps.items()
+}
+PART = Quantity(
+    "what is lacking of the best $J$, as a part of what drawing lacks", digits=2
+)
 display(*(above(name, 0.5, parts, PART) for name in parts))
 for beta in gaps:  # and a part of that for want of steps
-    by_steps = {"as many steps": of_exact[beta, 1], f"{MORE} times as many": of_exact[beta, MORE]}
-    LACK = Quantity(f"what exact gradients lack of the best $J$ at $\\beta={beta:g}$", better="lower")
+    by_steps = {
+        "as many steps": of_exact[beta, 1],
+        f"{MORE} times as many": of_exact[beta, MORE],
+    }
+    LACK = Quantity(
+        f"what exact gradients lack of the best $J$ at $\\beta={beta:g}$",
+        better="lower",
+    )
     display(below(f"{MORE} times as many", "as many steps", by_steps, LACK))
 
 # %% [markdown]
@@ -1176,7 +1242,9 @@ for study in studies:
 # %% tags=["hide-input"]
 PRICED = ("beta1", "beta0.5", "beta0.25", "beta0")
 AS_LOSSES = ("loss-exact", "loss-k2", "loss-k3")
-FAR = Quantity("divergence from the reference", "nats", digits=1, better="lower", of=far_in)
+FAR = Quantity(
+    "divergence from the reference", "nats", digits=1, better="lower", of=far_in
+)
 for study in studies:
     if study.complete(list(ARMS)):
         display(
@@ -1184,7 +1252,8 @@ for study in studies:
             above("loss-k1", "beta0.25", study, FAR, names=ARMS),
         )
         ahead = {
-            arm: study.difference("beta0.5", arm, objective_in(0.5)) for arm in AS_LOSSES
+            arm: study.difference("beta0.5", arm, objective_in(0.5))
+            for arm in AS_LOSSES
         }
         if all(ahead.values()):  # none lacks seeds that did not diverge
             print(
@@ -1215,7 +1284,8 @@ def above_reference(record):
 
 if small.complete(ARMS):
     others = Among(
-        "the trained arms with a leash", [a for a in ARMS if a not in ("beta0", "loss-k1")]
+        "the trained arms with a leash",
+        [a for a in ARMS if a not in ("beta0", "loss-k1")],
     )
     beyond = Quantity(
         "reward beyond a constant tilt's at equal divergence", digits=2, of=beyond_tilt
@@ -1251,7 +1321,9 @@ def quoted(title, texts):
 
 parts = [quoted("The reference", tilt[0.0]["samples"][:3])]
 told = [
-    arm for arm in ("beta1", "beta0.5", "beta0.25", "beta0") if small.values(arm, reward_in)
+    arm
+    for arm in ("beta1", "beta0.5", "beta0.25", "beta0")
+    if small.values(arm, reward_in)
 ]
 for arm in told:
     record = next(r for r in small.arm(arm) if r["test"])
@@ -1262,7 +1334,10 @@ distinct = [
     f"{value:.2f} ({name})"
     for name, value in [
         ("reference", tilt[0.0]["distinct"]),
-        *((ARMS[arm], next(iter(small.values(arm, distinct_in).values()))) for arm in told),
+        *(
+            (ARMS[arm], next(iter(small.values(arm, distinct_in).values())))
+            for arm in told
+        ),
     ]
 ]
 if "beta0" not in told:
@@ -1298,7 +1373,9 @@ if small.complete(ARMS):
         )
         + f". Bits per byte of the books are {of_reference['bits_per_byte']:.3f} before, {small.mean('beta1', 'bits_per_byte').mean:.3f} after training with β = 1, and {small.mean('beta0', 'bits_per_byte').mean:.3f} without a leash. At equal divergence a constant tilt earns "
     )
-    by_tilt = sided(small, beyond_tilt, [a for a in ARMS if a not in ("beta0", "loss-k1")])
+    by_tilt = sided(
+        small, beyond_tilt, [a for a in ARMS if a not in ("beta0", "loss-k1")]
+    )
     said += "; ".join(
         f"{how} {', '.join(by_tilt[side])}"
         for side, how in (("less", "more than"), ("more", "less than"), ("not decided", "as much, for all that is decided, as"))

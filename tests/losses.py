@@ -42,7 +42,9 @@ DECLARED = {
 }
 #: The term of each, by its name; None where there is none.
 TERM_OF = {
-    name: next((t for t in vars(terms).values() if inspect.isclass(t) and getattr(t, "function", None) is function), None)
+    name: next(
+        (t for t in vars(terms).values() if inspect.isclass(t) and getattr(t, "function", None) is function), None
+    )
     for name, function in DECLARED.items()
 }
 #: Whose closed form has another name.
@@ -103,7 +105,9 @@ def decoupled(z, t, y, *, temperature=2.0, **options):
 
 
 def on_shapes(z, t, y, *, temperature=2.0, **options):
-    return soft_targets(standardise(z, class_axis=-1), standardise(t, class_axis=-1), temperature=temperature, **options)
+    return soft_targets(
+        standardise(z, class_axis=-1), standardise(t, class_axis=-1), temperature=temperature, **options
+    )
 
 
 def squared_error(z, t, y, **options):

@@ -810,7 +810,10 @@ MUTATIONS = [
         "            not plain\n",
         "            False\n",
         "test_a_head_that_is_no_plain_map_is_called",
-        also=((HUGGINGFACE, "elsewhere = [name for", "elsewhere = [] and [name for"), (HUGGINGFACE, "or not _near(ours, last)", "or False")),
+        also=(
+            (HUGGINGFACE, "elsewhere = [name for", "elsewhere = [] and [name for"),
+            (HUGGINGFACE, "or not _near(ours, last)", "or False"),
+        ),
     ),
     Mutation(
         "fused logits are compared once, when they are asked for",
@@ -984,8 +987,8 @@ MUTATIONS = [
     Mutation(
         "labels of a validation are looked at after an epoch",
         CHECKS,
-        "if labels is not None and labels.is_floating_point() and",
-        "if False and",
+        "labels is not None\n        and labels.is_floating_point()",
+        "False",
         "test_what_cannot_be_validated_is_known_at_once",
     ),
     Mutation(
@@ -1110,7 +1113,13 @@ MUTATIONS = [
         "maps = torch.where(counted, student_maps, 0.0), torch.where(counted, teacher_maps, 0.0)",
         "maps = [torch.where(counted.any(-1, keepdim=True), x, 0.0) for x in maps]",
         "test_masked_features_and_labels_have_no_influence[not looked at]",
-        also=(("objectives/attention.py", "losses = (student - teacher).square().sum", "losses = (student - teacher).square().where(counted, 0.0).sum"),),
+        also=(
+            (
+                "objectives/attention.py",
+                "losses = (student - teacher).square().sum",
+                "losses = (student - teacher).square().where(counted, 0.0).sum",
+            ),
+        ),
     ),
     Mutation(
         "nothing times minus infinity is NaN",
@@ -1190,7 +1199,9 @@ MUTATIONS = [
         "counted.sum(-1, dtype=torch.float64) - 1).abs().amax()",
         "counted.sum(-1) - 1).abs().amax()",
         "test_targets_in_half_precision_are_distributions",
-        also=(("objectives/checks.py", "if not off <= max(1e-3, torch.finfo(target.dtype).eps):", "if not off <= 1e-3:"),),
+        also=(
+            ("objectives/checks.py", "if not off <= max(1e-3, torch.finfo(target.dtype).eps):", "if not off <= 1e-3:"),
+        ),
     ),
     Mutation(
         "a cache keeps nothing of the rest of a sure teacher",
@@ -1351,8 +1362,8 @@ MUTATIONS = [
     Mutation(
         "soft labels get a true class",
         "objectives/checks.py",
-        "    if isinstance(labels, Tensor) and labels.is_floating_point():\n        raise TypeError(\n            f\"{who} needs",
-        "    if labels is None:\n        raise TypeError(\n            f\"{who} needs",
+        '    if isinstance(labels, Tensor) and labels.is_floating_point():\n        raise TypeError(\n            f"{who} needs',
+        '    if labels is None:\n        raise TypeError(\n            f"{who} needs',
         "test_soft_labels",
     ),
     Mutation(
@@ -1796,12 +1807,8 @@ CONTROLS = {
     "not planted: the snippet occurs 3": Mutation(
         "several times", TERMS, "return response.cross_entropy(", "", "test_direction"
     ),
-    "not planted: the mistake is no Python": Mutation(
-        "syntax", TERMS, "SEEN = ", "SEEN = = ", "test_direction"
-    ),
-    "no assertion failed, but tests": Mutation(
-        "import", TERMS, "SEEN = ", "SEEN = no_such_name or ", "test_direction"
-    ),
+    "not planted: the mistake is no Python": Mutation("syntax", TERMS, "SEEN = ", "SEEN = = ", "test_direction"),
+    "no assertion failed, but tests": Mutation("import", TERMS, "SEEN = ", "SEEN = no_such_name or ", "test_direction"),
     "no assertion failed, but test_direction": Mutation(
         "crash",
         DIVERGENCES,
@@ -1847,9 +1854,7 @@ class Witness:
         else:
             asserted = issubclass(call.excinfo.type, (AssertionError, pytest.fail.Exception))
             outside = not str(call.excinfo.traceback[-1].path).startswith(self.package)
-            self.seen.append(
-                (item.name, call.excinfo.exconly(), asserted and outside and call.when == "call")
-            )
+            self.seen.append((item.name, call.excinfo.exconly(), asserted and outside and call.when == "call"))
 
     def pytest_collectreport(self, report):
         if report.failed:

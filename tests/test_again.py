@@ -137,14 +137,23 @@ def test_what_does_not_fit_is_one_sentence(whole, tmp_path, monkeypatch):  # noq
 
 
 def test_numbers_of_nested_measures_are_compared_one_by_one():
-    one = {"test": {"modules": [{"tv": 0.5}, {"tv": 0.25}], "sample": "a text"}, "epochs": {"loss": [2.0, 1.0], "seconds": [3.0]}}
-    other = {"test": {"modules": [{"tv": 0.5}, {"tv": 0.5}], "sample": "a text"}, "epochs": {"loss": [2.0, 1.0], "seconds": [5.0]}}
+    one = {
+        "test": {"modules": [{"tv": 0.5}, {"tv": 0.25}], "sample": "a text"},
+        "epochs": {"loss": [2.0, 1.0], "seconds": [3.0]},
+    }
+    other = {
+        "test": {"modules": [{"tv": 0.5}, {"tv": 0.5}], "sample": "a text"},
+        "epochs": {"loss": [2.0, 1.0], "seconds": [5.0]},
+    }
     found = compared(one, other, [one, other])
     assert found["measures"]["modules[1].tv"]["difference"] == 0.25 and not found["equal"]
     assert found["epochs"] == {"equal": 2, "all": 2}
     one["test"]["kl"], other["test"]["kl"] = [1.0, 2.0], [1.0, 4.0]
     assert compared(one, other, [])["measures"]["kl"]["difference"] == 1.0
-    assert compared(one, one, [one])["equal"] and compared(one, one, [one])["measures"]["modules[0].tv"]["between_seeds"] is None
+    assert (
+        compared(one, one, [one])["equal"]
+        and compared(one, one, [one])["measures"]["modules[0].tv"]["between_seeds"] is None
+    )
     assert not compared(one, {**one, "test": {**one["test"], "sample": "another"}}, [])["equal"]
 
 
@@ -152,11 +161,17 @@ def test_a_run_says_where_it_resumed(at_step, tmp_path):  # noqa: F811
     teacher = tiny_plan()[0]
     at_step(8, terminate)
     assert "Stopped" in cli("run", "tiny", "--book", tmp_path, "--only", teacher.name).stdout
-    assert "resumed after epoch 1/3, step 2/6 of the next" in cli("run", "tiny", "--book", tmp_path, "--only", teacher.name).stdout
+    assert (
+        "resumed after epoch 1/3, step 2/6 of the next"
+        in cli("run", "tiny", "--book", tmp_path, "--only", teacher.name).stdout
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_noticed_before_training(monkeypatch, tmp_path):
     (tmp_path / "running").mkdir()
     (tmp_path / "records").write_text("in the way")
     monkeypatch.setattr(runner, "run_together", lambda *_, **__: pytest.fail("it trains"))
-    assert_a_sentence(cli("run", "tiny", "--book", tmp_path / "none", "--out", tmp_path), "records. Nothing that was written before is lost.")
+    assert_a_sentence(
+        cli("run", "tiny", "--book", tmp_path / "none", "--out", tmp_path),
+        "records. Nothing that was written before is lost.",
+    )

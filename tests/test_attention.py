@@ -65,9 +65,7 @@ def test_heads_are_averaged_or_grouped():
     mean = attention_map_mse(student.mean(1, keepdim=True), teacher.mean(1, keepdim=True))
     assert torch.equal(attention_map_mse(student, teacher, heads="mean"), mean)
     groups = torch.stack([teacher[:, :3].mean(1), teacher[:, 3:].mean(1)], 1)
-    torch.testing.assert_close(
-        attention_map_mse(student, teacher, heads="group"), attention_map_mse(student, groups)
-    )
+    torch.testing.assert_close(attention_map_mse(student, teacher, heads="group"), attention_map_mse(student, groups))
     for heads in ("match", "group"):
         same = attention_map_mse(student, teacher[:, :2], heads=heads)
         torch.testing.assert_close(same, attention_map_mse(student, teacher[:, :2]))
@@ -123,9 +121,7 @@ def test_causal_maps_need_no_causal_mask():
     q = randn(2, 2, 2, 5, 4)
     student, teacher = (attention_from_qk(x, x, causal=True) for x in q)
     causal = torch.ones(5, 5, dtype=torch.bool).tril().expand(2, 5, 5)
-    torch.testing.assert_close(
-        attention_map_mse(student, teacher), attention_map_mse(student, teacher, mask=causal)
-    )
+    torch.testing.assert_close(attention_map_mse(student, teacher), attention_map_mse(student, teacher, mask=causal))
 
 
 def test_micro_batches_of_maps_make_the_whole():
@@ -144,9 +140,7 @@ def test_maps_in_half_precision_are_near_the_float64_oracle(dtype):
     q, k = randn(2, 3, 2, 16, 8).to(dtype)
     found = attention_from_qk(q, k)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(
-        found.double(), attention_from_qk(q.double(), k.double()), rtol=1e-5, atol=1e-8
-    )
+    torch.testing.assert_close(found.double(), attention_from_qk(q.double(), k.double()), rtol=1e-5, atol=1e-8)
 
 
 def test_maps_that_do_not_fit_are_refused():
@@ -287,9 +281,7 @@ def test_maps_of_different_size_meet_at_the_smaller(form):
 def test_size_sign_and_order_of_channels_do_not_matter(form, size, seed):
     student, teacher = randn(2, 3, 4, 2, 3, seed=seed)
     value = activation_attention(student, teacher, form=form)
-    torch.testing.assert_close(
-        activation_attention(-size * student[:, [2, 0, 3, 1]], teacher, form=form), value
-    )
+    torch.testing.assert_close(activation_attention(-size * student[:, [2, 0, 3, 1]], teacher, form=form), value)
 
 
 @every_form
@@ -326,9 +318,7 @@ def test_half_precision_activations_are_near_the_float64_oracle(form, dtype):
 
 def test_activations_that_do_not_fit_are_refused():
     s = torch.zeros(2, 3, 4, 4)
-    with pytest.raises(
-        ValueError, match=r"maps have shape \(batch, channels, height, width\), not \(2, 3, 4, 4\)"
-    ):
+    with pytest.raises(ValueError, match=r"maps have shape \(batch, channels, height, width\), not \(2, 3, 4, 4\)"):
         activation_attention(s, s[:, 0])
     with pytest.raises(ValueError, match='form must be "released" or "paper", not \'published\''):
         activation_attention(s, s, form="published")

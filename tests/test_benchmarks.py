@@ -52,9 +52,7 @@ def test_one_tiny_round(name):
 
 def test_crd_is_measured_on_three_pairs(monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        "kdlab.benchmarks.objectives.kdlab_round", lambda settings, pair, objective: lambda: 1.0
-    )
+    monkeypatch.setattr("kdlab.benchmarks.objectives.kdlab_round", lambda settings, pair, objective: lambda: 1.0)
     monkeypatch.setattr(
         "kdlab.benchmarks.objectives.contest", lambda title, *_, share, **__: seen.append((title, share))
     )
@@ -111,11 +109,7 @@ def test_images_one_by_one_are_crops_of_the_padded_images():
     train = synthetic(3)
     images = ImageByImage(train)
     padded = torch.nn.functional.pad(train.images, (4,) * 4)
-    crops = [
-        train.normalise(padded[:, :, top : top + 32, left : left + 32])
-        for top in range(9)
-        for left in range(9)
-    ]
+    crops = [train.normalise(padded[:, :, top : top + 32, left : left + 32]) for top in range(9) for left in range(9)]
     crops += [crop.flip(-1) for crop in crops]
     for _ in range(10):
         for number in range(3):
@@ -132,9 +126,7 @@ def test_contestants_take_turns(monkeypatch):
 
 
 def test_the_summary_compares_rounds_that_stand_side_by_side():
-    found = Contest(
-        "", {"a": 10, "b": 20}, {"a": [1.0, 2.0, 4.0], "b": [1.0, 2.0, 8.0]}, reference="a"
-    ).summary()
+    found = Contest("", {"a": 10, "b": 20}, {"a": [1.0, 2.0, 4.0], "b": [1.0, 2.0, 8.0]}, reference="a").summary()
     assert found["a"]["images_per_second"]["median"] == 5
     assert found["b"]["images_per_second"]["median"] == 10
     assert found["b"]["relative_time"] == {"low": 0.5, "median": 0.5, "high": 0.75}

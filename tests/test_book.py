@@ -86,9 +86,7 @@ def test_a_chapter_depends_on_the_modules_that_it_imports_and_their_data(small_b
     }
     assert depends_on(chapter) == {"__init__.py", "figures/__init__.py", "losses/__init__.py"} | found
     assert "figures/dial.js" not in depends_on(small_book("# %%\nfrom kdlab.figures import dots\n"))
-    assert "losses/soft.py" in depends_on(
-        small_book('# %%\nCODE = "import torch; from kdlab.losses import soft"\n')
-    )
+    assert "losses/soft.py" in depends_on(small_book('# %%\nCODE = "import torch; from kdlab.losses import soft"\n'))
     assert depends_on(small_book("# %%\nimport torch\n")) == set()
 
 
@@ -100,9 +98,7 @@ def test_the_first_chapter_does_not_depend_on_the_runner():
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_chapter_runs_again_only_when_something_it_depends_on_changed(small_book, tmp_path):
-    reads = (
-        "# %%\nimport os\nfrom kdlab.files import note_read\nnote_read(os.environ['KDLAB_DATA'] + '/a.bin')\n"
-    )
+    reads = "# %%\nimport os\nfrom kdlab.files import note_read\nnote_read(os.environ['KDLAB_DATA'] + '/a.bin')\n"
     chapter = small_book(reads)
     assert not build.unchanged(chapter, "cpu")
     build.execute_all([chapter], "cpu", 1)
@@ -131,9 +127,7 @@ def test_a_failing_chapter_is_told_in_a_sentence_and_does_not_replace_the_last_g
     (good,) = build.execute_all([chapter], "cpu", 1)
     before = good.read_bytes()
     small_book("# %%\nx = 1\n\n# %%\nassert x == 2, 'x is one'\n")
-    with pytest.raises(
-        build.BuildError, match=r"01_a\.py, cell \d+ .*assert x == 2.* raised AssertionError: x is one"
-    ):
+    with pytest.raises(build.BuildError, match=r"01_a\.py, cell \d+ .*assert x == 2.* raised AssertionError: x is one"):
         build.execute(chapter, "cpu")
     assert good.read_bytes() == before
 
@@ -166,9 +160,7 @@ while not pathlib.Path("{other}").exists():
     time.sleep(0.05)
 assert torch.get_num_threads() == 1 and os.environ["OMP_NUM_THREADS"] == "1"
 """
-    sources = [
-        small_book(meets.format(me=me, other=other), f"0{me}_a") for me, other in (("1", "2"), ("2", "1"))
-    ]
+    sources = [small_book(meets.format(me=me, other=other), f"0{me}_a") for me, other in (("1", "2"), ("2", "1"))]
     paths = build.execute_all(sources, "cpu", 2)
     assert [path.stem for path in paths] == ["01_a", "02_a"]
     assert (tmp_path / "notebooks" / "1").exists()
@@ -234,7 +226,10 @@ def test_a_cell_that_may_raise_is_not_let_through(small_book):
 @pytest.mark.filterwarnings("ignore")
 def test_a_notebook_for_readers_is_stamped_and_leaves_its_parameters_to_them(small_book):
     (path,) = build.execute_all([small_book("# %%\nprint(1)\n")], "cpu", 1)
-    (build.ROOT / "pyproject.toml").write_text('[project]\ndependencies = ["torch>=2.6"]\n[project.optional-dependencies]\n' + "".join(f"{e} = []\n" for e in EXTRAS))
+    (build.ROOT / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["torch>=2.6"]\n[project.optional-dependencies]\n'
+        + "".join(f"{e} = []\n" for e in EXTRAS)
+    )
     published = Repository("https://github.com/someone/fork", "0" * 40)
     for where in (None, published):
         cells = build.for_readers(nbformat.read(path, 4), where).cells
@@ -292,7 +287,9 @@ def outcome_values(node):
 
 def test_what_the_ledger_cites_is_in_the_bibliography():
     text = (ROOT / "book" / "claims.toml").read_text(encoding="utf-8")
-    known = set(re.findall(r"^@\w+\{(\S+),", (ROOT / "book" / "references.bib").read_text(encoding="utf-8"), re.MULTILINE))
+    known = set(
+        re.findall(r"^@\w+\{(\S+),", (ROOT / "book" / "references.bib").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     cited = {key for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text) for key in keys.split(",")}
     assert cited and cited <= known
 
@@ -338,12 +335,19 @@ def test_a_claim_has_one_sentence_first_then_numbers_and_where_they_are_from():
     assert 'data-outcome="depends: true in a limit"' in lines[0]
     plain, numbers, links = (line for line in lines if "kd-finding" in line)
     assert "Nobody wins." in plain and "2.5" not in plain and "2.5" in numbers
-    assert all(goal in links for goal in ("07_a.html#claim-a1", "07_a.html#fig-gap", "status.html#records", "2026-01-01"))
+    assert all(
+        goal in links for goal in ("07_a.html#claim-a1", "07_a.html#fig-gap", "status.html#records", "2026-01-01")
+    )
 
 
 def test_the_figure_of_a_verdict_is_the_last_one_above_it(tmp_path):
-    figure = [nbformat.v4.new_output("display_data", {"text/html": f'<figure class="kd-figure" id="fig-{name}">'}) for name in "abc"]
-    verdict = nbformat.v4.new_output("display_data", {build.VERDICT: {"claim": "A1", "outcome": "proved", "finding": "f"}})
+    figure = [
+        nbformat.v4.new_output("display_data", {"text/html": f'<figure class="kd-figure" id="fig-{name}">'})
+        for name in "abc"
+    ]
+    verdict = nbformat.v4.new_output(
+        "display_data", {build.VERDICT: {"claim": "A1", "outcome": "proved", "finding": "f"}}
+    )
     cells = [nbformat.v4.new_code_cell("…", outputs=outputs) for outputs in (figure[:2], [verdict], figure[2:])]
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kdlab": {}})
     nbformat.write(notebook, tmp_path / "01_a.ipynb")
@@ -352,7 +356,11 @@ def test_the_figure_of_a_verdict_is_the_last_one_above_it(tmp_path):
 
 def test_the_ledger_and_its_filter_name_the_same_things(one_claim):
     script, page = (ROOT / "book" / "ledger.js").read_text(), build.ledger(said("A1", "proved")).split("<script>")[0]
-    for here, there in (('"kd-filter"', 'id="kd-filter"'), ("dataset.outcome", 'data-outcome="proved"'), (".kd-claim", 'class="kd-claim"')):
+    for here, there in (
+        ('"kd-filter"', 'id="kd-filter"'),
+        ("dataset.outcome", 'data-outcome="proved"'),
+        (".kd-claim", 'class="kd-claim"'),
+    ):
         assert here in script and there in page
     assert "\n\n" not in script  # a blank line would end it, as HTML in Markdown
 
@@ -365,7 +373,10 @@ def test_the_sidebar_numbers_chapters_as_the_text_calls_them():
 
 
 def test_the_landing_pages_route_has_the_times_of_the_build(tmp_path):
-    cells = [nbformat.v4.new_markdown_cell("# A title\n" + "word " * 597), nbformat.v4.new_markdown_cell("```{exercise}\n" + "x " * 900 + "\n```")]
+    cells = [
+        nbformat.v4.new_markdown_cell("# A title\n" + "word " * 597),
+        nbformat.v4.new_markdown_cell("```{exercise}\n" + "x " * 900 + "\n```"),
+    ]
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kdlab": {"seconds": 120.0}})
     paths = [tmp_path / f"{number:02d}_a.ipynb" for number in (1, 2, 3)]
     for path in paths:
@@ -437,8 +448,7 @@ def test_stored_checkpoints_are_the_ones_that_their_records_name():
         assert path.stem.endswith(record["spec_hash"][:8])
         if "checkpoint" in record:
             assert (
-                sha256(ROOT / "book" / "checkpoints" / record["checkpoint"]["file"])
-                == record["checkpoint"]["sha256"]
+                sha256(ROOT / "book" / "checkpoints" / record["checkpoint"]["file"]) == record["checkpoint"]["sha256"]
             )
 
 
@@ -501,6 +511,5 @@ def test_the_status_page_has_a_headline_for_every_record():
     ):
         assert words in said[study]
     assert (
-        headline({"test": None, "diverged": "the loss of step 3 is not finite"})
-        == "the loss of step 3 is not finite"
+        headline({"test": None, "diverged": "the loss of step 3 is not finite"}) == "the loss of step 3 is not finite"
     )

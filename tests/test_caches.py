@@ -16,9 +16,7 @@ from kdlab.objectives import CrossEntropy, ForwardKL, SparseForwardKL, soften
 from kdlab.training import CheckpointError, Learner, Recipe, Stopped, fit, fit_together
 
 V, CONTEXT = 19, 6
-RECIPE = Recipe(
-    epochs=2, batch_size=4, optimizer="adamw", learning_rate=1e-2, schedule="cosine", augment=False
-)
+RECIPE = Recipe(epochs=2, batch_size=4, optimizer="adamw", learning_rate=1e-2, schedule="cosine", augment=False)
 KD = 0.1 * CrossEntropy() + 0.9 * SparseForwardKL()
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -97,8 +95,7 @@ def test_drawn_entries_are_the_teachers_on_average(tmp_path):
     teacher, seeds = gpt(1), 300
     p = distributions(teacher, tokens)
     mean = sum(
-        written(tmp_path / str(seed), teacher, tokens, seed=seed)(torch.arange(2)).dense()
-        for seed in range(seeds)
+        written(tmp_path / str(seed), teacher, tokens, seed=seed)(torch.arange(2)).dense() for seed in range(seeds)
     )
     deviation = (p * (1 - p) / (4 * seeds)).sqrt()
     assert ((mean / seeds - p).abs() <= 5 * deviation + 1e-3).all()
@@ -287,7 +284,11 @@ def test_another_text_is_refused(other, tmp_path):
         TeacherCache(tmp_path / "cache", other)
 
 
-@pytest.mark.parametrize("other", [text()[:4], text()[torch.arange(10).flip(0)], text(seed=1)], ids=["fewer", "another order", "another text"])
+@pytest.mark.parametrize(
+    "other",
+    [text()[:4], text()[torch.arange(10).flip(0)], text(seed=1)],
+    ids=["fewer", "another order", "another text"],
+)
 def test_a_student_is_not_taught_from_the_cache_of_another_text(other, tmp_path):
     """A cache answers by the number of a block: of other blocks it would teach, without a word, what belongs to these."""
     cache = written(tmp_path / "cache")

@@ -27,13 +27,25 @@ OTHER = {
     12: {"margin": 0.7, "runs": [1, 4], "seeds": [3], "epochs": 4, "images": 64},
     13: {"live_temperatures": [1.0, 3.0, 30.0], "images": 64, "epochs": 2, "seed": 3, "margin": 2.0},
     14: {"margin": 0.5, "temperature": 3.0, "epochs": 4, "seeds": [3], "stored": False},
-    15: {"candidates": ["alone", "kd", "dkd", "dist", "rkd"], "batch": 16, "rounds": 3, "same_cost": 0.2, "margin": 0.5},
+    15: {
+        "candidates": ["alone", "kd", "dkd", "dist", "rkd"],
+        "batch": 16,
+        "rounds": 3,
+        "same_cost": 0.2,
+        "margin": 0.5,
+    },
     16: {"temperatures": [1.0, 2.0, 4.0, 16.0], "blocks": 4, "copies": [1, 3], "learned": 8, "seeds": [3]},
     17: {"blocks": 4, "seeds": [3], "epochs": 2, "read": 12, "continuations": 3},
     18: {"token_counts": [64, 256], "text_blocks": 2, "entries": 5, "seeds": [3], "epochs": 1},
     19: {"read_blocks": 8, "prompt_count": 6, "written": 12, "draft_length": 2, "draft_lengths": [1, 3]},
     20: {"toy": [0.6, 0.3, 0.1], "context_count": 2, "depth": 2, "read_blocks": 8, "prompt_count": 12},
-    21: {"leashes": [0.6, 2.0], "temperatures": [0.5], "drawing_steps": 10, "tilts": [0.0, 2.0, 3.0, 5.0, 8.0], "tilted_texts": 16},
+    21: {
+        "leashes": [0.6, 2.0],
+        "temperatures": [0.5],
+        "drawing_steps": 10,
+        "tilts": [0.0, 2.0, 3.0, 5.0, 8.0],
+        "tilted_texts": 16,
+    },
 }
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
@@ -101,7 +113,9 @@ def test_a_solutions_code_is_python(chapter):
 
 @pytest.mark.parametrize("chapter", sorted((BOOK.parent / "notebooks").glob("*.py")), ids=lambda c: c.stem)
 def test_a_verdict_that_depends_says_on_what(chapter):
-    for call in (node for node in ast.walk(ast.parse(chapter.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)):
+    for call in (
+        node for node in ast.walk(ast.parse(chapter.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+    ):
         if getattr(call.func, "id", "") == "verdict" and "depends" in ast.unparse(call.args[1]):
             assert "condition" in {given.arg for given in call.keywords}, ast.literal_eval(call.args[0])
 
@@ -126,7 +140,9 @@ class Assigned(ast.NodeVisitor):
     def skip(self, node):
         pass
 
-    visit_FunctionDef = visit_ClassDef = visit_Lambda = visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = skip
+    visit_FunctionDef = visit_ClassDef = visit_Lambda = visit_ListComp = visit_SetComp = visit_DictComp = (
+        visit_GeneratorExp
+    ) = skip
 
 
 @pytest.mark.parametrize("chapter", sorted((BOOK.parent / "notebooks").glob("*.py")), ids=lambda c: c.stem)

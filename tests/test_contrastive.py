@@ -92,9 +92,7 @@ def test_half_precision_is_near_the_float64_oracle(dtype):
     student, teacher = embeddings(2, 16, 32).to(dtype)
     value = info_nce(student, teacher)
     assert value.dtype == torch.float32
-    torch.testing.assert_close(
-        value.double(), info_nce(student.double(), teacher.double()), rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(value.double(), info_nce(student.double(), teacher.double()), rtol=1e-5, atol=0)
 
 
 def test_zero_embeddings_and_low_temperatures_are_finite():
@@ -128,9 +126,7 @@ def test_compiles_without_a_graph_break():
 def test_vmap_and_grad():
     student, teacher = embeddings(2, 3, 4, 5)
     pairs = list(zip(student, teacher, strict=True))
-    torch.testing.assert_close(
-        torch.func.vmap(info_nce)(student, teacher), torch.stack([info_nce(*p) for p in pairs])
-    )
+    torch.testing.assert_close(torch.func.vmap(info_nce)(student, teacher), torch.stack([info_nce(*p) for p in pairs]))
     slopes = torch.func.vmap(torch.func.grad(info_nce))(student, teacher)
     torch.testing.assert_close(slopes, torch.stack([gradient(info_nce, *p) for p in pairs]))
 
@@ -206,9 +202,7 @@ def test_negatives_are_drawn_uniformly_from_the_other_classes():
         assert not counts[~others].any()
         expected = draws * 5 / 12
         chi_squared = ((counts[others] - expected) ** 2 / expected).sum().item()
-        assert (
-            chi_squared < 26.1 * 7 / 11
-        )  # 0.999 quantile of eight; five of twelve without replacement vary less
+        assert chi_squared < 26.1 * 7 / 11  # 0.999 quantile of eight; five of twelve without replacement vary less
 
 
 def test_a_bank_comes_back_from_its_state_and_learns_nothing():
@@ -223,9 +217,7 @@ def test_a_bank_comes_back_from_its_state_and_learns_nothing():
 
 @pytest.mark.parametrize("options", [{"examples": 1}, {"width": 0}, {"momentum": 1.0}, {"momentum": -0.1}])
 def test_banks_that_cannot_be_are_refused(options):
-    with pytest.raises(
-        ValueError, match="cannot be: it takes at least two examples, a positive width and a momentum"
-    ):
+    with pytest.raises(ValueError, match="cannot be: it takes at least two examples, a positive width and a momentum"):
         MemoryBank(**{"examples": 5, "width": 4, **options})
 
 
@@ -275,9 +267,7 @@ class Published:
         return -(d_pos.log().sum() + d_neg.log().sum()) / len(anchor)
 
     def update(self, views, index):
-        self.entries[index] = F.normalize(
-            self.momentum * self.entries[index] + (1 - self.momentum) * views.detach()
-        )
+        self.entries[index] = F.normalize(self.momentum * self.entries[index] + (1 - self.momentum) * views.detach())
 
 
 def test_contrast_with_the_whole_memory_is_the_released_code():
@@ -311,14 +301,10 @@ def test_contrast_by_softmax_is_info_nce_over_the_memory():
     one, other = F.normalize(memory.student_map(s)), F.normalize(memory.teacher_map(t))
     expected = 0.0
     for anchor, bank in ((one, memory.teacher_bank), (other, memory.student_bank)):
-        positive = bank.entries[
-            index
-        ].clone()  # not the embedding of this moment, which no negative is as young as
+        positive = bank.entries[index].clone()  # not the embedding of this moment, which no negative is as young as
         for i in range(4):
             negatives = bank.entries[labels != labels[i]].clone()
-            expected = (
-                expected + info_nce(anchor[[i]], positive[[i]], negatives=negatives, temperature=0.2) / 4
-            )
+            expected = expected + info_nce(anchor[[i]], positive[[i]], negatives=negatives, temperature=0.2) / 4
     torch.testing.assert_close(memory(s, t, labels[index], index), expected)
 
 
@@ -377,8 +363,7 @@ def test_a_memory_drawn_anew_is_as_if_just_made():
     memory.reset_parameters()
     fresh = memory_of(seed=0)
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(memory.state_dict().values(), fresh.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(memory.state_dict().values(), fresh.state_dict().values(), strict=True)
     )
     torch.manual_seed(3)
     value = memory(*BATCH)
@@ -461,9 +446,7 @@ def test_an_interrupted_run_with_a_memory_goes_on_bit_for_bit(loss, tmp_path):
         teacher = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
         torch.manual_seed(start)
         student = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4))
-        objective = 1.0 * CRD(
-            "1", student_width=5, teacher_width=8, examples=48, width=4, negatives=20, loss=loss
-        )
+        objective = 1.0 * CRD("1", student_width=5, teacher_width=8, examples=48, width=4, negatives=20, loss=loss)
         history = fit(student, objective, train=train, recipe=recipe, teacher=teacher, **options)
         return [entry["loss"] for entry in history], [
             *student.state_dict().values(),

@@ -149,9 +149,7 @@ def test_liger_pads_a_small_student_with_logits_of_zero(liger):
     wider = torch.cat([t, t[:, :2]], -1)
     how = {"temperature": 2.0, "hard_weight": 0.0, "soft_weight": 1.0}
     padded = loss_as_in("Liger", F.pad(z, (0, 2)), wider, labels, **how)
-    same(
-        padded, liger(z, wider, labels, temperature=2.0, weight_hard_loss=0.0, weight_soft_loss=1.0), z, 1e-6
-    )
+    same(padded, liger(z, wider, labels, temperature=2.0, weight_hard_loss=0.0, weight_soft_loss=1.0), z, 1e-6)
 
 
 # Against the formula
@@ -185,8 +183,7 @@ def test_default_weights():
     z, t, labels = batch(2, 5, 7)
     flat = z.flatten(0, 1), t.flatten(0, 1), labels.flatten()
     parts = {
-        name: loss_as_in(name, *flat[:2], mask=flat[2] != IGNORED, temperature=2.0)
-        for name in ("Liger", "TextBrewer")
+        name: loss_as_in(name, *flat[:2], mask=flat[2] != IGNORED, temperature=2.0) for name in ("Liger", "TextBrewer")
     }
     parts["mdistiller"] = loss_as_in("mdistiller", *flat[:2], temperature=2.0)
     for library, part in parts.items():
@@ -207,9 +204,7 @@ def test_distillkit(temperature):
     now = T**2 * each[real].sum() / real.sum()
     same(loss_as_in("DistillKit 1.0", z, t, mask=real, temperature=T), now, z)
     total = (1.0 * hard(z, labels) + 3.0 * now) / 4.0
-    same(
-        loss_as_in("DistillKit 1.0", z, t, labels, temperature=T, hard_weight=1.0, soft_weight=3.0), total, z
-    )
+    same(loss_as_in("DistillKit 1.0", z, t, labels, temperature=T, hard_weight=1.0, soft_weight=3.0), total, z)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

@@ -32,7 +32,9 @@ def test_on_the_device(name):
 @pytest.mark.cuda
 @pytest.mark.skipif(not EMULATED, reason="a capture that fails leaves a real device unusable")
 def test_a_capture_that_fails_says_so_and_puts_the_stream_back(monkeypatch):
-    monkeypatch.setattr("kdlab.training.graphs.GraphedStep._watched", lambda self, *batch: self.step(self.students, *batch))
+    monkeypatch.setattr(
+        "kdlab.training.graphs.GraphedStep._watched", lambda self, *batch: self.step(self.students, *batch)
+    )
     before = torch.cuda.current_stream().number
     with pytest.raises(RuntimeError, match="could not be captured as a CUDA graph.*graphs=False"):
         acceptance.Trained("cuda", [lambda: 1.0 * acceptance.Waiting()])
@@ -49,7 +51,16 @@ def test_on_the_emulated_device(tmp_path):
     finally:
         sys.path.pop(0)
     guard = built(tmp_path, compiler)
-    command = [sys.executable, str(HERE / "emulated_cuda" / "run.py"), "-m", "cuda", "-p", "no:cacheprovider", "-rs", str(HERE / "test_cuda.py")]
+    command = [
+        sys.executable,
+        str(HERE / "emulated_cuda" / "run.py"),
+        "-m",
+        "cuda",
+        "-p",
+        "no:cacheprovider",
+        "-rs",
+        str(HERE / "test_cuda.py"),
+    ]
     environment = {**os.environ, "LD_PRELOAD": str(guard), "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
     done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
@@ -117,7 +128,8 @@ def test_a_rehearsal_on_a_cpu_leaves_all_files(tmp_path, monkeypatch):
     rows = found["measurements"]["rows"]
     assert {row["what"].partition(",")[0] for row in rows} == {"training", "vocabulary", "decoding"}
     assert all(row["value"] and row["card"] for row in rows)
-    assert "cifar100" in found["records"]["left_out"] and found["records"]["written"] == 0  # no data here, and no network
+    # no data here, and no network
+    assert "cifar100" in found["records"]["left_out"] and found["records"]["written"] == 0
 
 
 def test_a_part_that_dies_takes_no_other_with_it(tmp_path, monkeypatch):
@@ -145,7 +157,9 @@ def test_a_part_that_does_not_end_is_ended(monkeypatch):
     process.stdout.close()
 
 
-TEACHER = Spec("teacher", "t", "digits", "resnet8_width8", 1.0 * CrossEntropy(), Recipe(epochs=1, batch_size=16, epoch_examples=32))
+TEACHER = Spec(
+    "teacher", "t", "digits", "resnet8_width8", 1.0 * CrossEntropy(), Recipe(epochs=1, batch_size=16, epoch_examples=32)
+)
 
 
 def arm(name, seeds=(0,), teacher=TEACHER, **recipe):
@@ -161,7 +175,9 @@ def test_the_queue_takes_what_has_begun_and_then_most_value_for_the_time():
         "other": [other, *arm("costly", teacher=other), *arm("begun", teacher=other)],
     }
     done = {TEACHER.hash}
-    ordered = records.queue(plans, lambda specs: [s for s in specs if s.hash not in done], lambda spec: spec.arm == "begun", 1e9)
+    ordered = records.queue(
+        plans, lambda specs: [s for s in specs if s.hash not in done], lambda spec: spec.arm == "begun", 1e9
+    )
     assert [spec.arm for spec in ordered] == ["u", "begun", "short", "long", "costly"]
 
 

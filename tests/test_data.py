@@ -53,9 +53,7 @@ def cifar100_rows(n, seed):
 
 
 def content_checksum(rows):
-    return hashlib.sha256(
-        b"".join(sorted(hashlib.sha256(row.tobytes()).digest() for row in rows))
-    ).hexdigest()
+    return hashlib.sha256(b"".join(sorted(hashlib.sha256(row.tobytes()).digest() for row in rows))).hexdigest()
 
 
 @pytest.fixture
@@ -81,9 +79,7 @@ def cifar100(small, monkeypatch):
 
 
 def rows_of(split):
-    return {
-        (int(label), image.numpy().tobytes()) for image, label in zip(split.images, split.labels, strict=True)
-    }
+    return {(int(label), image.numpy().tobytes()) for image, label in zip(split.images, split.labels, strict=True)}
 
 
 def test_cifar100_is_read_as_its_publisher_wrote_it(cifar100):
@@ -93,9 +89,7 @@ def test_cifar100_is_read_as_its_publisher_wrote_it(cifar100):
     assert data.classes[7] == "fine7" and data.superclasses[1] == "coarse1" and data.superclass_of[7] == 1
     written = {(int(row[1]), row[2:].reshape(3, 32, 32).tobytes()) for row in cifar100_rows(500, seed=0)}
     assert rows_of(data.train) | rows_of(data.validation) == written
-    assert (
-        data.train.flip and data.train.images.dtype == torch.uint8 and data.train.labels.dtype == torch.int64
-    )
+    assert data.train.flip and data.train.images.dtype == torch.uint8 and data.train.labels.dtype == torch.int64
 
 
 def test_cifar100_splits_are_disjoint_and_stratified(cifar100):
@@ -129,9 +123,7 @@ def test_a_missing_file_is_named(cifar100, name):
 def test_a_truncated_file_is_refused(cifar100, change):
     content = (cifar100 / "train.bin").read_bytes()
     (cifar100 / "train.bin").write_bytes(content[:change] if change < 0 else content + b"x")
-    with pytest.raises(
-        DataError, match=r"train.bin has 1,53.,... bytes instead of 1,537,000: it is truncated or not"
-    ):
+    with pytest.raises(DataError, match=r"train.bin has 1,53.,... bytes instead of 1,537,000: it is truncated or not"):
         load_cifar100()
 
 
@@ -186,9 +178,7 @@ def cifar10(small, monkeypatch):
 def test_cifar10(cifar10):
     data = load_cifar10(validation_per_class=10)
     assert (len(data.train), len(data.validation), len(data.test)) == (400, 100, 100)
-    vehicles = [
-        c for c, s in zip(data.classes, data.superclass_of, strict=True) if data.superclasses[s] == "vehicles"
-    ]
+    vehicles = [c for c, s in zip(data.classes, data.superclass_of, strict=True) if data.superclasses[s] == "vehicles"]
     assert vehicles == ["airplane", "automobile", "ship", "truck"]
     assert torch.equal(data.train.labels.bincount(), torch.full((10,), 40))
 
@@ -236,9 +226,7 @@ def online(monkeypatch):
     monkeypatch.delenv("KDLAB_OFFLINE")
 
     def retrieve(action):
-        monkeypatch.setattr(
-            pooch, "retrieve", lambda url, known_hash, *, fname, path, **_: action(Path(path) / fname)
-        )
+        monkeypatch.setattr(pooch, "retrieve", lambda url, known_hash, *, fname, path, **_: action(Path(path) / fname))
 
     return retrieve
 
@@ -269,9 +257,7 @@ failures = pytest.mark.parametrize("failure", [no_connection, half_an_archive, d
 @failures
 def test_a_failed_download_leaves_nothing_behind(online, failure):
     online(failure)
-    with pytest.raises(
-        DataError, match="cifar-100-binary could not be downloaded from https://www.cs.toronto.edu"
-    ):
+    with pytest.raises(DataError, match="cifar-100-binary could not be downloaded from https://www.cs.toronto.edu"):
         load_cifar100()
     assert list(folder().iterdir()) == []
 
@@ -353,9 +339,7 @@ def test_missing_extras_are_named(online, monkeypatch):
     with pytest.raises(DataError, match=r"downloading data needs pooch: pip install 'kdlab\[data\]'"):
         load_cifar100()
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(
-        DataError, match=r"the fall-back images come with scikit-learn: pip install 'kdlab\[data\]'"
-    ):
+    with pytest.raises(DataError, match=r"the fall-back images come with scikit-learn: pip install 'kdlab\[data\]'"):
         load_digits()
 
 
@@ -427,9 +411,7 @@ def test_an_ordered_pass_shows_everything_in_order(n, size):
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_images_and_labels_stay_together(augment):
-    for inputs, labels, _ in split_of(50).batches(
-        8, generator=torch.Generator().manual_seed(0), augment=augment
-    ):
+    for inputs, labels, _ in split_of(50).batches(8, generator=torch.Generator().manual_seed(0), augment=augment):
         centre = inputs[:, :, 12:20, 12:20]
         torch.testing.assert_close(centre, labels.float().view(-1, 1, 1, 1).expand_as(centre))
 
@@ -441,9 +423,7 @@ def test_the_generator_fixes_order_and_augmentation(digits):
 
     def same(a, b):
         return all(
-            torch.equal(x, y)
-            for left, right in zip(a, b, strict=True)
-            for x, y in zip(left, right, strict=True)
+            torch.equal(x, y) for left, right in zip(a, b, strict=True) for x, y in zip(left, right, strict=True)
         )
 
     first, again, other = passes(1), passes(1), passes(2)
@@ -485,13 +465,9 @@ def test_crop_and_flip_is_what_the_slow_loop_makes(flip):
     made = {crop.numpy().tobytes(): how for how, crop in slow_crops(image, padding, flip)}
     assert len(made) == 25 * (1 + flip)
     n = 4000
-    out = crop_and_flip(
-        image.repeat(n, 1, 1, 1), torch.Generator().manual_seed(0), padding=padding, flip=flip
-    )
+    out = crop_and_flip(image.repeat(n, 1, 1, 1), torch.Generator().manual_seed(0), padding=padding, flip=flip)
     assert out.shape == (n, 3, 6, 5) and out.dtype == torch.uint8
-    drawn = [
-        made[crop.contiguous().numpy().tobytes()] for crop in out
-    ]  # a KeyError is a crop that must not be
+    drawn = [made[crop.contiguous().numpy().tobytes()] for crop in out]  # a KeyError is a crop that must not be
     counts = np.array([drawn.count(how) for how in made.values()])
     chi_squared = ((counts - n / len(made)) ** 2 / (n / len(made))).sum()
     assert chi_squared < len(made) + 4 * (2 * len(made)) ** 0.5  # all are equally likely
@@ -505,9 +481,7 @@ def test_each_image_is_moved_on_its_own():
 
 def test_digits_are_never_mirrored(whole_digits, monkeypatch):
     flips, draw = [], images.draw_crops
-    monkeypatch.setattr(
-        images, "draw_crops", lambda n, g, *, flip: flips.append(flip) or draw(n, g, flip=flip)
-    )
+    monkeypatch.setattr(images, "draw_crops", lambda n, g, *, flip: flips.append(flip) or draw(n, g, flip=flip))
     list(whole_digits.train[:8].batches(4, generator=torch.Generator(), augment=True))
     assert flips == [False, False]
 

@@ -49,12 +49,15 @@ def missing(name: str, function, term) -> list[str]:
     closed, kind = OTHER_NAMES.get(name, name), getattr(term, "__name__", "")
     needs = {
         "kdlab/objectives/__init__.py: import it, and name it in __all__": name in objectives.__all__,
-        f"its signature: {', '.join(sorted(OPTIONS))} by name": OPTIONS <= inspect.signature(function).parameters.keys(),
+        f"its signature: {', '.join(sorted(OPTIONS))} by name": OPTIONS
+        <= inspect.signature(function).parameters.keys(),
         "its docstring: the formula, .. math::": ".. math::" in doc,
         "its docstring: Convention: direction, T², units": "Convention:" in doc,
         "its docstring: Source:": "Source:" in doc,
         "its docstring: an example, >>>": ">>>" in doc,
-        "kdlab/objectives/terms.py: a term whose function it is (class …(_Softened): function = divergences." + name + ")": term is not None,
+        "kdlab/objectives/terms.py: a term whose function it is (class …(_Softened): function = divergences."
+        + name
+        + ")": term is not None,
         "kdlab/objectives/__init__.py: import its term, and name it in __all__": kind in objectives.__all__,
         "kdlab/objectives/terms.py: what it is on tokens: on_tokens = by_autograd in its term; or, faster, closed_form = its loss and gradient in "
         "vocabulary.py": getattr(term, "on_tokens", None) is vocabulary.by_autograd

@@ -120,12 +120,36 @@ every_task = pytest.mark.parametrize("task", TASKS)
 
 
 def arguments(folder, **options):
-    recipe = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.1, "optim": "sgd", "logging_steps": 1}
-    quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False}
+    recipe = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.1,
+        "optim": "sgd",
+        "logging_steps": 1,
+    }
+    quiet = {
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
     return TrainingArguments(folder, **{**recipe, **quiet, "lr_scheduler_type": "constant", **options})
 
 
-def trainer(task, folder, *, student=None, teacher=None, objective=None, data=None, kind=KD, eval_dataset=None, how=None, **options):
+def trainer(
+    task,
+    folder,
+    *,
+    student=None,
+    teacher=None,
+    objective=None,
+    data=None,
+    kind=KD,
+    eval_dataset=None,
+    how=None,
+    **options,
+):
     model, examples, terms = TASKS[task]
     made = kind(
         model(0) if student is None else student,
@@ -147,7 +171,10 @@ def trained(*what, resume=None, **options):
 
 
 def state(made):
-    return {**made.model.state_dict(), **{f"objective.{k}": v for k, v in made.distillation.objective.state_dict().items()}}
+    return {
+        **made.model.state_dict(),
+        **{f"objective.{k}": v for k, v in made.distillation.objective.state_dict().items()},
+    }
 
 
 def steps(made):
@@ -179,19 +206,26 @@ def test_the_first_loss_is_the_objectives(tmp_path):
     data = list(texts(4))
     made = trained("texts", tmp_path, data=data, max_steps=1)
     found, taught = steps(made)[0], made.distillation.teacher.model
-    assert all(torch.equal(p, q) and p.grad is None for p, q in zip(taught.parameters(), llama(1, 24).parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) and p.grad is None
+        for p, q in zip(taught.parameters(), llama(1, 24).parameters(), strict=True)
+    )
     inputs = stacked(data, "input_ids", "attention_mask")
     student, teacher, objective = llama(0), llama(1, 24), of_texts()
     distillation = Distillation(student, teacher, objective)
     (z, mine), (t, other) = (x.taps(**inputs) for x in (distillation.student, distillation.teacher))
-    aligned = next_token(z, t.detach(), torch.stack([row["labels"] for row in data]), attention_mask=inputs["attention_mask"])
+    aligned = next_token(
+        z, t.detach(), torch.stack([row["labels"] for row in data]), attention_mask=inputs["attention_mask"]
+    )
     loss, terms = objective(**aligned, student_hidden=mine, teacher_hidden=other, progress=0.0)
     assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
     for name, value in terms.items():
         assert found[name] == pytest.approx(value.item(), rel=1e-5)
     loss.backward()
     trained_parts = [*student.parameters(), *objective.parameters()]
-    assert found["grad_norm"] == pytest.approx(torch.nn.utils.get_total_norm([p.grad for p in trained_parts]).item(), rel=1e-4)
+    assert found["grad_norm"] == pytest.approx(
+        torch.nn.utils.get_total_norm([p.grad for p in trained_parts]).item(), rel=1e-4
+    )
 
 
 @every_task
@@ -209,27 +243,40 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path, whole, task):
 def test_a_run_that_is_resumed_is_the_whole_run(tmp_path, adapted):
     """With projectors, banks and a temperature that is learned."""
     torch.manual_seed(9)
-    objective = of_sentences() + SoftTargets(temperature=LearnedTemperature(minimum=1, maximum=21)) + CRD(
-        "bert.pooler", student_width=16, teacher_width=24, examples=8, width=4, negatives=3
+    objective = (
+        of_sentences()
+        + SoftTargets(temperature=LearnedTemperature(minimum=1, maximum=21))
+        + CRD("bert.pooler", student_width=16, teacher_width=24, examples=8, width=4, negatives=3)
     )
+
     def student():
         if not adapted:
             return bert(0)
         peft = pytest.importorskip("peft")
         torch.manual_seed(5)
-        return peft.get_peft_model(bert(0), peft.LoraConfig(target_modules=["query", "value"], modules_to_save=["classifier"]))
+        return peft.get_peft_model(
+            bert(0), peft.LoraConfig(target_modules=["query", "value"], modules_to_save=["classifier"])
+        )
 
     how = {"optim": "adamw_torch", "learning_rate": 1e-2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     whole = trained("sentences", tmp_path / "whole", student=student(), objective=objective.fresh(), **how)
     torch.manual_seed(77)
     resumed = trained(
-        "sentences", tmp_path / "part", student=student(), objective=objective.fresh(), resume=str(tmp_path / "whole/checkpoint-2"), **how
+        "sentences",
+        tmp_path / "part",
+        student=student(),
+        objective=objective.fresh(),
+        resume=str(tmp_path / "whole/checkpoint-2"),
+        **how,
     )
     check_same(whole, resumed, **EXACT)
     assert [e["loss"] for e in steps(whole)][2:] == [e["loss"] for e in steps(resumed)][-2:]
     with pytest.raises(CheckpointError, match="another objective"):
         trained("sentences", tmp_path / "other", student=student(), resume=str(tmp_path / "whole/checkpoint-2"), **how)
-    assert not [name for name in (tmp_path / "whole/checkpoint-4").iterdir() if name.name == "adapter_model.safetensors"] or adapted
+    assert (
+        not [name for name in (tmp_path / "whole/checkpoint-4").iterdir() if name.name == "adapter_model.safetensors"]
+        or adapted
+    )
 
 
 def test_what_is_published_is_the_student_alone(tmp_path):
@@ -308,7 +355,9 @@ def test_the_teacher_is_the_student_without_its_adapters(tmp_path):
     peft = pytest.importorskip("peft")
     student = peft.get_peft_model(llama(0), peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     objective = SoftTargets() + HiddenMSE(LAYER)
-    made = trained("texts", tmp_path, student=student, teacher=without_adapter(student), objective=objective, how={"fused": True})
+    made = trained(
+        "texts", tmp_path, student=student, teacher=without_adapter(student), objective=objective, how={"fused": True}
+    )
     losses = [entry["loss"] for entry in steps(made)]
     assert losses[0] > losses[1] > 0
     assert torch.equal(student.get_base_model().lm_head.weight, llama(0).lm_head.weight)
@@ -319,11 +368,15 @@ def test_a_teacher_reads_columns_of_its_own(tmp_path):
     shape = {"vocab_size": V, "dim": 16, "hidden_dim": 16, "n_layers": 1, "n_heads": 2, "num_labels": 3}
     shape |= {"dropout": 0.0, "attention_dropout": 0.0}
     torch.manual_seed(0)
-    student = transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(**shape, seq_classif_dropout=0.0))
+    student = transformers.DistilBertForSequenceClassification(
+        transformers.DistilBertConfig(**shape, seq_classif_dropout=0.0)
+    )
     teacher, data = bert(1, 24), list(sentences(4))
     with torch.no_grad():
         teacher.bert.embeddings.token_type_embeddings.weight[1].mul_(100)
-    made = trainer("sentences", tmp_path, student=student, teacher=teacher, objective=LogitMSE(), data=data, max_steps=1)
+    made = trainer(
+        "sentences", tmp_path, student=student, teacher=teacher, objective=LogitMSE(), data=data, max_steps=1
+    )
     with torch.no_grad():
         z = student(**stacked(data, "input_ids", "attention_mask")).logits
         t = teacher.eval()(**stacked(data, "input_ids", "attention_mask", "token_type_ids")).logits
@@ -340,7 +393,9 @@ def test_an_encoder_and_decoder(tmp_path):
         )
 
     data = [{**row, "labels": row["labels"][:6]} for row in texts(4)]
-    made = trained("texts", tmp_path, student=t5(0, 16), teacher=t5(1, 24), objective=1.0 * CrossEntropy(), data=data, max_steps=1)
+    made = trained(
+        "texts", tmp_path, student=t5(0, 16), teacher=t5(1, 24), objective=1.0 * CrossEntropy(), data=data, max_steps=1
+    )
     own = t5(0, 16)(**stacked(data, "input_ids", "attention_mask", "labels")).loss
     assert steps(made)[0]["loss"] == pytest.approx(own.item(), rel=1e-4)
 
@@ -359,10 +414,32 @@ def test_in_the_trainer_of_trl(tmp_path):
     plain.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
     tokeniser = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="<eos>")
     data = datasets.Dataset.from_dict({"text": ["abcabc", "hello", "distil", "ab"]})
-    quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "bf16": False, "dataloader_pin_memory": False}
-    args = trl.SFTConfig(tmp_path, max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2, logging_steps=1, max_length=8, **quiet)
+    quiet = {
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "bf16": False,
+        "dataloader_pin_memory": False,
+    }
+    args = trl.SFTConfig(
+        tmp_path,
+        max_steps=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        logging_steps=1,
+        max_length=8,
+        **quiet,
+    )
     made = SFT(
-        llama(0), teacher=llama(1, 24), objective=of_texts(), fused=True, args=args, train_dataset=data, eval_dataset=data, processing_class=tokeniser
+        llama(0),
+        teacher=llama(1, 24),
+        objective=of_texts(),
+        fused=True,
+        args=args,
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokeniser,
     )
     made.train()
     assert steps(made)[0]["SoftTargets"] > 0
@@ -377,7 +454,9 @@ def test_in_a_loop_of_accelerate():
     distillation = Distillation(student, llama(1, 24), objective, fused=True)
     optimizer = torch.optim.SGD([*student.parameters(), *objective.parameters()], 0.1)
     model, optimizer = accelerator.prepare(student, optimizer)
-    batches = [stacked(rows, "input_ids", "attention_mask", "labels") for rows in (list(texts())[:4], list(texts())[4:])]
+    batches = [
+        stacked(rows, "input_ids", "attention_mask", "labels") for rows in (list(texts())[:4], list(texts())[4:])
+    ]
     counts = distillation.counts(batches)
     parts = [distillation(model, batch, counts=counts, progress=0.0) for batch in batches]
     accelerator.backward(sum(loss for loss, _ in parts))
@@ -420,7 +499,13 @@ def test_what_does_not_fit_is_refused():
 
 def on_one_of_two(rank, port, folder, task):
     """One of two processes, each of which draws an objective of its own."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     objective = TASKS[task][2]()
@@ -453,5 +538,9 @@ def test_two_processes_are_one(tmp_path, task):
         for name, value in state(one).items():
             torch.testing.assert_close(found[name], value, **ROUNDING, msg=lambda m, name=name: f"{name}: {m}")
         assert found["log"] == [pytest.approx(entry, rel=1e-3) for entry in steps(one)]
-        measured = {k: v for k, v in found["measured"].items() if k in wanted and "loss" not in k and "second" not in k and "time" not in k}
+        measured = {
+            k: v
+            for k, v in found["measured"].items()
+            if k in wanted and "loss" not in k and "second" not in k and "time" not in k
+        }
         assert measured == pytest.approx({k: wanted[k] for k in measured}, rel=1e-4) and "eval_agreement" in measured

@@ -148,9 +148,7 @@ def test_each_is_another_with_roles_exchanged(logits, T, fraction):
     z, t = logits
     how = {"temperature": T, "reduction": "none"}
     assert torch.equal(forward_kl(z, t, **how), reverse_kl(t, z, **how))
-    assert torch.equal(
-        skewed_forward_kl(z, t, skew=fraction, **how), skewed_reverse_kl(t, z, skew=fraction, **how)
-    )
+    assert torch.equal(skewed_forward_kl(z, t, skew=fraction, **how), skewed_reverse_kl(t, z, skew=fraction, **how))
     assert torch.equal(total_variation(z, t, **how), total_variation(t, z, **how))
     for scaled in (False, True):
         one = generalised_jsd(z, t, beta=fraction, scaled=scaled, **how)
@@ -191,9 +189,7 @@ towards_the_end = pytest.mark.parametrize(
             partial(skewed_forward_kl, skew=1),
             id="skewed forward to 1",
         ),
-        pytest.param(
-            lambda e: partial(generalised_jsd, beta=e), partial(generalised_jsd, beta=0), id="unscaled"
-        ),
+        pytest.param(lambda e: partial(generalised_jsd, beta=e), partial(generalised_jsd, beta=0), id="unscaled"),
     ],
 )
 
@@ -238,9 +234,7 @@ def test_bounds(logits, T, fraction):
     assert (tv <= 1 + 1e-12).all()
     for kl in (forward_kl, reverse_kl):
         assert (tv <= (kl(z, t, **how) / 2).sqrt() + 1e-7).all()  # Pinsker
-    assert (
-        skewed_forward_kl(z, t, skew=fraction, **how) <= (1 - fraction) * forward_kl(z, t, **how) + 1e-12
-    ).all()
+    assert (skewed_forward_kl(z, t, skew=fraction, **how) <= (1 - fraction) * forward_kl(z, t, **how) + 1e-12).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -271,9 +265,7 @@ GRADIENT_ERROR = {torch.float32: 0.0, torch.float16: 2e-3, torch.bfloat16: 5e-3}
 ROUNDING = 1e-6
 
 SIZES = [(3, 10), (3, 100), (300, 10), (1e4, 10), (1e4, 100)]
-dtypes = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:]
-)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
 all_temperatures = pytest.mark.parametrize("T", VALUE_ERROR)
 
 
@@ -321,9 +313,7 @@ def test_values_and_gradients_are_near_the_float64_oracle(dtype, T, loss, value,
             negative_log_acceptance: max(size, 1),
             total_variation: 1,
         }.get(loss, min(T, 100))
-        allowed += (
-            classes**0.5 * torch.finfo(dtype).tiny * torch.finfo(dtype).eps
-        )  # the type's smallest number
+        allowed += classes**0.5 * torch.finfo(dtype).tiny * torch.finfo(dtype).eps  # the type's smallest number
         if loss in OVERLAPS:  # which side of its kink a class is on may be rounding
             q, p = reference.softmax(z.double(), T), reference.softmax(t.double(), T)
             steep = 1 if loss is total_variation else 1 / np.minimum(p, q).sum(-1).clip(1e-300)
@@ -352,9 +342,7 @@ CURVATURES = {
 
 
 @pytest.mark.parametrize("name", CURVATURES)
-@pytest.mark.parametrize(
-    ("dtype", "apart", "right"), [(torch.float64, 1e-6, 1e-5), (torch.float32, 1e-3, 1e-2)]
-)
+@pytest.mark.parametrize(("dtype", "apart", "right"), [(torch.float64, 1e-6, 1e-5), (torch.float32, 1e-3, 1e-2)])
 def test_near_equality_each_is_its_curvature_times_a_variance(name, dtype, apart, right):
     _, t, _ = batch(8, 10, scale=1.0)
     t = t.to(dtype)
@@ -391,13 +379,9 @@ def test_bad_logits_are_refused(divergence):
     bad[0, 1] = math.nan
     refused(divergence, TypeError, "student_logits must be a torch.Tensor, not list", [[0.0, 1.0]], z)
     refused(divergence, TypeError, "teacher_logits must be a torch.Tensor, not NoneType", z, None)
-    refused(
-        divergence, TypeError, r"teacher_logits must be floating point \(logits, not labels\)", z, z.long()
-    )
+    refused(divergence, TypeError, r"teacher_logits must be floating point \(logits, not labels\)", z, z.long())
     refused(divergence, ValueError, "teacher_logits has 1 of 6 entries that are NaN or infinite", z, bad)
-    refused(
-        divergence, ValueError, "student_logits has 6 of 6 entries that are NaN or infinite", z + math.inf, z
-    )
+    refused(divergence, ValueError, "student_logits has 6 of 6 entries that are NaN or infinite", z + math.inf, z)
     refused(divergence, ValueError, "student_logits needs at least two classes", z[:, :1], z[:, :1])
 
 
@@ -405,9 +389,7 @@ def test_bad_logits_are_refused(divergence):
 def test_shapes_that_differ_are_refused(divergence):
     sentence = "student and teacher must share one set of classes, but the student has 3 and the teacher 4"
     refused(divergence, ValueError, sentence, torch.zeros(2, 3), torch.zeros(2, 4))
-    sentence = (
-        r"student_logits of shape \(2, 3\) and teacher_logits of shape \(1, 3\) do not belong to the same"
-    )
+    sentence = r"student_logits of shape \(2, 3\) and teacher_logits of shape \(1, 3\) do not belong to the same"
     refused(divergence, ValueError, sentence, torch.zeros(2, 3), torch.zeros(1, 3))
 
 

@@ -169,7 +169,11 @@ def test_the_tasks_of_ones_own_of_the_api_page(monkeypatch, tmp_path, digits):
 def test_on_tokens_is_once_on_the_api_page():
     page = (ROOT / "book/api.md").read_text(encoding="utf-8")
     for module in re.findall(r"automodule:: (kdlab\.objectives\.\w+)\n((?:   :.*\n)*)", page):
-        terms = [x for x in vars(importlib.import_module(module[0])).values() if getattr(x, "__module__", "") == module[0] and hasattr(x, "on_tokens")]
+        terms = [
+            x
+            for x in vars(importlib.import_module(module[0])).values()
+            if getattr(x, "__module__", "") == module[0] and hasattr(x, "on_tokens")
+        ]
         assert not terms or "on_tokens" in module[1], module[0]
     assert page.count("Term.on_tokens\n") == 1
 

@@ -63,9 +63,15 @@ def test_every_link_leads_to_a_file_that_is_what_it_says(study, tmp_path, up):
     links = re.findall(r'<a [^>]*href="([^"]+)"[^>]*>([^<]+)</a>', text)
     assert [words for _, words in links] == ["Data as CSV", "seed 0", "seed 1", "seed 2"]
     numbers, *records = [(here / link).resolve() for link, _ in links]
-    assert list(csv.reader(numbers.read_text().splitlines())) == [["series", "T", "KL"], ["kd", "1", "0.5"], ["kd", "2", "0.25"]]
+    assert list(csv.reader(numbers.read_text().splitlines())) == [
+        ["series", "T", "KL"],
+        ["kd", "1", "0.5"],
+        ["kd", "2", "0.25"],
+    ]
     assert [read_record(path) for path in records] == used
-    assert 'download aria-label="Data as CSV, figure gap"' in text and text.index("Data as CSV") < text.index("</figcaption>")
+    assert 'download aria-label="Data as CSV, figure gap"' in text and text.index("Data as CSV") < text.index(
+        "</figcaption>"
+    )
 
 
 def test_what_is_not_there_gets_no_link(study, tmp_path):
@@ -87,4 +93,6 @@ def test_a_page_saves_its_notebook():
     button = '<li><a href="../_sources/notebooks/03.ipynb" target="_blank"\n   class="btn">'
     assert sources_are_saved(button) == '<li><a href="../_sources/notebooks/03.ipynb" download\n   class="btn">'
     other = '<a href="https://example.org/03.ipynb" target="_blank">'
-    assert sources_are_saved(other) == other and sources_are_saved(sources_are_saved(button)) == sources_are_saved(button)
+    assert sources_are_saved(other) == other and sources_are_saved(sources_are_saved(button)) == sources_are_saved(
+        button
+    )

@@ -138,9 +138,7 @@ def test_half_precision_is_near_the_float64_oracle(loss, dtype):
     s, t = hidden(64, 32).to(dtype)
     value = loss(s, t, reduction="none")
     assert value.dtype == torch.float32
-    torch.testing.assert_close(
-        value.double(), loss(s.double(), t.double(), reduction="none"), rtol=3e-6, atol=0
-    )
+    torch.testing.assert_close(value.double(), loss(s.double(), t.double(), reduction="none"), rtol=3e-6, atol=0)
     slope, oracle = gradient(loss, s, t), gradient(loss, s.double(), t.double())
     assert slope.dtype == dtype
     eps = torch.finfo(dtype).eps
@@ -330,9 +328,7 @@ def test_projectors_say_what_they_take():
             ValueError, match=rf"Projector\({kind!r}, 4, 6\) takes features of width 4, but these have shape"
         ):
             Projector(kind, 4, 6)(torch.zeros(shape))  # fmt: skip
-    with pytest.raises(
-        ValueError, match=r"takes maps \(batch, channels, height, width\), not shape \(2, 3, 4\)"
-    ):
+    with pytest.raises(ValueError, match=r"takes maps \(batch, channels, height, width\), not shape \(2, 3, 4\)"):
         Projector("conv", 4, 6)(torch.zeros(2, 3, 4))
 
 

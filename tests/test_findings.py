@@ -31,7 +31,9 @@ def small():
 
 def exchanged(study, one, other):
     """The same plan, with the records of two arms exchanged."""
-    pairs = dict(zip([s.hash for s in study.specs if s.arm == one], [s.hash for s in study.specs if s.arm == other], strict=True))
+    pairs = dict(
+        zip([s.hash for s in study.specs if s.arm == one], [s.hash for s in study.specs if s.arm == other], strict=True)
+    )
     pairs |= {theirs: ours for ours, theirs in pairs.items()}
     return type(study)(study.plan, study.specs, {key: study.records[pairs.get(key, key)] for key in study.records})
 
@@ -40,7 +42,10 @@ def test_a_difference_is_said_by_its_interval():
     accuracy = QUANTITIES["accuracy"]
     assert moves(Interval(-0.02, -0.03, -0.01, 3), accuracy) == "lowers test accuracy by 2.00 points [1.00, 3.00]"
     assert moves(Interval(0.02, -0.01, 0.05, 3), accuracy).startswith("leaves undecided whether test accuracy changes")
-    assert moves(Interval(-0.1, -0.2, -0.05, 3), QUANTITIES["bits_per_byte"]) == "lowers bits per byte by 0.100 [0.050, 0.200]"
+    assert (
+        moves(Interval(-0.1, -0.2, -0.05, 3), QUANTITIES["bits_per_byte"])
+        == "lowers bits per byte by 0.100 [0.050, 0.200]"
+    )
 
 
 def test_findings_follow_their_records(small):
@@ -70,7 +75,11 @@ def test_each_finding_is_of_a_chapter_that_there_is():
 
 def test_the_scale_is_that_of_the_records():
     def record(device, data, teacher=None, **recipe):
-        return {"seconds": 3600, "provenance": {"device": device}, "spec": {"teacher": teacher, "data": data, "recipe": recipe}}
+        return {
+            "seconds": 3600,
+            "provenance": {"device": device},
+            "spec": {"teacher": teacher, "data": data, "recipe": recipe},
+        }
 
     cpu = record("Some CPU, 1 threads", "cifar100", teacher={}, epochs=5)
     assert scale([cpu]) == "1 runs on CPUs, 1 hours of training: students of images learn for 5 epochs"

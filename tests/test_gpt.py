@@ -52,9 +52,7 @@ def test_rotated_products_depend_on_the_distance_alone(i, j, shift, seed):
     turns = rotation(64, 8).double()
 
     def product(i, j):
-        return (
-            rotate(q.view(1, 1, 1, 8), turns[i : i + 1]) * rotate(k.view(1, 1, 1, 8), turns[j : j + 1])
-        ).sum()
+        return (rotate(q.view(1, 1, 1, 8), turns[i : i + 1]) * rotate(k.view(1, 1, 1, 8), turns[j : j + 1])).sum()
 
     torch.testing.assert_close(product(i + shift, j + shift), product(i, j), rtol=1e-5, atol=1e-5)
 
@@ -218,9 +216,7 @@ def test_at_first_every_token_is_as_likely_as_any_other(layers):
 
 
 def test_a_width_that_heads_cannot_share_is_refused():
-    with pytest.raises(
-        ValueError, match="the width must be a multiple of twice the heads, and 20 is not of 8"
-    ):
+    with pytest.raises(ValueError, match="the width must be a multiple of twice the heads, and 20 is not of 8"):
         GPT(V, width=20, layers=1, heads=4)
 
 

@@ -44,7 +44,9 @@ def mirror(tmp_path, monkeypatch):
 def listed(tmp_path):
     def write(**changes):
         splits = dict(zip(BOOKS, ("train", "validation", "test"), strict=True))
-        known = {file: hashlib.sha256(ebook(text)).hexdigest() for file, text in BOOKS.items()} | changes.pop("known", {})
+        known = {file: hashlib.sha256(ebook(text)).hexdigest() for file, text in BOOKS.items()} | changes.pop(
+            "known", {}
+        )
         path = tmp_path / "three.txt"
         path.write_text("# three books\n" + "".join(f"{splits[file]} {file} {known[file]}\n" for file in BOOKS))
         return path
@@ -56,7 +58,11 @@ def test_books_come_from_a_mirror_once_and_with_a_pause(mirror, listed, monkeypa
     (url, asked), slept = mirror, []
     monkeypatch.setattr(gutenberg, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: 7.0))
     corpus = load_books(listed(), mirror=url)
-    assert [list(corpus.documents(split)) for split in ("train", "validation", "test")] == [["Seven.\n"], ["Forty\n\ntwo.\n"], ["Pride — and so on.\n"]]
+    assert [list(corpus.documents(split)) for split in ("train", "validation", "test")] == [
+        ["Seven.\n"],
+        ["Forty\n\ntwo.\n"],
+        ["Pride — and so on.\n"],
+    ]
     assert asked == ["/0/7/7-0.txt", "/4/42/42.txt", "/1/3/4/1342/1342-0.txt"]
     assert slept == [2.0, 2.0]
     again = load_books(listed(), mirror=url, download=False)
@@ -77,7 +83,9 @@ def test_another_text_is_refused_and_the_list_goes_on_where_it_stopped(mirror, l
 
 def test_what_is_no_list_no_mirror_or_no_book_gets_a_sentence(mirror, listed, tmp_path):
     url, asked = mirror
-    with pytest.raises(ValueError, match=r"www.gutenberg.org asks programs to download from a mirror, such as https://"):
+    with pytest.raises(
+        ValueError, match=r"www.gutenberg.org asks programs to download from a mirror, such as https://"
+    ):
         load_books(listed(), mirror="https://www.gutenberg.org/files")
     with pytest.raises(DataError, match=r"downloading is turned off; .*KDLAB_DATA"):
         load_books(listed(), mirror=url, download=False)
@@ -90,7 +98,10 @@ def test_what_is_no_list_no_mirror_or_no_book_gets_a_sentence(mirror, listed, tm
         with pytest.raises(ValueError, match=sentence):
             load_books(tmp_path / "wrong.txt", mirror=url)
     assert not asked
-    for content, sentence in ((b"no book", "has no lines .*START OF"), (ebook("x").replace(b"x", b"\xe9"), "is not UTF-8")):
+    for content, sentence in (
+        (b"no book", "has no lines .*START OF"),
+        (ebook("x").replace(b"x", b"\xe9"), "is not UTF-8"),
+    ):
         (folder() / "gutenberg").mkdir(parents=True, exist_ok=True)
         (folder() / "gutenberg" / "7-0.txt").write_bytes(content)
         corpus = load_books(listed(known={"7-0.txt": hashlib.sha256(content).hexdigest()}), mirror=url, pause=0)

@@ -101,8 +101,6 @@ def test_accumulated_micro_batches_are_one_batch(distiller):
     parts = distiller(data, max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=4)
     for trainer in (whole, parts):
         trainer.train()
-    one, other = (
-        next(e for e in trainer.state.log_history if "grad_norm" in e) for trainer in (whole, parts)
-    )
+    one, other = (next(e for e in trainer.state.log_history if "grad_norm" in e) for trainer in (whole, parts))
     assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
     assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)

@@ -108,7 +108,13 @@ def test_a_softcap_is_kept():
 
 def cohere():
     config = transformers.CohereConfig(
-        **SHAPE, intermediate_size=32, max_position_embeddings=32, logit_scale=0.25, pad_token_id=0, bos_token_id=1, eos_token_id=2
+        **SHAPE,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        logit_scale=0.25,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     return transformers.CohereForCausalLM(config)
 
@@ -263,17 +269,13 @@ def test_read_in_pieces_and_rewound_it_says_the_same():
     for row, length in enumerate((1, 5)):
         whole = lm(torch.cat([inputs[row, :length], more[row]])[None])[0, length:]
         torch.testing.assert_close(after[row], whole, rtol=1e-4, atol=1e-5)
-    with pytest.raises(
-        ValueError, match="a cache can be shortened only to lengths between zero and what it holds"
-    ):
+    with pytest.raises(ValueError, match="a cache can be shortened only to lengths between zero and what it holds"):
         cache.rewind(torch.tensor([1, 50]))
 
 
 # Training
 
-RECIPE = Recipe(
-    epochs=2, batch_size=4, optimizer="adamw", learning_rate=1e-2, schedule="cosine", augment=False
-)
+RECIPE = Recipe(epochs=2, batch_size=4, optimizer="adamw", learning_rate=1e-2, schedule="cosine", augment=False)
 KD = 0.2 * CrossEntropy() + 0.8 * ForwardKL()
 
 
@@ -309,9 +311,7 @@ def test_it_learns(make, parts):
 
 
 def test_its_layers_are_matched_by_their_names():
-    hidden = HiddenMSE(
-        ("model.model.layers.0", "model.model.layers.1"), projector=Projector("linear", 16, 16)
-    )
+    hidden = HiddenMSE(("model.model.layers.0", "model.model.layers.1"), projector=Projector("linear", 16, 16))
     maps = AttentionMaps(("model.model.layers.0.self_attn", "model.model.layers.1.self_attn"))
     (entry, _) = fit(model(llama), KD + hidden + maps, train=tokens(), teacher=model(llama, 1), recipe=RECIPE)
     assert entry["HiddenMSE"] > 0 and entry["AttentionMaps"] > 0
@@ -383,7 +383,19 @@ def test_a_teacher_without_adapters_does_all_that_a_teacher_does(tmp_path):
     for p, q in zip(lm.parameters(), again.parameters(), strict=True):
         q.data.copy_(p.data)
     more = Recipe(**vars(RECIPE))
-    assert len(fit(again, objective, train=tokens(), teacher=without_adapter(again), recipe=more, checkpoint=tmp_path / "run")) == 2
+    assert (
+        len(
+            fit(
+                again,
+                objective,
+                train=tokens(),
+                teacher=without_adapter(again),
+                recipe=more,
+                checkpoint=tmp_path / "run",
+            )
+        )
+        == 2
+    )
     assert generate(teacher, text(2, 3), tokens=2).shape == (2, 5) and teacher.vocabulary == V
     write_cache(tmp_path / "cache", teacher, tokens(), entries=6)
     TeacherCache(tmp_path / "cache", tokens(), without_adapter(again))
@@ -394,7 +406,13 @@ def test_a_teacher_without_adapters_does_all_that_a_teacher_does(tmp_path):
 def test_a_teacher_that_training_would_move_is_refused():
     base = llama()
     with pytest.raises(ValueError, match="without_adapter"):
-        fit(CausalLM(pytest.importorskip("peft").get_peft_model(base, lora())), KD, train=tokens(), teacher=CausalLM(base), recipe=RECIPE)
+        fit(
+            CausalLM(pytest.importorskip("peft").get_peft_model(base, lora())),
+            KD,
+            train=tokens(),
+            teacher=CausalLM(base),
+            recipe=RECIPE,
+        )
     biased = CausalLM(adapted("c_attn", make=gpt2, bias="all", fan_in_fan_out=True))
     with pytest.raises(ValueError, match="bias"):
         fit(biased, KD, train=tokens(), teacher=without_adapter(biased), recipe=RECIPE)

@@ -105,9 +105,7 @@ def test_micro_batches_add_up_to_their_batch(fused, data, parts):
     objective = KD + 0.5 * ReverseKL()
     teacher = gpt(1, width=12, fused=fused)
     whole, history = trained(objective, train=data(), student=gpt(fused=fused), teacher=teacher)
-    split, of_parts = trained(
-        objective, replace(RECIPE, micro_batches=parts), data(), gpt(fused=fused), teacher
-    )
+    split, of_parts = trained(objective, replace(RECIPE, micro_batches=parts), data(), gpt(fused=fused), teacher)
     assert_close(split, whole)
     for name in ("loss", *objective.names):
         assert of_parts[0][name] == pytest.approx(history[0][name], rel=1e-6)
@@ -169,8 +167,7 @@ def test_hidden_states_and_attention_add_up_too():
 def test_a_temperature_is_reported_once_and_not_for_each_part():
     objective = SoftTargets(Linear(4, 2)) + SoftTargets(LearnedTemperature())
     entries = [
-        trained(objective.fresh(), replace(RECIPE, micro_batches=parts), teacher=gpt(1))[1][0]
-        for parts in (1, 4)
+        trained(objective.fresh(), replace(RECIPE, micro_batches=parts), teacher=gpt(1))[1][0] for parts in (1, 4)
     ]
     for name in ("SoftTargets_1.temperature", "SoftTargets_2.temperature"):
         assert entries[1][name] == pytest.approx(entries[0][name], rel=1e-6)
@@ -277,9 +274,7 @@ def test_each_epoch_draws_its_examples_anew_from_all():
 
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_stopped_in_the_middle_of_an_epoch_it_goes_on_with_the_same_blocks(tmp_path, step):
-    recipe = replace(
-        RECIPE, epochs=3, epoch_examples=16, optimizer="adamw", learning_rate=1e-2, micro_batches=2
-    )
+    recipe = replace(RECIPE, epochs=3, epoch_examples=16, optimizer="adamw", learning_rate=1e-2, micro_batches=2)
     whole, history = trained(KD, recipe, watched(), teacher=gpt(1))
     expected, asked = list(SEEN), []
 
@@ -380,16 +375,12 @@ def test_the_first_step_of_adamw_is_the_sign_of_the_gradient():
 
 def test_what_an_objective_learns_decays_by_the_same_rule():
     torch.manual_seed(0)
-    objective = (
-        0.0 * HiddenMSE(("blocks.0", "blocks.0"), projector=Projector("linear", 8, 12)) + CrossEntropy()
-    )
+    objective = 0.0 * HiddenMSE(("blocks.0", "blocks.0"), projector=Projector("linear", 8, 12)) + CrossEntropy()
     with torch.no_grad():
         for p in objective.parameters():
             p.fill_(1.0)
     recipe = replace(RECIPE, batch_size=24, optimizer="adamw", weight_decay=0.5)
-    trained(
-        objective, recipe, student=gpt(dtype=torch.float32), teacher=gpt(1, width=12, dtype=torch.float32)
-    )
+    trained(objective, recipe, student=gpt(dtype=torch.float32), teacher=gpt(1, width=12, dtype=torch.float32))
     for p in objective.parameters():
         assert p.mean().item() == pytest.approx(1 - 0.1 * 0.5 if p.ndim > 1 else 1.0, rel=1e-6)
 
@@ -433,9 +424,7 @@ def test_measures_of_a_text_are_those_of_all_its_logits(fused):
 @pytest.mark.parametrize("at_once", [1, CONTEXT, 2 * CONTEXT + 1, 1000])
 def test_measures_do_not_depend_on_how_many_tokens_are_looked_at_at_once(at_once):
     split = text(11, seed=3)
-    (one,), (other,) = (
-        measure_tokens([gpt()], split, teacher=gpt(1), tokens_at_once=n) for n in (at_once, 8192)
-    )
+    (one,), (other,) = (measure_tokens([gpt()], split, teacher=gpt(1), tokens_at_once=n) for n in (at_once, 8192))
     assert one == pytest.approx(other, rel=1e-6)
 
 
@@ -463,8 +452,7 @@ def test_bits_per_byte_of_a_model_that_knows_nothing():
 def test_bits_per_byte_do_not_depend_on_how_long_tokens_are():
     """A text as letters, and as pairs of letters: a model that knows the same of both is measured the same."""
     (letters,), (pairs,) = (
-        measure_tokens([Even(vocabulary)], even(vocabulary, length))
-        for vocabulary, length in ((4, 1), (16, 2))
+        measure_tokens([Even(vocabulary)], even(vocabulary, length)) for vocabulary, length in ((4, 1), (16, 2))
     )
     assert letters["bits_per_byte"] == pytest.approx(pairs["bits_per_byte"], rel=1e-6) == 2
     assert pairs["cross_entropy"] == pytest.approx(2 * letters["cross_entropy"], rel=1e-6)
@@ -486,9 +474,7 @@ def even(vocabulary, length):
 
 def test_a_validation_text_is_measured_after_each_epoch():
     student = gpt()
-    history = fit(
-        student, CrossEntropy(), train=text(), recipe=replace(RECIPE, epochs=2), validation=text(5, 1)
-    )
+    history = fit(student, CrossEntropy(), train=text(), recipe=replace(RECIPE, epochs=2), validation=text(5, 1))
     (expected,) = measure_tokens([student], text(5, 1))
     assert history[-1]["validation"] == expected and student.training
     json.dumps(history, allow_nan=False)
@@ -505,9 +491,7 @@ def python_text() -> TextData:
 
 TEXT = replace(RECIPE, optimizer="adamw", learning_rate=2e-3, max_gradient_norm=1.0, epoch_examples=16)
 TEACHER = Spec("tests", "teacher", "python-512-32", "gpt_64x2", 1.0 * CrossEntropy(), TEXT)
-STUDENT = Spec(
-    "tests", "kd", "python-512-32", "gpt_64x2", KD, replace(TEXT, micro_batches=2, seed=1), TEACHER
-)
+STUDENT = Spec("tests", "kd", "python-512-32", "gpt_64x2", KD, replace(TEXT, micro_batches=2, seed=1), TEACHER)
 
 
 def test_a_run_of_a_language_model_leaves_its_record(tmp_path):
@@ -566,9 +550,7 @@ def test_a_plan_of_texts_says_what_it_found(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("change", [{"omit": (3,)}, {"hold_out": False}])
 def test_classes_and_protocols_of_images_are_refused_of_a_text(change):
-    with pytest.raises(
-        ValueError, match="of a text no class is omitted, and its validation split is always held out"
-    ):
+    with pytest.raises(ValueError, match="of a text no class is omitted, and its validation split is always held out"):
         run(replace(TEACHER, **change), python_text())
 
 
@@ -585,7 +567,10 @@ def test_a_padded_teacher_teaches_what_it_would_without_the_padding(fused):
     """From all logits, and from hidden states."""
     teacher, padded = gpt(1, fused=fused), GPT(V + 2, width=8, layers=1, heads=2, context=CONTEXT).double()
     with torch.no_grad():
-        padded.load_state_dict(teacher.state_dict() | {"embedding.weight": torch.cat([teacher.embedding.weight, teacher.embedding.weight[:2]])})
+        padded.load_state_dict(
+            teacher.state_dict()
+            | {"embedding.weight": torch.cat([teacher.embedding.weight, teacher.embedding.weight[:2]])}
+        )
     padded.fused = fused
     students = []
     for model, term in ((teacher, ForwardKL()), (padded, SharedVocabulary(ForwardKL(), torch.arange(V)))):

@@ -258,26 +258,20 @@ def test_layers_that_were_not_captured_are_named(given, seen):
     ):
         given(**seen)
     seen["student_hidden"][layer] = randn(4, 3, 6, 6)
-    with pytest.raises(
-        ValueError, match=rf"needs '{other}' of the teacher: capture objective.teacher_layers"
-    ):
+    with pytest.raises(ValueError, match=rf"needs '{other}' of the teacher: capture objective.teacher_layers"):
         given(**{**seen, "teacher_hidden": None})
 
 
 @pytest.mark.parametrize("layers", [(), (3,), (("a",),), (("a", "b", "c"),), (("a", 1),)])
 def test_what_is_no_layer_is_refused(layers):
-    with pytest.raises(
-        ValueError, match=r"HiddenMSE takes module paths, or pairs of them \(student, teacher\), not"
-    ):
+    with pytest.raises(ValueError, match=r"HiddenMSE takes module paths, or pairs of them \(student, teacher\), not"):
         HiddenMSE(*layers)
 
 
 def test_what_contrast_needs_is_named(seen):
     term = CRD("a", student_width=108, teacher_width=108, examples=10)
     for missing in ("labels", "index"):
-        with pytest.raises(
-            ValueError, match="needs labels=… and index=…, the examples' places in the training set"
-        ):
+        with pytest.raises(ValueError, match="needs labels=… and index=…, the examples' places in the training set"):
             term(**{**seen, missing: None})
     with pytest.raises(ValueError, match="needs labels=… to leave out examples of the same class"):
         InfoNCE("a", same_class=False)(**{**seen, "labels": None})
@@ -288,9 +282,7 @@ def test_what_contrast_needs_is_named(seen):
 def test_widths_that_differ_ask_for_a_projector(seen):
     seen["teacher_hidden"]["a"] = randn(4, 5, 6, 6)
     for term in (HiddenMSE("a"), HiddenCosine("a"), InfoNCE("a")):
-        with pytest.raises(
-            ValueError, match="differ in size: give a projector, or choose layers of one size"
-        ):
+        with pytest.raises(ValueError, match="differ in size: give a projector, or choose layers of one size"):
             term(**seen)
     with pytest.raises(ValueError, match=r"Projector\('conv', 4, 5\) takes features of width 4"):
         HiddenMSE("a", projector=Projector("conv", 4, 5))(**seen)
@@ -321,9 +313,7 @@ def test_fit_captures_and_learns_everything(digits, resnet):
     )  # fmt: skip
     for name in objective.names:
         assert all(entry[name] > 0 and entry[f"{name}.gradient_norm"] > 0 for entry in history), name
-    weighed = sum(
-        w * last[n] for w, n in zip(objective.weights, objective.names, strict=True) if n != "HiddenCosine"
-    )
+    weighed = sum(w * last[n] for w, n in zip(objective.weights, objective.names, strict=True) if n != "HiddenCosine")
     assert weighed < last["loss"] < weighed + last["HiddenCosine"]  # its weight falls from one half to zero
     assert all(not torch.equal(a, b) for a, b in zip(before, objective.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(untouched, teacher.parameters(), strict=True))
@@ -383,9 +373,9 @@ def _gradients(student, objective, digits, teacher):
         Taps(teacher.eval(), objective.teacher_layers) as taught,
     ):
         logits, hidden = tapped(inputs)
-        objective(
-            student_logits=logits, student_hidden=hidden, teacher_hidden=taught(inputs)[1], labels=labels
-        )[0].backward()
+        objective(student_logits=logits, student_hidden=hidden, teacher_hidden=taught(inputs)[1], labels=labels)[
+            0
+        ].backward()
     return list(student.parameters())
 
 

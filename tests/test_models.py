@@ -205,9 +205,7 @@ def test_stages_and_embedding_are_those_of_the_benchmark(name):
 def test_features_are_after_relu_but_in_wide_resnets_and_mobilenets(name):
     model, lowest = calibrated(name), []
     for stage in range(1, len(BENCHMARK[name][1]) + 1):
-        getattr(model, f"layer{stage}").register_forward_hook(
-            lambda module, inputs, out: lowest.append(out.min())
-        )
+        getattr(model, f"layer{stage}").register_forward_hook(lambda module, inputs, out: lowest.append(out.min()))
     model.fc.register_forward_hook(lambda module, inputs, output: lowest.append(inputs[0].min()))
     with torch.no_grad():
         model(torch.randn(4, 3, 32, 32))
@@ -233,9 +231,7 @@ def test_features_of_wide_resnets_before_relu_are_those_of_the_next_normalisatio
 
 @one_of_each_kind
 def test_every_parameter_of_every_family_gets_a_gradient(name):
-    model = calibrated(
-        name
-    )  # in training mode a bias before batch normalisation, as VGG has them, would get none
+    model = calibrated(name)  # in training mode a bias before batch normalisation, as VGG has them, would get none
     model(torch.randn(2, 3, 32, 32)).square().sum().backward()
     for parameter, values in model.named_parameters():
         assert values.grad is not None and values.grad.abs().max() > 0, parameter

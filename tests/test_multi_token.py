@@ -163,7 +163,10 @@ def test_a_model_that_proposes_to_itself_writes_its_own_text(in_a_row, lengths, 
 def test_a_model_that_proposes_to_itself_writes_to_the_end_of_its_context(in_a_row, tokens):
     model, prompts, lengths = modules(in_a_row), text(3, 5), torch.tensor([5, 2, 4])
     expected = generate(model.trunk, prompts, tokens=tokens, lengths=lengths, temperature=0)
-    assert speculate(model.trunk, model, prompts, tokens=tokens, lengths=lengths, temperature=0).text.tolist() == expected.tolist()
+    assert (
+        speculate(model.trunk, model, prompts, tokens=tokens, lengths=lengths, temperature=0).text.tolist()
+        == expected.tolist()
+    )
 
 
 @both_kinds

@@ -46,9 +46,7 @@ def test_the_mistake_is_noticed(mutation, outcome_of):
 
 
 @forks
-@pytest.mark.parametrize(
-    ("complaint", "mutation"), CONTROLS.items(), ids=[m.pitfall for m in CONTROLS.values()]
-)
+@pytest.mark.parametrize(("complaint", "mutation"), CONTROLS.items(), ids=[m.pitfall for m in CONTROLS.values()])
 def test_what_is_no_mistake_or_a_mere_crash_does_not_count(complaint, mutation, outcome_of):
     assert outcome_of[mutation.pitfall].startswith(complaint)
 
@@ -61,10 +59,6 @@ def test_every_snippet_stands_once_in_its_file():
 
 def test_every_pitfall_has_its_mutation():
     source = ast.parse((TESTS / "test_pitfalls.py").read_text(encoding="utf-8"))
-    tests = {
-        node.name
-        for node in source.body
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    }
+    tests = {node.name for node in source.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
     assert tests == {mutation.test.partition("[")[0] for mutation in MUTATIONS}
     assert len({mutation.pitfall for mutation in MUTATIONS}) == len(MUTATIONS)

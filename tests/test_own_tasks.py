@@ -65,7 +65,15 @@ def test_one_output_is_learned_and_measured_by_ones_own_measure():
     teacher, student, data = affine(seed=1), affine(seed=2), numbers()
     whole = replace(RECIPE, epochs=20)
     fit(teacher, SquaredError(), train=data, recipe=whole)
-    history = fit(student, SquaredError() + LogitMSE(), teacher=teacher, train=data, recipe=whole, validation=numbers(seed=5), measure=mean_error)
+    history = fit(
+        student,
+        SquaredError() + LogitMSE(),
+        teacher=teacher,
+        train=data,
+        recipe=whole,
+        validation=numbers(seed=5),
+        measure=mean_error,
+    )
     assert list(history[0]["validation"]) == ["error"] and isinstance(history[0]["validation"]["error"], float)
     assert history[-1]["validation"]["error"] < 0.05 < history[0]["validation"]["error"]
     torch.testing.assert_close(student.weight[0], torch.tensor([2.0, -1.0, 0.0, 0.0]), atol=0.05, rtol=0)
@@ -173,7 +181,13 @@ def flat(seed=0):
 
 def learned(teacher, student=None, train=None, **options):
     student = flat() if student is None else student
-    fit(student, SoftTargets(4), teacher=teacher, train=pictures() if train is None else train, **{"recipe": RECIPE} | options)
+    fit(
+        student,
+        SoftTargets(4),
+        teacher=teacher,
+        train=pictures() if train is None else train,
+        **{"recipe": RECIPE} | options,
+    )
     return student[-1].weight.detach()
 
 
@@ -207,7 +221,12 @@ def test_clamped_zeros_are_what_one_says_they_stand_for(gives):
     [
         (torch.zeros(2, 3), {"gives": "probabilities"}, ValueError, "sum to 0, not to one"),
         (torch.tensor([[2.0, 1.0]] * 2), {"gives": "log-probabilities"}, ValueError, "gives no log-probabilities"),
-        (torch.zeros(3, 3), {}, TypeError, r"a floating-point tensor of shape \(2, …, N\), not torch.float32, \(3, 3\)"),
+        (
+            torch.zeros(3, 3),
+            {},
+            TypeError,
+            r"a floating-point tensor of shape \(2, …, N\), not torch.float32, \(3, 3\)",
+        ),
         ([0.0], {}, TypeError, r"not list \(torch.as_tensor makes one of numbers\)"),
         (torch.zeros(2, 3).numpy(), {}, TypeError, r"not ndarray \(torch.as_tensor makes one of numbers\)"),
     ],
@@ -229,7 +248,9 @@ def test_how_a_function_is_named():
 
 
 def test_a_server_that_gives_a_few_of_many_classes_teaches_too():
-    of_server = SparseTargets.from_log_probabilities(torch.tensor([[0, 3]] * 16), torch.tensor([[0.6, 0.3]] * 16).log(), 5)
+    of_server = SparseTargets.from_log_probabilities(
+        torch.tensor([[0, 3]] * 16), torch.tensor([[0.6, 0.3]] * 16).log(), 5
+    )
     student = flat()
     fit(student, SparseForwardKL(), teacher=FunctionTeacher(lambda x: of_server, "it"), train=pictures(), recipe=RECIPE)
     assert predict(student, pictures()).softmax(-1)[:, 0].mean() > 0.3
@@ -340,10 +361,19 @@ def test_a_hint_knows_where_the_crop_was():
     def hint(view, **how):
         torch.manual_seed(0)
         student = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))
-        return fit(student, HiddenMSE("0") + 0.0 * CrossEntropy(), teacher=itself, train=train, recipe=RECIPE, student_view=view, **how)[0]["loss"]
+        return fit(
+            student,
+            HiddenMSE("0") + 0.0 * CrossEntropy(),
+            teacher=itself,
+            train=train,
+            recipe=RECIPE,
+            student_view=view,
+            **how,
+        )[0]["loss"]
 
     assert hint(quarter) < 1e-10
-    assert hint(lambda x, g: (quarter(x, g)[0], torch.tensor([[0.0, 0.0, 0.5, 0.5]]).expand(len(x), 4))) > 0.1  # elsewhere
+    # elsewhere
+    assert hint(lambda x, g: (quarter(x, g)[0], torch.tensor([[0.0, 0.0, 0.5, 0.5]]).expand(len(x), 4))) > 0.1
     with pytest.raises(ValueError, match="it is not known where in the picture"):
         hint(lambda x, g: quarter(x, g)[0])
     with pytest.raises(ValueError, match="places of the picture that the teacher does not"):
@@ -372,15 +402,34 @@ def test_views_that_cannot_be_are_refused(tmp_path):
         ({"student_view": half, "rewrite": lambda *_: None}, "rewritten or seen in views, not both"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            fit(convolutional(), SoftTargets(), **{"teacher": convolutional(1), "train": pictures(), "recipe": RECIPE} | how)
+            fit(
+                convolutional(),
+                SoftTargets(),
+                **{"teacher": convolutional(1), "train": pictures(), "recipe": RECIPE} | how,
+            )
 
     for who in ("student", "teacher"):
         for view in (lambda x: x, lambda x, g, more: x, torch.zeros(2)):
             with pytest.raises(TypeError, match=rf"{who}_view is a function of the inputs and of a generator"):
-                fit(convolutional(), SoftTargets(), teacher=convolutional(1), train=pictures(), recipe=RECIPE, **{f"{who}_view": view})
+                fit(
+                    convolutional(),
+                    SoftTargets(),
+                    teacher=convolutional(1),
+                    train=pictures(),
+                    recipe=RECIPE,
+                    **{f"{who}_view": view},
+                )
 
     def run(view):
-        fit(convolutional(), SoftTargets(), teacher=convolutional(1), train=pictures(), recipe=RECIPE, student_view=view, checkpoint=tmp_path / "run")
+        fit(
+            convolutional(),
+            SoftTargets(),
+            teacher=convolutional(1),
+            train=pictures(),
+            recipe=RECIPE,
+            student_view=view,
+            checkpoint=tmp_path / "run",
+        )
 
     run(half)
     run(half)
@@ -400,7 +449,14 @@ def test_each_step_is_told(parts):
         lengths.append(student[1].weight.grad.norm().item())
 
     recipe = replace(RECIPE, schedule="cosine", micro_batches=parts)
-    history = fit(student, CrossEntropy() + 0.5 * SoftTargets(), teacher=flat(1), train=pictures(), recipe=recipe, after_step=after_step)
+    history = fit(
+        student,
+        CrossEntropy() + 0.5 * SoftTargets(),
+        teacher=flat(1),
+        train=pictures(),
+        recipe=recipe,
+        after_step=after_step,
+    )
     assert [(x["epoch"], x["step"], x["steps"]) for x in told] == [(e, s, 3) for e in (1, 2) for s in (1, 2, 3)]
     assert told[1]["learning_rate"] == recipe.learning_rate_at(1 / 3) and all(lengths)
     for name in ("loss", "CrossEntropy", "SoftTargets"):
@@ -409,7 +465,9 @@ def test_each_step_is_told(parts):
 
 
 def test_what_is_told_changes_nothing():
-    torch.testing.assert_close(learned(flat(1), after_step=lambda entry: torch.rand(1)), learned(flat(1)), rtol=0, atol=0)
+    torch.testing.assert_close(
+        learned(flat(1), after_step=lambda entry: torch.rand(1)), learned(flat(1)), rtol=0, atol=0
+    )
 
 
 # Which weights a student is left with
@@ -436,7 +494,13 @@ def test_the_average_is_what_is_measured_and_left():
     torch.testing.assert_close(student[1].weight.detach(), mean)
     assert not torch.equal(measured[0], seen[2])  # and training went on from the weights themselves:
     plain, alone = batch_normalised(), []
-    fit(plain, CrossEntropy(), train=pictures(), recipe=RECIPE, after_step=lambda _: alone.append(plain[1].weight.detach().clone()))
+    fit(
+        plain,
+        CrossEntropy(),
+        train=pictures(),
+        recipe=RECIPE,
+        after_step=lambda _: alone.append(plain[1].weight.detach().clone()),
+    )
     assert all(map(torch.equal, seen, alone))
 
 
@@ -449,7 +513,9 @@ def told_of(numbers):
 def test_the_best_epoch_is_left_and_training_ends_early():
     weights, measure = told_of([3, 1, 2, 1, 0])
     student, recipe = flat(), replace(RECIPE, epochs=5, best_by="lowest error", patience=2)
-    history = fit(student, CrossEntropy(), train=pictures(), recipe=recipe, validation=pictures(seed=3), measure=measure)
+    history = fit(
+        student, CrossEntropy(), train=pictures(), recipe=recipe, validation=pictures(seed=3), measure=measure
+    )
     assert [entry["validation"]["error"] for entry in history] == [3, 1, 2, 1] and recipe.best_epoch(history) == 2
     assert torch.equal(student[1].weight, weights[1]) and not torch.equal(weights[1], weights[3])
 
@@ -504,8 +570,16 @@ def test_what_cannot_be_best_is_refused_before_training():
         ({"best_by": "accuracy"}, {}, 'best_by is "highest …" or "lowest …"'),
         ({"ema_decay": 1.0}, {}, "ema_decay must be from 0 to less than 1"),
         ({"best_by": "highest accuracy"}, {}, "that of a validation split"),
-        ({"best_by": "highest rmse"}, {"validation": pictures(16)}, "best_by names 'rmse', and what is measured .* is accuracy"),
-        ({"best_by": "highest a"}, {"validation": pictures(16), "measure": lambda *_: {"b": 1}}, "best_by names 'a', .* is b"),
+        (
+            {"best_by": "highest rmse"},
+            {"validation": pictures(16)},
+            "best_by names 'rmse', and what is measured .* is accuracy",
+        ),
+        (
+            {"best_by": "highest a"},
+            {"validation": pictures(16), "measure": lambda *_: {"b": 1}},
+            "best_by names 'a', .* is b",
+        ),
     ):
         with pytest.raises(ValueError, match=sentence):
             fit(flat(), CrossEntropy(), train=pictures(), recipe=replace(RECIPE, **changes), **how)
@@ -513,7 +587,9 @@ def test_what_cannot_be_best_is_refused_before_training():
 
 def test_a_state_that_is_a_copy_is_neither_averaged_nor_put_back():
     student = flat()
-    student.register_state_dict_post_hook(lambda module, state, *_: state.update({k: v.clone() for k, v in state.items()}))
+    student.register_state_dict_post_hook(
+        lambda module, state, *_: state.update({k: v.clone() for k, v in state.items()})
+    )
     with pytest.raises(ValueError, match="is a copy of what it computes with"):
         fit(student, CrossEntropy(), train=pictures(), recipe=replace(RECIPE, ema_decay=0.5))
 
@@ -523,13 +599,15 @@ def test_an_earlier_checkpoint_goes_on(tmp_path):
     fit(flat(), CrossEntropy(), train=pictures(), recipe=RECIPE, checkpoint=tmp_path / "run")
     assert not {"ema_decay", "best_by", "patience"} & set(load_tensors(tmp_path / "run")[1]["identity"]["recipe"])
     with pytest.raises(CheckpointError, match="ema_decay None in it and 0.5 here"):
-        fit(flat(), CrossEntropy(), train=pictures(), recipe=replace(RECIPE, ema_decay=0.5), checkpoint=tmp_path / "run")
+        fit(
+            flat(), CrossEntropy(), train=pictures(), recipe=replace(RECIPE, ema_decay=0.5), checkpoint=tmp_path / "run"
+        )
 
 
 # Networks and data by their import paths
 
 
-OWN = '''
+OWN = """
 from dataclasses import replace
 import torch
 from torch import nn
@@ -541,7 +619,7 @@ def small(classes):
 def digits():
     data = load_digits()
     return replace(data, train=data.train[:64], validation=data.validation[:32], test=data.test[:32])
-'''
+"""
 
 
 def test_a_study_of_ones_own_networks_and_data(tmp_path, monkeypatch):
@@ -552,7 +630,9 @@ def test_a_study_of_ones_own_networks_and_data(tmp_path, monkeypatch):
     assert run_plan([spec], book=tmp_path / "book") is not None
     found = find_record(spec, tmp_path / "book" / "records")
     assert found["spec"]["student"] == "digits_of_mine:small" and found["parameters"] == 48 * 10 + 10
-    assert found["own_code"] == dict.fromkeys(["digits_of_mine:small", "digits_of_mine:digits"], sha256(tmp_path / "digits_of_mine.py"))
+    assert found["own_code"] == dict.fromkeys(
+        ["digits_of_mine:small", "digits_of_mine:digits"], sha256(tmp_path / "digits_of_mine.py")
+    )
     assert found["selection"].startswith("the epoch of the highest accuracy on the validation split")
     for student, sentence in (("digits_of_mine:large", "cannot be imported"), ("resnet9", "named by its import path")):
         with pytest.raises(ValueError, match=sentence):

@@ -20,9 +20,7 @@ from kdlab.study.run import run_together
 from kdlab.training import CheckpointError, Learner, Recipe, Stopped, fit_together
 
 V, CONTEXT = 19, 6
-RECIPE = Recipe(
-    epochs=2, batch_size=4, optimizer="adamw", learning_rate=1e-2, schedule="cosine", augment=False
-)
+RECIPE = Recipe(epochs=2, batch_size=4, optimizer="adamw", learning_rate=1e-2, schedule="cosine", augment=False)
 
 
 def gpt(seed=0, fused=False):
@@ -54,9 +52,7 @@ def parameters(model):
 
 def trained(rewrite=None, *, recipe=RECIPE, objective=None, student=None, **options):
     student = gpt() if student is None else student
-    learner = Learner(
-        student, objective or 1.0 * ReverseKL(), recipe, options.pop("checkpoint", None), rewrite=rewrite
-    )
+    learner = Learner(student, objective or 1.0 * ReverseKL(), recipe, options.pop("checkpoint", None), rewrite=rewrite)
     (history,) = fit_together([learner], train=text(), teacher=gpt(1), **options)
     return parameters(student), history
 
@@ -81,9 +77,7 @@ def test_the_prompt_is_left_and_what_follows_is_the_students(prompt, temperature
     generator = seeded(seed)
     torch.rand((), generator=generator)
     whole = written(gpt(), inputs, prompt, temperature, generator)
-    assert torch.equal(whole[:, :-1], own) and torch.equal(
-        whole[:, 1:][:, prompt - 1 :], targets[:, prompt - 1 :]
-    )
+    assert torch.equal(whole[:, :-1], own) and torch.equal(whole[:, 1:][:, prompt - 1 :], targets[:, prompt - 1 :])
 
 
 def test_at_temperature_zero_it_writes_what_it_finds_likeliest():
@@ -164,9 +158,7 @@ def test_no_gradient_runs_through_the_writing():
     torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "never", [OwnText(2, probability=0.0), OwnText(2, after=1.0)], ids=["probability", "after"]
-)
+@pytest.mark.parametrize("never", [OwnText(2, probability=0.0), OwnText(2, after=1.0)], ids=["probability", "after"])
 def test_a_student_that_never_writes_learns_from_the_corpus_bit_for_bit(never):
     assert same(trained(never)[0], trained()[0]) and not same(trained(OwnText(2))[0], trained()[0])
 
@@ -211,9 +203,7 @@ def test_students_beside_each_other_do_not_know_of_each_other():
         fit_together([alone], train=text(), teacher=gpt(1), validation=text(3, 1))
         assert same(parameters(alone.student), parameters(beside.student))
     assert not same(parameters(together[0].student), parameters(together[1].student))
-    torch.testing.assert_close(
-        parameters(together[3].student), parameters(together[0].student), rtol=1e-2, atol=1e-4
-    )
+    torch.testing.assert_close(parameters(together[3].student), parameters(together[0].student), rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e20, 1e30])
@@ -240,9 +230,7 @@ def test_two_epochs_of_practice_bring_the_student_closer_where_it_writes_itself(
             for p, value in zip(student.parameters(), moved, strict=True):
                 p.copy_(value)
             inputs, labels = OwnText(2)(student, *batch(), 1.0, seeded(9))
-            return ReverseKL()(
-                student_logits=student(inputs), teacher_logits=gpt(1)(inputs), mask=labels != -100
-            )
+            return ReverseKL()(student_logits=student(inputs), teacher_logits=gpt(1)(inputs), mask=labels != -100)
 
     assert distance(trained(OwnText(2), recipe=longer)[0]) < 0.7 * distance(parameters(gpt()))
 

@@ -20,7 +20,15 @@ ALLOWED = {  # besides the standard library and the room itself
     "objectives": {"torch", "kdlab.shapes"},
     "models": {"torch", "kdlab.shapes", "kdlab.objectives"},
     "data": {"torch", "numpy", "kdlab.shapes", "kdlab.files", "pooch", "sklearn"},
-    "training": {"torch", "safetensors", "kdlab.shapes", "kdlab.files", "kdlab.objectives", "kdlab.models", "kdlab.data"},
+    "training": {
+        "torch",
+        "safetensors",
+        "kdlab.shapes",
+        "kdlab.files",
+        "kdlab.objectives",
+        "kdlab.models",
+        "kdlab.data",
+    },
     "language": {
         "torch",
         "numpy",
@@ -29,7 +37,12 @@ ALLOWED = {  # besides the standard library and the room itself
         "kdlab.files",
         *(f"kdlab.{room}" for room in ("objectives", "models", "data", "training")),
     },
-    "huggingface": {"torch", "transformers", "kdlab.shapes", *(f"kdlab.{room}" for room in ("objectives", "models", "data", "training"))},
+    "huggingface": {
+        "torch",
+        "transformers",
+        "kdlab.shapes",
+        *(f"kdlab.{room}" for room in ("objectives", "models", "data", "training")),
+    },
     "theory": {"sympy", "numpy"},
     "study": {
         "torch",
@@ -47,14 +60,31 @@ ALLOWED = {  # besides the standard library and the room itself
         "kdlab.files",
         *(f"kdlab.{room}" for room in (*ROOMS[:-1], "figures")),
     },
-    "benchmarks": {"torch", "numpy", "liger_kernel", "kdlab.shapes", "kdlab.files", *(f"kdlab.{room}" for room in ROOMS)},
+    "benchmarks": {
+        "torch",
+        "numpy",
+        "liger_kernel",
+        "kdlab.shapes",
+        "kdlab.files",
+        *(f"kdlab.{room}" for room in ROOMS),
+    },
 }
 LAZY = {
     "data": {"pooch", "sklearn"},
     "training": {"safetensors"},
     "language": {"tokenizers"},
     "huggingface": {"transformers"},
-    "study": {"scipy", "ray", "kdlab.figures", "jupytext", "nbformat", "papermill", "jupyter_client", "jupyter_core", "yaml"},
+    "study": {
+        "scipy",
+        "ray",
+        "kdlab.figures",
+        "jupytext",
+        "nbformat",
+        "papermill",
+        "jupyter_client",
+        "jupyter_core",
+        "yaml",
+    },
     "benchmarks": {"liger_kernel"},
 }
 
@@ -78,9 +108,7 @@ def imports(path, tree):
         for name in names:
             parts = name.split(".")
             if parts[0] == "kdlab":
-                inside = len(parts) > 1 and (
-                    (PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file()
-                )
+                inside = len(parts) > 1 and ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file())
                 yield f"kdlab.{parts[1]}" if inside else "kdlab"
             elif parts[0] not in sys.stdlib_module_names:
                 yield parts[0]
@@ -198,7 +226,9 @@ def untyped(thing):
                 yield from (f"{name}: {what}" for what in untyped(member))
     elif inspect.isfunction(thing):
         signature = inspect.signature(thing)
-        yield from (p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name not in ("self", "cls"))
+        yield from (
+            p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name not in ("self", "cls")
+        )
         if signature.return_annotation is signature.empty and thing.__name__ != "__init__":
             yield "return"
 
@@ -245,9 +275,7 @@ def test_conda_environment_installs_the_lock():
 
 def test_lock_pins_every_direct_dependency():
     locked = {
-        line.split("==")[0].lower()
-        for line in (ROOT / "requirements.lock").read_text().splitlines()
-        if "==" in line
+        line.split("==")[0].lower() for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
@@ -286,21 +314,36 @@ SHOWN = {
 
 def shown(thing) -> bool:
     """Whether a module of the page shows it: its own, all of a room, or one in which it is named."""
-    of = {module: importlib.import_module(module) for module, members in SHOWN.items() if thing.__name__ in members or not members}
+    of = {
+        module: importlib.import_module(module)
+        for module, members in SHOWN.items()
+        if thing.__name__ in members or not members
+    }
     return any(
-        getattr(module, thing.__name__, None) is thing and (SHOWN[name] or name == thing.__module__ or hasattr(module, "__all__")) for name, module in of.items()
+        getattr(module, thing.__name__, None) is thing
+        and (SHOWN[name] or name == thing.__module__ or hasattr(module, "__all__"))
+        for name, module in of.items()
     )
 
 
 def test_what_the_api_page_names_is_there():
-    lacking = [f"{module}.{name}" for module, members in SHOWN.items() for name in members if not hasattr(importlib.import_module(module), name)]
+    lacking = [
+        f"{module}.{name}"
+        for module, members in SHOWN.items()
+        for name in members
+        if not hasattr(importlib.import_module(module), name)
+    ]
     assert not lacking, f"book/api.md names what is not there: {', '.join(lacking)}"
 
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if room != "theory"])
 def test_the_api_page_shows_all_that_is_public(room):
     module = importlib.import_module(f"kdlab.{room}")
-    lacking = [f"{thing.__module__}.{thing.__name__}" for thing in (getattr(module, name) for name in module.__all__) if not shown(thing)]
+    lacking = [
+        f"{thing.__module__}.{thing.__name__}"
+        for thing in (getattr(module, name) for name in module.__all__)
+        if not shown(thing)
+    ]
     assert not lacking, f"not in book/api.md: {', '.join(lacking)}"
 
 
@@ -319,8 +362,12 @@ def deprecations():
     """Of each DeprecationWarning in the code: the earlier name, what takes its place, and the version in which it ends."""
     for path, tree in parsed(PACKAGE).items():
         for call in ast.walk(tree):
-            if isinstance(call, ast.Call) and any(getattr(part, "id", "") == "DeprecationWarning" for part in call.args):
-                said = re.fullmatch(r"([\w.]+) is (\w+) since ([\d.]+), and ends with ([\d.]+)\.", ast.literal_eval(call.args[0]))
+            if isinstance(call, ast.Call) and any(
+                getattr(part, "id", "") == "DeprecationWarning" for part in call.args
+            ):
+                said = re.fullmatch(
+                    r"([\w.]+) is (\w+) since ([\d.]+), and ends with ([\d.]+)\.", ast.literal_eval(call.args[0])
+                )
                 assert said, f"{path.name}, line {call.lineno}: “NAME is OTHER since VERSION, and ends with VERSION.”"
                 yield said.groups()
 
@@ -330,12 +377,19 @@ def test_the_table_of_deprecations_is_that_of_the_code():
     assert sorted(deprecations()) == sorted(table) and table
     for name, instead, _, _ in table:
         room = importlib.import_module(name.rpartition(".")[0])
-        assert hasattr(room, name.rpartition(".")[2]) and instead in room.__all__ and name.rpartition(".")[2] not in room.__all__
+        assert (
+            hasattr(room, name.rpartition(".")[2])
+            and instead in room.__all__
+            and name.rpartition(".")[2] not in room.__all__
+        )
 
 
 def test_what_has_ended_is_gone():
     """A name that ends with a version is not in it."""
-    version, *ends = ([int(part) for part in re.findall(r"\d+", x)] for x in (kdlab.__version__, *(until for *_, until in deprecations())))
+    version, *ends = (
+        [int(part) for part in re.findall(r"\d+", x)]
+        for x in (kdlab.__version__, *(until for *_, until in deprecations()))
+    )
     assert all(version < end for end in ends)
 
 

@@ -25,9 +25,7 @@ def test_a_cell_declares_names_types_defaults_and_comments():
     assert found["temperatures"].default == [1, 2.0, 8] and found["seeds"].comment == ""
 
 
-@pytest.mark.parametrize(
-    "line", ["x = y", "x: dict = {}", "x: int = 'a'", "import torch", "x, y = 1, 2", "x: int"]
-)
+@pytest.mark.parametrize("line", ["x = y", "x: dict = {}", "x: int = 'a'", "import torch", "x, y = 1, 2", "x: int"])
 def test_what_declares_nothing_is_refused(line):
     with pytest.raises(ParameterError, match="declares no parameter: write name: type = value"):
         declared(line)
@@ -168,13 +166,9 @@ def test_a_chapter_is_executed_with_parameters_of_ones_own(book, tmp_path):
     from kdlab.__main__ import app
 
     out = tmp_path / "out"
-    done = CliRunner().invoke(
-        app, ["chapter", "3", "-p", "temperatures", "1,2,8.5", "--no-page", "--out", str(out)]
-    )
+    done = CliRunner().invoke(app, ["chapter", "3", "-p", "temperatures", "1,2,8.5", "--no-page", "--out", str(out)])
     assert done.exit_code == 0, done.output
-    assert (
-        "(11.5, &#x27;cpu&#x27;)" in (text := (out / "03_small.ipynb").read_text()) or "(11.5, 'cpu')" in text
-    )
+    assert "(11.5, &#x27;cpu&#x27;)" in (text := (out / "03_small.ipynb").read_text()) or "(11.5, 'cpu')" in text
     assert [path.name for path in out.iterdir()] == ["03_small.ipynb"]
 
 
@@ -198,9 +192,7 @@ def test_the_command_lists_chapters_and_their_parameters(book):
 
     said = CliRunner().invoke(app, ["chapters"]).output.splitlines()
     assert said[0] == " 3  A small chapter"
-    assert said[2].split(maxsplit=6)[:1] == ["temperatures:"] and said[2].endswith(
-        "at which the gradient is taken"
-    )
+    assert said[2].split(maxsplit=6)[:1] == ["temperatures:"] and said[2].endswith("at which the gradient is taken")
     assert len(said) == 7
 
 

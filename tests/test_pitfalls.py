@@ -210,9 +210,7 @@ def has_the_factor(loss):
     z, t, y = pair(5, 4)
 
     def fits(T):
-        return near(
-            gradient(loss, z, t, y, temperature=T), T * gradient(loss, z / T, t / T, y, temperature=1.0)
-        )
+        return near(gradient(loss, z, t, y, temperature=T), T * gradient(loss, z / T, t / T, y, temperature=1.0))
 
     return fits(2.0) and fits(8.0)
 
@@ -227,9 +225,7 @@ def seeded(loss):
 
 def as_function(term):
     return seeded(
-        lambda z, t, y, temperature: term(temperature=temperature)(
-            student_logits=z, teacher_logits=t, labels=y
-        )
+        lambda z, t, y, temperature: term(temperature=temperature)(student_logits=z, teacher_logits=t, labels=y)
     )
 
 
@@ -270,9 +266,7 @@ def test_no_temperature_squared_where_none_is_said(divergence):
 
     def has_no_factor(loss):
         z, t, _ = pair(4, 6)
-        return near(
-            gradient(loss, z, t, temperature=4.0), gradient(loss, z / 4, t / 4, temperature=1.0) / 4.0
-        )
+        return near(gradient(loss, z, t, temperature=4.0), gradient(loss, z / 4, t / 4, temperature=1.0) / 4.0)
 
     assert has_no_factor(divergence)
     assert not has_no_factor(soft_targets)
@@ -289,9 +283,7 @@ def test_mean_over_classes(loss):
 
     assert ignores_empty_classes(loss)
     assert not ignores_empty_classes(
-        lambda z, t, y: F.kl_div(
-            F.log_softmax(z, -1), F.log_softmax(t, -1), log_target=True, reduction="none"
-        ).mean()
+        lambda z, t, y: F.kl_div(F.log_softmax(z, -1), F.log_softmax(t, -1), log_target=True, reduction="none").mean()
     )
 
 
@@ -320,14 +312,10 @@ def test_padding_weighs_nothing(loss):
 
     def is_padding_invariant(loss):
         padded = torch.cat([torch.stack([z, t]), 5 * torch.randn(2, 3, 4, 6)], 2)
-        return near(
-            loss(*padded, F.pad(y, (0, 4)), mask=F.pad(mask, (0, 4))), loss(z, t, y, mask=mask), rtol=1e-6
-        )
+        return near(loss(*padded, F.pad(y, (0, 4)), mask=F.pad(mask, (0, 4))), loss(z, t, y, mask=mask), rtol=1e-6)
 
     assert is_padding_invariant(loss)
-    assert not is_padding_invariant(
-        lambda z, t, y, mask: forward_kl(z, t, mask=mask, reduction="none").mean()
-    )
+    assert not is_padding_invariant(lambda z, t, y, mask: forward_kl(z, t, mask=mask, reduction="none").mean())
 
 
 @pytest.mark.parametrize("normalise", ["none", "queries", "entries"])
@@ -349,9 +337,7 @@ def test_padding_weighs_nothing_in_attention(normalise):
         return AttentionMaps("a", normalise=normalise)(**layers, hidden_mask=mask)
 
     assert is_padding_invariant(attention_map_mse) and is_padding_invariant(by_the_term)
-    assert not is_padding_invariant(
-        lambda s, t, mask, normalise: attention_map_mse(s, t, normalise=normalise)
-    )
+    assert not is_padding_invariant(lambda s, t, mask, normalise: attention_map_mse(s, t, normalise=normalise))
 
 
 @each_mean
@@ -707,9 +693,7 @@ def test_top_k_teacher():
         return gradient(lambda z: loss(z, t).sum(), z).gather(-1, tokens)
 
     def is_a_divergence(loss):
-        return bool((loss(z, t) >= 0).all() and (loss(surer, t) >= 0).all()) and near(
-            loss(t, t), torch.zeros(64)
-        )
+        return bool((loss(z, t) >= 0).all() and (loss(surer, t) >= 0).all()) and near(loss(t, t), torch.zeros(64))
 
     def is_unbiased(loss):
         """Whether the kept tokens are pulled as by the whole vocabulary, by q − p, and not at all at equality."""
@@ -718,15 +702,11 @@ def test_top_k_teacher():
 
     assert is_a_divergence(restricted) and is_unbiased(restricted)
     assert bool((restricted(z, t) <= forward_kl(z, t, reduction="none") + 1e-12).all())
-    given_the_kept = partial(
-        restricted, rest=False
-    )  # a divergence, but blind to what the student puts elsewhere
+    given_the_kept = partial(restricted, rest=False)  # a divergence, but blind to what the student puts elsewhere
     assert is_a_divergence(given_the_kept) and not is_unbiased(given_the_kept)
     assert near(slope(given_the_kept, z).sum(-1), torch.zeros(64))
     assert not is_a_divergence(cut)  # negative
-    assert not is_a_divergence(
-        against_the_whole
-    )  # more than zero at equality, where it pulls the kept tokens up:
+    assert not is_a_divergence(against_the_whole)  # more than zero at equality, where it pulls the kept tokens up:
     assert bool((slope(against_the_whole, t) < 0).all())
 
 
@@ -854,10 +834,7 @@ def test_what_was_rewound_is_not_attended_to():
         model(inputs, cache)
         cache.rewind(attend_to)
         found = model(more, cache)[:, 0]
-        alone = [
-            model(torch.cat([row[:n], m])[None])[0, -1]
-            for row, n, m in zip(inputs, lengths, more, strict=True)
-        ]
+        alone = [model(torch.cat([row[:n], m])[None])[0, -1] for row, n, m in zip(inputs, lengths, more, strict=True)]
         return near(found, torch.stack(alone))
 
     assert follows_the_prompts(lengths)
@@ -1114,9 +1091,7 @@ def test_schedules_of_weights_and_temperatures_fire(schedule, closed, digits, li
     def fires():
         objective = schedule * One() + 1e-30 * SoftTargets(temperature=schedule)
         history = fit(linear(), objective, train=digits.train, recipe=recipe, teacher=linear(1))
-        logged = (
-            [entry.get(name, math.nan) for entry in history] for name in ("loss", "SoftTargets.temperature")
-        )
+        logged = ([entry.get(name, math.nan) for entry in history] for name in ("loss", "SoftTargets.temperature"))
         return all(near(values, expected, rtol=1e-5) for values in logged)
 
     assert fires()
@@ -1403,9 +1378,7 @@ def follows_the_schedule(digits, student, recipe, closed):
 )
 def test_schedule_of_the_learning_rate_fires(digits, linear, monkeypatch, options, closed):
     """The learning-rate schedule has a typo and never fires."""
-    recipe = Recipe(
-        epochs=4, batch_size=32, learning_rate=1.0, momentum=0, weight_decay=0, augment=False, **options
-    )
+    recipe = Recipe(epochs=4, batch_size=32, learning_rate=1.0, momentum=0, weight_decay=0, augment=False, **options)
     assert follows_the_schedule(digits, linear(0), recipe, closed)
     monkeypatch.setattr(Recipe, "learning_rate_at", lambda self, epoch: self.learning_rate)
     assert not follows_the_schedule(digits, linear(0), recipe, closed)
@@ -1425,12 +1398,24 @@ def ran(call):
 def language_model(kind="llama", **adapters):
     """A small model of transformers whose weights are large enough to matter, and adapters that are not zero."""
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
-    shape = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    shape = {
+        "vocab_size": 20,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
     torch.manual_seed(0)
     if kind == "llama":
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, max_position_embeddings=16))
     else:
-        words = {**shape, "model_type": "gemma2", "head_dim": 4, "num_key_value_heads": 1, "final_logit_softcapping": 2.0}
+        words = {
+            **shape,
+            "model_type": "gemma2",
+            "head_dim": 4,
+            "num_key_value_heads": 1,
+            "final_logit_softcapping": 2.0,
+        }
         sees = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
         model = transformers.PaliGemmaForConditionalGeneration(
             transformers.PaliGemmaConfig(
@@ -1651,7 +1636,13 @@ def test_a_compiled_model_is_the_same_model(tmp_path):
 
 def test_bfloat16_that_is_emulated_is_not_fast(monkeypatch):
     """T4, V100 and P100 say that they support it."""
-    for capability, fast in (((6, 0), "float32"), ((7, 0), "float32"), ((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")):
+    for capability, fast in (
+        ((6, 0), "float32"),
+        ((7, 0), "float32"),
+        ((7, 5), "float32"),
+        ((8, 0), "bfloat16"),
+        ((9, 0), "bfloat16"),
+    ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None, known=capability: known)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
         assert fast_precision("cuda") == fast
@@ -1664,7 +1655,9 @@ def test_small_gradients_are_scaled_in_float16():
     """A gradient of 1e-8 is zero in float16."""
     student = nn.Linear(6, 3)
     before = student.weight.detach().clone()
-    fit(student, 1e-8 * CrossEntropy(), train=flat_examples(), recipe=replace(HALF, learning_rate=1e5, weight_decay=0.0))
+    fit(
+        student, 1e-8 * CrossEntropy(), train=flat_examples(), recipe=replace(HALF, learning_rate=1e5, weight_decay=0.0)
+    )
     moved = (student.weight - before).abs()
     assert moved.min() > 1e-6 and moved.max() < 0.1
 
@@ -1727,7 +1720,11 @@ def test_a_loader_can_be_gone_on_with(tmp_path):
         student = nn.Linear(6, 3)
         nn.init.ones_(student.weight), nn.init.zeros_(student.bias)
         steps = iter(range(100))
-        how = {"train": torch.utils.data.DataLoader(Crops(), 8, shuffle=True), "recipe": replace(BRIEF, epochs=2), "checkpoint": tmp_path / path}
+        how = {
+            "train": torch.utils.data.DataLoader(Crops(), 8, shuffle=True),
+            "recipe": replace(BRIEF, epochs=2),
+            "checkpoint": tmp_path / path,
+        }
         try:
             fit(student, CrossEntropy(), **how, stop=None if stop_after is None else lambda: next(steps) == stop_after)
         except training.Stopped:
@@ -1752,7 +1749,14 @@ def test_what_cannot_be_validated_is_known_at_once():
         (loaded(*[torch.zeros(4, 6)] * 3), "a batch of the DataLoader is"),
     ):
         with pytest.raises(Exception, match=sentence):
-            fit(nn.Linear(6, 3), CrossEntropy(), train=flat_examples(), validation=validation, recipe=BRIEF, report=entries.append)
+            fit(
+                nn.Linear(6, 3),
+                CrossEntropy(),
+                train=flat_examples(),
+                validation=validation,
+                recipe=BRIEF,
+                report=entries.append,
+            )
     assert not entries
 
 
@@ -1771,7 +1775,10 @@ class Reader(nn.Module):
 
 def read_examples(n=16):
     generator = torch.Generator().manual_seed(0)
-    inputs = {"input_ids": torch.randint(9, (n, 5), generator=generator), "attention_mask": torch.ones(n, 5, dtype=torch.long)}
+    inputs = {
+        "input_ids": torch.randint(9, (n, 5), generator=generator),
+        "attention_mask": torch.ones(n, 5, dtype=torch.long),
+    }
     inputs["attention_mask"][:, 3:] = 0
     return Examples(inputs, torch.arange(n) % 3)
 
@@ -1785,7 +1792,11 @@ def test_a_dictionary_is_read_by_its_names():
     assert torch.equal(ran(lambda: predict(teacher, train)), known)
     assert torch.equal(ran(lambda: Taps(teacher)(train.inputs))[0], known)
     term = Seen()
-    ran(lambda: fit(student, term, train=train, teacher=teacher, validation=train, recipe=replace(BRIEF, micro_batches=2)))
+    ran(
+        lambda: fit(
+            student, term, train=train, teacher=teacher, validation=train, recipe=replace(BRIEF, micro_batches=2)
+        )
+    )
     assert all(torch.allclose(logits, known[index], atol=1e-6) for index, logits in term.seen)
 
 
@@ -1828,7 +1839,9 @@ def test_soft_labels_are_one_an_example():
     recipe = replace(BRIEF, batch_size=32, learning_rate=1e-12)
     for parts in (1, 2):
         (entry,) = ran(
-            lambda parts=parts: fit(student, CrossEntropy(), train=mixed, validation=mixed, recipe=replace(recipe, micro_batches=parts))
+            lambda parts=parts: fit(
+                student, CrossEntropy(), train=mixed, validation=mixed, recipe=replace(recipe, micro_batches=parts)
+            )
         )
         assert near(entry["loss"], known, rtol=1e-5)
     z = student(mixed.inputs).detach()
@@ -2137,7 +2150,9 @@ def test_masked_features_and_labels_have_no_influence(blind, monkeypatch):
     assert near(found, gradient(lambda q, k: attention_from_qk(q, k).square().sum(), queries, keys[..., :2, :]))
     z, y = torch.randn(1, 4, 5, dtype=torch.float64), torch.tensor([[1, 2, 3, -100]])
     z[0, 3] = nan
-    found = gradient(lambda z, t: objectives.TextKL("exact")(student_logits=z, teacher_logits=t, labels=y), z, z.flip(-1))
+    found = gradient(
+        lambda z, t: objectives.TextKL("exact")(student_logits=z, teacher_logits=t, labels=y), z, z.flip(-1)
+    )
     assert torch.isfinite(found).all() and not found[0, 3].any()
     few = SparseTargets(torch.tensor([[1, 0], [-9, 7]]), torch.tensor([[0.9, 0.1], [nan, nan]], dtype=torch.float64), 5)
     found = gradient(sparse_forward_kl, z[0, 2:], few, mask=torch.tensor([True, False]))
@@ -2185,12 +2200,22 @@ def refusal(call):
 def test_heads_of_words_that_do_not_exist():
     h, W, y = torch.randn(4, 3), torch.randn(6, 3), torch.tensor([0, 1, 2, 3])
     b = torch.tensor([0.0, 0.0, 0.0, 0.0, -math.inf, -math.inf])
-    for term in (ForwardKL(), ReverseKL(), SkewedForwardKL(), GeneralisedJSD(), TotalVariation(), NegativeLogAcceptance(), SoftTargets()):
+    for term in (
+        ForwardKL(),
+        ReverseKL(),
+        SkewedForwardKL(),
+        GeneralisedJSD(),
+        TotalVariation(),
+        NegativeLogAcceptance(),
+        SoftTargets(),
+    ):
         found = []
         for bias, rows in ((b, slice(None)), (b[:4], slice(4))):
             hidden = h.clone().requires_grad_()
             teacher = HeadLogits(h.flip(0), W[rows], bias)
-            total, _ = (CrossEntropy() + term)(student_logits=HeadLogits(hidden, W[rows], bias), teacher_logits=teacher, labels=y)
+            total, _ = (CrossEntropy() + term)(
+                student_logits=HeadLogits(hidden, W[rows], bias), teacher_logits=teacher, labels=y
+            )
             found.append((total, *torch.autograd.grad(total, hidden)))
         assert all(near(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*found, strict=True)), term
 
@@ -2303,12 +2328,16 @@ def test_sparse_targets_are_checked():
     ):
         assert sentence in refusal(lambda bad=bad: SparseTargets(two, torch.tensor(bad), 5))
     for tokens in ([[0, 5]], [[-1, 0]]):
-        assert "must lie in 0 … 4" in refusal(lambda tokens=tokens: SparseTargets(torch.tensor(tokens), torch.tensor([[0.5, 0.5]]), 5))
+        assert "must lie in 0 … 4" in refusal(
+            lambda tokens=tokens: SparseTargets(torch.tensor(tokens), torch.tensor([[0.5, 0.5]]), 5)
+        )
     some = torch.tensor([[0.5, 0.2]])
     assert "say rest=True" in refusal(lambda: sparse_forward_kl(torch.zeros(1, 5), SparseTargets(two, some, 5)))
     z, log_p = torch.randn(1, 5), torch.tensor([[0.5, 0.2, 0.0]]).log()  # two entries, and none
     of_server = SparseTargets.from_log_probabilities(torch.tensor([[0, 1, -1]]), log_p, 5)
-    assert near(sparse_forward_kl(z, of_server), sparse_forward_kl(z, SparseTargets(two, some, 5, rest=True)), rtol=1e-6)
+    assert near(
+        sparse_forward_kl(z, of_server), sparse_forward_kl(z, SparseTargets(two, some, 5, rest=True)), rtol=1e-6
+    )
     assert "one token twice" in refusal(lambda: SparseTargets.from_log_probabilities(two * 0, some.log(), 5))
 
 
@@ -2348,14 +2377,19 @@ def test_vocabularies_are_restricted_where_it_is_advised():
     h, W, b, t = torch.randn(4, 3), torch.randn(8, 3), torch.randn(8), torch.randn(4, 6)
     full = F.linear(h, W, b)
     advice = refusal(lambda: forward_kl(full, t))
-    assert "restrict_vocabulary(student_logits, torch.arange(6))" in advice and "SharedVocabulary(term, torch.arange(6))" in advice
+    assert (
+        "restrict_vocabulary(student_logits, torch.arange(6))" in advice
+        and "SharedVocabulary(term, torch.arange(6))" in advice
+    )
     for tokens in (torch.arange(6), torch.tensor([7, 1, 2, 3, 4, 0])):
         shorter = restrict_vocabulary(HeadLogits(h, W, b), tokens)
         assert near(shorter.dense(), restrict_vocabulary(full, tokens), rtol=1e-5, atol=1e-6)
     kept = SparseTargets(torch.tensor([[0, 7, 2]]), torch.tensor([[0.5, 0.25, 0.25]]), 8)
     fewer = restrict_vocabulary(kept, torch.tensor([2, 5, 0]))
     assert near(fewer.dense(), [[1 / 3, 0, 2 / 3]], rtol=1e-6) and fewer.vocabulary == 3
-    padded = restrict_vocabulary(replace(kept, probabilities=torch.tensor([[0.5, 0.0, 0.25]]), rest=True), torch.arange(7))
+    padded = restrict_vocabulary(
+        replace(kept, probabilities=torch.tensor([[0.5, 0.0, 0.25]]), rest=True), torch.arange(7)
+    )
     assert padded.rest and near(padded.dense(), [[0.5, 0, 0.25, 0, 0, 0, 0]], rtol=1e-6)
 
 
@@ -2417,7 +2451,9 @@ def test_labels_are_smoothed_over_classes_that_exist():
     assert "does not exist" in refusal(lambda: decoupled_kd(*both, absent[1]))
 
 
-@pytest.mark.parametrize("term", [SoftTargets(), ReverseKL(), LogitMSE(), DIST(), SoftTargets(standardised=True), CrossEntropy()], ids=repr)
+@pytest.mark.parametrize(
+    "term", [SoftTargets(), ReverseKL(), LogitMSE(), DIST(), SoftTargets(standardised=True), CrossEntropy()], ids=repr
+)
 def test_labels_of_minus_100_do_not_count_where_no_term_looks_at_them(term):
     z, t, y = pair(3, 4, 5)
     y[0, 2:] = y[2, 3] = -100
@@ -2488,12 +2524,19 @@ def test_sparse_entries_of_nothing_are_not_there():
     """Padding of a shorter list would be a token that the teacher excludes, and whose share the rest lacks."""
     z, _, _ = pair(2, 5)
     short = SparseTargets(torch.tensor([[3], [1]]), torch.tensor([[0.6], [0.2]]).double(), 5, rest=True)
-    padded = SparseTargets(torch.tensor([[3, 0], [0, 1]]), torch.tensor([[0.6, 0.0], [0.0, 0.2]]).double(), 5, rest=True)
+    padded = SparseTargets(
+        torch.tensor([[3, 0], [0, 1]]), torch.tensor([[0.6, 0.0], [0.0, 0.2]]).double(), 5, rest=True
+    )
     assert near(sparse_forward_kl(z, padded), sparse_forward_kl(z, short))
     assert near(gradient(sparse_forward_kl, z, padded), gradient(sparse_forward_kl, z, short))
     nothing = SparseTargets(torch.tensor([[0, 0]]), torch.zeros(1, 2).double(), 5, rest=True)
     assert sparse_forward_kl(z[:1], nothing) == 0
-    rows = SparseTargets(torch.cat([padded.tokens, nothing.tokens]), torch.cat([padded.probabilities, nothing.probabilities]), 5, rest=True)
+    rows = SparseTargets(
+        torch.cat([padded.tokens, nothing.tokens]),
+        torch.cat([padded.probabilities, nothing.probabilities]),
+        5,
+        rest=True,
+    )
     hidden = torch.cat([z, z[:1]]).requires_grad_()
     dense, _ = (1.0 * SparseForwardKL())(student_logits=hidden * 1.0, teacher_logits=rows)
     (right,) = torch.autograd.grad(dense, hidden)
@@ -2534,7 +2577,9 @@ def test_unlabelled_images_and_misshapen_labels():
         with pytest.raises(ValueError, match="do not fit logits"):
             fit(nn.Linear(6, 3), CrossEntropy(), train=Examples(x, labels), recipe=recipe)
     soft = Examples(x, torch.randn(8, 3).softmax(1).bfloat16())
-    assert "not refused" in refusal(lambda: fit(nn.Linear(6, 3), SmoothedLabels(), train=soft, validation=soft, recipe=recipe))
+    assert "not refused" in refusal(
+        lambda: fit(nn.Linear(6, 3), SmoothedLabels(), train=soft, validation=soft, recipe=recipe)
+    )
 
 
 def test_gradient_norms_leave_out_frozen_layers():
@@ -2568,12 +2613,21 @@ def test_soft_labels():
     examples = Examples(z.float(), soft.float())
     objective = CrossEntropy() + SoftTargets() + HiddenMSE("")
     try:
-        history = fit(model, objective, train=examples, teacher=nn.Linear(3, 3), validation=examples, recipe=replace(QUICK, batch_size=3))
+        history = fit(
+            model,
+            objective,
+            train=examples,
+            teacher=nn.Linear(3, 3),
+            validation=examples,
+            recipe=replace(QUICK, batch_size=3),
+        )
     except (ValueError, TypeError, RuntimeError) as error:
         history = error
     assert isinstance(history, list), history
     with torch.no_grad():
-        assert near(history[-1]["validation"]["cross_entropy"], cross_entropy(model(z.float()), soft.float()), rtol=1e-5)
+        assert near(
+            history[-1]["validation"]["cross_entropy"], cross_entropy(model(z.float()), soft.float()), rtol=1e-5
+        )
 
 
 def test_vocabularies_of_more_than_16_bits(tmp_path):
@@ -2706,7 +2760,9 @@ def inside(objective=None, **changes):
     try:
         objective = SoftTargets() if objective is None else objective
         recipe = replace(PLAIN, **changes)
-        seen.history = fit(watched(0, seen.student), objective, train=split, teacher=watched(1, seen.teacher), recipe=recipe)
+        seen.history = fit(
+            watched(0, seen.student), objective, train=split, teacher=watched(1, seen.teacher), recipe=recipe
+        )
     finally:
         hook.remove()
     seen.rates = [groups[0]["lr"] for _, groups, _ in seen.steps]
@@ -2787,7 +2843,8 @@ def _teacher_view():
 
 def _teacher_mode():
     return all(
-        {mode for *_, mode in inside(teacher_mode=name, epochs=1).teacher} == {name == "train"} for name in ("eval", "train")
+        {mode for *_, mode in inside(teacher_mode=name, epochs=1).teacher} == {name == "train"}
+        for name in ("eval", "train")
     )
 
 
@@ -2820,7 +2877,9 @@ FROM_INSIDE = {
     "schedule": lambda: near(
         inside(schedule="cosine").rates, [0.005 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
     ),
-    "milestones": lambda: near(inside(schedule="step", epochs=3, milestones=(1, 2)).rates, [0.01 * 0.5 ** (step // 3) for step in range(9)]),
+    "milestones": lambda: near(
+        inside(schedule="step", epochs=3, milestones=(1, 2)).rates, [0.01 * 0.5 ** (step // 3) for step in range(9)]
+    ),
     "decay": lambda: near(inside(schedule="step", decay=0.1).rates, 3 * [0.01] + 3 * [0.001]),
     "warmup_epochs": lambda: near(inside(warmup_epochs=1.0).rates, [0, 0.01 / 3, 0.02 / 3, 0.01, 0.01, 0.01]),
     "weight_decay": lambda: {groups[0]["weight_decay"] for _, groups, _ in inside(weight_decay=0.3).steps} == {0.3},
@@ -2954,7 +3013,14 @@ def test_each_epoch_is_reported_once(tmp_path, way, monkeypatch):
     def run(report):
         torch.manual_seed(0)
         recipe = replace(BRIEF, epochs=3)
-        return fit(nn.Linear(6, 3), CrossEntropy(), train=flat_examples(), recipe=recipe, checkpoint=tmp_path / "run", report=report)
+        return fit(
+            nn.Linear(6, 3),
+            CrossEntropy(),
+            train=flat_examples(),
+            recipe=recipe,
+            checkpoint=tmp_path / "run",
+            report=report,
+        )
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises((KeyboardInterrupt, OSError)):
@@ -2996,10 +3062,15 @@ def test_labels_of_a_regression_are_of_their_examples():
 
 def test_a_hint_compares_what_lies_at_one_place():
     """The student sees a part of the picture, and its map is compared with the teacher's of the whole."""
-    whole, boxes = torch.rand(1, 2, 4, 4), {"student": torch.tensor([[0.5, 0.0, 1.0, 0.5]]), "teacher": torch.tensor([[0.0, 0.0, 1.0, 1.0]])}
+    whole, boxes = (
+        torch.rand(1, 2, 4, 4),
+        {"student": torch.tensor([[0.5, 0.0, 1.0, 0.5]]), "teacher": torch.tensor([[0.0, 0.0, 1.0, 1.0]])},
+    )
     part = whole[:, :, 2:, :2]
     found = views.aligned({"a": whole}, {"a": part}, [("a", "a")], boxes)["a"]
-    assert near(found, part, rtol=1e-6) and not near(views.aligned({"a": whole}, {"a": part}, [], boxes)["a"].mean(), part.mean())
+    assert near(found, part, rtol=1e-6) and not near(
+        views.aligned({"a": whole}, {"a": part}, [], boxes)["a"].mean(), part.mean()
+    )
     unknown = lambda: views.aligned({"a": whole}, {"a": part}, [("a", "a")], {})  # noqa: E731
     assert said(ValueError, "not known where in the picture", unknown)
 
@@ -3020,7 +3091,11 @@ def test_kept_logits_are_of_what_the_student_sees(tmp_path):
     teachers.write_logits(tmp_path / "logits", teacher, split)
     kept = teachers.CachedLogits(tmp_path / "logits", teacher)
     kept.check_examples(split, [BRIEF])
-    assert said(ValueError, "holds what the teacher says of whole pictures", lambda: kept.check_examples(split, [replace(BRIEF, augment=True)]))
+    assert said(
+        ValueError,
+        "holds what the teacher says of whole pictures",
+        lambda: kept.check_examples(split, [replace(BRIEF, augment=True)]),
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
@@ -3096,8 +3171,14 @@ def test_five_students_on_cuda_have_five_seeds(monkeypatch):
     by_hand.step(timing.Settings("cuda"))
     assert asked == {1: [0], 5: [0, 1, 2, 3, 4]}
     trained = []
-    monkeypatch.setattr(training_rounds, "fit_together", lambda learners, **_: [learners[-1].report(), learners[-1].report(), trained.extend(learners)][:0])
-    training_rounds.kdlab_round(timing.Settings("cpu", steps=1, batch_size=2), ("resnet8", "resnet8"), acceptance.kd(), seeds=range(3))()
+    monkeypatch.setattr(
+        training_rounds,
+        "fit_together",
+        lambda learners, **_: [learners[-1].report(), learners[-1].report(), trained.extend(learners)][:0],
+    )
+    training_rounds.kdlab_round(
+        timing.Settings("cpu", steps=1, batch_size=2), ("resnet8", "resnet8"), acceptance.kd(), seeds=range(3)
+    )()
     assert [learner.recipe.seed for learner in trained] == [0, 1, 2]
 
 
@@ -3113,7 +3194,9 @@ def test_tokens_that_do_not_count_are_computed_and_weigh_nothing(monkeypatch, na
         torch.manual_seed(2)
         h, W, b = (torch.randn(*shape).requires_grad_() for shape in ((2, 6, 4), (9, 4), (9,)))
         t, U = torch.randn(2, 6, 5), torch.randn(9, 5)
-        total, _ = objective(student_logits=HeadLogits(h, W, b), teacher_logits=HeadLogits(t, U), labels=labels, mask=labels != -100)
+        total, _ = objective(
+            student_logits=HeadLogits(h, W, b), teacher_logits=HeadLogits(t, U), labels=labels, mask=labels != -100
+        )
         total.backward()
         return total.detach(), h.grad, W.grad, b.grad
 
@@ -3188,7 +3271,14 @@ def test_whether_logits_are_left_to_the_losses_is_in_a_checkpoint(whose, tmp_pat
         models = {"student": few_words(0), "teacher": few_words(1)}
         models[whose].fused = fused
         try:
-            fit(models["student"], 1.0 * ForwardKL(), train=some_text(), teacher=models["teacher"], recipe=recipe, checkpoint=path)
+            fit(
+                models["student"],
+                1.0 * ForwardKL(),
+                train=some_text(),
+                teacher=models["teacher"],
+                recipe=recipe,
+                checkpoint=path,
+            )
         except training.CheckpointError as error:
             return str(error)
         return ""
@@ -3204,7 +3294,15 @@ def test_whether_logits_are_left_to_the_losses_is_in_a_checkpoint(whose, tmp_pat
 def test_tied_weights_are_stored_once(tmp_path):
     """Each of the two is read as the other, and a part of a tensor as the whole."""
     whole = torch.arange(12.0).view(3, 4)
-    state = {"head": whole, "embedding": whole, "rows": whole[:2], "turned": whole.T, "other": whole.clone(), "none": whole[:0], "nothing": whole[:0]}
+    state = {
+        "head": whole,
+        "embedding": whole,
+        "rows": whole[:2],
+        "turned": whole.T,
+        "other": whole.clone(),
+        "none": whole[:0],
+        "nothing": whole[:0],
+    }
     checkpoint.save_tensors(tmp_path / "a.safetensors", state, {"of": "these"})
     found, header = checkpoint.load_tensors(tmp_path / "a.safetensors")
     assert header == {"of": "these"} and found.keys() == state.keys()
@@ -3234,7 +3332,10 @@ class Chain(nn.Module):
 def test_a_row_that_has_ended_stays_as_it_is_at_the_end_of_a_context():
     """The rounds of another row write what a draft proposes over one that has ended."""
     verifier, draft = Chain(0, 2, 3, 4, 5, 5), Chain(1, 2, 3, 4, 0, 5)
-    prompts, how = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]]), {"tokens": 5, "lengths": torch.tensor([4, 1]), "temperature": 0, "stop": 5}
+    prompts, how = (
+        torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]]),
+        {"tokens": 5, "lengths": torch.tensor([4, 1]), "temperature": 0, "stop": 5},
+    )
     found = speculate(verifier, draft, prompts, draft_length=3, **how).text
     assert found.tolist() == [[1, 1, 1, 1, 2, 3, 4, 5, 0], 9 * [0]]
 
@@ -3247,15 +3348,24 @@ def test_parts_of_a_batch_add_up_in_any_loop():
 
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     llama = transformers.LlamaConfig(vocab_size=20, **shape)
-    bert = transformers.BertConfig(vocab_size=20, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **shape)
-    vit = transformers.ViTConfig(image_size=4, patch_size=2, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **shape)
+    bert = transformers.BertConfig(
+        vocab_size=20, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **shape
+    )
+    vit = transformers.ViTConfig(
+        image_size=4, patch_size=2, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **shape
+    )
     tokens, read = torch.randint(20, (4, 6)), (torch.arange(6) < torch.tensor([[6], [2], [3], [5]])).long()
     text = {"input_ids": tokens, "attention_mask": read}
     classes = torch.tensor([0, 1, 2, 0])
     for make, config, batch, layer in (
         (transformers.LlamaForCausalLM, llama, {**text, "labels": tokens.where(read > 0, -100)}, "model.layers.0"),
         (transformers.BertForSequenceClassification, bert, {**text, "labels": classes}, "bert.encoder.layer.0"),
-        (transformers.ViTForImageClassification, vit, {"pixel_values": torch.randn(4, 3, 4, 4), "labels": classes}, "vit"),
+        (
+            transformers.ViTForImageClassification,
+            vit,
+            {"pixel_values": torch.randn(4, 3, 4, 4), "labels": classes},
+            "vit",
+        ),
     ):
         student, teacher = make(config), make(config)
         distillation = Distillation(student, teacher, CrossEntropy() + 10 * HiddenMSE(layer))
@@ -3284,5 +3394,9 @@ def test_what_a_living_process_writes_is_not_taken_for_left(tmp_path):
 
 def test_what_is_pooled_is_counted_by_examples():
     student, teacher = torch.zeros(2, 3), torch.ones(2, 3)
-    seen = {"student_hidden": {"pooled": student}, "teacher_hidden": {"pooled": teacher}, "hidden_mask": torch.ones(2, 5, dtype=torch.bool)}
+    seen = {
+        "student_hidden": {"pooled": student},
+        "teacher_hidden": {"pooled": teacher},
+        "hidden_mask": torch.ones(2, 5, dtype=torch.bool),
+    }
     assert HiddenMSE("pooled")(**seen, hidden_count=40, example_count=4).item() == 0.5

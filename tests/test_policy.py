@@ -165,7 +165,9 @@ def test_the_loss_of_texts_sums_over_tokens_and_leaves_out_prompts():
     for kind in ("k1", "k2", "k3"):
         by_hand = sampled_kl(log_q, log_p, kind)[:, 1:].sum(1).mean()
         torch.testing.assert_close(TextKL(kind)(**seen), by_hand)
-    halves = [TextKL("k3")(**{k: v[half] for k, v in seen.items()}, example_count=4) for half in (slice(2), slice(2, 4))]
+    halves = [
+        TextKL("k3")(**{k: v[half] for k, v in seen.items()}, example_count=4) for half in (slice(2), slice(2, 4))
+    ]
     torch.testing.assert_close(sum(halves), TextKL("k3")(**seen))
     assert MeanReward(TokenCount(tuple(range(V))))(**seen) == 2
 
@@ -281,7 +283,9 @@ def test_a_whole_number_is_a_reward_too():
     assert advantages(torch.tensor([1, 3]), 2).tolist() == [-2.0, 2.0]
 
 
-@pytest.mark.parametrize("term", [PolicyGradient(REWARD, 2, beta=1.0), TextKL("k1"), TextKL("k3"), TextKL("exact")], ids=repr)
+@pytest.mark.parametrize(
+    "term", [PolicyGradient(REWARD, 2, beta=1.0), TextKL("k1"), TextKL("k3"), TextKL("exact")], ids=repr
+)
 def test_a_reference_of_another_vocabulary_is_refused(term):
     with pytest.raises(ValueError, match=f"the student has {V} and the teacher {V + 2}"):
         term(
@@ -299,7 +303,9 @@ def test_a_reference_of_another_vocabulary_is_refused(term):
 def test_a_policy_learns_from_its_own_texts_alone(rewrite):
     """The gradient is that of the mean reward only of texts that the policy itself drew, compared within one prompt's."""
     data = Examples(torch.zeros(8, 6, dtype=torch.long), torch.zeros(8, 6, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"from its own texts alone, 2 for each prompt .* rewrite=OwnText\(…, copies=2\)"):
+    with pytest.raises(
+        ValueError, match=r"from its own texts alone, 2 for each prompt .* rewrite=OwnText\(…, copies=2\)"
+    ):
         fit(gpt(), PolicyGradient(REWARD, 2), train=data, recipe=PLAIN, rewrite=rewrite)
 
 

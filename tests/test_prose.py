@@ -56,14 +56,22 @@ def test_solutions_are_prose_and_code_between_is_not():
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.stem)
 def test_a_chapter_has_no_more_sentences_that_no_cell_makes(chapter):
     found = prose.chapter_sentences(chapter)
-    assert len(found) <= CEILINGS[int(chapter.stem[:2])], "say it by a statement of kdlab.study.statements:\n" + "\n".join(found)
+    assert len(found) <= CEILINGS[int(chapter.stem[:2])], (
+        "say it by a statement of kdlab.study.statements:\n" + "\n".join(found)
+    )
 
 
 def forgotten(source: str) -> list[str]:
     """Names in braces that an f-string would have filled, where a piece of one was written without its f."""
     tree = ast.parse(source)
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    pieces = [piece.value for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for piece in node.values if isinstance(piece, ast.Constant)]
+    pieces = [
+        piece.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        for piece in node.values
+        if isinstance(piece, ast.Constant)
+    ]
     found = [match for piece in pieces for match in re.finditer(r"(?<![\\a-zA-Z^_])\{([A-Za-z]\w+)(:[^{}]*)?\}", piece)]
     return [match[0] for match in found if match[1] in names]
 
@@ -80,7 +88,9 @@ def test_no_piece_of_an_f_string_forgets_its_f(chapter):
 
 def test_the_command_lists_them_and_the_report_counts(monkeypatch, capsys, tmp_path):
     chapter = tmp_path / "03_a.py"
-    chapter.write_text("# %% [markdown]\n# # A title\n#\n# This is better. So be it. One is less than two. <!-- by definition -->\n\n# %%\nx = 1\n")
+    chapter.write_text(
+        "# %% [markdown]\n# # A title\n#\n# This is better. So be it. One is less than two. <!-- by definition -->\n\n# %%\nx = 1\n"
+    )
     monkeypatch.setattr(sys, "argv", ["prose", str(chapter)])
     prose.main()
     said = capsys.readouterr().out

@@ -19,12 +19,16 @@ from kdlab.study.repository import EXTRAS, Repository, install, repository, requ
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FORK = Repository("https://github.com/someone/fork", COMMIT)
-WORKFLOWS = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / ".github/workflows").glob("*.yml")}
+WORKFLOWS = {
+    path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / ".github/workflows").glob("*.yml")
+}
 
 
 def git(folder, *arguments):
     who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
-    return subprocess.run(["git", "-C", folder, *who, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", folder, *who, *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.fixture
@@ -47,8 +51,12 @@ def test_the_repository_is_that_of_ci_else_of_the_remote_else_of_the_project_els
     assert repository(checkout, {}).url == "https://github.com/someone/fork"
     ci = {"GITHUB_SERVER_URL": "https://git.example", "GITHUB_REPOSITORY": "a/b"}
     assert repository(checkout, ci).url == "https://git.example/a/b"
-    assert repository(checkout, ci).commit == git(checkout, "rev-parse", "HEAD") and repository(checkout, ci).tag is None
-    assert repository(checkout, ci | {"GITHUB_REF_TYPE": "tag", "GITHUB_REF_NAME": "v0.2"}).notebooks == "notebooks-v0.2"
+    assert (
+        repository(checkout, ci).commit == git(checkout, "rev-parse", "HEAD") and repository(checkout, ci).tag is None
+    )
+    assert (
+        repository(checkout, ci | {"GITHUB_REF_TYPE": "tag", "GITHUB_REF_NAME": "v0.2"}).notebooks == "notebooks-v0.2"
+    )
 
 
 def test_a_remote_that_is_a_folder_and_a_checkout_within_another_are_no_repository(checkout):
@@ -73,7 +81,9 @@ def test_a_fork_has_its_own_buttons_and_an_unpublished_checkout_has_none(book_bu
     assert options["repository_url"] == FORK.url and options["repository_branch"] == "notebooks"
     assert set(options["launch_buttons"]) == {"notebook_interface", "binderhub_url", "colab_url"}
     assert "colab_url" not in Repository("https://gitlab.com/a/b").buttons()["launch_buttons"]
-    assert not {"launch_buttons", "repository_url"} & set(book_build.settings(None)["sphinx"]["config"]["html_theme_options"])
+    assert not {"launch_buttons", "repository_url"} & set(
+        book_build.settings(None)["sphinx"]["config"]["html_theme_options"]
+    )
     assert install(None) == "pip install ." and install(FORK) == f'pip install "kdlab @ git+{FORK.url}"'
     assert "%" not in "".join(book_build.using(FORK).values()) and "git" not in "".join(book_build.using(None).values())
 
@@ -119,7 +129,17 @@ def test_the_set_up_cell_fetches_the_pages_commit_and_leaves_torch_as_it_is(tmp_
     cell = set_up(FORK, ["torch>=2.6", "sympy>=1.13"])
     commands, kept, first, path = run_set_up(cell, tmp_path, monkeypatch)
     home, part = str(tmp_path / "kdlab-0123456789"), str(tmp_path / "kdlab-0123456789.part")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", f"{home}/keep.txt", "torch>=2.6", "sympy>=1.13"]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--constraint",
+        f"{home}/keep.txt",
+        "torch>=2.6",
+        "sympy>=1.13",
+    ]
     assert commands == [
         ["git", "init", "--quiet", part],
         ["git", "-C", part, "fetch", "--quiet", "--depth", "1", FORK.url, COMMIT],
@@ -153,7 +173,9 @@ def test_the_set_up_cell_fetches_a_commit_from_a_repository(checkout, tmp_path, 
     git(checkout, "commit", "--quiet", "--message", "later")
     run = subprocess.run
     with monkeypatch.context() as patch:
-        patch.setattr("subprocess.run", lambda command, check: run(command, check=check) if command[0] == "git" else None)
+        patch.setattr(
+            "subprocess.run", lambda command, check: run(command, check=check) if command[0] == "git" else None
+        )
         patch.setattr("importlib.util.find_spec", lambda name: None)
         patch.setattr("pathlib.Path.home", lambda: tmp_path)
         patch.setattr("sys.path", list(sys.path))
@@ -196,7 +218,17 @@ def test_all_that_a_chapter_imports_is_in_the_set_ups_extras(chapter, book_build
 
 
 #: What modules of kdlab import where it is installed, and chapters do not ask of them.
-OPTIONAL = {"jaxtyping", "ray", "liger_kernel", "jupytext", "nbformat", "papermill", "jupyter_client", "jupyter_core", "yaml"}
+OPTIONAL = {
+    "jaxtyping",
+    "ray",
+    "liger_kernel",
+    "jupytext",
+    "nbformat",
+    "papermill",
+    "jupyter_client",
+    "jupyter_core",
+    "yaml",
+}
 
 
 def test_the_extras_of_the_set_up_are_those_that_pages_need():
@@ -229,7 +261,9 @@ def test_pages_are_deployed_from_main_alone_after_check_and_tests_and_no_build_n
     jobs = WORKFLOWS["book.yml"]["jobs"]
     assert {"check", "test", "book"} <= set(jobs["pages"]["needs"]) and "refs/heads/main" in jobs["pages"]["if"]
     used = [step["uses"].split("@")[0] for step in jobs["pages"]["steps"] if "uses" in step]
-    assert ["actions/configure-pages", "actions/upload-pages-artifact", "actions/deploy-pages"] == [u for u in used if "pages" in u]
+    assert ["actions/configure-pages", "actions/upload-pages-artifact", "actions/deploy-pages"] == [
+        u for u in used if "pages" in u
+    ]
     assert all("links" not in str(job.get("needs")) for job in jobs.values()) and "schedule" in jobs["links"]["if"]
     made = [step.get("run") for name in ("check", "test", "book") for step in jobs[name]["steps"]]
     assert {"make check", "make test", "make book"} <= set(made)
@@ -274,9 +308,13 @@ def test_the_whole_book_is_one_page_whose_links_stay_in_it(release, tmp_path):
     (tmp_path / "book").mkdir()
     (tmp_path / "notebooks").mkdir()
     page = '<html><head><!-- a remark --><script>document.documentElement.dataset.theme = ""</script><script src="../mathjax/mathjax.js"></script><link href="../_static/a.css" rel="stylesheet"></head><body><nav></nav><article class="bd-article">{}</article></body></html>'
-    (tmp_path / "book/a.html").write_text(page.format('<h1 id="x">A</h1><a href="../notebooks/b.html#y">b</a><a href="#x">x</a><script>1</script>'))
+    (tmp_path / "book/a.html").write_text(
+        page.format('<h1 id="x">A</h1><a href="../notebooks/b.html#y">b</a><a href="#x">x</a><script>1</script>')
+    )
     (tmp_path / "notebooks/b.html").write_text(
-        page.format('<h1 id="y">B</h1><a href="../book/a.html">a</a><img src="../_images/p.png"><a href="https://e.org#z">e</a><details></details>')
+        page.format(
+            '<h1 id="y">B</h1><a href="../book/a.html">a</a><img src="../_images/p.png"><a href="https://e.org#z">e</a><details></details>'
+        )
     )
     text = release.whole(tmp_path, ["book/a", "notebooks/b"])
     ids, inner = set(re.findall(r'id="([^"]+)"', text)), re.findall(r'href="#([^"]+)"', text)
@@ -289,4 +327,6 @@ def test_the_whole_book_is_one_page_whose_links_stay_in_it(release, tmp_path):
 def test_checksums_are_as_sha256sum_reads_them(release, tmp_path):
     (tmp_path / "a.txt").write_text("a")
     release.checksums(tmp_path)
-    assert (tmp_path / "SHA256SUMS").read_text() == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb  a.txt\n"
+    assert (
+        tmp_path / "SHA256SUMS"
+    ).read_text() == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb  a.txt\n"

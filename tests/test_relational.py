@@ -92,12 +92,8 @@ def test_losses_are_the_released_code():
     def similarities(x):
         return F.normalize(x @ x.T)
 
-    torch.testing.assert_close(
-        rkd_distance(student, teacher), F.smooth_l1_loss(distances(student), distances(teacher))
-    )
-    torch.testing.assert_close(
-        rkd_angle(student, teacher), F.smooth_l1_loss(angles(student), angles(teacher))
-    )
+    torch.testing.assert_close(rkd_distance(student, teacher), F.smooth_l1_loss(distances(student), distances(teacher)))
+    torch.testing.assert_close(rkd_angle(student, teacher), F.smooth_l1_loss(angles(student), angles(teacher)))
     expected = (similarities(teacher) - similarities(student)).pow(2).sum() / 6**2
     torch.testing.assert_close(similarity_preserving(student, teacher), expected)
 
@@ -117,9 +113,7 @@ def test_a_rotation_of_either_space_changes_nothing(loss, seed):
 @given(seeds, st.floats(0.01, 100))
 def test_the_scale_of_either_space_changes_nothing(loss, seed, scale):
     student, teacher = batch(5, 3, 4, seed=seed)
-    torch.testing.assert_close(
-        loss(scale * student, teacher / scale), loss(student, teacher), rtol=1e-9, atol=1e-12
-    )
+    torch.testing.assert_close(loss(scale * student, teacher / scale), loss(student, teacher), rtol=1e-9, atol=1e-12)
 
 
 @rkd
@@ -132,9 +126,7 @@ def test_where_the_batch_lies_changes_nothing(loss, seed):
 
 def test_similarities_depend_on_the_origin():
     student, teacher = batch(5, 3, 3)
-    assert not torch.isclose(
-        similarity_preserving(student + 1, teacher), similarity_preserving(student, teacher)
-    )
+    assert not torch.isclose(similarity_preserving(student + 1, teacher), similarity_preserving(student, teacher))
 
 
 @every_loss
@@ -142,9 +134,7 @@ def test_similarities_depend_on_the_origin():
 def test_the_order_of_examples_does_not_matter(loss, seed):
     student, teacher = batch(6, 3, 4, seed=seed)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(
-        loss(student[order], teacher[order]), loss(student, teacher), rtol=1e-11, atol=1e-14
-    )
+    torch.testing.assert_close(loss(student[order], teacher[order]), loss(student, teacher), rtol=1e-11, atol=1e-14)
     assert loss(student[order], teacher) != loss(student, teacher) or torch.equal(order, order.sort().values)
 
 
@@ -217,9 +207,7 @@ def test_compiles_without_a_graph_break(loss):
 def test_vmap_and_grad(loss):
     students, teachers = torch.randn(3, 4, 5), torch.randn(3, 4, 2)
     pairs = list(zip(students, teachers, strict=True))
-    torch.testing.assert_close(
-        torch.func.vmap(loss)(students, teachers), torch.stack([loss(*p) for p in pairs])
-    )
+    torch.testing.assert_close(torch.func.vmap(loss)(students, teachers), torch.stack([loss(*p) for p in pairs]))
     slopes = torch.func.vmap(torch.func.grad(loss))(students, teachers)
     torch.testing.assert_close(slopes, torch.stack([gradient(loss, *p) for p in pairs]))
 
@@ -231,9 +219,7 @@ def test_batches_without_relations_are_refused(loss):
         (torch.zeros(3), torch.zeros(3, 2)),
         (torch.zeros(3, 2), torch.zeros(3)),
     ):
-        with pytest.raises(
-            ValueError, match=r"relations need at least two examples of shape \(B, ...\), not shapes"
-        ):
+        with pytest.raises(ValueError, match=r"relations need at least two examples of shape \(B, ...\), not shapes"):
             loss(student, teacher)
     with pytest.raises(ValueError, match="do not belong to the same examples"):
         loss(torch.zeros(3, 2), torch.zeros(4, 2))

@@ -52,9 +52,7 @@ from kdlab.objectives import (
 )
 from kdlab.theory import reference
 
-dtypes = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:]
-)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
 
 
 # Values and gradients against closed forms
@@ -65,9 +63,7 @@ dtypes = pytest.mark.parametrize(
 def test_gradient_is_that_of_the_value(loss, reduction):
     z, t, y = batch(3, 5)
     mask = torch.tensor([True, False, True])
-    assert torch.autograd.gradcheck(
-        lambda z: loss(z, t, y, mask=mask, reduction=reduction), z.requires_grad_()
-    )
+    assert torch.autograd.gradcheck(lambda z: loss(z, t, y, mask=mask, reduction=reduction), z.requires_grad_())
 
 
 def soft_half(z, t, y, **options):
@@ -111,9 +107,7 @@ def test_labels_are_one_hot_targets_and_what_torch_computes(logits):
     z, y = logits[0], logits[1].argmax(-1)
     one_hot = torch.nn.functional.one_hot(y, z.shape[-1]).double()
     torch.testing.assert_close(cross_entropy(z, y), cross_entropy(z, one_hot), rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(
-        cross_entropy(z, y), torch.nn.functional.cross_entropy(z, y), rtol=1e-12, atol=1e-13
-    )
+    torch.testing.assert_close(cross_entropy(z, y), torch.nn.functional.cross_entropy(z, y), rtol=1e-12, atol=1e-13)
 
 
 @given(pairs, temperatures)
@@ -198,9 +192,7 @@ def test_what_is_masked_does_not_matter(loss, seed, other):
         assert torch.equal(loss(z, t, y, **options), loss(z2, t2, y2, **options))
     slope, slope2 = (gradient(loss, a, b, c, mask=mask) for a, b, c in ((z, t, y), (z2, t2, y2)))
     assert torch.equal(slope, slope2) and not slope[~mask].any()
-    torch.testing.assert_close(
-        loss(z, t, y, mask=mask), loss(z[mask], t[mask], y[mask]), rtol=1e-12, atol=1e-14
-    )
+    torch.testing.assert_close(loss(z, t, y, mask=mask), loss(z[mask], t[mask], y[mask]), rtol=1e-12, atol=1e-14)
 
 
 @every_loss
@@ -279,9 +271,7 @@ def test_reductions():
     assert reduce(losses, mask).item() == pytest.approx(13 / 3)
     assert reduce(losses, mask, "sum").item() == 13
     assert reduce(losses, mask, "none").tolist() == [[1, 2], [0, 10]]
-    assert (
-        reduce(losses, mask, count=8).item() == reduce(losses, mask, count=torch.tensor(8)).item() == 13 / 8
-    )
+    assert reduce(losses, mask, count=8).item() == reduce(losses, mask, count=torch.tensor(8)).item() == 13 / 8
     unknown = losses.where(mask, math.nan).requires_grad_()
     assert reduce(unknown, mask) == reduce(losses, mask)
     reduce(unknown, mask, "sum").backward()
@@ -305,9 +295,7 @@ def test_opposite_extreme_logits_are_finite(loss, dtype):
 def test_values_and_gradients_are_near_those_in_float64(loss, dtype):
     z, t, y = batch(32, 20)
     z, t = z.to(dtype), t.to(dtype)
-    for how in (
-        ({"temperature": T} for T in (0.1, 1.0, 4.0, 100.0, 1e4)) if loss is not squared_error else ({},)
-    ):
+    for how in ({"temperature": T} for T in (0.1, 1.0, 4.0, 100.0, 1e4)) if loss is not squared_error else ({},):
         value, oracle = loss(z, t, y, **how), loss(z.double(), t.double(), y, **how)
         assert value.dtype == torch.float32
         torch.testing.assert_close(value.double(), oracle, rtol=1e-4, atol=0)
@@ -504,9 +492,7 @@ def test_bad_smoothing_is_refused(bad):
 
 
 def test_labels_that_cannot_be_smoothed_are_refused():
-    refused(
-        smooth_labels, ValueError, "labels must lie in 0 … 2, but reach from 3 to 3", torch.tensor([3]), 3
-    )
+    refused(smooth_labels, ValueError, "labels must lie in 0 … 2, but reach from 3 to 3", torch.tensor([3]), 3)
     refused(smooth_labels, TypeError, "labels must be a torch.Tensor", [0], 3)
 
 
@@ -531,9 +517,7 @@ def test_permutation_changes_the_order_and_differs_between_examples():
 @given(st.integers(0, 10_000), st.integers(2, 9), st.floats(0.1, 50))
 def test_spreading_keeps_the_true_probability_and_evens_the_rest(seed, classes, temperature):
     _, t, y = batch(3, 4, classes, seed=seed)
-    p, even = (
-        soften(x, temperature=temperature) for x in (t, spread_dark_knowledge(t, y, temperature=temperature))
-    )
+    p, even = (soften(x, temperature=temperature) for x in (t, spread_dark_knowledge(t, y, temperature=temperature)))
     true_class = torch.nn.functional.one_hot(y, classes).bool()
     torch.testing.assert_close(even[true_class], p[true_class])
     torch.testing.assert_close(
@@ -628,9 +612,7 @@ def test_a_target_that_is_no_distribution_is_refused(target, sentence):
 def test_bad_masks_and_reductions_are_refused(loss):
     z, t, y = batch(2, 3)
     options = {"mask": torch.tensor([[True], [True]])}
-    refused(
-        loss, ValueError, r"mask of shape \(2, 1\) does not fit losses of shape \(2,\)", z, t, y, **options
-    )
+    refused(loss, ValueError, r"mask of shape \(2, 1\) does not fit losses of shape \(2,\)", z, t, y, **options)
     refused(loss, TypeError, "mask must be a boolean torch.Tensor, not list", z, t, y, mask=[True, False])
     options = {"mask": torch.tensor([1, 0])}
     refused(
@@ -672,8 +654,7 @@ FUNCTIONS = {
     for name, function in vars(objectives).items()
     if name in objectives.__all__
     and inspect.isfunction(function)
-    and function.__module__.rsplit(".", 1)[1]
-    in ("divergences", "reduction", "response", "sequence", "softening")
+    and function.__module__.rsplit(".", 1)[1] in ("divergences", "reduction", "response", "sequence", "softening")
 }
 
 

@@ -99,7 +99,9 @@ def test_what_an_arm_lacks_and_when_it_is_complete(tiny):
     specs, book = tiny
     found = results("tiny", book)
     assert (found.planned(["alone", "kd"]), found.lacking(["alone"]), found.ready(["alone"])) == (6, 3, [])
-    assert [note._repr_html_().count("3 of 3 runs: students alone") for note in slots(found, ["alone"], "students alone")] == [1]
+    assert [
+        note._repr_html_().count("3 of 3 runs: students alone") for note in slots(found, ["alone"], "students alone")
+    ] == [1]
     for spec, accuracy in zip(specs[1:4], (0.1, None, 0.3), strict=True):
         note(spec, book, accuracy)
     found = results("tiny", book)
@@ -111,7 +113,9 @@ def test_what_an_arm_lacks_and_when_it_is_complete(tiny):
     for spec in specs[5:]:
         note(spec, book, None)
     diverged = results("tiny", book)
-    assert not diverged.lacking(["kd"]) and not diverged.complete(["kd"]), "one run that did not diverge has no interval"
+    assert not diverged.lacking(["kd"]) and not diverged.complete(["kd"]), (
+        "one run that did not diverge has no interval"
+    )
 
 
 def test_an_interval_in_other_units():

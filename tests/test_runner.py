@@ -212,9 +212,7 @@ def test_a_plan_is_run_as_a_whole(whole):
     assert [name for name, record in found.items() if "diverged" in record] == [
         f"{spec.name}.json" for spec in tiny_plan() if spec.arm == "diverging"
     ]
-    kept = {spec.name for spec in tiny_plan() if spec.arm == "assisted"} | {
-        spec.name for spec in tiny_plan()[:2]
-    }
+    kept = {spec.name for spec in tiny_plan() if spec.arm == "assisted"} | {spec.name for spec in tiny_plan()[:2]}
     assert {path.stem for path in files(whole / "checkpoints")} == kept
     assert verify(whole, tiny_plan()) == [] and files(whole / "running") == []
 
@@ -222,9 +220,17 @@ def test_a_plan_is_run_as_a_whole(whole):
 def test_a_finished_plan_is_not_run_again(whole, tmp_path):
     before = contents(whole)
     result = cli("run", "tiny", "--book", whole)
-    assert result.exit_code == 0 and "All 10 runs of tiny are recorded in " in result.stdout and "kdlab run --again" in result.stdout
+    assert (
+        result.exit_code == 0
+        and "All 10 runs of tiny are recorded in " in result.stdout
+        and "kdlab run --again" in result.stdout
+    )
     result = cli("run", "tiny", "--book", whole, "--out", tmp_path / "out")
-    assert result.exit_code == 0 and "All 10 runs of tiny are recorded in " in result.stdout and "kdlab run --again" in result.stdout
+    assert (
+        result.exit_code == 0
+        and "All 10 runs of tiny are recorded in " in result.stdout
+        and "kdlab run --again" in result.stdout
+    )
     assert contents(whole) == before
 
 
@@ -591,9 +597,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(spoil, arguments, sentence,
 def test_no_gpu_is_said(taught, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    assert_a_sentence(
-        cli("run", "tiny", "--device", "cuda", "--book", taught), "no device 'cuda' is visible here"
-    )
+    assert_a_sentence(cli("run", "tiny", "--device", "cuda", "--book", taught), "no device 'cuda' is visible here")
 
 
 def test_the_running_checkpoint_of_another_teacher_is_refused(at_step, whole, tmp_path):
@@ -726,9 +730,7 @@ def test_shards_partition_a_plan(name):
         for shard in shards:
             mine = [s.hash for s in shard]
             assert [s.hash for s in specs if s.hash in mine] == mine
-            assert all(
-                s.teacher is None or s.teacher.study == "teacher" or s.teacher.hash in mine for s in shard
-            )
+            assert all(s.teacher is None or s.teacher.study == "teacher" or s.teacher.hash in mine for s in shard)
     assert [s.hash for s in plan(name, "01/1")] == [s.hash for s in specs]
 
 
@@ -830,15 +832,11 @@ def test_two_processes_of_torchrun_train_as_one(whole, tmp_path):
     assert len(spread) == 4
     for name, record in spread.items():
         assert record["epochs"]["loss"] == pytest.approx(alone[name]["epochs"]["loss"], rel=1e-4)
-        assert record["test"]["cross_entropy"] == pytest.approx(
-            alone[name]["test"]["cross_entropy"], rel=1e-4
-        )
+        assert record["test"]["cross_entropy"] == pytest.approx(alone[name]["test"]["cross_entropy"], rel=1e-4)
         origin = read_record(tmp_path / "book" / "records" / name)["provenance"]
         assert origin["device"].endswith(", 2 processes")
     for spec in tiny_plan()[:2]:
-        (one, _), (two, _) = (
-            load_tensors(checkpoint_path(spec, book)) for book in (whole, tmp_path / "book")
-        )
+        (one, _), (two, _) = (load_tensors(checkpoint_path(spec, book)) for book in (whole, tmp_path / "book"))
         for name in one:
             torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-6)
 

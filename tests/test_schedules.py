@@ -127,13 +127,9 @@ def test_bad_factors_are_refused(factor):
 
 def test_parts_that_training_never_reaches_are_refused():
     for until in (0, -0.1, 1.1):
-        refused(
-            Linear, ValueError, "until is a part of the training, above 0 and at most 1, not", 1, 0, until
-        )
+        refused(Linear, ValueError, "until is a part of the training, above 0 and at most 1, not", 1, 0, until)
     for part in (30, -0.5):
-        refused(
-            Step, ValueError, "Step takes parts of the training, from 0 to 1, not", 1, {part: 0.1, 0.5: 2}
-        )
+        refused(Step, ValueError, "Step takes parts of the training, from 0 to 1, not", 1, {part: 0.1, 0.5: 2})
 
 
 def test_schedules_are_multiplied_by_numbers_alone():
@@ -259,9 +255,7 @@ def train(objective, **options):
     torch.manual_seed(0)
     recipe = Recipe(epochs=4, batch_size=16, learning_rate=0.05, schedule="constant", weight_decay=0)
     student = mlp(4, 4)
-    return fit(
-        student, objective, train=TASK.sample(64), recipe=recipe, teacher=ExactTeacher(TASK), **options
-    )
+    return fit(student, objective, train=TASK.sample(64), recipe=recipe, teacher=ExactTeacher(TASK), **options)
 
 
 def test_fit_follows_weights_and_temperatures():
@@ -280,9 +274,7 @@ def test_fit_follows_weights_and_temperatures():
     temperatures = [8 - 4 * (epoch + 3 / 8) / 4 for epoch in range(4)]  # mean over the four steps of an epoch
     assert [entry["SoftTargets.temperature"] for entry in history] == pytest.approx(temperatures)
     for epoch, entry in enumerate(history):
-        assert entry["loss"] == pytest.approx(
-            entry["SoftTargets"] + (epoch >= 2) * entry["CrossEntropy"], rel=1e-5
-        )
+        assert entry["loss"] == pytest.approx(entry["SoftTargets"] + (epoch >= 2) * entry["CrossEntropy"], rel=1e-5)
         assert (entry["CrossEntropy.gradient_norm"] > 0) == (epoch >= 2)
 
 

@@ -55,9 +55,7 @@ def test_padding_changes_nothing(loss, added, seed):
 @pytest.mark.parametrize("anything", [-100, -1, 5, 10**9])
 def test_labels_may_be_anything_where_masked(loss, anything):
     z, t, y = sequences()
-    assert torch.equal(
-        loss(z, t, y.where(MASK, anything), mask=MASK), loss(z, t, y.where(MASK, 0), mask=MASK)
-    )
+    assert torch.equal(loss(z, t, y.where(MASK, anything), mask=MASK), loss(z, t, y.where(MASK, 0), mask=MASK))
 
 
 # Means over more than one micro-batch and rank
@@ -159,13 +157,9 @@ def test_the_end_of_a_sequence_is_learned_though_padding_has_its_number():
 
 
 def test_labels_that_do_not_fit_the_sequences_are_refused():
-    sentence = (
-        r"logits of shape \(batch, time, vocabulary\) and labels of shape \(batch, time\) are needed, not"
-    )
+    sentence = r"logits of shape \(batch, time, vocabulary\) and labels of shape \(batch, time\) are needed, not"
     refused(next_token, ValueError, sentence, torch.zeros(2, 3), None, torch.zeros(2, dtype=torch.int64))
-    refused(
-        next_token, ValueError, sentence, torch.zeros(2, 3, 5), None, torch.zeros(2, 2, dtype=torch.int64)
-    )
+    refused(next_token, ValueError, sentence, torch.zeros(2, 3, 5), None, torch.zeros(2, 2, dtype=torch.int64))
 
 
 # Vocabularies
@@ -288,13 +282,24 @@ def test_a_shared_vocabulary_is_that_of_its_term_over_chosen_tokens():
     wider = F.pad(t, (0, 3), value=1.0)
     objective = 0.5 * CrossEntropy() + 0.5 * term
     total, terms = objective(student_logits=z, teacher_logits=wider, labels=y)
-    assert torch.equal(terms["SharedVocabulary"], expected) and torch.isclose(total, 0.5 * terms["CrossEntropy"] + 0.5 * expected)
-    assert repr(term) == repr(SharedVocabulary(ForwardKL(temperature=2), tokens)) != repr(SharedVocabulary(ForwardKL(temperature=2), tokens.flip(0)))
+    assert torch.equal(terms["SharedVocabulary"], expected) and torch.isclose(
+        total, 0.5 * terms["CrossEntropy"] + 0.5 * expected
+    )
+    assert (
+        repr(term)
+        == repr(SharedVocabulary(ForwardKL(temperature=2), tokens))
+        != repr(SharedVocabulary(ForwardKL(temperature=2), tokens.flip(0)))
+    )
     assert "rest=True" in repr(SharedVocabulary(ForwardKL(), tokens, rest=True))
 
 
 def test_a_shared_vocabulary_takes_what_a_cache_keeps():
-    z, kept = torch.randn(3, 5), SparseTargets(torch.tensor([[0, 6], [1, 0], [3, 2]]), torch.tensor([[0.5, 0.25], [0.5, 0.5], [0.75, 0.25]]), 7, rest=True)
+    z, kept = (
+        torch.randn(3, 5),
+        SparseTargets(
+            torch.tensor([[0, 6], [1, 0], [3, 2]]), torch.tensor([[0.5, 0.25], [0.5, 0.5], [0.75, 0.25]]), 7, rest=True
+        ),
+    )
     objective = 1.0 * SharedVocabulary(SparseForwardKL(), torch.arange(5))
     total, _ = objective(student_logits=z, teacher_logits=kept)
     assert torch.isclose(total, sparse_forward_kl(z, restrict_vocabulary(kept, torch.arange(5))))

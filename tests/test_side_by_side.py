@@ -28,7 +28,15 @@ def test_adam_trains_each_as_it_would_alone_at_its_own_rate():
     rates, train = (0.01, 0.1), [TASK.sample(64, generator=torch.Generator().manual_seed(s)) for s in range(2)]
 
     def recipe(rate):
-        return Recipe(epochs=2, batch_size=16, optimizer="adam", learning_rate=rate, weight_decay=0.0, schedule="cosine", augment=False)
+        return Recipe(
+            epochs=2,
+            batch_size=16,
+            optimizer="adam",
+            learning_rate=rate,
+            weight_decay=0.0,
+            schedule="cosine",
+            augment=False,
+        )
 
     alone = [small(s) for s in range(2)]
     for network, rate, examples in zip(alone, rates, train, strict=True):

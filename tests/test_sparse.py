@@ -196,9 +196,7 @@ def test_sure_students_and_teachers_give_no_nan(kind, dtype):
         for student in (z, t, -t):
             targets, log_q = kept(t, kind), student.log_softmax(-1)
             loss = sparse_forward_kl(student, targets)
-            slope = gradient(
-                lambda z, targets=targets: sparse_forward_kl(z, targets, reduction="sum"), student
-            )
+            slope = gradient(lambda z, targets=targets: sparse_forward_kl(z, targets, reduction="sum"), student)
             assert torch.isfinite(loss) and torch.isfinite(slope).all()
             torch.testing.assert_close(sparse_slope(log_q, log_q.exp(), targets), slope, rtol=1e-4, atol=1e-5)
 
@@ -226,9 +224,7 @@ def test_masks_counts_and_reductions_are_those_of_every_loss(seed, kind):
     torch.testing.assert_close(each[1, 2], sparse_forward_kl(z[1, 2:3], targets[1, 2:3]))
     for how in ({}, {"count": 7}, {"reduction": "sum"}, {"reduction": "none"}):
         found = sparse_forward_kl(z, targets, mask=mask, **how)
-        torch.testing.assert_close(
-            found, reduce(each, mask, how.get("reduction", "batchmean"), how.get("count"))
-        )
+        torch.testing.assert_close(found, reduce(each, mask, how.get("reduction", "batchmean"), how.get("count")))
     slopes = gradient(lambda z: sparse_forward_kl(z, targets, mask=mask), z)
     assert not slopes[~mask].any() and slopes[mask].any()
     torch.testing.assert_close(
@@ -279,9 +275,7 @@ def test_a_term_is_its_function_and_no_gradient_reaches_the_teacher():
 # Errors
 
 
-@pytest.mark.parametrize(
-    "term", [ForwardKL(), ReverseKL(), SoftTargets(), LogitMSE(), HiddenMSE("h")], ids=repr
-)
+@pytest.mark.parametrize("term", [ForwardKL(), ReverseKL(), SoftTargets(), LogitMSE(), HiddenMSE("h")], ids=repr)
 @pytest.mark.parametrize("fused", [False, True])
 def test_terms_that_need_all_of_the_teacher_say_so(term, fused):
     student, targets = head(2, 5), kept(logits(2, 5)[1], "top-k")
@@ -290,9 +284,7 @@ def test_terms_that_need_all_of_the_teacher_say_so(term, fused):
     with pytest.raises(
         TypeError, match=rf"^{type(term).__name__} needs all of the teacher, .*: use SparseForwardKL\.$"
     ):
-        (CrossEntropy() + term)(
-            student_logits=z, teacher_logits=targets, labels=torch.ones(2, 5).long(), **hidden
-        )
+        (CrossEntropy() + term)(student_logits=z, teacher_logits=targets, labels=torch.ones(2, 5).long(), **hidden)
 
 
 def test_a_term_that_looks_at_no_teacher_may_stand_beside():

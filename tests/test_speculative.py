@@ -92,7 +92,8 @@ LETTERED = lettered()
 
 
 @pytest.mark.parametrize(
-    ("draft_length", "stop_below", "context"), [(1, 0.0, CONTEXT), (2, 0.0, CONTEXT), (3, 0.0, CONTEXT), (3, 0.4, CONTEXT), (3, 0.0, 4), (2, 0.0, 5)]
+    ("draft_length", "stop_below", "context"),
+    [(1, 0.0, CONTEXT), (2, 0.0, CONTEXT), (3, 0.0, CONTEXT), (3, 0.4, CONTEXT), (3, 0.0, 4), (2, 0.0, 5)],
 )
 def test_texts_have_the_verifier_s_distribution(draft_length, stop_below, context):
     """χ² over all texts of three letters, to the end of a context too. What the draft alone would write is refused by the same test: it has the power."""
@@ -246,9 +247,7 @@ def test_at_temperature_zero_a_draft_stops_where_it_would_doubt_at_one():
     verifier, draft, prompts = gpt(0), gpt(1), text(4, 3)
 
     def tested(stop_below):
-        found = speculate(
-            verifier, draft, prompts, tokens=15, draft_length=5, temperature=0.0, stop_below=stop_below
-        )
+        found = speculate(verifier, draft, prompts, tokens=15, draft_length=5, temperature=0.0, stop_below=stop_below)
         assert torch.equal(found.text, generate(verifier, prompts, tokens=15, temperature=0.0))
         return found
 

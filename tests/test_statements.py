@@ -42,7 +42,10 @@ def test_who_leads_is_said_whoever_was_expected(source):
     assert right.holds and not wrong.holds and right.text == wrong.text
     assert right.text.startswith("Of kd, alone and dist, dist (7") and "leads in accuracy, +10.0 points" in right.text
     assert "against the next, kd" in right.text
-    assert "kd leads kd, alone and dist in accuracy; this build did not show it" in wrong.markup and right.text in wrong.markup
+    assert (
+        "kd leads kd, alone and dist in accuracy; this build did not show it" in wrong.markup
+        and right.text in wrong.markup
+    )
     with pytest.raises(TypeError, match="no truth value"):
         bool(right)
 
@@ -79,7 +82,10 @@ def test_an_arm_is_held_against_arms_numbers_and_multiples():
     assert above("dist", None, CLEAR, POINTS).short == "dist is above all others of kd, alone and dist in accuracy."
     assert above("kd", 58, CLEAR, POINTS).holds and not above("kd", 60, CLEAR, POINTS).holds
     assert above("kd", "alone", CLEAR, POINTS, by=5).holds and not above("kd", "alone", CLEAR, POINTS, by=12).holds
-    assert above("kd", "alone", CLEAR, POINTS, factor=1.1).holds and not above("kd", "alone", CLEAR, POINTS, factor=1.3).holds
+    assert (
+        above("kd", "alone", CLEAR, POINTS, factor=1.1).holds
+        and not above("kd", "alone", CLEAR, POINTS, factor=1.3).holds
+    )
     assert within("kd", "alone", 0, {"kd": 2, "alone": 2}, POINTS).holds
     for less, where in (({"factor": 0.5}, "factor=0.5"), ({"by": -5}, "by=-5"), ({"factor": 2, "by": -5}, "by=-5")):
         with pytest.raises(ValueError, match=f"{where} calls a smaller number"):
@@ -113,13 +119,20 @@ def test_curves():
     both = {"soft": [3.0, 2.0, 1.0], "hard": [3.0, 3.1, 2.0]}
     assert falls(both, loss, "epochs").holds and not falls(both, loss, "epochs", throughout=True).holds
     assert not rises(both, loss, "epochs").holds and not falls(both, loss, "epochs", to=0.5).holds
-    assert "falls from 3.00 nats to 1.00 nats between 0 and 2 epochs, at every step (soft)" in falls(both, loss, "epochs").text
+    assert (
+        "falls from 3.00 nats to 1.00 nats between 0 and 2 epochs, at every step (soft)"
+        in falls(both, loss, "epochs").text
+    )
     line = {"difference": (np.array([1.0, 2.0, 4.0]), np.array([2.0, 1.0, -1.0]))}
     crossing = crosses(line, loss, "tokens")
-    assert crossing.holds and "downwards at 3 tokens" in crossing.text and not crosses(line, loss, "tokens", level=5).holds
+    assert (
+        crossing.holds and "downwards at 3 tokens" in crossing.text and not crosses(line, loss, "tokens", level=5).holds
+    )
     inverse = {"error": {n: 1 / n for n in (10, 100, 1000)}}
     assert power(inverse, loss, "n", -1, 0.1).holds and not power(inverse, loss, "n", -2, 0.1).holds
-    assert "is no power of n" in power({"error": {1: 62, 2: 0.5, 3: 0.5, 4: 62}}, loss, "n", -1, 0.1).text, "its line falls, and it comes back"
+    assert "is no power of n" in power({"error": {1: 62, 2: 0.5, 3: 0.5, 4: 62}}, loss, "n", -1, 0.1).text, (
+        "its line falls, and it comes back"
+    )
     with pytest.raises(ValueError, match="x that rises"):
         falls({"a": ([2, 1], [1, 1])}, loss, "n")
 
@@ -158,7 +171,11 @@ def test_a_verdict_can_be_not_decided_and_depend_on_something(book):
 
     null = undecided("kd", "alone", 1, NOISY, POINTS)
     said = verdict("B17", "not decided" if null.holds else "depends", null)
-    assert said.outcome == "not decided" and 'class="kd-verdict kd-not-decided"' in said.markup and null.text in said.markup
+    assert (
+        said.outcome == "not decided"
+        and 'class="kd-verdict kd-not-decided"' in said.markup
+        and null.text in said.markup
+    )
     depends = verdict("B9", "depends", "…", condition="true in a limit")
     assert "Claim B9: depends (true in a limit)." in depends.markup
     assert depends._repr_mimebundle_()["application/vnd.kdlab.verdict+json"]["condition"] == "true in a limit"
@@ -194,7 +211,9 @@ def test_a_leader_is_above_all_and_a_statement_is_made_of_any_evidence(source):
     said = leads(first, source, POINTS)  # raises Survivor if it would say the same of evidence to the contrary
     best = max(source, key=lambda a: np.mean(source[a]))
     if said.holds:
-        assert all(d.low > 0 for d in evidence(source, POINTS).differences(first, [a for a in source if a != first]).values())
+        assert all(
+            d.low > 0 for d in evidence(source, POINTS).differences(first, [a for a in source if a != first]).values()
+        )
     else:
         assert f"{first} (" not in said.text.split("leads")[0] or "nobody leads" in said.text or best != first
     others = [a for a in source if a != first]
@@ -202,12 +221,20 @@ def test_a_leader_is_above_all_and_a_statement_is_made_of_any_evidence(source):
     outcomes.append(within(first, others[0], 10, source, POINTS).holds)
     outcomes.append(undecided(first, others[0], 10, source, POINTS).holds)
     assert sum(outcomes) in (1, 2) and outcomes[3] + outcomes[0] + outcomes[1] < 2
-    above(first, others, source, POINTS), in_order(sorted(source), source, POINTS), only([first], source, POINTS, above=0)
+    (
+        above(first, others, source, POINTS),
+        in_order(sorted(source), source, POINTS),
+        only([first], source, POINTS, above=0),
+    )
 
 
 @given(st.lists(st.floats(0.01, 100).map(lambda v: round(v, 2)), min_size=2, max_size=6))
 def test_statements_of_any_curve_survive_nothing(y):
-    falls({"a": y}, NATS, "n"), crosses({"a": y}, NATS, "n", level=3), rises({"a": y, "b": y[::-1]}, NATS, "n", throughout=True)
+    (
+        falls({"a": y}, NATS, "n"),
+        crosses({"a": y}, NATS, "n", level=3),
+        rises({"a": y, "b": y[::-1]}, NATS, "n", throughout=True),
+    )
     power({"a": {i + 1: v for i, v in enumerate(y)}}, NATS, "n", -1, 0.1)
 
 
@@ -260,7 +287,11 @@ def test_numbers_have_the_quantitys_unit():
 # ---------------------------------------------------------------- the chapters' own
 
 
-CHAPTERS = [c for c in sorted((Path(__file__).parents[1] / "notebooks").glob("*.py")) if "results(" in c.read_text(encoding="utf-8")]
+CHAPTERS = [
+    c
+    for c in sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
+    if "results(" in c.read_text(encoding="utf-8")
+]
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.stem)

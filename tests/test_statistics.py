@@ -94,7 +94,9 @@ def test_all_intervals_hold_at_once_in_ninety_five_of_a_hundred():
     for options in ({}, {"paired": False}):
         missed = 0
         for seed in range(400):
-            missed += any(d.excludes_zero for d in against(arms([0] * 5, 3, seed=seed), "a0", pooled=True, **options).values())
+            missed += any(
+                d.excludes_zero for d in against(arms([0] * 5, 3, seed=seed), "a0", pooled=True, **options).values()
+            )
         assert abs(missed / 400 - 0.05) < 0.03
 
 
@@ -157,7 +159,9 @@ def test_pairing_says_by_how_much_it_helps():
 def test_the_smallest_p_without_normality_is_the_permutation_tests():
     far = [100.0, 101.0, 102.0], [0.0, 1.5, 2.0]
     for paired, kind in ((True, "samples"), (False, "independent")):
-        test = stats.permutation_test(far, lambda x, y: np.mean(x) - np.mean(y), permutation_type=kind, n_resamples=np.inf)
+        test = stats.permutation_test(
+            far, lambda x, y: np.mean(x) - np.mean(y), permutation_type=kind, n_resamples=np.inf
+        )
         assert smallest_p(3, paired=paired) == pytest.approx(test.pvalue)
 
 

@@ -141,11 +141,7 @@ def test_plans_name_each_run_once(plan):
 def test_a_record_is_read_as_it_was_written(book):
     written = write_record(STUDENT, book / "records", {"test": {"accuracy": 0.5}})
     assert find_record(STUDENT, book / "records") == written
-    assert (
-        written["spec"] == STUDENT.describe()
-        and written["spec_hash"] == STUDENT.hash
-        and written["schema"] == 2
-    )
+    assert written["spec"] == STUDENT.describe() and written["spec_hash"] == STUDENT.hash and written["schema"] == 2
     (path,) = (book / "records").iterdir()
     assert read_record(path) == written
 
@@ -250,9 +246,7 @@ def test_the_book_folder(monkeypatch, tmp_path, book):
     monkeypatch.delenv("KDLAB_BOOK")
     (book / "records").rmdir()
     monkeypatch.setattr(records, "__file__", str(inside / "kdlab" / "study" / "records.py"))
-    with pytest.raises(
-        RecordError, match="no book/records folder above here: clone the repository, or set KDLAB_BOOK"
-    ):
+    with pytest.raises(RecordError, match="no book/records folder above here: clone the repository, or set KDLAB_BOOK"):
         book_folder()
 
 
@@ -389,9 +383,7 @@ def test_a_run_is_repeatable_and_can_be_killed(finished, digits, tmp_path):
 def test_wrong_data_or_no_teacher_are_refused(digits):
     with pytest.raises(ValueError, match="the spec asks for cifar100, but the data are digits"):
         run(replace(TEACHER, data="cifar100"), digits)
-    with pytest.raises(
-        ValueError, match=rf"the spec asks for the teacher {TEACHER.name}, but none was given"
-    ):
+    with pytest.raises(ValueError, match=rf"the spec asks for the teacher {TEACHER.name}, but none was given"):
         run(STUDENT, digits)
     with pytest.raises(ValueError, match="unknown data 'imagenet': there are cifar100, cifar10, digits"):
         load("imagenet")

@@ -188,9 +188,7 @@ def test_a_path_that_is_not_there_gets_a_suggestion_and_no_hook(resnet, path):
 def test_paths_that_are_like_no_other_are_refused_too():
     with pytest.raises(ValueError, match="^Sequential has no module 'encoder.layers'.$"):
         Taps(network(), ["encoder.layers"])
-    with pytest.raises(
-        ValueError, match='a layer is "path", "input:path" or "attention:path", not \'output:0\''
-    ):
+    with pytest.raises(ValueError, match='a layer is "path", "input:path" or "attention:path", not \'output:0\''):
         Taps(network(), ["output:0"])
 
 
@@ -233,9 +231,7 @@ def test_a_module_that_is_named_module_keeps_its_name():
     model, x = Wrapper(), torch.ones(1, 4)
     with Taps(model, ["module.head", "head", "module"]) as taps:
         logits, hidden = taps(x)
-    assert torch.equal(hidden["module.head"], model.module(x)) and torch.equal(
-        hidden["module"], model.module(x)
-    )
+    assert torch.equal(hidden["module.head"], model.module(x)) and torch.equal(hidden["module"], model.module(x))
     assert torch.equal(hidden["head"], logits)
 
 
@@ -338,9 +334,7 @@ def test_maps_of_torchs_encoder(training, grad, dropout):
 @pytest.mark.parametrize("training", [True, False])
 def test_torchs_attention_returns_what_it_was_asked_for(weights, training):
     attention = nn.MultiheadAttention(8, 4, dropout=0.5, batch_first=True).train(training)
-    how = {"averaged": {}, "each head's": {"average_attn_weights": False}, "none": {"need_weights": False}}[
-        weights
-    ]
+    how = {"averaged": {}, "each head's": {"average_attn_weights": False}, "none": {"need_weights": False}}[weights]
     padding, causal = (
         torch.tensor([[False] * 5, [False, False, False, True, True]]),
         torch.ones(5, 5).triu(1).bool(),
@@ -510,9 +504,7 @@ def test_a_compiled_student_is_trained_with_hints():
     plain = fit(network(), objective, **options)
     torch._dynamo.reset()
     compiled = fit(torch.compile(network(), backend="eager"), objective, **options)
-    assert [entry["loss"] for entry in compiled] == pytest.approx(
-        [entry["loss"] for entry in plain], rel=1e-6
-    )
+    assert [entry["loss"] for entry in compiled] == pytest.approx([entry["loss"] for entry in plain], rel=1e-6)
 
 
 # A language model
@@ -574,9 +566,7 @@ def test_attention_of_a_language_model_is_distilled(llama, heads):
         for p in teacher.parameters():
             p.mul_(5)  # so that it does not look everywhere alike
     train = Examples(torch.randint(32, (32, 6)), torch.randint(32, (32,)))
-    recipe = Recipe(
-        epochs=8, batch_size=16, optimizer="adam", learning_rate=1e-2, schedule="constant", weight_decay=0
-    )
+    recipe = Recipe(epochs=8, batch_size=16, optimizer="adam", learning_rate=1e-2, schedule="constant", weight_decay=0)
     layers = [f"model.model.layers.{i}.self_attn" for i in range(2)]
     objective = 1.0 * AttentionMaps(*layers, heads=heads, normalise="queries")
     history = fit(student, objective, train=train, recipe=recipe, teacher=teacher)

@@ -73,9 +73,7 @@ FUNCTIONS = {
     LogitMSE: lambda z, t, y, **how: logit_mse(z, t, **how),
     DecoupledKD: lambda z, t, y, **how: decoupled_kd(z, t, y, **how),
     DIST: lambda z, t, y, count=None, **how: dist_loss(z, t, **how),
-    PermutedSoftTargets: lambda z, t, y, **how: soft_targets(
-        z, permute_dark_knowledge(t, y.clamp(min=0)), **how
-    ),
+    PermutedSoftTargets: lambda z, t, y, **how: soft_targets(z, permute_dark_knowledge(t, y.clamp(min=0)), **how),
     SpreadSoftTargets: lambda z, t, y, temperature=4, **how: soft_targets(
         z,
         spread_dark_knowledge(t, y.clamp(min=0), temperature=temperature),
@@ -148,7 +146,8 @@ def test_every_response_term_is_here():
         for kind in vars(objectives).values()
         if inspect.isclass(kind) and kind.__module__ == Term.__module__ and issubclass(kind, Term)
     }
-    others = {SparseForwardKL, SquaredError}  # whose targets are no logits: test_sparse.py; whose labels are numbers: test_own_tasks.py
+    # whose targets are no logits: test_sparse.py; whose labels are numbers: test_own_tasks.py
+    others = {SparseForwardKL, SquaredError}
     assert kinds - {Term} - others == set(FUNCTIONS)
 
 
@@ -179,9 +178,7 @@ def test_mask_and_count_reach_every_term(term, function, options):
 def test_terms_are_shown_as_they_were_made(term, function, options):
     again = eval(repr(term), vars(objectives))
     assert type(again) is type(term) and repr(again) == repr(term)
-    assert {k: v for k, v in vars(again).items() if k[0] != "_"} == {
-        k: v for k, v in vars(term).items() if k[0] != "_"
-    }
+    assert {k: v for k, v in vars(again).items() if k[0] != "_"} == {k: v for k, v in vars(term).items() if k[0] != "_"}
 
 
 @every_kind
@@ -313,9 +310,7 @@ def test_weights_that_are_not_numbers_are_refused():
         Objective([("2", CrossEntropy())])
 
 
-@each(
-    {kind.__name__: kind for kind in FUNCTIONS if "temperature" in inspect.signature(kind).parameters}, "kind"
-)
+@each({kind.__name__: kind for kind in FUNCTIONS if "temperature" in inspect.signature(kind).parameters}, "kind")
 @pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf, "4", None])
 def test_bad_temperature_is_refused_when_the_term_is_made(kind, bad):
     refused(kind, ValueError, "temperature must be a positive, finite number, not", temperature=bad)
@@ -450,9 +445,7 @@ def test_gradient_norms_of_what_moves_nothing_are_zero(seen):
 
 
 def test_gradient_norms_change_nothing(seen):
-    objective = (
-        0.5 * CrossEntropy() + WithMemory() + Learned() + SoftTargets(temperature=LearnedTemperature())
-    )
+    objective = 0.5 * CrossEntropy() + WithMemory() + Learned() + SoftTargets(temperature=LearnedTemperature())
     total, values = objective(**seen, progress=0.5)
     before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
     random, total_before = torch.get_rng_state(), total.clone()

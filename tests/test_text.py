@@ -137,18 +137,14 @@ def test_the_splits_of_one_file_are_the_file(small):
     assert "".join(part for split in SPLITS for part in corpus.documents(split)) == text
 
 
-@pytest.mark.parametrize(
-    "change", [lambda x: x[:-1], lambda x: b"", lambda x: x + b"\n", lambda x: x.upper()]
-)
+@pytest.mark.parametrize("change", [lambda x: x[:-1], lambda x: b"", lambda x: x + b"\n", lambda x: x.upper()])
 @pytest.mark.parametrize("name", ["books", "book-openings"])
 def test_a_text_that_is_truncated_or_changed_is_refused_and_not_stepped_over(small, change, name):
     small("books", BOOKS)
     path = folder() / "books" / "valid.txt"
     path.write_bytes(change(path.read_bytes()))
     for load in (load_corpus, corpus_or_fallback):
-        with pytest.raises(
-            DataError, match=r"valid.txt is not the file that it should be .*truncated or was changed"
-        ):
+        with pytest.raises(DataError, match=r"valid.txt is not the file that it should be .*truncated or was changed"):
             load(name)
 
 
@@ -164,9 +160,7 @@ def test_a_text_that_cannot_be_had_is_stood_in_for_and_said(name):
 
 def test_an_unknown_corpus_is_a_mistake_and_not_stood_in_for():
     for load in (load_corpus, corpus_or_fallback, lambda name: load_text_data(f"{name}-512-32")):
-        with pytest.raises(
-            ValueError, match="there is no corpus 'novels'; there are books, wikitext-2, .*python"
-        ):
+        with pytest.raises(ValueError, match="there is no corpus 'novels'; there are books, wikitext-2, .*python"):
             load("novels")
 
 
@@ -379,9 +373,7 @@ def test_each_document_is_followed_by_the_end_of_a_text():
 
 def test_tokens_are_written_once(monkeypatch):
     first = tokenise(OWN, tokeniser())
-    monkeypatch.setattr(
-        "kdlab.language.tokeniser._write_tokens", lambda *_: pytest.fail("it wrote them again")
-    )
+    monkeypatch.setattr("kdlab.language.tokeniser._write_tokens", lambda *_: pytest.fail("it wrote them again"))
     assert tokenise(OWN, tokeniser()) == first
 
 
@@ -471,9 +463,7 @@ def test_what_stands_in_is_under_the_name_that_was_asked_for():
 
 @pytest.mark.parametrize("name", ["books", "books-4096", "books-0-256", "books-4096-x", "books-4096--256"])
 def test_a_name_of_another_form_is_refused(name):
-    with pytest.raises(
-        ValueError, match='text is named "corpus-vocabulary-context", such as "books-4096-256"'
-    ):
+    with pytest.raises(ValueError, match='text is named "corpus-vocabulary-context", such as "books-4096-256"'):
         parse(name)
 
 
@@ -575,9 +565,7 @@ def test_texts_of_ones_own_are_tokens():
 
 def test_a_text_that_is_too_short_or_of_another_type_is_refused():
     assert len(tokens(5, 4)) == 1
-    with pytest.raises(
-        ValueError, match="a text of 4 tokens is too short for one block of 4 and what follows it"
-    ):
+    with pytest.raises(ValueError, match="a text of 4 tokens is too short for one block of 4 and what follows it"):
         tokens(4, 4)
     with pytest.raises(ValueError, match="tokens are 16-bit numbers in a row: torch.from_numpy"):
         Tokens(torch.arange(9), 2, torch.ones(9))

@@ -79,9 +79,7 @@ def test_derivative_holds_for_every_number_of_classes(name):
 @pytest.mark.parametrize("mistake", ["sign", "factor", "T squared", "one class more"])
 def test_same_refuses_a_wrong_answer(name, mistake):
     derived, right = claims[name]
-    wrong = {"sign": -right, "factor": 2 * right, "T squared": T**2 * right, "one class more": right + q[l]}[
-        mistake
-    ]
+    wrong = {"sign": -right, "factor": 2 * right, "T squared": T**2 * right, "one class more": right + q[l]}[mistake]
     assert not same(derived, wrong)
 
 
@@ -129,8 +127,7 @@ def test_three_classes_written_out_agree():
     rkl = sum(b * (sp.log(b) - sp.log(c)) for c, b in zip(constant, qs, strict=True)).subs(fixed)
     mix = [beta * c + (1 - beta) * b for c, b in zip(constant, qs, strict=True)]
     js = sum(
-        beta * c * sp.log(c / a) + (1 - beta) * b * sp.log(b / a)
-        for c, b, a in zip(constant, qs, mix, strict=True)
+        beta * c * sp.log(c / a) + (1 - beta) * b * sp.log(b / a) for c, b, a in zip(constant, qs, mix, strict=True)
     ).subs(fixed)
     h = -sum(b * sp.log(b) for b in qs)
     assert explicit(claims["entropy in T"][0]) == pytest.approx(by_differentiating(h, T), rel=1e-12)
@@ -178,9 +175,7 @@ def test_softmax_series(order):
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_kl_series(order):
     series = expansion.kl_series(order)
-    assert_remainder_shrinks(
-        order, lambda T: evaluate(series, order, T) - reference.forward_kl(STUDENT, TEACHER, T)
-    )
+    assert_remainder_shrinks(order, lambda T: evaluate(series, order, T) - reference.forward_kl(STUDENT, TEACHER, T))
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])
@@ -245,9 +240,7 @@ def test_reference_values_and_gradients_equal_autograd(name, logits, T, b):
 def test_cross_entropy_gradient_of_a_target_that_is_no_distribution():
     student = torch.tensor(STUDENT, requires_grad=True)
     target = np.array([0.5, 1.0, 0.0, 0.7, 0.1])
-    (gradient,) = torch.autograd.grad(
-        -(torch.tensor(target) * torch.log_softmax(student / 2, -1)).sum(), student
-    )
+    (gradient,) = torch.autograd.grad(-(torch.tensor(target) * torch.log_softmax(student / 2, -1)).sum(), student)
     np.testing.assert_allclose(reference.cross_entropy_gradient(STUDENT, target, 2.0), gradient, rtol=1e-12)
 
 

@@ -37,9 +37,7 @@ STEPS = 3  # of an epoch, on 96 images
 def pooled(seed=0):
     """The smallest student, with a batch normalisation: the same weights for the same seed."""
     torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 12), nn.BatchNorm1d(12), nn.Linear(12, 10)
-    )
+    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 12), nn.BatchNorm1d(12), nn.Linear(12, 10))
 
 
 def crd():
@@ -49,11 +47,7 @@ def crd():
 
 
 def scheduled():
-    return (
-        Linear(0, 1) * CrossEntropy()
-        + SoftTargets(temperature=Linear(8, 1))
-        + SoftTargets(LearnedTemperature())
-    )
+    return Linear(0, 1) * CrossEntropy() + SoftTargets(temperature=Linear(8, 1)) + SoftTargets(LearnedTemperature())
 
 
 #: Each makes an objective, and says how its recipe differs.
@@ -78,9 +72,7 @@ def learner(kind, folder=None, **changes):
 
 
 def timeless(history):
-    return [
-        {k: v for k, v in entry.items() if k not in ("seconds", "examples_per_second")} for entry in history
-    ]
+    return [{k: v for k, v in entry.items() if k not in ("seconds", "examples_per_second")} for entry in history]
 
 
 def assert_same(one, other):
@@ -245,9 +237,7 @@ def test_what_two_learners_share_is_refused(digits, tmp_path):
         [Learner(student, KD, RECIPE), Learner(student, 1.0 * CrossEntropy(), RECIPE)],
         [Learner(pooled(), memory, RECIPE), Learner(pooled(), memory, RECIPE)],
     ):
-        with pytest.raises(
-            ValueError, match="two learners share weights, of a student or an objective: give"
-        ):
+        with pytest.raises(ValueError, match="two learners share weights, of a student or an objective: give"):
             fit_together(shared, **options)
     with pytest.raises(ValueError, match="two learners have one and the same checkpoint"):
         fit_together([learner("kd", tmp_path), learner("kd", tmp_path)], **options)

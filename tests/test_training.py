@@ -74,23 +74,17 @@ def assert_same_state(one, other):
 
 
 def timeless(history):
-    return [
-        {k: v for k, v in entry.items() if k not in ("seconds", "examples_per_second")} for entry in history
-    ]
+    return [{k: v for k, v in entry.items() if k not in ("seconds", "examples_per_second")} for entry in history]
 
 
 # The loop
 
 
-@pytest.mark.parametrize(
-    "recipe", [QUICK, replace(QUICK, optimizer="adam", learning_rate=1e-3)], ids=["sgd", "adam"]
-)
+@pytest.mark.parametrize("recipe", [QUICK, replace(QUICK, optimizer="adam", learning_rate=1e-3)], ids=["sgd", "adam"])
 def test_training_lowers_the_loss(digits, linear, recipe):
     student = linear()
     before = cross_entropy(predict(student, digits.train), digits.train.labels).item()
-    history = fit(
-        student, CrossEntropy(), train=digits.train, recipe=replace(recipe, epochs=8, augment=False)
-    )
+    history = fit(student, CrossEntropy(), train=digits.train, recipe=replace(recipe, epochs=8, augment=False))
     after = cross_entropy(predict(student, digits.train), digits.train.labels).item()
     assert after < 0.6 * before
     assert history[-1]["loss"] < history[0]["loss"]
@@ -107,9 +101,7 @@ def test_a_student_comes_near_its_teacher():
     task = KnownPosterior.draw(superclasses=2, classes_each=2, dimensions=4)
     train = task.sample(512)
     student = mlp(4, 4)
-    recipe = Recipe(
-        epochs=10, batch_size=32, optimizer="adam", learning_rate=1e-2, schedule="cosine", weight_decay=0
-    )
+    recipe = Recipe(epochs=10, batch_size=32, optimizer="adam", learning_rate=1e-2, schedule="cosine", weight_decay=0)
     history = fit(student, SoftTargets(temperature=1), train=train, recipe=recipe, teacher=ExactTeacher(task))
     assert history[-1]["loss"] < 0.1 * history[0]["loss"]
 
@@ -123,22 +115,15 @@ def test_what_an_epochs_entry_says(digits, linear):
     assert entries == history
     assert [entry["epoch"] for entry in history] == [1, 2, 3]
     for entry in history:
-        assert entry["loss"] == pytest.approx(
-            0.1 * entry["CrossEntropy"] + 0.9 * entry["SoftTargets"], rel=1e-5
-        )
+        assert entry["loss"] == pytest.approx(0.1 * entry["CrossEntropy"] + 0.9 * entry["SoftTargets"], rel=1e-5)
         assert set(entry["validation"]) == {"accuracy", "cross_entropy", "calibration_error"}
         assert entry["seconds"] > 0 and entry["examples_per_second"] > 0
     json.dumps(history, allow_nan=False)
-    assert (
-        "validation"
-        not in fit(linear(), CrossEntropy(), train=digits.train, recipe=replace(QUICK, epochs=1))[0]
-    )
+    assert "validation" not in fit(linear(), CrossEntropy(), train=digits.train, recipe=replace(QUICK, epochs=1))[0]
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_its_steps(digits, linear):
-    recipe = replace(
-        QUICK, epochs=1, schedule="constant", warmup_epochs=0, augment=False, learning_rate=1e-30
-    )
+    recipe = replace(QUICK, epochs=1, schedule="constant", warmup_epochs=0, augment=False, learning_rate=1e-30)
     student = linear()
     (entry,) = fit(student, CrossEntropy(), train=digits.train, recipe=recipe)
     expected = cross_entropy(predict(student, digits.train), digits.train.labels).item()
@@ -146,9 +131,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_steps(digits, linear):
 
 
 def test_the_first_step_is_gradient_descent(digits, linear):
-    recipe = Recipe(
-        epochs=1, batch_size=96, schedule="constant", learning_rate=0.1, weight_decay=0.01, augment=False
-    )
+    recipe = Recipe(epochs=1, batch_size=96, schedule="constant", learning_rate=0.1, weight_decay=0.01, augment=False)
     student, expected = linear(), linear()
     ((inputs, labels, _),) = digits.train.batches(96)
     cross_entropy(expected(inputs), labels).backward()
@@ -157,9 +140,7 @@ def test_the_first_step_is_gradient_descent(digits, linear):
         torch.testing.assert_close(moved, start - 0.1 * (start.grad + 0.01 * start), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "objective", [1.0 * CrossEntropy(), 1.0 * PermutedSoftTargets(temperature=4)], ids=repr
-)
+@pytest.mark.parametrize("objective", [1.0 * CrossEntropy(), 1.0 * PermutedSoftTargets(temperature=4)], ids=repr)
 def test_same_seed_same_bits(digits, resnet, objective):
     def once(seed):
         student, teacher = resnet(), resnet(1)
@@ -215,9 +196,7 @@ def test_layers_of_the_teacher_that_were_frozen_stay_frozen(digits, resnet):
 
 
 def test_an_objective_that_needs_a_teacher_is_refused_without_one(digits, linear):
-    with pytest.raises(
-        ValueError, match=r"the objective .*SoftTargets.* needs a teacher, but none was given"
-    ):
+    with pytest.raises(ValueError, match=r"the objective .*SoftTargets.* needs a teacher, but none was given"):
         fit(linear(), DISTIL, train=digits.train, recipe=QUICK)
     with pytest.raises(ValueError, match="needs a teacher"):
         fit(linear(), SoftTargets(), train=digits.train, recipe=QUICK)
@@ -272,7 +251,9 @@ def test_what_kdlab_has_keeps_its_protocols():
         (gpt, protocols.FusedStudent),
         (MultiToken(gpt, 2, in_a_row=True), protocols.StandingStudent),
     ):
-        members = {name for kind in protocol.__mro__[:-3] for name in (*vars(kind), *vars(kind).get("__annotations__", ()))}
+        members = {
+            name for kind in protocol.__mro__[:-3] for name in (*vars(kind), *vars(kind).get("__annotations__", ()))
+        }
         members = {"__len__"} & members | {name for name in members if not name.startswith("_")}
         assert members and not [name for name in members if not hasattr(thing, name)]
     assert [protocols.is_text(x) for x in (text, pictures, loaded)] == [True, False, False]
@@ -323,9 +304,7 @@ def test_golden_trace_of_the_schedule(options, closed_form, digits, linear, monk
 
 def test_the_published_schedule():
     trace = [(0, 0.05), (149.99, 0.05), (150, 5e-3), (179.99, 5e-3), (180, 5e-4), (210, 5e-5), (239.99, 5e-5)]
-    assert [Recipe().learning_rate_at(epoch) for epoch, _ in trace] == pytest.approx(
-        [rate for _, rate in trace]
-    )
+    assert [Recipe().learning_rate_at(epoch) for epoch, _ in trace] == pytest.approx([rate for _, rate in trace])
 
 
 @given(st.integers(1, 300), st.floats(0, 5), st.sampled_from(["step", "cosine", "constant"]))
@@ -404,9 +383,7 @@ def test_a_finished_run_is_not_run_again(digits, linear, tmp_path):
     student = linear()
     history = fit(student, CrossEntropy(), train=digits.train, recipe=QUICK, checkpoint=tmp_path / "run")
     again = linear(1).eval()
-    assert (
-        fit(again, CrossEntropy(), train=digits.train, recipe=QUICK, checkpoint=tmp_path / "run") == history
-    )
+    assert fit(again, CrossEntropy(), train=digits.train, recipe=QUICK, checkpoint=tmp_path / "run") == history
     assert_same_state(state(again), state(student))
     assert again.training  # as fit leaves every student
 
@@ -425,9 +402,7 @@ def test_a_checkpoint_of_another_run_is_refused(digits, linear, tmp_path, change
     fit(linear(), checkpoint=tmp_path / "run", **options)
     if "train" in change:
         change = {"train": digits.train[change["train"]]}
-    with pytest.raises(
-        CheckpointError, match=rf"belongs to another run \(other {named}.*\): give another path"
-    ):
+    with pytest.raises(CheckpointError, match=rf"belongs to another run \(other {named}.*\): give another path"):
         fit(linear(), checkpoint=tmp_path / "run", **{**options, **change})
 
 
@@ -551,9 +526,7 @@ def assert_untouched(path):
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError, KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")]
-)
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
 def test_a_write_that_fails_leaves_the_old_file(old, error):
     kind = type(error) if isinstance(error, Exception) else error
     with pytest.raises(kind), atomic_write(old) as part:
@@ -626,9 +599,7 @@ def slow_calibration_error(logits, labels, bins):
     error = 0.0
     for b in range(bins):
         members = [
-            n
-            for n in range(len(q))
-            if b / bins <= q[n].max() < (b + 1) / bins or (b == bins - 1 and q[n].max() == 1)
+            n for n in range(len(q)) if b / bins <= q[n].max() < (b + 1) / bins or (b == bins - 1 and q[n].max() == 1)
         ]
         if members:
             correct = np.mean([q[n].argmax() == labels[n] for n in members])
@@ -795,10 +766,18 @@ def test_what_a_loader_cannot_say_again_is_refused(linear):
 
     weighted = torch.utils.data.WeightedRandomSampler(torch.ones(8), 8)
     for loader, error, sentence in (
-        (torch.utils.data.DataLoader(Stream(), 4), TypeError, "an IterableDataset has no order that a run could go on in"),
+        (
+            torch.utils.data.DataLoader(Stream(), 4),
+            TypeError,
+            "an IterableDataset has no order that a run could go on in",
+        ),
         (torch.utils.data.DataLoader(data, 4, sampler=weighted), TypeError, "not with WeightedRandomSampler"),
         (torch.utils.data.DataLoader(data, 8), ValueError, "the DataLoader has batches of 8 and the recipe of 4"),
-        (torch.utils.data.DataLoader(data, 4, collate_fn=len), TypeError, "a batch of the DataLoader is .inputs, labels."),
+        (
+            torch.utils.data.DataLoader(data, 4, collate_fn=len),
+            TypeError,
+            "a batch of the DataLoader is .inputs, labels.",
+        ),
     ):
         with pytest.raises(error, match=sentence):
             fit(linear(), CrossEntropy(), train=loader, recipe=Recipe(epochs=1, batch_size=4))

@@ -113,7 +113,11 @@ def by_rate(spec):
     """All methods are best at 0.05 but KD, which is at 0.15 with thrice its weight."""
     at = (0.15, 0.5) if spec.arm.startswith("tune-kd") else (0.05, 1.0)
     weight = 3.0 if "weight3" in spec.arm else 1 / 3 if "weight0.333" in spec.arm else 1.0
-    value = hill(spec.recipe.learning_rate, 1.0, at[0]) - (0.1 if weight < 1 else 0) + (0.05 if weight > 1 and at[0] > 0.1 else -0.05)
+    value = (
+        hill(spec.recipe.learning_rate, 1.0, at[0])
+        - (0.1 if weight < 1 else 0)
+        + (0.05 if weight > 1 and at[0] > 0.1 else -0.05)
+    )
     return {"test": {}, "epochs": {"validation.accuracy": [value]}}
 
 
@@ -145,9 +149,13 @@ def test_a_control_differs_from_kd_in_what_the_teacher_says_alone():
 
 
 def test_arms_of_one_length_differ_in_objective_and_chosen_rate_alone():
-    whole = [spec for spec in grown(by_rate) if spec.arm in {arm_name(m, EPOCHS) for m in METHODS} and spec.recipe.seed == 0]
+    whole = [
+        spec for spec in grown(by_rate) if spec.arm in {arm_name(m, EPOCHS) for m in METHODS} and spec.recipe.seed == 0
+    ]
     assert len(whole) == len(METHODS)
-    same = {replace(s, arm="x", objective=CrossEntropy(), recipe=replace(s.recipe, learning_rate=0.1)).hash for s in whole}
+    same = {
+        replace(s, arm="x", objective=CrossEntropy(), recipe=replace(s.recipe, learning_rate=0.1)).hash for s in whole
+    }
     assert len(same) == 1
     assert {spec.arm: spec.recipe.learning_rate for spec in whole}[arm_name("kd", EPOCHS)] == 0.15
 

@@ -41,7 +41,6 @@ from kdlab.objectives.vocabulary import tokens_at_once
 V, WIDTH, TEACHER_WIDTH = 11, 5, 3
 
 
-
 def of_term(make):
     return getattr(make, "func", make)
 
@@ -130,9 +129,7 @@ def agree(objective, student, teacher, labels, rtol=1e-10, atol=1e-13, in_chunks
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=15)
-def test_values_and_gradients_are_those_of_all_logits(
-    make, shape, chunk, T, softcap, bias, count, masked, seed
-):
+def test_values_and_gradients_are_those_of_all_logits(make, shape, chunk, T, softcap, bias, count, masked, seed):
     student, teacher, labels = heads(*shape, bias=bias, softcap=softcap, chunk=chunk, seed=seed)
     mask = None
     if masked:
@@ -246,9 +243,7 @@ def test_labels_of_minus_100_do_not_count():
     objective = 0.5 * CrossEntropy() + 0.5 * SoftTargets(2.0)
     agree(objective, student, teacher, labels, in_chunks={}, mask=labels != -100)
     fewer = (labels != -100) & (torch.arange(4) > 0)
-    agree(
-        objective, student, teacher, labels, in_chunks={"mask": torch.arange(4).expand(2, 4) > 0}, mask=fewer
-    )
+    agree(objective, student, teacher, labels, in_chunks={"mask": torch.arange(4).expand(2, 4) > 0}, mask=fewer)
     # The same tokens count whatever stands beside a divergence, which looks at no label.
     agree(1.0 * ForwardKL(), student, teacher, labels, in_chunks={}, mask=labels != -100)
 
@@ -259,9 +254,7 @@ def test_micro_batches_add_up_to_the_whole():
     objective = 0.5 * CrossEntropy() + 0.5 * SoftTargets(2.0)
     whole = outcome(objective, student, teacher, student, labels=labels, mask=mask)
     parts = [
-        outcome(
-            objective, student[rows], teacher[rows], student, labels=labels[rows], mask=mask[rows], count=4
-        )
+        outcome(objective, student[rows], teacher[rows], student, labels=labels[rows], mask=mask[rows], count=4)
         for rows in (slice(0, 2), slice(2, 6))
     ]
     torch.testing.assert_close(parts[0][0] + parts[1][0], whole[0])
@@ -271,9 +264,7 @@ def test_micro_batches_add_up_to_the_whole():
 def test_a_part_where_nothing_counts():
     student, teacher, labels = heads(4)
     seen = {"labels": labels, "mask": torch.zeros(4, dtype=torch.bool)}
-    total, _, grads = outcome(
-        0.5 * CrossEntropy() + 1.0 * ReverseKL(), student, teacher, student, count=8, **seen
-    )
+    total, _, grads = outcome(0.5 * CrossEntropy() + 1.0 * ReverseKL(), student, teacher, student, count=8, **seen)
     assert total == 0 and not any(g.any() for g in grads)
     with pytest.raises(ValueError, match="mask leaves no position to average over"):
         (1.0 * ReverseKL())(student_logits=student, teacher_logits=teacher, **seen)
@@ -453,7 +444,9 @@ def test_another_loss_does_not_inherit_the_closed_form():
 @pytest.mark.parametrize("make", [SoftTargets, DecoupledKD])
 def test_learned_temperatures_are_refused(make):
     student, teacher, labels = heads(5)
-    with pytest.raises(TypeError, match="learns a temperature or more and needs all logits at once: .* student_logits.dense()"):
+    with pytest.raises(
+        TypeError, match="learns a temperature or more and needs all logits at once: .* student_logits.dense()"
+    ):
         (1.0 * make(temperature=LearnedTemperature()))(
             student_logits=student, teacher_logits=teacher, labels=labels, progress=0.5
         )
@@ -515,9 +508,7 @@ def test_what_does_not_fit_gets_a_sentence(changes, error, sentence):
 
 def test_only_leading_axes_are_indexed():
     student = HeadLogits(h, W)
-    assert (
-        student.shape == (2, 3, 6) and student[0].shape == (3, 6) and student[h[..., 0] == 0].shape == (6, 6)
-    )
+    assert student.shape == (2, 3, 6) and student[0].shape == (3, 6) and student[h[..., 0] == 0].shape == (6, 6)
     for index in [(0, 0, 0), (..., 0)]:
         with pytest.raises(IndexError, match="only leading axes can be indexed"):
             student[index]

@@ -40,15 +40,24 @@ def checked(function):
     hints, kinds = {}, {}
     for name, parameter in inspect.signature(function).parameters.items():
         kinds.setdefault(parameter.kind, []).append(name)
-    by_place = [*kinds.get(inspect.Parameter.POSITIONAL_ONLY, ()), *kinds.get(inspect.Parameter.POSITIONAL_OR_KEYWORD, ())]
+    by_place = [
+        *kinds.get(inspect.Parameter.POSITIONAL_ONLY, ()),
+        *kinds.get(inspect.Parameter.POSITIONAL_OR_KEYWORD, ()),
+    ]
     named = {*chain(*kinds.values()), "return"}
-    further, others = (kinds.get(kind, [None])[0] for kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD))
+    further, others = (
+        kinds.get(kind, [None])[0] for kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    )
 
     def compare(args, kwargs, result):
         if not hints:  # only now are all names of its module there
             hints.update(get_type_hints(written, include_extras=True))
         with jaxtyped("context"):  # in which axes of one name have one size
-            for name, value in (*zip(chain(by_place, repeat(further)), args, strict=False), *kwargs.items(), ("return", result)):
+            for name, value in (
+                *zip(chain(by_place, repeat(further)), args, strict=False),
+                *kwargs.items(),
+                ("return", result),
+            ):
                 hint = hints.get(name, Any) if name in named else hints.get(others, Any)
                 if type(value).__name__ == "Interruptible" and hint is not type(value):  # stands for its split
                     value = value.split

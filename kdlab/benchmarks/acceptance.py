@@ -103,8 +103,10 @@ IMAGES: dict[str, Callable[[], Objective]] = {
     "infonce": lambda: CrossEntropy() + InfoNCE("input:fc", projector=Projector("linear", 8, 12), same_class=False),
     "scheduled": lambda: CrossEntropy() + Linear(0.0, 1.0) * SoftTargets(4.0),
     "permuted": lambda: 0.1 * CrossEntropy() + 0.9 * PermutedSoftTargets(4.0),
-    "crd": lambda: CrossEntropy()
-    + 0.8 * CRD("input:fc", student_width=8, teacher_width=12, examples=EXAMPLES, negatives=16, width=8),
+    "crd": lambda: (
+        CrossEntropy()
+        + 0.8 * CRD("input:fc", student_width=8, teacher_width=12, examples=EXAMPLES, negatives=16, width=8)
+    ),
 }
 EAGER = {"scheduled", "permuted", "crd"}
 
@@ -118,7 +120,9 @@ TEXTS: dict[str, Callable[[], Objective]] = {
     "tv": lambda: 1.0 * TotalVariation(),
     "acceptance": lambda: 1.0 * NegativeLogAcceptance(),
     "standardised": lambda: 1.0 * SoftTargets(2.0, standardised=True),
-    "hidden": lambda: 1.0 * ForwardKL() + 1.0 * HiddenMSE(("blocks.0", "blocks.0"), projector=Projector("linear", 16, 24)),
+    "hidden": lambda: (
+        1.0 * ForwardKL() + 1.0 * HiddenMSE(("blocks.0", "blocks.0"), projector=Projector("linear", 16, 24))
+    ),
 }
 
 
@@ -153,11 +157,29 @@ class Trained:
         said: the warnings.
     """
 
-    def __init__(self, device, objectives, *, seeds=None, of_texts=False, strict=False, graphs=True, folder=None, steps=None, **recipe):
+    def __init__(
+        self,
+        device,
+        objectives,
+        *,
+        seeds=None,
+        of_texts=False,
+        strict=False,
+        graphs=True,
+        folder=None,
+        steps=None,
+        **recipe,
+    ):
         seeds = [0] * len(objectives) if seeds is None else seeds
         make, train = (gpt, text()) if of_texts else (small, images())
         teacher = make(99, 24 if of_texts else 6).to(device)
-        how = {"epochs": 1, "batch_size": 8, "learning_rate": 0.01, "schedule": "cosine", "augment": not of_texts} | recipe
+        how = {
+            "epochs": 1,
+            "batch_size": 8,
+            "learning_rate": 0.01,
+            "schedule": "cosine",
+            "augment": not of_texts,
+        } | recipe
         learners = []
         for number, (objective, seed) in enumerate(zip(objectives, seeds, strict=True)):
             student = make(seed)
@@ -180,7 +202,9 @@ class Trained:
                 )  # fmt: skip
                 if errors := [x for x in outcomes if isinstance(x, Exception)]:
                     raise errors[0]
-        self.steps = [(step.taken, step.graph is not None, {step.students.index(s) for s in step.eager}) for step in made]
+        self.steps = [
+            (step.taken, step.graph is not None, {step.students.index(s) for s in step.eager}) for step in made
+        ]
         made.clear()  # else its memory would stay
         self.said = [str(warning.message) for warning in said]
         self.weights = [
@@ -226,7 +250,11 @@ def remembered(strict: bool):
 def apart(found: list[Tensor], other: list[Tensor], what: list[str], sentence: str, most: float = 0.0) -> list[str]:
     """For each pair that differs by more than ``most`` of its length a sentence."""
     distances = [((a - b).norm() / a.norm()).item() for a, b in zip(found, other, strict=True)]
-    return [f"{name}: {sentence} (by {d:.2g} of the weights)" for name, d in zip(what, distances, strict=True) if not d <= most]
+    return [
+        f"{name}: {sentence} (by {d:.2g} of the weights)"
+        for name, d in zip(what, distances, strict=True)
+        if not d <= most
+    ]
 
 
 def on_cuda(device) -> bool:
@@ -247,7 +275,9 @@ def resume(device) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             Trained(device, objectives, folder=folder, steps=5, **how)
             resumed = Trained(device, objectives, folder=folder, **how)
-        wrong += apart(whole.weights, resumed.weights, [f"{name}, seed {seed}" for seed in seeds], "resumed is not the whole")
+        wrong += apart(
+            whole.weights, resumed.weights, [f"{name}, seed {seed}" for seed in seeds], "resumed is not the whole"
+        )
     return wrong
 
 
@@ -299,7 +329,11 @@ def waiting(device) -> list[str]:
     wrong += apart(plain.weights, after.weights, ["kd"], "after it, other weights")
     if on_cuda(device):
         wrong += [] if mixed.steps[0][1:] == (True, {0}) else [f"of two, {mixed.steps[0][2]} were not captured"]
-        wrong += [] if any("Waiting" in said and "waits for the device" in said for said in mixed.said) else ["nobody was told"]
+        wrong += (
+            []
+            if any("Waiting" in said and "waits for the device" in said for said in mixed.said)
+            else ["nobody was told"]
+        )
         wrong += [] if after.steps[0][1:] == (True, set()) else ["after it nothing is captured"]
     return wrong
 
@@ -372,7 +406,9 @@ def other_device(device) -> list[str]:
     if not on_cuda(device) or torch.cuda.device_count() < 2:
         return []
     last = f"cuda:{torch.cuda.device_count() - 1}"
-    return apart(Trained("cuda:0", [kd]).weights, Trained(last, [kd]).weights, ["kd"], f"{last} gives other weights", 1e-3)
+    return apart(
+        Trained("cuda:0", [kd]).weights, Trained(last, [kd]).weights, ["kd"], f"{last} gives other weights", 1e-3
+    )
 
 
 #: By name, what is checked.

@@ -19,7 +19,15 @@ PARTS = {
 GRACE = 20.0
 
 
-def visit(device: str, seconds: float, out: Path, *, book: Path, say: Callable[[str], None] = print, options: tuple[str, ...] = ()) -> int:
+def visit(
+    device: str,
+    seconds: float,
+    out: Path,
+    *,
+    book: Path,
+    say: Callable[[str], None] = print,
+    options: tuple[str, ...] = (),
+) -> int:
     """Run all parts and return how many of them died; none takes the next one with it, nor what it has written.
 
     Args:
@@ -53,14 +61,24 @@ def ended(process: subprocess.Popen, seconds: float) -> int:
     return process.wait()
 
 
-def run_part(name: str, device: str, seconds: float, out: Path, *, book: Path, plans: list[str] | None = None, limit: int = 6) -> dict:
+def run_part(
+    name: str, device: str, seconds: float, out: Path, *, book: Path, plans: list[str] | None = None, limit: int = 6
+) -> dict:
     """One part, in this process."""
     file = Path(out) / PARTS[name][0]
     if name == "acceptance":
         return acceptance.accept(device, seconds, file)
     if name == "measurements":
         return measurements.measure(device, seconds, file)
-    return records.spend(device, seconds, Path(out), book=book, measurements=Path(out) / PARTS["measurements"][0], names=plans, limit=limit)
+    return records.spend(
+        device,
+        seconds,
+        Path(out),
+        book=book,
+        measurements=Path(out) / PARTS["measurements"][0],
+        names=plans,
+        limit=limit,
+    )
 
 
 def told(file: Path, name: str) -> list[str]:
@@ -70,7 +88,10 @@ def told(file: Path, name: str) -> list[str]:
     except (OSError, ValueError):
         return [f"{name} left no file."]
     if name == "acceptance":
-        return [f"{state(check)}: {check['name']}" + "".join(f"; {x}" for x in check["wrong"] or ()) for check in found["checks"]]
+        return [
+            f"{state(check)}: {check['name']}" + "".join(f"; {x}" for x in check["wrong"] or ())
+            for check in found["checks"]
+        ]
     if name == "measurements":
         return [
             f"{row['what']}: {row.get('error') or row.get('left_out')}" if row["value"] is None
@@ -124,7 +145,10 @@ def shown(folder: Path) -> list[tuple[str, str, str | None, str]]:
 
     accepted, measured = read("acceptance"), read("measurements")
     checks = {check["name"]: check for check in accepted.get("checks", [])}
-    card = {name: found.get("provenance", {}).get("device", "") for name, found in (("accepted", accepted), ("measured", measured))}
+    card = {
+        name: found.get("provenance", {}).get("device", "")
+        for name, found in (("accepted", accepted), ("measured", measured))
+    }
     rows = []
     for name, check in acceptance.CHECKS.items():
         found = checks.get(name)

@@ -41,7 +41,5 @@ def methods(settings: Settings) -> list[Contest]:
     One and the same loop, networks and batches: what is added is the teacher's look, the objective and what it learns.
     """
     pair = settings.pair
-    contestants = {
-        name: kdlab_round(settings, pair, objective) for name, objective in objectives(*pair).items()
-    }
+    contestants = {name: kdlab_round(settings, pair, objective) for name, objective in objectives(*pair).items()}
     return [contest(f"{pair[0]} → {pair[1]}", contestants, settings, reference="alone")]

@@ -64,14 +64,21 @@ def pace(measurements: Path) -> float:
 def captures_hold(acceptance: Path) -> bool:
     """Whether all that was checked of captured steps holds, and so whether to train with them."""
     try:
-        checks = {check["name"]: check["wrong"] for check in json.loads(acceptance.read_text(encoding="utf-8"))["checks"]}
+        checks = {
+            check["name"]: check["wrong"] for check in json.loads(acceptance.read_text(encoding="utf-8"))["checks"]
+        }
     except (OSError, KeyError, ValueError):
         return False
-    return all(checks.get(name) == [] for name in ("image objectives", "text objectives", "draws", "waiting", "replays"))
+    return all(
+        checks.get(name) == [] for name in ("image objectives", "text objectives", "draws", "waiting", "replays")
+    )
 
 
 def queue(
-    plans: dict[str, Sequence[Spec]], without_record: Callable[[Sequence[Spec]], list[Spec]], begun: Callable[[Spec], bool], speed: float
+    plans: dict[str, Sequence[Spec]],
+    without_record: Callable[[Sequence[Spec]], list[Spec]],
+    begun: Callable[[Spec], bool],
+    speed: float,
 ) -> list[Spec]:
     """What to run, in this order: what has begun, and then arms by value for the time that they take.
 
@@ -116,7 +123,14 @@ def queue(
 
 
 def spend(
-    device: str, seconds: float, out: Path, *, book: Path, measurements: Path, names: Sequence[str] | None = None, limit: int = 6
+    device: str,
+    seconds: float,
+    out: Path,
+    *,
+    book: Path,
+    measurements: Path,
+    names: Sequence[str] | None = None,
+    limit: int = 6,
 ) -> dict:
     """Train what is missing of all plans until the time is up, with checkpoints in ``out``, and say in ``out/records-queue.json`` what.
 
@@ -141,7 +155,9 @@ def spend(
 
     def tell(ended: str | None) -> None:
         first = [{"run": spec.name, "seconds": work(spec) / speed} for spec in waiting()[:40]]
-        result.update(ended=ended, left_out=dict(absent), next=first, records=len(list((out / "records").glob("*.json"))))
+        result.update(
+            ended=ended, left_out=dict(absent), next=first, records=len(list((out / "records").glob("*.json")))
+        )
         with atomic_write(out / "records-queue.json") as part:
             part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

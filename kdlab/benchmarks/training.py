@@ -69,7 +69,8 @@ def kdlab_round(
     """
     teacher = untrained_teacher(pair[0]) if objective.needs_teacher else None
     learners = [
-        Learner(network(pair[1], number), objective, replace(recipe(settings), seed=seed)) for number, seed in enumerate(seeds)
+        Learner(network(pair[1], number), objective, replace(recipe(settings), seed=seed))
+        for number, seed in enumerate(seeds)
     ]
     train = synthetic(settings.images).to(settings.device)
 

@@ -57,9 +57,7 @@ class Size:
         precision = precision or ("bfloat16" if on_cuda else "float32")
         numbers = size.replace("×", "x").split("x")
         if len(numbers) != 4 or not all(n.isdecimal() and int(n) > 1 for n in numbers):
-            raise BenchmarkError(
-                f"a size is four numbers above one, such as 2048x512x1024x32000, not {size!r}."
-            )
+            raise BenchmarkError(f"a size is four numbers above one, such as 2048x512x1024x32000, not {size!r}.")
         if precision not in ("float32", "bfloat16"):
             raise BenchmarkError(f"precision is float32 or bfloat16, not {precision!r}.")
         return cls(*map(int, numbers), precision, device)
@@ -152,9 +150,7 @@ def _peak(way, size, pipe):
     """Bytes that a contestant adds; in a process of its own."""
     torch.set_num_threads(1)
     inputs = size.inputs()
-    with suppress(
-        OSError
-    ):  # on Linux a process begins with its parent's mark: bring it down to what is in use
+    with suppress(OSError):  # on Linux a process begins with its parent's mark: bring it down to what is in use
         Path("/proc/self/clear_refs").write_text("5")
     before = _mark()
     way(*inputs)
@@ -265,9 +261,7 @@ def table(result: dict) -> str:
     lines += [f"  {'':<16}{'seconds (quartiles)':>28}{'extra peak, MB':>18}"]
     for name, found in result["summary"].items():
         low, median, high = (found["seconds"][key] for key in ("low", "median", "high"))
-        lines.append(
-            f"  {name:<16}{f'{median:.3f} ({low:.3f}–{high:.3f})':>28}{found['bytes'] / 1e6:>18,.0f}"
-        )
+        lines.append(f"  {name:<16}{f'{median:.3f} ({low:.3f}–{high:.3f})':>28}{found['bytes'] / 1e6:>18,.0f}")
     for name in result["left_out"]:
         lines.append(f"  {name:<16}{'too little memory':>28}")
     for name in result["not_installed"]:

@@ -86,7 +86,9 @@ def check_batch(inputs: Any, labels: Any) -> None:
     named = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}
     for name, value in {**named, "labels": labels}.items():
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, not {type(value).__name__}; inputs may be a dictionary of tensors.")
+            raise TypeError(
+                f"{name} must be a tensor, not {type(value).__name__}; inputs may be a dictionary of tensors."
+            )
         if value.ndim == 0 or len(value) != len(labels):
             raise ValueError(f"{len(value) if value.ndim else 'one'} {name} have {len(labels)} labels.")
     if not named:

@@ -16,7 +16,10 @@ from .text import SPLITS, Corpus
 MIRROR = "https://gutenberg.pglaf.org"
 
 _LINE = re.compile(r"(train|validation|test)\s+((\d+)(?:-\d+)?\.txt)\s+([0-9a-f]{64})")
-_BEGIN, _END = (re.compile(rb"^\*\*\* ?%s OF TH(?:E|IS) PROJECT GUTENBERG EBOOK.*$" % word, re.MULTILINE) for word in (b"START", b"END"))
+_BEGIN, _END = (
+    re.compile(rb"^\*\*\* ?%s OF TH(?:E|IS) PROJECT GUTENBERG EBOOK.*$" % word, re.MULTILINE)
+    for word in (b"START", b"END")
+)
 
 
 def load_books(path: str | PathLike[str], *, mirror: str = MIRROR, pause: float = 2.0, download: bool = True) -> Corpus:
@@ -56,7 +59,9 @@ def load_books(path: str | PathLike[str], *, mirror: str = MIRROR, pause: float 
             advice = "; Project Gutenberg has corrected it since, or the list is wrong: look for another mirror, or list its new checksum, which is another corpus"
             raise DataError(f"{error}{advice if 'hash' in str(error) else ''}.") from error
         if (found := sha256(book)) != known:
-            raise DataError(f"{book} is not the file of the list (SHA-256 {found[:12]}… instead of {known[:12]}…): delete it, and it is downloaded again.")
+            raise DataError(
+                f"{book} is not the file of the list (SHA-256 {found[:12]}… instead of {known[:12]}…): delete it, and it is downloaded again."
+            )
         books[split].append(book)
     checksum = hashlib.sha256(repr(entries).encode()).hexdigest()
     name = Path(path).stem
@@ -68,7 +73,9 @@ def _entries(path: Path) -> list[tuple[str, ...]]:
     lines = [line.strip() for line in note_read(path).read_text(encoding="utf-8").splitlines()]
     found = [(line, _LINE.fullmatch(line)) for line in lines if line and not line.startswith("#")]
     if wrong := [line for line, match in found if match is None]:
-        raise ValueError(f'{path}: a line is "train 1342-0.txt SHA-256", with train, validation or test, not {wrong[0]!r}.')
+        raise ValueError(
+            f'{path}: a line is "train 1342-0.txt SHA-256", with train, validation or test, not {wrong[0]!r}.'
+        )
     entries = [match.groups() for _, match in found if match is not None]
     if len({number for _, _, number, _ in entries}) < len(entries):
         raise ValueError(f"{path} names a book twice.")
@@ -83,8 +90,12 @@ def _documents(books: dict[str, list[Path]], split: str):
         begin = _BEGIN.search(content)
         end = begin and _END.search(content, begin.end())
         if not end:
-            raise DataError(f"{path} has no lines “*** START OF …” and “*** END OF …”, between which a book of Project Gutenberg stands.")
+            raise DataError(
+                f"{path} has no lines “*** START OF …” and “*** END OF …”, between which a book of Project Gutenberg stands."
+            )
         try:
             yield content[begin.end() : end.start()].decode().strip() + "\n"
         except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8 ({error.reason}): list the file of the book that is, NUMBER-0.txt.") from None
+            raise DataError(
+                f"{path} is not UTF-8 ({error.reason}): list the file of the book that is, NUMBER-0.txt."
+            ) from None

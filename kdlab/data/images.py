@@ -56,8 +56,7 @@ class Split:
     def normalise(self, images: Shaped[Tensor, "n 3 H W"]) -> Float[Tensor, "n 3 H W"]:
         """uint8 images to float32 of mean zero and deviation one, in channels-last memory."""
         mean, std = (
-            torch.tensor(v, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
-            for v in (self.mean, self.std)
+            torch.tensor(v, dtype=torch.float32, device=images.device).view(1, 3, 1, 1) for v in (self.mean, self.std)
         )
         return (images.float() / 255 - mean).div_(std).contiguous(memory_format=torch.channels_last)
 
@@ -138,9 +137,7 @@ def crop_and_flip(
 
     The augmentation of the published CIFAR recipes (He et al. 2016, section 4.2).
     """
-    return shift_and_mirror(
-        images, *draw_crops(len(images), generator, padding=padding, flip=flip), padding=padding
-    )
+    return shift_and_mirror(images, *draw_crops(len(images), generator, padding=padding, flip=flip), padding=padding)
 
 
 def draw_boxes(
@@ -375,9 +372,7 @@ def load_digits(*, validation_per_class: int = 20) -> ImageData:
     digits: Any = sklearn_digits()
     small = np.minimum(digits.images * 16, 255).astype(np.uint8)
     images = np.repeat(small.repeat(4, 1).repeat(4, 2)[:, None], 3, axis=1)
-    rows, checksum = _canonical(
-        np.concatenate([digits.target[:, None].astype(np.uint8), images.reshape(-1, 3072)], 1)
-    )
+    rows, checksum = _canonical(np.concatenate([digits.target[:, None].astype(np.uint8), images.reshape(-1, 3072)], 1))
     test = _hold_out(rows[:, 0], 40)
     groups = {"closed loops": {0, 6, 8, 9}, "straight strokes": {1, 4, 7}, "open curves": {2, 3, 5}}
     return _assemble(
@@ -387,9 +382,7 @@ def load_digits(*, validation_per_class: int = 20) -> ImageData:
         name="digits",
         classes=tuple(str(d) for d in range(10)),
         superclasses=tuple(groups),
-        superclass_of=tuple(
-            next(g for g, members in enumerate(groups.values()) if d in members) for d in range(10)
-        ),
+        superclass_of=tuple(next(g for g, members in enumerate(groups.values()) if d in members) for d in range(10)),
         checksum=checksum,
         fallback=True,
     )

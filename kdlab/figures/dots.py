@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from .style import BLUE, VERMILION
 
 
-def dots(
-    panel, rows: dict, intervals: dict, *, reference: dict | None = None, factor=1.0, colours=None
-) -> None:
+def dots(panel, rows: dict, intervals: dict, *, reference: dict | None = None, factor=1.0, colours=None) -> None:
     """Draw one row an arm into a Matplotlib panel, the first on top: a faint dot a run, the mean, the interval.
 
     Args:
@@ -35,13 +33,13 @@ def dots(
             label="_run",
         )
         if (interval := intervals.get(name)) is not None:
-            mean, low, high = (
-                (interval.mean, interval.low, interval.high) if hasattr(interval, "low") else interval
-            )
+            mean, low, high = (interval.mean, interval.low, interval.high) if hasattr(interval, "low") else interval
             panel.plot([factor * low, factor * high], [place, place], color=colour, linewidth=2.2, label="_interval")
             panel.plot([factor * mean], [place], "|", color=colour, markersize=13, mew=2.2, label="_mean")
         if reference and name in reference:
-            panel.plot([reference[name]], [place], "D", color=VERMILION, markersize=5, mfc="none", mew=1.4, label="_reference")
+            panel.plot(
+                [reference[name]], [place], "D", color=VERMILION, markersize=5, mfc="none", mew=1.4, label="_reference"
+            )
     panel.set_yticks(range(len(rows)), list(rows))
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.grid(axis="y", visible=False)

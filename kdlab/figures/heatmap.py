@@ -17,9 +17,7 @@ def heatmap(panel, values, rows, columns, *, text="{:.0f}", largest=None, fontsi
     """
     values = np.asarray(values, dtype=float)
     largest = values.max() if largest is None else largest
-    panel.imshow(
-        values, cmap="cividis", vmin=0, vmax=largest, aspect="equal" if len(rows) == len(columns) else "auto"
-    )
+    panel.imshow(values, cmap="cividis", vmin=0, vmax=largest, aspect="equal" if len(rows) == len(columns) else "auto")
     for (row, column), value in np.ndenumerate(values):
         panel.text(
             column,

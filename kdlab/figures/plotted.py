@@ -51,12 +51,16 @@ def plotted(figure: Figure) -> str:
     kd,2,4.5
     >>> plt.close(figure)
     """
-    bars = {artist.colorbar.ax for panel in figure.axes for artist in (*panel.images, *panel.collections) if artist.colorbar}
+    bars = {
+        artist.colorbar.ax for panel in figure.axes for artist in (*panel.images, *panel.collections) if artist.colorbar
+    }
     panels = [panel for panel in figure.axes if panel not in bars]
     looks = _looks(figure)
     rows = []
     for number, panel in enumerate(panels, start=1):
-        title = next(filter(None, (_plain(panel.get_title(place)) for place in ("left", "center", "right"))), f"{number}")
+        title = next(
+            filter(None, (_plain(panel.get_title(place)) for place in ("left", "center", "right"))), f"{number}"
+        )
         for series, row in _rows(panel, looks):
             rows.append({**({"panel": title} if len(panels) > 1 else {}), "series": series, **row})
     return as_csv(rows)
@@ -77,9 +81,16 @@ def _rows(panel, looks):
     """(series, row) for each point of a panel."""
     x, y = (_label(panel, which) or which for which in "xy")
     name_x, name_y = _namer(panel.xaxis), _namer(panel.yaxis)
-    notes = {tuple(map(_number, text.xy)): _plain(text.get_text()) for text in panel.texts if isinstance(text, Annotation)}
+    notes = {
+        tuple(map(_number, text.xy)): _plain(text.get_text()) for text in panel.texts if isinstance(text, Annotation)
+    }
     labels = {part: bars.get_label() for bars in panel.containers for part in _parts(bars)}
-    upright = {bar: bars.orientation != "horizontal" for bars in panel.containers if isinstance(bars, BarContainer) for bar in bars}
+    upright = {
+        bar: bars.orientation != "horizontal"
+        for bars in panel.containers
+        if isinstance(bars, BarContainer)
+        for bar in bars
+    }
 
     def span(column, low, high, name):
         return {f"{column}, from": name(low), f"{column}, to": name(high)}
@@ -119,7 +130,9 @@ def _rows(panel, looks):
             found = [{x: _number(a), y: _number(b), "level": _number(v)} for v, path in level for a, b in path.vertices]
         elif isinstance(artist, Quiver):
             arrows = zip(artist.XY, artist.U, artist.V, strict=True)
-            found = [{x: _number(a), y: _number(b), "along x": _number(u), "along y": _number(v)} for (a, b), u, v in arrows]
+            found = [
+                {x: _number(a), y: _number(b), "along x": _number(u), "along y": _number(v)} for (a, b), u, v in arrows
+            ]
         elif isinstance(artist, FillBetweenPolyCollection):
             along = int(artist.t_direction == "y")
             (at, name_at), (over, name_over) = ((x, name_x), (y, name_y))[:: 1 - 2 * along]
@@ -127,7 +140,9 @@ def _rows(panel, looks):
             for path in artist.get_paths():
                 for place in path.vertices:
                     band.setdefault(place[along], []).append(place[1 - along])
-            found = [{at: name_at(a), **span(over, min(ends), max(ends), name_over)} for a, ends in sorted(band.items())]
+            found = [
+                {at: name_at(a), **span(over, min(ends), max(ends), name_over)} for a, ends in sorted(band.items())
+            ]
         elif isinstance(artist, LineCollection):
             for (a, b), *_, (c, d) in artist.get_segments():
                 across = {x: name_x(a)} if a == c else span(x, a, c, name_x)
@@ -160,7 +175,10 @@ def _cells(image, panel, x, y, name_x, name_y):
     up = [name_y(bottom + (row + 0.5) * (top - bottom) / rows) for row in range(rows)]
     value = _colour_label(image)
     found = [{y: up[i], x: across[j], value: _number(v)} for (i, j), v in np.ndenumerate(np.ma.filled(values, np.nan))]
-    written = {(name_y(text.get_position()[1]), name_x(text.get_position()[0])): _plain(text.get_text()) for text in panel.texts}
+    written = {
+        (name_y(text.get_position()[1]), name_x(text.get_position()[0])): _plain(text.get_text())
+        for text in panel.texts
+    }
     return [row | ({"written": text} if (text := written.get((row[y], row[x]))) else {}) for row in found]
 
 

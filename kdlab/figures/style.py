@@ -109,9 +109,7 @@ def show(figure: Figure, *, label: str, caption: str, alt: str) -> Shown:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = svg.replace(f"stroke: {_FAINT}", "stroke: currentColor; stroke-opacity: 0.15").replace(
-        _INK, "currentColor"
-    )
+    svg = svg.replace(f"stroke: {_FAINT}", "stroke: currentColor; stroke-opacity: 0.15").replace(_INK, "currentColor")
     # Several figures share a page: make their ids distinct.
     svg = re.sub(r'\bid="', f'id="{label}-', svg)
     svg = re.sub(r'(href="|url\()#', rf"\1#{label}-", svg)
@@ -123,9 +121,7 @@ def show(figure: Figure, *, label: str, caption: str, alt: str) -> Shown:
         count=1,
     )
     width = f"max-width: {float(size.group(1)) * 4 / 3:.0f}px" if size else ""
-    svg = svg.replace(
-        "<svg", f'<svg role="img" aria-label="{html.escape(alt)}" style="width: 100%; {width}"', 1
-    )
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}" style="width: 100%; {width}"', 1)
     return Shown(
         f'<figure class="kd-figure" id="fig-{label}"><div class="kd-scroll" tabindex="0">{svg}</div><figcaption>{mathematics(caption)}</figcaption></figure>',
         {CSV: numbers} if numbers else None,
@@ -139,9 +135,7 @@ def table(header, rows, *, caption: str) -> Shown:
     2
     """
     head = "".join(f'<th scope="col">{mathematics(str(cell))}</th>' for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{mathematics(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
-    )
+    body = "".join("<tr>" + "".join(f"<td>{mathematics(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return Shown(
         f'<div class="kd-table" tabindex="0"><table class="table"><caption>{mathematics(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

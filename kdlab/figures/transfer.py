@@ -40,8 +40,7 @@ def transfer_points(student, teacher, objective) -> Figure:
     objective = objective if hasattr(objective, "terms") else 1.0 * objective
     links = _links(objective)
     columns = [
-        _rows(model, [link[side] for link in links])
-        for side, model in (("student", student), ("teacher", teacher))
+        _rows(model, [link[side] for link in links]) for side, model in (("student", student), ("teacher", teacher))
     ]
     height = max(1.0, *(len(rows) for rows in columns), 0.62 * len(links))
 
@@ -52,9 +51,7 @@ def transfer_points(student, teacher, objective) -> Figure:
     for side, model, x, rows, colour in zip(
         ("student", "teacher"), (student, teacher), (_LEFT, _RIGHT), columns, (BLUE, ORANGE), strict=True
     ):
-        panel.text(
-            x, -0.35, f"{side}: {type(model).__name__}", ha="center", va="center", weight="bold", fontsize=9
-        )
+        panel.text(x, -0.35, f"{side}: {type(model).__name__}", ha="center", va="center", weight="bold", fontsize=9)
         for i, (paths, parameters) in enumerate(rows):
             y = (i + 0.5) * height / len(rows)
             places |= {(side, path): y for path in paths}
@@ -78,12 +75,8 @@ def _links(objective) -> list[dict]:
         pairs = list(zip(term.student_layers, term.teacher_layers, strict=True))
         if not pairs:  # it compares outputs: with the teacher's, with labels, or with both
             signature = inspect.signature(term.forward).parameters.values()
-            needed = {
-                parameter.name for parameter in signature if parameter.default is inspect.Parameter.empty
-            }
-            pairs = [("logits", "logits")] * term.needs_teacher + [("logits", "labels")] * (
-                "labels" in needed
-            )
+            needed = {parameter.name for parameter in signature if parameter.default is inspect.Parameter.empty}
+            pairs = [("logits", "logits")] * term.needs_teacher + [("logits", "labels")] * ("labels" in needed)
         colour = PALETTE[i % len(PALETTE)]
         found += [{"student": s, "teacher": t, "text": text, "colour": colour} for s, t in pairs]
     return found
@@ -99,9 +92,7 @@ def _rows(model, tapped) -> list[tuple[list[str], int]]:
 
     def opened(path, module):
         prefix = f"{path}." if path else ""
-        inside = {
-            tap.removeprefix(prefix).split(".")[0] for tap in wanted if tap.startswith(prefix) and tap != path
-        }
+        inside = {tap.removeprefix(prefix).split(".")[0] for tap in wanted if tap.startswith(prefix) and tap != path}
         lists = any(isinstance(part, nn.ModuleList) for part in module.modules())
         if path and (path in wanted or not (len(inside) > 1 or (inside and lists))):
             return [path]
@@ -162,9 +153,7 @@ def _draw(figure, panel, links, places):
     def place(link, side):
         kind, _, path = link[side].rpartition(":")
         path = path or "logits"  # the whole model's output
-        inside = [
-            key for key in places if key[0] == side and (path == key[1] or path.startswith(f"{key[1]}."))
-        ]
+        inside = [key for key in places if key[0] == side and (path == key[1] or path.startswith(f"{key[1]}."))]
         return places[inside[0]] - (_HEIGHT / 2 if kind == "input" else 0)
 
     ends = {side: [place(link, side) for link in links] for side in ("student", "teacher")}
@@ -183,9 +172,7 @@ def _draw(figure, panel, links, places):
         for i, text in texts.items():
             sharing = [j for j in order if ends[side][j] == ends[side][i]]
             box = "input:" not in links[i][side]
-            spread = (
-                0.3 * (sharing.index(i) - (len(sharing) - 1) / 2) / max(len(sharing) - 1, 1) if box else 0.0
-            )
+            spread = 0.3 * (sharing.index(i) - (len(sharing) - 1) / 2) / max(len(sharing) - 1, 1) if box else 0.0
             extent = text.get_window_extent().transformed(panel.transData.inverted())
             near = (extent.x0 if sign > 0 else extent.x1) - sign * 0.008
             start, end = (x, ends[side][i] + spread), (near, text.get_position()[1])

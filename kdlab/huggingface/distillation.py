@@ -63,7 +63,9 @@ class Distillation:
     ['CrossEntropy', 'SoftTargets', 'HiddenMSE']
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module | None, objective: Objective | Term, *, fused: bool = False):
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module | None, objective: Objective | Term, *, fused: bool = False
+    ):
         if not isinstance(objective, (Objective, Term)):
             raise TypeError(f"the objective is a term or a sum of terms, such as SoftTargets(), not {objective!r}.")
         self.objective = 1.0 * objective if isinstance(objective, Term) else objective
@@ -73,7 +75,9 @@ class Distillation:
         self._held_out = Objective([x for x in weighted if not _knows_examples(x[1])] or [(1.0, CrossEntropy())])
         self.shifts = _shifts_labels(unwrapped(student))
         if fused and not self.shifts:
-            raise ValueError(f"{type(student).__name__} is no causal language model, whose losses alone can be fused: fused=False.")
+            raise ValueError(
+                f"{type(student).__name__} is no causal language model, whose losses alone can be fused: fused=False."
+            )
         self.student = _Tapped(student, self.objective.student_layers, fused)
         self.teacher = None
         if self.objective.needs_teacher:
@@ -82,7 +86,12 @@ class Distillation:
             self.teacher = _Tapped(teacher, self.objective.teacher_layers, readable)
 
     def __call__(
-        self, model: nn.Module, batch: Mapping[str, Tensor], *, counts: dict[str, Tensor] | None = None, progress: float | None = None
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Tensor],
+        *,
+        counts: dict[str, Tensor] | None = None,
+        progress: float | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and the value of each term by its name, as :class:`~kdlab.objectives.terms.Objective` gives them.
 
@@ -163,10 +172,17 @@ class _Tapped:
         self.model = model.model if isinstance(model, CausalLM) else model
         self.inner = unwrapped(self.model)
         self.head = _plain_head(self.model) if fused else None
-        self.body = [name for name, part in self.inner.named_modules() if self.head is not None and part is self.inner.get_decoder()][:1]
+        self.body = [
+            name
+            for name, part in self.inner.named_modules()
+            if self.head is not None and part is self.inner.get_decoder()
+        ][:1]
         self.taps = Taps(self.inner, dict.fromkeys([*layers, *self.body]))
         forward = inspect.signature(type(self.inner).forward).parameters
-        self.names = {name for name, p in forward.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self", "labels"}
+        self.names = {name for name, p in forward.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {
+            "self",
+            "labels",
+        }
         self.takes_any = any(p.kind is p.VAR_KEYWORD for p in forward.values())
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], fused: bool, other: "_Tapped | None"):
@@ -189,7 +205,9 @@ class _Tapped:
         if "decoder_input_ids" in self.names and "decoder_input_ids" not in batch and "labels" in batch:
             inputs["decoder_input_ids"] = self.inner.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
         kind = next((p.dtype for p in self.inner.parameters() if p.is_floating_point()), None)
-        return {k: v.to(kind) if isinstance(v, Tensor) and v.is_floating_point() and kind else v for k, v in inputs.items()}
+        return {
+            k: v.to(kind) if isinstance(v, Tensor) and v.is_floating_point() and kind else v for k, v in inputs.items()
+        }
 
 
 def _plain_head(model: nn.Module) -> nn.Linear:

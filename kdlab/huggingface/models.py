@@ -131,7 +131,9 @@ class CausalLM(nn.Module):
             for body in {inner.base_model, inner.get_decoder()}  # of OPT, the first does not run
         ]
         try:  # a compiled model would not run the hook
-            last = getattr(self.model, "_orig_mod", self.model)(input_ids=tokens, use_cache=False, logits_to_keep=1).logits
+            last = getattr(self.model, "_orig_mod", self.model)(
+                input_ids=tokens, use_cache=False, logits_to_keep=1
+            ).logits
         finally:
             for hook in hooks:
                 hook.remove()
@@ -279,7 +281,9 @@ def without_adapter(student: nn.Module) -> WithoutAdapter:
 
 def _adapted(model: nn.Module) -> nn.Module:
     """The one model of ``peft`` in a module."""
-    found = [module for module in model.modules() if hasattr(module, "disable_adapter") and hasattr(module, "peft_config")]
+    found = [
+        module for module in model.modules() if hasattr(module, "disable_adapter") and hasattr(module, "peft_config")
+    ]
     if len(found) != 1:
         raise TypeError(
             f"{type(model).__name__} has {len(found) or 'no'} model{'s' * (len(found) > 1)} of peft in it, of which one can be turned "
@@ -302,5 +306,9 @@ def _turned_off(adapted: nn.Module):
 
 def _of_an_adapter(name: str, adapted: nn.Module) -> bool:
     """Whether a name in a state dict is that of an adapter's, or of a copy that stands in for what it was made of."""
-    marks = {getattr(tuner, "prefix", None) for tuner in adapted.modules()} | {"modules_to_save.", "trainable_tokens_", "prompt_encoder."}
+    marks = {getattr(tuner, "prefix", None) for tuner in adapted.modules()} | {
+        "modules_to_save.",
+        "trainable_tokens_",
+        "prompt_encoder.",
+    }
     return any(mark in name for mark in marks if mark)

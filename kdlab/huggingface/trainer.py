@@ -75,9 +75,13 @@ class Distil:
                 "the loss is the objective's, of one student: no label_smoothing_factor (SmoothedLabels is a term), compute_loss_func or model_init."
             )
         if self.args.n_gpu > 1:
-            raise ValueError("several GPUs in one process are not supported: start with torchrun or accelerate launch, or show one GPU.")
+            raise ValueError(
+                "several GPUs in one process are not supported: start with torchrun or accelerate launch, or show one GPU."
+            )
         if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and self._learned:
-            raise ValueError("under FSDP and DeepSpeed the objective cannot learn (projectors, banks, temperatures): use DistributedDataParallel.")
+            raise ValueError(
+                "under FSDP and DeepSpeed the objective cannot learn (projectors, banks, temperatures): use DistributedDataParallel."
+            )
         whole = [type(term).__name__ for term in objective.terms if "texts" in term.needs_whole_batch_of]
         if accumulated and whole:
             raise ValueError(f"{', '.join(whole)} compare the examples of a batch: gradient_accumulation_steps=1.")
@@ -101,7 +105,10 @@ class Distil:
             raise ValueError(
                 "the optimiser that was given does not train what the objective learns: make it of [*student.parameters(), *objective.parameters()]."
             )
-        for decay, group in ((self.args.weight_decay, [p for p in left if p.ndim > 1]), (0.0, [p for p in left if p.ndim < 2])):
+        for decay, group in (
+            (self.args.weight_decay, [p for p in left if p.ndim > 1]),
+            (0.0, [p for p in left if p.ndim < 2]),
+        ):
             if group:
                 trained.add_param_group({"params": group, "weight_decay": decay})
         return super().create_scheduler(num_training_steps, optimizer)
@@ -121,7 +128,9 @@ class Distil:
             self.distillation.average_gradients()
         return loss
 
-    def compute_loss(self, model: nn.Module, inputs: Mapping, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: Mapping, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The objective's, of one micro-batch, as its part of the step's; outputs are the logits."""
         training = model.training
         measuring = training and self.gradient_norms and not self._norms
@@ -153,13 +162,17 @@ class Distil:
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
         if "loss" in logs and self._steps:
-            means = {k: v if k.endswith(".temperature") else v / self._steps for k, v in self._sums.items()} | self._norms
+            means = {
+                k: v if k.endswith(".temperature") else v / self._steps for k, v in self._sums.items()
+            } | self._norms
             values = average(torch.stack([*means.values()]).float()).tolist()
             logs = {**logs, **dict(zip(means, values, strict=True))}
             self._sums, self._steps, self._norms = {}, 0, {}
         super().log(logs, *arguments, **options)
 
-    def prediction_step(self, model: nn.Module, inputs: Mapping, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+    def prediction_step(
+        self, model: nn.Module, inputs: Mapping, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> Any:
         if not prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
         with torch.no_grad(), self.compute_loss_context_manager():  # without all logits, if fused
@@ -180,7 +193,11 @@ class Distil:
         super()._set_signature_columns_if_needed()
         if self._signature_columns is not None and "index" not in self._signature_columns:
             teacher = self.distillation.teacher
-            self._signature_columns = [*self._signature_columns, "index", *sorted(set() if teacher is None else teacher.names)]
+            self._signature_columns = [
+                *self._signature_columns,
+                "index",
+                *sorted(set() if teacher is None else teacher.names),
+            ]
 
     # What is kept ------------------------------------------------------------------------------------------------------------
 
@@ -214,7 +231,9 @@ def _by_position(seen: dict) -> Tensor | None:
         return None
     if isinstance(student, HeadLogits):  # an example at a time
         cut = [{k: None if seen[k] is None else seen[k][i : i + 1] for k in _MEASURED} for i in range(len(labels))]
-        return torch.cat([_by_position({k: x.dense() if isinstance(x, HeadLogits) else x for k, x in part.items()}) for part in cut])
+        return torch.cat(
+            [_by_position({k: x.dense() if isinstance(x, HeadLogits) else x for k, x in part.items()}) for part in cut]
+        )
     mask = seen.get("mask")
     mask = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
     right = student.argmax(-1) == labels
@@ -222,7 +241,11 @@ def _by_position(seen: dict) -> Tensor | None:
     if teacher is not None:
         teacher = teacher.dense() if isinstance(teacher, HeadLogits) else teacher
         first = teacher.argmax(-1)
-        found += [student.argmax(-1) == first, forward_kl(student, teacher, mask=mask, reduction="none"), first == labels]
+        found += [
+            student.argmax(-1) == first,
+            forward_kl(student, teacher, mask=mask, reduction="none"),
+            first == labels,
+        ]
     rows = torch.stack([x.float() for x in found], -1)
     return rows if rows.ndim == 3 else rows.unsqueeze(1)
 

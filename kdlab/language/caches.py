@@ -29,7 +29,8 @@ KINDS = ("sampled", "top-k", "top-k-rest")
 def text_checksum(tokens: Tokens) -> str:
     """SHA-256 of the blocks of a text: what a cache belongs to. Computed once, and again after its tensors have changed in place."""
     held = (tokens.labels, tokens.blocks, tokens.token_bytes)
-    state = None if any(tensor.is_inference() for tensor in held) else [tensor._version for tensor in held]  # which counts such changes
+    # which counts such changes
+    state = None if any(tensor.is_inference() for tensor in held) else [tensor._version for tensor in held]
     known = vars(tokens).get("_checksum")
     if known is None or state is None or known[0] != state:
         known = state, _text_checksum(tokens)
@@ -84,16 +85,14 @@ def write_cache(
             evaluation_mode(teacher.to(device)),
             (part / "tokens.bin").open("wb") as which,
             (part / "probabilities.bin").open("wb") as how_likely,
-            ((part / "rest.bin").open("wb") if kind == "top-k-rest" else nullcontext()) as of_others,
+            (part / "rest.bin").open("wb") if kind == "top-k-rest" else nullcontext() as of_others,
         ):
             for inputs, _, index in tokens.batches(max(tokens_at_once // tokens.context, 1)):
                 with autocast(device, precision):
                     logits = all_logits(teacher(inputs.to(device)))
                 vocabulary = logits.shape[-1]  # the teacher's, which may have been filled up beyond the tokeniser's
                 if not 1 <= entries < vocabulary:
-                    raise ValueError(
-                        f"a cache keeps 1 to {vocabulary - 1} entries of {vocabulary}, not {entries}."
-                    )
+                    raise ValueError(f"a cache keeps 1 to {vocabulary - 1} entries of {vocabulary}, not {entries}.")
                 number = np.uint16 if vocabulary <= 2**16 else np.uint32
                 p = soften(logits.float(), class_axis=-1)
                 kept = keep(p, kind, entries, generator)
@@ -124,7 +123,9 @@ def _checksum(header: dict) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
-def keep(p: Float[Tensor, "*batch V"], kind: str, entries: int, generator: torch.Generator | None = None) -> SparseTargets:
+def keep(
+    p: Float[Tensor, "*batch V"], kind: str, entries: int, generator: torch.Generator | None = None
+) -> SparseTargets:
     """A few entries of distributions ``(..., V)``, as the kinds of :mod:`~kdlab.objectives.sparse` say."""
     vocabulary = p.shape[-1]
     if kind == "sampled":
@@ -166,16 +167,16 @@ class TeacherCache(nn.Module):
             damaged = [name for name, known in self.header["files"].items() if sha256(path / name) != known]
             damaged += ["header.json"] if _checksum(self.header) != checksum_of_header else []
         except (OSError, ValueError, KeyError) as error:
-            raise CacheError(f"{path} is no teacher cache, or is damaged ({error}); delete it to make it anew.") from None
+            raise CacheError(
+                f"{path} is no teacher cache, or is damaged ({error}); delete it to make it anew."
+            ) from None
         if self.header["kind"] == "top-k-rest" and "rest.bin" not in self.header["files"]:
             raise CacheError(
                 f"{path} was written by an earlier kdlab, which lost the rest of sure teachers to rounding: delete it, and write it "
                 "anew."
             )
         if damaged:
-            raise CacheError(
-                f"{path / damaged[0]} is truncated or was changed; delete {path} to make it anew."
-            )
+            raise CacheError(f"{path / damaged[0]} is truncated or was changed; delete {path} to make it anew.")
         self.path = path
         if tokens is not None:
             self.check_text(tokens)

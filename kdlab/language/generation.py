@@ -115,11 +115,17 @@ def check_prompts(
 ) -> Integer[Tensor, " B"]:
     """The prompts' lengths ``(B,)``, for what all that write have to be given."""
     if not isinstance(prompts, Tensor) or prompts.dtype != torch.long or prompts.ndim != 2:
-        what = f"{prompts.dtype} of shape {tuple(prompts.shape)}" if isinstance(prompts, Tensor) else f"{type(prompts).__name__}"
+        what = (
+            f"{prompts.dtype} of shape {tuple(prompts.shape)}"
+            if isinstance(prompts, Tensor)
+            else f"{type(prompts).__name__}"
+        )
         raise TypeError(f"prompts are token numbers, int64 of shape (batch, length), not {what}.")
     batch, width = prompts.shape
     if not batch or not width:
-        raise ValueError("there is at least one prompt, of at least one token; an empty text begins with <|endoftext|>.")
+        raise ValueError(
+            "there is at least one prompt, of at least one token; an empty text begins with <|endoftext|>."
+        )
     lengths = torch.full((batch,), width) if lengths is None else torch.as_tensor(lengths)
     lengths = lengths.to(prompts.device)
     if lengths.shape != (batch,) or not 1 <= int(lengths.min()) <= int(lengths.max()) <= width:

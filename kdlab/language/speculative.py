@@ -142,7 +142,9 @@ def speculate(
             f"a draft has the verifier's {verifier.vocabulary} tokens; this one has a vocabulary of {draft.vocabulary}."
         )
     if own and verifier is not draft.trunk:
-        raise ValueError("modules propose for the model that they stand on: the verifier is draft.trunk itself, not a copy.")
+        raise ValueError(
+            "modules propose for the model that they stand on: the verifier is draft.trunk itself, not a copy."
+        )
     if draft_length is None:
         draft_length = min(4, draft.depth) if own else 4
     if own and draft_length > draft.depth:
@@ -155,7 +157,9 @@ def speculate(
     batch, width = prompts.shape
     for name, model in (("verifier", verifier), ("draft", draft)):
         if width + tokens > model.context + 1:  # the last is not read
-            raise ValueError(f"a prompt of {width} tokens and {tokens} to write are more than the {name}'s context of {model.context}.")
+            raise ValueError(
+                f"a prompt of {width} tokens and {tokens} to write are more than the {name}'s context of {model.context}."
+            )
     room = min(verifier.context, draft.context)
     begin, end, rows = lengths, lengths + tokens, torch.arange(batch, device=prompts.device)
     written = F.pad(blank_after(prompts, lengths), (0, tokens + draft_length + 1))
@@ -171,7 +175,8 @@ def speculate(
         end = end.minimum(_ended(written, begin, (lengths + 1).minimum(end), stop))
         lengths = (lengths + 1).minimum(end)
         while (open_rows := lengths < end).any():
-            if width + tokens + draft_length > room:  # never more again: a draft has not read what was written without it
+            # never more again: a draft has not read what was written without it
+            if width + tokens + draft_length > room:
                 draft_length = min(draft_length, room - int(lengths[open_rows].max()))
             at = lengths.clamp(max=room - draft_length)  # of rows that have ended, a place where there is room
             proposed, q, count = _propose(proposer, written, at, draft_length, stop_below, temperature, generator)
@@ -218,7 +223,12 @@ class Drafting:
 
 
 def try_draft(
-    verifier: nn.Module, draft: nn.Module, prompts: Iterable[Integer[Tensor, "1 P"]], drafting: Drafting, *, seed: int = 0
+    verifier: nn.Module,
+    draft: nn.Module,
+    prompts: Iterable[Integer[Tensor, "1 P"]],
+    drafting: Drafting,
+    *,
+    seed: int = 0,
 ) -> dict:
     """What :func:`speculate` counts and takes with this draft, prompt by prompt, and what plain decoding takes beside it.
 

@@ -93,12 +93,12 @@ def written(
     if not prompt <= context:
         raise ValueError(f"a prompt of {prompt} tokens is longer than a block of {context}.")
     more = context + 1 - prompt
-    return generate(
-        model, inputs[:, :prompt], tokens=more, temperature=temperature, generator=generator, stop=stop
-    )
+    return generate(model, inputs[:, :prompt], tokens=more, temperature=temperature, generator=generator, stop=stop)
 
 
-def after_prompt(text: Integer[Tensor, "B T_and_one"], prompt: int) -> tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]:
+def after_prompt(
+    text: Integer[Tensor, "B T_and_one"], prompt: int
+) -> tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]:
     """Inputs and labels of blocks ``(B, C + 1)``, none for the tokens of the prompt."""
     labels = text[:, 1:].clone()
     labels[:, : prompt - 1] = IGNORED

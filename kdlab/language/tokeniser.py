@@ -165,9 +165,7 @@ def parse(name: str) -> tuple[str, int, int]:
     """
     parts = name.rsplit("-", 2)
     if len(parts) < 3 or not all(part.isdecimal() and int(part) for part in parts[1:]):
-        raise ValueError(
-            f'text is named "corpus-vocabulary-context", such as "books-4096-256", not {name!r}.'
-        )
+        raise ValueError(f'text is named "corpus-vocabulary-context", such as "books-4096-256", not {name!r}.')
     return parts[0], int(parts[1]), int(parts[2])
 
 
@@ -217,9 +215,7 @@ def tokenise(corpus: Corpus, tokeniser: Any) -> tuple[Path, str]:
     target = folder() / "tokens" / f"{corpus.name}-{tokeniser.get_vocab_size()}-{identity[:12]}"
     if not target.is_dir():
         with atomic_folder(target) as part:
-            known = {
-                split: _write_tokens(corpus, split, tokeniser, part / f"{split}.bin") for split in SPLITS
-            }
+            known = {split: _write_tokens(corpus, split, tokeniser, part / f"{split}.bin") for split in SPLITS}
             (part / "checksums.json").write_text(json.dumps(known))
     try:
         known = json.loads((target / "checksums.json").read_text())

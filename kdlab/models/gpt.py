@@ -42,9 +42,7 @@ class GPT(nn.Module):
     def __init__(self, vocabulary: int, *, width: int, layers: int, heads: int, context: int = 256) -> None:
         super().__init__()
         if width % (2 * heads):
-            raise ValueError(
-                f"the width must be a multiple of twice the heads, and {width} is not of {2 * heads}."
-            )
+            raise ValueError(f"the width must be a multiple of twice the heads, and {width} is not of {2 * heads}.")
         self.vocabulary, self.context, self.heads, self.fused = vocabulary, context, heads, False
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
@@ -99,13 +97,9 @@ def check_tokens(tokens: Integer[Tensor, "B T"], vocabulary: int, context: int, 
             f"tokens are whole numbers of shape (batch, time), at least one, not {tokens.dtype} of shape {tuple(tokens.shape)}."
         )
     if before + tokens.shape[1] > context:
-        raise ValueError(
-            f"a sequence of {before + tokens.shape[1]} tokens is longer than the context of {context}."
-        )
+        raise ValueError(f"a sequence of {before + tokens.shape[1]} tokens is longer than the context of {context}.")
     if tokens.device.type == "cpu" and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
-        raise ValueError(
-            f"a token is not in the vocabulary of {vocabulary}: was the text tokenised for another model?"
-        )
+        raise ValueError(f"a token is not in the vocabulary of {vocabulary}: was the text tokenised for another model?")
 
 
 class Block(nn.Module):
@@ -135,9 +129,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T d"], rotated: Float[Tensor, "..."], remembered: Remembered | None = None
     ) -> Float[Tensor, "B T d"]:
-        q, k, v = (
-            self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # each (B, heads, T, d)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, T, d)
         q, k = rotate(q, rotated), rotate(k, rotated)
         if remembered is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)

@@ -25,9 +25,7 @@ class BasicBlock(nn.Module):
         self.stride, self.new_channels = stride, outputs - inputs
         self.projection = None
         if shortcut == "projection" and (stride != 1 or inputs != outputs):
-            self.projection = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.projection = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def shortcut(self, x: Float[Tensor, "B C_in H_in W_in"]) -> Float[Tensor, "B C H W"]:
         if self.projection is not None:

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from kdlab.shapes import Float, Shaped
 
 
-def convolution(
-    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
+def convolution(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     """A convolution that keeps the size, but for its stride, and its batch normalisation."""
     layer = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
     return [layer, nn.BatchNorm2d(outputs)]

@@ -67,9 +67,7 @@ def attention_map_mse(
     >>> attention_map_mse(student, teacher), attention_map_mse(student, teacher, normalise="queries")
     (tensor(1.), tensor(0.5000))
     """
-    check_features(
-        student_maps, teacher_maps, ("student maps", "teacher maps"), same_width=False, values=mask is None
-    )
+    check_features(student_maps, teacher_maps, ("student maps", "teacher maps"), same_width=False, values=mask is None)
     if student_maps.ndim != 4 or teacher_maps.ndim != 4 or student_maps.shape[2:] != teacher_maps.shape[2:]:
         raise ValueError(
             f"attention maps have shape (batch, heads, queries, keys) and one length, but these have "
@@ -97,16 +95,12 @@ def _same_heads(student, teacher, heads):
         return student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
     if heads == "group":
         if m % n:
-            raise ValueError(
-                f'heads="group" needs a multiple of the {n} student heads, not {m} teacher heads.'
-            )
+            raise ValueError(f'heads="group" needs a multiple of the {n} student heads, not {m} teacher heads.')
         return student, teacher.unflatten(1, (n, m // n)).mean(2)
     if heads != "match":
         raise ValueError(f'heads must be "match", "mean" or "group", not {heads!r}.')
     if n != m:
-        raise ValueError(
-            f'the student has {n} heads and the teacher {m}: choose heads="mean" or heads="group".'
-        )
+        raise ValueError(f'the student has {n} heads and the teacher {m}: choose heads="mean" or heads="group".')
     return student, teacher
 
 
@@ -172,7 +166,10 @@ def attention_from_qk(
     if mask is not None:
         seen = seen & (mask if mask.dtype == torch.bool else ~mask.isneginf())
         # What no query sees, and what sees nothing, has no influence, whatever stands there.
-        keys, queries = torch.where(seen.any(-2)[..., None], keys, 0.0), torch.where(seen.any(-1)[..., None], queries, 0.0)
+        keys, queries = (
+            torch.where(seen.any(-2)[..., None], keys, 0.0),
+            torch.where(seen.any(-1)[..., None], queries, 0.0),
+        )
         check_features(queries, keys, ("queries", "keys"), same_width=False)
     scores = queries @ keys.transpose(-1, -2) * (queries.shape[-1] ** -0.5 if scale is None else scale)
     if mask is not None and mask.dtype != torch.bool:

@@ -139,9 +139,7 @@ def check_present(labels: object) -> None:
 def _targets(target, student, counted):
     check_present(target)
     if target.shape != student.shape:
-        raise ValueError(
-            f"labels of shape {tuple(target.shape)} do not fit logits of shape {tuple(student.shape)}."
-        )
+        raise ValueError(f"labels of shape {tuple(target.shape)} do not fit logits of shape {tuple(student.shape)}.")
     y = torch.where(counted, target.to(student.dtype), 0.0)
     check_logits("labels", y, at_least=1)
     if _inspectable(y) and not ((y >= 0) & (y <= 1)).all():
@@ -158,7 +156,9 @@ def _labels(logits, mask, name="student_logits", shape=None):
             f"{name} have shape (..., labels), not {tuple(logits.shape)}: a single yes or no is one label, logits.unsqueeze(-1)."
         )
     if shape is not None and logits.shape != shape:
-        raise ValueError(f"logits of shapes {tuple(shape)} and {tuple(logits.shape)} do not belong to the same examples.")
+        raise ValueError(
+            f"logits of shapes {tuple(shape)} and {tuple(logits.shape)} do not belong to the same examples."
+        )
     counted, examples = torch.ones_like(logits, dtype=torch.bool), None
     if mask is not None:
         of_labels = isinstance(mask, Tensor) and mask.ndim == logits.ndim

@@ -136,14 +136,8 @@ def check_labels(labels: object, logits: Tensor, name: str = "labels") -> None:
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{name} must be integer class indices, not {labels.dtype}.")
     if labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"{name} of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}."
-        )
-    if (
-        _inspectable(labels)
-        and labels.numel()
-        and not (0 <= labels.min() and labels.max() < logits.shape[-1])
-    ):
+        raise ValueError(f"{name} of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}.")
+    if _inspectable(labels) and labels.numel() and not (0 <= labels.min() and labels.max() < logits.shape[-1]):
         raise ValueError(
             f"{name} must lie in 0 … {logits.shape[-1] - 1}, but reach from {labels.min()} to {labels.max()}"
             + (f"; where {name} are not to be learned, pass mask={name} >= 0." if labels.min() < 0 else ".")
@@ -179,9 +173,7 @@ def check_mask(mask: object, losses: Tensor, empty: bool = False) -> None:
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a boolean torch.Tensor, not {type(mask).__name__}.")
     if mask.shape != losses.shape:
-        raise ValueError(
-            f"mask of shape {tuple(mask.shape)} does not fit losses of shape {tuple(losses.shape)}."
-        )
+        raise ValueError(f"mask of shape {tuple(mask.shape)} does not fit losses of shape {tuple(losses.shape)}.")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be boolean (True where a position counts), not {mask.dtype}.")
     if not empty and _inspectable(mask) and not mask.any():
@@ -269,9 +261,7 @@ def check_features(
 
 def check_tokens(tokens: object, logits: Any) -> None:
     if not isinstance(tokens, Tensor) or tokens.ndim == 0 or tokens.dtype not in (torch.int32, torch.int64):
-        raise TypeError(
-            "tokens must be a torch.Tensor of int64 token numbers, one for each logit that is kept."
-        )
+        raise TypeError("tokens must be a torch.Tensor of int64 token numbers, one for each logit that is kept.")
     if _inspectable(tokens) and tokens.numel() and not 0 <= tokens.min() <= tokens.max() < logits.shape[-1]:
         raise ValueError(
             f"tokens must lie in 0 … {logits.shape[-1] - 1}, but reach from {tokens.min()} to {tokens.max()}."

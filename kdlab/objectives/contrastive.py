@@ -111,9 +111,13 @@ class MemoryBank(nn.Module):
         self.labels.fill_(-1)
 
     @torch.no_grad()
-    def update(self, index: Integer[Tensor, " B"], embeddings: Float[Tensor, "B D"], labels: Integer[Tensor, " B"]) -> None:
+    def update(
+        self, index: Integer[Tensor, " B"], embeddings: Float[Tensor, "B D"], labels: Integer[Tensor, " B"]
+    ) -> None:
         """Move the entries of the examples ``index`` towards their ``embeddings``, on all ranks."""
-        index, embeddings, labels = (_from_all_ranks(x) for x in (index, unit(full_precision(embeddings.detach())), labels))
+        index, embeddings, labels = (
+            _from_all_ranks(x) for x in (index, unit(full_precision(embeddings.detach())), labels)
+        )
         moved = self.momentum * self.entries[index] + (1 - self.momentum) * embeddings.to(self.entries.dtype)
         self.entries[index] = unit(moved)
         self.labels[index] = labels
@@ -226,7 +230,9 @@ class ContrastiveMemory(nn.Module):
             raise ValueError(f"negatives must be a positive number of examples, not {negatives!r}.")
         check_temperature(temperature)
         if loss == "nce" and temperature < 0.0015:
-            raise ValueError(f"at a temperature of {temperature!r} e^(1/τ) overflows: it is at least 0.0015, or info_nce.")
+            raise ValueError(
+                f"at a temperature of {temperature!r} e^(1/τ) overflows: it is at least 0.0015, or info_nce."
+            )
         self.number, self.temperature, self.loss = negatives, temperature, loss
         self.student_map = Projector("linear", student_width, width)
         self.teacher_map = Projector("linear", teacher_width, width)
@@ -262,9 +268,7 @@ class ContrastiveMemory(nn.Module):
         examples = len(self.student_bank.entries)
         check_features(student_features, teacher_features, same_width=False)
         if index.shape != labels.shape or len(index) != len(student_features):
-            raise ValueError(
-                f"{len(student_features)} examples have {len(index)} indices and {len(labels)} labels."
-            )
+            raise ValueError(f"{len(student_features)} examples have {len(index)} indices and {len(labels)} labels.")
         check_labels(index, student_features.new_empty(()).expand(len(index), examples), "index")
         check_indices(labels, "ContrastiveMemory")
         index, labels = index.long(), labels.long()
@@ -275,9 +279,7 @@ class ContrastiveMemory(nn.Module):
         for which, (anchor, bank) in enumerate(((student, self.teacher_bank), (teacher, self.student_bank))):
             anchor = anchor / self.temperature
             negatives = torch.addmm(mask, anchor, bank.entries.index_select(0, drawn).T)
-            score = (anchor * bank.entries[index]).sum(
-                1
-            )  # as old as the negatives, or its age would betray it
+            score = (anchor * bank.entries[index]).sum(1)  # as old as the negatives, or its age would betray it
             if self.loss == "info_nce":
                 scores = torch.cat([score.unsqueeze(1), negatives], 1)
                 total = total + (scores.logsumexp(1) - scores[:, 0]).mean()

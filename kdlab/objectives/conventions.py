@@ -263,9 +263,7 @@ def weight_factor(
     if not 0 < real <= positions:
         raise ValueError(f"tokens must lie in 1 … {positions}, the number of positions, not {tokens!r}.")
     if real != positions and here.masked != there.masked:
-        raise ValueError(
-            f"padding counts in one of {source} and {target} alone: no factor turns one into the other."
-        )
+        raise ValueError(f"padding counts in one of {source} and {target} alone: no factor turns one into the other.")
     here, there = (
         _scaled(1.0, convention, temperature, shape, real if convention.masked else positions, max_length, classes)
         for convention in (here, there)
@@ -325,9 +323,7 @@ def _weights(library, convention, labels, hard_weight, soft_weight):
     """The weights of labels and teacher, or None where the loss is the teacher's part alone."""
     if labels is None or convention.names[0] is None:
         if hard_weight is not None or soft_weight is not None:
-            raise ValueError(
-                f"{library} takes no weights {'without labels' if labels is None else 'in its loss'}."
-            )
+            raise ValueError(f"{library} takes no weights {'without labels' if labels is None else 'in its loss'}.")
         return None
     defaults = convention.weights or (None, None)
     hard = defaults[0] if hard_weight is None else hard_weight

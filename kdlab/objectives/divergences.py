@@ -317,6 +317,8 @@ def negative_log_acceptance(
     return _reduced(minus_log_shared(shared, apart), mask, reduction, count)
 
 
-def minus_log_shared(shared: Float[Tensor, "*positions"], apart: Float[Tensor, "*positions"]) -> Float[Tensor, "*positions"]:
+def minus_log_shared(
+    shared: Float[Tensor, "*positions"], apart: Float[Tensor, "*positions"]
+) -> Float[Tensor, "*positions"]:
     """−log a from log a and from 1 − a: where a is nearly one, its logarithm is lost in rounding, and 1 − a is not."""
     return torch.where(apart < 0.5, -torch.log1p(-apart.clamp(max=0.5)), -shared)

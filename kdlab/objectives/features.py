@@ -105,7 +105,9 @@ def channels_last(features: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return features.movedim(1, -1) if features.ndim == 4 else features
 
 
-def same_size(student: Float[Tensor, "B ..."], teacher: Float[Tensor, "B ..."]) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."]]:
+def same_size(
+    student: Float[Tensor, "B ..."], teacher: Float[Tensor, "B ..."]
+) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."]]:
     """Maps ``(B, C, H, W)`` of one height and width: the larger is averaged down to the smaller (adaptive pooling).
 
     >>> [x.shape[2:] for x in same_size(torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, 4, 6))]

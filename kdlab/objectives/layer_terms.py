@@ -51,9 +51,7 @@ class _LayerTerm(Term):
     def __init__(self, *layers: Layer, **options: Any) -> None:
         super().__init__()
         pairs = [tuple(layer) if isinstance(layer, tuple) else (layer, layer) for layer in layers]
-        if not pairs or not all(
-            len(pair) == 2 and all(isinstance(path, str) for path in pair) for pair in pairs
-        ):
+        if not pairs or not all(len(pair) == 2 and all(isinstance(path, str) for path in pair) for pair in pairs):
             raise ValueError(
                 f"{type(self).__name__} takes module paths, or pairs of them (student, teacher), not "
                 f"{layers!r}; a list is unpacked with *."
@@ -313,9 +311,7 @@ class CRD(_Relation):
         options: of :class:`~kdlab.objectives.contrastive.ContrastiveMemory`; ``loss="info_nce"`` is memory-bank InfoNCE.
     """
 
-    def __init__(
-        self, layer: Layer, *, student_width: int, teacher_width: int, examples: int, **options: Any
-    ) -> None:
+    def __init__(self, layer: Layer, *, student_width: int, teacher_width: int, examples: int, **options: Any) -> None:
         widths = {"student_width": student_width, "teacher_width": teacher_width, "examples": examples}
         super().__init__(layer, **widths, **options)
         self.memory = ContrastiveMemory(**self.options)
@@ -332,9 +328,7 @@ class CRD(_Relation):
         **_: Any,
     ) -> Scalar:
         if labels is None or index is None:
-            raise ValueError(
-                f"{self!r} needs labels=… and index=…, the examples' places in the training set."
-            )
+            raise ValueError(f"{self!r} needs labels=… and index=…, the examples' places in the training set.")
         check_indices(labels, "CRD")
         ((student, teacher),) = self.captured(student_hidden, teacher_hidden, mask, hidden_mask)
         return self.memory(student, teacher, labels, index)

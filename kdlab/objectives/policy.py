@@ -69,7 +69,9 @@ def sampled_kl(
             kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
             raise TypeError(f"{name} is a floating-point tensor of log-probabilities, not {kind}.")
         if _inspectable(given) and not torch.isfinite(given).all():
-            raise ValueError(f"{name} has entries that are NaN or infinite: it holds log-probabilities of tokens that were drawn.")
+            raise ValueError(
+                f"{name} has entries that are NaN or infinite: it holds log-probabilities of tokens that were drawn."
+            )
     if log_policy.shape != log_reference.shape:
         raise ValueError(
             f"log-probabilities of shapes {tuple(log_policy.shape)} and {tuple(log_reference.shape)} are not of the same tokens."

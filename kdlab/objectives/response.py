@@ -257,7 +257,9 @@ def squared_error(
         target = target.unsqueeze(axis) if outputs.shape[axis] == 1 else target
     if not isinstance(outputs, Tensor) or outputs.shape != target.shape:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ValueError(f"labels of shape {tuple(target.shape)} do not fit outputs of shape {shape}: one label an output.")
+        raise ValueError(
+            f"labels of shape {tuple(target.shape)} do not fit outputs of shape {shape}: one label an output."
+        )
     outputs, target = classes_last(class_axis, outputs, target, fits=mask)
     if mask is not None:
         check_mask(mask, outputs[..., 0], empty=True)
@@ -346,9 +348,7 @@ def decoupled_kd(
     true = [z.gather(-1, labels.unsqueeze(-1)).isneginf() for z in (student, teacher)]
     if _inspectable(student) and (true[0] & true[1]).any():
         raise ValueError("labels name a class that does not exist, whose logit is −∞ on both sides.")
-    (p_true, p_other), (q_true, q_other) = (
-        _decoupled(logits, labels, temperature) for logits in (teacher, student)
-    )
+    (p_true, p_other), (q_true, q_other) = (_decoupled(logits, labels, temperature) for logits in (teacher, student))
     losses = target_weight * _kl(p_true, q_true) + other_weight * _kl(p_other, q_other)
     return _reduced(_squared(temperature) * losses, mask, reduction, count)
 
@@ -417,7 +417,9 @@ def dist_loss(
 
 def dist(*logits: Any, **options: Any) -> Scalar:
     """The earlier name of :func:`dist_loss`, which is that of ``torch.distributed`` in most code of the field."""
-    warnings.warn("kdlab.objectives.dist is dist_loss since 0.2.0, and ends with 0.4.0.", DeprecationWarning, stacklevel=2)
+    warnings.warn(
+        "kdlab.objectives.dist is dist_loss since 0.2.0, and ends with 0.4.0.", DeprecationWarning, stacklevel=2
+    )
     return dist_loss(*logits, **options)
 
 

@@ -154,13 +154,13 @@ class LearnedTemperature(nn.Module):
     11.0
     """
 
-    def __init__(self, minimum: float = 1.0, maximum: float = 21.0, strength: float | Schedule = Cosine(0, 1, until=10 / 240)) -> None:
+    def __init__(
+        self, minimum: float = 1.0, maximum: float = 21.0, strength: float | Schedule = Cosine(0, 1, until=10 / 240)
+    ) -> None:
         super().__init__()
         _check_numbers(self, minimum, maximum, at(strength, 0.0))
         if not 0 < minimum < maximum:
-            raise ValueError(
-                f"temperatures from {minimum!r} to {maximum!r} are no range of positive numbers."
-            )
+            raise ValueError(f"temperatures from {minimum!r} to {maximum!r} are no range of positive numbers.")
         self.minimum, self.maximum, self.strength = minimum, maximum, strength
         self.theta = nn.Parameter(torch.zeros(()))
 

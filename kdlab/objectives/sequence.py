@@ -122,7 +122,9 @@ def restrict_vocabulary(
                 f"{type(logits).__name__} are restricted to tokens of shape (k,), without a rest: give logits, as HeadLogits.dense() does."
             )
         tokens = tokens.long()
-        return _restricted_head(logits, tokens) if isinstance(logits, HeadLogits) else _restricted_targets(logits, tokens)
+        return (
+            _restricted_head(logits, tokens) if isinstance(logits, HeadLogits) else _restricted_targets(logits, tokens)
+        )
     check_logits("logits", logits)
     check_tokens(tokens, logits)
     index = tokens.long().expand(*logits.shape[:-1], tokens.shape[-1])
@@ -167,10 +169,16 @@ class SharedVocabulary(Term):
     ) -> None:
         super().__init__()
         if not isinstance(term, Term) or term.student_layers or "labels" in Objective([(1.0, term)])._needed[0]:
-            raise TypeError(f"SharedVocabulary takes a term of logits, which looks at neither labels nor layers, not {term!r}.")
+            raise TypeError(
+                f"SharedVocabulary takes a term of logits, which looks at neither labels nor layers, not {term!r}."
+            )
         teacher_tokens = tokens if teacher_tokens is None else teacher_tokens
-        if any(not isinstance(one, Tensor) or one.ndim != 1 for one in (tokens, teacher_tokens)) or len(tokens) != len(teacher_tokens):
-            raise ValueError("tokens are a tensor of shape (k,), of the student and of the teacher: as many, in the same order.")
+        if any(not isinstance(one, Tensor) or one.ndim != 1 for one in (tokens, teacher_tokens)) or len(tokens) != len(
+            teacher_tokens
+        ):
+            raise ValueError(
+                "tokens are a tensor of shape (k,), of the student and of the teacher: as many, in the same order."
+            )
         self.inner, self.rest = term, rest
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("teacher_tokens", teacher_tokens, persistent=False)
@@ -193,7 +201,9 @@ class SharedVocabulary(Term):
     ) -> Scalar:
         seen = {
             "student_logits": restrict_vocabulary(student_logits, self.tokens, rest=self.rest),
-            "teacher_logits": None if teacher_logits is None else restrict_vocabulary(teacher_logits, self.teacher_tokens, rest=self.rest),
+            "teacher_logits": None
+            if teacher_logits is None
+            else restrict_vocabulary(teacher_logits, self.teacher_tokens, rest=self.rest),
         }
         if mask is None and labels is not None and labels.shape == student_logits.shape[:-1]:
             mask = labels != IGNORED

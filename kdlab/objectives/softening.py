@@ -125,7 +125,9 @@ def said_axis(class_axis: int | None, logits: Any, labels: Any) -> int | None:
     return class_axis
 
 
-def counted_rows(x: Shaped[Tensor, "*batch N"], mask: Mask | None, harmless: bool = False) -> Shaped[Tensor, "*batch N"]:
+def counted_rows(
+    x: Shaped[Tensor, "*batch N"], mask: Mask | None, harmless: bool = False
+) -> Shaped[Tensor, "*batch N"]:
     """Zeros where ``mask`` is False, so that what stands there reaches neither value nor gradient.
 
     A product of zero and NaN is NaN: what does not count is taken out before anything is computed, and not after. Where it is
@@ -171,9 +173,7 @@ def prepared_alone(
     at_least: int = 2,
 ) -> tuple[ClassesLast, Temperature]:
     """The same without a teacher."""
-    student, temperature = classes_last(
-        class_axis, student_logits, temperature, fits=mask if fits is None else fits
-    )
+    student, temperature = classes_last(class_axis, student_logits, temperature, fits=mask if fits is None else fits)
     _check_shape(mask, student)
     finite = check_logits("student_logits", student, mask, at_least)
     return counted_rows(student, mask, finite), _counted_temperature(temperature, student, mask)

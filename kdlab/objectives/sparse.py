@@ -129,7 +129,9 @@ class SparseTargets:
             check_mask(mask, log_p[..., 0], empty=True)
             log_p = torch.where(mask.unsqueeze(-1), log_p, -torch.inf)
         if _inspectable(log_p) and not (log_p <= 1e-3).all():
-            raise ValueError("log-probabilities have entries that are NaN or positive: they are logarithms, and no logits.")
+            raise ValueError(
+                "log-probabilities have entries that are NaN or positive: they are logarithms, and no logits."
+            )
         there = ~log_p.isneginf()
         first = tokens.gather(-1, log_p.argmax(-1, keepdim=True))  # in the place of what is not there, and adds nothing
         tokens = tokens.where(there, first)
@@ -171,9 +173,7 @@ class SparseTargets:
 
     def flatten(self) -> "SparseTargets":
         """Leading axes as one."""
-        return self._with(
-            tokens=self.tokens.flatten(0, -2), probabilities=self.probabilities.flatten(0, -2)
-        )
+        return self._with(tokens=self.tokens.flatten(0, -2), probabilities=self.probabilities.flatten(0, -2))
 
     def dense(self) -> Float[Tensor, "*batch N"]:
         r""":math:`\hat p` over the whole vocabulary, without the rest, shape ``(..., V)``."""
@@ -224,12 +224,12 @@ def sparse_forward_kl(
 
 def check_targets(student_logits: Any, targets: object) -> None:
     if not isinstance(targets, SparseTargets):
-        raise TypeError(
-            f"the targets are SparseTargets, such as a TeacherCache gives, not {type(targets).__name__}."
-        )
+        raise TypeError(f"the targets are SparseTargets, such as a TeacherCache gives, not {type(targets).__name__}.")
     if targets.shape != student_logits.shape:
         n, m = student_logits.shape[-1], targets.vocabulary
-        advice = f"restrict both to the tokens that they share, such as restrict_vocabulary(…, torch.arange({min(n, m)}))"
+        advice = (
+            f"restrict both to the tokens that they share, such as restrict_vocabulary(…, torch.arange({min(n, m)}))"
+        )
         raise ValueError(
             f"targets that stand for logits of shape {tuple(targets.shape)} do not fit student logits of shape "
             f"{tuple(student_logits.shape)}" + (f": {advice}." if n != m else ".")
@@ -282,7 +282,10 @@ def sparse_losses(
 
 
 def sparse_slope(
-    log_q: Float[Tensor, "*batch N"], q: Float[Tensor, "*batch N"], targets: SparseTargets, log_rest: Float[Tensor, "*batch 1"] | None = None
+    log_q: Float[Tensor, "*batch N"],
+    q: Float[Tensor, "*batch N"],
+    targets: SparseTargets,
+    log_rest: Float[Tensor, "*batch 1"] | None = None,
 ) -> Float[Tensor, "*batch N"]:
     """The gradient of each token's divergence by its logits."""
     kept = targets.probabilities.to(q.dtype)

@@ -79,15 +79,12 @@ class Objective(nn.Module):
         super().__init__()
         for weight, _ in weighted_terms:
             if not isinstance(weight, Schedule) and not (isinstance(weight, Real) and math.isfinite(weight)):
-                raise ValueError(
-                    f"the weight of a term must be a finite number or a schedule, not {weight!r}."
-                )
+                raise ValueError(f"the weight of a term must be a finite number or a schedule, not {weight!r}.")
         self.weights = tuple(weight for weight, _ in weighted_terms)
         self.terms: Sequence[Term] = nn.ModuleList(term for _, term in weighted_terms)  # pyrefly: ignore[bad-assignment] of terms alone
         kinds = [term.name or type(term).__name__ for term in self.terms]
         self.names = tuple(
-            kind if kinds.count(kind) == 1 else f"{kind}_{kinds[: i + 1].count(kind)}"
-            for i, kind in enumerate(kinds)
+            kind if kinds.count(kind) == 1 else f"{kind}_{kinds[: i + 1].count(kind)}" for i, kind in enumerate(kinds)
         )
         if twice := [term.name for term in self.terms if term.name and self.names.count(term.name) != 1]:
             raise ValueError(f"two terms are called {twice[0]!r}: give each a name of its own.")
@@ -117,7 +114,10 @@ class Objective(nn.Module):
             raise TypeError("give each thing by its name: student_logits=…, teacher_logits=…, labels=….")
         if unknown := seen.keys() - self._accepted:
             raise TypeError(f"no term of {self!r} takes {', '.join(sorted(unknown))}.")
-        if seen.get("mask") is None and (learned := _learned(seen.get("labels"), seen.get("student_logits"))) is not None:
+        if (
+            seen.get("mask") is None
+            and (learned := _learned(seen.get("labels"), seen.get("student_logits"))) is not None
+        ):
             seen["mask"] = learned
         progress = seen.get("progress")
         weights = {name: at(weight, progress) for name, weight in zip(self.names, self.weights, strict=True)}
@@ -140,7 +140,9 @@ class Objective(nn.Module):
                         "fused = False, or give student_logits.dense()."
                     )
                 if getattr(term, "class_axis", None) not in (None, -1):
-                    raise TypeError(f"{name}: HeadLogits have their classes in the last axis, not in {term.class_axis}.")
+                    raise TypeError(
+                        f"{name}: HeadLogits have their classes in the last axis, not in {term.class_axis}."
+                    )
                 if "labels" in needed and _soft(seen["labels"]):
                     raise TypeError(
                         f"{name}: labels must be integer class indices where the student returns HeadLogits. For soft labels let it "
@@ -176,12 +178,7 @@ class Objective(nn.Module):
         **_,
     ):
         """What terms that look at logits give together, taken from the student's hidden states."""
-        needed = {
-            key
-            for name, needs in zip(self.names, self._needed, strict=True)
-            if name in terms
-            for key in needs
-        }
+        needed = {key for name, needs in zip(self.names, self._needed, strict=True) if name in terms for key in needs}
         return vocabulary.token_means(
             {name: term.on_tokens for name, term in terms.items()},
             {name: weights[name] for name in terms},
@@ -222,9 +219,7 @@ class Objective(nn.Module):
             term = at(weight, progress) * values[name]
             try:
                 found = (
-                    torch.autograd.grad(term, wrt, retain_graph=True, allow_unused=True)
-                    if term.requires_grad
-                    else []
+                    torch.autograd.grad(term, wrt, retain_graph=True, allow_unused=True) if term.requires_grad else []
                 )
             except RuntimeError as error:
                 if "second time" not in str(error):
@@ -332,9 +327,7 @@ class Term(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.__init__ is not Term.__init__ and cls.extra_repr is nn.Module.extra_repr:
-            raise TypeError(
-                f"{cls.__name__} has an __init__, so it must write extra_repr: runs are told apart by it."
-            )
+            raise TypeError(f"{cls.__name__} has an __init__, so it must write extra_repr: runs are told apart by it.")
         own = vars(cls).keys()
         if own & {"forward", "function"} and not own & {"on_tokens", "closed_form"}:
             cls.on_tokens = Term.on_tokens  # another loss has another gradient
@@ -350,7 +343,9 @@ class Term(nn.Module):
         Raises:
             TypeError: if the term has none.
         """
-        raise TypeError(f"{type(self).__name__} looks at all logits at once: let the student return them, with fused = False, or give it student_logits.dense().")
+        raise TypeError(
+            f"{type(self).__name__} looks at all logits at once: let the student return them, with fused = False, or give it student_logits.dense()."
+        )
 
     def named(self, name: str) -> "Term":
         """The term, whose value goes by this name wherever it is logged; else by that of its class, numbered where there are several.
@@ -413,9 +408,7 @@ class CrossEntropy(_OfLabels):
         count: Count | None = None,
         **_: Any,
     ) -> Scalar:
-        return response.cross_entropy(
-            student_logits, labels, mask=mask, count=count, class_axis=self.class_axis
-        )
+        return response.cross_entropy(student_logits, labels, mask=mask, count=count, class_axis=self.class_axis)
 
     def on_tokens(self, tokens: TokenLogits) -> LossAndSlope:
         return vocabulary.cross_entropy(tokens.at(1.0), tokens.labels)  # pyrefly: ignore[bad-argument-type]
@@ -455,7 +448,9 @@ class SmoothedLabels(Term):
         if _inspectable(student) and exists.all():
             target = response.smooth_labels(labels, classes, smoothing=self.smoothing)
         else:
-            even = exists.to(torch.promote_types(student.dtype, torch.float32)) / exists.sum(-1, keepdim=True).clamp(min=1)
+            even = exists.to(torch.promote_types(student.dtype, torch.float32)) / exists.sum(-1, keepdim=True).clamp(
+                min=1
+            )
             hard = response.smooth_labels(labels, classes, smoothing=0.0).to(even.dtype)
             target = (1 - self.smoothing) * hard + self.smoothing * even
         return response.cross_entropy(student, target, mask=mask, count=count, class_axis=-1)
@@ -470,7 +465,9 @@ class _Softened(Term):
     function: Callable[..., Tensor]
     closed_form: Callable[..., LossAndSlope]
 
-    def __init__(self, temperature: Varying = 1.0, class_axis: int | None = None, *, options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, temperature: Varying = 1.0, class_axis: int | None = None, *, options: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         for percent in range(101):
             check_temperature(at(temperature, percent / 100))

@@ -124,9 +124,7 @@ class HeadLogits:
 
     def __getitem__(self, index: Any) -> "HeadLogits":
         if isinstance(index, tuple) and (Ellipsis in index or len(index) >= self.ndim):
-            raise IndexError(
-                "only leading axes can be indexed: the last, the vocabulary, is never all there."
-            )
+            raise IndexError("only leading axes can be indexed: the last, the vocabulary, is never all there.")
         return replace(self, hidden=self.hidden[index])
 
 
@@ -458,9 +456,7 @@ def token_means(
         """Each term's sum over a part of the tokens that count, whose logits become the gradient of the weighted sum."""
         t = None if teacher is None else teacher[rows[part]]
         t = t.dense() if isinstance(t, HeadLogits) else t
-        wide = torch.promote_types(
-            z.dtype if t is None else torch.promote_types(z.dtype, t.dtype), torch.float32
-        )
+        wide = torch.promote_types(z.dtype if t is None else torch.promote_types(z.dtype, t.dtype), torch.float32)
         found = []
         for i in _pieces(len(z), max(1, AT_ONCE.get(z.device.type, 2**24) // z.shape[-1])):
             kept = None if counts is None else counts[part][i]
@@ -539,7 +535,8 @@ class _TokenSums(torch.autograd.Function):
         if upstream is None:
             return (None,) * 7
         scaled = (
-            None if g is None else _scaled(g, upstream, dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None if g is None else _scaled(g, upstream, dtype)
+            for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return None, None, None, None, *scaled
 

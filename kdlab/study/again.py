@@ -129,7 +129,8 @@ def compared(recorded: dict, again: dict, seeds: list[dict]) -> dict:
         of what one of the two alone recorded.
     """
     ours, theirs = (
-        dict(_leaves({"test": record["test"] or {}, "epochs": record.get("epochs", {})})) for record in (recorded, again)
+        dict(_leaves({"test": record["test"] or {}, "epochs": record.get("epochs", {})}))
+        for record in (recorded, again)
     )
     both = [name for name in ours if name in theirs]
     course = [ours[name] == theirs[name] for name in both if name.startswith("epochs.")]

@@ -155,9 +155,7 @@ def find_chapter(which: str) -> Path:
     known = sorted((book_folder().parent / "notebooks").glob("[0-9]*.py"))
     fit = [c for c in known if (int(c.stem[:2]) == int(which) if which.isdecimal() else which in c.stem)]
     if len(fit) != 1:
-        raise ChapterError(
-            f"{which!r} fits {len(fit)} chapters of {', '.join(c.stem for c in fit or known)}."
-        )
+        raise ChapterError(f"{which!r} fits {len(fit)} chapters of {', '.join(c.stem for c in fit or known)}.")
     return fit[0]
 
 

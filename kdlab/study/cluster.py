@@ -49,9 +49,7 @@ def spread(
     def worker(shard: str) -> dict[str, bytes]:
         place = Path(out) / f"shard-{shard.replace('/', '-of-')}"
         with suppress(Stopped):  # at the end of the budget: what is done comes back
-            run_plan(
-                lambda: plan(name, shard, [book, place]), book=Path(book), out=place, device=device, budget=budget
-            )
+            run_plan(lambda: plan(name, shard, [book, place]), book=Path(book), out=place, device=device, budget=budget)
         return {
             path.relative_to(place).as_posix(): path.read_bytes()
             for kind in ("records", "checkpoints")

@@ -36,9 +36,7 @@ def source_note(records: list[dict]) -> Shown:
     origins = [record["provenance"] for record in records]
 
     def distinct(key):
-        return ", ".join(
-            sorted({str(origin[key])[:10] if key != "device" else origin[key] for origin in origins})
-        )
+        return ", ".join(sorted({str(origin[key])[:10] if key != "device" else origin[key] for origin in origins}))
 
     dirty = " (with uncommitted changes)" if any(origin["dirty"] for origin in origins) else ""
     return Shown(

@@ -131,9 +131,7 @@ class Evidence:
     def differences(self, arm: str, others: Collection[str]) -> dict[str, Difference]:
         """``arm`` minus each of the others; their intervals hold at once (Dunnett's)."""
         turned = against(self.values, arm, others)
-        return {
-            o: replace(d, mean=-d.mean, low=-d.high, high=-d.low) for o, d in turned.items()
-        }
+        return {o: replace(d, mean=-d.mean, low=-d.high, high=-d.low) for o, d in turned.items()}
 
     def best(self) -> str:
         """The arm of the best mean."""
@@ -184,7 +182,11 @@ def evidence(
         values = {arm: source.values(arm, quantity.of) for arm in source.measured(quantity.of)}
         if unmeasured := [a for a in wanted if a not in values]:
             raise ValueError(f"{quantity.name} is not measured on {source.plan}'s {', '.join(unmeasured)}.")
-        lost = [f"{source.diverged(a)} of {source.planned([a])} runs of {a} diverged and are not counted" for a in (wanted or values) if source.diverged(a)]
+        lost = [
+            f"{source.diverged(a)} of {source.planned([a])} runs of {a} diverged and are not counted"
+            for a in (wanted or values)
+            if source.diverged(a)
+        ]
         notes = "; ".join(dict.fromkeys(lost))
         kind, whole = "records", f"the {len(values)} arms of {source.plan}"
     else:
@@ -224,9 +226,7 @@ def _by_seed(values, seeds) -> dict[int, float]:
 INTRUDER = "an arm that beats all"
 
 
-def mutated(
-    evidence: Evidence, pairs: Collection[tuple[str, str]], rival: int = 1
-) -> Iterator[tuple[str, Evidence]]:
+def mutated(evidence: Evidence, pairs: Collection[tuple[str, str]], rival: int = 1) -> Iterator[tuple[str, Evidence]]:
     """The evidence turned into others that no sentence about it should survive.
 
     Args:
@@ -308,7 +308,10 @@ def mutated_curves(evidence: Curves, ordered: Collection[str], level: float = 0.
         turned = {name: (x, 2 * level - y) for name, (x, y) in evidence.points.items()}
         yield "all signs turned", replace(evidence, points=turned)
         x, y = evidence.points[next(iter(ordered))]
-        yield "a curve added that does the opposite", replace(evidence, points={**evidence.points, INTRUDER: (x, y[::-1])})
+        yield (
+            "a curve added that does the opposite",
+            replace(evidence, points={**evidence.points, INTRUDER: (x, y[::-1])}),
+        )
     else:
         x, y = next(iter(evidence.points.values()))
         beyond = level + 10 * np.abs(y - level).max() + np.linspace(1, 2, len(x))

@@ -128,7 +128,9 @@ def scale(records: Collection[dict]) -> str:
 
     Teachers are counted among the runs, and not among the students.
     """
-    on = sorted({"CPUs" if re.search(r"\bthreads?\b", record["provenance"]["device"]) else "GPUs" for record in records})
+    on = sorted(
+        {"CPUs" if re.search(r"\bthreads?\b", record["provenance"]["device"]) else "GPUs" for record in records}
+    )
     hours = sum(record["seconds"] for record in records) / 3600
     epochs, tokens = set(), set()
     for spec in (record["spec"] for record in records if record["spec"]["teacher"] is not None):

@@ -158,7 +158,11 @@ def _asked_of_kd(choice: Try, seeds=range(3)) -> Iterator[Spec]:
     patient = replace(source, arm="resnet20-long", recipe=replace(source.recipe, epochs=120, precision="float32"))
     hasty = replace(source, arm="resnet20-short", recipe=replace(source.recipe, epochs=8, precision="float32"))
     yield from (patient, hasty)
-    asked = {f"kd-T{t:g}-soft{w:g}": (beside_labels(SoftTargets(t), w), source, {}) for t in (1.0, 2.0, 8.0) for w in (0.5, 0.9, 1.0)}
+    asked = {
+        f"kd-T{t:g}-soft{w:g}": (beside_labels(SoftTargets(t), w), source, {})
+        for t in (1.0, 2.0, 8.0)
+        for w in (0.5, 0.9, 1.0)
+    }
     asked["kd-T-falling"] = beside_labels(SoftTargets(Linear(8.0, 1.0))), source, {}
     asked["kd-own-view"] = objective("kd", choice.weight), source, {"teacher_view": "own"}
     asked["kd-long-teacher"] = objective("kd", choice.weight), patient, {}

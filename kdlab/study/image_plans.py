@@ -65,7 +65,9 @@ def _three_arms(
     ]
 
 
-def first_distillation_live(data: str, precision: str, *, seed: int = 0, examples: int = 2000, epochs: int = 4) -> list[Spec]:
+def first_distillation_live(
+    data: str, precision: str, *, seed: int = 0, examples: int = 2000, epochs: int = 4
+) -> list[Spec]:
     """What chapter 6 trains while it is executed: ResNet-20 to ResNet-8, one seed, about a minute of one core."""
     recipe = Recipe(
         epochs=epochs, batch_size=64, learning_rate=0.1, schedule="cosine", warmup_epochs=0.5, precision=precision
@@ -266,9 +268,7 @@ def _questions(
     # Teacher assistants (B17): the distilled student teaches a narrower one.
     for seed in range(seeds):
         assistant = next(s for s in arm("kd", published["kd"]) if s.recipe.seed == seed)
-        specs += [
-            s for s in arm("assisted", _kd(), student=narrower[0], teacher=assistant) if s.recipe.seed == seed
-        ]
+        specs += [s for s in arm("assisted", _kd(), student=narrower[0], teacher=assistant) if s.recipe.seed == seed]
     # Multiplying by N (B10), with SGD and Adam.
     soft = 1.0 * SoftTargets(temperature=4)
     exact = replace(recipe, learning_rate=recipe.learning_rate / 100, weight_decay=recipe.weight_decay * 100)

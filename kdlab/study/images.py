@@ -84,7 +84,9 @@ def measured_omission(spec: Spec, student, logits: Tensor, data: ImageData, devi
     moved = logits + best * raised
     return {
         "accuracy": accuracy(logits[unseen], data.test.labels[unseen]),
-        "among_omitted": accuracy(logits[unseen][:, omitted], torch.searchsorted(omitted, data.test.labels[unseen])) if len(omitted) > 1 else 1.0,
+        "among_omitted": accuracy(logits[unseen][:, omitted], torch.searchsorted(omitted, data.test.labels[unseen]))
+        if len(omitted) > 1
+        else 1.0,
         "bias": best,
         "accuracy_with_bias": accuracy(moved[unseen], data.test.labels[unseen]),
         "accuracy_of_all_with_bias": accuracy(moved, data.test.labels),

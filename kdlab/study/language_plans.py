@@ -49,9 +49,7 @@ _LARGE = replace(_SMALL, epochs=8, epoch_examples=19_200, batch_size=64, learnin
 def language_teacher(*, large: bool = False) -> Spec:
     """The teacher of the small study, or of the one for a GPU."""
     name, data, recipe = (
-        ("gpt_704x13", "books-16384-512", _LARGE)
-        if large
-        else ("gpt_224x4", "book-openings-4096-256", _SMALL)
+        ("gpt_704x13", "books-16384-512", _LARGE) if large else ("gpt_224x4", "book-openings-4096-256", _SMALL)
     )
     return Spec("teacher", name, data, name, 1.0 * CrossEntropy(), recipe)
 
@@ -119,9 +117,7 @@ def _language(
     )
     # Caches, on the blocks that they are made of.
     for kind in ("sampled", "top-k", "top-k-rest"):
-        specs += arm(
-            f"{kind}-12", beside_labels(SparseForwardKL()), train_examples=text_examples, kept=(kind, 12)
-        )
+        specs += arm(f"{kind}-12", beside_labels(SparseForwardKL()), train_examples=text_examples, kept=(kind, 12))
     specs += arm("kd-same-text", beside_labels(ForwardKL()), train_examples=text_examples)
     # Whose text: the teacher's, or in the last quarter the student's own, or that and the corpus' by turns.
     specs += arm(
@@ -161,7 +157,9 @@ def language() -> list[Spec]:
     )  # fmt: skip
 
 
-def _drafts(study: str, verifier: Spec, draft: str, recipe: Recipe, *, prompt: int, drafting: Drafting, seeds: int) -> list[Spec]:
+def _drafts(
+    study: str, verifier: Spec, draft: str, recipe: Recipe, *, prompt: int, drafting: Drafting, seeds: int
+) -> list[Spec]:
     """What a draft learns from, chapter 19: all seeds of an objective before the next."""
     own = OwnText(prompt, after=0.5)
     arms = {
@@ -192,7 +190,9 @@ def drafts() -> list[Spec]:
     return _drafts("drafts", language_teacher(large=True), "gpt_192x4", recipe, prompt=64, drafting=drafting, seeds=3)
 
 
-def _modules(study: str, model: Spec, students: dict[str, str], recipe: Recipe, *, drafting: Drafting, seeds: int) -> list[Spec]:
+def _modules(
+    study: str, model: Spec, students: dict[str, str], recipe: Recipe, *, drafting: Drafting, seeds: int
+) -> list[Spec]:
     """Modules that predict three further tokens, chapter 20: from the text, or from the model one step later."""
     objectives = {"labels": CrossEntropy(), "distilled": ForwardKL(), "distilled-tv": TotalVariation()}
     return [model] + [
@@ -232,7 +232,9 @@ _LIVELY_TOKENS = {
 }  # fmt: skip
 
 
-def _policies(study: str, reference: Spec, data: str, recipe: Recipe, *, own_text: OwnText, reward: TokenCount, seeds: int) -> list[Spec]:
+def _policies(
+    study: str, reference: Spec, data: str, recipe: Recipe, *, own_text: OwnText, reward: TokenCount, seeds: int
+) -> list[Spec]:
     """A policy that begins as its reference and is paid for lively talk, chapter 21: all seeds of an arm before the next."""
     group, earned = own_text.copies, 0.0 * MeanReward(reward) + 0.0 * TextKL("exact")
     arms = {}

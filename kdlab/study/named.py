@@ -39,7 +39,9 @@ def network(name: str) -> Callable[[int], nn.Module]:
     if ":" in name:
         return imported(name)
     if not hasattr(models, name):
-        raise ValueError(f'kdlab.models has no {name!r}; a network of your own is named by its import path, such as "my_package.nets:small".')
+        raise ValueError(
+            f'kdlab.models has no {name!r}; a network of your own is named by its import path, such as "my_package.nets:small".'
+        )
     return getattr(models, name)
 
 
@@ -54,7 +56,7 @@ def imported(path: str):
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{path!r} cannot be imported ({error}): it is \"package.module:name\", of a package that is installed, or whose folder is on PYTHONPATH."
+            f'{path!r} cannot be imported ({error}): it is "package.module:name", of a package that is installed, or whose folder is on PYTHONPATH.'
         ) from error
 
 

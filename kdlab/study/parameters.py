@@ -69,9 +69,7 @@ class Parameter:
             low = {"": -math.inf, "from 0 on": 0, "above 0": math.ulp(0)}[self.lowest]
             fits = all(math.isfinite(number) and number >= low for number in numbers)
         if not fits:
-            raise ParameterError(
-                f"{self.name} must be {self.wanted}, such as {self.default!r}, and not {value!r}."
-            )
+            raise ParameterError(f"{self.name} must be {self.wanted}, such as {self.default!r}, and not {value!r}.")
 
     def read(self, text: str):
         """The value that a command line writes as ``text``; a list's items are separated by commas.

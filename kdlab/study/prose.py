@@ -55,7 +55,8 @@ def unmade(markdown: str, *, marked: bool = False) -> list[str]:
     >>> unmade("The teacher is better than we are. A softmax sums to one. It gains 3 points {cite}`a`. *Twice* as many.")
     ['The teacher is better than we are.', '*Twice* as many.']
     """
-    marks = re.sub(rf"([.!?:]?[*_)”]*)\s*{re.escape(MARK)}", r" {mark}\1 ", markdown)  # within the sentence that it ends
+    # within the sentence that it ends
+    marks = re.sub(rf"([.!?:]?[*_)”]*)\s*{re.escape(MARK)}", r" {mark}\1 ", markdown)
     cited = re.sub(r"\{cite(?::\w+)?\}`[^`]*`", "{cite}", marks)
     text = NOT_OURS.sub(_left_for, cited)
     found = []
@@ -74,7 +75,12 @@ def chapter_sentences(chapter: Path, *, marked: bool = False) -> list[str]:
     """The same of a whole chapter, a file in py:percent."""
     import jupytext
 
-    return [s for cell in jupytext.read(chapter).cells if cell.cell_type == "markdown" for s in unmade(cell.source, marked=marked)]
+    return [
+        s
+        for cell in jupytext.read(chapter).cells
+        if cell.cell_type == "markdown"
+        for s in unmade(cell.source, marked=marked)
+    ]
 
 
 def report(chapters: Collection[Path]) -> str:

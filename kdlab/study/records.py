@@ -40,9 +40,7 @@ def book_folder() -> Path:
         for above in (start, *start.parents):
             if (above / "book" / "records").is_dir():
                 return above / "book"
-    raise RecordError(
-        "no book/records folder above here: clone the repository, or set KDLAB_BOOK to its book folder."
-    )
+    raise RecordError("no book/records folder above here: clone the repository, or set KDLAB_BOOK to its book folder.")
 
 
 def _git(*arguments) -> str | None:
@@ -61,9 +59,7 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         names = [
-            x.split(":", 1)[1].strip()
-            for x in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in x
+            x.split(":", 1)[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x
         ]
         cpu = names[0] if names else cpu
     on_cpu = torch.device(device).type == "cpu"
@@ -78,9 +74,7 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
         "numpy": metadata.version("numpy"),
         "device": hardware if world == 1 else f"{hardware}, {world} processes",
         "system": f"{platform.system()} {platform.machine()}",
-        "command": " ".join(
-            Path(a).name if i == 0 or Path(a).is_absolute() else a for i, a in enumerate(sys.argv)
-        ),
+        "command": " ".join(Path(a).name if i == 0 or Path(a).is_absolute() else a for i, a in enumerate(sys.argv)),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

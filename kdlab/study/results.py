@@ -115,7 +115,9 @@ class Results:
         chosen = [a for a in lenders if a != control] if arms is None else list(arms)
         return against({name: self.values(name, measure) for name in names}, control, chosen, correction=correction)
 
-    def at_equal(self, measure: Measure, held: Measure = "accuracy", arms: Collection[str] | None = None) -> dict[str, Interval]:
+    def at_equal(
+        self, measure: Measure, held: Measure = "accuracy", arms: Collection[str] | None = None
+    ) -> dict[str, Interval]:
         """A measure of each arm at equal values of another: :func:`~kdlab.study.statistics.at_equal`.
 
         Args:

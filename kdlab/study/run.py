@@ -184,7 +184,9 @@ def _described(spec: Spec, student: nn.Module) -> dict:
     if code := own_code(spec):
         said["own_code"] = code
     if spec.recipe.best_by:
-        said["selection"] = f"the epoch of the {spec.recipe.best_by} on the validation split; the test split was touched once, after it"
+        said["selection"] = (
+            f"the epoch of the {spec.recipe.best_by} on the validation split; the test split was touched once, after it"
+        )
     return said
 
 

@@ -219,13 +219,9 @@ def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say, dat
             teacher = None
             if first.teacher is not None:
                 if first.teacher.hash not in teachers:
-                    teachers = {
-                        first.teacher.hash: _teacher(first.teacher, places, data[first.data].num_classes)
-                    }
+                    teachers = {first.teacher.hash: _teacher(first.teacher, places, data[first.data].num_classes)}
                 teacher = teachers[first.teacher.hash]
-            say(
-                f"{len(group)} beside each other: {', '.join(f'{s.arm} (seed {s.recipe.seed})' for s in group)}"
-            )
+            say(f"{len(group)} beside each other: {', '.join(f'{s.arm} (seed {s.recipe.seed})' for s in group)}")
             progress = Progress(group, still_open, say)
             done = run_together(
                 group,
@@ -317,9 +313,7 @@ class Progress:
             if epochs or step:
                 self.say(f"resumed after epoch {epochs}/{self.epochs}, step {step}/{steps} of the next")
         else:
-            self.say(
-                f"epoch {epochs + 1}/{self.epochs}, step {step}/{steps} · {self.left(epochs + step / steps)}"
-            )
+            self.say(f"epoch {epochs + 1}/{self.epochs}, step {step}/{steps} · {self.left(epochs + step / steps)}")
 
     def __call__(self, spec: Spec, entry: dict) -> None:
         self.losses[spec.hash] = f"{entry['loss']:.3f}"

@@ -56,12 +56,8 @@ class Spec:
     drafting: Drafting | None = None
 
     def __post_init__(self):
-        if self.text not in ("corpus", "teacher", "student") or (self.text == "corpus") != (
-            self.own_text is None
-        ):
-            raise ValueError(
-                'text is "corpus", or "teacher" or "student" with own_text, which says how it is written.'
-            )
+        if self.text not in ("corpus", "teacher", "student") or (self.text == "corpus") != (self.own_text is None):
+            raise ValueError('text is "corpus", or "teacher" or "student" with own_text, which says how it is written.')
         needs_teacher = self.text == "teacher" or self.kept or self.drafting or self.from_teacher
         if self.teacher is None and needs_teacher:
             raise ValueError("a teacher's text, what is kept of it, a draft and a copy need a teacher.")
@@ -71,15 +67,14 @@ class Spec:
             object.__setattr__(self, "objective", 1.0 * self.objective)
         for name in (self.study, self.arm):
             if not re.fullmatch(r"[\w.+-]+", name):
-                raise ValueError(
-                    f"study and arm name files: letters, digits, and . + - _ alone, not {name!r}."
-                )
+                raise ValueError(f"study and arm name files: letters, digits, and . + - _ alone, not {name!r}.")
 
     def describe(self) -> dict:
         """The spec as plain JSON values: the objective as the formula that its ``repr`` prints, the recipe as its
         differences from the published one, so that a field added later leaves the identity of old runs alone."""
         recipe = asdict(self.recipe)
-        own_text = {k: v for k, v in asdict(self.own_text or OwnText()).items() if v is not None}  # what came later is None
+        # what came later is None
+        own_text = {k: v for k, v in asdict(self.own_text or OwnText()).items() if v is not None}
         plain = {
             "study": self.study,
             "arm": self.arm,

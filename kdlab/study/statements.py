@@ -74,16 +74,23 @@ class Statement(Shown):
             seen = "The records show" if records else "Seen in this build"
             markup = f'<p class="kd-badge">{seen}: {mathematics(self.text)}</p>'
         else:
-            markup = f'<aside class="kd-banner"><strong>{mathematics(self.unseen)}</strong> {mathematics(self.text)}</aside>'
+            markup = (
+                f'<aside class="kd-banner"><strong>{mathematics(self.unseen)}</strong> {mathematics(self.text)}</aside>'
+            )
         super().__init__(markup)
 
     @property
     def unseen(self) -> str:
         """What to say where it does not hold."""
-        reason = "the chapter's parameters are others" if changed() else "its own trainings and draws may come out otherwise on another processor"
+        reason = (
+            "the chapter's parameters are others"
+            if changed()
+            else "its own trainings and draws may come out otherwise on another processor"
+        )
         why = "the records do not show it." if self.source == "records" else f"this build did not show it ({reason})."
         first = self.short.split()[0]
-        expected = self.short[0].lower() + self.short[1:] if first[1:].isalpha() and first[1:].islower() else self.short  # MSE, T²
+        # MSE, T²
+        expected = self.short[0].lower() + self.short[1:] if first[1:].isalpha() and first[1:].islower() else self.short
         return f"The text around expects: {expected.rstrip('.')}; {why}"
 
     def __str__(self) -> str:
@@ -104,9 +111,7 @@ class Statement(Shown):
 def survivors(rule: Callable, of: Evidence | Curves, level: float = 0.0) -> Iterator[str]:
     """What was done to the evidence, for each mutation after which the rule says the same as before."""
     said = rule(of)
-    changed = (
-        mutated_curves(of, said.pairs, level) if isinstance(of, Curves) else mutated(of, said.pairs, said.rival)
-    )
+    changed = mutated_curves(of, said.pairs, level) if isinstance(of, Curves) else mutated(of, said.pairs, said.rival)
     for how, other in changed:
         again = rule(other)
         if again.claim == said.claim or again.text == said.text:
@@ -146,7 +151,11 @@ def _basis(of: Evidence, differences: Mapping[str, Interval], how: str = "") -> 
     words = []
     if runs != [1]:
         kind = "95 % intervals, together" if len(differences) > 1 else "95 % interval"
-        words = [kind, *dict.fromkeys(d.basis for d in differences.values() if d.basis), "n = " + " to ".join(map(str, runs[:: max(1, len(runs) - 1)]))]
+        words = [
+            kind,
+            *dict.fromkeys(d.basis for d in differences.values() if d.basis),
+            "n = " + " to ".join(map(str, runs[:: max(1, len(runs) - 1)])),
+        ]
     words = [w for w in [*words, of.notes, how] if w]
     return f" ({'; '.join(words)})" if words else ""
 
@@ -205,7 +214,9 @@ def _numbers(of: Evidence, arm: str, other: str, d: Interval) -> str:
 
 def _compare(arm, others, source, quantity, expected, short, *, names, margin=None, factor=None, by=None):
     """Evidence of ``arm`` and what it is held against, numbers among that made arms; and the statement."""
-    others = [others] if isinstance(others, str) or np.isscalar(others) else list(others) if others is not None else None
+    others = (
+        [others] if isinstance(others, str) or np.isscalar(others) else list(others) if others is not None else None
+    )
     numbers = [o for o in others or () if not isinstance(o, str)]
     needed = [arm, *(o for o in others or () if isinstance(o, str))]
     full = evidence(source, quantity, names=names, needed=needed)
@@ -213,7 +224,9 @@ def _compare(arm, others, source, quantity, expected, short, *, names, margin=No
     for number in numbers:
         seeds = full.values[arm]
         full = full.with_arm(q.level(number / q.scale), dict.fromkeys(seeds, number / q.scale))
-    chosen = full.among if others is None else (arm, *(o if isinstance(o, str) else q.level(o / q.scale) for o in others))
+    chosen = (
+        full.among if others is None else (arm, *(o if isinstance(o, str) else q.level(o / q.scale) for o in others))
+    )
     of = Evidence(full.values, q, full.source, tuple(chosen), full.called, full.names, full.notes)
     if others is None:
         who = f"all others of {full.called}"
@@ -244,9 +257,23 @@ def above(
     """
     if (factor is not None and factor < 1) or (by is not None and by < 0):
         given = f"factor={factor:g}" if factor is not None and factor < 1 else f"by={by:g}"
-        raise ValueError(f"{given} calls a smaller number “above”: take a factor of 1 or more and a shift of 0 or more, or state the ratio and hold it against a number.")
-    more = "" if by is None and factor is None else f" by more than {f'a factor of {factor:g}' if factor else f'{by:g}'}"
-    return _compare(arm, others, source, quantity, "above", f"{{arm}} is above {{others}}{more} in {{quantity}}.", names=names, by=by, factor=factor)
+        raise ValueError(
+            f"{given} calls a smaller number “above”: take a factor of 1 or more and a shift of 0 or more, or state the ratio and hold it against a number."
+        )
+    more = (
+        "" if by is None and factor is None else f" by more than {f'a factor of {factor:g}' if factor else f'{by:g}'}"
+    )
+    return _compare(
+        arm,
+        others,
+        source,
+        quantity,
+        "above",
+        f"{{arm}} is above {{others}}{more} in {{quantity}}.",
+        names=names,
+        by=by,
+        factor=factor,
+    )
 
 
 def below(
@@ -267,7 +294,16 @@ def within(
     """
     if margin < 0:
         raise ValueError(f"a margin is not negative: {margin}.")
-    return _compare(arm, others, source, quantity, "within", f"{{arm}} is within {margin:g} of {{others}} in {{quantity}}.", names=names, margin=margin)
+    return _compare(
+        arm,
+        others,
+        source,
+        quantity,
+        "within",
+        f"{{arm}} is within {margin:g} of {{others}} in {{quantity}}.",
+        names=names,
+        margin=margin,
+    )
 
 
 def undecided(
@@ -278,7 +314,16 @@ def undecided(
 
     The verdict that fits is "not decided". Arguments as :func:`within`'s.
     """
-    return _compare(arm, others, source, quantity, "not decided", "Whether {arm} differs from {others} in {quantity} is not decided.", names=names, margin=margin)
+    return _compare(
+        arm,
+        others,
+        source,
+        quantity,
+        "not decided",
+        "Whether {arm} differs from {others} in {quantity} is not decided.",
+        names=names,
+        margin=margin,
+    )
 
 
 # ---------------------------------------------------------------- one arm against a whole set
@@ -342,7 +387,10 @@ def _in_order(expected: tuple[str, ...], rising: bool, of: Evidence) -> Said:
         steps[one, two] = of.differences(two, [one])[one]
     outcomes = {pair: _outcome(d, None) for pair, d in steps.items()}
     word = {"above": "rises", "below": "falls", "within": "stays", "not decided": "neither surely rises nor falls"}
-    told = "; ".join(f"{word[outcomes[a, b]]} from {of.name(a)} to {of.name(b)} ({_numbers(of, b, a, d)})" for (a, b), d in steps.items())
+    told = "; ".join(
+        f"{word[outcomes[a, b]]} from {of.name(a)} to {of.name(b)} ({_numbers(of, b, a, d)})"
+        for (a, b), d in steps.items()
+    )
     text = f"The {q.name} {told}{_basis(of, {'': next(iter(steps.values()))})}."
     claim = frozenset((a, outcomes[a, b], b) for a, b in steps)
     want = "above" if rising else "below"
@@ -358,7 +406,9 @@ def in_order(
     arms = tuple(arms)
     of = evidence(source, quantity, among=arms, names=names, needed=arms)
     way = "rises" if rising else "falls"
-    return stated(partial(_in_order, arms, rising), of, f"The {of.quantity.name} {way} along {', '.join(map(of.name, arms))}.")
+    return stated(
+        partial(_in_order, arms, rising), of, f"The {of.quantity.name} {way} along {', '.join(map(of.name, arms))}."
+    )
 
 
 def _only(expected: frozenset, level: float, over: bool, of: Evidence) -> Said:
@@ -374,7 +424,9 @@ def _only(expected: frozenset, level: float, over: bool, of: Evidence) -> Said:
     side = "above" if over else "below"
 
     def told(arms):
-        return listed([f"{of.name(a)} ({q.level(of.mean(a).mean)})" for a in arms]) if len(arms) <= 8 else f"{len(arms)}"
+        return (
+            listed([f"{of.name(a)} ({q.level(of.mean(a).mean)})" for a in arms]) if len(arms) <= 8 else f"{len(arms)}"
+        )
 
     text = f"Of {of.called}, {told(sure) if sure else 'none'} {'is' if len(sure) < 2 else 'are'} {side} {q.level(level)} in {q.name}"
     if open_:
@@ -410,7 +462,11 @@ def only(
     level = (above if over else below) / of.quantity.scale
     who = listed([of.name(a) for a in arms]) if arms else "none"
     side = f"{'above' if over else 'below'} {of.quantity.level(level)}"
-    return stated(partial(_only, frozenset(arms), level, over), of, f"Of {of.called}, {who} and no others are {side} in {of.quantity.name}.")
+    return stated(
+        partial(_only, frozenset(arms), level, over),
+        of,
+        f"Of {of.called}, {who} and no others are {side} in {of.quantity.name}.",
+    )
 
 
 # ---------------------------------------------------------------- curves
@@ -418,8 +474,17 @@ def only(
 
 def _each(of: Curves, outcome: dict[str, str], told: dict[str, str], want: str, directed: Collection[str]) -> Said:
     """One clause for each curve; it holds if all are as wanted."""
-    text = f"The {of.quantity.name} " + "; ".join(f"{told[n]}" + (f" ({n})" if len(told) > 1 or n == INTRUDER else "") for n in told) + "."
-    return Said(text, frozenset(outcome.items()), set(outcome.values()) == {want}, tuple(n for n in outcome if outcome[n] in directed))
+    text = (
+        f"The {of.quantity.name} "
+        + "; ".join(f"{told[n]}" + (f" ({n})" if len(told) > 1 or n == INTRUDER else "") for n in told)
+        + "."
+    )
+    return Said(
+        text,
+        frozenset(outcome.items()),
+        set(outcome.values()) == {want},
+        tuple(n for n in outcome if outcome[n] in directed),
+    )
 
 
 def _runs(want: str, ends: int, throughout: bool, to: float | None, of: Curves) -> Said:
@@ -432,9 +497,15 @@ def _runs(want: str, ends: int, throughout: bool, to: float | None, of: Curves) 
         outcome[name] = way
         if throughout and not steady and first != last:
             outcome[name] = f"{way}, not throughout"
-        if to is not None and outcome[name] == want and not (last < to * first if want == "falls" else last > to * first):
+        if (
+            to is not None
+            and outcome[name] == want
+            and not (last < to * first if want == "falls" else last > to * first)
+        ):
             outcome[name] = f"{way} by less"
-        told[name] = f"{way} from {q.level(first)} to {q.level(last)} between {x[0]:g} and {x[-1]:g} {of.along}, {'at every step' if steady else 'not at every step'}"
+        told[name] = (
+            f"{way} from {q.level(first)} to {q.level(last)} between {x[0]:g} and {x[-1]:g} {of.along}, {'at every step' if steady else 'not at every step'}"
+        )
         if first == last:
             told[name] = f"ends where it began, at {q.level(last)}, between {x[0]:g} and {x[-1]:g} {of.along}"
         if to is not None:
@@ -443,7 +514,13 @@ def _runs(want: str, ends: int, throughout: bool, to: float | None, of: Curves) 
 
 
 def falls(
-    source: Mapping | Curves, quantity: Quantity, along: str, *, ends: int = 1, throughout: bool = False, to: float | None = None
+    source: Mapping | Curves,
+    quantity: Quantity,
+    along: str,
+    *,
+    ends: int = 1,
+    throughout: bool = False,
+    to: float | None = None,
 ) -> Statement:
     """Each curve ends lower than it begins.
 
@@ -459,7 +536,13 @@ def falls(
 
 
 def rises(
-    source: Mapping | Curves, quantity: Quantity, along: str, *, ends: int = 1, throughout: bool = False, to: float | None = None
+    source: Mapping | Curves,
+    quantity: Quantity,
+    along: str,
+    *,
+    ends: int = 1,
+    throughout: bool = False,
+    to: float | None = None,
 ) -> Statement:
     """Each curve ends higher than it begins; arguments as :func:`falls`'s."""
     return _run("rises", source, quantity, along, ends, throughout, to)
@@ -467,7 +550,9 @@ def rises(
 
 def _run(want, source, quantity, along, ends, throughout, to):
     if to is not None and (to > 1 if want == "falls" else to < 1):
-        raise ValueError(f"what {want} ends {'below' if want == 'falls' else 'above'} its beginning: to={to:g} times it is on the other side.")
+        raise ValueError(
+            f"what {want} ends {'below' if want == 'falls' else 'above'} its beginning: to={to:g} times it is on the other side."
+        )
     of = curves(source, quantity, along)
     steady = " at every step" if throughout else ""
     reach = "" if to is None else f" to {'less' if want == 'falls' else 'more'} than {to:g} times its beginning"
@@ -488,7 +573,9 @@ def _crossings(level: float, want: str, of: Curves) -> Said:
         else:
             ways = ["upwards" if side[i + 1] > 0 else "downwards" for i in at]
             outcome[name] = ", ".join(ways)
-            told[name] = f"crosses {q.level(level)} " + listed([f"{w} at {v:.3g} {of.along}" for w, v in zip(ways, where, strict=True)])
+            told[name] = f"crosses {q.level(level)} " + listed(
+                [f"{w} at {v:.3g} {of.along}" for w, v in zip(ways, where, strict=True)]
+            )
     return _each(of, outcome, told, want, [o for o in outcome.values() if "wards" in o and (o.count("wards") % 2)])
 
 
@@ -515,7 +602,10 @@ def _exponents(exponent: float, margin: float, of: Curves) -> Said:
         slope, start = np.polyfit(np.log(x), np.log(y), 1)
         off = np.abs(np.log(y) - slope * np.log(x) - start).max()
         if off > abs(slope) * np.log(x[-1] / x[0]) / 4:  # a curve that comes back has no power, whatever the fit
-            outcome[name], told[name] = "no power", f"is no power of {of.along}: points lie up to {np.exp(off):.2g} times off the best line"
+            outcome[name], told[name] = (
+                "no power",
+                f"is no power of {of.along}: points lie up to {np.exp(off):.2g} times off the best line",
+            )
             continue
         outcome[name] = "as expected" if abs(slope - exponent) <= margin else "faster" if slope < exponent else "slower"
         told[name] = f"goes with the power {slope:+.2f} of {of.along}, between {x[0]:g} and {x[-1]:g}"

@@ -87,7 +87,9 @@ def ratio_interval(numerators: Numbers, denominators: Numbers, level: float = 0.
     """
     x, y = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     if x.shape != y.shape or not y.sum() > 0:
-        raise ValueError(f"a ratio needs as many numerators as denominators, and these positive in sum: {x.size}, {y.size}.")
+        raise ValueError(
+            f"a ratio needs as many numerators as denominators, and these positive in sum: {x.size}, {y.size}."
+        )
     ratio = x.sum() / y.sum()
     spread = mean_interval((x - ratio * y) / y.mean(), level)
     return Interval(*(float(ratio + shift) for shift in (0, spread.low, spread.high)), spread.n)
@@ -205,7 +207,10 @@ def against(
     if dunnett:
         loads = tuple(sorted(math.sqrt(len(values[a]) / (len(values[a]) + n0)) for a in arms))
         critical = dunnett_quantile(loads, df, level)
-        corrected = {a: _dunnett_p(round(abs(alone[a][0] / alone[a][1]), 9) if alone[a][1] else math.inf, loads, df) for a in arms}
+        corrected = {
+            a: _dunnett_p(round(abs(alone[a][0] / alone[a][1]), 9) if alone[a][1] else math.inf, loads, df)
+            for a in arms
+        }
     found = {}
     for a, (mean, error, free) in alone.items():
         half = error * (critical if dunnett else stdtrit(free, 1 - tail[a] / 2)) if error else 0.0

@@ -26,7 +26,9 @@ class Task(Protocol):
         """Training split, validation split (or None), and who teaches (or None), of students that train side by side."""
         ...
 
-    def measured(self, ended: list[tuple[Spec, nn.Module]], data: Any, teacher: nn.Module | None, how: dict) -> Iterator[tuple[Tensor | None, dict]]:
+    def measured(
+        self, ended: list[tuple[Spec, nn.Module]], data: Any, teacher: nn.Module | None, how: dict
+    ) -> Iterator[tuple[Tensor | None, dict]]:
         """Test logits, if they are kept, and the measures of a record, of each student whose training came to its end."""
         ...
 

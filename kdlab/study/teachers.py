@@ -21,9 +21,7 @@ def book_teacher(data: ImageData, *, device: torch.device | str = "cpu") -> nn.M
     Raises:
         RecordError: if the stored teacher is missing or is not the one of its record.
     """
-    return _stored_or_trained(
-        plans.teacher(data.name), data, device, "'kdlab run teacher' in about 20 minutes"
-    )
+    return _stored_or_trained(plans.teacher(data.name), data, device, "'kdlab run teacher' in about 20 minutes")
 
 
 def book_language_teacher(data: TextData, *, device: torch.device | str = "cpu") -> nn.Module:

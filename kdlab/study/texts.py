@@ -28,9 +28,7 @@ from .spec import Spec
 def check(spec: Spec) -> None:
     """That it asks for nothing that texts do not have; raises ValueError if it does."""
     if spec.omit or not spec.hold_out:
-        raise ValueError(
-            f"{spec.name}: of a text no class is omitted, and its validation split is always held out."
-        )
+        raise ValueError(f"{spec.name}: of a text no class is omitted, and its validation split is always held out.")
 
 
 def begin(student: nn.Module, spec: Spec, objective: Objective, teacher: nn.Module | None) -> None:

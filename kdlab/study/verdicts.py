@@ -50,7 +50,9 @@ def verdict(
     if outcome not in VERDICTS:
         raise ValueError(f"a verdict is one of {', '.join(VERDICTS)}, not {outcome!r}.")
     if condition is not None and (outcome != "depends" or condition not in CONDITIONS):
-        raise ValueError(f'"depends" has one of the conditions {", ".join(CONDITIONS)}; others have none: {condition!r}.')
+        raise ValueError(
+            f'"depends" has one of the conditions {", ".join(CONDITIONS)}; others have none: {condition!r}.'
+        )
     finding = str(finding)
     if data is not None and data.fallback:
         outcome, condition = "not measured", None

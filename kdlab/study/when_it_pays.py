@@ -73,7 +73,9 @@ def arm_name(student: str, kind: str, millions: float) -> str:
 def _tunings() -> dict[tuple[str, str, float], Tuning]:
     kinds = {"alone": LABELS, "kd": DISTILLED}
     return {
-        (student, kind, millions): _tuning("when-it-pays", arm_name(student, kind, millions), student, objective, millions)
+        (student, kind, millions): _tuning(
+            "when-it-pays", arm_name(student, kind, millions), student, objective, millions
+        )
         for millions in LENGTHS[:-1]
         for student in STUDENTS
         for kind, objective in kinds.items()
@@ -113,7 +115,9 @@ def _at(found: Found, student: str, millions: float, seeds) -> Iterator[Spec]:
         if (rate := _rate(found, student, kind, millions)) is not None:
             for seed in seeds:
                 how = recipe(millions, rate, seed)
-                yield _spec("when-it-pays", arm_name(student, kind, millions), student, objective, how, language_teacher())
+                yield _spec(
+                    "when-it-pays", arm_name(student, kind, millions), student, objective, how, language_teacher()
+                )
 
 
 def held_out(found: Found) -> list[Spec]:
@@ -158,7 +162,9 @@ def _texts(found: Found) -> Iterator[Spec]:
             if (choice := tunings[name].chosen(found)) is not None:
                 for text, options in texts.items():
                     how = recipe(1.0, choice.learning_rate, seed)
-                    yield _spec("whose-text", f"{name}-{text}", student, objective, how, language_teacher(), **blocks, **options)
+                    yield _spec(
+                        "whose-text", f"{name}-{text}", student, objective, how, language_teacher(), **blocks, **options
+                    )
 
 
 def drafts_grown(found: Found) -> list[Spec]:

@@ -56,16 +56,12 @@ def kl(log_p: Numbers, log_q: Numbers) -> Values:
     return (np.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
-def forward_kl(
-    student_logits: Numbers, teacher_logits: Numbers, temperature: float | np.ndarray = 1.0
-) -> Values:
+def forward_kl(student_logits: Numbers, teacher_logits: Numbers, temperature: float | np.ndarray = 1.0) -> Values:
     r""":math:`D_{\mathrm{KL}}(p\,\|\,q)`."""
     return kl(log_softmax(teacher_logits, temperature), log_softmax(student_logits, temperature))
 
 
-def reverse_kl(
-    student_logits: Numbers, teacher_logits: Numbers, temperature: float | np.ndarray = 1.0
-) -> Values:
+def reverse_kl(student_logits: Numbers, teacher_logits: Numbers, temperature: float | np.ndarray = 1.0) -> Values:
     r""":math:`D_{\mathrm{KL}}(q\,\|\,p)`."""
     return kl(log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature))
 
@@ -94,9 +90,7 @@ def skewed_reverse_kl(
     return skewed_forward_kl(teacher_logits, student_logits, temperature, skew)
 
 
-def total_variation(
-    student_logits: Numbers, teacher_logits: Numbers, temperature: float | np.ndarray = 1.0
-) -> Values:
+def total_variation(student_logits: Numbers, teacher_logits: Numbers, temperature: float | np.ndarray = 1.0) -> Values:
     r""":math:`\frac12\sum_i |p_i - q_i|`."""
     return np.abs(softmax(teacher_logits, temperature) - softmax(student_logits, temperature)).sum(-1) / 2
 
@@ -136,9 +130,7 @@ def logit_mse(student_logits: Numbers, teacher_logits: Numbers) -> Values:
     return (difference**2).mean(-1)
 
 
-def cross_entropy_gradient(
-    student_logits: Numbers, target: Numbers, temperature: float | np.ndarray = 1.0
-) -> Values:
+def cross_entropy_gradient(student_logits: Numbers, target: Numbers, temperature: float | np.ndarray = 1.0) -> Values:
     r""":math:`\partial/\partial z_i` of :math:`-\sum_k p_k\log q_k`: :math:`(q_i\sum_k p_k - p_i)/T`."""
     target = np.asarray(target, dtype=np.float64)
     return (softmax(student_logits, temperature) * target.sum(-1, keepdims=True) - target) / temperature
@@ -202,7 +194,9 @@ def negative_log_acceptance_gradient(
 ) -> Values:
     r""":math:`\frac1T\bigl(q_i \sum_k r_k - r_i\bigr)`, :math:`r = \frac{\min(p, q)}{\sum\min(p, q)}` where :math:`q < p`, else 0."""
     log_p, log_q = log_softmax(teacher_logits, temperature), log_softmax(student_logits, temperature)
-    r = np.exp(np.minimum(log_p, log_q) + negative_log_acceptance(student_logits, teacher_logits, temperature)[..., None])
+    r = np.exp(
+        np.minimum(log_p, log_q) + negative_log_acceptance(student_logits, teacher_logits, temperature)[..., None]
+    )
     r = r * (1 + np.sign(log_p - log_q)) / 2  # half of it where they are equal
     return (np.exp(log_q) * r.sum(-1, keepdims=True) - r) / temperature
 

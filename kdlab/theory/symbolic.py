@@ -76,9 +76,7 @@ def in_probabilities(expression: Any, logits: Any = z, probability: Any = q, giv
         exponent = sp.expand(exponential.args[0] * T)
         indexed = [e for e in exponent.atoms(sp.Indexed) if e.base == logits]
         rest = exponent - sum(exponent.coeff(e) * e for e in indexed)
-        return sp.exp(rest / T) * sp.Mul(
-            *((Z * probability[e.indices[0]]) ** exponent.coeff(e) for e in indexed)
-        )
+        return sp.exp(rest / T) * sp.Mul(*((Z * probability[e.indices[0]]) ** exponent.coeff(e) for e in indexed))
 
     def normalised(s):
         index = s.limits[0][0]

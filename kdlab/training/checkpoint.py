@@ -104,9 +104,7 @@ def load_model(path: str | PathLike[str], model: nn.Module) -> dict[str, Any]:
     try:
         load_state(model, tensors)
     except RuntimeError as error:
-        raise CheckpointError(
-            f"{path} does not fit this model: {str(error).splitlines()[1].strip()}"
-        ) from error
+        raise CheckpointError(f"{path} does not fit this model: {str(error).splitlines()[1].strip()}") from error
     return header
 
 
@@ -134,10 +132,10 @@ def load_run(path: Path, student, objective, optimizer, identity: dict, device="
         # Earlier versions wrote none of these.
         later = ("inputs", "forward pass", "student's logits", "teacher's logits")
         known = {k: identity[k] for k in later if k in identity} | (header.get("identity") or {})
-        if differs := [_difference(k, known, identity) for k in {**identity, **known} if known.get(k) != identity.get(k)]:
-            raise CheckpointError(
-                f"{path} belongs to another run (other {', '.join(differs)}): give another path."
-            )
+        if differs := [
+            _difference(k, known, identity) for k in {**identity, **known} if known.get(k) != identity.get(k)
+        ]:
+            raise CheckpointError(f"{path} belongs to another run (other {', '.join(differs)}): give another path.")
 
     def part(prefix):
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -93,7 +93,7 @@ def _check_learner(learner, train, teacher, gradient_norms) -> None:
         _check_parts(objective, learner.recipe.micro_batches, train)
     if learner.recipe.teacher_view == "own" and not augments(train):
         raise ValueError(
-            f"{type(train).__name__} are not augmented, so a teacher has no view of its own of them: teacher_view=\"same\"."
+            f'{type(train).__name__} are not augmented, so a teacher has no view of its own of them: teacher_view="same".'
         )
     if teacher is not None:
         check_two(learner.student, teacher)
@@ -123,7 +123,12 @@ def check_counts(objective: Objective | Term, parts: int) -> None:
         ValueError: for a term that takes no count.
     """
     for term in objective.terms if isinstance(objective, Objective) else [objective]:
-        named = {name for kind in type(term).__mro__ if "forward" in vars(kind) for name in inspect.signature(kind.forward).parameters}
+        named = {
+            name
+            for kind in type(term).__mro__
+            if "forward" in vars(kind)
+            for name in inspect.signature(kind.forward).parameters
+        }
         if not named & _COUNTS:
             raise ValueError(
                 f"{type(term).__name__} takes no count, so that it would weigh {parts} times as much in {parts} micro-batches: let its forward take "
@@ -149,8 +154,10 @@ def _check_splits(train, validation, recipe: Recipe, measure) -> None:
     labels = labels_of(validation)
     if labels is None and is_loaded(validation):
         _, labels, _ = next(validation.batches(1))
-    if labels is not None and labels.is_floating_point() and not torch.allclose(
-        labels.double().sum(-1), torch.ones((), dtype=torch.double), atol=1e-2
+    if (
+        labels is not None
+        and labels.is_floating_point()
+        and not torch.allclose(labels.double().sum(-1), torch.ones((), dtype=torch.double), atol=1e-2)
     ):
         raise ValueError(
             "labels of the validation split are no probabilities of classes, and what is measured of it is the accuracy of one: say "
@@ -165,7 +172,9 @@ def _check_best(learners, validation, measure) -> None:
         if validation is None:
             raise ValueError(f"the epoch of the {best} is that of a validation split: give validation=…, too.")
         if measure is None and name not in known:
-            raise ValueError(f"best_by names {name!r}, and what is measured of the validation split is {', '.join(known)}; or say measure=….")
+            raise ValueError(
+                f"best_by names {name!r}, and what is measured of the validation split is {', '.join(known)}; or say measure=…."
+            )
 
 
 def _check_views(views: Views, learners, teacher) -> None:

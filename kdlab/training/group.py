@@ -75,7 +75,8 @@ class Group:
                 batches, views, self.step.boxes = self.views.seen(batches, students[0].position)
             for s in students:
                 s.set_learning_rate(self.step.steps)
-            if graphed is None or students[0].step == 0:  # an epoch's first step is measured, which waits for the device
+            # an epoch's first step is measured, which waits for the device
+            if graphed is None or students[0].step == 0:
                 self.step(students, batches, views)
             else:
                 graphed(batches, views)
@@ -94,7 +95,13 @@ class Group:
     def graphed_step(self, students: list[Student]) -> GraphedStep | None:
         """The captured step of these students; the same as long as they are the same. None where nothing can be captured."""
         teacher = None if self.step.teacher is None else self.step.teacher.model
-        if not self.graphs or rank_and_world()[1] > 1 or by_index(teacher) or asks_elsewhere(teacher) or self.views is not None:
+        if (
+            not self.graphs
+            or rank_and_world()[1] > 1
+            or by_index(teacher)
+            or asks_elsewhere(teacher)
+            or self.views is not None
+        ):
             return None
         eager = {s: "its objective changes in the course of training" for s in students if not graphable(s.objective)}
         eager |= {s: "it learns from text that it writes itself" for s in students if s.rewrite is not None}
@@ -124,7 +131,9 @@ class Group:
     def due(self) -> bool:
         """Whether to write checkpoints: not so often that writing takes more than a tenth of the time, but for 0, after every step."""
         seconds = self.checkpoint_seconds
-        return seconds is not None and anywhere(time.monotonic() - self.saved >= (seconds and max(seconds, 9 * self.saving)))
+        return seconds is not None and anywhere(
+            time.monotonic() - self.saved >= (seconds and max(seconds, 9 * self.saving))
+        )
 
     def save_if_due(self, students) -> None:
         if self.due():

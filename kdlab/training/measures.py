@@ -143,9 +143,7 @@ def fitted_temperature(
     return 10 ** -((low + high) / 2)
 
 
-def calibration_gaps(
-    logits: Logits, labels: Labels | Probabilities, *, bins: int = 15
-) -> Float[Tensor, " bins"]:
+def calibration_gaps(logits: Logits, labels: Labels | Probabilities, *, bins: int = 15) -> Float[Tensor, " bins"]:
     """In each bin of confidence, the sum of what accuracy exceeds confidence by, float64, shape ``(bins,)``."""
     logits, labels = _counted(logits, labels, None)
     confidence, predicted = soften(logits).max(-1)
@@ -263,7 +261,9 @@ def measured_by(function: Measure, model: nn.Module, split: Any) -> dict[str, fl
         raise TypeError(f"what is measured is a dictionary of numbers by their names, not {found!r}.")
     plain = {name: x.item() if isinstance(x, Tensor) and x.numel() == 1 else x for name, x in found.items()}
     if wrong := [name for name, x in plain.items() if not isinstance(name, str) or not isinstance(x, Real)]:
-        raise TypeError(f"what is measured is a dictionary of numbers by their names; {wrong[0]!r} is {found[wrong[0]]!r}.")
+        raise TypeError(
+            f"what is measured is a dictionary of numbers by their names; {wrong[0]!r} is {found[wrong[0]]!r}."
+        )
     return {name: float(x) for name, x in plain.items()}
 
 

@@ -16,7 +16,10 @@ def moved_to(model: nn.Module, device) -> torch.memory_format:
     numbers change). Such a model is trained in the other layout on every CPU, so that a run does not depend on which it is.
     """
     narrow = any(
-        isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.in_channels < 8
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and layer.stride != (1, 1)
+        and layer.in_channels < 8
         for layer in model.modules()
     )
     on_cpu = torch.device(device).type == "cpu"
@@ -59,7 +62,9 @@ def check_two(student: nn.Module, teacher: nn.Module) -> None:
     known, still = storages(teacher), {id(layer) for layer in _frozen(student) if not layer.training}
     for path, layer in student.named_modules():
         moving = [(name, p) for name, p in layer.named_parameters(recurse=False) if p.requires_grad]
-        advice = "Give the teacher weights of its own, a copy.deepcopy of its model made before the student was made of it"
+        advice = (
+            "Give the teacher weights of its own, a copy.deepcopy of its model made before the student was made of it"
+        )
         if getattr(layer, "track_running_stats", False) and id(layer) not in still:
             moving += layer.named_buffers(recurse=False)
             advice += f"; or freeze the layer, {path}.requires_grad_(False).eval()"

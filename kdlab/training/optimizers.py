@@ -19,7 +19,5 @@ def optimizer_of(recipe: Recipe, student, objective, device) -> torch.optim.Opti
             parameters, rate, (0.9, 0.95), weight_decay=recipe.weight_decay, fused=on_cuda, capturable=on_cuda
         )
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(
-            parameters, rate, weight_decay=recipe.weight_decay, fused=on_cuda, capturable=on_cuda
-        )
+        return torch.optim.Adam(parameters, rate, weight_decay=recipe.weight_decay, fused=on_cuda, capturable=on_cuda)
     return torch.optim.SGD(parameters, rate, recipe.momentum, weight_decay=recipe.weight_decay, fused=on_cuda)

@@ -83,9 +83,7 @@ class Recipe:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
         if self.batch_size % self.micro_batches:
-            raise ValueError(
-                f"a batch of {self.batch_size} cannot be run in {self.micro_batches} equal parts."
-            )
+            raise ValueError(f"a batch of {self.batch_size} cannot be run in {self.micro_batches} equal parts.")
         if self.epoch_examples is not None and self.epoch_examples < self.batch_size:
             raise ValueError(f"an epoch of {self.epoch_examples} examples has no batch of {self.batch_size}.")
         if not 0 < self.learning_rate < math.inf:
@@ -99,7 +97,9 @@ class Recipe:
         if self.best_by is not None and not re.fullmatch("(highest|lowest) .+", str(self.best_by)):
             raise ValueError(f'best_by is "highest …" or "lowest …", such as "highest accuracy", not {self.best_by!r}.')
         if self.patience is not None and self.best_by is None:
-            raise ValueError('patience waits for a better epoch: say by what it is better, such as best_by="highest accuracy".')
+            raise ValueError(
+                'patience waits for a better epoch: say by what it is better, such as best_by="highest accuracy".'
+            )
 
     def best_epoch(self, history: list[dict]) -> int:
         """The number, from 1, of the epoch of a history after which the student is left: the best by ``best_by``, or the last.
@@ -112,7 +112,9 @@ class Recipe:
             return len(history)
         which, name = self.best_by.split(" ", 1)
         if missing := [entry["validation"] for entry in history if name not in entry["validation"]]:
-            raise ValueError(f"best_by names {name!r}, and what is measured of the validation split is {', '.join(missing[0])}.")
+            raise ValueError(
+                f"best_by names {name!r}, and what is measured of the validation split is {', '.join(missing[0])}."
+            )
         measured = [entry["validation"][name] for entry in history]
         return 1 + measured.index((max if which == "highest" else min)(measured))
 

@@ -46,9 +46,7 @@ def plain_names(model: nn.Module):
 
     def plain(name: str) -> str:
         parts = name.split(".")
-        kept = [
-            part for i, part in enumerate(parts) if part != "_orig_mod" and ".".join(parts[: i + 1]) not in inside
-        ]
+        kept = [part for i, part in enumerate(parts) if part != "_orig_mod" and ".".join(parts[: i + 1]) not in inside]
         return ".".join(kept)
 
     return plain

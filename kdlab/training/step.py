@@ -41,7 +41,12 @@ class Step:
         self.device, self.shared, self.boxes = torch.device(device), False, {}
 
     def __call__(
-        self, students: list[Student], batches: dict, views: dict, looked: dict | None = None, watch=lambda who: nullcontext()
+        self,
+        students: list[Student],
+        batches: dict,
+        views: dict,
+        looked: dict | None = None,
+        watch=lambda who: nullcontext(),
     ) -> dict:
         """Take it; returns what the teacher said of each view.
 
@@ -84,9 +89,7 @@ class Step:
         generator = torch.Generator(self.device).manual_seed(seed)
         with autocast(self.device, student.recipe.precision):
             try:
-                inputs, labels = student.rewrite(
-                    student.model, inputs, labels, student.progress(self.steps), generator
-                )
+                inputs, labels = student.rewrite(student.model, inputs, labels, student.progress(self.steps), generator)
                 wrote = 1.0
             except FloatingPointError:
                 wrote = math.nan
@@ -135,7 +138,9 @@ class Step:
         return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def learn(s: Student, inputs, labels, index, teacher_logits, teacher_hidden, boxes, steps: int, gradient_norms: bool) -> None:
+def learn(
+    s: Student, inputs, labels, index, teacher_logits, teacher_hidden, boxes, steps: int, gradient_norms: bool
+) -> None:
     """One step of gradient descent."""
     seen = {
         "inputs": inputs,
@@ -174,13 +179,17 @@ def learn(s: Student, inputs, labels, index, teacher_logits, teacher_hidden, box
     s.note(sums)
 
 
-def compare(s: Student, progress: float, counts: dict, *, inputs, labels, index, teacher_logits, teacher_hidden, boxes=None):
+def compare(
+    s: Student, progress: float, counts: dict, *, inputs, labels, index, teacher_logits, teacher_hidden, boxes=None
+):
     """What the objective says of some examples: the loss, and each term by name."""
     inputs = each(lambda x: x.contiguous(memory_format=s.layout) if x.ndim == 4 else x, inputs)
     with autocast(s.device, s.recipe.precision):
         student_logits, student_hidden = s.taps(inputs)
     if boxes is not None:  # views of their own
-        pairs = [pair for term in s.objective.terms for pair in zip(term.teacher_layers, term.student_layers, strict=True)]
+        pairs = [
+            pair for term in s.objective.terms for pair in zip(term.teacher_layers, term.student_layers, strict=True)
+        ]
         teacher_hidden = aligned(teacher_hidden, student_hidden, pairs, boxes)
     if labels.device.type == "cpu":  # a glance; elsewhere the epoch's mean is looked at
         seen = student_logits

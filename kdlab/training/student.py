@@ -218,9 +218,7 @@ class Student:
         save_run(self.checkpoint, self.model, self.objective, self.optimizer, sums, header, last)
 
     def load(self) -> None:
-        header, sums = load_run(
-            self.checkpoint, self.model, self.objective, self.optimizer, self.identity, self.device
-        )
+        header, sums = load_run(self.checkpoint, self.model, self.objective, self.optimizer, self.identity, self.device)
         self.sums = self.kept.taken(sums)
         self.history, self.step = header["history"], header["step"]
         self.seconds, self.norms = header["seconds"], header["norms"]

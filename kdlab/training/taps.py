@@ -165,9 +165,7 @@ class _FusedAttention(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _recovered(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
-):
+def _recovered(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     """The maps of a call of fused attention; one head has no axis of its own there."""
     with torch.autocast("cuda" if query.is_cuda else "cpu", enabled=False):
         maps = attention_from_qk(query, key, causal=is_causal, mask=attn_mask, scale=scale)
@@ -197,7 +195,5 @@ def logits_of(output: Any) -> Any:
 def _first_tensor(output):
     if isinstance(output, Tensor):
         return output
-    parts = (
-        output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
-    )
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
     return next((part for part in parts if isinstance(part, Tensor)), None)

@@ -69,7 +69,9 @@ class FunctionTeacher(nn.Module):
         if gives not in GIVES:
             raise ValueError(f"gives is one of {', '.join(GIVES)}, not {gives!r}.")
         if smallest is not None and (gives == "logits" or not 0 < smallest < 1):
-            raise ValueError(f"smallest is a probability above zero, where probabilities are given, not {smallest!r} of {gives}.")
+            raise ValueError(
+                f"smallest is a probability above zero, where probabilities are given, not {smallest!r} of {gives}."
+            )
         self.function, self.name, self.gives, self.smallest, self.by_index = function, name, gives, smallest, by_index
         identity = hashlib.sha256(repr((name, gives, smallest)).encode()).digest()
         self.register_buffer("identity", torch.tensor(list(identity), dtype=torch.uint8))
@@ -83,8 +85,14 @@ class FunctionTeacher(nn.Module):
         if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 2 or len(found) != len(first):
             numbers = isinstance(found, Sequence) or hasattr(found, "__array__")
             advice = " (torch.as_tensor makes one of numbers)" if numbers else ""
-            shape = f"{found.dtype}, {tuple(found.shape)}" if isinstance(found, Tensor) else f"{type(found).__name__}{advice}"
-            raise TypeError(f"{self.name} returns {self.gives}, a floating-point tensor of shape ({len(first)}, …, N), not {shape}.")
+            shape = (
+                f"{found.dtype}, {tuple(found.shape)}"
+                if isinstance(found, Tensor)
+                else f"{type(found).__name__}{advice}"
+            )
+            raise TypeError(
+                f"{self.name} returns {self.gives}, a floating-point tensor of shape ({len(first)}, …, N), not {shape}."
+            )
         found = full_precision(found.detach().to(first.device))
         return found if self.gives == "logits" else self._logits(found)
 
@@ -98,7 +106,9 @@ class FunctionTeacher(nn.Module):
             )
         if self.smallest is not None:
             if self.smallest * log_p.shape[-1] >= 1:
-                raise ValueError(f"smallest={self.smallest:g} for each of {log_p.shape[-1]} classes is more than there is: give less.")
+                raise ValueError(
+                    f"smallest={self.smallest:g} for each of {log_p.shape[-1]} classes is more than there is: give less."
+                )
             return log_p.clamp(min=math.log(self.smallest)).log_softmax(-1)
         if (log_p.exp() == 0).any():
             raise ValueError(

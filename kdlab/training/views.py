@@ -39,7 +39,9 @@ class Views:
     def of(cls, student: Callable | None, teacher: Callable | None) -> "Views | None":
         for who, view in (("student", student), ("teacher", teacher)):
             if view is not None and not _takes_two(view):
-                raise TypeError(f"{who}_view is a function of the inputs and of a generator for what it draws, view(inputs, generator), not {view!r}.")
+                raise TypeError(
+                    f"{who}_view is a function of the inputs and of a generator for what it draws, view(inputs, generator), not {view!r}."
+                )
         return None if student is None and teacher is None else cls(student, teacher)
 
     def __repr__(self):
@@ -86,7 +88,9 @@ def _looked(view: Callable, inputs, generator, who: str) -> tuple:
     seen, boxes = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     n, of = _size(inputs), _size(seen)
     if of != n:
-        raise ValueError(f"{who}_view returns as many inputs as it is given, or these and their boxes: not {of}, of {n}.")
+        raise ValueError(
+            f"{who}_view returns as many inputs as it is given, or these and their boxes: not {of}, of {n}."
+        )
     if boxes is not None:
         if not isinstance(boxes, Tensor) or boxes.shape != (n, 4):
             raise ValueError(f"boxes have shape ({n}, 4): top, left, bottom and right of each picture.")
@@ -106,7 +110,9 @@ def _whole(inputs) -> Tensor:
     return torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(_size(inputs), 4)
 
 
-def aligned(teacher_hidden: dict[str, Tensor], student_hidden: dict[str, Tensor], pairs, boxes: dict[str, Tensor]) -> dict[str, Tensor]:
+def aligned(
+    teacher_hidden: dict[str, Tensor], student_hidden: dict[str, Tensor], pairs, boxes: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """A teacher's hidden states at the places that the student sees.
 
     Args:
@@ -137,13 +143,20 @@ def aligned(teacher_hidden: dict[str, Tensor], student_hidden: dict[str, Tensor]
         origin, size = teacher[:, :2].repeat(1, 2), (teacher[:, 2:] - teacher[:, :2]).repeat(1, 2)
         inside = (student - origin) / size
         if not ((inside >= -1e-4) & (inside <= 1 + 1e-4)).all():
-            raise ValueError(f"{layer!r} is compared place by place, and the student sees places of the picture that the teacher does not.")
+            raise ValueError(
+                f"{layer!r} is compared place by place, and the student sees places of the picture that the teacher does not."
+            )
         found[layer] = resample(x, inside, _resolution(x, inside, student_hidden[of_student]))
     return found
 
 
 def _resolution(x: Tensor, inside: Tensor, student: Tensor) -> tuple[int, int]:
     """The teacher's own within the boxes, on average, or a little more: a multiple of the student's, which is averaged over evenly."""
-    own = [size * sides.mean().item() for size, sides in zip(x.shape[2:], (inside[:, 2:] - inside[:, :2]).T, strict=True)]
+    own = [
+        size * sides.mean().item() for size, sides in zip(x.shape[2:], (inside[:, 2:] - inside[:, :2]).T, strict=True)
+    ]
     wanted = student.shape[2:] if student.ndim == 4 else (1, 1)
-    return tuple(n * math.ceil(size / n - 1e-3) if size >= n else max(round(size), 1) for size, n in zip(own, wanted, strict=True))
+    return tuple(
+        n * math.ceil(size / n - 1e-3) if size >= n else max(round(size), 1)
+        for size, n in zip(own, wanted, strict=True)
+    )

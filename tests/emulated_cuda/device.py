@@ -40,7 +40,12 @@ class OnDevice(torch.Tensor):
     @staticmethod
     def __new__(cls, inner):
         made = torch.Tensor._make_wrapper_subclass(
-            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype, device=CUDA
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=CUDA,
         )
         made.inner = inner
         live.add(made)
@@ -61,7 +66,9 @@ class OnDevice(torch.Tensor):
     def __deepcopy__(self, memo):
         if id(self) not in memo:
             copied = OnDevice(self.inner.clone(memory_format=torch.preserve_format)).requires_grad_(self.requires_grad)
-            memo[id(self)] = torch.nn.Parameter(copied, self.requires_grad) if isinstance(self, torch.nn.Parameter) else copied
+            memo[id(self)] = (
+                torch.nn.Parameter(copied, self.requires_grad) if isinstance(self, torch.nn.Parameter) else copied
+            )
         return memo[id(self)]
 
 
@@ -133,7 +140,9 @@ def dispatch(func, args, kwargs):
     of, found = told(func), list(leaves(args, kwargs))
     name = of.name
     ours = [x for x in found if isinstance(x, OnDevice)]
-    others = [x for x in found if isinstance(x, torch.Tensor) and not isinstance(x, OnDevice) and x.device.type == "cpu"]
+    others = [
+        x for x in found if isinstance(x, torch.Tensor) and not isinstance(x, OnDevice) and x.device.type == "cpu"
+    ]
     device = kwargs.get("device")
     if name == "aten._to_copy.default" and (is_cuda(device) or (ours and device is not None and not is_cuda(device))):
         return moved(func, args[0], kwargs)
@@ -160,7 +169,9 @@ def dispatch(func, args, kwargs):
 def moved(func, source, kwargs):
     """A copy from one device to the other."""
     if not kwargs.get("non_blocking") or state.capture is not None:
-        wait(f"copy of {tuple(source.shape)}") if not (is_cuda(kwargs["device"]) and isinstance(source, OnDevice)) else None
+        wait(f"copy of {tuple(source.shape)}") if not (
+            is_cuda(kwargs["device"]) and isinstance(source, OnDevice)
+        ) else None
     how = {k: v for k, v in kwargs.items() if k not in ("device", "non_blocking", "pin_memory")}
     if not is_cuda(kwargs["device"]):
         return func(source.inner, **how).clone(memory_format=torch.preserve_format)
@@ -179,7 +190,9 @@ def check_devices(of, args, ours, others) -> None:
         if all(any(x is place for place in places) for x in others if x.ndim):
             wait("an index that is on the CPU")
             return
-    raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({of.name})")
+    raise RuntimeError(
+        f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({of.name})"
+    )
 
 
 def check_layouts(args, lists: int) -> None:
