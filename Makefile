@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 environment: $(READY)
 
 book: $(READY)
-	@$(VENV)/bin/python book/build.py --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
+	@$(VENV)/bin/python book/programs/build.py --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
 
 # What a commit must pass first. As many processes as there are cores, one thread each; pytest's own options go into PYTEST_ADDOPTS.
 test: $(READY) check
@@ -41,7 +41,7 @@ wheel: $(READY)
 
 # In dist: wheel, source distribution, the built book as an archive and as a PDF (which takes Chromium or Chrome), checksums.
 release: book
-	@$(VENV)/bin/python book/release.py
+	@$(VENV)/bin/python book/programs/release.py
 
 # Resolve pyproject.toml again, for every supported Python. torch brings its own CUDA packages where it wants them;
 # triton stays pinned, since liger-kernel asks for it beside a CPU torch too.

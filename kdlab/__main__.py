@@ -19,7 +19,7 @@ from .study.again import lines, run_again
 from .study.cluster import spread
 from .study.parameters import ParameterError, declared_in
 from .study.plans import PLANS
-from .study.records import RecordError, book_folder, read_record
+from .study.records import RecordError, evidence_folder, read_record
 from .study.runner import PlanError, duration, every_spec, missing, plan, run_plan, take, verify
 from .training import CheckpointError, Stopped
 from .training.distributed import processes, rank_and_world
@@ -78,7 +78,7 @@ def status(
 ):
     """What of a plan has its record, and what comes next."""
     with sentences():
-        place = existing(book) or book_folder()
+        place = existing(book) or evidence_folder()
         specs = plan(name, books=[place, out or place])
         todo = missing(missing(specs, place), out or place)
         typer.echo(f"{name}: {len(specs) - len(todo)} of {len(specs)} runs recorded in {place / 'records'}.")
@@ -118,9 +118,9 @@ def run(
         if again is not None:
             if shard or only or ray:
                 raise PlanError("--again trains one run: leave --shard, --only and --ray out.")
-            compare_again(again, book or book_folder_or(again.absolute().parents[1]), budget, device, out, checkpoint)
+            compare_again(again, book or evidence_or(again.absolute().parents[1]), budget, device, out, checkpoint)
             return
-        place = book or book_folder_or(out)
+        place = book or evidence_or(out)
 
         def specs():
             found = plan(name, shard, [place, out or place])
@@ -215,7 +215,7 @@ def show(record: Annotated[Path, typer.Argument(help="A record's file.")]):
 def take_in(source: Annotated[Path, typer.Argument(help="A folder that kdlab run --out wrote.")], book: Book = None):
     """Take in records from another machine, all verified first."""
     with sentences():
-        names = take(source, book or book_folder(), every_spec([book or book_folder(), source]))
+        names = take(source, book or evidence_folder(), every_spec([book or evidence_folder(), source]))
         for name in names:
             typer.echo(name)
         there = len(list((source / "records").glob("*.json"))) - len(names)
@@ -226,7 +226,7 @@ def take_in(source: Annotated[Path, typer.Argument(help="A folder that kdlab run
 def verify_book(book: Book = None):
     """Check every record and checkpoint: schema, spec, checksums, no orphan."""
     with sentences():
-        place = existing(book) or book_folder()
+        place = existing(book) or evidence_folder()
         wrong = verify(place, every_spec([place]))
         for sentence in wrong:
             typer.echo(sentence, err=True)
@@ -280,7 +280,7 @@ def use_gpu(
 ):  # fmt: skip
     """Let a few minutes of a GPU become a check of this package on it, measurements, and records."""
     with sentences():
-        device, place = usable(device), book or book_folder_or(out)
+        device, place = usable(device), book or evidence_or(out)
         names = None if plans is None else plans.split(",")
         if unknown := [name for name in names or () if name not in PLANS]:
             raise PlanError(f"there is no plan {unknown[0]!r}; there are {', '.join(PLANS)}.")
@@ -300,7 +300,7 @@ def use_gpu(
 def list_chapters():
     """The chapters of the book and their parameters: name, type, default and what each is."""
     with sentences():
-        for path in sorted((book_folder().parent / "notebooks").glob("[0-9]*.py")):
+        for path in sorted((evidence_folder().parents[1] / "notebooks").glob("[0-9]*.py")):
             title = re.search(r"^# # (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)[1]
             typer.echo(f"{int(path.stem[:2]):>2}  {title}")
             for parameter in declared_in(path).values():
@@ -369,10 +369,10 @@ def existing(book: Path | None) -> Path | None:
     return book
 
 
-def book_folder_or(out: Path | None) -> Path:
-    """The book's folder; where there is none, such as on a bare machine, the folder of the results."""
+def evidence_or(out: Path | None) -> Path:
+    """The book's evidence; where there is none, such as on a bare machine, the folder of the results."""
     try:
-        return book_folder()
+        return evidence_folder()
     except RecordError:
         if out is None:
             raise

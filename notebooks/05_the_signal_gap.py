@@ -39,7 +39,7 @@ from kdlab.study import book_teacher, results, stored_student
 from kdlab.study.display import data_note, device_for, verdict
 from kdlab.study.evidence import Quantity
 from kdlab.study.parameters import require
-from kdlab.study.records import book_folder
+from kdlab.study.records import evidence_folder
 from kdlab.study.statements import only
 from kdlab.theory import reference
 from kdlab.training import Recipe, fit, predict
@@ -240,7 +240,7 @@ else:
     spec = next(
         s for s in results("small").specs if s.arm == "kd" and s.recipe.seed == 0
     )
-    student_network = stored_student(spec, book_folder(), data.num_classes)
+    student_network = stored_student(spec, evidence_folder(), data.num_classes)
 
 # %%
 seen = data.validation[:images]

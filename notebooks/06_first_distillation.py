@@ -39,7 +39,7 @@ from kdlab.data import load_images
 from kdlab.figures import BLUE, ORANGE, PURPLE, Shown, heatmap, show, table, use_style
 from kdlab.models import count_parameters
 from kdlab.objectives import CrossEntropy, SoftTargets, distillation_loss
-from kdlab.study import book_folder, book_teacher, plans, results, run_together
+from kdlab.study import book_teacher, evidence_folder, plans, results, run_together
 from kdlab.study.display import (
     conditions,
     data_note,
@@ -451,7 +451,7 @@ show(
 
 # %% tags=["hide-input"]
 if profile == "gpu" and not data.fallback:
-    run_plan(plan("first-distillation-gpu"), book=book_folder(), device=device)
+    run_plan(plan("first-distillation-gpu"), book=evidence_folder(), device=device)
 gpu_plan = of_seeds("first-distillation-gpu")
 on_gpu = whole_seeds(gpu_plan)
 if gpu_plan.missing:

@@ -52,8 +52,8 @@ from kdlab.figures import (
 from kdlab.models import mlp
 from kdlab.objectives import CrossEntropy
 from kdlab.study import (
-    book_folder,
     book_teacher,
+    evidence_folder,
     mean_interval,
     plans,
     results,
@@ -83,8 +83,8 @@ data = load_images()
 
 # %%
 def published_results():
-    """Published accuracies and what is known of their noise: ``book/published.toml``."""
-    with open(book_folder() / "published.toml", "rb") as file:
+    """Published accuracies and what is known of their noise: ``book/evidence/published.toml``."""
+    with open(evidence_folder() / "published.toml", "rb") as file:
         return tomllib.load(file)
 
 
@@ -883,7 +883,9 @@ def pulls(objectives, student, teacher, batches):
 
 of_kd = next(spec for spec in small.specs if spec.arm == "kd")
 learned = (
-    None if data.fallback else stored_student(of_kd, book_folder(), data.num_classes)
+    None
+    if data.fallback
+    else stored_student(of_kd, evidence_folder(), data.num_classes)
 )
 if learned is not None:
     teacher = book_teacher(data, device=device).eval()

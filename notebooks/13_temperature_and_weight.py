@@ -57,7 +57,7 @@ from kdlab.figures import (
 )
 from kdlab.models import resnet8
 from kdlab.objectives import CrossEntropy, SoftTargets, soft_targets
-from kdlab.study import book_folder, book_teacher, mean_interval, results
+from kdlab.study import book_teacher, evidence_folder, mean_interval, results
 from kdlab.study.display import (
     called,
     conditions,
@@ -1120,7 +1120,7 @@ display(*(below(name, 11, summits, SUMMIT) for name in summits))
 # on standardised logits, are published with another paper's code; the cell has their first epoch and their last.
 
 # %% tags=["hide-input"]
-with open(book_folder() / "published.toml", "rb") as file:
+with open(evidence_folder() / "published.toml", "rb") as file:
     logged = tomllib.load(file)["noise"]["logs"]["temperature"]
 print(
     f"learned temperature in {len(logged['first'])} published logs, mean of the first epoch: {min(logged['first']):.1f} to {max(logged['first']):.1f}; "

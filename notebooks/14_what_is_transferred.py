@@ -62,8 +62,8 @@ from kdlab.objectives import (
     spread_dark_knowledge,
 )
 from kdlab.study import (
-    book_folder,
     book_teacher,
+    evidence_folder,
     mean_interval,
     results,
     stored_student,
@@ -1492,7 +1492,7 @@ def with_large_teacher(study):
     found = {}
     for spec in study.specs:
         if spec.arm == "assisted" and study is small and stored and not data.fallback:
-            student = stored_student(spec, book_folder(), data.num_classes)
+            student = stored_student(spec, evidence_folder(), data.num_classes)
             if student is not None:
                 logits = predict(student.to(device), data.test, device=device)
                 found[spec.recipe.seed] = agreement(logits, large_teacher)

@@ -62,7 +62,7 @@ from kdlab.figures import (
     use_style,
 )
 from kdlab.objectives import SmoothedLabels
-from kdlab.study import book_folder, plans, results
+from kdlab.study import evidence_folder, plans, results
 from kdlab.study.display import (
     called,
     conditions,
@@ -83,8 +83,8 @@ device = device_for(profile)
 
 
 def published_results():
-    """The published accuracies and what is known of their noise, from ``book/published.toml``."""
-    with open(book_folder() / "published.toml", "rb") as file:
+    """The published accuracies and what is known of their noise, from ``book/evidence/published.toml``."""
+    with open(evidence_folder() / "published.toml", "rb") as file:
         return tomllib.load(file)
 
 

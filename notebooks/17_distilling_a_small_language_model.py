@@ -79,7 +79,7 @@ from kdlab.study.display import (
 )
 from kdlab.study.evidence import Among, Quantity, listed
 from kdlab.study.parameters import ParameterError
-from kdlab.study.records import book_folder
+from kdlab.study.records import evidence_folder
 from kdlab.study.run import stored_student
 from kdlab.study.statements import above, below, leads, undecided, within
 from kdlab.study.statistics import smallest_p, summary
@@ -1222,7 +1222,9 @@ print(
 # %%
 PROMPT, WRITTEN = 32, 96
 stored = [
-    stored_student(spec, book_folder(), V) for spec in small.specs if spec.arm == "kd"
+    stored_student(spec, evidence_folder(), V)
+    for spec in small.specs
+    if spec.arm == "kd"
 ]
 of_records = not data.fallback and None not in stored
 if not of_records:  # another tokeniser, or nothing recorded yet

@@ -19,7 +19,7 @@ from kdlab.study.repository import EXTRAS, Repository
 from kdlab.study.runner import every_spec, verify
 
 ROOT = Path(__file__).resolve().parents[1]
-spec = importlib.util.spec_from_file_location("book_build", ROOT / "book" / "build.py")
+spec = importlib.util.spec_from_file_location("book_build", ROOT / "book" / "programs" / "build.py")
 build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
 
@@ -49,8 +49,9 @@ def small_book(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "evidence").mkdir(parents=True)
     monkeypatch.setattr(build, "ROOT", tmp_path)
+    monkeypatch.setattr(build, "EVIDENCE", tmp_path / "book" / "evidence")
     monkeypatch.setattr(build, "BUILD", tmp_path / "_build")
     monkeypatch.setattr(build, "prepare_data", lambda: None)
     monkeypatch.setenv("KDLAB_DATA", str(tmp_path / "data"))
@@ -286,7 +287,7 @@ def outcome_values(node):
 
 
 def test_what_the_ledger_cites_is_in_the_bibliography():
-    text = (ROOT / "book" / "claims.toml").read_text(encoding="utf-8")
+    text = (ROOT / "book" / "evidence" / "claims.toml").read_text(encoding="utf-8")
     known = set(
         re.findall(r"^@\w+\{(\S+),", (ROOT / "book" / "references.bib").read_text(encoding="utf-8"), re.MULTILINE)
     )
@@ -308,7 +309,7 @@ def said(claim, outcome):
 
 @pytest.fixture
 def one_claim(small_book, tmp_path):
-    (tmp_path / "book" / "claims.toml").write_text(
+    (tmp_path / "book" / "evidence" / "claims.toml").write_text(
         'introduction = "# L"\nerrata = "# E"\n[[source]]\nid = "A"\ntitle = "A"\nnote = "n"\n'
         '[[claim]]\nid = "A1"\ntext = "t"\nverdict = "proved"\n[[claim]]\nid = "A2"\ntext = "t"\n'
     )
@@ -318,7 +319,7 @@ def test_the_ledger_takes_verdicts_from_cells_alone(one_claim):
     page = build.ledger(said("A1", "proved"))
     assert "01_a.html#claim-a1" in page and "No chapter has tested it yet" in page
     assert "not measured" in build.ledger(said("A1", "not measured"))
-    with pytest.raises(build.BuildError, match="a cell says refuted, book/claims.toml proved"):
+    with pytest.raises(build.BuildError, match="a cell says refuted, book/evidence/claims.toml proved"):
         build.ledger(said("A1", "refuted"))
     with pytest.raises(build.BuildError, match="A1 should be proved, but no executed cell"):
         build.ledger({})
@@ -355,7 +356,10 @@ def test_the_figure_of_a_verdict_is_the_last_one_above_it(tmp_path):
 
 
 def test_the_ledger_and_its_filter_name_the_same_things(one_claim):
-    script, page = (ROOT / "book" / "ledger.js").read_text(), build.ledger(said("A1", "proved")).split("<script>")[0]
+    script, page = (
+        (ROOT / "book" / "programs" / "ledger.js").read_text(),
+        build.ledger(said("A1", "proved")).split("<script>")[0],
+    )
     for here, there in (
         ('"kd-filter"', 'id="kd-filter"'),
         ("dataset.outcome", 'data-outcome="proved"'),
@@ -443,12 +447,13 @@ def test_every_chapter_survives_the_round_trip_of_jupytext():
 def test_stored_checkpoints_are_the_ones_that_their_records_name():
     from kdlab.files import sha256
 
-    for path in (ROOT / "book" / "records").glob("*.json"):
+    for path in (ROOT / "book" / "evidence" / "records").glob("*.json"):
         record = read_record(path)
         assert path.stem.endswith(record["spec_hash"][:8])
         if "checkpoint" in record:
             assert (
-                sha256(ROOT / "book" / "checkpoints" / record["checkpoint"]["file"]) == record["checkpoint"]["sha256"]
+                sha256(ROOT / "book" / "evidence" / "checkpoints" / record["checkpoint"]["file"])
+                == record["checkpoint"]["sha256"]
             )
 
 
@@ -487,7 +492,7 @@ def test_prose_states_no_measured_number(chapter):
 
 
 def test_the_books_records_are_whole():
-    assert verify(ROOT / "book", every_spec()) == []
+    assert verify(ROOT / "book" / "evidence", every_spec()) == []
 
 
 def test_the_page_of_parameters_has_every_one_and_what_it_is():
@@ -499,7 +504,7 @@ def test_the_page_of_parameters_has_every_one_and_what_it_is():
 
 def test_the_status_page_has_a_headline_for_every_record():
     said = {}
-    for path in (ROOT / "book" / "records").glob("*.json"):
+    for path in (ROOT / "book" / "evidence" / "records").glob("*.json"):
         record = read_record(path)
         said.setdefault(record["spec"]["study"], headline(record))
     for study, words in (

@@ -48,7 +48,7 @@ OTHER = {
     },
 }
 
-BOOK = Path(__file__).resolve().parents[1] / "book"
+BOOK = Path(__file__).resolve().parents[1] / "book" / "evidence"
 SOLUTION = re.compile(r"^(`{3,})\{solution\}.*?^\1$", re.DOTALL | re.MULTILINE)
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -105,13 +105,13 @@ def test_a_chapter_follows_its_parameters(number, tmp_path):
         assert left_behind(text, symbol, before - now) == []
 
 
-@pytest.mark.parametrize("chapter", sorted((BOOK.parent / "notebooks").glob("*.py")), ids=lambda c: c.stem)
+@pytest.mark.parametrize("chapter", sorted((BOOK.parents[1] / "notebooks").glob("*.py")), ids=lambda c: c.stem)
 def test_a_solutions_code_is_python(chapter):
     for code in solutions(chapter):
         compile(code, chapter.name, "exec")
 
 
-@pytest.mark.parametrize("chapter", sorted((BOOK.parent / "notebooks").glob("*.py")), ids=lambda c: c.stem)
+@pytest.mark.parametrize("chapter", sorted((BOOK.parents[1] / "notebooks").glob("*.py")), ids=lambda c: c.stem)
 def test_a_verdict_that_depends_says_on_what(chapter):
     for call in (
         node for node in ast.walk(ast.parse(chapter.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
@@ -145,7 +145,7 @@ class Assigned(ast.NodeVisitor):
     ) = skip
 
 
-@pytest.mark.parametrize("chapter", sorted((BOOK.parent / "notebooks").glob("*.py")), ids=lambda c: c.stem)
+@pytest.mark.parametrize("chapter", sorted((BOOK.parents[1] / "notebooks").glob("*.py")), ids=lambda c: c.stem)
 def test_a_chapter_leaves_its_parameters_as_they_were_given(chapter):
     """A verdict compares them with their defaults, and what is below reads them."""
     assigned = Assigned(chapter.read_text(encoding="utf-8")).names

@@ -12,9 +12,9 @@ from kdlab.study import results
 from kdlab.study.chapters import without_reports
 from kdlab.study.display import source_note
 from kdlab.study.downloads import CSV, RECORDS, sources_are_saved, with_downloads
-from kdlab.study.records import book_folder, read_record, record_name
+from kdlab.study.records import evidence_folder, read_record, record_name
 
-RECORDS_OF_BOOK = book_folder() / "records"
+RECORDS_OF_BOOK = evidence_folder() / "records"
 
 
 def output(shown) -> nbformat.NotebookNode:

@@ -21,7 +21,7 @@ from kdlab.study.findings import (
 from kdlab.study.results import results
 from kdlab.study.statistics import Interval
 
-BOOK = Path(__file__).resolve().parents[1] / "book"
+BOOK = Path(__file__).resolve().parents[1] / "book" / "evidence"
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_what_has_no_records_is_not_said(tmp_path):
 
 
 def test_each_finding_is_of_a_chapter_that_there_is():
-    chapters = {int(path.name[:2]) for path in (BOOK.parent / "notebooks").glob("*.py")}
+    chapters = {int(path.name[:2]) for path in (BOOK.parents[1] / "notebooks").glob("*.py")}
     assert set(FINDINGS) <= chapters and set(found(BOOK)) == set(FINDINGS)
 
 

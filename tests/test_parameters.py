@@ -99,7 +99,7 @@ def test_papermill_lists_what_a_chapter_declares(chapter):
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     """A book of one chapter with the cell above; returns the chapter."""
-    (tmp_path / "book" / "records").mkdir(parents=True)
+    (tmp_path / "book" / "evidence" / "records").mkdir(parents=True)
     (tmp_path / "notebooks").mkdir()
     chapter = tmp_path / "notebooks" / "03_small.py"
     chapter.write_text(

@@ -71,7 +71,7 @@ def test_a_remote_that_is_a_folder_and_a_checkout_within_another_are_no_reposito
 
 def test_no_file_names_a_repository_that_is_not_there():
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
-    for name in ("README.md", "book/using.md", "CITATION.cff", "_config.yml", "book/build.py"):
+    for name in ("README.md", "book/using.md", "CITATION.cff", "_config.yml", "book/programs/build.py"):
         named = set(re.findall(r"https://github\.com/[\w.-]+/kdlab\b", (ROOT / name).read_text(encoding="utf-8")))
         assert named <= set(urls.values()), name
 
@@ -90,7 +90,7 @@ def test_a_fork_has_its_own_buttons_and_an_unpublished_checkout_has_none(book_bu
 
 @pytest.fixture(scope="module")
 def book_build():
-    spec = importlib.util.spec_from_file_location("book_build", ROOT / "book" / "build.py")
+    spec = importlib.util.spec_from_file_location("book_build", ROOT / "book" / "programs" / "build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -281,7 +281,7 @@ def test_a_tag_alone_makes_a_release_and_packages_are_published_without_a_passwo
 
 @pytest.fixture
 def release():
-    spec = importlib.util.spec_from_file_location("book_release", ROOT / "book" / "release.py")
+    spec = importlib.util.spec_from_file_location("book_release", ROOT / "book" / "programs" / "release.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

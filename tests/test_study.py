@@ -19,7 +19,7 @@ from kdlab.study import (
     Interval,
     RecordError,
     Spec,
-    book_folder,
+    evidence_folder,
     find_record,
     mean_interval,
     paired_difference,
@@ -54,8 +54,8 @@ STUDENT = Spec(
 
 @pytest.fixture
 def book(tmp_path):
-    (tmp_path / "book" / "records").mkdir(parents=True)
-    return tmp_path / "book"
+    (tmp_path / "book" / "evidence" / "records").mkdir(parents=True)
+    return tmp_path / "book" / "evidence"
 
 
 # Specs
@@ -236,18 +236,24 @@ def test_provenance_without_git(monkeypatch):
     assert provenance()["commit"] is None and provenance()["dirty"] is None
 
 
-def test_the_book_folder(monkeypatch, tmp_path, book):
+def test_the_evidence_folder(monkeypatch, tmp_path, book):
     inside = tmp_path / "a" / "b"
     inside.mkdir(parents=True)
     monkeypatch.chdir(inside)
-    assert book_folder() == book
+    assert evidence_folder() == book
     monkeypatch.setenv("KDLAB_BOOK", "/elsewhere/book")
-    assert book_folder() == Path("/elsewhere/book")
+    assert evidence_folder() == Path("/elsewhere/book")
+    monkeypatch.setenv("KDLAB_BOOK", str(book.parent))
+    assert evidence_folder() == book
+    with pytest.warns(DeprecationWarning, match="is evidence_folder since"):
+        assert records.book_folder() == book
     monkeypatch.delenv("KDLAB_BOOK")
     (book / "records").rmdir()
     monkeypatch.setattr(records, "__file__", str(inside / "kdlab" / "study" / "records.py"))
-    with pytest.raises(RecordError, match="no book/records folder above here: clone the repository, or set KDLAB_BOOK"):
-        book_folder()
+    with pytest.raises(
+        RecordError, match="no book/evidence folder above here: clone the repository, or set KDLAB_BOOK"
+    ):
+        evidence_folder()
 
 
 # Runs

@@ -1,6 +1,7 @@
 """Specs, plans, runs, records and statistics. May import every other room."""
 
-from .records import RecordError, book_folder, find_record, provenance, read_record, write_record
+from .records import RecordError, evidence_folder, find_record, provenance, read_record, write_record
+from .records import book_folder as book_folder  # the earlier name
 from .results import Results, results
 from .run import Run, run, run_together
 from .spec import Spec
@@ -14,9 +15,9 @@ __all__ = [
     "Results",
     "Run",
     "Spec",
-    "book_folder",
     "book_language_teacher",
     "book_teacher",
+    "evidence_folder",
     "find_record",
     "mean_interval",
     "paired_difference",

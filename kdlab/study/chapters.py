@@ -14,7 +14,7 @@ from typing import ClassVar
 from ..files import atomic_folder
 from .downloads import CSV, RECORDS, sources_are_saved, with_downloads
 from .parameters import declared_in, given_to
-from .records import book_folder
+from .records import evidence_folder
 from .repository import repository
 
 try:
@@ -152,7 +152,7 @@ def find_chapter(which: str) -> Path:
         ChapterError: if none or several fit.
         RecordError: if there is no book.
     """
-    known = sorted((book_folder().parent / "notebooks").glob("[0-9]*.py"))
+    known = sorted((evidence_folder().parents[1] / "notebooks").glob("[0-9]*.py"))
     fit = [c for c in known if (int(c.stem[:2]) == int(which) if which.isdecimal() else which in c.stem)]
     if len(fit) != 1:
         raise ChapterError(f"{which!r} fits {len(fit)} chapters of {', '.join(c.stem for c in fit or known)}.")
@@ -212,7 +212,7 @@ def write_page(executed: nbformat.NotebookNode, root: Path, name: str, out: Path
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder) / "stage"
         (stage / "book").mkdir(parents=True)
-        notebook = with_downloads(executed, name, root / "book" / "records", stage / "_root")
+        notebook = with_downloads(executed, name, root / "book" / "evidence" / "records", stage / "_root")
         notebook = without_reports(notebook)
         for cell in (c for c in notebook.cells if c.cell_type == "markdown"):
             # Other pages are not here: their links go to the published book, where there is one.

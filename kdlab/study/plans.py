@@ -33,7 +33,7 @@ from .language_plans import (
     policy,
     policy_small,
 )
-from .records import RecordError, book_folder, find_record
+from .records import RecordError, evidence_folder, find_record
 from .spec import Spec
 from .tuning import Found
 from .when_it_pays import drafts_grown, held_out, when_it_pays, whose_text
@@ -102,7 +102,7 @@ def recorded(*books: Path) -> Found:
 def in_the_book(spec: Spec) -> dict | None:
     """The record of a spec in the book's own folder, where there is one."""
     try:
-        book = book_folder()
+        book = evidence_folder()
     except RecordError:  # a bare machine
         return None
     return find_record(spec, book / "records")

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from datetime import UTC, datetime
 from importlib import metadata
 from os import PathLike
@@ -26,21 +27,31 @@ class RecordError(RuntimeError):
     """A record that is missing, damaged, or not of its spec."""
 
 
-def book_folder() -> Path:
-    """The ``book`` folder with its records and checkpoints.
+def evidence_folder() -> Path:
+    """The folder with the book's records and checkpoints, ``book/evidence``.
 
-    ``KDLAB_BOOK`` if set; else the nearest ``book`` above the working directory, or beside the package.
+    In ``KDLAB_BOOK`` if set, a book's folder or one of evidence; else in the nearest ``book`` above the working
+    directory, or beside the package.
 
     Raises:
         RecordError: if there is none.
     """
     if named := os.environ.get("KDLAB_BOOK"):
-        return Path(named)
+        inside = Path(named) / "evidence"
+        return inside if inside.is_dir() else Path(named)
     for start in (Path.cwd(), Path(__file__).resolve().parents[1]):
         for above in (start, *start.parents):
-            if (above / "book" / "records").is_dir():
-                return above / "book"
-    raise RecordError("no book/records folder above here: clone the repository, or set KDLAB_BOOK to its book folder.")
+            if (above / "book" / "evidence" / "records").is_dir():
+                return above / "book" / "evidence"
+    raise RecordError("no book/evidence folder above here: clone the repository, or set KDLAB_BOOK to its folder book.")
+
+
+def book_folder() -> Path:
+    """The earlier name of :func:`evidence_folder`."""
+    warnings.warn(
+        "kdlab.study.book_folder is evidence_folder since 0.2.0, and ends with 0.4.0.", DeprecationWarning, stacklevel=2
+    )
+    return evidence_folder()
 
 
 def _git(*arguments) -> str | None:

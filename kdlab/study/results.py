@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .plans import PLANS
-from .records import book_folder, find_record
+from .records import evidence_folder, find_record
 from .spec import Spec
 from .statistics import Difference, Interval, against, at_equal, mean_interval
 
@@ -157,7 +157,7 @@ def results(plan: str | Sequence[Spec], book: Path | None = None) -> Results:
         name, specs = plan, PLANS[plan]()
     else:
         name, specs = plan[-1].study, plan
-    folder = Path(book or book_folder()) / "records"
+    folder = Path(book or evidence_folder()) / "records"
     specs = tuple({spec.hash: spec for spec in specs}.values())
     found = {spec.hash: find_record(spec, folder) for spec in specs}
     return Results(name, specs, {key: record for key, record in found.items() if record is not None})

@@ -71,7 +71,7 @@ def run_together(
         teacher: the trained model of their teacher's spec; where a spec has none, a model passed here is only
             compared with.
         book: folder whose ``records`` receive the records; None writes nothing.
-        keep: names of specs whose students are stored in ``book/checkpoints`` too, named in their records.
+        keep: names of specs whose students are stored in ``book/evidence/checkpoints`` too, named in their records.
         device, checkpoint_seconds: as in :func:`~kdlab.training.loop.fit`.
         stop: as there, and asked between the batches of the test split too.
         stands, graphs: as in :func:`~kdlab.training.loop.fit_together`.

@@ -9,7 +9,7 @@ from ..data import ImageData, TextData
 from ..training.protocols import fuse
 from . import plans
 from .language_plans import language_teacher
-from .records import RecordError, book_folder
+from .records import RecordError, evidence_folder
 from .run import run
 from .spec import Spec
 from .stored import checkpoint_path, stored_student
@@ -43,9 +43,9 @@ def _stored_or_trained(spec: Spec, data, device, made_by: str) -> nn.Module:
         model = run(spec, data, device=device).student
         fuse(model, False)
         return model
-    model = stored_student(spec, book_folder(), data.num_classes)
+    model = stored_student(spec, evidence_folder(), data.num_classes)
     if model is None:
         raise RecordError(
-            f"{checkpoint_path(spec, book_folder())} is missing: it comes with the repository, or is made by {made_by}."
+            f"{checkpoint_path(spec, evidence_folder())} is missing: it comes with the repository, or is made by {made_by}."
         )
     return model.to(device)

@@ -1,4 +1,4 @@
-"""Execute the chapters and build the book: python book/build.py [--profile cpu] [--jobs 2] [--only 03]
+"""Execute the chapters and build the book: python book/programs/build.py [--profile cpu] [--jobs 2] [--only 03]
 
 sources → executed notebooks (papermill, into _build/executed) → stage (_build/stage) → HTML (_build/html)
 
@@ -57,7 +57,8 @@ from kdlab.study.records import headline, record_name
 from kdlab.study.repository import Repository, install, repository, requirements, set_up
 from kdlab.study.verdicts import VERDICTS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
+EVIDENCE = ROOT / "book" / "evidence"
 BUILD = ROOT / "_build"
 
 
@@ -151,7 +152,7 @@ def fingerprint(paths) -> dict:
     prints = {}
     for path in map(Path, sorted(set(map(str, paths)))):
         state = checksum(path, path.stat().st_mtime_ns) if path.is_file() else "folder" if path.is_dir() else "missing"
-        for name, base in (("data", data_folder()), ("book", ROOT / "book")):
+        for name, base in (("data", data_folder()), ("book", EVIDENCE)):
             if path.is_relative_to(base.absolute()):
                 prints[f"{name}:{path.relative_to(base.absolute()).as_posix()}"] = state
                 break
@@ -159,7 +160,7 @@ def fingerprint(paths) -> dict:
 
 
 def resolve(names) -> list[Path]:
-    bases = {"data": data_folder(), "book": ROOT / "book"}
+    bases = {"data": data_folder(), "book": EVIDENCE}
     return [(bases[kind] / rest).absolute() for kind, rest in (name.split(":", 1) for name in names)]
 
 
@@ -206,7 +207,7 @@ def execute(chapter: Path, profile: str, *, progress: bool = False) -> float:
     trace.parent.mkdir(parents=True, exist_ok=True)
     trace.unlink(missing_ok=True)
     environment = {
-        "KDLAB_TRACE": str(trace), "KDLAB_BOOK": str(ROOT / "book"), "PYTHONWARNINGS": "ignore::FutureWarning"
+        "KDLAB_TRACE": str(trace), "KDLAB_BOOK": str(EVIDENCE), "PYTHONWARNINGS": "ignore::FutureWarning"
     }  # fmt: skip
     origin, started = provenance(), time.time()
     try:
@@ -344,14 +345,14 @@ def verdicts(notebooks) -> dict:
 
 
 def claims() -> dict:
-    """What the articles claim, and what the ledger expects: book/claims.toml.
+    """What the articles claim, and what the ledger expects: book/evidence/claims.toml.
 
     Raises:
         BuildError: for what is wrong with it, whatever chapters say.
     """
-    stated = tomllib.loads((ROOT / "book" / "claims.toml").read_text(encoding="utf-8"))
+    stated = tomllib.loads((EVIDENCE / "claims.toml").read_text(encoding="utf-8"))
     if wrong := wrong_claims(stated):
-        raise BuildError(f"book/claims.toml: {' '.join(wrong)}")
+        raise BuildError(f"book/evidence/claims.toml: {' '.join(wrong)}")
     return stated
 
 
@@ -407,11 +408,13 @@ def sentences(text: str) -> list[str]:
 
 
 def ledger(given) -> str:
-    """The claims ledger in MyST, from book/claims.toml and the verdicts of executed cells."""
+    """The claims ledger in MyST, from book/evidence/claims.toml and the verdicts of executed cells."""
     stated = claims()
     known = {claim["id"] for claim in stated["claim"]}
     if unknown := set(given) - known:
-        raise BuildError(f"verdicts on claims that book/claims.toml does not know: {', '.join(sorted(unknown))}.")
+        raise BuildError(
+            f"verdicts on claims that book/evidence/claims.toml does not know: {', '.join(sorted(unknown))}."
+        )
     script = (Path(__file__).parent / "ledger.js").read_text(encoding="utf-8")
     lines = [
         stated["introduction"].strip(),
@@ -432,7 +435,7 @@ def ledger_entry(claim: dict, said: dict | None) -> list[str]:
     if said is None and expected is not None:
         raise BuildError(f"claim {claim['id']} should be {expected}, but no executed cell gives its verdict.")
     if said and said["outcome"] not in (expected, "not measured"):
-        raise BuildError(f"claim {claim['id']}: a cell says {said['outcome']}, book/claims.toml {expected}.")
+        raise BuildError(f"claim {claim['id']}: a cell says {said['outcome']}, book/evidence/claims.toml {expected}.")
     outcome = said["outcome"] if said else "open"
     shown = f"{outcome}: {said['condition']}" if said and said.get("condition") else outcome
     lines = [
@@ -492,7 +495,7 @@ def findings(given, notebooks) -> str:
     if "B9" in given:
         claim = next(claim["text"] for claim in claims()["claim"] if claim["id"] == "B9")
         said[int(given["B9"]["chapter"][:2])] = f"“{claim}” {' '.join(sentences(given['B9']['finding'])[:2])}"
-    said |= found_in_records(ROOT / "book")
+    said |= found_in_records(EVIDENCE)
     lines = [
         f"- {text.rstrip('.')} ({{doc}}`chapter {number} <../notebooks/{by_number[number].stem}>`)."
         for number, text in sorted(said.items()) if number in by_number
@@ -544,7 +547,7 @@ def status(notebooks) -> str:
             f"<td><code>{commit(origin)}</code></td></tr>"
         )
     by_plan = {}
-    for record in records(ROOT / "book"):
+    for record in records(EVIDENCE):
         origin, spec = record["provenance"], record["spec"]
         by_plan.setdefault(spec["study"], []).append(
             f'<tr><td><a href="../records/{record_name(record)}.json">{spec["arm"]}, seed {record["recipe"]["seed"]}</a></td>'
@@ -554,7 +557,7 @@ def status(notebooks) -> str:
         )
 
     asked = []
-    for what, goal, seen, card in gpu.shown(ROOT / "book" / "gpu"):
+    for what, goal, seen, card in gpu.shown(EVIDENCE / "gpu"):
         cells = (what, goal, "not yet" if seen is None else seen, card)
         asked.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
 
@@ -577,7 +580,7 @@ def status(notebooks) -> str:
     return (
         text.replace("%CHAPTERS%", table(["chapter", "time", "finished (UTC)", "commit"], rows))
         .replace("%RECORDS%", "\n".join(folded))
-        .replace("%TOTAL%", f"{scale(records(ROOT / 'book'))}." if by_plan else "None.")
+        .replace("%TOTAL%", f"{scale(records(EVIDENCE))}." if by_plan else "None.")
         .replace("%GPU%", table(["what", "asked", "seen", "card"], asked))
         .replace("%UNSEEN%", differs or "None.")
         .replace("%VERSIONS%", f"profile {made['profile']}; {versions}; {origin['device']}; {origin['system']}")
@@ -653,16 +656,16 @@ def stage(notebooks, where: Repository | None) -> Path:
     (new / "notebooks").mkdir(parents=True)
     shutil.copyfile(ROOT / "_toc.yml", new / "_toc.yml")
     (new / "_config.yml").write_text(yaml.safe_dump(settings(where), allow_unicode=True), encoding="utf-8")
-    skip = shutil.ignore_patterns("*.py", "*.js", "*.toml", "__pycache__", "records", "checkpoints", "running")
+    skip = shutil.ignore_patterns("*.py", "*.js", "*.toml", "__pycache__", "evidence", "programs")
     shutil.copytree(ROOT / "book", new / "book", ignore=skip)
     root = new / "_root"  # is laid over the pages
     saved = root / "_sources" / "notebooks"  # without links that lead nowhere from another machine
     saved.mkdir(parents=True)
-    shutil.copytree(ROOT / "book" / "records", root / "records")
+    shutil.copytree(EVIDENCE / "records", root / "records")
     for path in notebooks:
         # Ledger and status page read the reports from the executed notebook.
         notebook = for_readers(read_executed(path), where)
-        linked = with_downloads(notebook, path.stem, ROOT / "book" / "records", root, up="../")
+        linked = with_downloads(notebook, path.stem, EVIDENCE / "records", root, up="../")
         nbformat.write(without_reports(linked), new / "notebooks" / path.name)
         nbformat.write(without_reports(notebook), saved / path.name)
     given = verdicts(notebooks)
@@ -675,7 +678,7 @@ def stage(notebooks, where: Repository | None) -> Path:
     text = landing.read_text(encoding="utf-8").replace("%DIAL%", dial)
     text = text.replace("%TESTED%", str(tested)).replace("%CLAIMS%", str(len(claims()["claim"])))
     text = text.replace("%ROUTE%", route(notebooks)).replace("%FINDINGS%", findings(given, notebooks))
-    text = text.replace("%YOUNG%", scale(records(ROOT / "book")))
+    text = text.replace("%YOUNG%", scale(records(EVIDENCE)))
     landing.write_text(text, encoding="utf-8")
     page = new / "book" / "using.md"
     text = page.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a release consists of, in dist/, after the book was built: python book/release.py [VERSION]
+"""What a release consists of, in dist/, after the book was built: python book/programs/release.py [VERSION]
 
 wheel and source distribution of what is committed, the book as an archive of pages and as one PDF, CITATION.cff, SHA256SUMS
 """
@@ -21,7 +21,7 @@ from bs4 import BeautifulSoup
 from kdlab.files import sha256
 from kdlab.study.repository import Repository, repository
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
