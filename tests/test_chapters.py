@@ -153,6 +153,22 @@ def test_a_chapter_leaves_its_parameters_as_they_were_given(chapter):
         assert assigned.count(name) == 1, f"{chapter.stem} assigns {name} again"
 
 
+def test_what_a_chapter_found_stands_at_its_beginning(tmp_path):
+    chapter = tmp_path / "03_a.py"
+    first = "from kdlab.study.display import Findings\n\nfindings = Findings()"
+    chapter.write_text(
+        f'# %% tags=["parameters"]\nT: float = 2.0\n\n# %%\n{first}\n\n# %%\nfindings.show(f"At $T={{T}}$ <1.", "So.")\n'
+    )
+    executed = execute(chapter, {"T": 3.0})
+    box, *rest = (o for cell in executed.cells for o in cell.get("outputs", []))
+    assert (
+        not rest
+        and "<li>So.</li>" in box["data"]["text/html"]
+        and "T=3.0" in box["data"]["text/html"]
+        and " &lt;1" in box["data"]["text/html"]
+    )
+
+
 def test_code_of_solutions_is_found(tmp_path):
     chapter = tmp_path / "03_a.py"
     text = "# %% [markdown]\n# ````{solution} ex-a\n# :class: dropdown\n#\n# So:\n#\n# ```python\n# x = 1\n# ```\n# ````\n#\n# ```python\n# y = 2\n# ```\n"

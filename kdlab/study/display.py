@@ -14,6 +14,7 @@ from .parameters import ParameterError, check_session
 from .plans import GROWING
 from .records import record_name
 from .results import Results
+from .statements import Statement
 from .tuning import TRY
 from .verdicts import CONDITIONS, VERDICTS, verdict  # noqa: F401 (chapters take all from here)
 
@@ -44,6 +45,27 @@ def source_note(records: list[dict]) -> Shown:
         f"commit <code>{html.escape(distinct('commit'))}</code>{dirty} · {distinct('started')}</p>",
         {"application/vnd.kdlab.records+json": sorted({record_name(record) for record in records})},
     )
+
+
+class Findings:
+    """What a chapter found, in a box at its beginning, as soon as its last cells know it.
+
+    The first cell says ``findings = Findings()``, the last one ``findings.show(…)``.
+    """
+
+    def __init__(self):
+        from IPython.display import display
+
+        waiting = Shown(
+            '<aside class="kd-findings">What this chapter found stands here when its last cell has run.</aside>'
+        )
+        self._place = display(waiting, display_id=True)
+
+    def show(self, *sentences: str | Statement) -> None:
+        """Two to four sentences, of code that knows what they say; of a statement, what is true of its evidence."""
+        texts = [s.text if isinstance(s, Statement) else s for s in sentences]
+        items = "".join(f"<li>{mathematics(text)}</li>" for text in texts)
+        self._place.update(Shown(f'<aside class="kd-findings"><strong>Found</strong><ul>{items}</ul></aside>'))
 
 
 def not_yet_run(what: str, command: str) -> Shown:
