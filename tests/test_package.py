@@ -53,6 +53,7 @@ ALLOWED = {  # besides the standard library and the room itself
         "nbformat",
         "papermill",
         "jupyter_client",
+        "IPython",
         "jupyter_core",
         "yaml",
         "kdlab",
