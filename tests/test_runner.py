@@ -724,7 +724,7 @@ ALL = sorted(PLANS)
 @pytest.mark.parametrize("name", ALL)
 def test_shards_partition_a_plan(name):
     specs = plan(name)
-    for number in (1, 2, 3, 5):
+    for number in (2, 3, 5) if len(specs) < 30 else (3,):
         shards = [plan(name, f"{i}/{number}") for i in range(1, number + 1)]
         assert sorted(s.hash for shard in shards for s in shard) == sorted(s.hash for s in specs)
         for shard in shards:
