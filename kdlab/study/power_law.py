@@ -1,0 +1,96 @@
+r"""How a loss falls with what was read: :math:`L(D) = E + B D^{-β}`, fitted, with an interval for a length that was not run.
+
+The form of Hoffmann et al. (2022) for one size of model, which Busbridge et al. (2025) extend to distillation. With three parameters, a fit says
+nothing of fewer than three lengths, and its extrapolation is to be predicted before it is run.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .statistics import Interval
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    r"""A fitted :math:`L(D) = E + B (D/D_0)^{-β}`.
+
+    Attributes:
+        floor, scale, exponent: :math:`E`, :math:`B` and :math:`β`.
+        unit: :math:`D_0`, the geometric mean of the lengths: there the loss is ``floor + scale``.
+        covariance: of the three, shape ``(3, 3)``, to first order.
+        deviation: of single runs about the law.
+        runs: how many it was fitted to.
+    """
+
+    floor: float
+    scale: float
+    exponent: float
+    unit: float
+    covariance: np.ndarray
+    deviation: float
+    runs: int
+
+    def __call__(self, tokens):
+        """The loss after so many tokens, a number or an array."""
+        return self.floor + self.scale * (np.asarray(tokens, dtype=float) / self.unit) ** -self.exponent
+
+    def predict(self, tokens: float, level: float = 0.95) -> Interval:
+        """The loss of one further run of this length: the law's own uncertainty, to first order, and a run's deviation from it."""
+        from scipy.special import stdtrit
+
+        slope = _slopes(np.array([tokens / self.unit]), self.scale, self.exponent)[0]
+        error = np.sqrt(slope @ self.covariance @ slope + self.deviation**2)
+        half, mean = stdtrit(self.runs - 3, (1 + level) / 2) * error, float(self(tokens))
+        return Interval(mean, float(mean - half), float(mean + half), self.runs)
+
+
+def fit_power_law(tokens, losses) -> PowerLaw:
+    r"""The law whose squared distance from all runs is least.
+
+    For each exponent, floor and scale are a linear fit; the exponent is then found in one dimension.
+
+    Args:
+        tokens: how much each run read, shape ``(runs,)``, positive.
+        losses: of the same runs.
+
+    Raises:
+        ValueError: for what is not finite or not positive, fewer than three lengths, or fewer than four runs.
+
+    >>> D = np.array([1.0, 1.0, 4.0, 16.0, 64.0])
+    >>> law = fit_power_law(D, 2 + 3 / np.sqrt(D))
+    >>> round(law.floor, 4), round(law.exponent, 4), round(float(law(400)), 4)
+    (2.0, 0.5, 2.15)
+    """
+    from scipy.optimize import minimize_scalar
+
+    tokens, losses = (np.asarray(x, dtype=float) for x in (tokens, losses))
+    if tokens.ndim != 1 or tokens.shape != losses.shape or not np.isfinite(losses).all() or not (np.isfinite(tokens) & (tokens > 0)).all():
+        raise ValueError("a law is fitted to one positive length and one finite loss for each run.")
+    if len(set(tokens)) < 3 or len(tokens) < 4:
+        raise ValueError(f"a law of three parameters takes at least three lengths and four runs, not {len(set(tokens))} and {len(tokens)}.")
+    unit = float(np.exp(np.log(tokens).mean()))
+    x = tokens / unit
+
+    def linear(exponent):
+        design = np.stack([np.ones_like(x), x**-exponent], 1)
+        coefficients = np.linalg.lstsq(design, losses, rcond=None)[0]
+        return coefficients, ((design @ coefficients - losses) ** 2).sum()
+
+    grid = np.geomspace(0.01, 5, 60)  # where the best of them is, its neighbours hold the minimum
+    best = int(np.argmin([linear(exponent)[1] for exponent in grid]))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    found = minimize_scalar(lambda exponent: linear(exponent)[1], bounds=(low, high), method="bounded", options={"xatol": 1e-9})
+    exponent = float(found.x)
+    (floor, scale), squares = linear(exponent)
+    variance = squares / (len(x) - 3)
+    slopes = _slopes(x, scale, exponent)
+    return PowerLaw(
+        float(floor), float(scale), exponent, unit, variance * np.linalg.pinv(slopes.T @ slopes), float(np.sqrt(variance)), len(x)
+    )
+
+
+def _slopes(x: np.ndarray, scale: float, exponent: float) -> np.ndarray:
+    """Derivatives of the loss by floor, scale and exponent, shape ``(runs, 3)``."""
+    fallen = x**-exponent
+    return np.stack([np.ones_like(x), fallen, -scale * fallen * np.log(x)], 1)

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+
+from kdlab.study.power_law import fit_power_law
+
+LENGTHS = np.repeat([0.25, 1.0, 4.0, 16.0], 3)
+
+
+@pytest.mark.parametrize("exponent", [0.2, 0.5, 1.3])
+def test_a_law_without_noise_is_found(exponent):
+    law = fit_power_law(LENGTHS, 1.7 + 0.6 * LENGTHS**-exponent)
+    assert law.exponent == pytest.approx(exponent, rel=1e-4) and law.floor == pytest.approx(1.7, rel=1e-4)
+    assert law(32) == pytest.approx(1.7 + 0.6 * 32**-exponent, rel=1e-6)
+    assert law.predict(32).high - law.predict(32).low < 1e-3
+
+
+def test_the_unit_of_the_lengths_does_not_matter():
+    losses = 1.7 + 0.6 * LENGTHS**-0.4 + 0.01 * np.random.default_rng(0).normal(size=len(LENGTHS))
+    one, other = fit_power_law(LENGTHS, losses).predict(32), fit_power_law(2**20 * LENGTHS, losses).predict(32 * 2**20)
+    assert (one.mean, one.low) == pytest.approx((other.mean, other.low), rel=1e-6)
+
+
+def test_a_further_run_lies_in_its_interval_as_often_as_it_says():
+    drawn, within = np.random.default_rng(0), []
+    for _ in range(300):
+        noise = 0.01 * drawn.normal(size=len(LENGTHS) + 1)
+        predicted = fit_power_law(LENGTHS, 1.7 + 0.6 * LENGTHS**-0.4 + noise[:-1]).predict(32)
+        within.append(predicted.low <= 1.7 + 0.6 * 32**-0.4 + noise[-1] <= predicted.high)
+    assert 0.91 <= np.mean(within) <= 0.98  # two deviations of 300 draws about 0.95
+
+
+def test_what_says_nothing_of_a_law_is_refused():
+    for tokens, losses, sentence in (
+        ([1, 1, 4, 4], [1, 1, 1, 1], "at least three lengths and four runs, not 2 and 4"),
+        ([1, 4, 16], [3, 2, 1], "not 3 and 3"),
+        ([0, 1, 4, 16], [4, 3, 2, 1], "one positive length"),
+        ([1, 4, 16, 64], [4, 3, 2, np.nan], "one finite loss"),
+        ([1, 4, 16, 64], [4, 3, 2], "for each run"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            fit_power_law(tokens, losses)
