@@ -5,8 +5,9 @@ The families of the CRD benchmark (Tian, Krishnan & Isola 2020) name their parts
 last layer, whose input is the embedding.
 """
 
+from .beginning import begin_from
 from .bottleneck import resnet50
-from .gpt import GPT, gpt_64x2, gpt_96x3, gpt_192x4, gpt_224x4, gpt_320x6, gpt_704x13
+from .gpt import GPT, gpt_64x2, gpt_96x3, gpt_192x4, gpt_224x2, gpt_224x4, gpt_320x6, gpt_704x13
 from .mlp import mlp
 from .mobilenet import mobilenet_v2
 from .multi_token import (
@@ -42,8 +43,10 @@ __all__ = [
     "GPT",
     "MultiToken",
     "SideBySide",
+    "begin_from",
     "count_parameters",
     "gpt_192x4",
+    "gpt_224x2",
     "gpt_224x4",
     "gpt_320x6",
     "gpt_64x2",

@@ -214,6 +214,11 @@ def gpt_96x3(vocabulary: int) -> GPT:
     return GPT(vocabulary, width=96, layers=3, heads=3)
 
 
+def gpt_224x2(vocabulary: int) -> GPT:
+    """Half the blocks of :func:`gpt_224x4`; with 4,096 tokens 2.1 M parameters."""
+    return GPT(vocabulary, width=224, layers=2, heads=7)
+
+
 def gpt_224x4(vocabulary: int) -> GPT:
     """Width 224, 4 layers; with 4,096 tokens 3.4 M parameters."""
     return GPT(vocabulary, width=224, layers=4, heads=7)

@@ -35,6 +35,7 @@ from .language_plans import (
 )
 from .records import RecordError, evidence_folder, find_record
 from .spec import Spec
+from .surprises import cut, fidelity
 from .tuning import Found
 from .when_it_pays import drafts_grown, held_out, when_it_pays, whose_text
 
@@ -83,6 +84,8 @@ GROWING: dict[str, Callable[[Found], list[Spec]]] = {
     "when-it-pays-held-out": held_out,
     "whose-text": whose_text,
     "drafts-grown": drafts_grown,
+    "fidelity": fidelity,
+    "cut": cut,
 }
 
 

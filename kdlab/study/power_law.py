@@ -65,10 +65,17 @@ def fit_power_law(tokens, losses) -> PowerLaw:
     from scipy.optimize import minimize_scalar
 
     tokens, losses = (np.asarray(x, dtype=float) for x in (tokens, losses))
-    if tokens.ndim != 1 or tokens.shape != losses.shape or not np.isfinite(losses).all() or not (np.isfinite(tokens) & (tokens > 0)).all():
+    if (
+        tokens.ndim != 1
+        or tokens.shape != losses.shape
+        or not np.isfinite(losses).all()
+        or not (np.isfinite(tokens) & (tokens > 0)).all()
+    ):
         raise ValueError("a law is fitted to one positive length and one finite loss for each run.")
     if len(set(tokens)) < 3 or len(tokens) < 4:
-        raise ValueError(f"a law of three parameters takes at least three lengths and four runs, not {len(set(tokens))} and {len(tokens)}.")
+        raise ValueError(
+            f"a law of three parameters takes at least three lengths and four runs, not {len(set(tokens))} and {len(tokens)}."
+        )
     unit = float(np.exp(np.log(tokens).mean()))
     x = tokens / unit
 
@@ -80,13 +87,21 @@ def fit_power_law(tokens, losses) -> PowerLaw:
     grid = np.geomspace(0.01, 5, 60)  # where the best of them is, its neighbours hold the minimum
     best = int(np.argmin([linear(exponent)[1] for exponent in grid]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    found = minimize_scalar(lambda exponent: linear(exponent)[1], bounds=(low, high), method="bounded", options={"xatol": 1e-9})
+    found = minimize_scalar(
+        lambda exponent: linear(exponent)[1], bounds=(low, high), method="bounded", options={"xatol": 1e-9}
+    )
     exponent = float(found.x)
     (floor, scale), squares = linear(exponent)
     variance = squares / (len(x) - 3)
     slopes = _slopes(x, scale, exponent)
     return PowerLaw(
-        float(floor), float(scale), exponent, unit, variance * np.linalg.pinv(slopes.T @ slopes), float(np.sqrt(variance)), len(x)
+        float(floor),
+        float(scale),
+        exponent,
+        unit,
+        variance * np.linalg.pinv(slopes.T @ slopes),
+        float(np.sqrt(variance)),
+        len(x),
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..data import ImageData, TextData
 from ..files import sha256
 from ..models import count_parameters
+from ..models.beginning import begin_from
 from ..training import Learner, fit_together, save_model
 from ..training.distributed import rank_and_world
 from ..training.stopping import Interruptible
@@ -171,7 +172,7 @@ def _learner(spec: Spec, data: ImageData | TextData, teacher: nn.Module | None, 
     objective = spec.objective.fresh()  # what it learns belongs to this run
     task_of(data).begin(student, spec, objective, teacher)
     if spec.from_teacher:
-        student.load_state_dict(teacher.state_dict())
+        begin_from(student, teacher, spec.from_teacher, blocks=spec.blocks)
     path = None if resume is None else Path(resume) / f"{spec.name}.safetensors"
     tell = None if report is None else lambda entry: report(spec, entry)
     rewrite = spec.own_text if spec.text == "student" else None

@@ -35,7 +35,9 @@ class Spec:
         own_text: how that is written.
         kept: what is kept of the teacher, where the student learns from a cache: a kind of cache and a number of entries, such
             as ``("sampled", 12)``; None is all.
-        from_teacher: whether the student begins as a copy of its teacher; else its weights are drawn.
+        from_teacher: how much of its teacher's weights the student begins with; True is a copy, and the rest of a share λ < 1 is
+            drawn: λ·teacher + (1 − λ)·drawn. False: all are drawn.
+        blocks: which of its teacher's blocks, in this order, a GPT of fewer begins with, beside all that is not in a block; () is all.
         drafting: how the student is tried as a draft of its teacher after training; None: it is not.
     """
 
@@ -52,7 +54,8 @@ class Spec:
     text: str = "corpus"
     own_text: OwnText | None = None
     kept: tuple[str, int] | None = None
-    from_teacher: bool = False
+    from_teacher: bool | float = False
+    blocks: tuple[int, ...] = ()
     drafting: Drafting | None = None
 
     def __post_init__(self):
@@ -61,7 +64,11 @@ class Spec:
         needs_teacher = self.text == "teacher" or self.kept or self.drafting or self.from_teacher
         if self.teacher is None and needs_teacher:
             raise ValueError("a teacher's text, what is kept of it, a draft and a copy need a teacher.")
-        if self.from_teacher and self.teacher.student != self.student:
+        if not 0 <= self.from_teacher <= 1:
+            raise ValueError(f"from_teacher is a share of the teacher's weights, from 0 to 1, not {self.from_teacher}.")
+        if self.blocks and not self.from_teacher:
+            raise ValueError("blocks are the teacher's: they need from_teacher.")
+        if self.from_teacher and not self.blocks and self.teacher.student != self.student:
             raise ValueError(f"a copy of {self.teacher.student} is no {self.student}.")
         if isinstance(self.objective, Term):
             object.__setattr__(self, "objective", 1.0 * self.objective)
@@ -88,7 +95,8 @@ class Spec:
             **({} if self.hold_out else {"hold_out": False}),
             **({} if self.own_text is None else {"text": self.text, "own_text": own_text}),
             **({"kept": self.kept} if self.kept else {}),
-            **({"from_teacher": True} if self.from_teacher else {}),
+            **({"from_teacher": self.from_teacher} if self.from_teacher else {}),
+            **({"blocks": self.blocks} if self.blocks else {}),
             **({"drafting": asdict(self.drafting)} if self.drafting else {}),
         }
         return json.loads(json.dumps(plain))

@@ -1,0 +1,98 @@
+"""Plans of short studies about where a student begins: *fidelity* near its teacher, and *cut* out of it.
+
+Each arm has a learning rate of its own, chosen on the validation split with a seed that no reported run has.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+from ..objectives import CrossEntropy, Objective, SoftTargets
+from ..training import Recipe
+from .grown import TUNING_SEED, scaled_recipe
+from .language_plans import language_teacher
+from .spec import Spec
+from .tuning import TRY, Found, Try, Tuning, validation_bits
+from .when_it_pays import DISTILLED, LABELS, RATES
+from .when_it_pays import recipe as language_recipe
+
+#: A run of an arm: from a name, a recipe.
+Arm = Callable[[str, Recipe], Spec]
+
+
+def _at_own_rates(
+    found: Found, arms: dict[str, Arm], tuning: Callable[[Callable], Tuning], short: Recipe, long: Recipe
+) -> Iterator[Spec]:
+    """The runs that choose each arm's rate, by the short recipe; then three seeds of all arms whose rate is known, by the long one."""
+
+    def at(how: Recipe, rate: float, seed: int) -> Recipe:
+        return replace(how, learning_rate=float(f"{rate:.3g}"), seed=seed)
+
+    def tries(arm: str, spec: Arm) -> Tuning:
+        def run(choice: Try, _) -> Spec:
+            return spec(f"{TRY}{arm}-{choice}", at(short, choice.learning_rate, TUNING_SEED))
+
+        return tuning(run)
+
+    tunings = {arm: tries(arm, spec) for arm, spec in arms.items()}
+    for tuned in tunings.values():
+        yield from tuned.specs(found)
+    for seed in range(3):
+        for arm, spec in arms.items():
+            if (choice := tunings[arm].chosen(found)) is not None:
+                yield spec(arm, at(long, choice.learning_rate, seed))
+
+
+# ---------------------------------------------------------------- fidelity
+
+#: λ: the share of its teacher's weights that a student of the same architecture begins with.
+SHARES = (0.0, 0.5, 0.75, 0.9, 1.0)
+
+
+def fidelity_teacher() -> Spec:
+    """A ResNet-8 that learned from labels."""
+    return Spec("teacher", "resnet8-30", "cifar100", "resnet8", 1.0 * CrossEntropy(), scaled_recipe(30))
+
+
+def fidelity(found: Found) -> list[Spec]:
+    """Does a student that could be its teacher become it? A ResNet-8 learns a ResNet-8's soft targets, and begins at λ·teacher + (1 − λ)·drawn.
+
+    Source: Stanton et al. (2021), section 5.2: what keeps a student from its teacher is optimisation, and not capacity.
+    """
+    source = fidelity_teacher()
+
+    def begun(share: float, arm: str, how: Recipe) -> Spec:
+        taught = 1.0 * SoftTargets(temperature=4)
+        return Spec("fidelity", arm, source.data, "resnet8", taught, how, source, from_teacher=share)
+
+    arms = {f"share-{share:g}": partial(begun, share) for share in SHARES}
+    tuning = partial(Tuning, weighted=False, rates=(0.005, 0.015, 0.05), epochs=(5,))
+    return [source, *_at_own_rates(found, arms, tuning, scaled_recipe(5), scaled_recipe(10))]
+
+
+# ---------------------------------------------------------------- cut
+
+#: Which two of the teacher's four blocks a student begins with; none: its weights are drawn.
+KEPT = {"drawn": (), "outer": (0, 3), "first": (0, 1), "last": (2, 3)}
+
+
+def cut(found: Found) -> list[Spec]:
+    """Is half of a teacher a better beginning than drawn weights? Two of its blocks, trained on labels, or on labels and the teacher.
+
+    Every arm reads a million tokens; rates are chosen at a quarter of that.
+
+    Source: Muralidharan et al. (2024), Minitron: prune, then distil.
+    """
+    source = language_teacher()
+
+    def begun(objective: Objective, blocks: tuple[int, ...], arm: str, how: Recipe) -> Spec:
+        options = {"from_teacher": True, "blocks": blocks} if blocks else {}
+        return Spec("cut", arm, source.data, "gpt_224x2", objective, how, source, **options)
+
+    arms = {
+        f"{beginning}-{kind}": partial(begun, objective, blocks)
+        for beginning, blocks in KEPT.items()
+        for kind, objective in (("alone", LABELS), ("kd", DISTILLED))
+    }
+    tuning = partial(Tuning, weighted=False, rates=RATES, epochs=(8,), score=validation_bits)
+    return [source, *_at_own_rates(found, arms, tuning, language_recipe(0.25), language_recipe(1.0))]
