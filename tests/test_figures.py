@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdlab.figures import dots, heatmap, show, speed_up_dial, temperature_dial, transfer_points, use_style
+from kdlab.figures import dots, heatmap, sentence, show, speed_up_dial, temperature_dial, transfer_points, use_style
 from kdlab.figures.plotted import plotted
 from kdlab.models import resnet8
 from kdlab.objectives import CrossEntropy
@@ -35,6 +35,11 @@ def drawn() -> str:
     axes.set(title="$T^2$", xlabel="%")
     axes.legend()
     return show(figure, label="a", caption="A line.", alt="A line that rises.").markup
+
+
+def test_a_sentence_is_a_paragraph_and_what_it_says_is_no_markup():
+    said = sentence("$T=4$ is <b>.", "So.")
+    assert said.markup.count("<p>") == 2 and "&lt;b&gt;" in said.markup and r"\(T=4\)" in said.markup
 
 
 def test_a_matplotlibrc_of_the_user_changes_nothing():

@@ -128,6 +128,15 @@ def show(figure: Figure, *, label: str, caption: str, alt: str) -> Shown:
     )
 
 
+def sentence(*texts: str) -> Shown:
+    """Computed sentences as paragraphs, where a cell would print them; ``$…$`` is mathematics.
+
+    >>> sentence("At $T=4$ it is <1.").markup
+    '<p>At <span class="math">\\\\(T=4\\\\)</span> it is &lt;1.</p>'
+    """
+    return Shown("".join(f"<p>{mathematics(text)}</p>" for text in texts))
+
+
 def table(header, rows, *, caption: str) -> Shown:
     """A table with a caption above; numbers line up. ``$…$`` is mathematics.
 
