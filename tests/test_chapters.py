@@ -22,7 +22,7 @@ OTHER = {
     7: {"skew": 0.2, "hidden_units": 3, "epochs": 1, "learning_rates": [0.05, 0.2], "seeds": [3]},
     8: {"classes": 4, "train_images": 64, "epochs": 1, "steps": 16, "seeds": [3]},
     9: {"candidates": [4, 32], "tau": 0.2, "epochs": 2, "long_epochs": 3, "seeds": [3]},
-    10: {"seeds": [3], "epochs": 2, "temperature": 2.0, "top_k": 5, "picture_seeds": [1]},
+    10: {"seeds": [3], "epochs": 2, "temperature": 2.0, "top_k": 5, "picture_seeds": [1], "pictures": 64},
     11: {"temperature": 2.0, "beta": 0.1, "classes": 7, "lengths": [5, 3], "max_length": 8},
     12: {"margin": 0.7, "runs": [1, 4], "seeds": [3], "epochs": 4, "images": 64},
     13: {"live_temperatures": [1.0, 3.0, 30.0], "images": 64, "epochs": 2, "seed": 3, "margin": 2.0},
