@@ -9,20 +9,19 @@
 # %% [markdown]
 # # Hidden states and attention
 #
-# The logits say what a teacher concludes. On the way to them it has computed thousands of other numbers, and a student could be asked
-# to reproduce these as well. Two networks, though, do not speak one language inside: their layers differ in number and
-# width, and a unit of one has nothing to do with the unit of the same number in the other. What, then, is there to match?
+# The logits say what a teacher concludes. On the way to them it computes thousands of other numbers, and a student could be asked
+# to reproduce these as well. But two networks do not speak the same language inside. Their layers differ in number and
+# width, and a unit of one has nothing to do with the unit of the same number in the other. So what is there to match?
 #
-# **At the end you will know** at which points an objective looks into two networks, and which weights each of its terms can move;
-# what a projector is for, even where the widths agree; which objectives notice when a teacher's features are merely
-# turned; and what to mind when attention maps are matched, in convolutional networks and in transformers: two models of
-# Hugging Face's `transformers` are distilled at the end.
+# **At the end you will know** where an objective looks into two networks, and which weights each of its terms can move;
+# what a projector is for, even where the widths agree; which objectives notice a rotation of the teacher's features;
+# and what to mind when attention maps are matched, in convolutional networks and in transformers.
 #
 # *Needs: one CPU core and about two minutes. {doc}`06_first_distillation` introduces the networks and the data.*
 
 # %% tags=["parameters"]
 profile: str = "cpu"  # "cpu" or "gpu"
-classes: int = 10  # of the photographs, the first so many
+classes: int = 10  # of the photographs: the first ones
 train_images: int = 448  # that the students of photographs are trained on
 epochs: int = 4  # of these trainings
 steps: int = 60  # of the language models' distillation
@@ -52,6 +51,7 @@ from kdlab.figures import (
     SKY,
     VERMILION,
     heatmap,
+    sentence,
     show,
     table,
     transfer_points,
@@ -86,7 +86,7 @@ from kdlab.objectives import (
 from kdlab.objectives.contrastive import ContrastiveMemory
 from kdlab.objectives.features import unit
 from kdlab.study import book_teacher
-from kdlab.study.display import data_note, device_for, verdict
+from kdlab.study.display import Findings, data_note, device_for, verdict
 from kdlab.study.evidence import Among, Quantity
 from kdlab.study.parameters import require
 from kdlab.study.statements import above, below, falls, leads, undecided, within
@@ -143,6 +143,9 @@ def difference(treated, control):
 
 data_note(data)
 
+# %% tags=["hide-input"]
+findings = Findings()
+
 # %% [markdown]
 # ## Where knowledge enters
 #
@@ -165,16 +168,16 @@ everything = (
 student = resnet8(data.num_classes)
 
 # %% [markdown]
-# Article A closes with a diagram of such points. Its figure was drawn; this one is *computed*. The boxes come from
-# the two networks, the lines from the layers that each term names, and so it cannot disagree with what is trained.
+# Article A closes with a diagram of such points, drawn by hand. This one is *computed*: the boxes come from
+# the two networks, the lines from the layers that each term names. So it cannot disagree with what is trained.
 
 # %% tags=["hide-input"]
 show(
     transfer_points(student, teacher, everything),
     label="points",
     caption="Points of transfer between a ResNet-8 and a ResNet-20, drawn from the objective: modules from input (top) to output, "
-    "with their parameters; a line for every pair that a term compares; arrows to where the gradient goes. “fc” is met at its upper edge: "
-    "what enters it is compared.",
+    "with their parameters; a line for every pair that a term compares; arrows to where the gradient goes. A line to the upper edge of “fc” "
+    "compares its input.",
     alt="Two columns of boxes, student left and teacher right. Lines join layer1, layer2 and layer3 of both by "
     "activation attention, layer2 also by a hint, the inputs of fc by relational distances, the logits by soft "
     "targets; labels point to the student's logits by cross-entropy.",
@@ -201,17 +204,26 @@ seen = {
     "labels": labels,
 }
 total, values = everything(**seen)
-for layer in everything.student_layers:
-    print(
-        f"{layer:9s} student {tuple(student_hidden[layer].shape)}, "
-        f"teacher {tuple(teacher_hidden[layer].shape)}"
-    )
 assert set(student_hidden) == set(everything.student_layers)
 assert set(teacher_hidden) == set(everything.teacher_layers)
 
+# %% tags=["hide-input"]
+table(
+    ["layer", "student", "teacher"],
+    [
+        [
+            layer,
+            " × ".join(map(str, student_hidden[layer].shape)),
+            " × ".join(map(str, teacher_hidden[layer].shape)),
+        ]
+        for layer in everything.student_layers
+    ],
+    caption="What was captured in one forward pass, by layer: shapes.",
+)
+
 # %% [markdown]
-# What is compared at a layer can only move what comes *before* it. That follows from the chain rule, and it is worth
-# seeing, since it says what a hint cannot do: the stages above it, and the classifier, must learn from something else.
+# A comparison at a layer can only move what comes *before* it. That follows from the chain rule, and it says
+# what a hint cannot do: the stages above it, and the classifier, must learn from something else.
 
 # %%
 MODULES = ("conv1", "bn1", "layer1", "layer2", "layer3", "fc")
@@ -238,6 +250,7 @@ def norms_by_module(value):
     return norms
 
 
+# %% tags=["hide-input"]
 reach = np.array([norms_by_module(values[name]) for name in everything.names])
 for name, row in zip(everything.names, reach, strict=True):
     last = MODULES.index(LAST[name]) + 1
@@ -269,7 +282,7 @@ verdict(
     f"Drawn from the objective: {len(everything.terms)} terms, {lines} lines, of which "
     f"{len(everything.student_layers)} layers of each network were captured in one pass. Logits, hidden states and attention are "
     "points of transfer, as the article draws them; so are labels and relations between examples, which it leaves out. A term moves "
-    "the modules up to its point and none behind it: "
+    "the modules up to its point and none after it: "
     f"{int((reach == 0).sum())} of {reach.size} gradients are exactly zero, those and no others.",
 )  # fmt: skip
 
@@ -337,18 +350,19 @@ show(
 
 # %% [markdown]
 # Which to take? MSE asks for the length too, and coordinates with a large variance dominate it. The cosine ignores
-# length, which suits features that are normalised later, as a transformer's are; DistilBERT uses it {cite}`sanh2019distilbert`. Both compare coordinate with coordinate. That needs
-# one width:
+# length, which suits features that are normalised later, as a transformer's are; DistilBERT uses it {cite}`sanh2019distilbert`. Both compare coordinate with coordinate, and that needs
+# equal widths:
 
-# %%
+# %% tags=["hide-input"]
 try:
     hidden_mse(torch.zeros(8, 32), torch.zeros(8, 64))
 except ValueError as error:
-    print(error)
+    refused = str(error)
+sentence(f"kdlab refuses: “{refused}”")
 
 # %% [markdown]
 # A **projector** is a learned map from the student's features to the teacher's width. It belongs to the objective: it is trained
-# with the student and thrown away afterwards. `kdlab` has several kinds. Before they are compared, there must be a
+# with the student and thrown away afterwards. `kdlab` has several kinds. To compare them, we first need a
 # student with features of its own.
 #
 # ## Three students
@@ -359,12 +373,12 @@ except ValueError as error:
 # | **hint** | labels, and `HiddenMSE` at `layer2`, with a projector |
 # | **attention** | labels, and `ActivationAttention` at the three stages |
 #
-# A few images of a few classes are what one core can train on here. The two added terms need weights. The weights above
+# (An *arm* is one of the trainings that are compared.) One core can train on a few images of a few classes here. The two added terms need weights. The weights above
 # belong to trainings of 240 epochs {cite}`tian2020contrastive`, and there is no time to tune. So one rule sets both, before any training: at an
-# untrained student, the added term's gradient is to be *as long as that of the labels*. `gradient_norms` measures it.
+# untrained student, the added term's gradient has to be *as long as that of the labels*. `gradient_norms` measures it.
 
 
-# %%
+# %% tags=["hide-input"]
 def first_classes(split, number):
     return split[(split.labels < classes).nonzero().squeeze(1)[:number]]
 
@@ -385,6 +399,7 @@ RECIPE = {
 }
 
 
+# %%
 def hint():
     return HiddenMSE("layer2", projector=Projector("conv", 32, 32))
 
@@ -394,7 +409,7 @@ def attention():
 
 
 def equal_gradients(*makers):
-    """Weights that make each term's gradient as long as the labels' (untrained student)."""
+    """Weights that make each term's gradient as long as the labels', untrained."""
     torch.manual_seed(100)
     untrained, terms = resnet8(data.num_classes), [make() for make in makers]
     trial = CrossEntropy() + sum(terms)
@@ -416,8 +431,11 @@ def equal_gradients(*makers):
 
 
 hint_weight, attention_weight = equal_gradients(hint, attention)
-print(
-    f"weight of the hint {hint_weight:.1f}, of activation attention {attention_weight:.0f}"
+
+# %% tags=["hide-input"]
+sentence(
+    f"By this rule the hint has weight {hint_weight:.1f}, and activation attention "
+    f"{attention_weight:.0f}."
 )
 
 # %% [markdown]
@@ -468,21 +486,21 @@ table(
 )
 
 # %% [markdown]
-# A few seeds of a short training settle no contest of accuracy, and claim A9, that looking inside “can provide stronger guidance to the student”, is a question for long trainings with tuned weights. What these students can answer is a different question: did the
+# A few seeds of a short training settle no contest of accuracy. Claim A9, that looking inside “can provide stronger guidance to the student”, is a question for long trainings with tuned weights. These students can answer another question: did the
 # matching do what it says?
 #
 # ## What a projector is for
 #
-# The student alone has 32 channels in `layer2`, and so has the teacher. <!-- by definition --> The widths agree, so that an MSE can be
-# computed without any projector. Is it meaningful? Take both networks' maps of the same images (averaged over
+# The student alone has 32 channels in `layer2`, and so has the teacher. <!-- by definition --> The widths agree, so an MSE can be
+# computed without any projector. Is it meaningful? We take both networks' maps of the same images (averaged over
 # small squares, since a single place is noisy), fit each kind of projector, and measure on *other* images how much of the teacher's variance it explains:
 #
 # $$R^2 = 1 - \frac{\text{mean squared error}}{\text{variance of the teacher's features}} .$$
 #
-# One is a perfect copy; zero is what a constant achieves; below zero one would do better to say nothing. <!-- by definition -->
+# One is a perfect copy; zero is what a constant achieves; below zero, a constant would be better. <!-- by definition -->
 
 
-# %%
+# %% tags=["hide-input"]
 @torch.no_grad()
 def look(model, split, layers=STAGES):
     """What the layers of a model compute for the images of a split, in evaluation mode."""
@@ -539,6 +557,7 @@ def distance_after_fit(term_class, kind, mine, seed):
         return value(mine[1], teacher_judge).item()
 
 
+# %%
 KINDS = ("none", *Projector.KINDS)
 features = {}
 for seed in SEEDS:
@@ -599,7 +618,7 @@ show(
 )
 
 # %% [markdown]
-# The first column is below zero, although the widths agree. Are the channels strangers, or is it only their *scale*? Five least-squares maps, each freer in another way, tell.
+# The first column is below zero, although the widths agree. Do the channels mean different things, or is it only their *scale*? Five least-squares maps, each with more freedom of one kind, tell.
 
 
 # %%
@@ -609,7 +628,7 @@ def rows(maps):
 
 
 def freed(maps):
-    """R² on the images to judge on, of least-squares maps with more and more freedom."""
+    """R² on other images, of least-squares maps with more and more freedom."""
     x, new, y, target = (rows(m) for m in (*maps, teacher_fit, teacher_judge))
     x_mean, y_mean = x.mean(0), y.mean(0)
     x, y, new = x - x_mean, y - y_mean, new - x_mean
@@ -634,6 +653,7 @@ def freed(maps):
     }
 
 
+# %% tags=["hide-input"]
 freedom = [freed(features["alone", seed]) for seed in SEEDS]
 freedom = {name: [of_seed[name] for of_seed in freedom] for name in freedom[0]}
 louder = np.mean(
@@ -662,11 +682,11 @@ display(
 )
 
 # %% [markdown]
-# So the first number is one of scale, and the strangeness is in the rest of the table: given a scale and an offset of its own, each channel explains next to nothing of the teacher's channel
-# of the same number. **Equal width does not make the channels of one network those of another.** This student had labels and no teacher. Whether one that is trained to match can turn its own channels, is asked below.
+# So the first number is only a matter of scale. The rest of the table says more: with a scale and an offset of its own, each channel explains next to nothing of the teacher's channel
+# of the same number. **Equal width does not make the channels of one network those of another.** This student had labels and no teacher. Below we ask whether a student that is trained to match can turn its own channels.
 #
-# An **orthogonal** map may turn the space and cannot rescale. Miles, Elezi and Deng {cite}`miles2024vkd` use it *with* a normalisation of the teacher's features; alone, as in the figure, it is
-# measured by its scale, and the row of rotation and one scale is the fair one. `linear` and `conv` can do both, and differ by
+# An **orthogonal** map may turn the space and cannot rescale. Miles, Elezi and Deng {cite}`miles2024vkd` use it *with* a normalisation of the teacher's features; alone, as in the figure, its
+# missing scale dominates, and the row “a rotation, and one scale” is the fair one. `linear` and `conv` can do both, and differ by
 # a bias against a normalisation; the **mlp** bends. **What the projector
 # can do, the student need not learn**: the untrained student in the figure shows how much a map finds in random features.
 #
@@ -695,10 +715,6 @@ cosine_of_mean = (
         student_hidden=mean_vector, teacher_hidden={"layer2": teacher_judge}
     ).item()
 )
-print(
-    "linear: least squares and the fitted projector differ by "
-    f"{max(map(abs, shortfall)):.0e} at most"
-)
 assert max(map(abs, shortfall)) < 0.02
 COSINE = Quantity(
     "mean cosine with the teacher's features on held-out images", "", 1, 2
@@ -713,7 +729,13 @@ cosine_works = above(
     },
     COSINE,
 )
-cosine_works
+display(
+    sentence(
+        "For the linear projector, $R^2$ by least squares and by descent differ by "
+        f"{max(map(abs, shortfall)):.0e} at most."
+    ),
+    cosine_works,
+)
 
 # %% [markdown]
 # Did the *hint* do its work? Two questions. What was trained is the loss of the student together with its projector: is it smaller than before the training, on images that neither has seen? (The projector's
@@ -730,6 +752,7 @@ def own_loss(objective, student_maps):
     return (rows(mapped) - rows(teacher_judge)).square().mean().item()
 
 
+# %% tags=["hide-input"]
 before_training = []
 for seed in SEEDS:
     torch.manual_seed(seed)
@@ -760,14 +783,22 @@ display(
 # ## Which layer with which?
 #
 # A ResNet-8 has three blocks, a ResNet-20 nine. `match_layers` knows three maps from the literature: **uniform** spreads the student's layers over
-# the teacher's depth {cite}`jiao2020tinybert`, **last** takes the teacher's last ones and **skip** every so-manyth
+# the teacher's depth {cite}`jiao2020tinybert`, **last** takes the teacher's last layers, and **skip** takes every second or third
 # {cite}`sun2019patient`.
 
 # %%
 ten = [f"block {i}" for i in range(1, 11)]
-for how in ("uniform", "last", "skip"):
-    pairs = match_layers(["a", "b", "c", "d"], ten, how)
-    print(f"{how:8s}", ", ".join(f"{mine} – {other}" for mine, other in pairs))
+maps_of_layers = {
+    how: match_layers(["a", "b", "c", "d"], ten, how)
+    for how in ("uniform", "last", "skip")
+}
+
+# %% tags=["hide-input"]
+table(
+    ["", "a", "b", "c", "d"],
+    [[how, *(other for _, other in pairs)] for how, pairs in maps_of_layers.items()],
+    caption="Four layers of a student, a to d, matched with ten of a teacher.",
+)
 
 # %% [markdown]
 # Do any two layers correspond by themselves? **Linear CKA** {cite}`kornblith2019similarity` measures how alike two
@@ -781,6 +812,7 @@ def linear_cka(x, y):
     return ((x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())).item()
 
 
+# %% tags=["hide-input"]
 student_blocks = [f"layer{stage}.0" for stage in (1, 2, 3)]
 teacher_blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3)]
 theirs = look(teacher, held_out, teacher_blocks)
@@ -800,10 +832,11 @@ chosen = {
     for how in ("uniform", "last", "skip")
 }
 assert chosen["uniform"] == chosen["skip"]
-for block, row in zip(student_blocks, likeness, strict=True):
-    print(
-        f"most like the student's {block}: the teacher's {teacher_blocks[row.argmax()]}"
-    )
+nearest = [
+    f"{teacher_blocks[row.argmax()]} to {block}"
+    for block, row in zip(student_blocks, likeness, strict=True)
+]
+sentence(f"Of the teacher's blocks, most like the student's: {', '.join(nearest)}.")
 
 # %% tags=["hide-input"]
 figure, panel = plt.subplots(figsize=(7.2, 2.5))
@@ -844,8 +877,8 @@ show(
 )
 
 # %% [markdown]
-# No map of layers follows from that likeness, here of students that have seen a few images. A pair in a frame is a *decision*: it tells the student which
-# part of the teacher's way it should cover with which part of its own.
+# No map of layers follows from that likeness (of students that have seen a few images). A pair in a frame is a *decision*: it says which
+# part of the teacher's computation the student should cover with which part of its own.
 
 # %% tags=["hide-input"]
 short = difference(hint_loss["after training"], [spread] * len(SEEDS))
@@ -870,17 +903,17 @@ verdict(
 )  # fmt: skip
 
 # %% [markdown]
-# ## Turn the teacher's space
+# ## The same teacher in other coordinates
 #
-# Of contrastive objectives article A says that they learn “without requiring strict element-wise alignment”. Its formula has $f_S$ and $f_T$ in it, “again potential projection heads”. So there
-# are two candidates for what makes alignment unnecessary: the contrast, and the heads. That can be tested. Take any
+# Of contrastive objectives article A says that they learn “without requiring strict element-wise alignment”. Its formula has $f_S$ and $f_T$ in it, “again potential projection heads”. So
+# two things might make alignment unnecessary: the contrast, and the heads. That can be tested. Take any
 # teacher with features $f$, turn them by an orthogonal matrix, $f' = Rf$, and undo it in the last layer, $W' = WR^\top$. The
-# outputs are what they were. It *is* the same teacher, described in other coordinates. An objective that needs no alignment must not notice.
+# outputs are what they were. It *is* the same teacher in other coordinates. An objective that needs no alignment must not notice.
 #
-# For this a task is used whose networks train in a second (a hierarchical mixture of Gaussians; chapter 1 describes it), so that
+# The task for this is the mixture of Gaussians of {doc}`01_what_a_teacher_knows`, on which networks train in a second, so that
 # comparisons can be repeated.
 
-# %%
+# %% tags=["hide-input"]
 task = KnownPosterior.draw(seed=0)
 generator = torch.Generator().manual_seed(1)
 plenty, scarce, unseen = (
@@ -901,11 +934,12 @@ fit(
     train=plenty,
     recipe=Recipe(epochs=4, learning_rate=3e-3, **FAST),
 )
-wise.requires_grad_(False).eval()
+wise = wise.requires_grad_(False).eval()
 
 
+# %%
 def in_other_coordinates(matrix):
-    """The same teacher, its features (module "4") multiplied by an invertible matrix."""
+    """The same teacher, its features (module "4") times an invertible matrix."""
     turn = nn.Linear(64, 64, bias=False)
     head = copy.deepcopy(wise[4])
     turn.weight.data = matrix.clone()
@@ -920,7 +954,7 @@ TEACHERS = {
     "permuted": in_other_coordinates(permutation),
     "rotated": in_other_coordinates(rotation),
 }
-for same_teacher in TEACHERS.values():
+for same_teacher in TEACHERS.values():  # one function, three sets of features
     assert torch.allclose(same_teacher(unseen.inputs), wise(unseen.inputs), atol=1e-3)
 
 # %% [markdown]
@@ -1034,6 +1068,7 @@ OBJECTIVES = {  # name: (loss, what it must not notice)
 }
 
 
+# %% tags=["hide-input"]
 def value_and_gradient(name, s, t, *transform):
     value = OBJECTIVES[name][0](s, t, *transform)
     return value.item(), torch.autograd.grad(value, s)[0]
@@ -1097,18 +1132,18 @@ show(
 )
 
 # %% [markdown]
-# The rows sort themselves by *what they compare*, not by whether they contrast. InfoNCE compares
+# The rows differ by *what they compare*, not by whether they contrast. InfoNCE compares
 # by the dot product $\langle s_i, t_j\rangle$, and a dot product is a sum over coordinates: it needs both
-# vectors in one coordinate system exactly as the squared error does. For vectors of length one it *is* their cosine. Activation attention sums squares over the channels first, and
-# relations compare the teacher with itself; they have no common coordinates to lose. Everything else owes its freedom to a **learned map**. With
-# one on the student's side rotations are absorbed; with one on each side, as in CRD, so is every invertible matrix.
+# vectors in one coordinate system, exactly as the squared error does. For vectors of length one it *is* their cosine. Activation attention sums squares over the channels first, and
+# relations compare the teacher with itself; they have no common coordinates to lose. All others owe their freedom to a **learned map**. A map
+# on the student's side absorbs rotations; one on each side, as in CRD, absorbs every invertible matrix.
 #
 # ### Does a student notice?
 #
 # A loss is not a training. The student, too, can turn its features as it learns. So students are trained on the
-# features *alone*, no labels, from the teacher as it is, permuted and rotated, and then asked how much of the
+# features *alone*, without labels, from the teacher as it is, permuted and rotated. Then we measure how much of the
 # teacher they have: a linear read-out, fitted on the training examples, predicts the teacher's logits for
-# unseen examples. The logits are the same for all three teachers. Reported is the part of their variance that is *not* explained.
+# unseen examples. The logits are the same for all three teachers. We report the part of their variance that is *not* explained.
 
 # %%
 NETWORKS = {
@@ -1126,6 +1161,8 @@ METHODS = {
     ),
     "similarity preserving": lambda: SimilarityPreserving(("input:4", "4")),
 }
+
+# %% tags=["hide-input"]
 features_of = {source: same[:5](scarce.inputs) for source, same in TEACHERS.items()}
 wise_scarce, wise_unseen = (
     wise(x.inputs).double() - wise(x.inputs).double().mean(1, keepdim=True)
@@ -1143,7 +1180,8 @@ def unexplained(network):
     return 100 * (rest / (wise_unseen - wise_unseen.mean(0)).square().sum()).item()
 
 
-def train_on_features(method, source, last, seed, epochs=25):
+# %%
+def train_on_features(method, source, last, seed, epochs=6 * epochs + 1):
     torch.manual_seed(seed)
     network = nn.Sequential(
         nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 64), NETWORKS[last]()
@@ -1164,6 +1202,7 @@ def train_on_features(method, source, last, seed, epochs=25):
     return unexplained(network), np.mean(losses[-len(batches) // epochs :])
 
 
+# %% tags=["hide-input"]
 PLAIN = ("MSE", "InfoNCE")
 runs = {
     (method, source, last): np.array(
@@ -1259,12 +1298,15 @@ table(
 )
 
 # %% [markdown]
-# The student's units are born equal, and any of them may become the teacher's first: a permutation has no reason to cost anything. A rotation has. The teacher's features come out of a ReLU and are
+# The student's units all start alike, and any of them may become the teacher's first: a permutation has no reason to cost anything. A rotation has. The teacher's features come out of a ReLU and are
 # not negative. Rotated, they are, and a student whose own features leave a ReLU cannot follow; without that ReLU the layers before can learn any rotation. So alignment is a demand on the student's *architecture*. InfoNCE
 # makes it too, though it asks for directions only, and only well enough to tell examples apart.
 
 # %% tags=["hide-input"]
-index = list(OBJECTIVES).index("InfoNCE"), list(TRANSFORMS).index("rotate")
+index_of_rotation = (
+    list(OBJECTIVES).index("InfoNCE"),
+    list(TRANSFORMS).index("rotate"),
+)
 by_contrast, by_mse_ = effect("InfoNCE", "rotated"), effect("MSE", "rotated")
 free = effect("InfoNCE, projector", "rotated")
 ends = {
@@ -1303,7 +1345,7 @@ display(
 verdict(
     "A14", "depends",
     r"On the projection heads, which the article's formula calls potential, not on the contrast. InfoNCE compares by dot products: without heads, when the teacher's features are rotated its value changes by "
-    f"{change[0][index]:.0%} and its gradient by {change[1][index]:.0%}. With a refitted projector neither changes, but then MSE does not either, "
+    f"{change[0][index_of_rotation]:.0%} and its gradient by {change[1][index_of_rotation]:.0%}. With a refitted projector neither changes, but then MSE does not either, "
     "and relational losses never do. Students with ReLU features end at an InfoNCE of "
     f"{ends['rotated']['InfoNCE']:.2f} from a rotated teacher, {ends['as it is']['InfoNCE']:.2f} from the same teacher as it is; what they miss of its logits changes by "
     f"{by_contrast.bracketed('+.2f')} points (95 % interval, {N}), by MSE {by_mse_.bracketed('+.2f')}, by InfoNCE with a "
@@ -1319,14 +1361,14 @@ verdict(
 #
 # $$a = \operatorname{vec}\Bigl(\sum_c A_c^2\Bigr), \qquad \hat a = \frac{a}{\|a\|_2},$$
 #
-# so that neither the number of channels nor the scale matters. Student and teacher should look at the same places. How far apart two
-# maps are, is written in two ways. The paper has the *norm* of the difference (eq. 2); the authors' code, and much code since, has the *mean of
+# so that neither the number of channels nor the scale matters. Student and teacher should look at the same places. Two formulae for the distance of two
+# maps are in use. The paper has the *norm* of the difference (eq. 2); the authors' code, and much code since, has the *mean of
 # squares* over the $HW$ places (torchdistill offers both, as `mode="paper"` and `mode="code"`):
 #
 # $$L_{\text{paper}} = \|\hat a_S - \hat a_T\|_2, \qquad L_{\text{released}} = \frac{1}{HW}\,\|\hat a_S - \hat a_T\|_2^2,
 # \qquad \nabla L_{\text{released}} = \frac{2\,L_{\text{paper}}}{HW}\,\nabla L_{\text{paper}} .$$
 #
-# The chain rule gives the factor, and it is no constant. The $HW$ in it is a matter of the weight, and the paper has it too. Its term is $\frac\beta2 L_{\text{paper}}$, and it sets $\beta$
+# The chain rule gives the factor, and it is not constant. The $HW$ in it is a matter of the weight, and the paper has it too. Its term is $\frac\beta2 L_{\text{paper}}$, and it sets $\beta$
 # “to 10^3 divided by number of elements in attention map and batch size for each layer” (so quoted in the authors' repository,
 # [issue 32](https://github.com/szagoruyko/attention-transfer/issues/32)). With that $\beta$ there and the same 1000 here, what remains between the two gradients is the factor
 # $4\,L_{\text{paper}}$: norm against square, different from example to example.
@@ -1378,13 +1420,13 @@ table(
 
 # %% [markdown]
 # In the paper's form the gradient by $\hat a_S$ has length one, however near the teacher's map is: every example pulls with the same force. In the
-# released one, far maps pull harder, and the pull ends as the maps meet.
+# released form distant maps pull harder, and the pull fades as the maps meet.
 #
 # ### Does the student look where the teacher looks?
 #
 # The natural measure is the one that was trained on, the cosine of the maps. It flatters. Maps have no negative
-# entries, so that even a map that looks *everywhere alike* has a high cosine with the teacher's. What is asked for is the part that
-# belongs to the image: take from each network's maps their mean over the images, and correlate the rest.
+# entries, so even a map that looks *everywhere alike* has a high cosine with the teacher's. We want the part that
+# belongs to the image: subtract from each network's maps their mean over the images, and correlate the rest.
 
 
 # %%
@@ -1398,6 +1440,7 @@ def own_part(maps):
     return rest - rest.mean(1, keepdim=True)
 
 
+# %% tags=["hide-input"]
 def likeness_of_maps(maps):
     """Mean cosine with the teacher's maps and mean correlation of the images' own parts."""
     return [
@@ -1452,7 +1495,7 @@ table(
 )
 
 # %% [markdown]
-# The images' own part is what tells: it is the part that a map which is the same everywhere has nothing of.
+# The images' own part is the one to look at: a map that is the same everywhere has none of it.
 
 # %% tags=["hide-input"]
 stage_shown = "layer3"
@@ -1520,9 +1563,9 @@ verdict(
 #
 # $$L = \frac{1}{N_h}\sum_{h=1}^{N_h}\bigl\|A_S^h - A_T^h\bigr\|_F^2 .$$
 #
-# `attention_map_mse` computes just that. To try it, take two Llama models with different width, depth and numbers of
-# heads, and bytes for tokens. Their text is the Python language reference, which every Python carries. The teacher is
-# trained for a moment, so that it has something to teach.
+# `attention_map_mse` computes just that. We try it with two Llama models of Hugging Face's `transformers`, of different width, depth and numbers of
+# heads, with bytes for tokens. Their text is the Python language reference, which every Python carries. The teacher is
+# trained briefly, so that it has something to teach.
 
 # %% tags=["hide-input"]
 text = "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
@@ -1557,7 +1600,7 @@ SMALL = {"width": 48, "layers": 2, "heads": 4, "key_heads": 4}
 large, small = llama(0, **LARGE), llama(1, **SMALL)
 generator = torch.Generator().manual_seed(0)
 optimizer = torch.optim.AdamW(large.parameters(), 3e-3)
-for step in range(100):
+for step in range(min(100, 2 * steps)):
     optimizer.param_groups[0]["lr"] = 3e-3 * min(1, (step + 1) / 20)
     batch = windows(to_train, 8, 64, generator)
     loss = CrossEntropy()(**next_token(large(batch).logits, None, batch))
@@ -1576,13 +1619,15 @@ def judged_by(model):
 
 
 of_large = judged_by(large)
-print(f"held-out text, nats a byte: a uniform guess {np.log(256):.2f},")
-print(f"teacher {of_large:.2f}, student {judged_by(small):.2f}")
+sentence(
+    f"Held-out text, in nats a byte: a uniform guess {np.log(256):.2f}, the teacher "
+    f"{of_large:.2f}, an untrained student {judged_by(small):.2f}."
+)
 
 # %% [markdown]
-# The article goes on with “Challenges include:”; the list itself is missing from the text that we have. Here are five things that have to be settled before the formula can be used.
+# The article goes on with “Challenges include:”; the list itself is missing from the text that we have. Here are five things to settle before the formula can be used.
 #
-# **1. The maps must be had.** Fused attention, the default in `transformers`, never stores them, and a model that computes it
+# **1. Getting the maps.** Fused attention, the default in `transformers`, never stores them, and a model that computes it
 # returns none. `Taps` recovers them from the queries and keys of the call. They agree with those of the same model in its slow
 # implementation.
 
@@ -1596,8 +1641,12 @@ with torch.no_grad(), Taps(large, [layer]) as taps:
     expected = slow(fixed, output_attentions=True).attentions[3]
 recovered = (captured[layer] - expected).abs().max().item()
 assert not returned and recovered < 1e-4
-print(f"maps returned by the fused model: {len(returned or ())}")
-print(f"recovered {tuple(captured[layer].shape)}, off by {recovered:.0e} at most")
+
+# %% tags=["hide-input"]
+sentence(
+    f"The fused model returns {len(returned or ())} maps; those recovered, of shape "
+    f"{tuple(captured[layer].shape)}, are off by {recovered:.0e} at most."
+)
 
 # %% [markdown]
 # **2. Length.** The norm sums over queries. Let each query disagree by the same amount, and the loss grows as the
@@ -1611,7 +1660,7 @@ NORMALISE = ("none", "queries", "entries")
 
 
 def disagreeing(length):
-    """Two maps: every query looks at itself; or half at itself, half at its neighbour."""
+    """Two maps: every query looks at itself; or half at its neighbour."""
     itself = torch.eye(length)
     half = (itself + itself.roll(1, 0)) / 2
     return itself.expand(1, 4, -1, -1), half.expand(1, 4, -1, -1)
@@ -1623,6 +1672,7 @@ def maps(model, layer, batch, **options):
         return next(iter(taps(batch, **options)[1].values()))
 
 
+# %% tags=["hide-input"]
 by_length = {how: [] for how in NORMALISE}
 by_models = {how: [] for how in NORMALISE}
 for length in lengths:
@@ -1643,8 +1693,13 @@ for length in (8, 512):
     drawn = {"scores": drawn, "maps": [x.softmax(-1) for x in drawn]}
     for what, (one, other) in drawn.items():
         scores[what].append((one - other).square().mean().item())
-print("mean squared difference over all entries, at 8 and at 512 random tokens:")
-print(*(f"{what} {a:.2g} and {b:.2g}" for what, (a, b) in scores.items()), sep="; ")
+said = (f"of {what} {a:.2g} and {b:.2g}" for what, (a, b) in scores.items())
+display(
+    sentence(
+        "Mean squared difference over all entries, at 8 and at 512 random tokens: "
+        f"{'; '.join(said)}."
+    )
+)
 assert abs(scores["scores"][1] / scores["scores"][0] - 1) < 0.1
 assert scores["maps"][1] < scores["maps"][0] / 1000
 by_hand = torch.stack(
@@ -1671,6 +1726,7 @@ def bytes_of(length, batch=8, heads=8, width=64):
     return found.nbytes, q.nbytes
 
 
+# %% tags=["hide-input"]
 longer = [128, 256, 512, 1024, 2048, 4096, 8192]
 of_maps, of_states = np.array([bytes_of(length) for length in longer]).T
 assert (of_maps[1:] == 4 * of_maps[:-1]).all() and (
@@ -1718,17 +1774,13 @@ show(
 )
 
 # %% [markdown]
-# On real text (dots) the maps do not disagree equally at every length: see by how much each divisor moves the loss there. Compare like with like: texts of one length in a batch, or a divisor that is known.
+# On real text (dots) the maps do not disagree equally at every length. So compare like with like: texts of one length in a batch, or a divisor that is known.
 #
-# **4. Heads.** The student has 4 of them, the teacher 8, and the sum over $h$ has no meaning. <!-- by definition --> `kdlab` refuses, until it is told what is
+# **4. Heads.** The student has 4 of them, the teacher 8, and the sum over $h$ has no meaning. <!-- by definition --> `kdlab` refuses until it is told what is
 # meant: the mean over heads, or neighbouring heads of the teacher taken together.
 
 # %%
 mine, theirs = maps(small, 1, fixed), maps(large, 3, fixed)
-try:
-    attention_map_mse(mine, theirs)
-except ValueError as error:
-    print(error)
 shuffled = theirs[:, torch.randperm(8, generator=torch.Generator().manual_seed(0))]
 by_heads = {
     how: [
@@ -1739,17 +1791,30 @@ by_heads = {
 }
 with_itself = attention_map_mse(theirs, shuffled).item()
 assert np.isclose(*by_heads["mean"], rtol=1e-4)
-for how, (kept, permuted) in by_heads.items():
-    print(
-        f"{how:6s} {kept:.3f}, with the teacher's heads in another order {permuted:.3f}"
-    )
-print(f"the teacher against itself in that order, head by head: {with_itself:.3f}")
 assert with_itself > 1e-3 and not np.isclose(*by_heads["group"], rtol=1e-4)
+
+# %% tags=["hide-input"]
+try:
+    attention_map_mse(mine, theirs)
+except ValueError as error:
+    refused = str(error)
+display(
+    sentence(f"kdlab refuses: “{refused}”"),
+    table(
+        ["heads=", "the teacher's heads as they are", "in another order"],
+        [
+            [how, f"{kept:.3f}", f"{permuted:.3f}"]
+            for how, (kept, permuted) in by_heads.items()
+        ],
+        caption="Loss of the untrained student. The teacher against itself, head by head and in that order, "
+        f"has {with_itself:.3f}.",
+    ),
+)
 
 # %% [markdown]
 # The *value* of the loss depends on the order of the heads, and that order is arbitrary: permute heads, with the weights that go with them, and the model is the same. Does it matter for a student? A new student's
-# heads are as exchangeable as the units above. Give the teacher's heads another order, and the student's initial heads the same, and the training is the same, step for step. So the order costs
-# at most what another draw of initial weights costs. Both are tried: students that match the teacher's (grouped) maps and nothing else.
+# heads are as exchangeable as the units above. If the teacher's heads and the student's initial heads are put in another order together, the training is the same, step for step. So the order costs
+# at most what another draw of initial weights costs. We try both, with students that match the teacher's (grouped) maps and nothing else.
 
 # %%
 ORDER = torch.tensor([2, 0, 3, 1])
@@ -1767,6 +1832,7 @@ def reorder(student):
     return student
 
 
+# %% tags=["hide-input"]
 ORDERS = {
     "as they are": torch.arange(4),
     "in another order": ORDER,
@@ -1774,7 +1840,10 @@ ORDERS = {
 }
 
 
-def match_maps(seed, steps=30):
+MATCHING = min(30, steps // 2)  # steps
+
+
+def match_maps(seed, steps=MATCHING):
     """Train on the teacher's maps alone, in three orders of heads; each one's loss at each step."""
     batches = torch.Generator().manual_seed(seed)
     layer, losses = "attention:model.layers.{}.self_attn", {how: [] for how in ORDERS}
@@ -1808,9 +1877,7 @@ order_of_heads = {
     how: [np.mean(losses[how][-8:]) for losses in matched]
     for how in ("as they are", "in another order")
 }
-print(
-    f"both reordered: largest relative difference {np.abs(np.divide(*twins) - 1).max():.0e}"
-)
+apart = np.abs(np.divide(*twins) - 1).max()
 MAPS = Quantity("loss of the maps at the end", "", 1, 4, "lower")
 of_maps_alone = {
     "the first step": [losses["as they are"][0] for losses in matched],
@@ -1826,14 +1893,16 @@ a_tenth = np.mean(order_of_heads["as they are"]) / 10
 display(
     undecided("in another order", "as they are", a_tenth, order_of_heads, MAPS),
     maps_learned,
+    sentence(
+        f"With both reordered, the losses differ by {apart:.0e} of themselves at most."
+    ),
 )
 
 # %% [markdown]
-# So equal numbers of heads need no order, where the student is new: that follows from the symmetry, which the reordered pair shows; a few seeds alone do not decide it. Order matters where it is not exchangeable: when heads are grouped, since the grouping decides whose mean is taken; and for a student that was
+# So with equal numbers of heads a new student needs no order: that follows from the symmetry, which the reordered pair shows; a few seeds alone do not decide it. The order matters when heads are grouped, since the grouping decides whose mean is taken; and for a student that was
 # made from the teacher's own layers, whose heads have their places.
-
-# %% [markdown]
-# **5. Masks.** Padded tokens attend and are attended like any others unless a mask keeps them out, and their rows mean nothing. A causal mask needs
+#
+# **5. Masks.** Padded tokens attend and are attended to like any others unless a mask keeps them out, and their rows mean nothing. A causal mask needs
 # no such care: what neither model can see is zero in both maps. It matters only to the divisor, since
 # "all entries" then counts $L^2$ where $L(L+1)/2$ can differ from zero.
 
@@ -1854,6 +1923,8 @@ without_mask, with_mask = (
     for mask in (None, real)
 )
 assert np.isclose(*with_mask, rtol=1e-4)
+
+# %% tags=["hide-input"]
 causal = torch.ones(64, 64, 64, dtype=torch.bool).tril()
 all_entries, visible = (
     attention_map_mse(
@@ -1862,18 +1933,24 @@ all_entries, visible = (
     for mask in (None, causal)
 )
 assert np.isclose(visible / all_entries, 2 * 64 / 65)
-for filler, unmasked, masked in zip(pairs_of, without_mask, with_mask, strict=True):
-    print(
-        f"padding of bytes {filler:3d}: {unmasked:.4f} without a mask, {masked:.4f} with"
-    )
 assert not np.isclose(*without_mask, rtol=1e-4)
+table(
+    ["padding of bytes", "loss without a mask", "with it"],
+    [
+        [filler, f"{unmasked:.4f}", f"{masked:.4f}"]
+        for filler, unmasked, masked in zip(
+            pairs_of, without_mask, with_mask, strict=True
+        )
+    ],
+    caption="What stands in the padding must not matter.",
+)
 
 # %% [markdown]
 # ## Distilling one language model into another
 #
 # Now everything together. The student learns the teacher's distribution over the next byte; the hidden states of two of its layers, through
 # projectors from 48 to 96; and its attention there, two heads of the teacher for each of the student. <!-- by definition --> No labels are used. The weights follow the
-# rule from above, with the soft targets for its measure.
+# rule from above, relative to the soft targets.
 #
 # There is another answer to unequal heads and widths. MiniLM {cite}`wang2020minilm` and its second version {cite}`wang2021minilmv2` compare, in one layer of each
 # network, how *positions* relate: the first by its attention (queries with keys) and values with values, the second queries with queries, keys with keys, values with values. In the second the vectors of a position are put together over all heads and cut into as many *relation heads* as one likes, here four, and each
@@ -1934,6 +2011,7 @@ def relations():
     return Relations("model.layers.1", "model.layers.3")
 
 
+# %% tags=["hide-input"]
 @torch.no_grad()
 def of_the_teacher(tapped_large, batch):
     return tapped_large(batch)
@@ -1963,6 +2041,8 @@ hidden_weight, maps_weight, relations_weight = (
     float(f"{norms['SoftTargets'] / norms[name]:.2g}")
     for name in ("HiddenMSE", "AttentionMaps", "Relations")
 )
+
+# %%
 LANGUAGE = {
     "outputs": outputs,
     "and attention": lambda: outputs() + maps_weight * attention_maps(),
@@ -2083,7 +2163,7 @@ show(
     + f", teacher {of_large:.2f}.",
 )
 
-# %%
+# %% tags=["hide-input"]
 BYTES = Quantity("cross-entropy of the next byte", "nats", 1, 2, "lower")
 display(
     *(below(arm, "outputs", worth, BYTES) for arm in list(LANGUAGE)[1:]),
@@ -2117,7 +2197,7 @@ verdict(
 # %% [markdown]
 # ### In `transformers`' own Trainer
 #
-# Who trains with `Trainer` overrides one method. `num_items_in_batch` is the number of tokens of the whole step, so that accumulated
+# To distil with `Trainer`, override one method. `num_items_in_batch` is the number of tokens of the whole step, so that accumulated
 # micro-batches add up to one mean; where there is padding or accumulation, `hidden_mask`, `hidden_count` and `example_count` are passed beside it. The objective's own
 # weights, here the projectors, must be given to the optimiser.
 
@@ -2137,6 +2217,7 @@ class Distiller(Trainer):
         return objective(**seen, count=num_items_in_batch)[0]
 
 
+# %%
 small, objective = llama(10, **SMALL), LANGUAGE["all three"]()
 before = judged_by(small)
 examples = [
@@ -2170,11 +2251,28 @@ with tempfile.TemporaryDirectory() as folder:
     ):
         trainer.train()
 by_trainer = judged_by(small)
-print(
-    f"held-out nats a byte: {before:.2f} before, "
-    f"{by_trainer:.2f} after {min(30, steps)} steps of the Trainer"
-)
 assert by_trainer < before
+
+# %% tags=["hide-input"]
+display(
+    sentence(
+        f"Held-out text, in nats a byte: {before:.2f} before, {by_trainer:.2f} after "
+        f"{min(30, steps)} steps of the Trainer."
+    )
+)
+own_scale = np.mean(freedom["each channel its own scale"])
+findings.show(
+    f"A term moves the modules up to its point and none after it: {int((reach == 0).sum())} of "
+    f"{reach.size} gradients are exactly zero.",
+    "At equal width, the channels of a student of labels alone, each with its own scale, "
+    f"explain {own_scale:.0%} of the variance of the teacher's; any linear map of them "
+    f"{np.mean(freedom['any linear map']):.0%} ({N}; {train_images} images, {epochs} epochs).",
+    "Without projection heads InfoNCE needs element-wise alignment as MSE does: a rotation of the "
+    f"teacher's features changes its value by {change[0][index_of_rotation]:.0%}.",
+    "The part of a student's attention map that belongs to the image correlates with the "
+    f"teacher's at {alike['attention'][:, :, 1].mean():.2f} where maps are matched, and at "
+    f"{alike['alone'][:, :, 1].mean():.2f} where they are not ({N}).",
+)
 
 # %% [markdown]
 # ## Limits
@@ -2188,6 +2286,14 @@ assert by_trainer < before
 #   the losses are exact and general; the size of what a training loses is that of this task. Of so many intervals one may well miss zero by chance, and
 #   Adam, which treats each coordinate by itself, is not blind to a rotation either: small differences, to both sides, may be its own.
 # - The language models are tiny, hardly trained, and of one vocabulary. Different vocabularies need a map between them first.
+#
+# ## To take along
+#
+# - **Formulae.** MSE $\frac1D\|s-t\|^2$ and cosine $1-\frac{s\cdot t}{\|s\|\|t\|}$ compare coordinates. Activation attention compares
+#   $\hat a = a/\|a\|$ with $a=\sum_c A_c^2$; RKD and similarity preserving compare examples with each other.
+# - **What to set.** `HiddenMSE(layer, projector=Projector(kind, d_S, d_T))`; pairs of layers by `match_layers`; `ActivationAttention(…, form=…)`, whose two forms need different weights;
+#   `AttentionMaps(…, heads="group", normalise="queries")`. Set the weights by `gradient_norms` if they cannot be tuned.
+# - **What to mind.** A term moves nothing after its layer. Equal width does not make channels comparable. Attention maps need a mask for padding, and memory that grows as $L^2$.
 #
 # ## Exercises
 #
