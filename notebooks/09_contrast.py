@@ -7,16 +7,17 @@
 # ---
 
 # %% [markdown]
-# # Contrast
+# # Contrastive distillation
 #
 # Here are $K$ vectors that the teacher computed. One of them belongs to the input in front of you: which? A student that
-# can answer has learned something of the teacher's representation, and need not have copied a single coordinate of it.
-# That is contrastive distillation {cite}`tian2020contrastive`. Article A prints a loss for it. Is the loss right, what does
-# its value mean, and where should the other $K-1$ vectors come from?
+# can answer has learned something of the teacher's representation, without copying a single coordinate of it.
+# That is contrastive distillation {cite}`tian2020contrastive`. Article A prints a loss for it.
 #
-# **At the end you will know** why the positive belongs in the denominator; that InfoNCE is a lower bound on mutual
-# information, what exactly it leaves out, and which two ceilings it cannot pass; and what it costs, and buys, to take the
-# negatives from a memory bank and not from the batch, after a short training and after a longer one. <!-- by definition -->
+# The chapter has two parts. {ref}`The first <printed-infonce>` asks whether that loss is right, and what its value means: InfoNCE is a *bound* on mutual information.
+# {ref}`The second <bank-or-batch>` asks where the other $K-1$ vectors should come from, the batch or a memory *bank*. Each part can be read alone.
+#
+# **At the end you will know** why the positive belongs in the denominator; which two ceilings InfoNCE cannot pass;
+# and what negatives from a memory bank cost, and buy, after a short training and after a longer one. <!-- by definition -->
 #
 # *Needs: one CPU core and about two minutes. It reads no data.*
 
@@ -50,6 +51,7 @@ from kdlab.figures import (
     PURPLE,
     SKY,
     VERMILION,
+    sentence,
     show,
     table,
     use_style,
@@ -65,7 +67,7 @@ from kdlab.objectives import (
     info_nce,
 )
 from kdlab.objectives.contrastive import crd_nce
-from kdlab.study.display import device_for, verdict
+from kdlab.study.display import Findings, device_for, verdict
 from kdlab.study.evidence import Among, Quantity
 from kdlab.study.parameters import require
 from kdlab.study.statements import above, below, leads, rises, undecided, within
@@ -95,6 +97,9 @@ def difference(treated, control):
     return summary(np.subtract(treated, control))
 
 
+# %% tags=["hide-input"]
+findings = Findings()
+
 # %% [markdown]
 # (printed-infonce)=
 # ## The loss, printed and right
@@ -107,8 +112,7 @@ def difference(treated, control):
 # $$L = -\log \frac{e^{\sigma_+}}{e^{\sigma_+} + \sum_{j=2}^{K} e^{\sigma_j}} .$$
 #
 # Article A differs in one place. It sums over the negatives alone, in the formula ($h_{T,neg}$ under the sum) and in the sentence below it (“the sum is over negative teacher representations”).
-# (In the plain text that we have, the sum stands over the exponential, too. That is how the page's typesetting reads when it is copied: in the same text the
-# softmax and the $1/N_h$ of the attention loss come out upside down as well. No fault of the article's; it is tried below for what it teaches.)
+# (In the plain text that we have, the fraction is also upside down. So are other fractions in it: copying the typeset page does that, and the article is not to blame. We still try it below, for what it teaches.)
 # Its formula has $f_S(h_S)$ and $f_T(h_T)$ in it, heads that are “potential”; here they are the two networks that are trained.
 #
 # All three losses depend on a single number, the **margin** $a = \sigma_+ - \log\sum_{j\ge2} e^{\sigma_j}$ between the positive and
@@ -133,6 +137,8 @@ LOSSES = {
     "positive left out": lambda a: -a,
     "inverted too": lambda a: a,
 }
+
+# %% tags=["hide-input"]
 generator = torch.Generator().manual_seed(0)
 student, teacher = torch.randn(2, 64, 16, generator=generator, dtype=torch.float64)
 a = margin(similarities(student, teacher))
@@ -142,7 +148,7 @@ assert torch.isclose(
 
 # %% [markdown]
 # The gradients follow. By the positive's similarity they are $-(1-\pi_+)$, $-1$ and $+1$, where $\pi_+$ is the probability that
-# InfoNCE gives to the positive. So InfoNCE lets go of an example that it has solved, the second loss never does, and the
+# InfoNCE gives to the positive. So InfoNCE stops pulling at an example that it has solved, the second loss never stops, and the
 # third pushes student and teacher **apart**.
 
 # %%
@@ -172,6 +178,7 @@ def gaussian_pairs(information, n, generator):
     return s, rho * s + math.sqrt(1 - rho**2) * noise
 
 
+# %% tags=["hide-input"]
 def train_pair(loss, information, *, batch, steps, every=None):
     """Train encoders for s and t; also, how often the positive is found among new ones."""
     generator = torch.Generator().manual_seed(0)
@@ -197,6 +204,7 @@ def train_pair(loss, information, *, batch, steps, every=None):
     return of_s, of_t, found, value.item()
 
 
+# %%
 trained = {
     name: train_pair(
         lambda s, t, loss=loss: loss(margin(similarities(s, t))).mean(),
@@ -236,9 +244,7 @@ show(
     + ".",
 )
 
-# %%
-for name, (*_, found, value) in trained.items():
-    print(f"{name:18s} last loss {value:+6.2f}   positive found {found[-1]:6.1%}")
+# %% tags=["hide-input"]
 FOUND = Quantity(
     f"share of positives found among {AMONG}", "points", 100, 1, "higher", "%"
 )
@@ -253,9 +259,9 @@ display(
 )
 
 # %% [markdown]
-# The inverted loss learns to avoid the positive. The one without the positive *learns*, and it would be unjust to pass over
-# that: it has a name, decoupled contrastive learning, and was proposed on purpose, since its gradient does not fade
-# {cite}`yeh2022decoupled`. What it is not is a cross-entropy. It becomes negative, it has no minimum (for similarities without bound), and its
+# The inverted loss learns to avoid the positive. The one without the positive *learns*. It even has a name,
+# decoupled contrastive learning, and was proposed on purpose, since its gradient does not fade
+# {cite}`yeh2022decoupled`. But it is not a cross-entropy. It becomes negative, it has no minimum (for similarities without bound), and its
 # value does not mean what the next section says of InfoNCE.
 #
 # (bound)=
@@ -273,15 +279,15 @@ display(
 # $$\log K - L_{\text{best}} = \mathbb E \log r(s, t_1) - \mathbb E \log \tfrac1K \textstyle\sum_k r(s, t_k) .$$
 #
 # The first is $I(S;T)$ by definition. The second is a mutual information as well: $\tfrac1K\sum_k r(s,t_k)$ is the density ratio
-# between $s$ and the shuffled **set** of candidates. So nothing is lost without a name:
+# between $s$ and the shuffled **set** of candidates. So every part has a name:
 #
 # $$I(S;T) \;=\; \underbrace{\log K - L}_{\text{shown}} \;+\; \underbrace{\mathbb E\,D_{\mathrm{KL}}}_{\text{missed by the critic}} \;+\;
 # \underbrace{I(S;\,T_1,\dots,T_K)}_{\text{told by the set as a whole}} .$$
 #
 # The last two are not negative, hence $I(S;T) \ge \log K - L$. And since $L \ge 0$, what is shown can never exceed $\log K$.
 #
-# An identity between expectations can be checked without sampling, where there are few enough outcomes to go through
-# them all: three values of $s$, four of $t$, a critic that is wrong on purpose. Each part is computed by its own definition.
+# With few enough outcomes this identity can be checked without sampling, by going through all of
+# them: three values of $s$, four of $t$, a critic that is wrong on purpose. Each part is computed by its own definition.
 
 # %%
 joint = np.array([[30.0, 1, 1, 1], [1, 30, 1, 1], [1, 1, 15, 15]])
@@ -292,7 +298,7 @@ truth = (joint * np.log(ratio)).sum()
 
 
 def outcomes(K):
-    """All tuples of candidates, (4^K, K), and P(s, tuple) with the positive in front."""
+    """All tuples of candidates, (4^K, K), and P(s, tuple), the positive in front."""
     tuples = np.array(list(itertools.product(range(4), repeat=K)))
     return tuples, joint[:, tuples[:, 0]] * p_t[tuples[:, 1:]].prod(1)
 
@@ -314,6 +320,7 @@ def information_of_the_set(K):
     return (shuffled * np.log(shuffled / np.outer(p_s, of_tuple))).sum()
 
 
+# %% tags=["hide-input"]
 rng = np.random.default_rng(3)
 critic = ratio**0.5 * np.exp(0.5 * rng.normal(size=ratio.shape))
 sizes = range(1, 9)
@@ -358,8 +365,8 @@ axis.legend(fontsize="small", ncols=2, loc="upper right")
 show(
     figure,
     label="account",
-    caption="The account of the information, by enumeration. For every $K$ the three parts add up to $I(S;T)$. Candidates that are added dilute "
-    "what the set tells as a whole. Dots: with the positive left out the number is too "
+    caption="The account of the information, by enumeration. For every $K$ the three parts add up to $I(S;T)$. "
+    "Dots: with the positive left out the number is too "
     "large, although the critic is the true one.",
     alt="Stacked bars for one to eight candidates, all of one height. The part shown by the loss goes from "
     f"{parts[0][0]:.2f} to {parts[-1][0]:.2f} nats. Red dots lie above the bars, from {above_truth[0]:.2f} to {above_truth[-1]:.2f}.",
@@ -368,10 +375,10 @@ show(
 # %% [markdown]
 # The dots have a reason. With the true ratio for a critic, leaving the positive out gives an *upper* bound: by Jensen's
 # inequality $\mathbb E\log\frac{1}{K-1}\sum_{j\ge2} r(s,t_j) \le 0$. It is known as the leave-one-out bound
-# {cite}`poole2019variational`. But the true ratio is what nobody has. For any other critic it bounds nothing: stretch the similarities and it grows
-# as you please. InfoNCE stays below for **every** critic; the next cell tries a thousand.
+# {cite}`poole2019variational`. But nobody has the true ratio. For any other critic it bounds nothing: stretch the similarities and it grows
+# as you please. InfoNCE stays below for **every** critic; here are a thousand.
 
-# %%
+# %% tags=["hide-input"]
 wild = [
     np.log(5)
     - info_nce_exactly(np.exp(rng.normal(size=(3, 4)) * rng.exponential(3)), 5)
@@ -380,11 +387,11 @@ wild = [
 wild += [
     np.log(5) - info_nce_exactly(ratio ** rng.uniform(0, 6), 5) for _ in range(500)
 ]
-print(
-    f"I = {truth:.3f} nats.  InfoNCE, a thousand critics: at most {max(wild):.3f}.  "
-    f"Positive left out, similarities times ten: {stretched:.3f}."
-)
 assert max(wild) <= truth < min(above_truth) and stretched > 3 * truth
+sentence(
+    f"The truth is $I={truth:.3f}$ nats. InfoNCE, over a thousand critics, shows at most "
+    f"{max(wild):.3f}. With the positive left out and similarities times ten, {stretched:.3f} are shown."
+)
 
 # %% [markdown]
 # ## On Gaussians, where the truth is known
@@ -404,9 +411,10 @@ def log_ratio(s, t, information):
     return information - quadratic / (2 * (1 - squared))
 
 
+# %% tags=["hide-input"]
 def shown(s, t, K, critic):
     """log K − L over batches: mean, standard error; mean with the positive left out."""
-    n = len(s) // K * K
+    n = min(len(s) // K, 256) * K  # so many batches are enough
     margins = [
         margin(critic(a, b))
         for a, b in zip(s[:n].split(K), t[:n].split(K), strict=True)
@@ -451,6 +459,7 @@ def learn(information, temperature, K=MANY, steps=100):
         return of_s(s), of_t(t)
 
 
+# %% tags=["hide-input"]
 learned_at = (1, 3, 6, 9, 12)
 embedded = {information: learn(information, 0.05) for information in learned_at}
 cold = functools.partial(similarities, temperature=0.05)
@@ -514,16 +523,15 @@ verdict(
 # (tau)=
 # ## The temperature is a ceiling, too
 #
-# Embeddings of length one have similarities in $[-1, 1]$, so logits in $[-1/\tau, 1/\tau]$: a critic of limited voice. Its limit is
-# easily found. By Jensen's inequality $\log\frac1K\sum_k e^{\sigma_k} \ge \frac1K\sum_k\sigma_k$, so in a batch of $K$ pairs
+# Embeddings of length one have similarities in $[-1, 1]$, so logits in $[-1/\tau, 1/\tau]$. That limits the critic. By Jensen's inequality $\log\frac1K\sum_k e^{\sigma_k} \ge \frac1K\sum_k\sigma_k$, so in a batch of $K$ pairs
 #
 # $$\log K - L \;\le\; \frac1\tau\Bigl(\frac1K\sum_i s_i\!\cdot t_i - \bar s\cdot\bar t\Bigr)
 # \;=\; \frac1{\tau K}\sum_i (s_i-\bar s)\cdot(t_i-\bar t) \;\le\; \frac1\tau .$$
 #
 # The last step is Cauchy and Schwarz's. So **InfoNCE of unit vectors shows at most $\min(\log K, 1/\tau)$ nats**, and the
-# middle term says what it rewards where $\tau$ is large: covariance. Towards small $\tau$ another price rises. The softmax weighs negatives by their similarity to the example. Their effective number is the exponential of the entropy of their weights.
+# middle term says what it rewards where $\tau$ is large: covariance. A small $\tau$ has another price. The softmax weighs negatives by their similarity to the example. Their effective number is the exponential of the entropy of their weights.
 
-# %%
+# %% tags=["hide-input"]
 temperatures = (1.0, 0.5, 0.2, 0.05, 0.01)
 by_temperature, effective = [], []
 for temperature in temperatures:
@@ -576,15 +584,16 @@ rises(
 )
 
 # %% [markdown]
-# A bound is not a teacher. $\tau$ chooses which negatives are worth the student's attention, and a task decides that, not
-# the information.
+# A bound is not a teacher. $\tau$ chooses which negatives are worth the student's attention, and that depends on the task, not
+# on the information.
 #
+# (bank-or-batch)=
 # ## Batch or bank
 #
-# A negative is the teacher's vector of some other input. The batch offers $B-1$ of them for nothing. A **memory bank** keeps the vector of
+# A negative is the teacher's vector of some other input. The batch offers $B-1$ of them for free. A **memory bank** keeps the vector of
 # every training example as it was when last seen {cite}`wu2018unsupervised`; CRD keeps two, of the teacher's and of the student's embeddings, and
-# draws 16,384 negatives a step for CIFAR-100's 50,000 images. What it costs can be counted, and timed: forward and backward pass of the
-# loss alone, batches of 64, embeddings of width 128, each variant in turn and the median of the turns.
+# draws 16,384 negatives a step for CIFAR-100's 50,000 images. Its cost can be counted and timed: forward and backward pass of the
+# loss alone, batches of 64, embeddings of width 128, the median of several turns.
 
 # %% tags=["hide-input"]
 B, D, CIFAR, IMAGENET = 64, 128, 50_000, 1_281_167
@@ -651,10 +660,10 @@ table(
 )
 
 # %% [markdown]
-# The bank also asks for something that no table shows: a training set of fixed size, whose examples are met again and again and can be told apart by an index. A language
+# The bank also needs something that no table shows: a training set of fixed size, whose examples return and can be told apart by an index. A language
 # model that sees each text once has no use for it.
 #
-# ## How a bank is kept honest
+# ## What can go wrong with a bank
 #
 # For the rest of the chapter, a task small enough to repeat: twenty classes in five superclasses, a
 # teacher trained on many examples, a narrow student that has a thousand. The embedding is what goes into the last layer.
@@ -683,17 +692,17 @@ torch.manual_seed(0)
 teacher = mlp(16, task.num_classes, width=TEACHER_WIDTH)
 fit(teacher, CrossEntropy(), train=plenty, recipe=recipe(epochs=3, learning_rate=3e-3))
 teacher_test = predict(teacher, test)
-print(
-    f"teacher {count_parameters(teacher):,} parameters, "
-    f"student {count_parameters(new_student(0)):,}; test accuracy: "
-    f"teacher {accuracy(teacher_test, test.labels):.1%}, best possible "
-    f"{accuracy(task.posterior_logits(test.inputs), test.labels):.1%}"
+sentence(
+    f"The teacher has {count_parameters(teacher):,} parameters, the student "
+    f"{count_parameters(new_student(0)):,}. The teacher's test accuracy is "
+    f"{accuracy(teacher_test, test.labels):.1%}; the best possible one is "
+    f"{accuracy(task.posterior_logits(test.inputs), test.labels):.1%}."
 )
 
 # %% [markdown]
 # ### Keyed by example, and in the checkpoint
 #
-# An entry belongs to an example, not to a place in the batch: batches are shuffled, and an entry filed by place would be someone else's. And the bank is
+# An entry belongs to an example, not to a place in the batch: batches are shuffled, and an entry filed by place would be that of another example. And the bank is
 # part of the run's state. A run that resumes without it starts again with random negatives.
 
 # %%
@@ -710,10 +719,10 @@ assert {"entries", "labels"} <= bank.state_dict().keys()
 # ### Its age
 #
 # The student moves on and its entries do not. Here CRD trains three students, with different momentum $\mu$ of the bank: an
-# entry becomes $\mu$ parts old and $1-\mu$ parts new. After every epoch each entry is compared with what the networks say *now*, and sorted by its age in steps.
+# entry becomes $\mu$ parts old and $1-\mu$ parts new. After every epoch each entry is compared with what the networks compute *now*, by its age in steps.
 
 
-# %%
+# %% tags=["hide-input"]
 class LastSeen(Term):
     """No loss; remembers at which step each example was seen last."""
 
@@ -754,6 +763,7 @@ def embeddings(student, memory):
     return [F.normalize(m(h), dim=1) for m, h in zip(maps, hidden, strict=True)]
 
 
+# %%
 MOMENTA, EPOCHS = (0.0, 0.5, 0.9), min(6, epochs)
 LOOK = min(3, EPOCHS)  # after so many epochs the ages are drawn
 fresh, runs = {}, {}
@@ -814,39 +824,52 @@ show(
     + ".",
 )
 
-# %%
-for momentum in MOMENTA:
-    first, last = (
-        [values.mean().item() for values in fresh[momentum][epoch][1:]]
-        for epoch in (0, -1)
-    )
-    print(
-        f"momentum {momentum:.1f}: mean cosine after one epoch, "
-        f"student {first[0]:.2f}, teacher {first[1]:.2f}; "
-        f"after {EPOCHS}, {last[0]:.2f} and {last[1]:.2f}"
-    )
+# %% tags=["hide-input"]
+ages = [
+    [
+        f"{momentum:g}",
+        *(
+            f"{values.mean():.2f}"
+            for epoch in (0, -1)
+            for values in fresh[momentum][epoch][1:]
+        ),
+    ]
+    for momentum in MOMENTA
+]
+after = ("one epoch", f"{EPOCHS} epochs")
+of_banks = table(
+    [
+        "momentum",
+        *(f"{bank}, after {n}" for n in after for bank in ("student", "teacher")),
+    ],
+    ages,
+    caption="Mean cosine of a bank's entries with the embeddings of now.",
+)
 CLOSE = Quantity(
     "mean cosine of the student's bank with the present, after one epoch", "", 1, 2
 )
-above(
-    "no momentum",
-    "momentum 0.9",
-    {
-        "no momentum": fresh[0.0][0][1].mean().item(),
-        "momentum 0.9": fresh[0.9][0][1].mean().item(),
-    },
-    CLOSE,
-    factor=2,
+display(
+    of_banks,
+    above(
+        "no momentum",
+        "momentum 0.9",
+        {
+            "no momentum": fresh[0.0][0][1].mean().item(),
+            "momentum 0.9": fresh[0.9][0][1].mean().item(),
+        },
+        CLOSE,
+        factor=2,
+    ),
 )
 
 # %% [markdown]
-# The *teacher* is frozen, and yet its entries age: what moves is the learned map on top of it. In distillation that is a choice.
+# The *teacher* is frozen, and yet its entries age, since the learned map on top of it moves. In distillation that is a choice.
 # Without the map the teacher's vectors are constants that could be stored once and never age. The arm *batch and stored* below does that.
 #
 # ### Where the positive comes from
 #
-# A softmax over banks needs a positive. The embedding of this moment suggests itself, and it is a trap: the positive is then new and all
-# negatives are old, so *age* tells them apart. Take vectors that know nothing of any example, noise around one direction that all share. Nothing is shown,
+# A softmax over banks needs a positive. Taking the current embedding is a trap: the positive is then new and all
+# negatives are old, so their *age* tells them apart. Take vectors that know nothing of any example, noise around one direction that all share. Nothing is shown,
 # as it should be. Now let the direction turn a little at every step:
 
 
@@ -859,7 +882,7 @@ def softmax_loss(anchor, positive, negatives, added):
 
 
 def shown_of_nothing(turn):
-    """Nats shown in the last of four epochs by noise that shares a turning direction."""
+    """Nats shown in the last of four epochs by noise in a turning direction."""
     torch.manual_seed(0)
     bank, values = MemoryBank(len(train), 32), []
     for index in torch.cat([torch.randperm(len(train)) for _ in range(4)]).split(32):
@@ -875,14 +898,15 @@ def shown_of_nothing(turn):
     return torch.stack(values[-32:]).mean().item()
 
 
+# %% tags=["hide-input"]
 of_nothing = {"at rest": shown_of_nothing(0.0), "while turning": shown_of_nothing(0.04)}
 NOTHING = Quantity("information shown where there is none", "nats", 1, 2)
 display(below("at rest", 0.1, of_nothing, NOTHING))
 above("while turning", "at rest", of_nothing, NOTHING, by=1)
 
 # %% [markdown]
-# That is no violation of the bound. The derivation asked for negatives drawn from the *same* distribution as the positive, and yesterday's embeddings
-# are not. Networks find it out: they drift, all embeddings together, and the loss falls though hardly an example has been told from another. CRD takes the
+# That is no violation of the bound. The derivation needs negatives from the *same* distribution as the positive, and old embeddings
+# are not. Networks exploit that: all embeddings drift together, and the loss falls though hardly an example has been told from another. CRD takes the
 # positive **from the bank**, as old as the negatives. Here both are trained, and judged twice: by the negatives that they were trained with, and by the same examples
 # embedded anew. <!-- by definition -->
 
@@ -915,6 +939,7 @@ def bank_softmax(positive):
     return BankSoftmax(positive, **crd().options)
 
 
+# %% tags=["hide-input"]
 claimed = {"now": [], "bank": []}
 for positive, measured in claimed.items():
     student = new_student(0)
@@ -968,7 +993,7 @@ show(
     f"{claimed['now'][-1, 0]:.1f} (dashed) and {claimed['now'][-1, 1]:.1f} nats left, {claimed['bank'][-1, 0]:.1f} and {claimed['bank'][-1, 1]:.1f} right.",
 )
 
-# %%
+# %% tags=["hide-input"]
 late = {
     "trained with a positive of now, by the bank's negatives": claimed["now"][-1, 0],
     "trained with a positive of now, by fresh ones": claimed["now"][-1, 1],
@@ -982,8 +1007,8 @@ display(
 )
 
 # %% [markdown]
-# Taking the positive from the bank has its own price: in the first epoch, every example is pulled towards a random vector. MoCo {cite}`he2020momentum` has the other way out. It keeps a queue of old negatives *and* a positive of
-# now, and has both made by a copy of the network that moves so slowly that age does not tell. It is an arm of the experiment below.
+# Taking the positive from the bank has its own price: in the first epoch, every example is pulled towards a random vector. MoCo {cite}`he2020momentum` has another solution. It keeps a queue of old negatives *and* a current positive, and
+# makes both by a copy of the network that moves so slowly that age does not tell them apart. It takes part in the experiment below.
 #
 # ### One draw for the batch
 #
@@ -993,7 +1018,7 @@ display(
 # a batch are no longer independent of each other: they have the same negatives. So the expected gradient is the same and its noise is not.
 # Both are checked below; the noise for the mean over a batch, where shared negatives do not average out.
 
-# %%
+# %% tags=["hide-input"]
 student, memory = runs[0.5]
 torch.manual_seed(0)
 asks = torch.arange(8)
@@ -1007,17 +1032,13 @@ chance = M / len(train)
 expected, spread = DRAWS * chance, math.sqrt(DRAWS * chance * (1 - chance))
 z_scores = (counts - expected)[eligible] / spread
 assert (counts[~eligible] == 0).all() and z_scores.abs().max() < 5
-print(
-    f"z-scores of {len(z_scores):,} counts: mean {z_scores.mean():+.3f}, "
-    f"deviation {z_scores.std():.3f}"
-)
 
 # %%
 embedded_now, entries = embeddings(student, memory)[0], memory.teacher_bank.entries
 
 
 def gradient(examples):
-    """Of the softmax with one draw for these examples, by embedding, summed: (width,)."""
+    """Of the softmax with one draw for these examples, summed: (width,)."""
     anchors = embedded_now[examples].requires_grad_()
     drawn, added, _ = memory.teacher_bank.negatives(examples, train.labels[examples], M)
     loss = softmax_loss(anchors, entries[examples], entries[drawn], added) * len(
@@ -1026,6 +1047,7 @@ def gradient(examples):
     return torch.autograd.grad(loss, anchors)[0].sum(0)
 
 
+# %% tags=["hide-input"]
 of_batch = torch.arange(64)
 ONCE, EACH = 300, 30
 one_draw = torch.stack([gradient(of_batch) for _ in range(ONCE)]) / 64
@@ -1035,18 +1057,21 @@ each_its_own = (
 noise = [x.var(0).sum().sqrt().item() for x in (one_draw, each_its_own)]
 apart = (one_draw.mean(0) - each_its_own.mean(0)).norm().item()
 standard_error = math.sqrt(noise[0] ** 2 / ONCE + noise[1] ** 2 / EACH)
-print(
-    f"mean gradient {one_draw.mean(0).norm():.3f}; the two means differ "
-    f"by {apart:.4f} (standard error {standard_error:.4f}); "
-    f"noise {noise[0]:.4f} with one draw, {noise[1]:.4f} with one each"
-)
 assert apart < 3 * standard_error
 NOISE = Quantity("noise of the batch's mean gradient", "", 1, 4, "lower")
-above(
-    "one draw for all",
-    "a draw for each",
-    dict(zip(("one draw for all", "a draw for each"), noise, strict=True)),
-    NOISE,
+display(
+    sentence(
+        f"How often each example is drawn: z-scores of {len(z_scores):,} counts have mean "
+        f"{z_scores.mean():+.3f} and deviation {z_scores.std():.3f}.",
+        f"The mean gradient is {one_draw.mean(0).norm():.3f}; the two ways differ by "
+        f"{apart:.4f} in it (standard error {standard_error:.4f}).",
+    ),
+    above(
+        "one draw for all",
+        "a draw for each",
+        dict(zip(("one draw for all", "a draw for each"), noise, strict=True)),
+        NOISE,
+    ),
 )
 
 # %% [markdown]
@@ -1054,7 +1079,7 @@ above(
 #
 # CRD does not use the softmax. It asks of every candidate, one at a time, whether it is the positive: noise-contrastive
 # estimation {cite}`gutmann2010noise`. With $m$ negatives and a bank of $n$, a candidate of similarity $\sigma$ is called positive with probability
-# $h = \operatorname{sigmoid}(\sigma - c)$, where the threshold is $c = \log(Z m/n)$. The two gradients have one shape, each a pull and many pushes,
+# $h = \operatorname{sigmoid}(\sigma - c)$, where the threshold is $c = \log(Z m/n)$. Both gradients consist of one pull and many pushes,
 #
 # $$\begin{aligned}
 # \text{softmax:}&\quad w_+ = 1-\pi_+, & w_j &= \pi_j = e^{\sigma_j - \log\sum_k e^{\sigma_k}},\\
@@ -1098,6 +1123,7 @@ def compare_weights(student, memory, factor=1.0):
     }
 
 
+# %% tags=["hide-input"]
 batch = torch.arange(128)
 untrained = new_student(0)
 torch.manual_seed(0)
@@ -1138,8 +1164,8 @@ legend.legend_handles[0].set_alpha(1)
 show(
     figure,
     label="weights",
-    caption="How hard each negative is pushed away, by NCE (a function of its similarity alone) and by the softmax (dots: it depends "
-    "on the example's other candidates, so that every example has a threshold of its own, which NCE does not know). The titles give the median cosine between the two gradients.",
+    caption="How hard each negative is pushed away: by NCE, a function of its similarity alone; and by the softmax (dots), which depends "
+    "on the example's other candidates. The titles give the median cosine between the two gradients.",
     alt="Two logarithmic plots of weight against similarity: dots of the softmax about the curve of NCE. The cosine of the gradients is "
     + " and ".join(
         f"{stages[n]['cosine']:.2f} ({n})"
@@ -1168,7 +1194,7 @@ table(
     "$Z$ decides.",
 )
 
-# %%
+# %% tags=["hide-input"]
 SAME = Quantity("cosine between the gradients of NCE and of the softmax", "", 1, 2)
 late_stage = f"after {EPOCHS} epochs"
 below(
@@ -1179,14 +1205,14 @@ below(
 )
 
 # %% [markdown]
-# $Z$ is the exchange rate between attraction and repulsion, as the table shows in its second and third row. Since it is set
-# once, on networks that know nothing yet, it must be in the checkpoint too: measured anew on resuming, it would be another objective.
+# $Z$ sets the balance between attraction and repulsion, as the table shows in its second and third row. Since it is set
+# once, on untrained networks, it must be in the checkpoint too: measured anew on resuming, it would be another objective.
 #
 # ## Does it teach?
 #
-# Ten students, all with the hard labels in full (but for KD, which gives them a tenth): <!-- by definition -->
+# Ten methods (*arms*), all with the labels at full weight, except KD, which gives them a tenth: <!-- by definition -->
 #
-# | arm | what is added |
+# | arm | what is added to the labels |
 # |---|---|
 # | **alone** | nothing |
 # | **KD** | soft targets |
@@ -1199,12 +1225,11 @@ below(
 # | **CRD** | *bank*, with NCE for the softmax: as published |
 # | **queue** | MoCo {cite}`he2020momentum`: *afresh*, but the negatives are the last three batches; they *and the positive* come from slow copies of both networks |
 #
-# The control that matters is *afresh*. Between *bank* and *afresh* the age of the candidates differs (an entry is an average over visits, and random before the first); between *CRD* and *bank* the loss; and in both pairs the weight, where validation chooses two. (From *batch, two maps* to *afresh* four
-# things change: the number of candidates, whose they are, that the own class is left out, and that they get no gradient.) The queue is the other cure of age that is known: old
-# negatives and a positive of now, made by networks so slow that age does not tell. SEED {cite}`fang2021seed` distils with such a queue, of the teacher's vectors.
+# The control that matters is *afresh*. Between *bank* and *afresh* the age of the candidates differs (an entry is an average over visits, and random before the first); between *CRD* and *bank* the loss; and in both pairs the weight, where validation chooses two different ones. (From *batch, two maps* to *afresh* four
+# things change: the number of candidates, whose they are, that the own class is left out, and that they get no gradient.) The queue is the other known remedy for age. SEED {cite}`fang2021seed` distils with such a queue, of the teacher's vectors.
 #
 # A comparison needs many trainings, and these networks are small. So the students of all weights and seeds of an arm are trained **side by side**, as one network whose weights
-# have a first axis, the copies. A copy shares nothing with the others but the instructions.
+# have a first axis, the copies. The copies share nothing.
 
 # %% tags=["hide-input"]
 BATCH, DRAWN, WAITING = 128, len(train) // 3, 3 * 128
@@ -1251,7 +1276,7 @@ def of_nobody(copies, n):
 
 
 # %% [markdown]
-# Where candidates come from is all that the arms differ in. Each source says *which* examples are candidates, as what they are embedded, and what
+# The arms differ only in where candidates come from. Each source says *which* examples are candidates, as what they are embedded, and what
 # the positives are.
 
 
@@ -1317,6 +1342,7 @@ class Queue(InBatch):
             slow.lerp_(copies[name], 1 - SLOWNESS)
 
 
+# %% tags=["hide-input"]
 @dataclass
 class Arm:
     """An arm that contrasts: whence, whether in both directions, which loss, which weights."""
@@ -1341,6 +1367,7 @@ ARMS = {
 }
 
 
+# %%
 def contrast(arm, source, copies, index, drawn, now, Z):
     """What an arm adds to the labels' loss, one value a copy."""
     which, embedded, positives = source.candidates(copies, index, drawn, now)
@@ -1368,10 +1395,10 @@ def contrast(arm, source, copies, index, drawn, now, Z):
 
 
 # %% [markdown]
-# The training loop knows no more than that. `draws` are what a bank would draw; a seed has the same batches and the same draws in every arm.
+# The training loop knows no more than that. A seed has the same batches, and the same draws as a bank would make, in every arm.
 
 
-# %%
+# %% tags=["hide-input"]
 def train_together(name, settings, *, epochs=epochs, rate=1e-2):
     """Students for all (weight, seed) in settings, as tensors with the copies in front."""
     arm = ARMS.get(name)
@@ -1438,7 +1465,7 @@ def correct(copies, split):
 
 
 # %% [markdown]
-# Written out a second time, a loss can be wrong a second time. So it is held against `kdlab`'s own: on one batch, with the same maps, the same banks and the same draw.
+# A loss that is written a second time can be wrong. So it is checked against `kdlab`'s own, on one batch, with the same maps, banks and draw.
 
 
 # %% tags=["hide-input"]
@@ -1479,8 +1506,8 @@ for name in ("batch", "batch, other classes", "bank", "CRD"):
 # %% [markdown]
 # ### The short training, and every weight
 #
-# The student alone chooses its learning rate by the validation split, and it then holds for all; KD chooses its temperature; the others choose their weight. This favours
-# the student alone, as a baseline should be. The seeds that choose are not tested. The figure shows the whole grid, since a choice at the edge of a grid is none.
+# The validation split chooses: a learning rate for the student alone, which then holds for all; a temperature for KD; a weight for each of the others. This favours
+# the student alone, as it should favour a baseline. The seeds that choose are not tested. The figure shows the whole grid, since a choice at its edge is not a real choice.
 
 # %% tags=["hide-input"]
 TRIED = tuple(
@@ -1532,7 +1559,7 @@ axis.set(
     xscale="log", xlabel="weight of the contrast", ylabel="validation accuracy (%)"
 )
 axis.legend(fontsize="x-small", ncols=2)
-show(
+weights_tried = show(
     figure,
     label="weights-tried",
     caption=f"Validation accuracy for every weight that was tried, mean of {len(TRIED)} seeds, {epochs} epochs. Grey line: the student alone, at the learning rate that "
@@ -1548,8 +1575,13 @@ show(
 at_the_edge = [
     name for name, v in validated.items() if int(v.argmax()) in (0, len(v) - 1)
 ]
-print("chosen:", chosen)
-print("at the edge of their grid:", ", ".join(at_the_edge) or "none")
+display(
+    weights_tried,
+    sentence(
+        f"Chosen: {', '.join(f'{arm} {value:g}' for arm, value in chosen.items())}. "
+        f"At the edge of their grid: {', '.join(at_the_edge) or 'none'}."
+    ),
+)
 
 # %% [markdown]
 # The chosen setting is trained with other seeds, and these meet the test split once. Three arms in CRD's set-up are trained with weight one as well, for the longer training's sake.
@@ -1671,27 +1703,33 @@ display(
 )
 
 # %% [markdown]
-# Where *afresh* is above *bank*, it is the candidates' *age* that takes the gain away: the same examples, embedded afresh, teach. See in the curves of weights above
-# whether a bank's harm grows with its weight, and at which weight validation leaves it. An arm at the lower edge of its grid is nearly *alone*, so that it comes out within a margin of *alone* is no surprise: what is found is that validation saw no gain in any other weight. <!-- by definition --> The queue's networks are slow, which may be age under another name. CRD's two maps may agree on something that is not in the teacher's vectors: information shown is not accuracy.
+# Where *afresh* is above *bank*, it is the candidates' *age* that takes the gain away: the same examples, embedded afresh, teach. The curves of weights above show
+# whether a bank's harm grows with its weight. An arm at the lower edge of its grid is nearly *alone*, so it is no surprise if it comes out near *alone*: validation saw no gain in any other weight. <!-- by definition --> The queue's networks are slow, which may be age under another name. CRD's two maps may agree on something that is not in the teacher's vectors: information shown is not accuracy.
 #
-# How much is *number*? The next cell prints *batch* and *batch and stored* at equal weights, on the validation split; the sentence below it is about the test split, each at the weight that it has chosen.
+# Does the *number* of candidates matter? The table has *batch* and *batch and stored* at equal weights, on the validation split; the sentence below is about the test split, each at its chosen weight.
 
-# %%
-for weight, few, many in zip(
-    MORE, validated["batch"], validated["batch and stored"], strict=True
-):
-    print(
-        f"weight {weight:4g}: 128 candidates {few:.2f} %, 256 candidates {many:.2f} %"
-    )
-display(undecided("batch and stored", "batch", 0.1, points, ACCURACY))
+# %% tags=["hide-input"]
+display(
+    table(
+        ["weight", "128 candidates (%)", "256 candidates (%)"],
+        [
+            [f"{weight:g}", f"{few:.2f}", f"{many:.2f}"]
+            for weight, few, many in zip(
+                MORE, validated["batch"], validated["batch and stored"], strict=True
+            )
+        ],
+        caption=f"Validation accuracy, mean of {len(TRIED)} seeds.",
+    ),
+    undecided("batch and stored", "batch", 0.1, points, ACCURACY),
+)
 
 # %% [markdown]
 # ### The longer training
 #
 # A bank ages by the distance that the networks move between two visits. So here is a training of more epochs at a lower rate, meant to move them less. <!-- by definition --> The student alone chooses
-# it, a tenth of the other or three tenths. <!-- by definition --> All others have weight one, in both trainings; it is nobody's choice.
+# the rate, a tenth of the other or three tenths. <!-- by definition --> All others have weight one in both trainings, which was not chosen for any of them.
 
-# %%
+# %% tags=["hide-input"]
 SLOW_RATES = (rate / 10, 3 * rate / 10)
 slow_rate = SLOW_RATES[
     int(
@@ -1780,23 +1818,20 @@ ahead = above("CRD", ["alone", "batch, two maps"], lengths["long"], SLOW)
 display(behind, ahead, undecided("CRD", "afresh", 0.1, lengths["long"], SLOW))
 
 # %% [markdown]
-# Where the first two sentences hold, the order turns round: after the short training a bank's student is behind the one without a teacher's embeddings, after the longer one ahead of it, and ahead of the batch's in the same set-up. The third is about the control that matters, the bank's candidates embedded afresh: where it does not tell the two apart, nothing shows that the gain over the batch is the memory's. What one has measured of CRD at one length of training says
-# nothing of another.
+# Where the first two sentences hold, the order turns round: after the short training a bank's student is behind the one without a teacher's embeddings, after the longer one ahead of it, and ahead of the batch's in the same set-up. The third is about the control that matters, the bank's candidates embedded afresh: where it does not tell the two apart, nothing shows that the gain over the batch comes from the memory. A measurement of CRD at one length of training says
+# nothing about another.
 #
 # ### False negatives
 #
-# Among the negatives are examples of the same class, whose vectors perhaps *should* be alike. How many, and does it matter? The next cell counts them and
-# compares cosines: of strangers of one class, and of different classes, for the students of the first seed.
+# Among the negatives are examples of the same class, whose vectors perhaps *should* be alike. How many are there, and does it matter? The table
+# compares cosines of two examples of one class, and of different classes, for the students of the first seed.
 
-# %%
+# %% tags=["hide-input"]
 same = (validation.labels[:2000, None] == validation.labels[:2000]).fill_diagonal_(
     False
 )
 other = ~same.clone().fill_diagonal_(True)
-print(
-    f"in a batch of 128, on average {127 * same.sum() / (same.sum() + other.sum()):.1f} "
-    "negatives share the class"
-)
+share = 127 * same.sum() / (same.sum() + other.sum())
 
 
 @torch.no_grad()
@@ -1816,14 +1851,20 @@ with torch.no_grad():
             torch.zeros(len(SEEDS), 1, TEACHER_WIDTH),
         )
         cosines[arm] = class_cosines(embedded[0])
-for name, (inside, across) in cosines.items():
-    print(f"{name:22s} same class {inside:.2f}, other classes {across:.2f}")
+table(
+    ["embedding of", "same class", "other classes"],
+    [
+        [name, f"{inside:.2f}", f"{across:.2f}"]
+        for name, (inside, across) in cosines.items()
+    ],
+    caption=f"Mean cosine of two examples. In a batch of 128, {share:.1f} negatives share the class on average.",
+)
 
 # %% [markdown]
-# In distillation a false negative need not be false: where the teacher's vectors differ within a class, as the first of these cosines says, that is part of
+# In distillation a false negative need not be false: where the teacher's vectors differ within a class, as its first cosine says, that is part of
 # what it knows. What leaving them out does to accuracy:
 
-# %%
+# %% tags=["hide-input"]
 undecided("batch, other classes", "batch", 0.1, points, ACCURACY)
 
 # %% [markdown]
@@ -1842,11 +1883,13 @@ without_own = (
     math.log(33)
     - info_nce(vectors_of_class, vectors_of_class, labels=coin, **how_cold).item()
 )
-print(
-    f"truth {math.log(2):.3f} nats; shown {with_all:.3f}; "
-    f"own class left out {without_own:.3f}"
-)
 assert with_all <= math.log(2) + 1e-5 and without_own > 4 * math.log(2)
+
+# %% tags=["hide-input"]
+sentence(
+    f"The truth is {math.log(2):.3f} nats. InfoNCE shows {with_all:.3f}; with the own class "
+    f"left out it shows {without_own:.3f}."
+)
 
 
 # %% tags=["hide-input"]
@@ -1866,6 +1909,19 @@ verdict(
     condition="bound to a scale" if turns else None,
 )  # fmt: skip
 
+# %% tags=["hide-input"]
+findings.show(
+    f"With the positive among the {SOME} candidates, InfoNCE stays a lower bound: it shows "
+    f"{best[SOME][at, 0]:.2f} of {truths[at]:.2f} nats. With the positive left out "
+    f"{best[SOME][at, 2]:.2f} are shown.",
+    f"In a short training ({epochs} epochs; ten methods, each at the weight that validation "
+    f"chooses; {N}), a plain map to the teacher's vectors with the batch's negatives changes "
+    f"accuracy by {said(gains['batch'])} points against labels alone, CRD by {said(gains['CRD'])}, KD by {said(gains['KD'])}.",
+    f"At weight one, CRD changes it by {said(short['CRD'])} points after {epochs} epochs and by "
+    f"{said(long['CRD'])} after {LONG} at a lower rate; its candidates embedded afresh, under a "
+    f"softmax, by {said(short['afresh'])} and {said(long['afresh'])}.",
+)
+
 # %% [markdown]
 # ## Limits
 #
@@ -1877,6 +1933,13 @@ verdict(
 #   and may classify badly; the statements under the table have an arm that shows more nats and is less accurate.
 # - The bound is one between distributions. Drawing negatives without replacement from a finite training set, as all of this chapter's
 #   trainings do, obeys it only approximately.
+#
+# ## To take along
+#
+# - **Formulae.** $L = -\log\bigl(e^{\sigma_+}/\sum_{k=1}^{K} e^{\sigma_k}\bigr)$, the positive included; $I(S;T) \ge \log K - L$; and unit vectors show at most $\min(\log K, 1/\tau)$.
+# - **What to set.** `InfoNCE(layer, projector=…)` first: it keeps nothing. `CRD(…, examples=n, negatives=m, temperature=τ)` where examples return; its banks and
+#   normalisers belong in the checkpoint.
+# - **What to mind.** The age of a bank's entries: take the positive from the bank, too. Give a bank a long training at a low rate, or use the batch. And information shown is not accuracy.
 #
 # ## Exercises
 #
