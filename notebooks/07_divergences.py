@@ -9,13 +9,12 @@
 # %% [markdown]
 # # Divergences
 #
-# A student that can copy its teacher exactly does not care how the distance between them is measured: every divergence
-# is zero at the same place. A student that is too small must leave something out. What it leaves out is decided by the
-# divergence, and this chapter makes that decision visible.
+# If a student can copy its teacher exactly, it does not matter how the distance between them is measured: every divergence
+# is zero at the same place. A student that is too small must leave something out. The divergence decides what, and this
+# chapter makes that decision visible.
 #
 # **At the end you will know** what mode covering and mode seeking look like, and that both need a student that is too
-# small; how the skew and the $\beta$ of a Jensen–Shannon divergence move between them, and where they jump; the one
-# formula from which all these gradients come, and what it says of a student that starts far away; which divergences
+# small; the one formula from which all these gradients come; which divergences
 # need the student's own samples; and what a small network becomes when it is distilled by each.
 #
 # *Needs: one CPU core and about two minutes. The gradients of the Kullback–Leibler and Jensen–Shannon divergences are
@@ -49,6 +48,7 @@ from kdlab.figures import (
     PURPLE,
     SKY,
     VERMILION,
+    sentence,
     show,
     table,
     use_style,
@@ -74,7 +74,7 @@ from kdlab.objectives import (
     soften,
     total_variation,
 )
-from kdlab.study.display import device_for
+from kdlab.study.display import Findings, device_for
 from kdlab.study.evidence import Among, Quantity
 from kdlab.study.parameters import require
 from kdlab.study.statements import (
@@ -106,6 +106,9 @@ RATES = sorted(set(learning_rates))
 SKEWED_FORWARD = rf"skewed forward, $\lambda={skew:g}$"
 SKEWED_REVERSE = rf"skewed reverse, $\lambda={skew:g}$"
 
+# %% tags=["hide-input"]
+findings = Findings()
+
 # %% [markdown]
 # ## A teacher with three modes, a student with one
 #
@@ -128,7 +131,7 @@ def bell(theta):
 
 
 def bells(theta):
-    """Logits of a mixture of K bells; theta: K weights (logits), centres, log-widths."""
+    """Logits of a mixture of K bells; theta: K logits, centres and log-widths."""
     a, mu, log_sigma = theta.chunk(3, -1)
     each = -((x - mu[..., None]) ** 2) / (2 * torch.exp(2 * log_sigma[..., None]))
     log_height = torch.log_softmax(a, -1) - log_sigma
@@ -156,6 +159,8 @@ DIVERGENCES = {
     r"JSD, $\beta=0.9$, scaled": partial(generalised_jsd, beta=0.9, scaled=True),
     "total variation": total_variation,
 }
+
+# %% tags=["hide-input"]
 PLAIN = {name: name.replace(",", "") for name in DIVERGENCES}
 COLOURS = dict(
     zip(
@@ -169,11 +174,11 @@ COLOURS = dict(
 # ## Eight fits
 #
 # Each divergence is minimised from eight starts: one on each mode, and five broad bells along the line. The minimiser
-# is a quasi-Newton method of SciPy, so that nothing hinges on a learning rate. What it finds are the divergence's own
+# is a quasi-Newton method of SciPy, so nothing depends on a learning rate. It finds the divergence's own
 # minima.
 
 
-# %%
+# %% tags=["hide-input"]
 def minima(divergence, model, starts, target=None):
     """Minimise from every start; the results, best first."""
     target = teacher if target is None else target
@@ -191,6 +196,7 @@ def minima(divergence, model, starts, target=None):
     return sorted(found, key=lambda result: result.fun)
 
 
+# %%
 at_modes = list(zip(centre.tolist(), width.log().tolist(), strict=True))
 starts = [*at_modes, *((float(mu), math.log(2.0)) for mu in (-8, -4, 0, 4, 8))]
 fits = {name: minima(D, bell, starts) for name, D in DIVERGENCES.items()}
@@ -227,7 +233,7 @@ show(
 
 # %% [markdown]
 # A broad bell over all modes is mode *covering*, a narrow one on a single mode is mode *seeking*. In the older literature the two directions are called inclusive and exclusive
-# {cite}`minka2005divergence`. Neither is a preference that somebody put in. Both can be calculated.
+# {cite}`minka2005divergence`. Nobody put these preferences in: both can be calculated.
 #
 # ### Why the forward KL covers: it matches moments
 #
@@ -244,8 +250,8 @@ def moments(distribution):
 
 
 covering = soften(bell(best["forward KL"]))
-print("teacher:     mean {:+.3f}, deviation {:.3f}".format(*moments(p)))
-print("forward fit: mean {:+.3f}, deviation {:.3f}".format(*moments(covering)))
+
+# %% tags=["hide-input"]
 for k, moment in enumerate(("mean", "standard deviation")):
     both = {
         "the best fit of the forward KL": moments(covering)[k],
@@ -272,16 +278,24 @@ only(
 # $q/p = 1/w_k$. So $D_{\mathrm{KL}}(q\,\|\,p) = -\log w_k$, whatever the other modes are like. Each mode is a minimum
 # of its own, and the heaviest is the cheapest; height does not enter. <!-- by definition -->
 
-# %%
+# %% tags=["hide-input"]
 by_mode = {}
 for result in fits["reverse KL"]:
     k = (centre - result.x[0]).abs().argmin().item()
     by_mode.setdefault(k, result.fun)
-for k in sorted(by_mode):
-    print(
-        f"mode at {centre[k]:+.0f}: reverse KL {by_mode[k]:.4f}, "
-        f"−log w {-weight[k].log():.4f}"
-    )
+of_modes = table(
+    ["mode at", "weight $w$", "reverse KL", r"$-\log w$"],
+    [
+        [
+            f"{centre[k]:+.0f}",
+            f"{weight[k]:.2f}",
+            f"{by_mode[k]:.4f}",
+            f"{-weight[k].log():.4f}",
+        ]
+        for k in sorted(by_mode)
+    ],
+    caption="The minima of the reverse KL, and what their modes' weights say.",
+)
 assert p.argmax() == (x - centre[1]).abs().argmin()  # the heaviest is not the tallest
 assert len(by_mode) == 3
 at_mode = {f"the mode of weight {weight[k]:.2f}": value for k, value in by_mode.items()}
@@ -291,12 +305,13 @@ off = {
 }
 nats = Quantity("reverse KL", "nats", digits=4, better="lower")
 display(
+    of_modes,
     only(
         [],
         off,
         Quantity(r"distance of the reverse KL from $-\log w$", "nats", digits=4),
         above=0.002,
-    )
+    ),
 )
 leads(f"the mode of weight {weight.max():.2f}", at_mode, nats)
 
@@ -311,6 +326,8 @@ judged = {
     name: [DIVERGENCES[judge](bell(theta), teacher).item() for judge in JUDGES]
     for name, theta in best.items()
 }
+
+# %% tags=["hide-input"]
 for column, judge in enumerate(JUDGES):
     by_judge = {f"the fit of the {name}": row[column] for name, row in judged.items()}
     eight_fits = Among("the eight best fits", by_judge)
@@ -345,7 +362,7 @@ table(
 # %% [markdown]
 # ### The whole landscape
 #
-# Two parameters can be drawn. Every point below is a student, and its colour says what the divergence thinks of it.
+# With two parameters the whole divergence can be drawn. Every point below is a student, and its colour is the value of the divergence.
 
 # %%
 mu_grid = torch.linspace(-9, 9, 55, dtype=torch.float64)
@@ -391,7 +408,7 @@ panels[0].set_ylabel(r"width $\sigma$")
 show(
     figure,
     label="landscape",
-    caption="What each divergence thinks of every bell: bright is good. Stars: the best; dots: further minima that the eight starts "
+    caption="Each divergence for every bell: bright is small. Stars: the best; dots: further minima that the eight starts "
     "found. Different minima found: "
     + ", ".join(f"{count} ({name})" for name, count in pits.items())
     + ".",
@@ -421,8 +438,11 @@ for size in (2, 3):
         by_size[size, name] = minima(D, bells, random_starts)
 exact = [soften(bells(torch.tensor(by_size[3, name][0].x))) for name in DIVERGENCES]
 furthest = max((q - p).abs().sum().item() / 2 for q in exact)
-print(
-    f"three bells: the worst of the eight best fits is {furthest:.0e} from the teacher (TV)"
+display(
+    sentence(
+        "With three bells, the worst of the eight best fits has a total variation of "
+        f"{furthest:.0e} from the teacher."
+    )
 )
 least = {
     size: {name: by_size[size, name][0].fun for name in DIVERGENCES} for size in (2, 3)
@@ -498,7 +518,7 @@ table(
 # can be too small there is the network behind the logits, which has to serve all contexts at once; the last experiment
 # of this chapter is of that kind.
 #
-# The last column is a second lesson. The optima agree; the roads to them do not. Even with room enough, a start can end in a minimum that is not
+# The last column says something else. The optima agree; the ways to them do not. Even a student that is large enough can end in a minimum that is not
 # the teacher.
 #
 # (dials)=
@@ -526,9 +546,9 @@ assert max(plain[1], plain[-2]) < 1e-4  # one step inside, still nearly zero
 assert np.allclose([scaled[1], scaled[-2]], ends, rtol=1e-3)  # and still nearly the KLs
 
 # %% [markdown]
-# ### λ: further than one would think
+# ### λ: from one side to the other
 #
-# The skew was made to tame the KL: no value can exceed $-\log\lambda$. But a skew does more than tame. Let
+# The skew was made to bound the KL: no value can exceed $-\log\lambda$. But it does more. Let
 # $\lambda \to 1$ and expand the logarithm to second order:
 #
 # $$\frac{D_{\mathrm{KL}}\bigl(p \,\|\, \lambda p + (1-\lambda) q\bigr)}{(1-\lambda)^2} \;\to\; \frac12 \sum_i \frac{(q_i-p_i)^2}{p_i},
@@ -551,7 +571,7 @@ for skewed, denominator in ((skewed_forward_kl, p_t), (skewed_reverse_kl, q_z)):
     assert torch.allclose(limit, chi_squared / 2, rtol=1e-2)
 
 # %% [markdown]
-# So let each dial turn through its range and look, at every setting, for the bell that fits.
+# So we turn each dial through its range, and fit the bell at every setting.
 
 # %%
 settings = np.linspace(0, 1, 21)
@@ -561,7 +581,9 @@ DIALS = {
     "skewed forward KL": lambda skew: partial(skewed_forward_kl, skew=skew),
     "skewed reverse KL": lambda skew: partial(skewed_reverse_kl, skew=skew),
 }
-paths, jump, by_factor = {}, {}, {}
+
+# %% tags=["hide-input"]
+paths, jump, by_factor, jumps = {}, {}, {}, []
 for name, dialled in DIALS.items():
     turned = (
         settings if "JSD" in name else settings[:-1]
@@ -572,18 +594,27 @@ for name, dialled in DIALS.items():
     jump[name] = np.abs(np.diff(path[:, 1])).argmax()
     before, after = np.exp(path[jump[name] : jump[name] + 2, 1])
     paths[name] = path
-    print(
-        f"{name}: between {settings[jump[name]]:.2f} and {settings[jump[name] + 1]:.2f} "
-        f"the best width jumps from {before:.2f} to {after:.2f}"
+    jumps.append(
+        [
+            name,
+            f"{settings[jump[name]]:.2f} and {settings[jump[name] + 1]:.2f}",
+            f"{before:.2f}",
+            f"{after:.2f}",
+        ]
     )
     by_factor[name] = max(before / after, after / before)
 display(
+    table(
+        ["dial of", "jumps between", "width before", "width after"],
+        jumps,
+        caption="Where the best bell changes most from one setting to the next.",
+    ),
     only(
         by_factor,
         by_factor,
         Quantity("factor of the largest jump of the best width", digits=2),
         above=2,
-    )
+    ),
 )
 skews = {name: settings[jump[name] + 1] for name in paths if "skewed" in name}
 display(
@@ -654,10 +685,10 @@ show(
 )
 
 # %% [markdown]
-# “Skewed forward KL” without its $\lambda$ does not say on which side it is.
+# So “skewed forward KL” says little without its $\lambda$.
 #
-# Around a jump two minima are equally good, and both go on to exist on either side. A descent that starts in the one
-# stays there, on whichever side of the jump the dial is.
+# At a jump two minima are equally good, and both still exist on either side of it. A descent that starts in one of them
+# stays there, whatever the dial says.
 #
 # ## One formula for all gradients
 #
@@ -692,10 +723,10 @@ assert symbolic.same(gradient, -q[i] / T * (heard(ratio(i)) - average))
 assert not symbolic.same(gradient, -q[i] / T * heard(ratio(i)))  # the check can fail
 
 # %% [markdown]
-# Read it so. Each class reports its ratio $r_i$, the teacher's belief in it over the student's. The
+# In words: each class has its ratio $r_i$, the teacher's belief in it over the student's. The
 # divergence decides how loudly a ratio is **heard**, by $h$, which rises with $r$ since $h' = r f''$. A class is pulled
 # up if it is heard above the student's average. And all of it is multiplied by $q_i$. Here is $h$ for each divergence,
-# worked out from $f$ and then compared with automatic differentiation through `kdlab`'s functions.
+# computed from $f$ and then compared with automatic differentiation through `kdlab`'s functions.
 
 # %%
 r, b, lam = sp.symbols("r beta lambda", positive=True)
@@ -720,6 +751,7 @@ for name, (f_r, h_r) in FAMILY.items():
     assert sp.simplify(r * sp.diff(f_r, r) - f_r - h_r) == 0
     loudness[name] = sp.lambdify(r, h_r.subs(numbers), "numpy")
 
+# %% tags=["hide-input"]
 generator = torch.Generator().manual_seed(1)
 random_z, random_t = 2 * torch.randn(
     2, 500, 30, dtype=torch.float64, generator=generator
@@ -802,12 +834,12 @@ table(
 )
 
 # %% [markdown]
-# Two asymmetries are all there is to it. A class with mass that the student **misses** ($q_i \to 0$): multiplied by
-# $q_i$, a logarithm or a constant dies, and only $h = r$ survives, since $q_i r_i = p_i$. A class that the student
+# Two asymmetries explain the divergences. First, a class that the student **misses** ($q_i \to 0$): multiplied by
+# $q_i$, a logarithm or a constant vanishes, and only $h = r$ survives, since $q_i r_i = p_i$. Second, a class that the student
 # **invents** ($p_i \to 0$): only $h = \log r$ is unbounded below. The forward KL cannot miss, the reverse KL cannot
-# invent; the skewed and the symmetric ones may do either, at a price that is limited.
+# invent; the skewed and the symmetric ones may do either, at a limited price.
 #
-# On the line of classes it looks like this, for a student that sits between two modes and has never heard of the third.
+# On the line of classes it looks like this, for a student between two modes, with no mass on the third.
 
 # %%
 somewhere = bell(torch.tensor([3.0, math.log(1.2)], dtype=torch.float64))
@@ -846,12 +878,12 @@ show(
 # %% [markdown]
 # ## Far away
 #
-# So what becomes of a student that starts with nothing in common with its teacher? One bell of width one is the
-# teacher, at zero; the student is another, at distance $d$, on a longer line. Two quantities: the pull on the classes
-# that the teacher means, and what the student's parameter feels, $\partial D/\partial\mu$.
+# What happens to a student that starts with nothing in common with its teacher? The teacher is a bell of width one
+# at zero; the student is another, at distance $d$, on a longer line. We measure the pull on the classes
+# that the teacher means, and the slope for the student's parameter, $\partial D/\partial\mu$.
 #
-# The second depends on the *tails*. A pure bell has log-probabilities that slope for ever, and tell a distant student
-# the way. A network's tail need not be so kind. So there are two teachers: the pure bell, and the same bell with one
+# The slope depends on the *tails*. The log-probabilities of a pure bell slope for ever, and show a distant student
+# the way. A network's tails may be flat. So there are two teachers: the pure bell, and the same bell with one
 # part in ten thousand spread evenly.
 
 # %%
@@ -911,14 +943,14 @@ show(
 )
 
 # %% [markdown]
-# A **bounded** divergence must be flat far away: it has nowhere to climb. This is the price of the skew and of the JSD,
-# and the same argument that was made against the Jensen–Shannon divergence in adversarial training
-# {cite}`arjovsky2017wasserstein`. The **reverse KL** is not bounded, and yet its logit gradient does not look where the
-# student has no mass. Whether it comes home depends on what the teacher says about nonsense. The **forward KL** comes
-# home from anywhere, since its pull on the teacher's classes never fades; here the student's own tail, which slopes,
-# hands that pull on to $\mu$. By plain gradient descent, from a distance of 20:
+# A **bounded** divergence must be flat far away: it cannot rise further. This is the price of the skew and of the JSD,
+# and the argument that was made against the Jensen–Shannon divergence in adversarial training
+# {cite}`arjovsky2017wasserstein`. The **reverse KL** is not bounded, and yet its logit gradient ignores classes where the
+# student has no mass. Whether it arrives depends on the teacher's tails. The **forward KL** arrives
+# from anywhere, since its pull on the teacher's classes never fades; here the student's own tail, which slopes,
+# passes that pull on to $\mu$. By plain gradient descent, from a distance of 20:
 
-# %%
+# %% tags=["hide-input"]
 arrived = {}
 for name in FAMILY:
     for tail, target in TEACHERS.items():
@@ -950,14 +982,13 @@ table(
 )
 
 # %% [markdown]
-# It is a reason for what recipes with reverse or symmetric divergences do, and start from a student that was first
-# trained in the ordinary way {cite}`gu2024minillm,agarwal2024onpolicy`: it has to be near before these divergences can
-# speak to it.
+# This is one reason why recipes with reverse or symmetric divergences start from a student that was first
+# trained in the ordinary way {cite}`gu2024minillm,agarwal2024onpolicy`: these divergences only help a student that is
+# already near.
 #
 # ## What bounds what
 #
-# The divergences are tied to each other by inequalities {cite}`sason2016fdivergence`, worth knowing because they
-# translate a loss into a promise. Total variation is the largest difference in the probability of *any* event. <!-- by definition --> With
+# Inequalities connect the divergences {cite}`sason2016fdivergence`. They translate a loss into a guarantee. Total variation is the largest difference in the probability of *any* event. <!-- by definition --> With
 # $\mathrm{KL}$ in either direction:
 #
 # $$\mathrm{TV} \le \sqrt{\tfrac12 \mathrm{KL}} \;\text{(Pinsker)}, \qquad \mathrm{TV} \le \sqrt{1-e^{-\mathrm{KL}}}\;\text{(Bretagnolle and Huber)},$$
@@ -965,7 +996,7 @@ table(
 # $$\mathrm{JSD}_{1/2} \le \mathrm{TV}\log 2 \le \log 2, \qquad D_{\mathrm{KL}}(p\,\|\,\lambda p + (1-\lambda)q) \le -\log\lambda .$$
 #
 # The last is one line: $\lambda p + (1-\lambda) q \ge \lambda p$, so no log-ratio exceeds $-\log\lambda$. A test cannot
-# prove an inequality, but it can try to break one, and a library that broke one would have lost digits. So: pairs from
+# prove an inequality, but it can try to break one, and a library that breaks one has lost digits. So we try pairs from
 # nearly equal to nearly disjoint, of two to a thousand classes.
 
 # %% tags=["hide-input"]
@@ -1003,9 +1034,9 @@ for share in (0.01, 0.1, 0.5, 0.9):
 for beta in (0.1, 0.5, 0.9):  # in general, the entropy of a coin with bias beta
     coin = -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)
     assert (over_pairs(partial(generalised_jsd, beta=beta)) <= coin + tiny).all()
-print(
-    f"{len(tv):,} pairs, KL from {kl.min():.0e} to {kl.max():.0e} nats: no bound broken; "
-    f"Pinsker is met to {(tv / torch.sqrt(kl / 2)).max():.4f} of its size"
+sentence(
+    f"Over {len(tv):,} pairs, with KL from {kl.min():.0e} to {kl.max():.0e} nats, no bound is "
+    f"broken. Pinsker's is reached to {(tv / torch.sqrt(kl / 2)).max():.4f} of its size."
 )
 
 # %% tags=["hide-input"]
@@ -1036,8 +1067,8 @@ show(
 # %% [markdown]
 # ## Whose samples?
 #
-# With two hundred classes each divergence is a sum that a machine simply carries out. A sequence of tokens is a class
-# too, but there are far too many to sum over; there a divergence is an average over samples, and the question is
+# With two hundred classes each divergence is a sum that can be carried out. A sequence of tokens is a class
+# too, but there are far too many of them to sum over. There a divergence is an average over samples, and the question is
 # *whose*.
 #
 # - The **forward** KL is an expectation under the teacher. Its gradient is $\mathbb E_{x\sim p}[-\nabla \log q(x)]$:
@@ -1050,7 +1081,7 @@ show(
 # First the claim about maximum likelihood. Draw $n$ samples from the teacher, fit the bell to them by cross-entropy,
 # and see how much forward KL is lost against the true minimum.
 
-# %%
+# %% tags=["hide-input"]
 rng = np.random.default_rng(3)
 lost = {}
 for n in (30, 300, 3000, 30_000):
@@ -1061,25 +1092,29 @@ for n in (30, 300, 3000, 30_000):
         )
         value = forward_kl(bell(torch.tensor(on_samples.x)), teacher).item()
         lost.setdefault(n, []).append(value - fits["forward KL"][0].fun)
-    print(
-        f"n = {n:6,}: {np.mean(lost[n]):.1e} nats above the minimum (mean of 20 draws)"
-    )
 excess = {
     "cross-entropy on samples": {n: np.mean(values) for n, values in lost.items()}
 }
-power(
-    excess,
-    Quantity("forward KL above the minimum", "nats", digits=5),
-    "samples",
-    -1,
-    0.15,
+display(
+    table(
+        ["samples", "nats above the minimum"],
+        [[f"{n:,}", f"{np.mean(values):.1e}"] for n, values in lost.items()],
+        caption="Forward KL of a bell fitted to samples, above that of the best bell; mean of 20 draws.",
+    ),
+    power(
+        excess,
+        Quantity("forward KL above the minimum", "nats", digits=5),
+        "samples",
+        -1,
+        0.15,
+    ),
 )
 
 # %% [markdown]
 # With two parameters the excess should fall as $1/n$. Now the reverse gradient, for a student whose flank lies in the
-# gap between two modes. Four estimates from $n$ samples: the student's own, with $c=0$ and with $c$ equal to the
-# divergence itself; the *teacher's* samples put in their place; and the teacher's samples with the importance weights
-# $q/p$. The last is consistent, since this teacher has some mass everywhere. How many samples it takes is another matter.
+# gap between two modes. There are four estimates from $n$ samples: from the student's own, with $c=0$ and with $c$ equal to the
+# divergence itself; from the *teacher's* samples in their place; and from the teacher's samples with the importance weights
+# $q/p$. The last is consistent, since this teacher has some mass everywhere, but may take many samples.
 
 # %%
 flank = somewhere
@@ -1093,7 +1128,7 @@ def gradient_at_flank(name):
 
 
 def relative_error(name, drawn_from, counts_for, n, repetitions=200):
-    """Of the gradient's estimate, the mean of (weight) × (gradient of −log q) over n samples."""
+    """Of the estimate, the mean of (weight) × (gradient of −log q) over n samples."""
     source = (drawn_from / drawn_from.sum()).numpy()
     drawn = torch.as_tensor(rng.multinomial(n, source, size=repetitions) / n)
     scores = drawn * counts_for
@@ -1109,6 +1144,8 @@ ESTIMATES = {  # who is sampled, and how much each sample counts
     "teacher's samples": (p, log_ratio - constant),
     "teacher's, weighted by $q/p$": (p, (log_ratio - constant) / flank_ratio),
 }
+
+# %% tags=["hide-input"]
 sizes = 10 ** np.arange(1, 10)
 errors = {
     (name, n): relative_error("reverse KL", *estimate, n)
@@ -1188,6 +1225,8 @@ for name, (_, h_r) in FAMILY.items():
         # the weight of the teacher's samples
         sp.limit((h_n - taken_off[name]) / r, r, 0, "+"),
     )
+
+# %% tags=["hide-input"]
 from_student = {
     name: relative_error(
         name, q_flank, -torch.as_tensor(h(flank_ratio.numpy())), 100_000
@@ -1243,7 +1282,7 @@ table(
     "second: the teacher's do.",
 )
 
-# %%
+# %% tags=["hide-input"]
 serve_student = [name for name, (grows, _) in LIMITS.items() if grows == 0]
 serve_teacher = [name for name, (_, bounded) in LIMITS.items() if bounded.is_finite]
 assert set(FAMILY) - set(serve_student) == {"forward KL"} and set(FAMILY) - set(
@@ -1268,12 +1307,12 @@ only(
 )
 
 # %% [markdown]
-# So the forward KL needs the teacher's samples, the reverse KL the student's, and the skewed ones, the JSD and the total variation take either.
+# So the forward KL needs the teacher's samples, the reverse KL needs the student's, and the skewed ones, the JSD and the total variation take either.
 #
 # For language models this means: likelihood on stored teacher text is, up to a constant, the forward KL of
 # whole sequences. The reverse KL needs the student to write, the teacher to judge what was written, and a
 # likelihood-ratio gradient or its like; that is what on-policy distillation pays for
-# {cite}`gu2024minillm,agarwal2024onpolicy`. A skew, or a mixture, buys freedom: the text may be anyone's of the two, as long as *both*
+# {cite}`gu2024minillm,agarwal2024onpolicy`. A skew, or a mixture, gives more freedom: the text may come from either of the two, as long as *both*
 # models say how likely they find it. Within a single position, where all logits are at hand, no divergence
 # needs a sample, and `kdlab`'s functions take none.
 #
@@ -1281,8 +1320,8 @@ only(
 # ## What a swapped direction does to a student
 #
 # Article A *names* the reverse divergence over a sum that is the forward one ({doc}`02_gradients` has the verdict on claim
-# A3). In a copy of the page as plain text the fraction in that sum stands upside down as well, which turns the sign. A formula is
-# copied without its context: so three students descend from the same start, one on what is meant, one on what is named, and one on
+# A3). In a plain-text copy of the page the fraction in that sum is upside down as well, which changes the sign. Formulae are
+# copied without their context. So three students descend from the same start: one on what is meant, one on what is named, and one on
 # the copy, which in `kdlab` is the forward KL with weight $-1$.
 
 # %%
@@ -1306,6 +1345,8 @@ for name, objective in THREE.items():
         (direction,) = torch.autograd.grad(loss, theta)
         theta = (theta - 0.05 * direction).detach().requires_grad_()
     tracks[name] = track
+
+# %% tags=["hide-input"]
 ends = {
     "meant": tracks["meant: forward KL"][-1],
     "the minimum": fits["forward KL"][0].fun,
@@ -1344,15 +1385,15 @@ show(
 )
 
 # %% [markdown]
-# The sign is an error that announces itself: the loss falls without end, and the student collapses onto a spike. The
-# direction is an error that does not. The loss falls, converges, and looks well; only a measurement by another
+# A wrong sign shows: the loss falls without end, and the student collapses onto a spike. A wrong
+# direction does not. The loss falls, converges, and looks fine; only a measurement by another
 # divergence shows what was dropped.
 #
 # (too-small)=
 # ## A network that is too small
 #
-# Bells are a caricature. The same question for a network: on the task of {doc}`01_what_a_teacher_knows`, whose true
-# posterior is known, the **truth itself** is the teacher, so that no error of a teacher's is passed on. The student has
+# Bells are a caricature. Now the same question for a network, on the task of {doc}`01_what_a_teacher_knows`, whose true
+# posterior is known. The **truth itself** is the teacher, so no error of a teacher is passed on. The student has
 # one hidden layer of a few units for twenty classes in sixteen dimensions. It cannot represent the posterior. What
 # does it give up?
 
@@ -1377,10 +1418,10 @@ ARMS = {  # what is minimised, and the function that says how well that went
 ARMS["forward, then reverse KL"][0]
 
 # %% [markdown]
-# The last arm changes from forward to reverse midway, by two schedules. Every arm has the same budget
+# The last objective (*arm*) changes from forward to reverse midway, by two schedules. Every arm has the same budget
 # and a learning rate of its own: the validation split chooses it, by *the arm's own* divergence, averaged over seeds that are not used again.
-# Then other seeds, paired: the same initial weights, training examples and batches for all
-# arms. The test split is looked at once, below.
+# The results are from other seeds, paired: the same initial weights, training examples and batches for all
+# arms. The test split is used once, below.
 #
 # The students of an arm train at once, as one module ({class}`~kdlab.models.side_by_side.SideBySide`), and the arms beside each other.
 
@@ -1582,12 +1623,12 @@ table(
 )
 
 # %% [markdown]
-# **By the forward KL.** Labels drawn from the truth are samples of the same objective as the forward KL, with their noise. Single runs of the others
-# can differ by factors, as the dots show, so logarithms are compared (of labels the divergence itself, too). First arms that it is ahead of, picked after the fact; then one sentence over all arms at once,
-# which says whether anyone leads, and whom these seeds do not tell apart.
+# **Judged by the forward KL.** Labels drawn from the truth are noisy samples of the same objective as the forward KL. Single runs of the others
+# can differ by factors, as the dots show, so logarithms are compared (for labels the divergence itself, too). The first sentences are about arms that were picked after the fact; the last is about all arms at once:
+# it says whether one leads, and which ones these seeds do not tell apart.
 
 
-# %%
+# %% tags=["hide-input"]
 def by_arm(measure):
     return {name: measured[measure, name] for name in ARMS}
 
@@ -1616,9 +1657,9 @@ display(below("forward KL", further, logs, logarithm, names=called))
 Markdown(str(leads("forward KL", logs, logarithm, among=eight_arms, names=called)))
 
 # %% [markdown]
-# **By the reverse KL.**
+# **Judged by the reverse KL.**
 
-# %%
+# %% tags=["hide-input"]
 to_truth = Quantity("KL(student ‖ truth)", "nats", better="lower")
 leads(
     "forward, then reverse KL",
@@ -1629,9 +1670,9 @@ leads(
 )
 
 # %% [markdown]
-# **Accuracy.** Again first arms that the forward KL is ahead of, picked after the fact, then all at once.
+# **Judged by accuracy.** Again the first sentence is about arms that were picked after the fact, the second about all.
 
-# %%
+# %% tags=["hide-input"]
 points = Quantity("test accuracy", "points", 100, 1, level_unit="%")
 lower = ["total variation", "reverse KL", "forward, then reverse KL"]
 display(above("forward KL", lower, by_arm("accuracy"), points, names=called))
@@ -1641,9 +1682,9 @@ Markdown(
 
 # %% [markdown]
 # **Confidence.** Where it is below the accuracy the student hedges, which is the honest answer of a network that cannot tell the classes
-# apart; above, it is overconfident. The last sentence goes along four of the arms, which were picked after the fact.
+# apart; above, it is overconfident. The last sentence orders four of the arms, which were picked after the fact.
 
-# %%
+# %% tags=["hide-input"]
 confidence = Quantity("confidence − accuracy", "points", 100, 1)
 excess = by_arm("confidence − accuracy")
 overconfident = [name for name in ARMS if name not in ("labels", "forward KL")]
@@ -1659,16 +1700,16 @@ only(
     names=called,
 )
 
-# %%
+# %% tags=["hide-input"]
 towards = ["forward KL", SKEWED_FORWARD, r"JSD, $\beta=0.5$", "reverse KL"]
 in_order(towards, excess, confidence, names=called)
 
 # %% [markdown]
-# So mode seeking in a network need not be a forgotten bell: where confidence rises along these arms, it is a forgotten doubt.
+# So mode seeking in a network need not mean a forgotten mode: where confidence rises along these arms, it means forgotten doubt.
 #
-# **Does the reverse KL alone get there?**
+# **Does the reverse KL reach its own optimum?**
 
-# %%
+# %% tags=["hide-input"]
 above(
     "reverse KL",
     "forward, then reverse KL",
@@ -1680,11 +1721,32 @@ above(
 # %% [markdown]
 # The arm that began with the forward KL minimises the same divergence from midway on. Where it ends
 # lower, what looks like mode seeking in the row of the reverse KL is partly a failed descent, and the formula for the gradients suggests how: classes that the
-# student has ruled out early send nothing back. The divergence that article A names is therefore no harmless variant of the one whose sum it writes.
+# student has ruled out early send nothing back. So the divergence that article A names is no harmless variant of the one whose sum it writes.
 #
-# Which divergence is to be preferred cannot be said. That depends on what the student is for: to be believed when it
+# Which divergence to take depends on what the student is for: to be believed when it
 # gives a probability, or to say something plausible when it is asked for one answer.
-#
+
+# %% tags=["hide-input"]
+overconfidence = {
+    name: np.mean(measured["confidence − accuracy", name]) for name in ARMS
+}
+findings.show(
+    f"A bell that is too small for three modes covers all of them by the forward KL (width {best['forward KL'][1].exp():.1f}) "
+    f"and sits on one by the reverse KL (width {best['reverse KL'][1].exp():.1f}). With three "
+    f"bells all eight divergences agree (total variation from the teacher at most {furthest:.0e}).",
+    f"From a distance of 20, of {len(left_over)} descents only {sum(d < 0.1 for d in left_over.values())} arrive: "
+    + ", ".join(name for name, d in left_over.items() if d < 0.1)
+    + ".",
+    "From the teacher's samples alone, the reverse KL's gradient keeps a relative error of "
+    f"{most[list(ESTIMATES)[2]]:.1f}; from the student's own it is below a tenth with "
+    + (f"$n={own:,}$." if np.isfinite(own) else "none of the sizes."),
+    f"Of networks of {hidden_units} hidden units ({epochs} epochs, each objective at its own rate, {N}), confidence "
+    f"exceeds accuracy by {100 * overconfidence['forward KL']:+.1f} points by the forward KL and by "
+    f"{100 * overconfidence['reverse KL']:+.1f} by the reverse KL; accuracy is "
+    f"{100 * np.mean(measured['accuracy', 'forward KL']):.1f} and {100 * np.mean(measured['accuracy', 'reverse KL']):.1f} %.",
+)
+
+# %% [markdown]
 # ## Limits
 #
 # - The bells show optima, found from a handful of starts; that there is no other minimum is proved for the
@@ -1697,6 +1759,14 @@ above(
 # - All temperatures are one. The third exercise says what heat does.
 # - In sequences a student that writes for itself meets its own mistakes. Nothing here measures
 #   that.
+#
+# ## To take along
+#
+# - **Formulae.** $D = \sum_i q_i f(p_i/q_i)$, and descent pulls logit $i$ by $\frac{q_i}{T}\bigl(h(r_i) - \sum_k q_k h(r_k)\bigr)$ with $h = rf' - f$.
+#   The forward KL has $h=r$, the reverse KL $h=\log r - 1$. $\mathrm{TV}\le\sqrt{\mathrm{KL}/2}$.
+# - **What to set.** `ForwardKL` for probabilities that are to be believed. `GeneralisedJSD(beta, scaled=True)` and `SkewedForwardKL(skew)` are bounded compromises: always report
+#   $\beta$ or $\lambda$. `ReverseKL` after a warm start, by `Step`.
+# - **What to mind.** Mode seeking needs a student that is too small. Bounded divergences are flat far away. The reverse KL over sequences needs the student's own, fresh samples.
 #
 # ## Exercises
 #
