@@ -10,11 +10,11 @@
 # # Gradients by hand and by machine
 #
 # A loss on a student's outputs moves the student through one vector: its derivative by the logits. This
-# chapter derives that vector for the losses on outputs that the next chapters need, three times over: by SymPy for a **symbolic** number of classes, by SymPy again for a few explicit classes (all but the Jensen–Shannon divergence), and by PyTorch's automatic
+# chapter derives that vector for the losses that the next chapters need. It does so three times: by SymPy for a **symbolic** number of classes, by SymPy again for three explicit classes (all but the Jensen–Shannon divergence), and by PyTorch's automatic
 # differentiation on random logits. They must agree.
 #
-# **At the end you will know** the softmax's Jacobian and where its two cases come from; the gradients of cross-entropy,
-# of both Kullback–Leibler divergences and of the Jensen–Shannon divergence; and what becomes of "prediction minus target" if the
+# **At the end you will know** the softmax's Jacobian; the gradients of cross-entropy,
+# of both Kullback–Leibler divergences and of the Jensen–Shannon divergence; and what happens to "prediction minus target" if the
 # target has lost some of its mass.
 #
 # *Needs: one CPU core and under a minute.*
@@ -34,9 +34,9 @@ import sympy as sp
 import torch
 from IPython.display import Math
 
-from kdlab.figures import BLUE, GREEN, ORANGE, show, table, use_style
+from kdlab.figures import BLUE, GREEN, ORANGE, sentence, show, table, use_style
 from kdlab.objectives import cross_entropy, forward_kl, log_soften, reverse_kl
-from kdlab.study.display import device_for, verdict
+from kdlab.study.display import Findings, device_for, verdict
 from kdlab.study.parameters import require
 from kdlab.theory import reference
 from kdlab.theory.symbolic import (
@@ -78,6 +78,9 @@ def equation(left, right):
     return Math(rf"{left} \;=\; {sp.latex(right)}")
 
 
+# %% tags=["hide-input"]
+findings = Findings()
+
 # %% [markdown]
 # ## The softmax's Jacobian
 #
@@ -94,8 +97,8 @@ softmax(z, i)
 sp.diff(softmax(z, i), z[j])
 
 # %% [markdown]
-# `partial` does the two steps that a person would do next. It carries out the sums over deltas, and it writes $q$ where
-# it sees $e^{z/T}/\sum e^{z/T}$:
+# `partial` takes the two steps that a person would take next. It carries out the sums over deltas, and it writes $q$ for
+# $e^{z/T}/\sum e^{z/T}$:
 
 # %%
 jacobian = partial(softmax(z, i), z[j])
@@ -134,8 +137,8 @@ assert sp.expand(with_mass_one - (q[i] - p[i]) / T) == 0
 equation(r"\frac{\partial L}{\partial z_i}\Big|_{\sum p = 1}", sp.factor(with_mass_one))
 
 # %% [markdown]
-# To *see* it: keep the largest of the target's probabilities, and compare the formula for a distribution with
-# what automatic differentiation says.
+# An example: keep the largest of the target's probabilities, and compare the formula for a distribution with
+# automatic differentiation.
 
 # %%
 generator = torch.Generator().manual_seed(seed)
@@ -150,6 +153,8 @@ student_row = torch.randn(
 (autograd,) = torch.autograd.grad(
     -(truncated * torch.log_softmax(student_row, -1)).sum(), student_row
 )
+
+# %% tags=["hide-input"]
 q_row, mass = torch.softmax(student_row.detach(), -1), truncated.sum().item()
 error_without = (q_row - truncated - autograd).abs().max().item()
 error_with = (q_row * mass - truncated - autograd).abs().max().item()
@@ -184,11 +189,12 @@ verdict(
 # %% [markdown]
 # `kdlab` therefore refuses a target that is no distribution:
 
-# %%
+# %% tags=["hide-input"]
 try:
     cross_entropy(student_row, truncated)
 except ValueError as error:
-    print(error)
+    refused = str(error)
+sentence(f"“{refused}”")
 
 # %% [markdown]
 # ## Forward KL: the teacher's entropy is constant
@@ -206,10 +212,10 @@ equation(
 # %% [markdown]
 # The factor $1/T$ of the chain rule stands in front, whatever $p$ is.
 #
-# ## Reverse KL: another vector altogether
+# ## Reverse KL: a different vector
 #
-# $D_{\mathrm{KL}}(q\,\|\,p)$ is an expectation under the *student*, and the student moves it in two ways at once: by
-# what it says, and by how much each saying counts.
+# $D_{\mathrm{KL}}(q\,\|\,p)$ is an expectation under the *student*. The student moves it in two ways at once: by
+# the log-ratios, and by the weight of each.
 
 # %%
 reverse = total(softmax(z, l) * (log_softmax(z, l) - sp.log(p[l])), l)
@@ -221,8 +227,8 @@ equation(r"\frac{\partial}{\partial z_i} D_{\mathrm{KL}}(q\,\|\,p)", reverse_gra
 #
 # $$\frac{\partial}{\partial z_i} D_{\mathrm{KL}}(q\,\|\,p) = \frac{q_i}{T}\Bigl(\log\frac{q_i}{p_i} - D_{\mathrm{KL}}(q\,\|\,p)\Bigr).$$
 #
-# A class is pushed down if its log-ratio is larger than average, and the push is proportional to $q_i$: **where the
-# student puts no mass, the reverse KL does not look.** The forward KL looks wherever the *teacher* has mass.
+# A class is pushed down if its log-ratio is larger than average, and the push is proportional to $q_i$: **the reverse KL ignores
+# classes where the student has no mass.** The forward KL sees every class where the *teacher* has mass.
 
 # %%
 assert same(reverse_gradient, q[i] / T * (log_softmax(z, i) - sp.log(p[i]) - reverse))
@@ -233,7 +239,7 @@ assert not same(reverse_gradient, gradient)
 #
 # With the mixture $m = \beta p + (1-\beta) q$, the generalised divergence is
 # $\mathrm{JSD}_\beta = \beta D_{\mathrm{KL}}(p\,\|\,m) + (1-\beta) D_{\mathrm{KL}}(q\,\|\,m)$. The student's logits are inside $m$
-# too. That looks laborious, until the terms that come from $m$ cancel, since $m$ sums to one:
+# too. But the terms that come from $m$ cancel, since $m$ sums to one:
 
 
 # %%
@@ -261,7 +267,7 @@ assert same(
 #
 # ## Again, for explicit classes
 #
-# Index sums can hide a slip. So: three classes, written out, differentiated without any of our rules.
+# Index sums can hide a slip. So here are three classes, written out, and differentiated without any of our rules.
 
 # %%
 size = 3
@@ -284,6 +290,8 @@ claimed = {
         for a, b in zip(qs, ps, strict=True)
     ],
 }
+
+# %% tags=["hide-input"]
 for name, loss in losses.items():
     for variable, formula in zip(zs, claimed[name], strict=True):
         assert sp.simplify(sp.diff(loss, variable) - formula) == 0, name
@@ -297,10 +305,10 @@ for a in range(size):
 # ## And by automatic differentiation
 #
 # Last, the closed forms of `kdlab.theory.reference` against PyTorch in float64, on a thousand random pairs of logits at
-# random temperatures. The largest absolute difference of any component, for `kdlab`'s own losses and for the textbook
-# expressions that the symbolic part differentiated:
+# random temperatures. The table has the largest absolute difference of any component, for the textbook
+# expressions that the symbolic part differentiated and for `kdlab`'s own losses:
 
-# %%
+# %% tags=["hide-input"]
 generator, size = torch.Generator().manual_seed(seed + 1), (1000, 50)
 student = (
     4 * torch.randn(size, dtype=torch.float64, generator=generator)
@@ -365,10 +373,10 @@ table(
 # %% [markdown]
 # ### What the temperature does to them
 #
-# B6 says that temperature adds a factor $1/T$. For the cross-entropy and the forward KL that is the whole truth about
-# the *explicit* factor, and it was derived above. For the reverse KL and JSD there is the same factor, but in front of
-# a different vector. In all of them $q$ (and $p$) depend on $T$ as well, and that hidden dependence is what
-# {doc}`03_why_t_squared` is about.
+# Claim B6 says that temperature adds a factor $1/T$. For the cross-entropy and the forward KL that is the
+# *explicit* factor derived above. The reverse KL and JSD have the same factor, in front of
+# a different vector. In all of them $q$ (and $p$) depend on $T$ as well. That hidden dependence is the subject of
+# {doc}`03_why_t_squared`.
 
 # %% tags=["hide-input"]
 grid = np.geomspace(min(temperatures), max(temperatures), 60)
@@ -422,7 +430,7 @@ verdict(
 # $\sum p_T\log(p_T/p_S)$: the **forward** divergence, which is Hinton's loss up to a constant. The sum is right; its name has the arguments
 # exchanged.
 #
-# Who codes the name gets another loss, and who codes the copied text gets a wrong sign. One gradient step tells the three apart.
+# Code for the name is another loss, and code for the copied text has a wrong sign. One gradient step tells the three apart.
 
 # %%
 student_logits = torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
@@ -434,6 +442,7 @@ def copied(student_logits, teacher_logits):
     return (log_p.exp() * (log_q - log_p)).sum()
 
 
+# %% tags=["hide-input"]
 before = forward_kl(student_logits, teacher_logits).item()
 rows = []
 for name, loss in {
@@ -465,12 +474,29 @@ verdict(
     rf"({rows[2][1]:.4f} against {rows[1][1]:.4f} in the example above).",
 )  # fmt: skip
 
+# %% tags=["hide-input"]
+findings.show(
+    "The gradients of cross-entropy, both KL divergences and JSD, derived for every number of classes, "
+    f"agree with automatic differentiation to {worst:.0e} on {size[0]:,} random pairs of logits.",
+    r"“Prediction minus target” is right for a distribution. For a target of mass $\sum p$ the gradient is "
+    rf"$q\sum p - p$: cut to {mass:.0%} of its mass, $q - p$ is off by {error_without:.0e}.",
+    "At high temperature the reverse KL has the forward KL's gradient: of one pair of logits at "
+    f"$T={grid[-1]:g}$, {hot_ratio['reverse KL']:.2f} times its norm.",
+)
+
 # %% [markdown]
 # ## Limits
 #
 # - These are gradients by the *logits*. What reaches the weights has passed through the network's own Jacobian, which is
 #   not a multiple of the identity: two losses with equal logit gradients train alike, two with similar ones may not.
-# - The symbolic rules assume $1\le i\le N$ and finite sums. Nothing here speaks about continuous outputs.
+# - The symbolic rules assume $1\le i\le N$ and finite sums. Continuous outputs are not treated.
+#
+# ## To take along
+#
+# - **Formulae.** Cross-entropy and forward KL: $(q_i\sum_k p_k - p_i)/T$, for a distribution $(q_i-p_i)/T$. Reverse KL: $\frac{q_i}{T}\bigl(\log\frac{q_i}{p_i} - D_{\mathrm{KL}}(q\|p)\bigr)$.
+#   JSD: $(1-\beta)$ times the same with $m = \beta p + (1-\beta)q$ in place of $p$.
+# - **What to set.** `forward_kl(student_logits, teacher_logits, temperature=T)`: the student comes first, everywhere in `kdlab`.
+# - **What to mind.** A target must sum to one. Check gradients against a closed form, since a wrong sign or direction changes no shape.
 #
 # ## Exercises
 #
