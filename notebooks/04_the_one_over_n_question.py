@@ -7,13 +7,13 @@
 # ---
 
 # %% [markdown]
-# # The 1/N question
+# # Should the loss be multiplied by N, too?
 #
-# The hot gradient is $(\tilde z_i - \tilde t_i)/(NT^2)$. Multiplying by $T^2$ removes one of the two factors. Why not multiply by
-# $N$ as well? Article B: “We omit the $N$ multiplier in the loss scaling because logit differences $(z_{si}-z_{ti})$ are large. Multiplying by
-# $N$ (e.g., $128,000$ for an LLM vocab) would cause immediate gradient explosion.” Let us multiply.
+# At high temperature the gradient is $(\tilde z_i - \tilde t_i)/(NT^2)$ ({doc}`03_why_t_squared`). Multiplying by $T^2$ removes one of the two factors. Why not multiply by
+# $N$, the number of classes, as well? Article B: “We omit the $N$ multiplier in the loss scaling because logit differences $(z_{si}-z_{ti})$ are large. Multiplying by
+# $N$ (e.g., $128,000$ for an LLM vocab) would cause immediate gradient explosion.” This chapter tries it.
 #
-# **At the end you will know** what $N$ times the loss is (an old acquaintance), how large its gradient can become at most, for which
+# **At the end you will know** what $N$ times the loss is, how large its gradient can become, for which
 # optimisers the factor matters, and how the soft loss compares with the hard one as $N$ grows.
 #
 # *Needs: one CPU core and under a minute.*
@@ -46,7 +46,7 @@ from kdlab.figures import (
     use_style,
 )
 from kdlab.objectives import LogitMSE, SoftTargets, forward_kl, soften
-from kdlab.study.display import device_for, verdict
+from kdlab.study.display import Findings, device_for, verdict
 from kdlab.study.evidence import Among, Quantity
 from kdlab.study.parameters import require
 from kdlab.study.statements import only, power
@@ -80,10 +80,13 @@ def by_size(function, of=sizes):
 
 every_size = Among(f"the {len(sizes)} sizes", by_size(str))
 
+# %% tags=["hide-input"]
+findings = Findings()
+
 # %% [markdown]
-# ## Hot, N times the loss is logit matching
+# ## At high temperature, N times the loss is logit matching
 #
-# $N\,T^2 D_{\mathrm{KL}}$ has, when hot, the gradient $\tilde z_i - \tilde t_i$: that of $\frac12\lVert\tilde z-\tilde t\rVert^2$. Ba and Caruana
+# At high temperature $N\,T^2 D_{\mathrm{KL}}$ has the gradient $\tilde z_i - \tilde t_i$: that of $\frac12\lVert\tilde z-\tilde t\rVert^2$. Ba and Caruana
 # {cite}`ba2014deep` trained shallow networks to match logits in this way, their means included, before soft targets had a name. How close
 # the two gradients are, for Gaussian logits:
 
@@ -98,6 +101,8 @@ for N in sizes:
         cosine[N, T] = (
             gradient @ matching / np.linalg.norm(gradient) / np.linalg.norm(matching)
         )
+
+# %% tags=["hide-input"]
 table(
     ["$N$", *(f"$T={T:g}$" for T in temperatures)],
     [[f"{N:,}", *(f"{cosine[N, T]:.4f}" for T in temperatures)] for N in sizes],
@@ -106,7 +111,7 @@ table(
 )
 
 # %% [markdown]
-# So "multiplying by $N$" is no exotic idea. It is a loss with a long record of training networks.
+# So $N$ times the loss is nothing exotic. It is a loss that has long been used to train networks.
 #
 # (bounded)=
 # ## The gradient has a bound
@@ -117,10 +122,10 @@ table(
 # $$\lVert q-p\rVert_2^2 \le \max_i\lvert q_i-p_i\rvert\,\sum_i\lvert q_i-p_i\rvert \le 2,
 # \qquad \lVert\nabla_z\, N\,T^2D_{\mathrm{KL}}\rVert_2 \le \sqrt2\,N\,T ,$$
 #
-# whatever the logits are. The gradient of logit matching, $\tilde z-\tilde t$, has no bound. The next cell tries to break the first, with logits of
-# all sizes, and comes as near as rounding allows with two models that are sure of different classes.
+# whatever the logits are. The gradient of logit matching, $\tilde z-\tilde t$, has no bound. The figure tries logits of
+# all sizes; two models that are sure of different classes come as near to the bound as rounding allows.
 
-# %%
+# %% tags=["hide-input"]
 spreads = np.geomspace(1e-1, 1e6, 29)
 bounded, unbounded = [], []
 for spread in spreads:
@@ -147,7 +152,7 @@ show(
     figure,
     label="bound",
     caption=f"Norm of the gradient by the student's logits, $N={count(some)}$, $T={temperature:g}$, median of 50 random pairs. Where the logits are small against $T$, "
-    f"the two losses agree; then one meets its bound (the largest single norm is {closest:.4f} of it) and the other goes on.",
+    f"the two losses agree; then one meets its bound (the largest single norm is {closest:.4f} of it) and the other grows.",
     alt="Log-log plot of two curves that coincide at the left; one becomes flat at a dotted line, the other rises on as a straight line.",
 )
 
@@ -159,7 +164,7 @@ show(
 # rate from a sweep. Then the loss is multiplied by $N$, as in `N * SoftTargets(temperature)`. The data, the initial weights and the
 # batches are the same in all runs of one $N$.
 
-# %%
+# %% tags=["hide-input"]
 FEATURES, BATCH, FRESH = 32, 8, 64
 
 
@@ -209,7 +214,7 @@ def distil(N, objective, optimizer, learning_rate, **more):
 # %% [markdown]
 # ## SGD: the factor is a learning rate
 #
-# A gradient step is (learning rate) × (gradient): SGD cannot tell a factor in one from a factor in the other. Sweeping
+# A gradient step is (learning rate) × (gradient): for SGD a factor on one is a factor on the other. Here is a sweep of
 # the learning rate over three decades, for both losses, at the sizes up to a thousand:
 
 
@@ -254,8 +259,8 @@ panels[0, 0].legend(fontsize="small")
 show(
     figure,
     label="sweep",
-    caption=f"KL after {steps} steps of SGD against the learning rate, for the two losses. A factor on the loss is a factor on the rate: in exact arithmetic the curves are "
-    "one, shifted by $N$. The sentence below says how nearly they are, up to the best rate. The plain loss's best rate over $N$: "
+    caption=f"KL after {steps} steps of SGD against the learning rate, for the two losses. In exact arithmetic one curve is "
+    "the other, shifted by $N$. The plain loss's best rate over $N$: "
     + ", ".join(f"{rate / N:.2g} at $N={count(N)}$" for N, rate in best_rate.items())
     + ".",
     alt="Two curves of one form in each panel, the orange one shifted to the left by a factor of "
@@ -263,7 +268,7 @@ show(
     + ".",
 )
 
-# %%
+# %% tags=["hide-input"]
 shift_error = by_size(
     lambda N: max(
         abs(sweep[N, "times N"][rate] / kl - 1)
@@ -281,8 +286,8 @@ only(
 )
 
 # %% [markdown]
-# The bare $1/N$ in the plain loss's gradient has to be paid for somewhere: in the rate. To have a reference rate for larger $N$ without another
-# sweep, we took the smallest of the best rates over $N$, and one step of the grid less.
+# The learning rate has to make up for the $1/N$ in the plain loss's gradient. As a reference rate for larger $N$, without another
+# sweep, we take the smallest of the best rates over $N$, and one step of the grid less.
 #
 # ## Six runs at every N
 #
@@ -303,6 +308,7 @@ arms = {
 final = {(name, N): run(N) for N in sizes for name, run in arms.items()}
 
 
+# %% tags=["hide-input"]
 def change(name, reference):
     """By how much of it one run's end differs from another's, by size."""
     return by_size(lambda N: abs(final[name, N] / final[reference, N] - 1))
@@ -356,13 +362,13 @@ table(
 )
 
 # %% [markdown]
-# Where the last row stays of one size, the KL goes with $N$ squared; nothing left the finite numbers there. Did the gradient explode, then? The next cell walks through the same problem by hand,
-# with and without the factor in the rate, and writes down how long the gradient is at each step.
+# Where the last row is nearly constant, the KL grows as $N$ squared, and stays finite. Did the gradient explode, then? We take the same steps by hand,
+# with and without the factor in the rate, and measure the gradient's length at each step.
 
 
 # %%
 def gradient_lengths(N, rate):
-    """Median length of the gradient of N T² KL by a student's logits, at each step of SGD."""
+    """Median length of the gradient of N T² KL by the logits, at each step of SGD."""
     teacher, train, _ = problem(N)
     weight, lengths = torch.zeros(N, FEATURES), []
     for inputs in train.inputs.split(BATCH):
@@ -375,6 +381,7 @@ def gradient_lengths(N, rate):
     return np.array(lengths)
 
 
+# %% tags=["hide-input"]
 same_rate = {N: gradient_lengths(N, rate_per_N * N) for N in sizes}
 rate_over_N = {N: gradient_lengths(N, rate_per_N) for N in sizes}
 climb, calm = (
@@ -410,7 +417,7 @@ show(
     alt="Log-log plot of the length against the step, a solid and a dashed line for each number of classes, below a dotted line at one.",
 )
 
-# %%
+# %% tags=["hide-input"]
 LONGER = Quantity(
     "length of the gradient at the last step over that at the first", digits=2
 )
@@ -420,14 +427,14 @@ display(
 )
 
 # %% [markdown]
-# So where there are many classes, the gradient does explode at the plain loss's rate, but it has a ceiling. It climbs to the length $N\,T$ of a student that is sure of one class beside a teacher that is not,
-# $1/\sqrt2$ of the bound, and stays there; each step then moves the logits by an amount of the order of $N\cdot N$, and so are the logits and the KL at the end. With the rate divided by $N$, the same gradient, $N$ times as long as the plain one at every step, shrinks as the student learns: its length is no fault in itself.
+# So with many classes the gradient does explode at the plain loss's rate, but only up to a ceiling. It climbs to the length $N\,T$ of a student that is sure of one class beside a teacher that is not,
+# $1/\sqrt2$ of the bound, and stays there. Each step then moves the logits by an amount of the order of $N\cdot N$, and the logits and the KL end at that size. With the rate divided by $N$, the same gradient, $N$ times as long as the plain one at every step, shrinks as the student learns: its length does no harm in itself.
 # The gradient of logit matching has no ceiling, and at too large a rate every step multiplies it.
 #
 # Adam divides its step by $\sqrt{v} + \epsilon$ with $\epsilon = 10^{-8}$. Without the factor the gradient of one weight is of the order of $1/N$
-# times small numbers; where that comes near $\epsilon$, Adam would slow down. How large is a gradient entry here, at the first step?
+# times small numbers; where that comes near $\epsilon$, Adam would slow down. How large is an entry of the gradient here, at the first step?
 
-# %%
+# %% tags=["hide-input"]
 entries = {}
 for N in sizes:
     teacher, train, _ = problem(N)
@@ -494,15 +501,15 @@ verdict(
 # (soft-and-hard)=
 # ## Soft against hard, as N grows
 #
-# Is there another reason to leave $N$ out, or to put it in? The soft loss is added to a cross-entropy on labels, so compare the two gradients. Let the
-# student be new, $z=0$. When hot, the soft gradient is $-\tilde t/N$, of norm $s(t)/\sqrt N$ with $s$ the standard deviation of the teacher's logits. The
+# Is there another reason to leave $N$ out, or to put it in? The soft loss is added to a cross-entropy on labels, so we compare the two gradients. Let the
+# student be new, $z=0$. At high temperature the soft gradient is $-\tilde t/N$, of norm $s(t)/\sqrt N$ with $s$ the standard deviation of the teacher's logits. The
 # gradient of the labels is $q-y$, of norm $\sqrt{1-1/N}$. So their **ratio is $s(t)/\sqrt{N-1}$** with $T^2$, and $N$ times that with $N\,T^2$.
 #
-# Below it is measured at the temperatures in use, for two kinds of teacher: Gaussian logits of deviation 2, as in the probe, and the same with one logit
+# We measure it at the temperatures in use, for two kinds of teacher: Gaussian logits of deviation 2, as in the probe, and the same with one logit
 # raised until its class has a probability of 0.9 at $T=1$.
 
 
-# %%
+# %% tags=["hide-input"]
 def sure_teacher(logits, probability=0.9):
     others = np.exp(logits[:, 1:]).sum(-1)
     return np.concatenate(
@@ -552,7 +559,7 @@ show(
     alt="Two log-log panels of the ratio against the number of classes, a line for each temperature, beside a dotted line of slope minus one half.",
 )
 
-# %%
+# %% tags=["hide-input"]
 falling = {"Gaussian teacher": {N: ratio["Gaussian", temperature, N] for N in sizes}}
 power(
     falling,
@@ -564,16 +571,35 @@ power(
 
 # %% [markdown]
 # So “comparable gradients” is no reason for either choice. With a large vocabulary and a warm temperature, $T^2$ leaves the soft loss a small fraction of
-# the pull, and $N\,T^2$ would give it nearly all. The weights of a sum are the reader's to choose, and which gradient they let win can be measured:
-# `fit(…, gradient_norms=True)` reports the norm of each weighted term's gradient by the weights, and
-# {meth}`~kdlab.objectives.terms.Objective.gradient_norms` gives it for a single step, by whatever one names.
-#
+# the pull, and $N\,T^2$ would give it nearly all. You choose the weights of a sum, and can measure which gradient wins:
+# `fit(…, gradient_norms=True)` reports the norm of each weighted term's gradient by the parameters, and
+# {meth}`~kdlab.objectives.terms.Objective.gradient_norms` gives it for a single step.
+
+# %% tags=["hide-input"]
+findings.show(
+    rf"The gradient of $N\,T^2$KL never exceeds $\sqrt2\,N\,T$; the longest of {bounded.size:,} random ones reached {closest:.2%} of it.",
+    rf"A linear probe, {steps} steps, one seed: under SGD the factor $N$ is a factor on the rate (at rate$/N$ the end of the run "
+    f"changes by at most {max(same_run.values()):.0e} of itself). At the same rate, and $N={count(some)}$, the KL at the end is "
+    f"{final['SGD, ×N, same rate', some] / final['SGD', some]:,.0f} times that without the factor.",
+    f"Under Adam the factor changes the end of the run by at most {max(under_adam.values()):.1%}, up to $N={count(sizes[-1])}$.",
+    f"At $T={temperature:g}$ and $N={count(sizes[-1])}$ a new student's soft gradient is "
+    f"{ratio['Gaussian', temperature, sizes[-1]]:.2g} times as long as that of the labels (Gaussian teacher).",
+)
+
+# %% [markdown]
 # ## Limits
 #
 # A linear probe has no depth, no normalisation and no other loss term. In a sum with a cross-entropy the factor $N$ is *not* only
 # a learning rate: it is a weight. Clipping and weight decay interact with the gradient's size as well. The ratio of soft to hard was taken for a new student
 # and by its logits; it changes as the student learns.
 # A language model has a body below its head, whose gradient has no $1/N$: {doc}`16_a_large_n`.
+#
+# ## To take along
+#
+# - **Formulae.** $N\,T^2 D_{\mathrm{KL}} \to \frac12\|\tilde z-\tilde t\|^2$ at high temperature; $\|\nabla_z\,N\,T^2D_{\mathrm{KL}}\| \le \sqrt2\,N\,T$;
+#   for a new student, soft to hard gradient is $s(t)/\sqrt{N-1}$ with $T^2$.
+# - **What to set.** `SoftTargets(temperature=T)` without $N$, and its weight by `gradient_norms`. If you want the factor, `N * SoftTargets(T)` with the rate divided by $N$.
+# - **What to mind.** Under SGD a factor on the loss is a factor on the rate; under Adam it hardly matters; in a sum it is a weight. Clipping and weight decay notice it.
 #
 # ## Exercises
 #
