@@ -9,12 +9,12 @@
 # %% [markdown]
 # # What a teacher knows
 #
-# A classifier that says *fox, 90 %* says more than *fox*. <!-- by definition --> It also says which other animals it had in mind. This
-# chapter is about that second message: how a temperature makes it audible, whether it is true, and how much of it a
+# A classifier that says *fox, 90 %* says more than *fox*. <!-- by definition --> It also gives probabilities to other animals. This
+# chapter is about these: how a temperature makes them visible, whether they are true, and how much of them a
 # student can learn.
 #
 # **At the end you will know** what temperature does to a distribution and why its entropy must rise; how far a trained
-# teacher's opinion of the *wrong* classes is from the truth, on a task where the truth is known exactly; and what
+# teacher's probabilities of the *wrong* classes are from the truth, where the truth is known exactly; and what
 # a real teacher believes about a photograph.
 #
 # *Needs: one CPU core and under a minute. Read {doc}`../book/notation` first if a symbol is new.*
@@ -43,6 +43,7 @@ from kdlab.figures import (
     ORANGE,
     PURPLE,
     heatmap,
+    sentence,
     show,
     table,
     temperature_dial,
@@ -60,7 +61,7 @@ from kdlab.objectives import (
     soften,
 )
 from kdlab.study import book_teacher
-from kdlab.study.display import data_note, device_for, verdict
+from kdlab.study.display import Findings, data_note, device_for, verdict
 from kdlab.study.evidence import Quantity
 from kdlab.study.statements import above, below, leads
 from kdlab.study.statistics import summary
@@ -74,6 +75,9 @@ temperatures, sizes, lengths = (
     sorted(set(values)) for values in (temperatures, sizes, lengths)
 )
 seeds = list(dict.fromkeys(seeds))
+
+# %% tags=["hide-input"]
+findings = Findings()
 
 # %% [markdown]
 # ## Turning the temperature
@@ -110,7 +114,7 @@ ends = " and ".join(
 show(
     figure,
     label="five-logits",
-    caption="One set of logits, colder at the left and hotter at the right; dotted: $1/N$. The order never changes. The largest of the five "
+    caption="One set of logits at rising temperatures; dotted: $1/N$. The largest of the five "
     f"probabilities is {ends}."
     + (" At $T=1$ (blue) it is the plain softmax." if 1 in temperatures else ""),
     alt=f"{len(temperatures)} bar charts of five probabilities, one for each temperature. The largest is {ends.replace('$', '')}; the bars are "
@@ -118,12 +122,12 @@ show(
 )
 
 # %% [markdown]
-# Three things can be read off, and all are exact: $T=1$ is the softmax itself; the order of the classes does not
-# depend on $T$, since $e^{z/T}$ rises with $z$; and since $q_i/q_j = e^{(z_i-z_j)/T}$, every ratio tends to one as $T\to\infty$ (the uniform
-# distribution) and to zero or infinity as $T\to0$ (the argmax, if it is unique). The next cell checks
-# them for random logits, the limits at a temperature so extreme that float64 cannot tell the difference.
+# The figure shows three things, and all are exact. $T=1$ is the softmax itself. The order of the classes does not
+# depend on $T$, since $e^{z/T}$ rises with $z$. And since $q_i/q_j = e^{(z_i-z_j)/T}$, every ratio tends to one as $T\to\infty$ (the uniform
+# distribution) and to zero or infinity as $T\to0$ (the argmax, if it is unique). The folded cell checks
+# them for random logits, the limits at temperatures so extreme that float64 cannot tell the difference.
 
-# %%
+# %% tags=["hide-input"]
 random_logits = 5 * torch.randn(
     1000, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
 )
@@ -139,12 +143,12 @@ assert soften(random_logits, 1e-6).max(-1).values.min() > 1 - 1e-12
 
 # %% [markdown]
 # (printed-softmax)=
-# ### A fraction taken from a page
+# ### A fraction copied from a web page
 #
 # In the plain text that we have of article A, the softmax reads $\sum_j\exp(z_j/T)$ first and $\exp(z_i/T)$ after it. So do its other
 # fractions: $1/N_h$ reads “Nh1”. KaTeX, which typesets formulas on web pages, writes a fraction's denominator into the page before its numerator, and
-# whoever copies the text of the page gets that order. On the page it is the softmax. When a formula has lost its layout, two properties tell
-# which way up it goes: the values of a softmax sum to one, and the largest logit gets the largest value. <!-- by definition -->
+# a copy of the page's text has that order. On the page it is the softmax. When a formula has lost its layout, two properties tell
+# the right way up: the values of a softmax sum to one, and the largest logit gets the largest value. <!-- by definition -->
 
 # %%
 exponentials = torch.exp(logits)
@@ -152,6 +156,8 @@ upright, upside_down = (
     exponentials / exponentials.sum(),
     exponentials.sum() / exponentials,
 )
+
+# %% tags=["hide-input"]
 table(
     ["class", "logit", "softmax", "upside down"],
     [
@@ -175,7 +181,7 @@ verdict(
 # ## Why the entropy must rise
 #
 # "Softer" has a measure: the entropy $H = -\sum_i q_i \log q_i$, zero for certainty and $\log N$ for the uniform
-# distribution. That it rises with $T$ can be seen in the figure; that it *must* is one derivative away. SymPy takes it
+# distribution. The figure shows that it rises with $T$; one derivative shows that it *must*. SymPy takes it
 # for a symbolic number of classes: sums stay sums, and nothing is assumed but the definition of the softmax.
 
 # %%
@@ -196,9 +202,9 @@ assert same(dH_dT, variance / T**3)
 assert not same(dH_dT, variance / T**2)  # the check can fail
 
 # %% [markdown]
-# The same slope measured: central differences of the entropy that `kdlab` computes, against the closed form.
+# The same slope can be measured, by central differences of the entropy that `kdlab` computes:
 
-# %%
+# %% tags=["hide-input"]
 grid = np.geomspace(0.2, 50, 60)
 step = 1e-4
 measured = [
@@ -209,7 +215,9 @@ measured = [
 closed_form = np.array([reference.entropy_slope(logits.numpy(), T_) for T_ in grid])
 worst = np.max(np.abs(measured - closed_form) / closed_form)
 assert worst < 1e-6
-worst
+sentence(
+    f"The measured slope differs from the closed form by {worst:.0e} of it at most."
+)
 
 # %% tags=["hide-input"]
 hot_slope = reference.effective_exponent(grid, closed_form)[-1]
@@ -239,10 +247,10 @@ verdict(
 )  # fmt: skip
 
 # %% [markdown]
-# ## Is the teacher's opinion of the wrong classes true?
+# ## Are the teacher's probabilities of wrong classes true?
 #
 # On photographs nobody knows the true $p(y \mid x)$, so nobody can say whether a teacher's small probabilities are
-# knowledge or noise. On a task that we make ourselves, we can. Classes are Gaussian clouds, grouped four to a
+# knowledge or noise. On a task that we make ourselves, we know it. Classes are Gaussian clouds, grouped four to a
 # superclass; Bayes' rule then gives the posterior exactly:
 #
 # $$p(y=c \mid x) = \operatorname{softmax}_c\!\left(-\frac{\lVert x-\mu_c\rVert^2}{2\sigma^2}\right).$$
@@ -252,16 +260,19 @@ task = KnownPosterior.draw(superclasses=5, classes_each=4, dimensions=16, seed=0
 generator = torch.Generator().manual_seed(1)
 test = task.sample(5000, generator=generator)
 truth = task.posterior_logits(test.inputs)
-print(
-    f"{task.num_classes} classes; the Bayes classifier is right on {accuracy(truth, test.labels):.1%}"
+
+# %% tags=["hide-input"]
+sentence(
+    f"There are {task.num_classes} classes, and the Bayes classifier is right on "
+    f"{accuracy(truth, test.labels):.1%} of the test examples."
 )
 
 # %% [markdown]
-# The teacher is a small network trained with **hard labels only**. Nobody ever told it a
+# The teacher is a small network trained with **hard labels only**. It was never told a
 # probability.
 
 
-# %%
+# %% tags=["hide-input"]
 def recipe(examples, steps, seed):
     """About the same number of steps however many examples there are."""
     epochs = max(1, steps // max(examples // 64, 1))
@@ -276,6 +287,7 @@ def recipe(examples, steps, seed):
     )
 
 
+# %%
 torch.manual_seed(0)
 teacher = mlp(16, task.num_classes, width=128)
 labelled = task.sample(teacher_examples, generator=generator)
@@ -288,9 +300,9 @@ fit(
 teacher_logits = predict(teacher, test)
 
 # %% [markdown]
-# Now the question. Take away the true class, rescale what is left to sum to one, and compare the teacher's *wrong-class*
-# distribution with the exact one. There are two yardsticks: a uniform guess; and the mean of the exact distributions over all examples of the
-# label, which is what can be said of the wrong classes by who knows the label alone.
+# Now remove the true class, rescale the rest to sum to one, and compare the teacher's *wrong-class*
+# distribution with the exact one. Two guesses give the scale: a uniform one; and the mean of the exact distributions over all examples of the
+# label, the best guess for someone who knows the label alone. <!-- by definition -->
 
 
 # %%
@@ -302,6 +314,8 @@ def dark_distribution(logits, labels):
 
 dark_teacher = dark_distribution(teacher_logits, test.labels)
 dark_truth = dark_distribution(truth, test.labels)
+
+# %% tags=["hide-input"]
 more = task.sample(10_000, generator=torch.Generator().manual_seed(3))
 dark_of_more = dark_distribution(task.posterior_logits(more.inputs), more.labels).exp()
 of_label = torch.stack(
@@ -360,7 +374,7 @@ axis.set(
 show(
     figure,
     label="dark-truth",
-    caption="Each dot is one wrong class of one example; on the dotted line the teacher, which saw nothing but hard labels, agrees with Bayes' rule. "
+    caption="Each dot is one wrong class of one example; on the dotted line the teacher agrees with Bayes' rule. "
     + "The teacher's probability over the true one, median and quartiles: "
     + "; ".join(
         f"{v[1]:.2g} ({v[0]:.2g} to {v[2]:.2g}) {where}"
@@ -371,18 +385,18 @@ show(
 )
 
 # %% [markdown]
-# The teacher's wrong classes are an estimate of the truth, made from labels alone. What is that worth to a student?
+# The teacher's probabilities of wrong classes are an estimate of the truth, made from labels alone. What is that worth to a student?
 #
 # ## Four teachers for one student
 #
 # A smaller student sees $n$ examples and learns from one of four sources: the hard labels; the teacher; the
 # teacher with the probabilities of its wrong classes shuffled in every example (`PermutedSoftTargets`); and the exact
-# posterior. Initial weights and examples are equal. Each source may stop after any of the numbers of steps in `lengths`, for labels can be
-# learned by heart where examples are few: the likelihood of held-out labels chooses. (The teacher itself has seen many labels: what it passes
+# posterior. Initial weights and examples are equal. With few examples a student can learn labels by heart, so
+# each source stops at the best of the numbers of steps in `lengths`: the likelihood of held-out labels chooses. (The teacher itself has seen many labels: what it passes
 # on includes what it learned from them.)
 #
 # We measure accuracy on fresh examples, and the Kullback–Leibler divergence from the *true* posterior, over the seeds. For the shuffled teacher only the accuracy is
-# a test: on average over shuffles its wrong classes are uniform, so that a distance from the truth is built in.
+# a test: on average over shuffles its wrong classes are uniform, so a distance from the truth is built in.
 
 # %%
 sources = {
@@ -421,6 +435,7 @@ def students(name, n, steps):
     return beside
 
 
+# %% tags=["hide-input"]
 def logits_of(beside, split):
     with torch.no_grad():
         return beside(split.inputs[:, None].expand(-1, len(beside), -1)).unbind(1)
@@ -521,13 +536,13 @@ table(
 )
 
 # %% tags=["hide-input"]
-others = ["hard labels", "teacher, shuffled"]
+others_of = ["hard labels", "teacher, shuffled"]
 for n in sizes:
     points = Quantity(f"accuracy at $n = {n}$", "points", 100, 1, level_unit="%")
     display(
         above(
             "teacher",
-            others,
+            others_of,
             {name: right_answers[name, n] for name in sources},
             points,
         )
@@ -541,20 +556,20 @@ for n in sizes:
     )
 
 # %% [markdown]
-# Whether the same holds on photographs, where no truth is known, is tested in {doc}`06_first_distillation`.
+# {doc}`06_first_distillation` tests whether the same holds on photographs, where no truth is known.
 #
 # ## What a real teacher sees
 #
-# The teacher from here on is a ResNet-20 that `kdlab` trained on CIFAR-100 {cite}`krizhevsky2009learning`; it is stored
+# From here on the teacher is a ResNet-20 that `kdlab` trained on CIFAR-100 {cite}`krizhevsky2009learning`; it is stored
 # with the book, and its record is listed under {doc}`../book/status`. CIFAR-100 groups its hundred classes in twenty
-# superclasses. The teacher was never told of them.
+# superclasses, which the teacher was never told.
 
 # %% tags=["hide-input"]
 data = load_images()
 real_teacher = book_teacher(data, device=device)
 data_note(data)
 
-# %%
+# %% tags=["hide-input"]
 seen = data.validation[:2000]
 real_logits = predict(real_teacher, seen, device=device)
 superclass = torch.tensor(data.superclass_of)
@@ -587,13 +602,19 @@ names = [data.classes[c] for c in members]
 others = ~torch.eye(len(members), dtype=torch.bool)
 shown = sorted({1.0, *temperatures[-2:]})
 figure, panels = plt.subplots(1, len(shown), figsize=(8.2, 3.1), sharey=True)
-for panel, temperature in zip(np.atleast_1d(panels), shown, strict=True):
-    rows = torch.stack(
+rows_at = {
+    temperature: torch.stack(
         [
             soften(real_logits[seen.labels == c], temperature).mean(0)[members]
             for c in members
         ]
     )
+    for temperature in shown
+}
+brightest = 100 * max(rows.max().item() for rows in rows_at.values())
+for panel, (temperature, rows) in zip(
+    np.atleast_1d(panels), rows_at.items(), strict=True
+):
     believed[temperature] = rows.diagonal().mean().item(), rows[others].mean().item()
     heatmap(
         panel,
@@ -601,6 +622,7 @@ for panel, temperature in zip(np.atleast_1d(panels), shown, strict=True):
         names,
         names,
         text=lambda v: f"{v:.0f}" if v >= 1 else f"{v:.1f}",
+        largest=brightest,
     )
     panel.set_title(f"$T={temperature:g}$")
 np.atleast_1d(panels)[0].set_ylabel("the image shows")
@@ -608,7 +630,7 @@ show(
     figure,
     label="superclass",
     caption=f"Mean probability (in %) that the teacher gives the classes of the superclass “{data.superclasses[family]}”, "
-    "by what the image shows. Mean of the diagonal and of the rest: "
+    "by what the image shows; one scale of colours for all. Mean of the diagonal and of the rest: "
     + "; ".join(
         f"{100 * a:.1f} and {100 * b:.1f} at $T={t:g}$"
         for t, (a, b) in believed.items()
@@ -625,8 +647,8 @@ show(
 # %% [markdown]
 # ## Turn it yourself
 #
-# Four validation images, the teacher's logits for them, and the temperature in your hand. Classes of the true class's
-# superclass are drawn in the second colour.
+# Here are four validation images with the teacher's logits. Move the temperature. Classes of the true class's
+# superclass have the second colour.
 
 # %% tags=["hide-input", "landing-dial"]
 top2 = soften(real_logits).topk(2)
@@ -657,18 +679,41 @@ temperature_dial(
         for i in chosen
     ],
     label="dial",
-    caption="The twelve classes that the teacher finds most likely. Cold, it names one class. Warm, it tells what the "
-    "image resembles. Hot, it says nothing.",
+    caption="The twelve classes that the teacher finds most likely. At low temperature it names one class; warmer, it tells what the "
+    "image resembles; hot, it says nothing.",
+)
+
+# %% tags=["hide-input"]
+few = sizes[0]
+gain_of = {
+    other: 100
+    * np.mean(np.subtract(right_answers["teacher", few], right_answers[other, few]))
+    for other in others_of
+}
+findings.show(
+    rf"$dH/dT = \operatorname{{Var}}_q(z)/T^3$: the entropy rises with the temperature. Finite differences agree to {worst:.0e}.",
+    "A teacher that saw hard labels alone is "
+    f"{dark_error['the teacher']:.2f} nats from the exact distribution over the wrong classes; a uniform guess "
+    f"{dark_error['a uniform guess']:.2f}, the best guess by the label {dark_error['one distribution a label']:.2f}.",
+    f"From {few} examples the teacher's students change accuracy by {gain_of['hard labels']:+.1f} points against hard labels, and by "
+    f"{gain_of['teacher, shuffled']:+.1f} against the same teacher with its wrong classes shuffled (mean of {of_seeds}; at most {max(lengths)} steps).",
+    f"On photographs, {share['the teacher']:.0%} of the belief in wrong classes goes to the class's own superclass; by chance {share['chance']:.0%} would.",
 )
 
 # %% [markdown]
 # ## Limits
 #
-# - The known-posterior task is kind: its classes are Gaussian clouds, and the teacher's network can represent the
+# - The known-posterior task is easy: its classes are Gaussian clouds, and the teacher's network can represent the
 #   posterior. Real teachers are also *wrong* about wrong classes; distillation passes on their errors with the rest.
 # - The four sources share one learning rate, which was chosen for none of them; the length of training was chosen for each. Where the longest was chosen, a difference may be one of early learning.
 # - That the teacher spreads its doubt within superclasses says that its beliefs are structured, not that this structure
 #   is what helps a student. That takes an intervention, and {doc}`06_first_distillation` makes one.
+#
+# ## To take along
+#
+# - **Formulae.** $q_i = e^{z_i/T}/\sum_k e^{z_k/T}$; $dH/dT = \operatorname{Var}_q(z)/T^3 \ge 0$.
+# - **What to set.** `soften(logits, T)` for probabilities, `SoftTargets(temperature=T)` for the loss, `PermutedSoftTargets` for the control that keeps everything but the order of the wrong classes.
+# - **What to mind.** A teacher trained on labels estimates the wrong classes, with errors. Whether these probabilities help a student takes a control, not a picture.
 #
 # ## Exercises
 #
