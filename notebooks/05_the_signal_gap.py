@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # The signal gap, audited
+# # A published table, checked: the signal gap
 #
-# Article B ends on a table for a problem with a thousand classes: six numbers, and a row of words for “softmax peakiness”, which is “Very High” at $T=1$ and “Low (Soft)” at $T=5$. It gives no logits, no code and no
+# Article B ends with a table for a problem with a thousand classes: six numbers, and “softmax peakiness” in words, which is “Very High” at $T=1$ and “Low (Soft)” at $T=5$. It gives no logits, no code and no
 # seed. Can the numbers belong together? And are they typical? Both questions can be answered without the author.
 #
 # **At the end you will know** how to ask three questions of a published table: whether it is consistent with itself, whether any
@@ -29,6 +29,7 @@ seed: int = 1  # of the search's starts, of random logits and of the untrained s
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import display
 from scipy.optimize import least_squares
 
 from kdlab.data import load_images
@@ -36,7 +37,7 @@ from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, show, table, use_style
 from kdlab.models import resnet8
 from kdlab.objectives import SoftTargets
 from kdlab.study import book_teacher, results, stored_student
-from kdlab.study.display import data_note, device_for, verdict
+from kdlab.study.display import Findings, data_note, device_for, verdict
 from kdlab.study.evidence import Quantity
 from kdlab.study.parameters import require
 from kdlab.study.records import evidence_folder
@@ -62,6 +63,9 @@ COLUMNS = [
 ]
 independent = [0, 1, 3, 4]  # the scaled column follows from the others
 
+# %% tags=["hide-input"]
+findings = Findings()
+
 # %% [markdown]
 # ## The table
 #
@@ -71,7 +75,7 @@ independent = [0, 1, 3, 4]  # the scaled column follows from the others
 
 # %%
 def six_numbers(student, teacher):
-    """KL and gradient norm at T = 1 and when hot, and the latter times T², in the order of the table."""
+    """KL and gradient norm at T = 1, when hot, and times T², in the table's order."""
     kl = [reference.forward_kl(student, teacher, T) for T in (1, temperature)]
     norm = [
         np.linalg.norm(reference.forward_kl_gradient(student, teacher, T), axis=-1)
@@ -84,7 +88,7 @@ def six_numbers(student, teacher):
 # ## First: is it consistent with itself?
 #
 # The last column should be $T^2$ times the middle one, as far as the printed digits tell.
-# There is also a bound that ties loss and gradient together. By Pinsker's inequality the two distributions differ
+# There is also a bound that connects loss and gradient. By Pinsker's inequality the two distributions differ
 # by at most $\sqrt{2\,\mathrm{KL}}$ in the 1-norm. Their difference sums to zero, so its 2-norm is at most $1/\sqrt2$ of that, and the
 # gradient norm at most $\sqrt{\mathrm{KL}}/T$. A table that broke this could not come from any logits at all.
 
@@ -96,6 +100,8 @@ scales = all(
 )
 bounds = np.sqrt(table_of["KL"][:2]) / (1, temperature)
 allowed = all(table_of["norm"][:2] <= bounds)
+
+# %% tags=["hide-input"]
 table(
     [
         "",
@@ -115,15 +121,15 @@ table(
 # %% [markdown]
 # ## Second: do logits exist that give all six?
 #
-# Four numbers are independent, and there are two logits for each class, plenty to meet them. So we
-# look for *small* witnesses, which can be written down: all logits are zero but two of the student's and the same two of the teacher's.
-# That leaves four unknowns for four equations, which a standard
-# solver handles, from many random starts. Classes 1 and 2 may change places, so the smaller of the student's logits goes first.
+# Four numbers are independent, and two logits for each class are plenty to meet them. So we
+# look for *small* examples (witnesses) that can be written down: all logits are zero except two of the student's and the same two of the teacher's.
+# That leaves four unknowns for four equations. A standard
+# solver handles them, from many random starts. Classes 1 and 2 may change places, so the smaller of the student's logits goes first.
 
 
 # %%
 def padded(student_first, teacher_first):
-    """Logits of N classes for student and teacher: those of the first classes, zero elsewhere."""
+    """Logits of N classes for student and teacher: zero but for the first classes."""
     student, teacher = np.zeros((2, classes))
     student[: len(student_first)] = student_first
     teacher[: len(teacher_first)] = teacher_first
@@ -134,6 +140,7 @@ def residual(unknown):
     return (six_numbers(*padded(unknown[:2], unknown[2:])) / printed)[independent] - 1
 
 
+# %% tags=["hide-input"]
 def meets(witness):
     """Whether a witness gives all six numbers to the printed digits."""
     return all(
@@ -158,7 +165,7 @@ witnesses["three logits"] = ((22.42, 25.872, 25.903), (23.745, 23.705, 23.574))
 witnesses = {name: witness for name, witness in witnesses.items() if meets(witness)}
 
 # %% [markdown]
-# A last witness, with three logits each, was not searched for here; it is checked with the others, and kept if it meets the numbers. What they look like:
+# A last witness, with three logits each, was not searched for here; it is checked with the others, and kept if it meets the numbers.
 
 # %% tags=["hide-input"]
 rows = []
@@ -184,16 +191,16 @@ table(
 )
 
 # %% [markdown]
-# Where there are several witnesses, read the largest probabilities at $T=1$: the six numbers do not tell how sure the models are. “Very High” narrows the
-# choice, if it is the student's or the teacher's.
+# Where there are several witnesses, compare their largest probabilities at $T=1$: the six numbers do not tell how sure the models are. “Very High” would narrow the
+# choice, if the article said whose it is.
 #
 # ## Third: is it typical?
 #
-# Draw logits at random and scale them so that the KL at $T=1$ is the printed one; then look at the other numbers. Two
+# Draw logits at random and scale them so that the KL at $T=1$ is the printed one; then compare the other numbers. There are two
 # families: Gaussian logits, and heavy-tailed ones (Student's $t$ with three degrees of freedom).
 
 
-# %%
+# %% tags=["hide-input"]
 def scaled_to(kl_at_one, student, teacher):
     """Scale both logits by one factor (bisection) so that the KL at T = 1 is as asked, pair by pair."""
     low, high = np.full((2, len(student), 1), [[[1e-3]], [[1e3]]])
@@ -207,6 +214,7 @@ def scaled_to(kl_at_one, student, teacher):
     return low * student, low * teacher
 
 
+# %%
 rng = np.random.default_rng(seed)
 draws = (2, 50, classes)
 pairs = {
@@ -215,8 +223,8 @@ pairs = {
 }
 
 # %% [markdown]
-# And real logits, of the book's teacher and two students on validation images: an untrained ResNet-8, which is the first step of a
-# distillation, and a ResNet-8 that was distilled from this teacher. Of the latter's images that tenth is taken whose KL at $T=1$ is nearest to the
+# Then real logits, of the book's teacher and two students on validation images: an untrained ResNet-8, as at the first step of a
+# distillation, and a ResNet-8 that was distilled from this teacher. Of the latter's images we take the tenth whose KL at $T=1$ is nearest to the
 # printed one. These have as many classes as the data, and no scaling is applied.
 
 # %% tags=["hide-input"]
@@ -254,6 +262,8 @@ near = off.argsort()[: max(1, len(seen) // 10)]
 pairs["real (first step)"] = untrained[:500], trained[:500]
 pairs["real (distilled)"] = distilled[near], trained[near]
 clouds = {name: six_numbers(*pair) for name, pair in pairs.items()}
+
+# %% tags=["hide-input"]
 # median largest probability at T = 1 and when hot, of the student and of the teacher
 peakiness = {
     name: [
@@ -306,27 +316,29 @@ show(
 )
 
 # %% tags=["hide-input"]
-table(
-    ["logits", *(COLUMNS[k] for k in independent)]
+medians = table(
+    ["logits", *(COLUMNS[k] for k in independent)],
+    [["the table", *(f"{printed[k]:.3f}" for k in independent)]]
     + [
-        f"{whose} largest, $T={T:g}$"
-        for whose in ("student's", "teacher's")
-        for T in (1, temperature)
-    ],
-    [["the table", *(f"{printed[k]:.3f}" for k in independent), *4 * ["–"]]]
-    + [
-        [
-            name,
-            *(f"{np.median(v[:, k]):.{3 if k < 4 else 4}f}" for k in independent),
-            *(f"{p:.3f}" for p in peakiness[name]),
-        ]
+        [name, *(f"{np.median(v[:, k]):.{3 if k < 4 else 4}f}" for k in independent)]
         for name, v in clouds.items()
     ],
     caption=f"Medians over {draws[1]} draws (random logits) and over the images (real logits). The KL at $T=1$ of the {len(near)} images of the distilled student "
     f"is within a factor of {np.exp(off[near].max()):.2f} of the printed one.",
 )
+largest = table(
+    ["logits"]
+    + [
+        f"{whose}, $T={T:g}$"
+        for whose in ("student", "teacher")
+        for T in (1, temperature)
+    ],
+    [[name, *(f"{p:.3f}" for p in values)] for name, values in peakiness.items()],
+    caption="The largest probability, median over the same.",
+)
+display(medians, largest)
 
-# %%
+# %% tags=["hide-input"]
 only(
     ["real (first step)", "real (distilled)"],
     {name: v[2] for name, v in peakiness.items()},
@@ -360,7 +372,7 @@ verdict(
 # %% [markdown]
 # ## What the table is for
 #
-# Its moral is that the unscaled signal at $T=5$ is too small to be heard, and that $T^2$ brings it back. How much of it, for the logits of this
+# The article concludes that the unscaled signal at $T=5$ is too small, and that $T^2$ brings it back. How much of it comes back, for the logits of this
 # chapter:
 
 # %% tags=["hide-input"]
@@ -382,11 +394,26 @@ table(
     caption="Medians. From which temperature on the scaled norm is flat was measured in chapter 3.",
 )
 
+# %% tags=["hide-input"]
+findings.show(
+    f"The six printed numbers are {'' if scales else 'not '}consistent with each other, and {exist}.",
+    f"For real logits of {data.num_classes} classes with this KL at $T=1$ ({len(near)} images, one distilled student), these numbers of the table lie between the quartiles: "
+    f"{', '.join(between) or 'none of the other three'}. {above:.0%} of the images exceed its {COLUMNS[1]}.",
+    f"At $T={temperature:g}$ the scaled gradient of the distilled student is "
+    f"{np.median(typical[:, 5] / typical[:, 3]):.2f} times that at $T=1$; by the table it is {printed[5] / printed[3]:.2f} times.",
+)
+
 # %% [markdown]
 # ## Limits
 #
 # The witnesses show that the six numbers *can* occur, not that the author's did. “Typical” is a statement about the
 # families drawn here and about one real pair.
+#
+# ## To take along
+#
+# - **Formulae.** $\|\nabla_z D_{\mathrm{KL}}\|_2 \le \sqrt{\mathrm{KL}}/T$ (Pinsker): a loss bounds its gradient, and a table can break that.
+# - **What to set.** To publish such a table, store logits or a seed; `kdlab.theory.reference` gives every number of it in float64.
+# - **What to mind.** Ask a table three questions: is it consistent, is it possible, is it typical? A possible table need not be typical.
 #
 # ## Exercises
 #
