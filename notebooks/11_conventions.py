@@ -7,13 +7,13 @@
 # ---
 
 # %% [markdown]
-# # Conventions: the same name, other losses
+# # Conventions of libraries: one name, different losses
 #
 # A recipe says "KD, $T=4$, weight 0.9". You have the same data, the same networks and another library. You set the same two numbers, and
-# train on a different loss. Nothing warns you: what each library adds for the teacher is right by its own lights.
+# train on a different loss. Nothing warns you: each library is right by its own convention.
 #
 # **At the end you will know** what nine libraries add for the teacher, by what factor a weight has to change between them, where no
-# factor exists, when an optimiser makes the factor irrelevant, and which option makes a $T^2$ vanish.
+# factor exists, and when an optimiser makes the factor irrelevant.
 #
 # *Needs: one CPU core and a few seconds.*
 
@@ -38,13 +38,14 @@ from kdlab.figures import (
     PURPLE,
     SKY,
     VERMILION,
+    sentence,
     show,
     table,
     use_style,
 )
 from kdlab.objectives import cross_entropy, forward_kl, generalised_jsd
 from kdlab.objectives.conventions import CONVENTIONS, loss_as_in, weight_factor
-from kdlab.study.display import device_for
+from kdlab.study.display import Findings, device_for
 from kdlab.study.evidence import Quantity
 from kdlab.study.parameters import require
 from kdlab.study.statements import above, within
@@ -61,6 +62,9 @@ require(
     f"max_length must be {max(lengths)} or more, as long as the longest of lengths, and not {max_length}.",
 )
 
+# %% tags=["hide-input"]
+findings = Findings()
+
 # %% [markdown]
 # ## Four questions to ask of a library
 #
@@ -68,13 +72,13 @@ require(
 #
 # $$\frac{T^2 \text{ or } 1}{n}\sum_{\text{positions that count}} D(p, q).$$
 #
-# Which divergence $D$? Is there a $T^2$? Does padding count? What is $n$? The answers were read in the sources: of
+# Which divergence $D$? Is there a $T^2$? Does padding count? What is $n$? The answers are from the sources of
 # RepDistiller {cite}`tian2020contrastive`, mdistiller {cite}`zhao2022decoupled`, torchdistill {cite}`matsubara2021torchdistill`, timm
 # {cite}`wightman2019timm`, DeiT {cite}`touvron2021deit`, TRL {cite}`vonwerra2020trl`, Liger Kernel {cite}`hsu2024liger`,
 # DistillKit {cite}`goddard2024distillkit` in its first and its present form, and TextBrewer {cite}`yang2020textbrewer`. TRL has two rows. “TRL” is its
 # `DistillationTrainer`; “TRL GKD” is the older `GKDTrainer`, now experimental. Both, and Liger, call their divergence a JSD, not KD.
-# `CONVENTIONS` holds each with file, version and line, and `loss_as_in` computes any of them out of kdlab's own
-# functions. The tests compare it with TRL and Liger themselves, and with the published formula of the others.
+# `CONVENTIONS` has each with file, version and line, and `loss_as_in` computes any of them from kdlab's own
+# functions. The tests compare it with TRL and Liger themselves, and with the published formulae of the others.
 
 # %% tags=["hide-input"]
 table(
@@ -98,7 +102,7 @@ table(
 
 # %% tags=["hide-input"]
 table(
-    ["library", "read in", "what surprises"],
+    ["library", "read in", "remark"],
     [
         [name, c.source, c.remark or "–"]
         for name, c in CONVENTIONS.items()
@@ -110,10 +114,10 @@ table(
 # %% [markdown]
 # ## One batch, one temperature, one weight
 #
-# Sequences of different length, so that some positions are padding; one temperature; weight one. Libraries made for images know
-# no padding: they are given all positions in a row, as one would do. What is set is what a user sets: TRL's `GKDTrainer` keeps a temperature for sampling and takes its loss at $T=1$.
+# The sequences have different lengths, so some positions are padding; the temperature is the same, and the weight is one. Libraries made for images do not know
+# padding: they get all positions in a row. The options are those that a user sets: TRL's `GKDTrainer` keeps its temperature for sampling and takes its loss at $T=1$.
 
-# %%
+# %% tags=["hide-input"]
 T, longest = temperature, max(lengths)
 
 
@@ -150,7 +154,7 @@ def gradient(*arguments, **options):
 
 
 # %% [markdown]
-# What trains is the gradient. Three numbers describe it beside our own: its size and its direction at the real positions, and
+# The gradient is what trains. Three numbers compare it with our own: its size and its direction at the real positions, and
 # the part of it that is spent on padding.
 
 
@@ -167,6 +171,7 @@ def beside_ours(library, z, t, real, **options):
     return loss, size, cosine, (g[~real].square().sum() / g.square().sum()).item()
 
 
+# %% tags=["hide-input"]
 z, t, real = make_batch()
 cases = {
     name: beside_ours(name, z, t, real) for name in CONVENTIONS if name != "kdlab"
@@ -199,7 +204,7 @@ of_colour = {
 show(
     figure,
     label="sizes",
-    caption="The same logits, the same temperature set, the same weight. (TRL's GKD does not hand the temperature on: its loss is at $T=1$, see below.) Blue: the gradient points where ours does; vermilion: it does, but part of "
+    caption="The same logits, temperature and weight. (TRL's GKD takes its loss at $T=1$, see below.) Blue: the gradient points where ours does; vermilion: it does, but part of "
     "it is spent on padding; purple: it points elsewhere. The grey line is kdlab.",
     alt="Dots on a logarithmic axis, one a library, from the smallest gradient to the largest: "
     + ", ".join(f"{name} {cases[name][1]:.2g}" for name in order)
@@ -227,7 +232,7 @@ table(
 # How many different losses are these? Two count as one if they pull the student in the same direction with the same force.
 
 
-# %%
+# %% tags=["hide-input"]
 def different(names):
     """Groups of names whose gradients agree in size, direction and share of padding."""
     groups = {}
@@ -248,8 +253,8 @@ Markdown(
     f"The {len(CONVENTIONS) - 1} rows of the first table beside kdlab's are **{len(losses)} losses** here: "
     + "; ".join(" = ".join(group) for group in losses)
     + f". With torchdistill's two branches they are {len(different(cases))}.\n\n"
-    f"The values of the loss say little. TextBrewer's is number {place['value']} of {len(cases)} by size, since it is a cross-entropy, which contains the "
-    f"teacher's entropy; its gradient is number {place['gradient']}. Loss curves of two libraries cannot be compared."
+    f"The value of the loss says little. TextBrewer's is number {place['value']} of {len(cases)} by size, since it is a cross-entropy, which contains the "
+    f"teacher's entropy; its gradient is number {place['gradient']}. So loss curves of two libraries cannot be compared."
 )
 
 # %% [markdown]
@@ -290,9 +295,9 @@ table(
     "there is none, the ratio is that of this batch and of no other.",
 )
 
-# %%
+# %% tags=["hide-input"]
 assert all(np.isclose(f, measured[name]) for name, f in stated.items() if f is not None)
-print(refusal)
+sentence(f"Where there is no factor, kdlab says why: “{refusal}”")
 
 # %% [markdown]
 # ## When the factor matters
@@ -301,8 +306,8 @@ print(refusal)
 # size. It is the teacher's weight *relative to something else* that counts: to the labels, to weight decay inside the gradient, to a threshold at which gradients are clipped.
 # TRL's two trainers and TextBrewer's defaults have the teacher for their only term; the default optimiser of the `Trainer` on which TRL builds is AdamW.
 #
-# A toy shows it. A table of logits learns a teacher's distributions over ten classes, its loss multiplied by one, by
-# $1/T^2$ (which was lost) and by $\beta(1-\beta)$ (what a JSD has of a KL).
+# A small example shows it. A table of logits learns a teacher's distributions over ten classes, its loss multiplied by one, by
+# $1/T^2$ (the lost factor) and by $\beta(1-\beta)$ (the factor of a JSD beside a KL).
 
 
 # %%
@@ -316,12 +321,15 @@ SETTINGS = {  # optimiser, its learning rate, weight of the labels
     "SGD, teacher alone": (torch.optim.SGD, 3.0, 0.0),
     "AdamW, with labels": (torch.optim.AdamW, 0.03, 1.0),
 }
+
+# %% tags=["hide-input"]
 generator = torch.Generator().manual_seed(0)
 toy_teacher = 2 * torch.randn(64, 10, generator=generator)
 toy_labels = torch.multinomial(toy_teacher.softmax(-1), 1, generator=generator)[:, 0]
 toy_teacher, toy_labels = toy_teacher.to(device), toy_labels.to(device)
 
 
+# %%
 def end_of(optimiser, rate, labels_weight, factor, steps=100):
     """KL from the teacher after a training whose teacher's term has this factor."""
     student = torch.zeros(64, 10, device=device, requires_grad=True)
@@ -350,7 +358,7 @@ table(
     caption="KL from the teacher after 100 steps, in nats; nothing is random. Weight decay is zero throughout.",
 )
 
-# %%
+# %% tags=["hide-input"]
 SPREAD = Quantity("largest over smallest KL that the factors leave", "", 1, 3)
 spread_of = {
     setting: max(values.values()) / min(values.values())
@@ -364,12 +372,12 @@ display(
 )
 
 # %% [markdown]
-# So “weight” in the rest of this chapter means: weight beside another term, or under SGD. Where the teacher is alone under Adam, two losses that
+# So in the rest of this chapter “weight” means a weight beside another term, or under SGD. Where the teacher is alone under Adam, two losses that
 # differ by a constant factor are one training, up to Adam's $\epsilon$ ({doc}`10_the_bug_museum`, exhibit 1, has the same of trained networks).
 #
 # ## What the factor depends on
 #
-# The same ratio to our gradient, now as the temperature, the share of padding and the number of classes change.
+# Here is the same ratio to our gradient, as the temperature, the share of padding and the number of classes change.
 
 # %% tags=["hide-input"]
 LINES = {
@@ -430,21 +438,21 @@ show(
 )
 
 # %% [markdown]
-# Three things to take from it.
+# The figure shows three things.
 #
-# - **Temperature.** A sweep over $T$ in TextBrewer, in Liger or in TRL's `DistillationTrainer` is a sweep over the weight as well, where the weight matters at all (above).
+# - **Temperature.** A sweep over $T$ in TextBrewer, in Liger or in TRL's `DistillationTrainer` is also a sweep over the weight, where the weight matters (above).
 #   TRL's `GKDTrainer` is no example: its loss never sees its temperature (below).
 # - **Padding.** Where it counts, the teacher's weight depends on how the batch happened to be padded, from step to step. That is not a
-#   factor, and `weight_factor` refuses. DistillKit 0.1 divides by the *configured* length besides: filling the batch to the brim is the only case
-#   in which that is a mean over positions. <!-- by definition -->
+#   factor, and `weight_factor` refuses. DistillKit 0.1 also divides by the *configured* length: only for a completely filled batch
+#   is that a mean over positions. <!-- by definition -->
 # - **Classes.** DeiT divides by them, as a comment in its code says “to have the legacy PyTorch behavior” (`losses.py`, line 63): a second $1/N$ beside the one of
 #   {doc}`04_the_one_over_n_question`. On ImageNet its teacher has a thousandth of the weight that the same $\alpha$ has elsewhere. The paper's own choice is the
 #   *hard* distillation of the same file, which has no such factor.
 #
-# At $\beta=0$ and $\beta=1$ TRL and Liger are a forward and a reverse KL, and have a factor. In between there is none to a KL at any finite temperature. When everything is hot one
+# At $\beta=0$ and $\beta=1$ TRL and Liger are a forward and a reverse KL, and have a factor. In between there is none to a KL at any finite temperature. At high temperature one
 # appears: for $p\approx q$, $\mathrm{JSD}_\beta \approx \beta(1-\beta)\,D_{\mathrm{KL}}$, and the ratio tends to $\beta(1-\beta)/T^2$:
 
-# %%
+# %% tags=["hide-input"]
 rows = []
 for hot in (4.0, 20.0, 100.0):
     _, size, cosine, _ = beside_ours("TRL", *unpadded, T=hot)
@@ -461,9 +469,9 @@ table(
 # ## A T² that comes and goes
 #
 # torchdistill multiplies by $T^2$ in the same line in which it adds the labels. Where there are none, or where their weight `alpha` is zero, it
-# returns earlier: the bare divergence, with neither $T^2$ nor `beta`. Turn the labels' weight down towards zero and look at the teacher's part:
+# returns earlier: the bare divergence, with neither $T^2$ nor `beta`. Here the labels' weight goes to zero; see the teacher's part:
 
-# %%
+# %% tags=["hide-input"]
 flat = z.flatten(0, 1), t.flatten(0, 1), t.flatten(0, 1).argmax(-1)
 bare = torch.autograd.grad(loss_as_in("torchdistill", *flat[:2], temperature=T), z)[0]
 rows = []
@@ -482,20 +490,19 @@ table(
 )
 
 # %% [markdown]
-# Whoever distils on unlabelled data after tuning on labelled data meets this step. So does the ablation "no labels".
+# You meet this step when you tune on labelled data and distil on unlabelled data, or in an ablation "no labels".
 #
-# TRL's `GKDTrainer` is the other case. Its configuration has a `temperature`, and its loss has one too, but the trainer does not hand it
+# TRL's `GKDTrainer` is the other case. Its configuration has a `temperature`, and its loss has one too, but the trainer does not pass it
 # on: the option is for sampling, and the loss is always taken at $T=1$. (A test
-# calls the trainer's own `compute_loss` to hold this.) `DistillationTrainer`, which is to replace it, hands the same option to both, without a $T^2$. So a
-# configuration that moves from one to the other with a temperature that is not one changes its loss. By how much?
+# calls the trainer's own `compute_loss` to hold this.) `DistillationTrainer`, which is to replace it, passes the same option to both, without a $T^2$. So a
+# configuration that moves from one to the other with a temperature other than one changes its loss. By how much?
 
-# %%
+# %% tags=["hide-input"]
 _, thought = gradient("TRL", z, t, real, T=T)
 _, trained = gradient("TRL GKD", z, t, real, T=1.0)
-print(
-    f"gradient at T={T:g} over that at T=1: "
-    f"{(thought.norm() / trained.norm()).item():.3f}, cosine "
-    f"{(thought * trained).sum().item() / (thought.norm() * trained.norm()).item():.3f}"
+sentence(
+    f"The gradient at $T={T:g}$ is {(thought.norm() / trained.norm()).item():.3f} times as long as that at $T=1$; their cosine is "
+    f"{(thought * trained).sum().item() / (thought.norm() * trained.norm()).item():.3f}."
 )
 
 # %% [markdown]
@@ -505,7 +512,7 @@ print(
 #
 # $$\beta D_{\mathrm{KL}}(p\,\|\,m) + (1-\beta) D_{\mathrm{KL}}(q\,\|\,m), \qquad m = \beta p + (1-\beta) q,$$
 #
-# and describe $\beta$ as a dial from forward KL ($\beta=0$) to reverse KL ($\beta=1$). As a formula it is zero at both ends, where the
+# and describe $\beta$ as a way from forward KL ($\beta=0$) to reverse KL ($\beta=1$). As a formula it is zero at both ends, where the
 # mixture *is* one of the two. So the code has a branch for each end, and there the loss jumps.
 
 # %% tags=["hide-input"]
@@ -550,11 +557,11 @@ show(
     figure,
     label="jump",
     caption="The loss against $\\beta$ at $T=1$. Full dots: what TRL and Liger return at the ends; rings: the value of the formula, and of kdlab. Dashed: "
-    "divided by $\\beta(1-\\beta)$ it runs into the dots, and is a dial.",
+    "divided by $\\beta(1-\\beta)$ it runs into the dots.",
     alt="A low arch that goes to zero at both ends, with dots high above its ends; a dashed curve that joins the two dots.",
 )
 
-# %%
+# %% tags=["hide-input"]
 table(
     ["$\\beta$", "TRL", "scaled"],
     [
@@ -573,8 +580,8 @@ assert at(0.001, as_trl) < 0.01 * ends[0]
 assert np.isclose(at(1e-4, lambda x: as_kdlab(x, scaled=True)), ends[0], rtol=0.01)
 
 # %% [markdown]
-# Each value of $\beta$ in a sweep thus has a divergence and a weight of its own. Beside another term, or under SGD, the interior has less force
-# by $\beta(1-\beta)$ or so before its shape has said anything; `generalised_jsd(…, scaled=True)` takes that out. Alone under Adam, as both trainers have it by default, the weights cancel, and what is
+# So each value of $\beta$ in a sweep has a divergence and a weight of its own. Beside another term, or under SGD, the interior is weaker
+# by about $\beta(1-\beta)$, whatever its shape; `generalised_jsd(…, scaled=True)` takes that out. Alone under Adam, as both trainers have it by default, the weights cancel, and what is
 # left is the shape, unless gradients are clipped. (Neither convention is wrong. The branch
 # is what the name promises, and the unscaled formula what the paper prints.)
 #
@@ -587,25 +594,32 @@ assert np.isclose(at(1e-4, lambda x: as_kdlab(x, scaled=True)), ends[0], rtol=0.
 recipe = {"hard_weight": 0.1, "soft_weight": 0.9}
 factor = weight_factor("mdistiller", "TextBrewer", temperature=T)
 moved = {"hard_weight": 0.1, "soft_weight": 0.9 * factor}
-print(dict(zip(CONVENTIONS["TextBrewer"].names, moved.values(), strict=False)))
 
+# %% tags=["hide-input"]
 before = loss_as_in("mdistiller", *flat, temperature=T, **recipe)
 naive = loss_as_in("TextBrewer", *flat, temperature=T, **recipe)
 after = loss_as_in("TextBrewer", *flat, temperature=T, **moved)
 wanted, copied, converted = (
     torch.autograd.grad(loss, z)[0] for loss in (before, naive, after)
 )
-print(f"copied:    off by {((copied - wanted).norm() / wanted.norm()).item():.0%}")
-print(f"converted: off by {((converted - wanted).norm() / wanted.norm()).item():.0e}")
 assert torch.allclose(converted, wanted)
+miss = {
+    "copied": (copied - wanted).norm() / wanted.norm(),
+    "converted": (converted - wanted).norm() / wanted.norm(),
+}
+names_of = zip(CONVENTIONS["TextBrewer"].names, moved.values(), strict=False)
+sentence(
+    f"In TextBrewer: {', '.join(f'{name} = {value:g}' for name, value in names_of)}. With the numbers copied, the gradient is "
+    f"off by {miss['copied'].item():.0%}; converted, by {miss['converted'].item():.0e}."
+)
 
 # %% [markdown]
-# Some libraries leave no room for it. DistillKit 1.0 divides its weights by their sum, DistillKit 0.1 gives the labels what the teacher
-# does not take, and their one $\alpha$ sets the ratio alone. Then the ratio is to be moved, and what is left over goes into the learning rate.
+# Some libraries leave no room for it. DistillKit 1.0 divides its weights by their sum; in DistillKit 0.1 one $\alpha$ sets both weights. <!-- by definition --> Then move the ratio, and put
+# the rest of the factor into the learning rate.
 #
 # ## One library, four losses
 #
-# A name does not pin a loss within one library either. TRL's GKD, as its pull requests and the lines that they replaced tell it (they were read, not run):
+# A name does not fix a loss within one library either. This is TRL's GKD, by its pull requests and the lines that they replaced (they were read, not run):
 #
 # - the mixture had the weights of teacher and student exchanged, until [#3043](https://github.com/huggingface/trl/pull/3043);
 # - without labels it divided by the batch *and* the length, until [#4105](https://github.com/huggingface/trl/pull/4105) left the batch alone. (The description says that the
@@ -614,7 +628,20 @@ assert torch.allclose(converted, wanted)
 # - each micro-batch was averaged over its own tokens, until [#6006](https://github.com/huggingface/trl/pull/6006).
 #
 # So a recipe is a formula, or a library *with its version*.
-#
+
+# %% tags=["hide-input"]
+sized = {name: cases[name][1] for name in CONVENTIONS if name != "kdlab"}
+smallest, greatest = min(sized, key=sized.get), max(sized, key=sized.get)
+findings.show(
+    f"The {len(CONVENTIONS) - 1} conventions are {len(losses)} different losses on one batch at $T={T:g}$: the gradient of the "
+    f"teacher's part is between {sized[smallest]:.2g} ({smallest}) and {sized[greatest]:.2g} ({greatest}) times kdlab's.",
+    f"Of these, {sum(f is not None for name, f in stated.items() if name != 'kdlab')} can be converted by a factor on the weight; "
+    f"a recipe copied from mdistiller to TextBrewer without it has a gradient that is off by {miss['copied'].item():.0%}.",
+    f"In a small example the factor changes the KL at the end by up to {spread_of['SGD, teacher alone']:.1f} times under SGD and by "
+    f"{spread_of[divided_out]:.3f} times under AdamW, where the teacher is the only term.",
+)
+
+# %% [markdown]
 # ## Limits
 #
 # - What is compared is the loss function. A trainer around it may shift labels, accumulate gradients, clip, or average over ranks, and moves the
@@ -622,8 +649,14 @@ assert torch.allclose(converted, wanted)
 # - The sources were read at the versions that `CONVENTIONS` names. Libraries change; that is the point of the section above.
 # - RepDistiller, mdistiller, torchdistill, timm, DeiT, DistillKit and TextBrewer are compared with their formula, written out a second time in the tests, not with their code
 #   as it runs. DeiT's teacher is matched by a head of its own, which no formula of one pair of logits shows.
-# - The toy of the optimiser is one table of logits. Adam's second moment forgets slowly, so that a factor that *changes* during training is not divided out at once.
+# - The small example of the optimisers is one table of logits. Adam's second moment forgets slowly, so that a factor that *changes* during training is not divided out at once.
 # - The logits are random. The factors are not: they hold for any logits. The cosines, and the ratios without a factor, are of this batch.
+#
+# ## To take along
+#
+# - **Formulae.** $\frac{T^2 \text{ or } 1}{n}\sum D(p,q)$: ask for $D$, $T^2$, padding and $n$. $\mathrm{JSD}_\beta \approx \beta(1-\beta)D_{\mathrm{KL}}$ for $p\approx q$.
+# - **What to set.** `weight_factor(source, target, temperature=…, shape=…)` times the teacher's weight; `loss_as_in(library, …)` to check it; `generalised_jsd(…, scaled=True)` where $\beta$ is swept.
+# - **What to mind.** Never compare loss values of two libraries. Say the version. Where padding counts there is no factor.
 #
 # ## Exercises
 #
@@ -672,7 +705,7 @@ assert torch.allclose(converted, wanted)
 # :label: ex-conventions-beta
 #
 # Someone trains with TRL, the teacher alone, and finds that forward KL ($\beta=0$) "learns much faster than $\beta=0.1$". Which experiment would tell the divergence from the
-# weight? What do you expect under AdamW? Do it with the toy.
+# weight? What do you expect under AdamW? Do it with the small example above.
 # ```
 #
 # ````{solution} ex-conventions-beta
