@@ -7,15 +7,14 @@
 # ---
 
 # %% [markdown]
-# # First distillation
+# # A first distillation
 #
-# Now a student learns from photographs. A ResNet-8, a ResNet-20 for its teacher,
-# CIFAR-100, and a question that a demonstration easily leaves out: **which part** of the teacher's answer does the student
+# Now a student learns from photographs: a ResNet-8, with a ResNet-20 as its teacher, on
+# CIFAR-100. We also ask what a demonstration easily leaves out: **which part** of the teacher's answer does the student
 # use?
 #
 # **At the end you will know** how a distillation run is composed and compared; what soft targets did to accuracy,
-# fidelity and calibration of this student, in trainings of a few epochs at one learning rate; and what happens when the teacher's probabilities stay but their meaning is
-# shuffled away.
+# fidelity and calibration of this student; and what happens when the teacher's probabilities stay but lose their meaning.
 #
 # *Needs: one CPU core and about two minutes. The recorded runs took longer; each says where.*
 
@@ -36,11 +35,22 @@ import torch
 from IPython.display import display
 
 from kdlab.data import load_images
-from kdlab.figures import BLUE, ORANGE, PURPLE, Shown, heatmap, show, table, use_style
+from kdlab.figures import (
+    BLUE,
+    ORANGE,
+    PURPLE,
+    Shown,
+    heatmap,
+    sentence,
+    show,
+    table,
+    use_style,
+)
 from kdlab.models import count_parameters
 from kdlab.objectives import CrossEntropy, SoftTargets, distillation_loss
 from kdlab.study import book_teacher, evidence_folder, plans, results, run_together
 from kdlab.study.display import (
+    Findings,
     conditions,
     data_note,
     device_for,
@@ -65,6 +75,9 @@ seeds = list(dict.fromkeys(seeds))
 data = load_images()
 data_note(data)
 
+# %% tags=["hide-input"]
+findings = Findings()
+
 # %% [markdown]
 # ## An objective is written as a sum
 #
@@ -76,13 +89,13 @@ objective
 
 # %% [markdown]
 # (two-alphas)=
-# ### Two articles, two alphas
+# ### Two articles, two meanings of alpha
 #
 # Article A weights with $\alpha\,\mathrm{CE} + (1-\alpha)\,\mathrm{KD}$; article B with $(1-\alpha)\,L_{\text{hard}} + \alpha T^2L_{\text{soft}}$. A says that
-# choosing $\alpha$ “often requires empirical tuning”; B that it “is typically set very high, often 0.9 to 0.99”. Taken to A's formula, B's advice gives the labels nine tenths and more. So
+# choosing $\alpha$ “often requires empirical tuning”; B that it “is typically set very high, often 0.9 to 0.99”. In A's formula, B's advice gives the labels nine tenths and more. So
 # `distillation_loss` has no `alpha`. It takes `hard_weight` (A's) or `soft_weight` (B's), and never both.
 
-# %%
+# %% tags=["hide-input"]
 generator = torch.Generator().manual_seed(0)
 teacher_logits, noise = torch.randn(
     2, 256, 100, generator=generator, dtype=torch.float64
@@ -91,6 +104,8 @@ teacher_logits = 3 * teacher_logits
 student_logits = teacher_logits + noise
 labels = torch.randint(100, (256,), generator=generator)
 logits = student_logits, teacher_logits, labels
+
+# %%
 as_in_A = distillation_loss(*logits, hard_weight=alpha)
 as_in_B = distillation_loss(*logits, soft_weight=alpha)
 composed, _ = objective(
@@ -98,10 +113,13 @@ composed, _ = objective(
 )
 assert torch.isclose(as_in_B, composed)
 assert torch.isclose(as_in_A, distillation_loss(*logits, soft_weight=1 - alpha))
+
+# %% tags=["hide-input"]
 try:
     distillation_loss(*logits)
 except TypeError as error:
-    print(error)
+    refused = str(error)
+sentence(f"Given neither, it refuses: “{refused}”")
 
 # %% tags=["hide-input"]
 verdict(
@@ -123,20 +141,22 @@ verdict(
 # %% [markdown]
 # ## Three students
 #
+# Three *arms* are compared, that is, three ways to train the same student:
+#
 # | arm | what the student is told |
 # |---|---|
 # | **alone** | the labels |
 # | **kd** | 0.1 of the labels, 0.9 of the teacher's softened probabilities, $T=4$ |
 # | **permuted** | the same, but in every example, at every step, the teacher's probabilities of the *wrong* classes are shuffled among them |
 #
-# The third is the experiment. A permuted target has the same confidence in the right class and the same entropy; *which* wrong
-# class is likely has become meaningless, and changes from step to step. A student that uses nothing but the teacher's confidence can
-# average that out in time. One that uses dark knowledge has lost it.
+# The third is the control. A permuted target has the same confidence in the right class and the same entropy, but *which* wrong
+# class is likely means nothing, and changes from step to step. A student that uses only the teacher's confidence can
+# average that out in time. A student that uses the relations between classes has lost them.
 #
 # For each seed the three students start from the same weights and see the same
-# augmented batches. Nothing is selected: all values are of the last epoch, on the test split, which is looked at once. All three have one learning rate, which was chosen for none of them.
+# augmented batches. Nothing is selected: all values are of the last epoch, on the test split, which is used once. All three have one learning rate, which was chosen for none of them.
 
-# %%
+# %% tags=["hide-input"]
 teacher = book_teacher(data, device=device)
 fewer = replace(data, validation=data.validation[:300], test=data.test[:live_test])
 teacher_test = predict(teacher, fewer.test, device=device)
@@ -158,7 +178,7 @@ table(
 )
 
 # %% [markdown]
-# The records have several seeds and the whole training split; they come first. Then one seed of each arm is trained here, side by side, so that the students can be asked what they know.
+# First come the records, with several seeds and the whole training split. Then one seed of each arm is trained here, so that we can ask the students what they know.
 #
 # ## The records
 
@@ -332,11 +352,11 @@ if runs > 1:
     )
 
 # %% [markdown]
-# The calibration error is an error: who is above has more of it. And a warning: where the permuted target hardly teaches, *kd − permuted* is no share of what distillation gains.
-# The noise of shuffling anew at every step could be a part of it; the plan `small` of the later chapters has the same target without that noise, the teacher's belief in wrong classes spread evenly, and below the two are compared.
+# (A higher calibration error is worse.) A warning: where the permuted target hardly teaches, *kd − permuted* is not a share of what distillation gains.
+# Shuffling anew at every step also adds noise. The plan `small` of the later chapters has the same target without that noise, with the teacher's belief in wrong classes spread evenly; the two are compared below.
 #
-# Accuracy does not say what a student knows. If it learned of the wrong classes, its errors should move into the superclass of the truth. The plan `small` has the same three arms, and others beside.
-# They are needed: this share goes with accuracy even among students of labels alone, as a sentence below says. So the permuted student is held against a narrower one, too, which learned from labels alone; {doc}`14_what_is_transferred` compares all arms at equal accuracy.
+# Accuracy does not say what a student knows. If it learned something about the wrong classes, its errors should move into the superclass of the truth. The plan `small` has the same three arms, and others.
+# The others are needed: this share rises with accuracy even among students of labels alone, as a sentence below says. So the permuted student is also compared with a narrower one that learned from labels alone; {doc}`14_what_is_transferred` compares all arms at equal accuracy.
 
 # %% tags=["hide-input"]
 elsewhere, narrow = of_seeds("small"), "resnet8_width4-alone"
@@ -365,9 +385,9 @@ if whole_seeds(elsewhere) and len(elsewhere.ready((*ARMS, narrow))) == 4:
     display(Shown(f'<p class="kd-badge">Under: {conditions(elsewhere)}.</p>'))
 
 # %% [markdown]
-# ## Three students, live
+# ## Three students, trained here
 #
-# One seed of each arm: the teacher looks once at each batch for all of them. A few thousand images for a few epochs are all that a core can do in a minute, too little to train a good network, and one seed is no comparison. What it gives are three students that can be asked.
+# One seed of each arm is trained on the same batches, with one forward pass of the teacher for all. A few thousand images for a few epochs are all that a core can do in a minute: too little to train a good network, and one seed is no comparison. But it gives three students that can be asked.
 
 # %%
 live = run_together(specs, fewer, teacher=teacher, device=device)
@@ -385,7 +405,7 @@ curve_and_points(
 # %% [markdown]
 # ### What was learned about the wrong classes
 #
-# Look at the probability that a student gives to *wrong* classes. How much of it falls on the siblings of the true class, and how much of the teacher's?
+# Take the probability that a student gives to *wrong* classes. How much of it falls on the siblings of the true class, and how much of the teacher's?
 
 # %%
 superclass = torch.tensor(data.superclass_of)
@@ -399,6 +419,7 @@ def sibling_share(logits):
     return ((wrong * kin).sum(-1) / wrong.sum(-1)).mean().item()
 
 
+# %% tags=["hide-input"]
 outputs = {done.record["spec"]["arm"]: done.test_logits for done in live} | {
     "teacher": teacher_test
 }
@@ -439,7 +460,7 @@ panels[0].set_ylabel("the image shows")
 show(
     figure,
     label="confusion",
-    caption=f"Who is taken for whom within “{data.superclasses[family]}”: mean probability (%) among its classes, live students, seed {seeds[0]}, and teacher, by {len(fewer.test):,} test images. Of all its belief in wrong classes the teacher gives siblings {shares['teacher']:.1%}.",
+    caption=f"Confusions within “{data.superclasses[family]}”: mean probability (%) among its classes, live students, seed {seeds[0]}, and teacher, by {len(fewer.test):,} test images. Of all its belief in wrong classes the teacher gives siblings {shares['teacher']:.1%}.",
     alt="Four heat maps of confusion within one superclass: student alone, distilled, permuted, and the teacher.",
 )
 
@@ -489,6 +510,23 @@ else:
         )
     )
 
+# %% tags=["hide-input"]
+if recorded:
+    under_these = f"{conditions(cpu_plan)}; n = {runs}"
+    accuracies = by_arm(recorded, lambda r: 100 * r["test"]["accuracy"])
+    means = {arm: values.mean() for arm, values in accuracies.items()}
+    findings.show(
+        f"Test accuracy is {means['alone']:.1f} % by labels alone, {means['kd']:.1f} % with soft targets, and {means['permuted']:.1f} % "
+        f"with the teacher's wrong classes permuted ({under_these}).",
+        *([str(above("kd", ["alone", "permuted"], cpu_plan))] if runs > 1 else []),
+        f"Of its belief in wrong classes the distilled student gives {shares['kd']:.0%} to siblings of the true class, the permuted one "
+        f"{shares['permuted']:.0%}, the teacher {shares['teacher']:.0%} (one seed, trained here for {live_epochs} epochs on {live_images:,} images).",
+    )
+else:
+    findings.show(
+        "The records of this chapter have none of these seeds, so there is no comparison yet."
+    )
+
 # %% [markdown]
 # ## Limits
 #
@@ -497,6 +535,12 @@ else:
 # - The control shuffles anew at every step, so it adds noise to the targets as well as taking their structure. Its expectation is a
 #   smoothed label; training on that, without the noise, is the first exercise, and chapter 14 has it as an arm of the study.
 # - Seeds bound the noise of initialisation and order, not that of the data or of the teacher: there is one teacher. The live part has one seed.
+#
+# ## To take along
+#
+# - **Formula.** $L = w_{\text{hard}}\,\mathrm{CE} + w_{\text{soft}}\,T^2 D_{\mathrm{KL}}(p_T\,\|\,q_T)$ with $w_{\text{hard}} + w_{\text{soft}} = 1$.
+# - **What to set.** `(1 - w) * CrossEntropy() + w * SoftTargets(temperature=T)`; in `distillation_loss` name the weight, `hard_weight` or `soft_weight`, never “alpha”.
+# - **What to mind.** Compare with labels alone *and* with a control that changes one thing (`PermutedSoftTargets`, `SpreadSoftTargets`). Pair runs by seed, judge the last epoch, and give each arm its own learning rate if you can.
 #
 # ## Exercises
 #
