@@ -22,6 +22,7 @@ profile = "cpu"  # or "gpu"
 printed: list[float] = [0.850, 0.020, 0.500, 0.420, 0.012, 0.300]  # of the article
 temperature: float = 5.0  # the hot one
 classes: int = 1000  # N of the table's problem
+searches: int = 40  # starts of the search for logits
 images: int = 1500  # of the validation split, for real logits
 seed: int = 1  # of the search's starts, of random logits and of the untrained student
 
@@ -149,7 +150,7 @@ def meets(witness):
     )
 
 
-starts = np.random.default_rng(seed).uniform(0, 25, (40, 4))
+starts = np.random.default_rng(seed).uniform(0, 25, (searches, 4))
 solutions = [
     least_squares(residual, start, xtol=1e-14, ftol=1e-14, gtol=1e-14)
     for start in starts
