@@ -27,7 +27,6 @@ epochs: int = 16  # for which these are trained, four or more
 images: int = 256  # on which the lengths of gradients are measured
 
 # %% tags=["hide-input"]
-import tomllib
 from dataclasses import asdict, replace
 
 import matplotlib.pyplot as plt
@@ -62,6 +61,7 @@ from kdlab.study import (
 from kdlab.study.display import conditions, device_for, not_yet_run, source_note
 from kdlab.study.evidence import Among, Quantity
 from kdlab.study.parameters import require
+from kdlab.study.published import chance_gap, deviation_of_runs, published_results
 from kdlab.study.statements import above, leads
 from kdlab.study.statistics import against, summary
 from kdlab.training import Recipe, Taps, accuracy, fit, predict
@@ -82,12 +82,6 @@ data = load_images()
 
 
 # %%
-def published_results():
-    """Published accuracies and what is known of their noise: ``book/evidence/published.toml``."""
-    with open(evidence_folder() / "published.toml", "rb") as file:
-        return tomllib.load(file)
-
-
 published = published_results()
 METHODS = {row["name"]: row for row in published["method"]}
 PAIRS = {pair["id"]: pair["name"] for pair in published["pair"]}
@@ -132,17 +126,13 @@ def over_kd(name):
 
 # What one paper prints after ±, for six pairs; we read it as a standard deviation over runs.
 deviations = [d for row in METHODS.values() for d in row.get("deviation", {}).values()]
-DEVIATION = np.sqrt(np.mean(np.square(deviations)))
-
-
-def chance_gap(runs):
-    """How far two means of so many runs lie apart by chance, in 95 cases of 100, in points."""
-    return 1.96 * np.sqrt(2 / runs) * DEVIATION
+DEVIATION = deviation_of_runs(published)
+by_chance_of = {runs: chance_gap(published, runs) for runs in (1, 5)}
 
 
 figure, panel = plt.subplots(figsize=(7.2, 4.0))
-panel.axvspan(-chance_gap(1), chance_gap(1), color="grey", alpha=0.13, linewidth=0)
-panel.axvspan(-chance_gap(5), chance_gap(5), color="grey", alpha=0.18, linewidth=0)
+for gap, alpha in zip(by_chance_of.values(), (0.13, 0.18), strict=True):
+    panel.axvspan(-gap, gap, color="grey", alpha=alpha, linewidth=0)
 panel.axvline(0, color="grey", linewidth=0.8)
 rows = {
     name + (" †" if name in UNCHECKED else ""): list(over_kd(name).values())
@@ -160,15 +150,19 @@ show(
     figure,
     label="published",
     caption=f"The published table as differences to KD: a dot a pair, the stroke their median. The light band is what two single runs of one and "
-    f"the same method differ by ({chance_gap(1):.2f} points in 95 of 100 cases, from the {len(deviations)} deviations that DIST's authors print), the dark one what two "
-    f"means of five runs do ({chance_gap(5):.2f}). † copied from a later source, not read by us.",
+    f"the same method differ by ({by_chance_of[1]:.2f} points in 95 of 100 cases, from the {len(deviations)} deviations that DIST's authors print), the dark one what two "
+    f"means of five runs do ({by_chance_of[5]:.2f}). † copied from a later source, not read by us.",
     alt="Rows of dots, one row a method, a dot a pair: published accuracy minus that of KD, with two grey bands about zero.",
 )
 
 # %% tags=["hide-input"]
 inside = {
     runs: np.mean(
-        [abs(gap) < chance_gap(runs) for name in ROWS for gap in over_kd(name).values()]
+        [
+            abs(gap) < by_chance_of[runs]
+            for name in ROWS
+            for gap in over_kd(name).values()
+        ]
     )
     for runs in (1, 5)
 }
@@ -203,8 +197,8 @@ print(
     )
 )
 print(
-    f"Differences among the four newest rows in the pairs of one family, {len(differences)} of them: {np.mean(differences < chance_gap(1)):.0%} inside the light band, "
-    f"{np.mean(differences < chance_gap(5)):.0%} inside the dark one."
+    f"Differences among the four newest rows in the pairs of one family, {len(differences)} of them: {np.mean(differences < by_chance_of[1]):.0%} inside the light band, "
+    f"{np.mean(differences < by_chance_of[5]):.0%} inside the dark one."
 )
 
 # %% [markdown]

@@ -30,7 +30,6 @@ margin: float = 1.0  # points of accuracy between recorded students that matter
 # %% tags=["hide-input"]
 import copy
 import re
-import tomllib
 from dataclasses import replace
 from itertools import product
 from math import comb
@@ -57,7 +56,7 @@ from kdlab.figures import (
 )
 from kdlab.models import resnet8
 from kdlab.objectives import CrossEntropy, SoftTargets, soft_targets
-from kdlab.study import book_teacher, evidence_folder, mean_interval, results
+from kdlab.study import book_teacher, mean_interval, results
 from kdlab.study.display import (
     called,
     conditions,
@@ -70,6 +69,7 @@ from kdlab.study.display import (
 )
 from kdlab.study.evidence import Curves, Quantity, evidence
 from kdlab.study.parameters import require
+from kdlab.study.published import published_results
 from kdlab.study.statements import above, below, crosses, undecided
 from kdlab.study.statistics import against
 from kdlab.training import Recipe, accuracy, fast_precision, fit, predict
@@ -1120,8 +1120,7 @@ display(*(below(name, 11, summits, SUMMIT) for name in summits))
 # on standardised logits, are published with another paper's code; the cell has their first epoch and their last.
 
 # %% tags=["hide-input"]
-with open(evidence_folder() / "published.toml", "rb") as file:
-    logged = tomllib.load(file)["noise"]["logs"]["temperature"]
+logged = published_results()["noise"]["logs"]["temperature"]
 print(
     f"learned temperature in {len(logged['first'])} published logs, mean of the first epoch: {min(logged['first']):.1f} to {max(logged['first']):.1f}; "
     f"of epoch 240: {min(logged['last']):.2f} to {max(logged['last']):.2f}"

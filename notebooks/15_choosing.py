@@ -42,7 +42,6 @@ margin: float = 1.0  # points, the smallest difference that would matter
 # %% tags=["hide-input"]
 import copy
 import time
-import tomllib
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -62,7 +61,7 @@ from kdlab.figures import (
     use_style,
 )
 from kdlab.objectives import SmoothedLabels
-from kdlab.study import evidence_folder, plans, results
+from kdlab.study import plans, results
 from kdlab.study.display import (
     called,
     conditions,
@@ -74,20 +73,13 @@ from kdlab.study.display import (
 )
 from kdlab.study.evidence import Among
 from kdlab.study.parameters import ParameterError
+from kdlab.study.published import chance_gap, published_results
 from kdlab.study.statements import above, below, leads, undecided
 from kdlab.study.statistics import against
 from kdlab.training import Taps, fast_precision
 
 use_style()
 device = device_for(profile)
-
-
-def published_results():
-    """The published accuracies and what is known of their noise, from ``book/evidence/published.toml``."""
-    with open(evidence_folder() / "published.toml", "rb") as file:
-        return tomllib.load(file)
-
-
 published = published_results()
 
 # %% [markdown]
@@ -818,8 +810,7 @@ if ALL:
 
 # %% tags=["hide-input"]
 deviations = [d for m in published["method"] for d in m.get("deviation", {}).values()]
-noise = np.sqrt(np.mean(np.square(deviations)))
-apart = 1.96 * np.sqrt(2 / 5) * noise  # of two means of five runs
+apart = chance_gap(published, runs=5)  # of two means of five runs
 rows, printed_best, best_of_pair, close = [], [], [], 0
 for pair in published["pair"]:
     there = [

@@ -75,6 +75,7 @@ from kdlab.study.display import (
     not_yet_run,
     slots,
     source_note,
+    tokens_read,
     verdict,
 )
 from kdlab.study.evidence import Among, Quantity, listed
@@ -407,12 +408,7 @@ def spec_of(study, arm):
 def described(study, *arms):
     """Teacher, the students of these arms, what they read and at which rate."""
     specs = [spec_of(study, arm) for arm in arms or ["kd"]]
-    tokens = sorted(
-        {
-            s.recipe.epochs * s.recipe.epoch_examples * parse(s.data)[2] / 1e6
-            for s in specs
-        }
-    )
+    tokens = sorted({tokens_read(s) for s in specs})
     rates = sorted({s.recipe.learning_rate for s in specs})
     students = listed(dict.fromkeys(called(s.student) for s in specs))
     read_in_all, rate = (
@@ -439,14 +435,9 @@ def teachers_record(study):
 
 
 def read_tokens(spec):
-    """Tokens read after each epoch."""
-    recipe = spec.recipe
-    return (
-        np.arange(1, recipe.epochs + 1)
-        * recipe.epoch_examples
-        * parse(spec.data)[2]
-        / 1e6
-    )
+    """Millions of tokens read after each epoch."""
+    epochs = spec.recipe.epochs
+    return np.arange(1, epochs + 1) * tokens_read(spec) / epochs
 
 
 def curve(record):
@@ -935,7 +926,7 @@ display(
         + "; ".join(
             f"{name.split(', ')[1]} {i.bracketed()}" for name, i in live.items()
         )
-        + f". Those at equal tokens read {epochs * read * data.train.context:,} tokens, {epochs * read * data.train.context / (1e6 * read_tokens(spec_of(small, 'alone'))[-1]):.1%} of what the small records' students read; those at equal compute {fewer / read:.0%} of these, by whole batches (exact would be {factor:.0%}). Frequencies of tokens alone need {bits_per_byte['tokens']:.2f} bits per byte of the test text. "
+        + f". Those at equal tokens read {epochs * read * data.train.context:,} tokens, {epochs * read * data.train.context / (1e6 * tokens_read(spec_of(small, 'alone'))):.1%} of what the small records' students read; those at equal compute {fewer / read:.0%} of these, by whole batches (exact would be {factor:.0%}). Frequencies of tokens alone need {bits_per_byte['tokens']:.2f} bits per byte of the test text. "
         "The batches are the same for all, so that the intervals do not speak for other batches.",
         alt="Left: falling curves of bits per byte for students alone and distilled. Right: dots of differences from training alone at equal tokens and at equal compute.",
     ),

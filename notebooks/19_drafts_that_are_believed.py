@@ -66,7 +66,6 @@ from kdlab.language import (
     Drafting,
     generate,
     load_text_data,
-    parse,
     speculate,
     speed_up,
     tokens_per_call,
@@ -96,6 +95,7 @@ from kdlab.study.display import (
     device_for,
     slots,
     source_note,
+    tokens_read,
     verdict,
 )
 from kdlab.study.drafts import acceptance_rate, call_yield, round_of, times_as_fast
@@ -1173,8 +1173,7 @@ Markdown(
 # %% tags=["hide-input"]
 def described(study):
     spec = next(spec for spec in study.specs if spec.drafting)
-    read = spec.recipe.epochs * spec.recipe.epoch_examples * parse(spec.data)[2]
-    return f"{called(spec.student)} as draft of {called(spec.teacher.student)}, {read / 1e6:.1f} million tokens"
+    return f"{called(spec.student)} as draft of {called(spec.teacher.student)}, {tokens_read(spec):.1f} million tokens"
 
 
 own_text = next(spec for spec in small.specs if spec.arm == "own-text")
@@ -1331,8 +1330,6 @@ for study in studies:
             ways_table(study),
             source_note(study.all(study.ready(ARMS))),
         )
-    if diverged := sum(study.diverged(arm) for arm in ARMS):
-        print(f"{study.plan}: {diverged} runs diverged")
     if study.complete(list(ARMS)):
         accepted = Quantity("acceptance at $\\gamma=4$", of=acceptance_rate(4))
         helped = [arm for arm in ARMS if arm not in ("alone", "reverse-kl")]

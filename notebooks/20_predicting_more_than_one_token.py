@@ -48,7 +48,7 @@ from kdlab.figures import (
     table,
     use_style,
 )
-from kdlab.language import generate, load_text_data, parse, speculate, tokens_per_call
+from kdlab.language import generate, load_text_data, speculate, tokens_per_call
 from kdlab.models import (
     GPT,
     Ahead,
@@ -75,6 +75,7 @@ from kdlab.study.display import (
     device_for,
     slots,
     source_note,
+    tokens_read,
     verdict,
 )
 from kdlab.study.drafts import call_yield, round_of, times_as_fast
@@ -992,8 +993,7 @@ def ways(study):
 
 def described(study):
     spec = next(spec for spec in study.specs if spec.drafting)
-    read = spec.recipe.epochs * spec.recipe.epoch_examples * parse(spec.data)[2]
-    return f"three modules on {called(study.specs[0].student)}, {read / 1e6:.1f} million tokens"
+    return f"three modules on {called(study.specs[0].student)}, {tokens_read(spec):.1f} million tokens"
 
 
 def known_to(record):
@@ -1102,8 +1102,6 @@ for study in studies:
         if (found := differences_table(study)) is not None:
             display(found)
         display(ways_table(study), source_note(study.all(study.ready(ARMS))))
-    if diverged := sum(study.diverged(arm) for arm in ARMS):
-        print(f"{study.plan}: {diverged} runs diverged")
 display(*slots(large, ARMS, f"the same on a GPU ({described(large)})"))
 
 # %% [markdown]

@@ -1230,8 +1230,6 @@ for study in studies:
         display(study_table(study), source_note(study.all(study.ready(ARMS))))
     if study is small and study.ready(ARMS):
         display(yardstick_table(small))
-    if diverged := sum(study.diverged(arm) for arm in ARMS):
-        print(f"{study.plan}: {diverged} runs diverged")
     display(*slots(study, ARMS, f"policies on nine leashes ({described(study)})"))
 
 # %% [markdown]

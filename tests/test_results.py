@@ -14,6 +14,7 @@ from kdlab.study import Interval, Spec, paired_difference, plans, results, run_t
 from kdlab.study.cluster import spread
 from kdlab.study.display import conditions, slots, under
 from kdlab.study.drafts import acceptance_rate, call_yield, times_as_fast
+from kdlab.study.published import chance_gap, deviation_of_runs, published_results
 from kdlab.study.records import columns, find_record
 from kdlab.study.runner import plan
 from kdlab.training import Recipe
@@ -105,7 +106,9 @@ def test_what_an_arm_lacks_and_when_it_is_complete(tiny):
     for spec, accuracy in zip(specs[1:4], (0.1, None, 0.3), strict=True):
         note(spec, book, accuracy)
     found = results("tiny", book)
-    assert found.complete(["alone"]) and slots(found, ["alone"], "students alone") == []
+    assert found.complete(["alone"])
+    (left_out,) = slots(found, ["alone"], "students alone")
+    assert "1 of 3 runs diverged" in left_out._repr_html_()
     assert found.complete(["alone", "alone"]) and not found.lacking(["alone", "alone"]), "named twice it is one arm"
     assert not found.complete(["alone", "kd"]) and found.ready(["alone", "kd"]) == ["alone"]
     note(specs[4], book, 0.4)
@@ -133,6 +136,14 @@ def test_a_draft_is_measured_by_sums_over_its_prompts():
     assert call_yield(2)(record) == 1.5 and times_as_fast(2)(record) == 1.5
     with pytest.raises(KeyError, match="no draft of 3 tokens that stops below 0 was tried"):
         call_yield(3)(record)
+
+
+def test_the_published_table_and_its_noise_are_read_from_the_evidence():
+    published = published_results()
+    printed = [d for row in published["method"] for d in row.get("deviation", {}).values()]
+    assert deviation_of_runs(published) ** 2 == pytest.approx(sum(d**2 for d in printed) / len(printed))
+    assert chance_gap(published, 4) == pytest.approx(chance_gap(published) / 2)
+    assert chance_gap(published) == pytest.approx(1.96 * 2**0.5 * deviation_of_runs(published))
 
 
 def test_unknown_plans_and_arms_are_named(tiny):

@@ -9,11 +9,13 @@ import torch
 
 from ..data import ImageData, TextData
 from ..figures import Shown, mathematics
+from ..language import parse
 from .evidence import QUANTITIES, Quantity
 from .parameters import ParameterError, check_session
 from .plans import GROWING
 from .records import record_name
 from .results import Results
+from .spec import Spec
 from .statements import Statement
 from .tuning import TRY
 from .verdicts import CONDITIONS, VERDICTS, verdict  # noqa: F401 (chapters take all from here)
@@ -77,10 +79,12 @@ def not_yet_run(what: str, command: str) -> Shown:
 
 
 def slots(study: Results, arms: Collection[str], what: str) -> list[Shown]:
-    """The same for those runs of a plan's arms that have no record yet; none where all have."""
-    lacking = study.lacking(arms)
+    """The same for those runs of a plan's arms that have no record yet, and a line for those that diverged; none where all have numbers."""
+    lacking, diverged = study.lacking(arms), sum(study.diverged(arm) for arm in arms)
     said = f"{lacking} of {study.planned(arms)} runs: {what}"
-    return [not_yet_run(said, study.command)] if lacking else []
+    left_out = f"Plan {study.plan}: {diverged} of {study.planned(arms)} runs diverged; they are in no number here."
+    notes = [not_yet_run(said, study.command)] if lacking else []
+    return notes + ([Shown(f'<p class="kd-badge">{html.escape(left_out)}</p>')] if diverged else [])
 
 
 def conditions(study: Results) -> str:
@@ -113,6 +117,16 @@ def called(model: str) -> str:
     """
     name = re.sub(r"gpt_(\d+)x(\d+)", r"GPT \1×\2", model)
     return re.sub(r"resnet(\d+)", r"ResNet-\1", name).replace("_width", ", width ")
+
+
+def tokens_read(spec: Spec) -> float:
+    """Millions of tokens that a language model reads in its training.
+
+    >>> from kdlab.study import results
+    >>> f"{tokens_read(results('drafts-small').specs[-1]):.3f}"
+    '1.049'
+    """
+    return spec.recipe.epochs * spec.recipe.epoch_examples * parse(spec.data)[2] / 1e6
 
 
 def under(study: Results, measure: str) -> Quantity:
