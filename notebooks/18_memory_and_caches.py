@@ -9,13 +9,12 @@
 # %% [markdown]
 # # Memory and caches
 #
-# A language model's vocabulary makes distillation expensive in two places. The logits of a batch can fill the memory of a GPU, whatever the size of the model. And the
-# teacher has to be run beside every student, on the same text, again and again. Both costs can be removed. One of the two removals changes nothing but the order of a sum. The
-# other throws away nearly all that the teacher says, and it matters *how*.
+# A language model's vocabulary makes distillation expensive in two places. The logits of a batch can fill a GPU's memory, however small the model is. And the
+# teacher has to run beside every student, on the same text, again and again. Both costs can be avoided. To avoid the first, one only has to change the order of a sum. To
+# avoid the second, one stores a little of what the teacher says, and it matters *what* is stored.
 #
-# **At the end you will know** why no more than a few tokens' logits are ever needed at once, and what that saves in memory and time; what top-$k$, top-$k$ with the rest, and random
-# samples keep of a teacher; which of them pulls a student off course, by which measures, and which is only noisy; why the value of a loss from samples must not be believed; and what a cache of the
-# teacher costs on disk and gains in training speed.
+# **At the end you will know** why no more than a few tokens' logits are needed at once; what top-$k$, top-$k$ with the rest, and random samples keep of a teacher; which of these
+# biases a student and which only adds noise; and what a cache costs on disk and saves in time.
 #
 # *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
 
@@ -85,14 +84,17 @@ from kdlab.objectives import (
 from kdlab.objectives.vocabulary import tokens_at_once
 from kdlab.study import book_language_teacher, mean_interval, results
 from kdlab.study.display import (
+    Findings,
     conditions,
     data_note,
     device_for,
     not_yet_run,
     slots,
     source_note,
+    tokens_read,
 )
-from kdlab.study.evidence import Quantity
+from kdlab.study.evidence import QUANTITIES, Quantity
+from kdlab.study.findings import moves
 from kdlab.study.parameters import require
 from kdlab.study.statements import above, below, undecided, within
 from kdlab.training import (
@@ -114,6 +116,9 @@ require(
     entries <= 1000,
     "entries must be 1000 or fewer: a cache keeps a small part of the vocabulary.",
 )
+
+# %% tags=["hide-input"]
+findings = Findings()
 
 # %% [markdown]
 # ## What fills the memory
@@ -194,6 +199,7 @@ for rows in torch.arange(24).split(5):
     by_W += slope.T @ h[rows]
     by_b += slope.sum(0)
 
+# %% tags=["hide-input"]
 inputs = [x.clone().requires_grad_() for x in (h, W, b)]
 whole = forward_kl(inputs[0] @ inputs[1].T + inputs[2], t)
 for ours, theirs in zip(
@@ -230,6 +236,8 @@ DIVERGENCES = {  # a summand, and its slope
     ),
     "total variation": (sp.Abs(q - p) / 2, sp.sign(q - p) / 2),
 }
+
+# %% tags=["hide-input"]
 for summand, slope in DIVERGENCES.values():
     constant = sp.simplify(sp.diff(summand, q) - slope)
     assert not constant.free_symbols & {p, q}
@@ -243,7 +251,14 @@ for (k, q_k), (i, z_i) in product(enumerate(q_of_z), enumerate(logits)):
 # %% [markdown]
 # Now the same expressions with numbers in them, beside what automatic differentiation makes of `kdlab`'s own functions: double precision, 1000 words, $T=2$, $w=0.3$.
 
+
 # %%
+def by_logits(s, q, T):
+    """The gradient of a divergence by the logits, from its slope."""
+    return q / T * (s - (q * s).sum(-1, keepdims=True))
+
+
+# %% tags=["hide-input"]
 share, heat = 0.3, 2.0
 functions = {
     "forward KL": forward_kl,
@@ -258,14 +273,13 @@ student_q, teacher_p = soften(z, heat).detach().numpy(), soften(t, heat).numpy()
 rows = []
 for name, (_, slope) in DIVERGENCES.items():
     s = sp.lambdify((p, q, w), slope)(teacher_p, student_q, share)
-    closed = student_q / heat * (s - (student_q * s).sum(-1, keepdims=True))
+    closed = by_logits(s, student_q, heat)
     loss = functions[name](z, t, temperature=heat, reduction="sum")
     (automatic,) = torch.autograd.grad(loss, z)
     error = np.abs(closed - automatic.numpy()).max() / np.abs(closed).max()
     assert error < 1e-11, name
     rows.append([name, f"${sp.latex(slope)}$", f"{error:.0e}"])
 
-# %% tags=["hide-input"]
 table(
     ["divergence", "slope $s$, up to a constant", "largest relative difference"],
     rows,
@@ -291,6 +305,7 @@ objective = (
 )
 
 
+# %% tags=["hide-input"]
 def value_and_gradients(head, dtype):
     """The objective's total and its gradients by hidden states, weight and bias."""
     leaves = [x.to(dtype).requires_grad_() for x in at_hand]
@@ -319,7 +334,6 @@ rounded = {
 }
 assert all(error < 1e-5 for errors in rounded.values() for error in errors)
 
-# %% tags=["hide-input"]
 table(
     [
         "float32, against float64",
@@ -349,6 +363,7 @@ def textbook(z, t):
     )
 
 
+# %% tags=["hide-input"]
 z, t = normal(32, 500).requires_grad_(), normal(32, 500)
 
 
@@ -368,8 +383,8 @@ def left_behind(divergence):
 
 (one_value, lean), (same_value, careful) = map(left_behind, (textbook, generalised_jsd))
 assert np.isclose(one_value, same_value, rtol=1e-12)
-print(
-    f"kept for the backward pass: textbook {lean} tensors, kdlab's function {careful}"
+Markdown(
+    f"For the backward pass the textbook's formula keeps {lean} tensors, kdlab's function {careful}."
 )
 
 # %% [markdown]
@@ -382,7 +397,7 @@ print(
 # Memory on a CPU is not as easily read as on a GPU. Each way gets a process of its own, which holds the inputs of the largest size and has warmed up. <!-- by definition --> Then the numbers of tokens come in rising order, and after each one we
 # read by how much the high-water mark of the resident memory has risen. That counts everything which was in use at once: buffers of libraries and the gradients too. There is a trap. The mark that `getrusage` gives is inherited from the process that
 # started this one, and a large parent hides all that a small child does; `VmHWM` of Linux is the process's own. For time
-# the ways take turns in one process, in one order and then in the other, so that they meet the same weather.
+# the ways take turns in one process, in one order and then in the other, so that all of them meet the same load.
 
 # %% tags=["hide-input"]
 ROUNDS = 2
@@ -514,8 +529,8 @@ display(
 )
 
 # %% [markdown]
-# The hidden states' gradient still grows with the tokens, as it must; it has their width and not the vocabulary's. Do not take the times home with you: they belong to one machine. What can be said in general is that the products are the same in all four, that closed forms make fewer passes over the
-# logits than automatic differentiation, and that on a CPU a chunk can stay in the cache between two passes.
+# The hidden states' gradient still grows with the tokens, as it must; it has their width and not the vocabulary's. The times belong to this machine. In general, the products are the same in all four ways, closed forms make fewer passes over the
+# logits than automatic differentiation, and on a CPU a chunk can stay in the processor's cache between two passes.
 #
 # On a GPU the comparison is made by one command, with Liger itself among the contestants where it is installed. Its published figures stand beside; they are of whole models in training, and so compare with
 # nothing above.
@@ -543,8 +558,8 @@ table(
 #
 # ## The other cost: a teacher beside every student
 #
-# Chunks save memory, but the teacher must still look at every batch. Five students of one text are five times the same look. <!-- by definition --> Why not write down what the teacher said? Because of the same arithmetic: a whole
-# distribution takes two bytes a *word* for each token of text. So a cache keeps a few entries of each, and there are several ways to choose them {cite}`anshumann2025sparse`. Let $S$ be the tokens that are kept, $M=\sum_S p_i$ their mass.
+# Chunks save memory, but the teacher still needs a forward pass for every batch. For five students of one text it makes the same pass five times. <!-- by definition --> Why not store what the teacher said? Because of the same arithmetic: a whole
+# distribution takes two bytes a *word* for each token of text. So a cache keeps a few entries of each distribution, and there are several ways to choose them {cite}`anshumann2025sparse`. Let $S$ be the tokens that are kept, $M=\sum_S p_i$ their mass.
 #
 # - **top-$k$**: the $k$ largest, scaled to sum to one, $\hat p_i=p_i/M$.
 # - **top-$k$ with the rest**: the $k$ largest as they are, and $r=1-M$ as the probability of all other words together. <!-- by definition -->
@@ -610,7 +625,7 @@ show(
 # The loss is smallest at $q=\hat p$: the teacher restricted to $S$. So a student that can fit anything becomes surer than its teacher by the factor $1/M$ on every word that was kept, and gives nothing to the
 # others, from which $D_{\mathrm{KL}}(p\,\|\,q)$ becomes infinite. A student that *is* its teacher is pushed away from it.
 #
-# ### Samples are not biased, in the gradient
+# ### Samples give an unbiased gradient
 #
 # Let $x_1,\dots,x_K$ be the draws. Then $\hat p_i=\frac1K\sum_a[x_a=i]$ and $\mathbb E[x_a=i]=p_i$. So $\mathbb E\,\hat p=p$ and
 #
@@ -619,7 +634,7 @@ show(
 # The gradient is right on average, for every student and every $K$. For $K=1$ it is cross-entropy on a word that the teacher has drawn. What is paid is noise, which falls as $1/K$, and with the number of tokens
 # over which a batch averages.
 #
-# ### But their value is not to be believed
+# ### But the value of their loss is too large
 #
 # Write the loss as $-H(\hat p)-\sum_i\hat p_i\log q_i$. The second part is linear in $\hat p$ and so right on average. The first is not: entropy is concave, so $\mathbb E\,H(\hat p)\le H(p)$ by Jensen, and
 #
@@ -643,6 +658,8 @@ values = sparse_forward_kl(z, sparse, reduction="none")
 student_q, estimates = soften(z[0]).detach(), sparse.dense()
 assert torch.allclose(chance @ estimates, few, rtol=0, atol=1e-14)
 assert torch.allclose(chance @ slopes, student_q - few, rtol=0, atol=1e-14)
+
+# %% tags=["hide-input"]
 variance = chance @ (estimates - few).square().sum(-1)
 assert torch.allclose(variance, (1 - few.square().sum()) / draws, rtol=0, atol=1e-14)
 true_value = forward_kl(z[:1].detach(), few.log()[None])
@@ -650,14 +667,13 @@ entropies = -torch.xlogy(estimates, estimates).sum(-1)
 bracket = -torch.xlogy(few, few).sum() - chance @ entropies
 too_large = chance @ values.detach() - true_value
 assert torch.allclose(too_large, bracket, rtol=0, atol=1e-14) and bracket > 0
-print(
-    "E p̂ = p and E gradient = q − p to rounding; "
-    f"the value is {too_large.item():.3f} too large, "
-    f"beside a true divergence of {true_value.item():.3f}"
+Markdown(
+    "To rounding, $\\mathbb E\\,\\hat p=p$ and the mean gradient is $q-p$. The value is "
+    f"{too_large.item():.3f} too large, beside a true divergence of {true_value.item():.3f}."
 )
 
 # %% [markdown]
-# ### The rest as one word
+# ### Top-$k$ with the rest as one word
 #
 # With the rest, the loss is $\sum_S p_i\log\frac{p_i}{q_i}+r\log\frac{r}{1-Q}$ with $Q=\sum_S q_i$, the divergence of two coarser distributions. **Its gradient is that of the whole divergence from a teacher $p^\star$ whose tail is shaped as the student's**:
 # $p^\star_i=p_i$ on $S$, and $p^\star_i=r\,q_i/(1-Q)$ elsewhere, held constant. In three lines:
@@ -684,15 +700,16 @@ star = torch.where(
 )
 (theirs,) = torch.autograd.grad(forward_kl(z, star.log()), z)
 assert torch.allclose(ours, theirs, rtol=0, atol=1e-14)
+
+# %% tags=["hide-input"]
 (at_home,) = torch.autograd.grad(sparse_forward_kl(z, keep(q, "top-k-rest", 5)), z)
 (pushed,) = torch.autograd.grad(sparse_forward_kl(z, keep(q, "top-k", 5)), z)
 assert at_home.abs().max() < 1e-15
 push = 6 * pushed.abs().sum(-1)
 assert torch.allclose(push, 2 * (1 - q.topk(5).values.sum(-1)), rtol=0, atol=1e-13)
-print(
-    f"a student equal to its teacher is pushed by {push.mean().item():.2f} "
-    "(sum of absolute values, mean over tokens) by "
-    f"top-5, and by {6 * at_home.abs().sum(-1).mean().item():.0e} by top-5 with the rest"
+Markdown(
+    f"The gradient of a student that equals its teacher is {push.mean().item():.2f} with top-5 and "
+    f"{6 * at_home.abs().sum(-1).mean().item():.0e} with top-5 and the rest (sum of absolute values, mean over tokens)."
 )
 
 # %% [markdown]
@@ -707,6 +724,8 @@ caches = Path(folder.name)
 text = data.train.spread(4 * text_blocks)
 sampled_cache = caches / f"sampled-{entries}"
 write_cache(sampled_cache, teacher, text, entries=entries, device=device)
+
+# %% tags=["hide-input"]
 on_disk = {}
 for K in sorted({1, 4, entries, 50}):
     write_cache(caches / f"{K}", teacher, text[:1], entries=K, device=device)
@@ -714,7 +733,6 @@ for K in sorted({1, 4, entries, 50}):
 vocabulary = data.num_classes
 assert all(size == 4 * K for K, size in on_disk.items())
 
-# %% tags=["hide-input"]
 table(
     ["kept of each token", "bytes a token", "of the text with 4096 blocks of 256"],
     [
@@ -727,10 +745,10 @@ table(
 
 # %% [markdown]
 # A cache is no good with another text or another teacher, and a training would show nothing of it: a loss falls with shuffled targets too. So a cache knows what it was made of. `fit` refuses one whose text is not exactly the `train` that it is given, all its blocks in their order.
-# The constructor does the same where it is given the text, and refuses a stranger's cache where it is given the teacher; which teacher it was `fit` alone cannot know. A damaged cache is refused whenever it is opened. Three attempts, paths left out:
+# The constructor does the same where it is given the text, and refuses a stranger's cache where it is given the teacher; which teacher it was `fit` alone cannot know. A damaged cache is refused whenever it is opened. Here are three attempts with `TeacherCache(path, text, teacher)`:
 
 
-# %%
+# %% tags=["hide-input"]
 def refusal(path, *what):
     """What a cache says when it is opened with a text, and a teacher."""
     try:
@@ -743,11 +761,19 @@ stranger = copy.deepcopy(teacher)
 with torch.no_grad():
     next(stranger.parameters()).view(-1)[0] += 1e-3
 reordered = text[torch.arange(len(text)).flip(0)]
-print("another order: ", refusal(sampled_cache, reordered))
-print("another teacher:", refusal(sampled_cache, text, stranger))
+refused = {
+    "the text in another order": refusal(sampled_cache, reordered),
+    "another teacher": refusal(sampled_cache, text, stranger),
+}
 with (caches / "1" / "tokens.bin").open("r+b") as file:
     file.write(b"\xff")
-print("one byte changed:", refusal(caches / "1"))
+refused["one byte of the cache changed"] = refusal(caches / "1")
+assert all(refused.values())
+table(
+    ["given", "what the cache says"],
+    list(refused.items()),
+    caption="What a cache refuses; paths are left out.",
+)
 
 # %% [markdown]
 # ### Speed
@@ -763,6 +789,8 @@ learning = {
     "cache": (0.1 * CrossEntropy() + 0.9 * SparseForwardKL(), cache),
     "live teacher": (0.1 * CrossEntropy() + 0.9 * ForwardKL(), teacher),
 }
+
+# %% tags=["hide-input"]
 # The fall-back's teacher is this student's size, and its student one size less.
 model = gpt_64x2 if data.fallback else gpt_96x3
 students = {}
@@ -793,7 +821,6 @@ for number in range(4):
             lap_seconds[name].append(reported[name]["seconds"])
 teacher.fused = False
 
-# %% tags=["hide-input"]
 per_second = {
     name: [text_blocks * text.context / s for s in times]
     for name, times in lap_seconds.items()
@@ -837,19 +864,20 @@ above(
 )
 
 # %% [markdown]
-# That is the bracket of the proof, met in the wild. Only one of the two numbers is a divergence from the teacher, and they say nothing about which student has learned more.
+# This is the bracket of the proof, in a real training. Only one of the two numbers is a divergence from the teacher, and they do not say which student has learned more.
 #
 # ## What is kept, of a real teacher
 #
 # Now the formulas on real distributions: a few blocks of the validation text, the book's teacher, and the young student that the live teacher has just begun to train. For each number of entries there are three caches. *Mass*: $M$ itself. *Value*: the loss that a training would print.
 
-# %%
+# %% tags=["hide-input"]
 with torch.no_grad():
     tokens_in = next(blocks.batches(len(blocks)))[0]
     heads = students["live teacher"].eval()(tokens_in)
 hidden, weight = heads.hidden.flatten(0, 1).detach(), heads.weight.detach()
 
 
+# %%
 def value_and_gradient(goal, targets, rows=slice(None)):
     """The loss and its gradient by the head's weights, from hidden states."""
     W = weight.clone().requires_grad_()
@@ -858,12 +886,7 @@ def value_and_gradient(goal, targets, rows=slice(None)):
     return total.item(), torch.autograd.grad(total, W)[0]
 
 
-def entropy_of(p):
-    return -torch.xlogy(p, p).sum(-1)
-
-
 true_value, true_gradient = value_and_gradient(ForwardKL(), teacher_logits)
-length = true_gradient.norm()
 KEPT = sorted({1, 2, 4, 8, 25, 50, entries})
 KINDS = {"top-k": VERMILION, "top-k-rest": BLUE, "sampled": GREEN}
 caches_of = {
@@ -875,6 +898,14 @@ found = {
     key: value_and_gradient(SparseForwardKL(), sparse)
     for key, sparse in caches_of.items()
 }
+
+
+# %% tags=["hide-input"]
+def entropy_of(p):
+    return -torch.xlogy(p, p).sum(-1)
+
+
+length = true_gradient.norm()
 largest = p.topk(max(KEPT)).values.cumsum(-1)
 mass = torch.stack([largest[:, K - 1] for K in KEPT], 1)
 predicted = {  # the true value and H(p) − H(p̂)
@@ -882,7 +913,6 @@ predicted = {  # the true value and H(p) − H(p̂)
     for K in KEPT
 }
 
-# %% tags=["hide-input"]
 figure, (first, second) = plt.subplots(1, 2, figsize=(7.8, 3.4))
 low, middle, high = mass.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=0)
 first.fill_between(KEPT, low, high, color=VERMILION, alpha=0.15, linewidth=0)
@@ -909,7 +939,7 @@ show(
     alt="Left: a rising curve of mass with a wide band. Right: three curves of loss values against the number of entries; samples fall towards the dotted line from above, the rest rises towards it from below.",
 )
 
-# %%
+# %% tags=["hide-input"]
 for K in KEPT:
     assert found["top-k-rest", K][0] < true_value + 1e-4
 ours, theory = found["sampled", entries][0], predicted[entries]
@@ -921,7 +951,7 @@ Markdown(
 # Now the gradient, by the head's weights, where the sum over tokens is taken. Two panels tell bias from noise. On the left all tokens, and the number of entries grows. On the right the number of entries stays, and the number of tokens over which a gradient is
 # averaged grows. <!-- by definition --> Noise must fall there as one over the square root. A bias stays.
 
-# %%
+# %% tags=["hide-input"]
 error = {
     key: ((g - true_gradient).norm() / length).item() for key, (_, g) in found.items()
 }
@@ -949,7 +979,6 @@ mean_of_several = sum(
 ) / several  # fmt: skip
 unbiased = ((mean_of_several - true_gradient).norm() / length).item()
 
-# %% tags=["hide-input"]
 figure, (first, second) = plt.subplots(1, 2, figsize=(7.8, 3.5), sharey=True)
 for kind, colour in KINDS.items():
     first.loglog(KEPT, [error[kind, K] for K in KEPT], "o-", color=colour, label=kind)
@@ -1008,7 +1037,7 @@ Markdown(
 # example, two samples from the posterior, its top two, its top two with the rest, all of it. As in a cache the samples are drawn once, and are the same in each epoch.
 
 
-# %%
+# %% tags=["hide-input"]
 class Remembered(nn.Module):
     """What was kept of a teacher, asked by the index of the examples, as a cache is."""
 
@@ -1025,6 +1054,8 @@ class Remembered(nn.Module):
 task = KnownPosterior.draw(superclasses=6, classes_each=4, dimensions=16, noise=1.5)
 unseen = task.sample(10_000, generator=torch.Generator().manual_seed(1000))
 truth = task.posterior_logits(unseen.inputs)
+
+# %%
 ARMS = {
     "labels": "",
     "2 samples": "sampled",
@@ -1035,7 +1066,7 @@ ARMS = {
 
 
 def taught(name, seed, kept=2):
-    """Calibration error, KL from the truth, confidence minus accuracy, right first choices."""
+    """Calibration error, KL from the truth, confidence − accuracy, first choices."""
     draw_from = torch.Generator().manual_seed(seed)
     examples = task.sample(4000, generator=draw_from)
     goal, source = 1.0 * CrossEntropy(), None
@@ -1048,8 +1079,8 @@ def taught(name, seed, kept=2):
             targets = keep(posterior, ARMS[name], kept, draw_from)
         goal, source = 1.0 * SparseForwardKL(), Remembered(targets)
     short = Recipe(
-        epochs=epochs, batch_size=128, optimizer="adam", learning_rate=3e-3, weight_decay=0.0,
-        schedule="cosine", augment=False, seed=seed,
+        epochs=epochs, batch_size=128, optimizer="adam", learning_rate=3e-3,
+        weight_decay=0.0, schedule="cosine", augment=False, seed=seed,
     )  # fmt: skip
     torch.manual_seed(seed)
     student = mlp(16, task.num_classes, width=64)
@@ -1064,7 +1095,10 @@ def taught(name, seed, kept=2):
     }
 
 
+# %%
 trained = {name: [taught(name, seed) for seed in seeds] for name in ARMS}
+
+# %% tags=["hide-input"]
 outcome = {
     (name, m): [run[m] for run in runs]
     for name, runs in trained.items()
@@ -1075,7 +1109,6 @@ cut_logits = cut.dense().clamp(min=1e-30).log()
 fit_of_cut = expected_calibration_error(cut_logits, unseen.labels)
 held = soften(truth).topk(2).values.sum(-1).mean().item()
 
-# %% tags=["hide-input"]
 figure, (first, second) = plt.subplots(1, 2, figsize=(7.8, 2.7), sharey=True)
 hue = dict(zip(ARMS, (PURPLE, GREEN, VERMILION, BLUE, ORANGE), strict=True))
 for panel, measure, factor in ((first, "ece", 100), (second, "kl", 1)):
@@ -1253,9 +1286,29 @@ display(
     )
 )
 
+# %% tags=["hide-input"]
+ece = {name: 100 * np.mean(outcome[name, "ece"]) for name in ARMS}
+sentences = [
+    f"From {SIZES[0]} to {most} tokens, a divergence with all logits adds {growth['all logits']:.0f} MB of memory, and one with the logits of a few tokens at a time {growth['kdlab']:.0f} MB.",
+    f"Beside a student alone, a training step costs {100 * overhead['live teacher']:+.0f} % of time with a live teacher and {100 * overhead['cache']:+.0f} % with a cache of {SAMPLES} (this machine, {parameters[1]:.1f} million parameters taught by {parameters[0]:.1f}).",
+    f"Taught by a known posterior for {epochs} epoch{'s' * (epochs > 1)}, students have a calibration error of {ece['whole']:.1f} points from all of it, {ece['2 samples']:.1f} from two samples, {ece['top-2']:.1f} from its top two, and {ece['top-2 with rest']:.1f} from these with the rest (n = {len(seeds)} seed{'s' * (len(seeds) > 1)}).",
+]
+if small.complete(FROM):
+    changes = [
+        f"the cache of {CACHED[name]} {moves(study_difference, QUANTITIES['calibration_error'])}"
+        for name in CACHED
+        if (study_difference := small.difference(name, LIVE, "calibration_error"))
+    ]
+    sentences.append(
+        f"For a small language model, against the live teacher on the same text, {'; '.join(changes)} ({tokens_read(small.specs[-1]):.1f} million tokens, n = {small.difference('sampled-12', LIVE).n} paired seeds)."
+    )
+findings.show(*sentences)
+
 # %% [markdown]
-# The sentences above hold for a short training at one learning rate, chosen for no cache, and go cache by cache: first top-12, then top-12 with the rest, then the samples. What the rest leaves untaught is the tail, at which bits per byte and the divergence look, and first choices do not. Which cache to take depends on what is read of the student. Who samples from it, scores text with it, or drafts with it, needs the probabilities, and of these a top-$k$ target is a biased teacher. Who reads its first choice alone may be better off with it: scaled to one, the head of the distribution is surer than the teacher, as it would be *at a temperature below one* (which would also change the ratios among what is kept), and a student that cannot
-# follow everywhere is told to follow there. That is a reading and not a finding: no arm here has the whole teacher, sharpened. For the task of the last section, its own sentence says how the cut target does by first choices. And the students of the records are young.
+# The sentences above hold for a short training at one learning rate, chosen for no cache. Top-12 with the rest does not teach the tail. Bits per byte and the divergence depend on the tail, and first choices do not.
+#
+# Which cache to take depends on how the student is used. If you sample from it, score text with it, or draft with it, you need its probabilities, and for these a top-$k$ target is a biased teacher. If you only read its first choice, top-$k$ may serve you better: scaled to one, the head of the distribution is surer than the teacher, as it would be *at a temperature below one* (which would also change the ratios among what is kept), and a student that cannot
+# follow everywhere is told to follow there. That is a reading and not a finding: none of these students had the whole teacher, sharpened.
 
 # %% tags=["hide-input"]
 folder.cleanup()
@@ -1271,6 +1324,14 @@ folder.cleanup()
 # - Only the forward KL was asked for. The reverse KL needs $\log p_i$ for what the *student* finds likely, and a cache may not have it.
 # - The errors of gradients are by the head's weights alone, of one young student; noise in the other layers may be larger or smaller.
 # - The known posterior is a task of 24 classes, with two entries kept. <!-- by definition --> It shows which way the biases pull, not how hard they would in a language model.
+#
+# ## To take along
+#
+# **Formulae.** With $s=\partial\ell/\partial q$, a divergence has the gradient $\frac{q_i}{T}\bigl(s_i-\sum_kq_ks_k\bigr)$ by each logit, token by token. Top-$k$ shifts it by $p-\hat p$, whose absolute values sum to $2(1-M)$; $K$ samples add noise of variance $(1-\sum_ip_i^2)/K$ and no bias.
+#
+# **What to set.** `model.fused = True`, so that objectives get a `HeadLogits` and never all logits. `write_cache(path, teacher, text, kind="sampled", entries=…)` once, then `SparseForwardKL` with `TeacherCache(path)` as the teacher in `fit`.
+#
+# **What to mind.** Take samples where the student's probabilities are used. A loss from samples reads too high, so compare it with no other. A cache is of one text and one teacher at $T=1$.
 #
 # ## Exercises
 #
