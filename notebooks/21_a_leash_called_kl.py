@@ -7,17 +7,17 @@
 # ---
 
 # %% [markdown]
-# # A leash called KL
+# # Learning from a reward, held by KL
 #
-# Until here a student was told, token after token, what a teacher thinks. Now it is told something less: it writes a text, and is given a number, the **reward**. A model that is to earn as much as it can will
-# find out what is paid for, which need not be what was meant. So it is also told to stay near a model that writes well, the **reference**, and the distance is a KL divergence: a leash. Large language models are trained in this way
+# Until here a student was told, token after token, what a teacher thinks. Now it is told less: it writes a text and is given one number, the **reward**. Such a model, the **policy**, finds out
+# what is paid for, which need not be what was meant. So it is also told to stay near a model that writes well, the **reference**. The distance is a KL divergence, and we call the penalty a leash. Large language models are trained in this way
 # on rewards that were learned from people's preferences {cite}`ziegler2019finetuning`.
 #
-# The leash is an old acquaintance. It is the reverse KL of {doc}`07_divergences`, with the reference in the teacher's place, on text that the student has written itself. The question of this chapter is what it holds, and it turns on details:
+# The divergence is the reverse KL of {doc}`07_divergences`, with the reference in the teacher's place, on text that the student has written itself. What it holds depends on details:
 # the divergence *from which model*, estimated *how*, and put *where*, into the reward or into the loss.
 #
-# **At the end you will know** which distribution the leashed policy is looking for, and that to look for it is distillation from a teacher that nobody has; why PPO's divergence is another one and holds nothing in the long run; what the estimators $k_1,k_2,k_3$ are worth as values and as losses,
-# which are different questions; what a loss at each token leaves out; which baselines keep the gradient; and what becomes of a language model that is paid by the word.
+# **At the end you will know** which distribution the policy is looking for, and why that is distillation; how PPO's divergence differs; what the estimators $k_1,k_2,k_3$ are worth as values and as losses;
+# what a loss at each token leaves out; and which baselines keep the gradient.
 #
 # *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
 
@@ -70,6 +70,7 @@ from kdlab.objectives import (
 from kdlab.objectives.policy import log_probabilities
 from kdlab.study import book_language_teacher, results
 from kdlab.study.display import (
+    Findings,
     called,
     data_note,
     device_for,
@@ -106,6 +107,9 @@ require(
 data = load_text_data("book-openings-4096-40")
 tokeniser = data.tokeniser
 data_note(data)
+
+# %% tags=["hide-input"]
+findings = Findings()
 
 # %% [markdown]
 # ## What is wanted
@@ -144,6 +148,7 @@ PREFIX = torch.tensor([[0, 1 + x, 5 + 4 * x + y] for x, y, _ in TEXTS.tolist()])
 ROWS = 21  # beginnings: the empty one, 4 of one letter, 16 of two
 
 
+# %% tags=["hide-input"]
 def tiny(seed):
     """A GPT whose distributions are neither even nor certain."""
     torch.manual_seed(seed)
@@ -165,6 +170,11 @@ def table_of(model):
     return found
 
 
+reference = tiny(29).eval()
+t = table_of(reference)
+
+
+# %%
 def log_texts(letters):
     """Log-probabilities of the 64 texts, from a table of logits."""
     return log_probabilities(letters[PREFIX], TEXTS).sum(1)
@@ -174,8 +184,6 @@ def kl(log_a, log_b):
     return (log_a.exp() * (log_a - log_b)).sum()
 
 
-reference = tiny(29).eval()
-t = table_of(reference)
 log_p = log_texts(t)
 REWARD = TokenCount((3,))
 r = REWARD(TEXTS).double()
@@ -196,6 +204,7 @@ def earned(log_q):
     return (log_q.exp() * r).sum().item(), kl(log_q, log_p).item()
 
 
+# %% tags=["hide-input"]
 draws = torch.Generator().manual_seed(0)
 for beta in (0.1, 0.5, 1.0, 4.0):
     log_z = torch.logsumexp(log_p + r / beta, 0)
@@ -225,15 +234,17 @@ for _ in range(600):
     loss.backward()
     adam.step()
     rate.step()
+
+# %% tags=["hide-input"]
 from_preferences = log_texts(z).detach()
 far_from_best = kl(from_preferences, best(BETA)).item()
 assert far_from_best < 1e-3
 Markdown(
-    f"What direct preference optimisation ends at is {far_from_best:.1e} nats from $q^*$, $\\beta={BETA:g}$."
+    f"Direct preference optimisation ends {far_from_best:.1e} nats from $q^*$ ($\\beta={BETA:g}$)."
 )
 
 # %% [markdown]
-# ### The price of a nat
+# ### How much reward for how much divergence
 #
 # As $\beta$ falls, the best policy moves along a curve: so much reward for so much divergence, and no policy lies above it. <!-- by definition --> Its slope is $\beta$, since $\beta$ is the multiplier of the divergence.
 #
@@ -246,6 +257,7 @@ prices = np.geomspace(0.05, 20, 120)
 frontier = np.array([earned(best(beta)) for beta in prices])
 tilted = np.array([earned(log_texts(t + b * PAID)) for b in np.linspace(0, 12, 120)])
 
+# %% tags=["hide-input"]
 middle = range(10, 90)
 slopes = np.gradient(frontier[:, 0], frontier[:, 1])[middle]
 assert np.allclose(slopes, prices[middle], rtol=0.02)
@@ -253,7 +265,6 @@ most = np.interp(tilted[:, 1], frontier[::-1, 1], frontier[::-1, 0])
 assert (tilted[:, 0] <= most + 2e-3).all()
 tilt_lacks = (most - tilted[:, 0]).max()
 
-# %% tags=["hide-input"]
 SHOWN = {2.0: BLUE, 0.5: GREEN, 0.2: ORANGE}
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.3))
 for count, hue in enumerate((SKY, BLUE, GREEN, ORANGE)):
@@ -316,6 +327,7 @@ for name, beta in (("reward alone", 0.0), ("with the leash", BETA)):
         log_q = new
     walks[name] = np.array(steps), np.array(away)
 
+# %% tags=["hide-input"]
 all_on_best = -log_p[r.argmax()].item()  # the divergence of the best text alone
 leashed = earned(best(BETA))[1]
 largest_step = walks["reward alone"][0].max()
@@ -324,7 +336,6 @@ assert ended["reward alone"] > 100 * largest_step
 assert abs(ended["reward alone"] - all_on_best) < 0.01
 assert abs(ended["with the leash"] - leashed) < 1e-6
 
-# %% tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.0))
 for (name, (steps, away)), hue in zip(walks.items(), (VERMILION, BLUE), strict=True):
     left.plot(range(1, ROUNDS + 1), np.maximum(steps, 1e-17), color=hue, label=name)
@@ -345,7 +356,7 @@ show(
 # %% [markdown]
 # PPO's divergence makes the steps short. How far the policy ends is the reference's leash alone. They are often named in one breath, as in the article of this book's claim.
 #
-# ## Estimating it
+# ## Estimating the divergence
 #
 # A divergence over texts is a sum over all texts, and is estimated from texts that the policy has written. With $\rho=p(x)/q(x)$ for $x\sim q$, three estimates are in use {cite}`schulman2020approximating` (the ratio is called $r$ in {doc}`07_divergences`; here $r$ is the reward):
 #
@@ -353,7 +364,7 @@ show(
 #
 # The mean of $k_1$ is the divergence by definition. That of $k_3$ is too, since $\mathbb E_q[\rho-1]=\sum_x p(x)-1=0$; and $k_3\ge0$, as $\log\rho\le\rho-1$. The mean of $k_2$ is another number, which is close for close policies.
 #
-# ### As a value
+# ### Estimates as values
 #
 # Here are the best policies of the toy at many prices, so at many distances, and the mean and spread of the three estimates, by enumeration; at a few of them also by drawing. <!-- by definition -->
 
@@ -369,6 +380,8 @@ for beta in np.geomspace(0.12, 40, 60):
         variance = (log_q.exp() * (value - mean) ** 2).sum()
         mean_of[kind].append(mean.item() / distances[-1])
         spread_of[kind].append(variance.sqrt().item() / distances[-1])
+
+# %% tags=["hide-input"]
 assert np.allclose(mean_of["k1"], 1) and np.allclose(mean_of["k3"], 1)
 off = np.abs(np.array(mean_of["k2"]) - 1)
 assert off[-1] < 0.02 < off.max()  # nearest last
@@ -381,7 +394,6 @@ for beta in (at := (0.2, 0.5, 2.0, 10.0)):
         value = sampled_kl(best(beta)[x], log_p[x], kind).mean()
         drawn_means[kind].append((value / kl(best(beta), log_p)).item())
 
-# %% tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.1))
 for kind, hue in KINDS.items():
     left.plot(distances, mean_of[kind], color=hue, label=f"$k_{kind[1]}$", ls="--" if kind == "k3" else "-")  # fmt: skip
@@ -404,9 +416,9 @@ show(
 )
 
 # %% [markdown]
-# For near policies $\log\rho$ is small, of either sign, with variance about twice the divergence: each $k_1$ is far larger than the mean of all, while $k_2\approx k_3$ are about half its square, and of the size of their mean. <!-- by definition --> As a number to *look at*, $k_3$ is a good one as long as the policy is near. Far away it is a bad one: there $\rho$ is enormous on texts that are hardly ever drawn, and without them the mean comes out wrong. And then someone differentiates it.
+# For near policies $\log\rho$ is small, of either sign, with variance about twice the divergence: each $k_1$ is far larger than the mean of all, while $k_2\approx k_3$ are about half its square, and of the size of their mean. <!-- by definition --> As a number to *look at*, $k_3$ is a good one as long as the policy is near. Far away it is a bad one: there $\rho$ is enormous on texts that are hardly ever drawn, and without them the mean comes out wrong.
 #
-# ### As a loss
+# ### Estimates as losses
 #
 # Draw $x$ from $q$, hold the drawing fixed, differentiate $k(x)$ by the policy's logits, average. What is it that one descends, in the mean? With $\nabla\rho=-\rho\,\nabla\log q$:
 #
@@ -443,9 +455,9 @@ for kind, values in symbolic.items():
 # ### On a real vocabulary
 #
 # A mean gradient is what one would have with infinitely many draws. The reference is now the language model of {doc}`17_distilling_a_small_language_model`, at places of the validation text. The policy is the same model, surer of itself: its logits at temperatures below one. At each place we draw next tokens, average the gradients of the estimates by the logits, and
-# ask for the cosine with the true gradient of $D_{\mathrm{KL}}(q\,\|\,p)$.
+# ask for the cosine with the true gradient of $D_{\mathrm{KL}}(q\,\|\,p)$. An estimate as a loss is `(share * sampled_kl(log_q, log_p, kind)).sum()`, where `share` says how often each token was drawn and has no gradient.
 
-# %%
+# %% tags=["hide-input"]
 model = book_language_teacher(data, device=device).eval()
 PLACES, DRAWS = 32, (1, 4, 16, 64, 256, 1024, 4096, 16_384)
 with torch.no_grad():
@@ -491,7 +503,6 @@ def gradients(sharpness):
 
 cosines = {sharpness: gradients(sharpness) for sharpness in temperatures}
 
-# %% tags=["hide-input"]
 figure, panels = plt.subplots(
     1, len(cosines), figsize=(4.2 * len(cosines), 3.2), sharey=True, squeeze=False
 )
@@ -522,7 +533,7 @@ show(
 #
 # Near the reference both directions are half the same quadratic form, and it does not matter which one descends: so a wrong gradient may go unnoticed as long as the leash is short.
 #
-# ### Where they lead
+# ### Where these losses lead
 #
 # Let three classes be trained with nothing but such a loss, by the exact mean of its gradient. Then add a reward, $\mathbb E_q[r]-\beta\,k$. Where does each end? Setting the mean gradients to zero: with $k_2$, at $q\propto p\,e^{r/\beta}$. With $k_3$, at the maximum of $\mathbb E_q[r]-\beta D_{\mathrm{KL}}(p\,\|\,q)$, which is $q=\beta p/(\lambda-r)$, the same
 # formula as for a round of PPO. With $k_1$ there is no leash.
@@ -550,6 +561,8 @@ def path(kind, reward, steps=500, rate=3.0):
 
 
 paths = {(kind, paid): path(kind, paid) for kind in KINDS for paid in (False, True)}
+
+# %% tags=["hide-input"]
 ends = {
     "k1": torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64),
     "k2": torch.softmax(p3.log() + r3 / BETA3, 0),
@@ -562,7 +575,6 @@ for kind in KINDS:
     assert torch.allclose(paths[kind, True][-1], ends[kind], atol=1e-2)
 assert (ends["k2"] - ends["k3"]).abs().max() > 0.05
 
-# %% tags=["hide-input"]
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 3**0.5 / 2]])
 figure, panels = plt.subplots(1, 2, figsize=(8.0, 3.7))
 SIZES = {"k1": 11, "k2": 14, "k3": 9}  # rings, so that what they lie on can be seen
@@ -590,7 +602,7 @@ show(
 )
 
 # %% [markdown]
-# So "KL regularisation" names several trainings. With $k_1$ as a loss it is a name only, and its noise. With $k_3$ as a loss it is a forward KL, which punishes a policy for what it no longer says more than for what it newly says. <!-- by definition --> (Its end is $q=\beta p/(\lambda-r)$, and the $\lambda$ that makes this sum to one lies above $\max r$. So $q\ge\beta p/(\lambda-\min r)$: no class dies out.) GRPO, for one, has $k_3$ in its loss {cite}`shao2024deepseekmath`. None of this shows in the logged number, which is right for $k_1$ and $k_3$.
+# So "KL regularisation" names several trainings. With $k_1$ as a loss it adds noise and nothing else. With $k_3$ as a loss it is a forward KL, which punishes a policy for what it no longer says more than for what it newly says. <!-- by definition --> (Its end is $q=\beta p/(\lambda-r)$, and the $\lambda$ that makes this sum to one lies above $\max r$. So $q\ge\beta p/(\lambda-\min r)$: no class dies out.) GRPO, for one, has $k_3$ in its loss {cite}`shao2024deepseekmath`. None of this shows in the logged number, which is right for $k_1$ and $k_3$.
 #
 # ## In the reward or in the loss
 #
@@ -623,6 +635,8 @@ of_what_follows = by_table(
     (q_texts[:, None] * later * log_letters).sum(), retain_graph=True
 )
 torch.testing.assert_close(whole, at_tokens + of_what_follows)
+
+# %% tags=["hide-input"]
 log_ratio = (log_letters - log_probabilities(t[PREFIX], TEXTS)).detach()
 discounted_away = by_table((q_texts[:, None] * log_ratio * log_letters).sum())
 torch.testing.assert_close(discounted_away, at_tokens)  # discount zero
@@ -649,8 +663,8 @@ in_reward = mean_of_term(
 )
 torch.testing.assert_close(in_reward, whole)
 left_out = (of_what_follows.norm() / whole.norm()).item()
-print(
-    f"left out by token losses, as a part of the whole gradient's length: {left_out:.2f}"
+Markdown(
+    f"Token losses leave out a part whose length is {left_out:.2f} of the whole gradient's."
 )
 
 # %% [markdown]
@@ -750,7 +764,7 @@ PAYS = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
 
 def doors(beta):
-    """The chance of the hard door and J: of the best policy, and where token losses end."""
+    """Chance of the hard door and J: of the best policy, and where token losses end."""
     behind = torch.softmax(BEHIND.log() + PAYS / beta, 1)  # the same for both
     earns, costs = behind @ PAYS, (behind * (behind / BEHIND).log()).sum(1)
     found = []
@@ -807,7 +821,7 @@ show(
 # %% [markdown]
 # So the difference is of no concern where all places are alike, and large where a cheap word leads to dear ones. Which of the two the long texts of a language model are is not known here.
 #
-# ## Whom to compare with
+# ## Which baseline
 #
 # REINFORCE {cite}`williams1992simple` weights $\nabla\log q(x)$ by what $x$ has earned. If all texts earn between nine and ten, all are made likelier, and only noise tells them apart. One takes off a **baseline**. Any number $b$ that does not depend on $x$ leaves the mean alone, since $\mathbb E_q[b\,\nabla\log q]=0$. With $G$ texts after one prompt, the mean of the *others*' rewards is such a number
 # {cite}`kool2019buy,ahmadian2024back`. The mean of all of them is not, but is harmless: it gives $\frac{G-1}G$ of the right gradient. GRPO divides by the group's standard deviation as well {cite}`shao2024deepseekmath`: its weight is $A_i=(r_i-\bar r)/(s+\varepsilon)$, with $s$ the deviation over $G-1$, and here $\varepsilon=10^{-4}$ against division by zero. That depends on $x$ in earnest.
@@ -818,7 +832,6 @@ show(
 # both gradients go to zero there, since groups that are all alike teach nothing, and what grows is their ratio.
 
 # %%
-GROUP = 8
 z = t.clone().requires_grad_()
 log_q = log_texts(z)
 scores = torch.stack([by_table(one, retain_graph=True).flatten() for one in log_q])
@@ -840,6 +853,8 @@ for raised in (0.0, 5.0):  # the same reward, and one that is higher for all
         variance = (chance @ (estimate - mean).square()).sum().item()
         shape = torch.cosine_similarity(mean, true_gradient, 0).item()
         quality[baseline, raised] = mean, variance, shape
+
+# %% tags=["hide-input"]
 for raised in (0.0, 5.0):
     for baseline in ("none", "leave-one-out"):
         torch.testing.assert_close(quality[baseline, raised][0], true_gradient)
@@ -848,6 +863,7 @@ for raised in (0.0, 5.0):
     )
 assert quality["none", 5.0][1] > 5 * quality["leave-one-out", 5.0][1]
 
+GROUP = 8
 chances = np.linspace(0.01, 0.99, 99)
 pull = {"leave-one-out": [], "standardised": []}
 for baseline, found in pull.items():
@@ -862,7 +878,6 @@ for baseline, found in pull.items():
 assert np.allclose(pull["leave-one-out"], chances * (1 - chances))
 weight = np.array(pull["standardised"]) / np.array(pull["leave-one-out"])
 
-# %% tags=["hide-input"]
 figure, panel = plt.subplots(figsize=(6.4, 3.0))
 for (baseline, values), hue in zip(pull.items(), (BLUE, ORANGE), strict=True):
     panel.plot(chances, values, color=hue, label=baseline)
@@ -891,7 +906,7 @@ display(
 #
 # ## A policy that is trained by drawing
 #
-# Now all of it at once, as it is done: a GPT that begins as the toy's reference, draws groups of eight texts, and takes Adam's steps on `PolicyGradient` with the divergence in the reward. It sees nothing of the enumeration; we do. A second one climbs the enumerated $J$ itself, by the same schedule of rates and with as many steps, and a third with five times as many. <!-- by definition --> What the second lacks, this GPT does not reach in so many steps, whether or not it could; the rest is the price of drawing. How much of it was for want of steps, the third says.
+# Now all of it at once, as in practice: a GPT that begins as the toy's reference, draws groups of eight texts, and takes Adam's steps on `PolicyGradient` with the divergence in the reward. It sees nothing of the enumeration; we do. A second one climbs the enumerated $J$ itself, by the same schedule of rates and with as many steps, and a third with five times as many. <!-- by definition --> What the second lacks, this GPT does not reach in so many steps, whether or not it could; the rest is the price of drawing. How much of it was for want of steps, the third says.
 
 # %%
 GROUPS, EPOCHS = 16, drawing_steps // 5
@@ -1000,7 +1015,7 @@ for beta in gaps:  # and a part of that for want of steps
     display(below(f"{MORE} times as many", "as many steps", by_steps, LACK))
 
 # %% [markdown]
-# ## Paid by the word
+# ## A language model that is paid by the word
 #
 # Now a language model. The reference is the stored GPT that has read books. Suppose that its stories are too quiet, and that we want *lively talk*. There is no one to ask, so we write a rule: a text earns one for each of its tokens that is an exclamation mark, a question mark, a quotation mark, or one of a few words such as "said" and "cried". This asks for lively talk in the
 # way in which a test score asks for learning. It has the advantage that the whole reward is in view.
@@ -1026,12 +1041,12 @@ if data.fallback:  # another tokeniser: the forms there that are one token
     alone = [ids[0] for form in forms if len(ids := tokeniser.encode(form).ids) == 1]
     paid = TokenCount(tuple(sorted(set(alone))))
 names = [tokeniser.decode([token]) for token in paid.tokens]
-print("paid for:", "  ".join(f"{name!r}" for name in names))
+Markdown("A text is paid for " + ", ".join(f"`{name!r}`" for name in names) + ".")
 
 # %% [markdown]
 # ### The tilted reference
 #
-# Before any training, the yardstick: the reference with $b$ added to the logits of the paid tokens, at each step. It is measured as the recorded policies are, with four texts after each of some prompts of the test text. (A policy's divergence is the sum over a text of exact divergences at each token.)
+# Before any training, the model to compare with: the reference with $b$ added to the logits of the paid tokens, at each step. It is measured as the recorded policies are, with four texts after each of some prompts of the test text. (A policy's divergence is the sum over a text of exact divergences at each token.)
 
 
 # %% tags=["hide-input"]
@@ -1254,12 +1269,15 @@ for study in studies:
             for arm in AS_LOSSES
         }
         if all(ahead.values()):  # none lacks seeds that did not diverge
-            print(
-                f"{study.plan}: of reward − 0.5 KL, divergence in the reward minus divergence as a loss: "
-                + ", ".join(
-                    f"{i.bracketed('+.2f')} ({ARMS[arm]})" for arm, i in ahead.items()
+            display(
+                Markdown(
+                    "Of reward − 0.5 · KL, the divergence in the reward minus the divergence as a loss: "
+                    + ", ".join(
+                        f"{i.bracketed('+.2f')} ({ARMS[arm]})"
+                        for arm, i in ahead.items()
+                    )
+                    + f", paired by seed, n = {ahead['loss-exact'].n} (plan {study.plan})."
                 )
-                + f", paired by seed, n = {ahead['loss-exact'].n}"
             )
 
 
@@ -1304,7 +1322,7 @@ if small.complete(ARMS):
 #
 # ### What is written
 #
-# Numbers do not show what became of the text.
+# Numbers do not show how the texts have changed.
 
 # %% tags=["hide-input"]
 
@@ -1381,6 +1399,21 @@ if small.complete(ARMS):
     ) + "."  # fmt: skip
 verdict("B14", "corrected", said)
 
+# %% tags=["hide-input"]
+found = [
+    f"On a toy of {len(TEXTS)} texts, {ROUNDS} rounds with PPO's penalty alone end {ended['reward alone']:.2f} nats from the reference. With the leash in the reward ($\\beta={BETA:g}$) they end at the best policy, {ended['with the leash']:.2f} nats away.",
+    f"As a loss, $k_1$ lacks {max(lacking['k1', BETA], 0):.3f} of the best $J$ on that toy, $k_2$ {max(lacking['k2', BETA], 0):.3f} and $k_3$ {max(lacking['k3', BETA], 0):.3f}; with the divergence in the reward {max(lacking['in the reward', BETA], 0):.3f} is lacking (exact mean gradients, $\\beta={BETA:g}$).",
+]
+if small.complete(["beta0", "beta1"]):
+    free, held = (
+        [small.mean(arm, m).mean for m in (reward_in, far_in, distinct_in)]
+        for arm in ("beta0", "beta1")
+    )
+    found.append(
+        f"A small language model without a leash earns {free[0]:.1f} a text, {free[1]:.1f} nats from its reference, and {free[2]:.2f} of its tokens are different ones; with β = 1 it earns {held[0]:.1f} at {held[1]:.1f} nats, and {held[2]:.2f} are different ({described(small)}, n = {small.mean('beta1', far_in).n} seeds)."
+    )
+findings.show(*found)
+
 # %% [markdown]
 # ## Limits
 #
@@ -1391,6 +1424,14 @@ verdict("B14", "corrected", said)
 # - **Each batch is used once.** Programs that take several steps on one batch need PPO's ratio or another correction, and then have both divergences.
 # - **What divergence says.** A mean over texts may be small while some texts are far off, and a text may be likely under the reference and still be bad.
 # - **The toy's reference** has random weights, of a seed that was chosen among some dozens for figures in which things can be told apart. Another seed gives other numbers in all of them, and the same identities.
+#
+# ## To take along
+#
+# **Formulae.** $J(q)=\mathbb E_q[r]-\beta\,D_{\mathrm{KL}}(q\,\|\,p)$ is largest at $q^*\propto p\,e^{r/\beta}$. With $\rho=p(x)/q(x)$: $k_1=-\log\rho$, $k_2=\frac12(\log\rho)^2$, $k_3=\rho-1-\log\rho$. As values, $k_1$ and $k_3$ are right in the mean; as losses, $k_2$ has the gradient of $D_{\mathrm{KL}}(q\,\|\,p)$, $k_3$ that of $D_{\mathrm{KL}}(p\,\|\,q)$, and $k_1$ none.
+#
+# **What to set.** `PolicyGradient(reward, group, beta=β)` with `OwnText(prompt, copies=group)` and the reference as the teacher. `TextKL("exact")` reports the divergence at weight zero.
+#
+# **What to mind.** Say from which model the divergence is taken, and whether it stands in the reward or in the loss. A loss at each token does not know what a word leads to. A constant tilt of the reference takes no training: compare with it.
 #
 # ## Exercises
 #
