@@ -7,15 +7,14 @@
 # ---
 
 # %% [markdown]
-# # A language model is a classifier with a large N
+# # Language models: classifiers with a large N
 #
 # A language model reads a text and, at each position, gives a distribution over what comes next. That is a classifier, and all that this book
 # has said of classifiers holds for it. Only the classes are the tokens of a vocabulary: 4,096 of them here, 128,000 in a large model of today {cite}`grattafiori2024llama`.
-# What changes when $N$ grows so much? Is $T$ still worth a thought, does $T^2$ still do its work, and what has become of the factor $1/N$?
+# What changes when $N$ grows so much? Does temperature still help, does $T^2$ still do its work, and what becomes of the factor $1/N$?
 #
-# **At the end you will know** in which unit language models are compared, whatever their tokens are; how many tokens really compete at a position, and where
-# probability goes when it is heated; why $T=1$ is the one temperature at which the vocabulary's size does not matter; how hot "hot" would have to be; and which part of a
-# network feels the factor $1/N$, and which part does not.
+# **At the end you will know** in which unit language models are compared, whatever their tokens are; how many tokens compete at a position, and where
+# probability goes when it is heated; why $T=1$ is the one temperature at which the vocabulary's size does not matter; and which part of a network feels the factor $1/N$.
 #
 # *Needs: one CPU core and about a minute. The recorded runs took longer; the section says where.*
 
@@ -34,7 +33,7 @@ from itertools import pairwise
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython.display import display
+from IPython.display import Markdown, display
 from scipy.stats import chi2
 from torch import nn
 
@@ -64,12 +63,15 @@ from kdlab.objectives import (
 )
 from kdlab.study import book_language_teacher, results
 from kdlab.study.display import (
+    Findings,
     data_note,
     device_for,
     slots,
     source_note,
+    tokens_read,
 )
-from kdlab.study.evidence import Quantity
+from kdlab.study.evidence import QUANTITIES, Quantity
+from kdlab.study.findings import moves
 from kdlab.study.parameters import ParameterError
 from kdlab.study.statements import (
     above,
@@ -95,18 +97,23 @@ hottest, hot = heats[-1], next(T for T in heats if T > 1)
 data = load_text_data("book-openings-4096-256")
 data_note(data)
 
-# %% [markdown]
-# The teacher of this part of the book is a small GPT that has read the openings of several hundred books; no author is in two splits. It looks once at the
-# validation text. From then on every position is an example, its true class the token that does follow.
+# %% tags=["hide-input"]
+findings = Findings()
 
-# %%
+# %% [markdown]
+# The teacher of this part of the book is a small GPT that has read the openings of several hundred books; no author is in two splits. It reads the
+# validation text once. Every position is an example, and its true class is the token that follows.
+
+# %% tags=["hide-input"]
 teacher = book_language_teacher(data, device=device)
 teacher.fused = False
 read_at = data.validation.spread(blocks)
 logits = predict(teacher, read_at, batch_size=8, device=device).flatten(0, 1)
 labels = torch.cat([y for _, y, _ in read_at.batches(64)]).flatten()
 positions, N = logits.shape
-print(f"{positions:,} positions, each a distribution over N = {N:,} tokens")
+Markdown(
+    f"There are {positions:,} positions, each a distribution over $N={N:,}$ tokens."
+)
 
 # %% [markdown]
 # ## A unit for models with different classes
@@ -122,14 +129,15 @@ print(f"{positions:,} positions, each a distribution over N = {N:,} tokens")
 # one, only its steps are named differently.
 
 
-# %%
+# %% tags=["hide-input"]
 def texts(tokens):
     """The text of each block: of its labels, which are what a model is asked for."""
     return [data.tokeniser.decode(y[0].tolist()) for _, y, _ in tokens.batches(1)]
 
 
+# %%
 def frequencies(numbers, size):
-    """Log-probabilities of a model that draws each token on its own; no count is zero."""
+    """Log-probabilities of a model that draws each token on its own; none is zero."""
     counts = torch.bincount(torch.tensor(numbers), minlength=size) + 1.0
     return torch.log(counts / counts.sum())
 
@@ -140,16 +148,20 @@ by_byte = frequencies([b for text in read for b in text.encode()], 256)
 written = torch.tensor([b for text in held_out for b in text.encode()])
 surprise = -by_byte[written[: len(written) // 2 * 2]]
 steps = {"bytes": surprise, "pairs of bytes": surprise.view(-1, 2).sum(1)}
-for name, nats in steps.items():
-    print(
-        f"{name}: {nats.mean():.3f} nats a token, "
-        f"{nats.sum() / math.log(2) / len(surprise):.3f} bits per byte"
-    )
+
+# %% tags=["hide-input"]
 assert torch.allclose(steps["pairs of bytes"].mean(), 2 * steps["bytes"].mean())
 assert torch.allclose(steps["pairs of bytes"].sum(), steps["bytes"].sum())
+Markdown(
+    "; ".join(
+        f"{name}: {nats.mean():.3f} nats a token, {nats.sum() / math.log(2) / len(surprise):.3f} bits per byte"
+        for name, nats in steps.items()
+    )
+    + "."
+)
 
 # %% [markdown]
-# Now models that do differ: two tokenisers learned on the spot from the same text, beside the book's own. With each, the same kind of model, which draws every token on its own.
+# Now models that do differ: two tokenisers that are learned here from the same text, beside the book's own. With each goes the same kind of model, which draws every token on its own.
 
 # %%
 tokenisers = {size: train_tokeniser(read, size) for size in (512, 1024)}
@@ -166,12 +178,13 @@ for size, tokeniser in tokenisers.items():
     nats = -frequencies(encoded(tokeniser, read), size)[encoded(tokeniser, held_out)]
     nats_a_token[size] = nats.mean().item()
     bits_per_byte[size] = nats.sum().item() / math.log(2) / size_of_text
+
+# %% tags=["hide-input"]
 teacher_nats = cross_entropy(logits, labels).item()
 teacher_bits = (
     teacher_nats * positions / math.log(2) / read_at.token_bytes[labels].sum().item()
 )
 
-# %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(7.8, 3.2))
 for panel, values, of_teacher in zip(
     panels, (nats_a_token, bits_per_byte), (teacher_nats, teacher_bits), strict=True
@@ -219,8 +232,8 @@ display(
 )
 
 # %% [markdown]
-# So models are compared in bits per byte, and the vocabulary is a part of the model. One thing is left to the small print. The same text can be cut in several ways, and a model gives a probability to
-# each of them; we score the one cut that its tokeniser makes. The bits per byte of a model over tokens are therefore an upper bound, and the bound is what everyone reports.
+# So models are compared in bits per byte, and the vocabulary is a part of the model. One caveat: the same text can be cut in several ways, and a model gives a probability to
+# each of them. We score the one cut that its tokeniser makes. So the bits per byte of a model over tokens are an upper bound, and the bound is what everyone reports.
 #
 # Distillation by logits stays with *one* vocabulary: teacher and student must mean the same thing by class $i$.
 #
@@ -229,7 +242,7 @@ display(
 # With a hundred classes a sure teacher puts nearly everything on one of them. How sure is a language model? Its entropy $H$ at a position says it, and $e^H$ is easier to read: the number of equally likely tokens that would leave one
 # as uncertain. Beside it stand the probabilities themselves, sorted from the likeliest token to the least likely, for the teacher as it is ($T=1$) and heated. <!-- by definition -->
 
-# %%
+# %% tags=["hide-input"]
 edges = [0, 1, 10, 100, 1000, N]  # ranks: the first, to the 10th, to the 100th, …
 ranked = torch.from_numpy(np.sort(logits.numpy(), axis=1)).flip(1)  # likeliest first
 # of the true token; 0 is first
@@ -248,7 +261,6 @@ log_p = [log_soften(part) for part in ranked.split(1024)]
 effective = torch.cat([-(x.exp() * x).sum(1) for x in log_p]).exp()
 quartiles = effective.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
 
-# %% tags=["hide-input"]
 warmer = [BLUE, GREEN, ORANGE, VERMILION, PURPLE, SKY]
 heat = {T: warmer[place % len(warmer)] for place, T in enumerate(heats)}
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.8, 3.5))
@@ -275,13 +287,13 @@ show(
 )
 
 # %% [markdown]
-# So this model is uncertain among dozens of tokens, with all the others, thousands of them, far below. Each of those has next to nothing. Together they have
-# something, and what they have grows with $T$, since there are so many.
+# So this model is uncertain among dozens of tokens. The thousands of others have very little each. Together they have
+# something, and it grows with $T$, since there are so many.
 #
 # Is that mass where it belongs? It can be checked. Sort the tokens of each position by rank as the teacher sees it, and ask in what fraction of positions the *true* token lies in each band of ranks. At $T=1$ the teacher
 # makes a claim about the world, and can be right or wrong about it. A hot teacher is not meant as one; still it says what a hot target stresses.
 
-# %%
+# %% tags=["hide-input"]
 bands = [f"{a + 1:,}–{b:,}" if b > a + 1 else f"{b}" for a, b in pairwise(edges)]
 hits = torch.stack([(rank >= a) & (rank < b) for a, b in pairwise(edges)], 1).float()
 block = read_at.context  # positions of one block are read together: one unit
@@ -302,6 +314,8 @@ for x in log_p:
     expected += torch.bincount(
         which.flatten(), x.double().exp().flatten(), minlength=bins
     )
+
+# %% tags=["hide-input"]
 of_truth = torch.cat([log_soften(part) for part in logits.split(1024)])
 of_truth = of_truth.gather(1, labels[:, None]).squeeze(1)
 which = (2 * of_truth / math.log(10)).floor().long().clamp(min=-bins, max=-1) + bins
@@ -316,7 +330,6 @@ low, high = (
     )
 )
 
-# %% tags=["hide-input"]
 figure, (left, right) = plt.subplots(
     1, 2, figsize=(8.2, 3.7), gridspec_kw={"width_ratios": [1.1, 1]}
 )
@@ -375,7 +388,7 @@ show(
 # One more question to the tail: does the teacher *know* anything there? Take the positions whose true token is ranked beyond 100. Given that much, how many nats does it cost to say which one it is: by the teacher's own probabilities of the others, by the mere frequency
 # of tokens in the training text, and by no knowledge at all?
 
-# %%
+# %% tags=["hide-input"]
 frequency = torch.bincount(
     data.train.labels[:: max(len(data.train.labels) // 2_000_000, 1)].long() & 0xFFFF,
     minlength=N,
@@ -394,18 +407,9 @@ by_teacher = {
 }
 best_warmth = min(by_teacher, key=by_teacher.get)
 blind, common = math.log(N - 100), by_frequency.mean().item()
-
-# %% tags=["hide-input"]
-print(
-    f"which token of the tail: {blind:.2f} nats blindly, "
-    f"{common:.2f} by frequency, {by_teacher[1]:.2f} by the teacher"
-)
-print(
-    f"the teacher's tail costs least at T = {best_warmth} (of {warmth[0]} to {warmth[-1]})"
-)
-print(
-    "truth beyond rank 100 minus what the teacher gives there, "
-    f"in points: {100 * tail_gap:+.2f} blocks"
+Markdown(
+    f"To say which token of the tail it is costs {blind:.2f} nats blindly, {common:.2f} by frequency and {by_teacher[1]:.2f} by the teacher, whose tail costs least at $T={best_warmth:g}$ "
+    f"(tried from {warmth[0]:g} to {warmth[-1]:g}). What the truth has beyond rank 100, minus what the teacher gives there, is {100 * tail_gap:+.2f} blocks, in points."
 )
 
 # %% tags=["hide-input"]
@@ -415,18 +419,17 @@ in_total = (
     else f"In total the tail is given too {'little' if tail_gap.mean > 0 else 'much'} at $T=1$ (the interval over blocks excludes zero)"
 )
 off = max((max(r, 1 / r), m) for r, m in zip(ratio[hit], middle[hit], strict=True))
-print(
-    in_total.replace("$", "")
-    + f"; of the {hit.sum()} classes of single entries with hits the worst, near a probability of {off[1]:.0e}, is off by a factor of {off[0]:.1f}."
-)
+of_tail = [
+    f"{in_total}. Of the {hit.sum()} classes of single entries with hits the worst, near a probability of {off[1]:.0e}, is off by a factor of {off[0]:.1f}."
+]
 for b, m, limit in zip(np.array(told)[~hit], middle[~hit], high[~hit], strict=True):
-    print(
-        f"no hit near a probability of {m:.0e}, where {expected[b]:.1f} were predicted (the interval of their ratio ends at {limit:.2f})"
+    of_tail.append(
+        f"There is no hit near a probability of {m:.0e}, where {expected[b]:.1f} were predicted (the interval of their ratio ends at {limit:.2f})."
     )
-print(
-    f"frequency gives {promised:.0%} of the tail to the hundred most frequent tokens, "
-    f"which are the truth there {came:.0%} of the time"
+of_tail.append(
+    f"Frequency gives {promised:.0%} of the tail to the hundred most frequent tokens, which are the truth there {came:.0%} of the time."
 )
+display(Markdown(" ".join(of_tail)))
 guesses = {
     "the teacher": by_teacher[1],
     "frequency": common,
@@ -456,7 +459,7 @@ display(
 )
 
 # %% [markdown]
-# Frequency need not help at all here, for a good reason. A common token that stands so far down was ruled out by the teacher, and the last printed line says how rightly. What is common in the text need not be common in its tails.
+# Frequency need not help at all here, for a good reason. A common token that ranks so low was ruled out by the teacher, and the last sentence above says how rightly. What is common in the text need not be common in its tails.
 #
 # A cross-entropy over millions of tokens asks for calibration at $T=1$, in the tail too, and the figure says how far the teacher got: for the tail as a whole, where errors cancel, and for single entries, where they do not, since each rare token was seen a few times in few places. What
 # heat does, the sentences above say: where a hot teacher gives its probability to the tail, the target is about the tail. A student that could match every logit would not mind, since at its optimum $z=t$ up to a constant
@@ -474,14 +477,16 @@ student = gpt_64x2(data.num_classes).to(device)
 students = {"untrained": predict(student, few, batch_size=8, device=device)}
 student.fused = True
 short = Recipe(
-    epochs=1, epoch_examples=min(learned, len(data.train)), batch_size=4, optimizer="adamw",
-    learning_rate=4e-3, weight_decay=0.1, schedule="cosine", warmup_epochs=0.1,
+    epochs=1, epoch_examples=min(learned, len(data.train)), batch_size=4,
+    optimizer="adamw", learning_rate=4e-3, weight_decay=0.1,
+    schedule="cosine", warmup_epochs=0.1,
     augment=False, max_gradient_norm=1.0, precision=fast_precision(device),
 )  # fmt: skip
 fit(student, CrossEntropy(), train=data.train, recipe=short, device=device)
 student.fused = False
 students["trained"] = predict(student, few, batch_size=8, device=device)
 
+# %% tags=["hide-input"]
 total = len(few) * few.context
 where = torch.arange(0, total, max(total // 96, 1))[:96]
 t = predict(teacher, few, batch_size=8, device=device).flatten(0, 1)[where].double()
@@ -489,9 +494,14 @@ y = torch.cat([labels for _, labels, _ in few.batches(64)]).flatten()[where]
 students = {
     name: z.flatten(0, 1)[where].double().numpy() for name, z in students.items()
 }
-for name, z in students.items():
-    kl = reference.forward_kl(z, t.numpy()).mean()
-    print(f"{name} student: KL from the teacher {kl:.2f} nats a token")
+Markdown(
+    "KL from the teacher: "
+    + ", ".join(
+        f"{reference.forward_kl(z, t.numpy()).mean():.2f} nats a token ({name} student)"
+        for name, z in students.items()
+    )
+    + "."
+)
 
 # %%
 grid = 2.0 ** (np.arange(-3, 31) / 3)  # 1/2 to 1024, three steps an octave
@@ -590,17 +600,19 @@ def over(values):
 
 moved = {name: over(c["ratio"]) for name, c in curves.items()}
 bare = {name: over(c["ratio"] / grid**2) for name, c in curves.items()}
-print(
-    f"From T = 1 to {hottest:g} the ratio of soft to hard gradient moves by a factor of "
-    + ", ".join(
-        f"{moved[name]:.1f} with T², to {at(curves[name]['ratio'], hottest):.3f} from {at(curves[name]['ratio'], 1):.3f}, and {bare[name]:.0f} without ({name})"
-        for name in curves
+display(
+    Markdown(
+        f"From $T=1$ to {hottest:g} the ratio of soft to hard gradient moves by a factor of "
+        + ", ".join(
+            f"{moved[name]:.1f} with $T^2$, to {at(curves[name]['ratio'], hottest):.3f} from {at(curves[name]['ratio'], 1):.3f}, and {bare[name]:.0f} without ({name})"
+            for name in curves
+        )
+        + ". Its norm is within 20 % of its hot limit from "
+        + " and ".join(f"$T={near[name]:.0f}$ ({name})" for name in curves)
+        + " on."
     )
-    + "; its norm is within 20 % of its hot limit from T = "
-    + " and ".join(f"{near[name]:.0f} ({name})" for name in curves)
-    + " on."
 )
-moves = Quantity(
+MOVES = Quantity(
     f"factor by which soft : hard moves from T = 1 to {hottest:g}",
     digits=1,
     better="lower",
@@ -611,7 +623,7 @@ for name in curves:
         f"with T² ({name} student)": moved[name],
         f"without ({name} student)": bare[name],
     }
-    display(in_order(list(by_how), by_how, moves))
+    display(in_order(list(by_how), by_how, MOVES))
 
 # %% [markdown]
 # The right panel has two sets of curves, and with a large $N$ they come apart. The vector as a whole is mostly tail: thousands of entries with moderate logits, for which the limit is soon good. The few tokens that
@@ -627,16 +639,15 @@ centred_top = t.max(1) - t.mean(1)
 bound = np.log(N * reference.softmax(t).max(1))
 assert (centred_top >= bound).all()
 needed = {size: 5 * math.log(size * 0.5) for size in (100, N, 128_000)}
-print(
-    f"largest centred logit: median {np.median(centred_top):.1f}, "
-    f"the bound's {np.median(bound):.1f}"
-)
-print(
-    "5 log(N/2), the least temperature where half of the probability is on one token: "
-    + ", ".join(f"{T:.0f} for N = {size:,}" for size, T in needed.items())
-)
 
 # %% tags=["hide-input"]
+display(
+    Markdown(
+        f"The largest centred logit has a median of {np.median(centred_top):.1f}, the bound one of {np.median(bound):.1f}. Where half of the probability is on one token, the least temperature $5\\log(N/2)$ is "
+        + ", ".join(f"{T:.0f} for $N={size:,}$" for size, T in needed.items())
+        + "."
+    )
+)
 figure, axis = plt.subplots(figsize=(6.2, 3.1))
 for name, c in curves.items():
     axis.plot(grid, c["tail"], color=hue[name], label=name)
@@ -673,7 +684,7 @@ show(
 # The loss is the same, and each entry of its gradient is $m$ times smaller: the $1/N$ of the hot limit, here at any temperature. But logits are not parameters. They come from a head, $z = Wh$. Its rows share out the gradient just as the logits do. The hidden state does not: it feels all the rows together,
 # $\partial/\partial h = \sum_{i,c} w_i\,(q_i-p_i)/mT$, and the sum over the copies puts the $m$ back.
 
-# %%
+# %% tags=["hide-input"]
 with Taps(teacher, ["norm"]) as taps, torch.no_grad():
     looked = next(data.validation.batches(2))[0].to(device)
     _, hidden = taps(looked)
@@ -683,6 +694,8 @@ W_teacher = teacher.embedding.weight.detach().double().cpu()
 W_student = W_teacher + 0.3 * W_teacher.std() * torch.randn(
     W_teacher.shape, generator=torch.Generator().manual_seed(0), dtype=torch.double
 )
+
+# %%
 exact = {}
 for T in (1.0, hottest):
     for m in m_each:
@@ -699,6 +712,8 @@ for T in (1.0, hottest):
             "by the head": by_W.norm().item(),
             "by the hidden states": by_h.norm().item(),
         }
+
+# %% tags=["hide-input"]
 law = {
     "KL": 0,
     "largest entry by the logits": 1,
@@ -713,7 +728,6 @@ for (T, m), found in exact.items():
         )
 largest_N = m_each[-1] * N
 
-# %% tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(6.6, 3.5))
 sizes = [m * N for m in m_each]
 looks = {
@@ -790,7 +804,7 @@ table(
 # the two disagree about the pieces.) <!-- by definition --> At other temperatures it compares two weightings of *this vocabulary*, and how finely the vocabulary is
 # cut at its rare end becomes a weight in the loss. For images the classes are given, and nobody notices.
 #
-# ## Multiply by N, once more
+# ## The loss times N, in a network with a head
 #
 # {doc}`04_the_one_over_n_question` gave the verdict on claim B10 with linear maps and known teachers. Here the teacher is the language model's own head on its own hidden states. The student has a body and a head, as a network has: a narrow linear layer, then a head over all tokens. Its loss is taken straight
 # from the hidden states by `HeadLogits`; the objective is `ForwardKL()` or `N * ForwardKL()`. One arm gives the head alone a larger rate, which is what the last section would advise. <!-- by definition --> The last one clips the gradient's norm, as recipes for language models do.
@@ -817,6 +831,7 @@ class Narrow(nn.Module):
         return HeadLogits(self.body(x), self.factor * self.head.weight)
 
 
+# %% tags=["hide-input"]
 class OwnHead(nn.Module):
     """The teacher from its last hidden states on."""
 
@@ -845,6 +860,7 @@ examples = Examples(seen, torch.zeros(len(seen), dtype=torch.long))
 upper = OwnHead(teacher.embedding.weight.detach().clone())
 
 
+# %%
 def distilled(weight, optimizer, rate, seed, clip=0.0, head_rate=1.0, text=unseen):
     """KL from the teacher on a text that was not learned from, after two passes;
     infinite if the training did not stay finite.
@@ -873,13 +889,13 @@ def distilled(weight, optimizer, rate, seed, clip=0.0, head_rate=1.0, text=unsee
         return math.inf
 
 
+# %% tags=["hide-input"]
 TRIED = {
     "SGD": [(r, 1.0) for r in (0.1, 0.3, 1.0)],
     "SGD, head's own rate": [(0.03, 300.0), (0.01, 1000.0), (0.003, 3000.0)],
     "AdamW": [(r, 1.0) for r in (0.003, 0.01, 0.03)],
 }
-# %% tags=["hide-input"]
-best = {}
+best, lines = {}, []
 for name, tried in TRIED.items():
     rule = name.split(",")[0].lower()
     found = {
@@ -889,13 +905,16 @@ for name, tried in TRIED.items():
         for rate, k in tried
     }
     best[name] = min(found, key=found.get)
-    print(
-        name,
-        {
-            f"{rate:g}" + f" (head ×{k:g})" * (k > 1): f"{v:.3f}"
-            for (rate, k), v in found.items()
-        },
+    for (rate, k), v in found.items():
+        chosen = "chosen" if (rate, k) == best[name] else ""
+        lines.append([name, f"{rate:g}", f"{k * rate:g}", f"{v:.3f}", chosen])
+display(
+    table(
+        ["optimiser", "rate", "of the head", "KL from the teacher", ""],
+        lines,
+        caption="The rates that were tried for the plain loss, by one other seed, and KL in nats a token on other text.",
     )
+)
 
 # %%
 (slow, _), (body, k), (adam, _) = best.values()
@@ -918,6 +937,8 @@ arms = {
         "clip": 1.0,
     },
 }
+
+# %% tags=["hide-input"]
 # the last is the first again
 repeated = dict.fromkeys(arms, seeds) | {"SGD, ×N, rate/N": seeds[:1]}
 ended = {
@@ -927,7 +948,6 @@ ended = {
 target = unseen @ upper.weight.cpu().T
 at_zero = forward_kl(torch.zeros_like(target), target).item()
 
-# %% tags=["hide-input"]
 rows = {name: [v for v in values if math.isfinite(v)] for name, values in ended.items()}
 titles = {
     name: name
@@ -967,7 +987,7 @@ wreck = (
     else f"KL after it {', '.join(broken)}, before it {at_zero:.2f}"
 )
 assert same < 0.02  # N is a power of two: the same run
-print(f"SGD on N times the loss, at the rate of the plain loss: {wreck}")
+display(Markdown(f"SGD on $N$ times the loss, at the rate of the plain loss: {wreck}."))
 kl = Quantity("KL from the teacher on unseen text", "nats a token", better="lower")
 finite = {name: values for name, values in rows.items() if len(values) == len(seeds)}
 for name in ("AdamW, ×N", "AdamW, ×N, clipped"):
@@ -1042,11 +1062,6 @@ def section(arms, control, label, what):
                 against(study, arms, control, label, what),
                 source_note(study.all(wanted)),
             )
-        for name in arms:
-            if lost := study.diverged(name):
-                print(
-                    f"{study.plan}: {name}: {lost} of {len(study.arm(name))} runs diverged"
-                )
 
 
 # %% [markdown]
@@ -1103,6 +1118,24 @@ display(
     )
 )
 
+# %% tags=["hide-input"]
+sentences = [
+    f"Half of the positions have fewer than {quartiles[1]:.0f} tokens that compete, of {N:,}. Beyond rank 100 the truth lies in {tail.float().mean():.0%} of them; the teacher gives {predicted_tail[1.0]:.0%} there at $T=1$, and {predicted_tail[hottest]:.0%} at $T={hottest:g}$.",
+    f"Splitting every token into {m_each[-1]} synonyms leaves the loss at $T=1$ as it is, divides the gradient by the head by {exact[1.0, 1]['by the head'] / exact[1.0, m_each[-1]]['by the head']:.1f} and that by the hidden states by {exact[1.0, 1]['by the hidden states'] / exact[1.0, m_each[-1]]['by the hidden states']:.1f}.",
+    f"SGD on $N$ times the loss, at the rate of the plain loss: {wreck} (two passes over {len(seen):,} positions).",
+]
+if small.complete(["kd", *HEAT]):
+    heated = {arm: small.difference(arm, "kd", "bits_per_byte") for arm in HEAT}
+    sentences.append(
+        "For a small language model, against $T=1$, "
+        + "; ".join(
+            f"{NAMES[arm]} {moves(d, QUANTITIES['bits_per_byte'])}"
+            for arm, d in heated.items()
+        )
+        + f" ({tokens_read(small.specs[-1]):.1f} million tokens, n = {heated['T2'].n} paired seeds)."
+    )
+findings.show(*sentences)
+
 # %% [markdown]
 # ## Limits
 #
@@ -1112,6 +1145,14 @@ display(
 # - Synonyms are an exact construction, not a description of real vocabularies: larger ones have longer tokens, which changes the text's length in steps and what a step is about. It says what $1/N$ does *alone*.
 # - The curves by temperature are medians over positions, by the logits of one young student and one untrained; norms, not directions. The body of the live experiment is a single linear layer.
 # - The recorded runs are short, with one learning rate for all arms. It was tuned for the student alone, and not anew for each temperature; nor was the weight, so that a part of heat's cost may be the balance's.
+#
+# ## To take along
+#
+# **Formulae.** Bits per byte are the summed nats of a text, divided by $\log 2$ and by its bytes. Of $m$ equal synonyms each has the gradient $\frac{q_i-p_i}{mT}$; the sum over them does not depend on $m$. Heated, a token that is split into $m_i$ counts $m_i^{1-1/T}$ times.
+#
+# **What to set.** $T=1$ for tokens: `ForwardKL()` with its default temperature, beside `CrossEntropy()`. `model.fused = True`, so that the loss is taken from the hidden states.
+#
+# **What to mind.** Compare models per byte and not per token. Do not multiply the loss by $N$: the body of the network never had the $1/N$. If the head is too slow under SGD, give it a rate of its own, or use AdamW.
 #
 # ## Exercises
 #
