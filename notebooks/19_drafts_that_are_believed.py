@@ -7,19 +7,18 @@
 # ---
 
 # %% [markdown]
-# # Drafts that are believed
+# # Drafts for speculative decoding
 #
-# A language model writes one token, reads it, and writes the next. A large one takes its time over each, and a part of that time goes into tokens that a small model would have guessed.
-# *Speculative decoding* lets the small one guess. It writes a few tokens ahead, the **draft**; the large one, the **verifier**, looks at all of them at once (a *look*, or call, is one forward pass), keeps a beginning of them,
-# and puts one token of its own behind it. No approximation is made: what is written has the verifier's distribution, whatever the draft is {cite}`leviathan2023fast,chen2023accelerating`.
+# A language model writes one token, reads it, and writes the next. A large model needs time for each, even for tokens that a small model would have guessed.
+# *Speculative decoding* lets the small one guess. This **draft** writes a few tokens ahead. The large one, the **verifier**, reads all of them in one *call* (one forward pass), keeps the first few of them, and adds
+# one token of its own. No approximation is made: the text has the verifier's distribution, whatever the draft is {cite}`leviathan2023fast,chen2023accelerating`.
 # A bad draft costs time, and nothing else.
 #
-# So here is a student that nobody ever reads. All that is asked of it is to be *believed*, which is to say that its tokens are accepted, and how often they are can be computed. The question of this chapter is
+# So nobody ever reads what this student writes. All that is asked of it is that its tokens are accepted, and how often they are can be computed. The question of this chapter is
 # what such a student should learn, and whether it should learn it from the verifier.
 #
-# **At the end you will know** why the text is exactly the verifier's, and what "exactly" means where numbers are rounded; why a draft is accepted with probability one minus total variation; how many tokens a call of the
-# verifier brings, and why the usual formula is only an estimate; when any time is saved at all, and when it is not; which of the divergences of this book has which gradient where draft and verifier
-# share little; and what the recorded drafts say of learning from the verifier, at equal tokens and at equal arithmetic.
+# **At the end you will know** why the text is exactly the verifier's, also where numbers are rounded; why a draft is accepted with probability one minus total variation; how many tokens a call of the
+# verifier brings; when time is saved and when it is not; and how the gradients of the divergences behave where draft and verifier share little.
 #
 # *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
 
@@ -90,6 +89,7 @@ from kdlab.study import (
     results,
 )
 from kdlab.study.display import (
+    Findings,
     called,
     data_note,
     device_for,
@@ -121,6 +121,9 @@ data = load_text_data("book-openings-4096-256")
 tokeniser = data.tokeniser
 data_note(data)
 
+# %% tags=["hide-input"]
+findings = Findings()
+
 # %% [markdown]
 # ## A verifier and three drafts
 #
@@ -132,8 +135,9 @@ data_note(data)
 verifier = book_language_teacher(data, device=device)
 precision = fast_precision(device)
 recipe = Recipe(
-    epochs=1, epoch_examples=min(read_blocks, len(data.train)), batch_size=min(4, read_blocks),
-    optimizer="adamw", learning_rate=8e-3, weight_decay=0.1,
+    epochs=1, epoch_examples=min(read_blocks, len(data.train)),
+    batch_size=min(4, read_blocks), optimizer="adamw",
+    learning_rate=8e-3, weight_decay=0.1,
     schedule="cosine", warmup_epochs=0.1, augment=False,
     precision=precision, max_gradient_norm=1.0,
 )  # fmt: skip
@@ -161,6 +165,8 @@ fit_together(
 for model in (verifier, *drafts.values()):
     model.fused = False
     model.eval()
+
+# %% tags=["hide-input"]
 HUES = dict(zip(drafts, (ORANGE, BLUE, GREEN), strict=True))
 Markdown(
     f"The verifier has {count_parameters(verifier):,} parameters, a draft {count_parameters(drafts['alone']):,}."
@@ -169,7 +175,7 @@ Markdown(
 # %% [markdown]
 # Everything live in this chapter happens on beginnings of blocks of the validation text.
 
-# %%
+# %% tags=["hide-input"]
 blocks, _, _ = next(data.validation.spread(prompt_count).batches(prompt_count))
 blocks = blocks[:, : PROMPT + WRITTEN].to(device)
 prompts = blocks[:, :PROMPT]
@@ -181,14 +187,14 @@ Markdown(
 # ## A round
 #
 # Call $p$ the verifier's distribution of the next token and $q$ the draft's. The draft writes $\gamma$ tokens $x_1,\dots,x_\gamma$, each drawn from its own $q$. The verifier reads all of them in *one* call,
-# which gives it its $p$ at each of these places (positions in the text) and at the one behind them. Then, from left to right:
+# which gives its $p$ at each of these places (positions in the text) and at the one after them. Then, from left to right:
 #
 # - the token $x$ is **accepted** with probability $\min\bigl(1,\,p(x)/q(x)\bigr)$;
-# - the first that is not accepted is **refused**, and replaced by a token from what the draft gave too little to, $\max(p-q,0)$, normalised; those behind it are thrown away;
+# - the first that is not accepted is **refused**, and replaced by a token from what the draft gave too little to, $\max(p-q,0)$, normalised; those after it are thrown away;
 # - if none was refused, one more token is drawn from $p$, free of charge.
 #
-# So a round always writes between one and $\gamma+1$ tokens. Before the first round the verifier has read the prompt, and this look gives the first token. This is all of it, without the caches that make it fast.
-# To see rounds at work, a draft is wanted that is not poor. For this one figure, and for no clock, it is the verifier itself, with only the last few tokens in view: it knows how words go on, and not what the text is about.
+# So a round always writes between one and $\gamma+1$ tokens. Before the first round the verifier has read the prompt, and this call gives the first token. The next cell has all of it, without the caches that make it fast.
+# To see rounds at work, a draft is wanted that is not poor. For this one figure, and for no measurement of time, it is the verifier itself, with only the last few tokens in view: it knows how words go on, and not what the text is about.
 
 
 # %%
@@ -222,6 +228,7 @@ def by_hand(verifier, draft, text, *, tokens, gamma, generator):
     return text[:, :end], rounds
 
 
+# %% tags=["hide-input"]
 def seeded(seed=0):
     return torch.Generator(device).manual_seed(seed)
 
@@ -257,7 +264,6 @@ tries = [(prompt, *told_by(forgetful, prompt)) for prompt in prompts[:7].split(1
 tries.sort(key=lambda each: len(each[2]))  # by the number of rounds
 example, told, rounds = tries[len(tries) // 2]
 
-# %% tags=["hide-input"]
 STYLES = {
     "accepted": "background:rgba(0,158,115,0.25)",
     "refused": "background:rgba(213,94,0,0.30);text-decoration:line-through",
@@ -294,7 +300,7 @@ key = " · ".join(
 )
 begun = html.escape(" ".join(tokeniser.decode(example[0].tolist()).split()))
 first = token(
-    told[0, PROMPT].item(), "the verifier's own", "from the look at the prompt"
+    told[0, PROMPT].item(), "the verifier's own", "from the call on the prompt"
 )
 proposed = sum(len(x) for x, *_ in rounds)
 believed = sum(accepted for _, accepted, *_ in rounds)
@@ -342,9 +348,9 @@ display(
 #
 # $$ \min(p(x),q(x))\;+\;\Bigl(1-\sum_y\min(p(y),q(y))\Bigr)\,\frac{\max(p(x)-q(x),0)}{\sum_y\max(p(y)-q(y),0)}\;=\;p(x). $$
 #
-# There are two lines to see. For any two numbers $\min(a,b)+\max(a-b,0)=a$. Summed over the vocabulary with $a=p(y)$, $b=q(y)$, this says that $\sum_y\max(p(y)-q(y),0)=1-\sum_y\min(p(y),q(y))$: the bracket and the denominator are the same number, and cancel. What is left is the identity itself.
+# It takes two lines. For any two numbers $\min(a,b)+\max(a-b,0)=a$. Summed over the vocabulary with $a=p(y)$, $b=q(y)$, this says that $\sum_y\max(p(y)-q(y),0)=1-\sum_y\min(p(y),q(y))$: the bracket and the denominator are the same number, and cancel. What is left is the identity itself.
 #
-# The next place is the same, given what stands before it. That a token is kept depends on nothing behind it, so throwing away the tail tells nothing about what was kept. By induction, the whole text has the verifier's
+# The next place is the same, given what stands before it. That a token is kept depends on nothing after it, so throwing away the tail tells nothing about what was kept. By induction, the whole text has the verifier's
 # distribution. SymPy knows the first line; for the rest there is a type of number that does not round.
 
 # %%
@@ -376,9 +382,9 @@ for _ in range(2000):
 # ### Counting texts
 #
 # A proof is about the algorithm, and a program is another thing. For models with an alphabet of three letters, the probability of each of the 81 texts of four letters can be computed, and the texts that the program writes can be
-# counted. <!-- by definition --> Pearson's $\chi^2$ compares them. (The look at the prompt gives the first letter, rounds the three others.) A test that refuses nothing proves nothing, so we also say what it *would* refuse: the draft's own texts, and texts of which one in ten is the draft's.
+# counted. <!-- by definition --> Pearson's $\chi^2$ compares them. (The call on the prompt gives the first letter, rounds the three others.) A test that refuses nothing proves nothing, so we also say what it *would* refuse: the draft's own texts, and texts of which one in ten is the draft's.
 
-# %%
+# %% tags=["hide-input"]
 LETTERS, LENGTH, DRAWN, LEVEL = 3, 4, 12_500, 1e-3
 
 
@@ -415,6 +421,7 @@ many = start.expand(DRAWN, -1)
 P, Q = of_texts(tiny_verifier, start), of_texts(tiny_draft, start)
 assert DRAWN * P.min() > 1 and (DRAWN * P < 5).mean() < 0.2  # Cochran's rule
 
+# %%
 tests, spoken = [], []
 for gamma, stop in ((1, 0.0), (3, 0.0), (3, 0.4)):
     said = speculate(
@@ -431,6 +438,8 @@ for gamma, stop in ((1, 0.0), (3, 0.0), (3, 0.4)):
     assert chi.pvalue > LEVEL
     name = f"speculation, γ = {gamma}" + (f", stops below {stop}" if stop else "")
     tests.append([name, f"{chi.statistic:.1f}", f"{chi.pvalue:.2f}"])
+
+# %% tags=["hide-input"]
 text = generate(
     tiny_draft, many, tokens=LENGTH, generator=torch.Generator().manual_seed(0)
 )
@@ -444,7 +453,6 @@ noncentral = DRAWN * ((mixed - P) ** 2 / P).sum()
 power = scipy.stats.ncx2.sf(scipy.stats.chi2.isf(LEVEL, freedom), freedom, noncentral)
 assert power > 0.99
 
-# %% tags=["hide-input"]
 table(
     ["texts by", "$\\chi^2$", "p-value"],
     tests,
@@ -456,14 +464,15 @@ table(
 # ### What "exactly" means in floating point
 #
 # At temperature zero all distributions sit on one token. A proposal is then accepted if it is the verifier's own first choice, and the text must be that of plain greedy decoding, token for token. Two
-# things can come between. The verifier's look at several tokens multiplies other shapes of matrices than its look at one, and so its sums are rounded in another order. <!-- by definition --> And where two logits are closer than that, the
-# first choice may turn. <!-- by definition --> So we measure both: how much the logits differ between looks at $\gamma+1$ tokens of one and the same text and looks at one, and how close the two likeliest tokens come. <!-- by definition -->
+# things can come between. The verifier's call on several tokens multiplies other shapes of matrices than its call on one, and so its sums are rounded in another order. <!-- by definition --> And where two logits are closer than that, the
+# first choice may turn. <!-- by definition --> So we measure both: how much the logits differ between calls on $\gamma+1$ tokens of one and the same text and calls on one, and how close the two likeliest tokens come. <!-- by definition -->
 
 # %%
 greedy = {"tokens": WRITTEN, "temperature": 0}
 plain = generate(verifier, prompts, **greedy)
 quick = speculate(verifier, drafts["forward KL"], prompts, draft_length=GAMMA, **greedy)
 
+# %% tags=["hide-input"]
 with torch.no_grad():
     read = {}
     for width in (1, GAMMA + 1):
@@ -479,7 +488,7 @@ differing = (quick.text != plain).any(1).sum().item()
 in_probability = total_variation(together, singly, reduction="none").max().item()
 display(
     Markdown(
-        f"Looks at {GAMMA + 1} tokens and at one: the largest difference of a logit is {rounding:.1e}, the smallest distance of the two likeliest is {closest:.1e}, and the largest total variation between the two {in_probability:.1e}."
+        f"Calls on {GAMMA + 1} tokens and on one: the largest difference of a logit is {rounding:.1e}, the smallest distance of the two likeliest is {closest:.1e}, and the largest total variation between the two {in_probability:.1e}."
     )
 )
 texts_that_differ = "the number of texts that differ"
@@ -494,11 +503,11 @@ display(
 )
 
 # %% [markdown]
-# The gap of two logits changes by at most twice what a logit changes by. <!-- by definition --> So if the second number is more than twice the first, no first choice turns between these looks; where it is not, it may, and from there on the texts are different. <!-- by definition --> (The looks of `speculate` are as wide, and begin at other places of the text: the first number says of what size their rounding is, and is no bound for it.)
+# The gap of two logits changes by at most twice what a logit changes by. <!-- by definition --> So if the second number is more than twice the first, no first choice turns between these calls; where it is not, it may, and from there on the texts are different. <!-- by definition --> (The calls of `speculate` are as wide, and begin at other places of the text: the first number says of what size their rounding is, and is no bound for it.)
 # In bfloat16 numbers have sixteen bits less, and texts may part sooner. At temperature one rounding of this size moves probabilities by about what the last line says. That is what the word means in practice: the distribution of the verifier *as this program computes it*, in products of another shape. It is as
 # exact as running the same model with another batch size, and no more.
 #
-# ## How often a draft is believed
+# ## How often a draft is accepted
 #
 # The probability that a proposal is accepted, before it is known, is the expectation of $\min(1,p/q)$ over the draft's own choice,
 #
@@ -507,7 +516,7 @@ display(
 # because $\min(p,q)=\frac12(p+q-|p-q|)$ and both sum to one. No other rule does better: a token that is proposed with probability $q(x)$ and written with probability $p(x)$ can be both at most with probability $\min(p(x),q(x))$. <!-- by definition -->
 # The acceptance *is* one of the divergences of {doc}`07_divergences`.
 #
-# Is it so in the program? For every token that the verifier comes to, `speculate` adds up $1-\mathrm{TV}$ from the two distributions, beside counting whether the token was accepted. Given what stood before a test, the difference of the two has mean zero, and so has the sum of these differences
+# Does the program agree? For every token that the verifier comes to, `speculate` adds up $1-\mathrm{TV}$ from the two distributions, beside counting whether the token was accepted. Given what stood before a test, the difference of the two has mean zero, and so has the sum of these differences
 # over a text (they form a martingale). Here it is, prompt by prompt.
 
 # %%
@@ -605,7 +614,7 @@ table(
 #
 # (What is measured as tokens per call is one plus accepted over calls. The last round of a text may go beyond the end that was asked for; what it accepts there is counted, and then cut off. So this is what a round brings, as in the formula, and is a little more than the tokens of the text over its calls.) <!-- by definition -->
 
-# %%
+# %% tags=["hide-input"]
 name = "forward KL"
 places = overlap[name]["verifier"]
 centred = places - places.mean()
@@ -647,6 +656,7 @@ for _ in range(1000):
         assert tokens_per_call(shares @ levels, gamma) <= true + 1e-9
         assert true <= tokens_per_call(r, gamma) + 1e-9
 
+# %% tags=["hide-input"]
 two = {}
 for gamma in lengths:
     true = np.mean([tokens_per_call(x, gamma) for x in (0.1, 0.9)])
@@ -710,18 +720,18 @@ show(
 
 # %% [markdown]
 # How much neighbouring places have in common decides how far the formulae stand apart, and the caption says how much that is here. A draft that has hardly begun to use the context may have little of it; the recorded drafts further below are asked again. The unevenness can be used. A draft that doubts itself can stop: `stop_below` ends a proposal after a token to which the draft itself gave little.
-# Then hard places cost few proposals and easy stretches still get long ones. The text stays exact, because the decision to stop looks only at what has been proposed, and never at what the verifier will say. The recorded
+# Then hard places cost few proposals and easy stretches still get long ones. The text stays exact, because the decision to stop depends only on what has been proposed, and never at what the verifier will say. The recorded
 # runs below have such a column.
 #
-# ## The clock
+# ## How much time it saves
 #
-# A round takes $\gamma$ calls of the draft and one of the verifier. Let a call of the draft cost $c$ calls of the verifier, and let the verifier look at $\gamma+1$ tokens *in the time of one*. Then the speed-up is
+# A round takes $\gamma$ calls of the draft and one of the verifier. Let a call of the draft cost $c$ calls of the verifier, and let the verifier read $\gamma+1$ tokens *in the time of one*. Then the speed-up is
 #
 # $$ S=\frac{1-\alpha^{\gamma+1}}{(1-\alpha)(\gamma c+1)}. $$
 #
 # The second assumption is about hardware. A GPU that decodes one text of a large model spends nearly all its time on fetching the weights, and can multiply them with several tokens while they are there. On a CPU
-# arithmetic is dearer; but weights that do not fit into its cache have to be fetched there too, and each operation costs something before it begins. So let $v_k$ be the cost of a look at $k$ tokens, in looks at one, and measure everything: the draft writes for one prompt at a time, beside plain decoding, with a
-# stopwatch on each look of either model.
+# arithmetic is dearer; but weights that do not fit into its cache have to be fetched there too, and each operation costs something before it begins. So let $v_k$ be the cost of a call on $k$ tokens, in calls on one, and measure everything: the draft writes for one prompt at a time, beside plain decoding, with a
+# stopwatch on each call of either model.
 
 # %% tags=["hide-input"]
 draft = drafts["forward KL"]
@@ -729,7 +739,7 @@ log = []  # who looked, at how many tokens, and how long
 
 
 def watched(name, model):
-    """Put a stopwatch on a model's looks; what takes it off again."""
+    """Put a stopwatch on a model's calls; what takes it off again."""
     begun = []
 
     def now():
@@ -775,7 +785,7 @@ clock = {"plain_seconds": clock["plain_seconds"][1:]} | {
 
 
 def looks(name, *widths):
-    """Seconds of each look at so many tokens."""
+    """Seconds of each call at so many tokens."""
     return [seconds for who, width, seconds in log if who == name and width in widths]
 
 
@@ -787,8 +797,8 @@ v = {
 }
 display(
     Markdown(
-        f"A look of the verifier at one token takes {1e3 * one:.1f} ms, and $c={c:.2f}$. In looks at one token, it costs "
-        + ", ".join(f"{v[width]:.2f} to look at {width}" for width in v if width > 1)
+        f"A call of the verifier on one token takes {1e3 * one:.1f} ms, and $c={c:.2f}$. In such calls, it costs "
+        + ", ".join(f"{v[width]:.2f} to read {width}" for width in v if width > 1)
         + "."
     )
 )
@@ -806,10 +816,10 @@ def measured_speed(found):
 
 speeds = measured_speed(clock)
 predictions = {
-    "if each look cost the same": {
+    "if each call cost the same": {
         g: speed_up(pooled(by_length[g]), g, c) for g in lengths
     },
-    "with the looks' own cost": {
+    "with the calls' own cost": {
         g: brought(by_length[g]).mean / (g * c + v[g + 1]) for g in lengths
     },
 }
@@ -822,14 +832,14 @@ left.plot(list(v), list(v), ":", color="grey")
 left.text(
     list(v)[-1],
     list(v)[-1],
-    "as many looks at one",
+    "as many calls on one",
     color="grey",
     fontsize="small",
     ha="right",
 )
 left.set(
-    xlabel="tokens in one look of the verifier",
-    ylabel="cost, in looks at one token",
+    xlabel="tokens in one call of the verifier",
+    ylabel="cost, in calls on one token",
     ylim=(0, list(v)[-1] + 0.5),
 )
 right.axhline(1, color="grey", linewidth=1)
@@ -849,26 +859,26 @@ right.legend(fontsize="x-small")
 show(
     figure,
     label="clock",
-    caption=f"On this machine's CPU, with the forward-KL draft. Left: what a look at several tokens costs (means, in use; a look of the draft costs {c:.2f}). Right: speed-up over plain decoding, above the grey line faster: predicted by the formula, predicted with the measured cost of looks, and measured "
+    caption=f"On this machine's CPU, with the forward-KL draft. Left: what a call on several tokens costs (means, in use; a call of the draft costs {c:.2f}). Right: speed-up over plain decoding, above the grey line faster: predicted by the formula, predicted with the measured cost of calls, and measured "
     f"on {len(clock['plain_seconds'])} prompts, one at a time, with 95 % intervals.",
-    alt="Left, cost of a look against the tokens in it. Right, speed-up against draft length: two predictions and the measured points with the line at one.",
+    alt="Left, cost of a call against the tokens in it. Right, speed-up against draft length: two predictions and the measured points with the line at one.",
 )
 
 # %% tags=["hide-input"]
 fastest = max(speeds, key=lambda g: speeds[g].mean)
 gain = speeds[fastest]
 if gain.low > 1:
-    said = "This draft saves time here"
+    time_said = "This draft saves time here"
 elif all(i.high < 1 for i in speeds.values()):
-    said = "This draft saves no time here: at every draft length that was tried, plain decoding is faster"
+    time_said = "This draft saves no time here: at every draft length that was tried, plain decoding is faster"
 else:
-    said = "Whether this draft saves time here is not told apart from chance"
+    time_said = "Whether this draft saves time here is not told apart from chance"
 Markdown(
-    f"{said}. The best of the draft lengths {', '.join(map(str, lengths))} is {fastest}: {gain.bracketed('.2f')} times as fast ({gain.n} prompts)."
+    f"{time_said}. The best of the draft lengths {', '.join(map(str, lengths))} is {fastest}: {gain.bracketed('.2f')} times as fast ({gain.n} prompts)."
 )
 
 # %% [markdown]
-# Some of what is missing between the measured points and the second prediction is the reading of the prompt, which is in all times, and what a last round writes beyond the end. The rest must be time that neither model's look accounts for. The stopwatch tells: of the seconds of a round, so many are the draft's looks, so many the verifier's, and the rest is all else.
+# Some of what is missing between the measured points and the second prediction is the reading of the prompt, which is in all times, and what a last round writes beyond the end. The rest must be time that neither model's call accounts for. The stopwatch tells: of the seconds of a round, so many are the draft's calls, so many the verifier's, and the rest is all else.
 
 # %% tags=["hide-input"]
 asked = len(clock["plain_seconds"])
@@ -907,8 +917,8 @@ rows = [
 table(
     [
         "milliseconds",
-        "draft's looks",
-        "verifier's look",
+        "draft's calls",
+        "verifier's call",
         "all else",
         "together",
         "tokens",
@@ -918,12 +928,12 @@ table(
 )
 
 # %% [markdown]
-# "All else" is drawing from and comparing distributions over the vocabulary for each proposal, moving the caches back, and Python. The table says how large a part it is here; much of it has to be done anew for every proposal, as the draft's looks are. None of this says much about a GPU and a large verifier, in either direction: the acceptance
+# "All else" is drawing from and comparing distributions over the vocabulary for each proposal, moving the caches back, and Python. The table says how large a part it is here; much of it has to be done anew for every proposal, as the draft's calls are. None of this says much about a GPU and a large verifier, in either direction: the acceptance
 # carries over to other machines, the clock does not.
 #
-# ### A figure to turn
+# ### The speed-up, to try out
 #
-# Turn the acceptance, the draft length, and the two costs: $c$, and $w$, what each further token costs the verifier in a look ($v_{\gamma+1}=1+w\gamma$; zero is the formula's assumption, one a machine that looks at one token after another). <!-- by definition --> Points are
+# Set the acceptance, the draft length, and the two costs: $c$, and $w$, what each further token costs the verifier in a call ($v_{\gamma+1}=1+w\gamma$; zero is the formula's assumption, one a machine that reads one token after another). <!-- by definition --> Points are
 # measured: circles tokens per call, diamonds speed-up.
 
 # %% tags=["hide-input"]
@@ -973,13 +983,13 @@ sets = [
 # %% tags=["hide-input"]
 caption = (
     f"Dashed blue, tokens per call; red, speed-up; a heavier grey line at one, below which plain decoding is faster. It starts at what was measured live: $\\alpha={sets[0]['alpha']:.2f}$, $c={c:.2f}$, $w={w:.2f}$. "
-    "The buttons choose whose measured points are shown, and set $\\alpha$ to theirs, measured at one draft length; the costs stay as you set them. The red curve counts looks alone: drawing, comparing and Python are left out, and where they weigh, diamonds lie below it. Recorded diamonds are of the machine of their records, $c$ and $w$ of this build."
+    "The buttons choose whose measured points are shown, and set $\\alpha$ to theirs, measured at one draft length; the costs stay as you set them. The red curve counts calls alone: drawing, comparing and Python are left out, and where they weigh, diamonds lie below it. Recorded diamonds are of the machine of their records, $c$ and $w$ of this build."
 )
 speed_up_dial(sets, draft_cost=c, token_cost=w, label="turn", caption=caption)
 
 # %% [markdown]
 # Three settings are worth trying. With $w=0$ and a cheap draft, the best draft length is long, and grows quickly as $\alpha$ nears one. With $c$ above $\alpha$ no draft length helps, whatever the verifier
-# can look at ($\gamma=1$ gains if $1+\alpha>1+c$; an exercise has the rest). And where $c+w\ge\alpha$ nothing helps at all, by the same exercise: a proposal then costs as much as it brings, or more. <!-- by definition --> With $w=1$ this is always so, since a call at $\gamma+1$ tokens costs what $\gamma+1$ calls cost, and the refused ones are waste.
+# can read in a call ($\gamma=1$ gains if $1+\alpha>1+c$; an exercise has the rest). And where $c+w\ge\alpha$ nothing helps at all, by the same exercise: a proposal then costs as much as it brings, or more. <!-- by definition --> With $w=1$ this is always so, since a call at $\gamma+1$ tokens costs what $\gamma+1$ calls cost, and the refused ones are waste.
 #
 # ## What a draft should learn
 #
@@ -1018,6 +1028,7 @@ def lengths_of_gradients(z, t):
     return found
 
 
+# %% tags=["hide-input"]
 h = torch.logspace(-4, -0.4, 60, dtype=torch.float64)
 t = torch.stack([1 - h, h], 1).log()
 toys = {
@@ -1037,7 +1048,7 @@ for name, z in toys.items():
 # %% [markdown]
 # And on the real vocabulary: the verifier against a draft before any training, and against the forward-KL draft, at places of the verifier's text.
 
-# %%
+# %% tags=["hide-input"]
 with torch.no_grad():
     seen = continued[:8, :-1]
     at_hand = {
@@ -1053,7 +1064,6 @@ for name, z in at_hand.items():
     bound = clouds[name][1]["TV"] <= 2 * shared + 1e-12
     assert bound.all() and (clouds[name][1]["−log acceptance"] <= 2 + 1e-12).all()
 
-# %% tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True)
 for (kind, (shared, norms)), style in zip(curves.items(), ("-", "--"), strict=True):
     for name, (_, hue) in LOSSES.items():
@@ -1094,11 +1104,11 @@ show(
 
 # %% [markdown]
 # Two remarks keep this in proportion. Adam divides by the size of recent gradients, so a factor that is common to all places of a batch makes no difference to it. What is left of $1/\alpha$ is the *weighting*: $\nabla(-\log\alpha)=\nabla\,\mathrm{TV}/\alpha$ place by place, so that the places where the draft is hardly
-# believed count for more. Total variation turns away from them, as one gives up lost cases. And the minimum of all four is the same, $q=p$; they part only because a small draft cannot get there, and then each has a different compromise ({doc}`07_divergences`).
+# believed count for more. Total variation gives them less weight. And the minimum of all four is the same, $q=p$; they part only because a small draft cannot get there, and then each has a different compromise ({doc}`07_divergences`).
 #
 # ### The three live drafts
 #
-# They differ in nothing but the objective. What has a few seconds of training made of it?
+# They differ in nothing but the objective. Here is what a few seconds of training have made of them.
 
 # %% tags=["hide-input"]
 probe = data.validation.spread(6)
@@ -1161,7 +1171,7 @@ Markdown(
 )
 
 # %% [markdown]
-# The draft that is believed and the one that predicts the books need not be the same. A language model is asked for the probability of *every* token that occurs, and pays with a logarithm for each that it holds impossible. A draft may hold impossible
+# The draft that is accepted most and the one that predicts the books best need not be the same. A language model is asked for the probability of *every* token that occurs, and pays with a logarithm for each that it holds impossible. A draft may hold impossible
 # whatever it likes: it is asked only for what it shares. With so little training, a draft can even share a good part of the verifier's mass by having the right frequencies of common words, and know next to nothing of the context.
 #
 # ### The recorded drafts
@@ -1340,11 +1350,11 @@ for study in studies:
 display(*slots(large, ARMS, f"the same on a GPU ({described(large)})"))
 
 # %% [markdown]
-# How to read them. The table of differences answers the claim: its trainings are paired by seed, and the intervals in the figure are not. The second one compares the objectives with forward KL. Where its interval holds zero, these seeds decide nothing. Bits per byte can differ clearly where acceptance does not. If the live drafts had another order, they are one training each, and a short one. A gain in acceptance is worth the more tokens, the higher it is already, since acceptances multiply. In the second figure prediction stands against measurement: what the two distributions share against what was accepted, and the formula against what a call brought. The last table has it in numbers, and the clock beside, which belongs to one machine.
+# The first table of differences answers the claim: its trainings are paired by seed, and the intervals in the figure are not. The second one compares the objectives with forward KL. Where its interval holds zero, these seeds decide nothing. Bits per byte can differ clearly where acceptance does not. If the live drafts had another order, they are one training each, and a short one. A gain in acceptance is worth more tokens where acceptance is already high, since acceptances multiply. The second figure compares predictions with measurements: what the two distributions share with what was accepted, and the formula with what a call brought. The last table has the numbers, and the times of one machine.
 #
 # ### At equal compute
 #
-# The distilled drafts had the verifier's look at every token that they read. {doc}`17_distilling_a_small_language_model` trained the same draft alone for as many multiply-adds as that costs: of the same seeds, and so from the same initial weights. It was measured by total variation on the same test text, and was not tried in speculation. So the comparison is by $1-\mathrm{TV}$ on the books.
+# The distilled drafts had the verifier's call at every token that they read. {doc}`17_distilling_a_small_language_model` trained the same draft alone for as many multiply-adds as that costs: of the same seeds, and so from the same initial weights. It was measured by total variation on the same test text, and was not tried in speculation. So the comparison is by $1-\mathrm{TV}$ on the books.
 
 # %% tags=["hide-input"]
 LONGER = {"drafts-small": results("language-small"), "drafts": results("language")}
@@ -1400,7 +1410,7 @@ for study in studies:
         show(
             figure,
             label=f"equal-{study.plan}",
-            caption=f"{described(study)}, all at equal tokens but the last, which spends on tokens of its own what the verifier's looks cost; a dot a training, means with 95 % intervals. The last minus the others, paired by seed: "
+            caption=f"{described(study)}, all at equal tokens but the last, which spends on tokens of its own what the verifier's calls cost; a dot a training, means with 95 % intervals. The last minus the others, paired by seed: "
             + "; ".join(f"{ARMS[arm]} {i.bracketed()}" for arm, i in minus.items())
             + ".",
             alt="Rows of dots of one minus total variation: six drafts at equal tokens, and below them the draft alone at equal compute.",
@@ -1410,7 +1420,7 @@ for study in studies:
     )  # fmt: skip
 
 # %% [markdown]
-# Two things stand against reading this as a verdict on distillation. The drafts are young: where the last is above *alone*, more text still does them good, and one whose text is used up cannot buy acceptance with it. And looks can be had for nothing: who serves the verifier computes its distributions anyway, and a cache is paid once ({doc}`18_memory_and_caches`). Then equal tokens is the comparison that counts.
+# Two things stand against reading this as a verdict on distillation. The drafts are young: where the last is above *alone*, more text still does them good, and one whose text is used up cannot buy acceptance with it. And calls of the verifier may cost nothing extra: whoever serves the verifier computes its distributions anyway, and a cache is paid for once ({doc}`18_memory_and_caches`). Then equal tokens is the comparison that counts.
 #
 # ## The claim
 #
@@ -1438,14 +1448,14 @@ if decides is not None:
             found = summed(decides, arm, *way)
             clocks[arm, *way] = found["plain"].sum() / found["seconds"].sum()
     arm, length, stop = best = max(clocks, key=clocks.get)
-    against = ". The verifier's looks during training are not counted."
+    against = ". The verifier's calls during training are not counted."
     if (found := at_equal_compute(decides)) is not None:
         longer, minus = found
         ahead = {ARMS[a]: i for a, i in minus.items() if a != "alone"}
         against = (
-            f". At equal arithmetic, the verifier's looks counted, the draft alone is ahead: its $1-\\mathrm{{TV}}$ on the books is {mean_interval(list(longer.values())).mean:.3f}, more than that of the distilled drafts by "
+            f". At equal arithmetic, the verifier's calls counted, the draft alone is ahead: its $1-\\mathrm{{TV}}$ on the books is {mean_interval(list(longer.values())).mean:.3f}, more than that of the distilled drafts by "
             if all(i.low > 0 for i in ahead.values())
-            else ". At equal arithmetic, the verifier's looks counted, the draft alone minus the distilled ones is, by $1-\\mathrm{TV}$ on the books, "
+            else ". At equal arithmetic, the verifier's calls counted, the draft alone minus the distilled ones is, by $1-\\mathrm{TV}$ on the books, "
         ) + "; ".join(f"{i.bracketed()} ({name})" for name, i in ahead.items()) + "."  # fmt: skip
     given = verdict(
         "B15", "depends",
@@ -1458,6 +1468,28 @@ if decides is not None:
     )  # fmt: skip
     display(given)
 
+# %% tags=["hide-input"]
+sentences = [
+    f"The drafts trained on this page ({count_parameters(drafts['alone']) / 1e6:.2f} million parameters, {recipe.epoch_examples} blocks of text) have "
+    + ", ".join(f"{100 * acceptance[name].mean:.0f} % ({name})" for name in drafts)
+    + f" of their tested tokens accepted. {time_said}; at best the forward-KL draft is {gain.mean:.2f} times as fast as plain decoding (one text at a time on this machine).",
+]
+if decides is not None:
+    sentences.append(
+        f"In the records ({described(decides)}, n = {control.n} paired seeds), a draft that was trained alone has {100 * control.mean:.1f} % accepted ($\\gamma=4$). Distilled on as many tokens it has "
+        + ", ".join(
+            f"{100 * i.mean:+.1f} points by {ARMS[name]}" for name, i in gains.items()
+        )
+        + "."
+    )
+    if (found := at_equal_compute(decides)) is not None:
+        longer, minus = found
+        ahead = [ARMS[a] for a, i in minus.items() if a != "alone" and i.low > 0]
+        sentences.append(
+            f"At equal arithmetic, a draft alone reads more tokens. Its $1-\\mathrm{{TV}}$ on the books is then {mean_interval(list(longer.values())).mean:.3f}, and shown to be above that of {len(ahead)} of the {len(minus) - 1} distilled drafts."
+        )
+findings.show(*sentences)
+
 # %% [markdown]
 # ## Limits
 #
@@ -1465,12 +1497,20 @@ if decides is not None:
 # - **The clock.** On a CPU, one text at a time, at sizes where Python and drawing count. On a GPU with a large verifier one expects $w$ near zero and small overheads, and in large batches a $w$ that grows and a gain that shrinks; none of it is measured here.
 # - **Young drafts.** All have read about a million tokens or, at equal compute, a few. What older drafts gain from a verifier is another question.
 # - **On-policy training** came late in a falling schedule, and was not tried in earnest.
-# - **One temperature.** All at $T=1$, which draft and verifier share, and drafts trained for it. At others acceptance is another function of the same logits; an exercise looks at the end of that road.
+# - **One temperature.** All at $T=1$, which draft and verifier share, and drafts trained for it. At others acceptance is another function of the same logits; an exercise looks at the extremes.
 # - **Texts without end.** A fixed number of tokens is written; none of them is taken for the end of a text, after which a program would stop.
 # - **One verifier.** Intervals over seeds are over trainings of drafts for it. Another may be agreed with more or less.
 # - **One learning rate**, chosen for a student alone. Losses whose gradients have another size may want another; Adam takes care of the common factor alone.
 # - **The live drafts** are one training each. Their intervals are over prompts.
 # - **The draft here is a separate model that reads the whole text.** Drafts that read the verifier's hidden states, several proposals at once in a tree, and drafts without a network are left out.
+#
+# ## To take along
+#
+# **Formulae.** A token is accepted with probability $\alpha=\sum_x\min(p(x),q(x))=1-\mathrm{TV}(p,q)$. At one acceptance for all places a call brings $\frac{1-\alpha^{\gamma+1}}{1-\alpha}$ tokens, and the speed-up is that divided by $\gamma c+1$ (and less by the cost of further tokens).
+#
+# **What to set.** `speculate(verifier, draft, prompts, tokens=…, draft_length=γ, stop_below=…)`, with `draft_length` from a measured $c$ and $\alpha$. To train a draft, `ForwardKL()`, `TotalVariation()` or `NegativeLogAcceptance()`, with the verifier as the teacher.
+#
+# **What to mind.** Acceptance is not speed: measure the time on your machine. The formula promises too much, if anything. Where draft and verifier share little, total variation has hardly a gradient. Say whether drafts are compared at equal tokens or at equal arithmetic.
 #
 # ## Exercises
 #
@@ -1491,7 +1531,7 @@ if decides is not None:
 # ```
 #
 # With $\gamma=1$ the speed-up is $(1+\alpha)/(1+c)$, which is above one if and only if $\alpha>c$. If $\alpha\le c$, then
-# $1+\alpha+\dots+\alpha^\gamma\le1+\gamma\alpha\le1+\gamma c$, so that no $\gamma$ helps. With a cost $w$ of further tokens in a look, the same holds with $c+w$ in the place of $c$.
+# $1+\alpha+\dots+\alpha^\gamma\le1+\gamma\alpha\le1+\gamma c$, so that no $\gamma$ helps. With a cost $w$ of further tokens in a call, the same holds with $c+w$ in the place of $c$.
 # ````
 #
 # ```{exercise}
