@@ -9,14 +9,13 @@
 # %% [markdown]
 # # Distilling a small language model
 #
-# A language model makes one classification at every token. Everything in this book so far therefore applies to it. Three things are new.
-# Every token of every text has thousands of classes, so the teacher's look becomes a large part of the bill. No model, however good, could always be right about the next word,
-# so the useful scale is not accuracy but a *code length*. And the model writes: at use, the student reads what it has written itself, which no
+# A language model makes one classification at every token, so everything in this book so far applies to it. Three things are new.
+# Every token has thousands of classes, so the teacher's forward pass becomes a large part of the cost. No model could always be right about the next word,
+# so the useful scale is not accuracy but a *code length*. And the model writes: in use, the student reads what it has written itself, which no
 # training text ever showed it.
 #
-# **At the end you will know** what a number of bits per byte means, by the side of programs that everybody has; how much of the distance between a
-# student and its teacher distillation closes when both ways of training read the same tokens, and how that turns around when they spend the same
-# arithmetic; what other divergences, hidden states and attention add here; which text belongs to which direction of KL, and what happens to a student on text of its own.
+# **At the end you will know** what a number of bits per byte means; how much of the distance between a
+# student and its teacher distillation closes, at equal tokens and at equal arithmetic; what other divergences, hidden states and attention add; and which text belongs to which direction of KL.
 #
 # *Needs: one CPU core, and about a minute for the live part. The recorded runs took longer; each section says where.*
 
@@ -40,7 +39,7 @@ from itertools import pairwise, product
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython.display import display
+from IPython.display import Markdown, display
 from matplotlib.ticker import LogLocator
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -69,6 +68,7 @@ from kdlab.study import (
     results,
 )
 from kdlab.study.display import (
+    Findings,
     called,
     data_note,
     device_for,
@@ -78,7 +78,9 @@ from kdlab.study.display import (
     tokens_read,
     verdict,
 )
-from kdlab.study.evidence import Among, Quantity, listed
+from kdlab.study.evidence import QUANTITIES, Among, Quantity, listed
+from kdlab.study.findings import language as language_found
+from kdlab.study.findings import moves
 from kdlab.study.parameters import ParameterError
 from kdlab.study.records import evidence_folder
 from kdlab.study.run import stored_student
@@ -101,6 +103,9 @@ if continuations < 2 or read < 8:
 data = load_text_data("book-openings-4096-256")
 tokeniser = data.tokeniser
 data_note(data)
+
+# %% tags=["hide-input"]
+findings = Findings()
 
 # %% [markdown]
 # ## The text
@@ -152,18 +157,17 @@ Shown(
     f"alternate in colour; ⏎ is the end of a line, and a space belongs to the word that follows. Common words are one token, rare ones several: {in_bytes / len(passage):.1f} bytes a token here.{joined}</figcaption></figure>"
 )
 
-# %%
-books = {}
-for name, split in (
-    ("train", data.train),
-    ("validation", data.validation),
-    ("test", data.test),
-):
-    books[name] = (split.labels == 0).sum().item()  # <|endoftext|> is token 0
-    print(
-        f"{name}: {books[name]:,} documents, {len(split.labels):,} tokens; "
-        f"{len(split):,} blocks of {split.context} in use"
-    )
+# %% tags=["hide-input"]
+splits = {"train": data.train, "validation": data.validation, "test": data.test}
+table(
+    ["split", "documents", "tokens", f"blocks of {data.train.context} in use"],
+    [
+        # <|endoftext|> is token 0
+        [name, f"{(split.labels == 0).sum().item():,}", f"{len(split.labels):,}", f"{len(split):,}"]
+        for name, split in splits.items()
+    ],
+    caption="How much text there is.",
+)  # fmt: skip
 
 # %% [markdown]
 # ## The models
@@ -180,12 +184,12 @@ made = {
 
 # %% [markdown]
 # What does one token cost? Each entry of each weight matrix is one multiply-add (the embedding too, once, since it is the output layer). To this, attention adds its two products with all
-# tokens before, on average half the context. <!-- by definition --> Backward costs twice the forward pass. <!-- by definition --> So a step of the student is three looks of its own; with a teacher, one of the teacher's besides.
+# tokens before, on average half the context. <!-- by definition --> Backward costs twice the forward pass. <!-- by definition --> So a step of the student is three forward passes of its own; with a teacher there is one of the teacher's as well.
 
 
 # %%
 def multiply_adds(model, context):
-    """Of one look at one token, on average over a context."""
+    """Of one forward pass at one token, on average over a context."""
     matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
     width, layers = model.embedding.weight.shape[1], len(model.blocks)
     return matrices + layers * 2 * width * (context + 1) / 2
@@ -197,6 +201,7 @@ def per_token(student, teacher=None, *, context=256):
     return 3 * multiply_adds(student, context) + looked
 
 
+# %% tags=["hide-input"]
 with FlopCounterMode(display=False) as counter:
     made["student"](torch.zeros(2, 256, dtype=torch.long))
 products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
@@ -204,14 +209,12 @@ assert products / 2 / 512 == sum(
     p.numel() for p in made["student"].parameters() if p.ndim == 2
 )
 
-# %% tags=["hide-input"]
 table(
-    ["", "parameters", "of these embedding", "heads", "look", "step alone", "step with teacher", "ratio"],
+    ["", "parameters", "heads", "forward pass", "step alone", "step with teacher", "ratio"],
     [
         [
             name,
             f"{count_parameters(model):,}",
-            f"{model.embedding.weight.numel() / count_parameters(model):.0%}",
             model.heads,
             f"{multiply_adds(model, 256) / 1e6:.2f}",
             f"{per_token(model) / 1e6:.2f}",
@@ -225,7 +228,7 @@ table(
 
 # %% [markdown]
 # Keep the last column in mind. *Equal tokens* is the comparison that tables make. *Equal compute* is the one that a budget makes. They differ by this factor, unless the teacher's
-# looks are kept from an earlier run ({doc}`18_memory_and_caches`).
+# forward passes are kept from an earlier run ({doc}`18_memory_and_caches`).
 #
 # ## What a bit per byte means
 #
@@ -251,13 +254,12 @@ test_text = data.test.spread(blocks)
 before, text, _ = next(test_text.batches(len(test_text)))
 raw = b"".join(spelled[token] for token in text.flatten().tolist())
 assert len(raw) == test_text.token_bytes[text].sum().item()
-print(
-    f"the test text: {len(text)} blocks at even distances, "
-    f"{text.numel():,} tokens, {len(raw):,} bytes"
+Markdown(
+    f"The test text: {len(text)} blocks at even distances, {text.numel():,} tokens, {len(raw):,} bytes."
 )
 
 # %% [markdown]
-# Three compressors of Python's standard library start from nothing, which is hard on them. One of them can look far enough back to be given some training text first; what counts is
+# Three compressors of Python's standard library start from nothing, which puts them at a disadvantage. One of them reaches far enough back to be given some training text first; what counts is
 # by how much the file grows when the test text is appended.
 
 # %%
@@ -306,6 +308,7 @@ def bigram_bits(split, m):
     return -q.log2().sum().item() / split.token_bytes[second].sum().item()
 
 
+# %% tags=["hide-input"]
 m = min(
     (10.0, 30.0, 100.0, 300.0, 1000.0), key=lambda m: bigram_bits(data.validation, m)
 )
@@ -361,31 +364,38 @@ if not data.fallback:
     display(below("teacher", None, rivals, "bits_per_byte"))
 
 # %% [markdown]
-# The comparison has its unfairness on both sides. The compressors ship no model, while the teacher's weights are larger than the text; they may use the whole text before a byte, while the teacher has at most
-# the tokens of its block. The text is not one text but separate blocks, joined: at every seam a compressor is in another place, often in another book. And the teacher is given the first token of each block, from which to predict the second; so are the counts of pairs. Nobody pays for that token. Both can be put into numbers. For the seams, take one piece of the test text, as long as all
+# The comparison is unfair in both directions. The compressors ship no model, while the teacher's weights are larger than the text; they may use the whole text before a byte, while the teacher has at most
+# the tokens of its block. The text is not one text but separate blocks, joined: at every seam a compressor is in another place, often in another book. And the teacher is given the first token of each block, from which to predict the second; so are the counts of pairs. Nobody pays for that token. Both effects can be measured. For the seams, take one piece of the test text, as long as all
 # blocks together, and the same piece cut into blocks and shuffled. For the first tokens, let the models pay what they cost by frequency.
 
-# %%
+# %% tags=["hide-input"]
 stretch = data.test.labels.long() & 0xFFFF
 stretch = stretch[(len(stretch) - text.numel()) // 2 :][: text.numel()].view(text.shape)
 mixed = stretch[torch.randperm(len(text), generator=torch.Generator().manual_seed(0))]
+rows = []
 for name, compress in compressors.items():
-    in_one, in_blocks = (
+    both = (
         b"".join(spelled[token] for token in tokens.flatten().tolist())
         for tokens in (stretch, mixed)
     )
-    in_one, in_blocks = (8 * len(compress(x)) / len(x) for x in (in_one, in_blocks))
-    print(
-        f"{name}: {bits_per_byte[name]:.3f} above; another piece {in_one:.3f} whole, "
-        f"{in_blocks:.3f} in shuffled blocks"
-    )
-given = before[:, 0]
+    whole_piece, in_blocks = (8 * len(compress(x)) / len(x) for x in both)
+    rows.append([name, bits_per_byte[name], whole_piece, in_blocks])
+given, paid = before[:, 0], {}
 for name in ("pairs of tokens", "teacher"):
-    paid = bits_per_byte[name] * len(raw) - unigram[given].log2().sum().item()
-    paid /= len(raw) + data.test.token_bytes[given].sum().item()
-    print(
-        f"{name}: {bits_per_byte[name]:.3f} as above, {paid:.3f} with the first tokens"
+    needed = bits_per_byte[name] * len(raw) - unigram[given].log2().sum().item()
+    paid[name] = needed / (len(raw) + data.test.token_bytes[given].sum().item())
+table(
+    ["compressor", "above", "another piece, whole", "in shuffled blocks"],
+    [[name, *(f"{value:.3f}" for value in values)] for name, *values in rows],
+    caption="Bits per byte, with and without seams. If they pay for the first tokens, "
+    + " and ".join(
+        f"the {name} need {paid[name]:.3f} in place of {bits_per_byte[name]:.3f}"
+        if name != "teacher"
+        else f"the teacher needs {paid[name]:.3f} in place of {bits_per_byte[name]:.3f}"
+        for name in paid
     )
+    + ".",
+)
 
 # %% [markdown]
 # (Between the shuffled piece and the blocks above there is one more difference: the piece comes from a few books, the blocks from all of the test text.)
@@ -479,7 +489,7 @@ if not teachers_record(small):
     display(not_yet_run("the teacher of the small study", small.command))
 
 # %% [markdown]
-# A number is one thing, its text another. Here the teacher goes on from some lines of a test block, with tokens drawn from its own distribution ($T=1$). The prompt is cut by a rule: from the end of the block's first line to the first end of a line that
+# Here is what the teacher writes. It goes on from some lines of a test block, with tokens drawn from its own distribution ($T=1$). The prompt is cut by a rule: from the end of the block's first line to the first end of a line that
 # comes at least 40 tokens later. <!-- by definition --> A line of the books is a paragraph.
 
 # %% tags=["hide-input"]
@@ -629,7 +639,7 @@ for study in studies:
 # %% [markdown]
 # ### At equal compute
 #
-# The same tokens are not the same bill. So each student is trained alone once more, for as many tokens as the teacher's looks would have paid for by the last column of the table above. Its learning rate falls to zero at the end of *its* run: had we only stretched
+# The same tokens do not cost the same. So each student is trained alone once more, for as many tokens as the teacher's forward passes would have paid for by the last column of the table above. Its learning rate falls to zero at the end of *its* run: had we only stretched
 # the axis under the learning curves, the longer run would be asked in mid-schedule. Below, the curves over tokens and over multiply-adds, and then the differences at the ends.
 
 
@@ -762,7 +772,11 @@ def six(study):
 
 
 equal = [arm for arm in six(small) if arm.endswith(EQUAL)]
-display(*slots(small, equal, "students alone that spend what the teacher's looks cost"))
+display(
+    *slots(
+        small, equal, "students alone that spend what the teacher's forward passes cost"
+    )
+)
 for study in studies:
     if len(study.ready(four(study))) >= 2:
         display(curves_figure(study))
@@ -789,10 +803,10 @@ for study in studies:
             )
 
 # %% [markdown]
-# So the students alone come out ahead where arithmetic is what is held equal, and not by the text alone: they agree more with a teacher whom they never saw. These students are young: the teacher has read several times their tokens, and what more tokens still bring them is what the green curves show below the orange ones. (That a curve is flat where it ends is the falling rate's doing and says nothing of it.) A student whom more text no longer helps gains less from more tokens,
+# So the students alone come out ahead where arithmetic is what is held equal, and not by the text alone: they agree more with a teacher that never taught them. These students are young: the teacher has read several times their tokens, and what more tokens still bring them is what the green curves show below the orange ones. (That a curve is flat where it ends is the falling rate's doing and says nothing of it.) A student that more text no longer helps gains less from more tokens,
 # and there the comparison may turn; these records do not reach that far.
 #
-# Multiply-adds are not seconds. Small matrices may leave a processor idle where large ones do not, so the teacher's look may be cheaper than its count says. (The runner trains students side by side, so that their records
+# Multiply-adds are not seconds. Small matrices may leave a processor idle where large ones do not, so the teacher's forward pass may be cheaper than its count says. (The runner trains students side by side, so that their records
 # do not say what each would have taken alone.) So it is timed here, on one batch, the best of two. <!-- by definition -->
 
 
@@ -824,24 +838,33 @@ def look():
         teacher(inputs)
 
 
+timed = []
 for name, model in made.items():
     if name != "teacher":
         model = model.to(device)
         model.fused = True
         alone_takes = seconds(lambda model=model: step(model))
-        print(
-            f"{name}: {inputs.numel() / alone_takes:,.0f} tokens a second of one core; "
-            f"with a teacher's look × {1 + seconds(look) / alone_takes:.1f} the time, "
-            f"× {per_token(model, teacher) / per_token(model):.1f} the multiply-adds"
+        timed.append(
+            [
+                name,
+                f"{inputs.numel() / alone_takes:,.0f}",
+                f"{1 + seconds(look) / alone_takes:.1f}",
+                f"{per_token(model, teacher) / per_token(model):.1f}",
+            ]
         )
+table(
+    ["", "tokens a second, alone", "time with teacher", "multiply-adds with teacher"],
+    timed,
+    caption="One core of this machine; the last two columns relative to training alone.",
+)
 
 # %% [markdown]
-# ## A live piece: the same question, while you wait
+# ## The same question in a small training on this page
 #
-# The other way round, equal compute can be had by fewer tokens. <!-- by definition --> Three ways of training the smallest student: *alone*; *distilled, equal tokens*; and *distilled, equal compute*, which reads as many fewer tokens as the teacher's looks cost, on a schedule that ends there. <!-- by definition --> All
-# start from the same initialisations, paired; the batches are the same for all, so that one look of the teacher serves them. The objective of both distilled students is the records'. The learning rate is the same for all.
+# Compute can also be made equal by fewer tokens. <!-- by definition --> Three ways of training the smallest student: *alone*; *distilled, equal tokens*; and *distilled, equal compute*, which reads as many fewer tokens as the teacher's forward passes cost, on a schedule that ends there. <!-- by definition --> All
+# start from the same initialisations, paired; the batches are the same for all, so that one forward pass of the teacher serves them. The objective of both distilled students is the records'. The learning rate is the same for all.
 #
-# It is a tiny piece. What is seen here is the *beginning* of a training: the caption has how little these students read, and what frequencies of tokens alone would need.
+# It is very small, and shows the *beginning* of a training: the caption has how little these students read, and what frequencies of tokens alone would need.
 
 # %%
 objectives = {
@@ -934,12 +957,16 @@ display(
 if len(seeds) > 1:
     for name, values in gains.items():
         without = [np.mean(np.delete(values, k)) for k in range(len(seeds))]
-        print(
-            f"{name}: better than alone in {sum(v < 0 for v in values)} of {len(values)} pairs; the interval {'leaves out' if live[name].excludes_zero else 'holds'} zero; "
-            f"without one of the pairs the mean difference would be from {min(without):+.3f} to {max(without):+.3f}"
+        display(
+            Markdown(
+                f"{name[0].upper()}{name[1:]}: better than alone in {sum(v < 0 for v in values)} of {len(values)} pairs; the interval {'leaves out' if live[name].excludes_zero else 'holds'} zero; "
+                f"without one of the pairs the mean difference would be from {min(without):+.3f} to {max(without):+.3f}."
+            )
         )
-    print(
-        f"were there no difference at all, {len(seeds)} pairs would agree about its sign with probability {smallest_p(len(seeds)):.2g}"
+    display(
+        Markdown(
+            f"Were there no difference at all, {len(seeds)} pairs would agree about its sign with probability {smallest_p(len(seeds)):.2g}."
+        )
     )
     early = {
         name: np.array([histories[name, seed][0] for seed in seeds])
@@ -952,19 +979,21 @@ if len(seeds) > 1:
         " and ".join(f"{values[k]:.2f}" for k in range(len(seeds)) if k != out)
         for values in (early[odd], end[odd])
     )
-    print(
-        f"The run that stands most apart is one of {odd}: {early[odd][out]:.2f} after its first epoch, where its sisters have {rest}; at the end {end[odd][out]:.2f}, and they {at_end}."
+    display(
+        Markdown(
+            f"The run that stands most apart is one of {odd}: {early[odd][out]:.2f} after its first epoch, where the others have {rest}; at the end {end[odd][out]:.2f}, and they {at_end}."
+        )
     )
 
 # %% [markdown]
 # So few pairs may agree about a sign by chance, and one run that starts badly moves an interval of Student's $t$ a good deal: read the pairs, not the interval alone.
 #
-# Two things may move the balance towards the teacher. Its looks can be paid once and used by many students, or by many epochs; then equal tokens *is* equal compute, but for what reading a cache costs. And a text comes to an end: who has read all that there is cannot buy more tokens with the arithmetic that a teacher would have cost.
+# Two things may move the balance towards the teacher. Its forward passes can be made once and used by many students, or by many epochs; then equal tokens *is* equal compute, but for what reading a cache costs. And a text comes to an end: who has read all that there is cannot buy more tokens with the arithmetic that a teacher would have cost.
 #
 # ## Which divergence?
 #
 # All of these keep $0.1$ of the cross-entropy and replace $D_{\mathrm{KL}}(p\,\Vert\,q)$ by another divergence ({doc}`07_divergences`): reversed, Jensen–Shannon (divided by $\beta(1-\beta)$, so that it is of the KLs' size), the two skewed by $\lambda=0.1$ {cite}`ko2024distillm`, and total variation {cite}`wen2023fdivergence`. No other number was tuned for them: the weights were a habit of the
-# forward KL, the learning rate was chosen for the student alone, and a divergence whose gradient has another size meets another rate. So this is an order of divergences *at one rate, after one short training*. Four panels, each against plain `kd`, seed by seed. They need not agree: forward KL is, up to a constant, the expected code length of the teacher's next token, so that the first and the third are its home ground; agreement looks at the largest probability alone. <!-- by definition -->
+# forward KL, the learning rate was chosen for the student alone, and a divergence whose gradient has another size meets another rate. So this is an order of divergences *at one rate, after one short training*. Four panels, each against plain `kd`, seed by seed. They need not agree: forward KL is, up to a constant, the expected code length of the teacher's next token, so that the first and the third favour it; agreement looks at the largest probability alone. <!-- by definition -->
 
 
 # %% tags=["hide-input"]
@@ -1061,7 +1090,7 @@ for study in studies:
         )
 
 # %% [markdown]
-# Read the calibration beside the first panel. The forward KL asks for all that the teacher thinks possible. A divergence that forgives what is missing may leave a student surer of itself than it should be, and a student that is sure of less may be better calibrated by chance.
+# Compare the calibration with the first panel. The forward KL asks for all that the teacher thinks possible. A divergence that tolerates what is missing may leave a student too sure of itself, and a less sure student may be better calibrated by chance.
 #
 # ## Hidden states and attention
 #
@@ -1070,7 +1099,7 @@ for study in studies:
 #
 # Here is the exception that was announced. The records' runner drew what an objective learns before it drew the student, so that the projector of `kd+hidden` shifted its student's initial weights. Its intervals hold, but its pairs share batches alone:
 
-# %%
+# %% tags=["hide-input"]
 begun = {}
 for arm in ("kd", "kd+hidden", "kd+attention"):
     torch.manual_seed(0)
@@ -1095,7 +1124,7 @@ for study in studies:
 # %% [markdown]
 # ## A temperature that falls, and a teacher between
 #
-# Two ways to make the way to the teacher less steep. A *curriculum*: the temperature falls from four to one in the course of the training ({doc}`13_temperature_and_weight` asks the same of images). A *teacher assistant* {cite}`mirzadeh2020improved`:
+# Two ways to approach the teacher step by step. A *curriculum*: the temperature falls from four to one in the course of the training ({doc}`13_temperature_and_weight` asks the same of images). A *teacher assistant* {cite}`mirzadeh2020improved`:
 # the distilled student teaches the smaller one, which never sees the large teacher. Only bits per byte are compared, since agreement and divergence of the assisted student are with another teacher.
 
 
@@ -1192,14 +1221,16 @@ whole = {
 }
 assert math.isclose(whole["forward"], of_tokens(P, P, Q))
 assert math.isclose(whole["reverse"], of_tokens(Q, Q, P))
-print(
-    f"forward {whole['forward']:.4f}: on the teacher's texts {of_tokens(P, P, Q):.4f}, "
-    f"on the student's {of_tokens(Q, P, Q):.4f}"
-)
-print(
-    f"reverse {whole['reverse']:.4f}: on the student's texts {of_tokens(Q, Q, P):.4f}, "
-    f"on the teacher's {of_tokens(P, Q, P):.4f}"
-)
+
+# %% tags=["hide-input"]
+table(
+    ["", "of texts", "tokens, on its own side's texts", "tokens, on the other's"],
+    [
+        ["forward", *(f"{x:.4f}" for x in (whole["forward"], of_tokens(P, P, Q), of_tokens(Q, P, Q)))],
+        ["reverse", *(f"{x:.4f}" for x in (whole["reverse"], of_tokens(Q, Q, P), of_tokens(P, Q, P)))],
+    ],
+    caption="The divergence of texts, and the sum over tokens on two kinds of text. The side of forward KL is the teacher, that of reverse KL the student.",
+)  # fmt: skip
 
 # %% [markdown]
 # So there are three texts to train on. The *corpus* is neither's, and the divergence on it is no divergence of texts at all; nobody has to write it. The *teacher's text* with plain cross-entropy is sequence-level distillation {cite}`kim2016sequence` (they take what a beam search finds, here it is drawn). The *student's own text*, on which the teacher is
@@ -1207,10 +1238,10 @@ print(
 #
 # ### Does the error grow along a text?
 #
-# The argument has a premise that can be looked at: on its own text the student should be further from its teacher than on the corpus, and more so the longer it has been writing. <!-- by definition --> Is it? Take the students of the arm `kd`, which are stored, one a seed; let each go on from prompts of 32 tokens; let the teacher do the same; and keep
+# The argument has a premise that can be tested: on its own text the student should be further from its teacher than on the corpus, and more so the longer it has been writing. <!-- by definition --> Is it? Take the students of the arm `kd`, which are stored, one a seed; let each go on from prompts of 32 tokens; let the teacher do the same; and keep
 # the books' own continuations. <!-- by definition --> On each of the three, at each position, $D_{\mathrm{KL}}(p_t\,\Vert\,q_t)$ and $D_{\mathrm{KL}}(q_t\,\Vert\,p_t)$.
 
-# %%
+# %% tags=["hide-input"]
 PROMPT, WRITTEN = 32, 96
 stored = [
     stored_student(spec, evidence_folder(), V)
@@ -1228,6 +1259,7 @@ books_text = torch.cat([prompts, following[:, -1:]], 1)[:, : PROMPT + WRITTEN + 
 books_text = books_text.to(device)
 
 
+# %%
 def goes_on(model):
     draws = torch.Generator(device).manual_seed(1)
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -1236,7 +1268,7 @@ def goes_on(model):
 
 @torch.no_grad()
 def by_position(students, blocks):
-    """Forward and reverse KL after each token, shape (2, students, texts, positions)."""
+    """Forward and reverse KL after each token: (2, students, texts, positions)."""
     found = []
     for part in blocks.split(4):
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -1254,6 +1286,7 @@ def by_position(students, blocks):
     return torch.cat(found, 2).cpu().numpy()
 
 
+# %% tags=["hide-input"]
 apart = {
     "corpus": by_position(readers, books_text),
     "teacher's": by_position(readers, goes_on(teacher)),
@@ -1262,7 +1295,6 @@ apart = {
     ),
 }
 
-# %% tags=["hide-input"]
 length = next(iter(apart.values())).shape[-1]
 edges = np.linspace(0, length, 6).astype(int)
 middle = PROMPT + (edges[1:] + edges[:-1]) / 2
@@ -1380,14 +1412,15 @@ excess = [
     100 * (apart["student's own"][0, s].mean() / apart["teacher's"][0, s].mean() - 1)
     for s in range(len(readers))
 ]
-print(
-    "forward KL on the student's own text over that on the teacher's, minus one: "
+Markdown(
+    "Forward KL on the student's own text over that on the teacher's, minus one: "
     + ", ".join(f"{value:+.0f} %" for value in excess)
+    + "."
 )
 
 # %% [markdown]
-# What is borne out of the premise, its level and its growth along the text, the sentences above say. It need not hold: a student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. Then its own text is the easier one. What counts as a loss by exposure depends on the yardstick. {cite:t}`arora2022exposure` compare, as we remember their definition (not checked against the paper), what is lost on one's own contexts with the length times the error of a step on the
-# *expert's* contexts. By such a yardstick a level counts in full, whether or not it grows; the expert is the teacher here, and the last line of the cell has the excess in per cent. Nor is a small divergence on one's own text a quality. A student that always wrote the same safe sentence, as the teacher would after such a sentence, would have a very small one.
+# The sentences above say how much of the premise is so, for its level and for its growth along the text. It need not hold: a student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. Then its own text is the easier one. What counts as a loss by exposure depends on the yardstick. {cite:t}`arora2022exposure` compare, as we remember their definition (not checked against the paper), what is lost on one's own contexts with the length times the error of a step on the
+# *expert's* contexts. By such a yardstick a level counts in full, whether or not it grows; the expert is the teacher here, and the last sentence above has the excess in per cent. Nor is a small divergence on one's own text a quality. A student that always wrote the same safe sentence, as the teacher would after such a sentence, would have a very small one.
 #
 # ### What training on other text does
 #
@@ -1397,14 +1430,14 @@ print(
 # - `own-text` and `mixed-text` are trained by forward KL alone, on the corpus for three quarters of the tokens and then on their own writing, always or by turns. <!-- by definition --> Against `soft1`, which stays with the corpus, the text of the last quarter is all that differs.
 # - `own-text-reverse` has the reverse KL throughout. Against `soft1` text *and* divergence are other. Against `reverse-kl` the divergence is the same, the text of the last quarter is other, and a tenth of cross-entropy is missing. <!-- by definition -->
 #
-# All are measured on the test *books*, which is the corpus' home ground: an arm that trades some of it for better writing of its own loses here, and is not thereby worse at what it was trained for. Nothing recorded is measured on the text that these students write. (Nor is own text free: the student writes token after token, each a step that has to wait for the last, and the teacher then reads what no cache can hold.)
+# All are measured on the test *books*, which favours the corpus: an arm that trades some of it for better writing of its own loses here, and is not thereby worse at what it was trained for. Nothing recorded is measured on the text that these students write. (Nor is own text free: the student writes token after token, each a step that has to wait for the last, and the teacher then reads what no cache can hold.)
 #
 # And one thing is against them all. The learning rate falls along a cosine, and the last quarter of the tokens is not the last quarter of the training:
 
 
-# %%
+# %% tags=["hide-input"]
 def share_of_rate(spec):
-    """The part of the integrated learning rate that comes after the corpus-only phase."""
+    """The part of the summed learning rate that comes after the corpus-only phase."""
     epochs = spec.recipe.epochs
     rate = np.array(
         [spec.recipe.learning_rate_at(t) for t in np.linspace(0, epochs, 20_001)]
@@ -1413,7 +1446,7 @@ def share_of_rate(spec):
 
 
 left_over = share_of_rate(spec_of(small, "own-text"))
-print(f"of the summed learning rate, own text has {left_over:.1%}")
+Markdown(f"Of the summed learning rate, own text has {left_over:.1%}.")
 
 # %% tags=["hide-input"]
 TEXT_ARMS = {
@@ -1533,7 +1566,7 @@ if decides is not None:
     given = verdict(
         "B12", "depends",
         f"Small language models can be distilled from larger ones; how much it brings depends on what is held equal. At equal tokens, distillation closes this part of the gap to the teacher in bits per byte ({described(decides, *(kd for _, kd in others(decides)))}): " + "; ".join(said)
-        + f". A step with the teacher costs {dearer} the multiply-adds of one alone unless the teacher's looks are kept, and the teacher has to be trained first. All these students are young, and all learned at one rate, found for the student alone. Of the article's example the literature says less than the article: Llama 3's smaller models were pre-trained on text and improved by the flagship in post-training; logits of larger models were used for Llama 3.2 1B and 3B and for Gemma 2 2B and 9B.",
+        + f". A step with the teacher costs {dearer} the multiply-adds of one alone unless the teacher's forward passes are kept, and the teacher has to be trained first. All these students are young, and all learned at one rate, found for the student alone. Of the article's example the literature says less than the article: Llama 3's smaller models were pre-trained on text and improved by the flagship in post-training; logits of larger models were used for Llama 3.2 1B and 3B and for Gemma 2 2B and 9B.",
         data=data, condition="bound to a scale",
     )  # fmt: skip
     display(given)
@@ -1549,6 +1582,23 @@ display(
     )
 )
 
+# %% tags=["hide-input"]
+sentences = [
+    f"On {len(raw):,} bytes of test text the teacher needs {bits_per_byte['teacher']:.2f} bits per byte, counts of pairs of tokens {bits_per_byte['pairs of tokens']:.2f}, and lzma after some training text {bits_per_byte['lzma after training text']:.2f}."
+]
+if said_of_students := language_found(small):
+    sentences.append(said_of_students)
+    sentences.append(
+        f"In place of forward KL, reverse KL {moves(small.difference('reverse-kl', 'kd', 'bits_per_byte'), QUANTITIES['bits_per_byte'])}."
+        if small.complete(["reverse-kl", "kd"])
+        else f"All this is of {described(small)}."
+    )
+own = of_students(0, overall)
+sentences.append(
+    f"Forward KL from the teacher is {own[OWN].mean():.2f} nats a token on the student's own text and {own[BOOKS].mean():.2f} on the books ({len(readers)} students, {len(prompts)} prompts)."
+)
+findings.show(*sentences)
+
 # %% [markdown]
 # ## Limits
 #
@@ -1559,6 +1609,14 @@ display(
 # - **Intervals** are over three seeds of the student, on one test text; in the live part over initialisations alone, and in the figure of positions over texts, student by student.
 # - **On-policy distillation is not tried in earnest**: its phase came when the learning rate had all but gone.
 # - **Text quality is not measured.** Bits per byte of books, agreement and divergence are what can be computed without readers.
+#
+# ## To take along
+#
+# **Formulae.** Bits per byte: $-\sum\log_2q$ over the bytes of the text. The part of the gap that is closed: $(b_{\text{alone}}-b_{\text{kd}})/(b_{\text{alone}}-b_{\text{teacher}})$. $D_{\mathrm{KL}}(P\,\Vert\,Q)$ of texts is the sum of forward KLs of tokens on the teacher's text, and $D_{\mathrm{KL}}(Q\,\Vert\,P)$ that of reverse KLs on the student's own.
+#
+# **What to set.** `0.1 * CrossEntropy() + 0.9 * ForwardKL()` at $T=1$, AdamW with clipping, `fused = True`. On-policy: `rewrite=OwnText(…)` of a `Learner`, with `ReverseKL()`.
+#
+# **What to mind.** Say whether tokens or arithmetic are equal. Keep the teacher's forward passes in a cache if several students read the same text. Give own text its part of the training before the learning rate has fallen.
 #
 # ## Exercises
 #
@@ -1577,7 +1635,7 @@ display(
 # ```{exercise}
 # :label: ex-cache-compute
 #
-# Suppose that the teacher's looks at the training text are kept, and used by $k$ students, or by $k$ epochs of one. From which $k$ on is distillation less than half as dear again as training alone, in multiply-adds, for `gpt_96x3`? Reading the cache is free.
+# Suppose that the teacher's forward passes at the training text are kept, and used by $k$ students, or by $k$ epochs of one. From which $k$ on is distillation less than half as dear again as training alone, in multiply-adds, for `gpt_96x3`? Reading the cache is free.
 # ```
 #
 # ````{solution} ex-cache-compute
