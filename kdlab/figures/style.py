@@ -137,6 +137,15 @@ def sentence(*texts: str) -> Shown:
     return Shown("".join(f"<p>{mathematics(text)}</p>" for text in texts))
 
 
+def _whole(cell: str) -> str:
+    """A cell that may be broken before an interval, and not within it.
+
+    >>> _whole("+0.12 [+0.10, +0.14] *")
+    '+0.12 [+0.10,\\xa0+0.14]\\xa0*'
+    """
+    return re.sub(r"\[([^\s\[\]]+), ([^\s\[\]]+)\](?: (?=\S$))?", lambda found: found[0].replace(" ", "\xa0"), cell)
+
+
 def table(header, rows, *, caption: str) -> Shown:
     """A table with a caption above; numbers line up. ``$…$`` is mathematics.
 
@@ -144,7 +153,9 @@ def table(header, rows, *, caption: str) -> Shown:
     2
     """
     head = "".join(f'<th scope="col">{mathematics(str(cell))}</th>' for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{mathematics(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{mathematics(_whole(str(cell)))}</td>" for cell in row) + "</tr>" for row in rows
+    )
     return Shown(
         f'<div class="kd-table" tabindex="0"><table class="table"><caption>{mathematics(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
