@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import jupytext
 import nbformat
 import pytest
 
-from kdlab.study import read_record
+from kdlab.study import read_record, weight
 from kdlab.study.chapters import OwnKernel, read_chapter
 from kdlab.study.parameters import declared_in
 from kdlab.study.records import headline
@@ -518,3 +519,66 @@ def test_the_status_page_has_a_headline_for_every_record():
     assert (
         headline({"test": None, "diverged": "the loss of step 3 is not finite"}) == "the loss of step 3 is not finite"
     )
+
+
+def test_a_page_that_weighs_too_much_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "book").mkdir()
+    page = tmp_path / "book" / "index.html"
+    page.write_text('<script src="../a.js?v=1"></script><link href="b.css" rel="stylesheet"/>' + 100 * " ")
+    (tmp_path / "a.js").write_bytes(bytes(range(256)) * 4)
+    (tmp_path / "book" / "b.css").write_text("p {}")
+    (tmp_path / "alone.js").write_text(10_000 * "x")  # which no page loads
+    assert {path.name for path in weight.loaded(page, tmp_path)} == {"a.js", "b.css"}
+    build.check_pages(tmp_path)
+    monkeypatch.setattr(weight, "HEAVIEST_PAGE", 100)
+    with pytest.raises(build.BuildError, match=r"book/index.html has 0.00 MB, more than 0.0"):
+        build.check_pages(tmp_path)
+    monkeypatch.setattr(weight, "HEAVIEST_PAGE", 10_000)
+    monkeypatch.setattr(weight, "HEAVIEST_LOAD", 300)  # the script alone has more, packed
+    with pytest.raises(build.BuildError, match=r"book/index.html loads 0.00 MB, packed"):
+        build.check_pages(tmp_path)
+
+
+def test_the_icons_of_the_theme_become_a_font_of_those_that_are_shown(tmp_path):
+
+    from fontTools.ttLib import TTFont
+
+    theme = (
+        Path(importlib.util.find_spec("pydata_sphinx_theme").origin).parent / "theme" / "pydata_sphinx_theme" / "static"
+    )
+    for part in ("styles/pydata-sphinx-theme.css", "vendor/fontawesome", "scripts/fontawesome.js"):
+        target = tmp_path / "_static" / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (theme / part).is_dir() else shutil.copyfile)(theme / part, target)
+    page = tmp_path / "index.html"
+    page.write_text(
+        '<head><script src="_static/scripts/fontawesome.js?digest=1"></script></head><i class="fa-solid fa-bars"></i>'
+    )
+    weight.lighten(tmp_path)
+    (font,) = (tmp_path / weight.FONTS).iterdir()
+    styles = (tmp_path / weight.STYLES).read_text(encoding="utf-8")
+    assert page.read_text() == '<head></head><i class="fa-solid fa-bars"></i>' and font.stat().st_size < 20_000
+    assert (
+        ord("\uf0c9") in TTFont(font).getBestCmap() and ord("\uf0f3") in TTFont(font).getBestCmap()
+    )  # bars; an admonition's bell
+    assert ".fa-bars" in styles and ".fa-anchor:" not in styles and "icons.woff" in styles
+
+
+def test_formulae_in_outputs_alone_load_mathjax_too(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    tags = '<script>window.MathJax = {}</script><script defer="defer" src="../_static/../mathjax/startup.js"></script>'
+    pages = {"a": f"<head>{tags}</head>", "b": '<head></head><span class="math">', "c": "<head></head>"}
+    for name, text in pages.items():
+        (tmp_path / "notebooks" / f"{name}.html").write_text(text)
+    weight.with_mathematics(tmp_path)
+    loads = {name: "mathjax" in (tmp_path / "notebooks" / f"{name}.html").read_text() for name in pages}
+    assert loads == {"a": True, "b": True, "c": False}
+
+
+def test_the_reference_has_a_page_a_room():
+    pages = build.reference((ROOT / "book" / "api.md").read_text(encoding="utf-8"))
+    assert "automodule" not in pages["api"] and all("automodule" in pages[name] for name in build.ROOMS)
+    listed = (ROOT / "_toc.yml").read_text()
+    assert all(f"- file: book/{name}\n" in listed for name in pages)
+    with pytest.raises(build.BuildError, match="Cooking is on no page"):
+        build.reference("# API\n\n## Cooking\n\n.. automodule:: kdlab.cooking\n")

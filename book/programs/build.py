@@ -36,7 +36,7 @@ from kdlab.data import DataError, corpus_or_fallback, load_images
 from kdlab.data import folder as data_folder
 from kdlab.figures import mathematics
 from kdlab.files import atomic_write, sha256
-from kdlab.study import prose, provenance
+from kdlab.study import prose, provenance, weight
 from kdlab.study.chapters import (
     OBSERVATION,
     VERDICT,
@@ -669,7 +669,8 @@ def stage(notebooks, where: Repository | None) -> Path:
         nbformat.write(without_reports(linked), new / "notebooks" / path.name)
         nbformat.write(without_reports(notebook), saved / path.name)
     given = verdicts(notebooks)
-    pages = {"claims": ledger(given), "errata": errata(given), "status": status(notebooks), "parameters": parameters()}
+    pages = reference((ROOT / "book" / "api.md").read_text(encoding="utf-8"))
+    pages |= {"claims": ledger(given), "errata": errata(given), "status": status(notebooks), "parameters": parameters()}
     for name, page in pages.items():
         (new / "book" / f"{name}.md").write_text(page, encoding="utf-8")
     landing = new / "book" / "index.md"
@@ -696,6 +697,34 @@ def stage(notebooks, where: Repository | None) -> Path:
     shutil.rmtree(old, ignore_errors=True)
     new.rename(old)
     return old
+
+
+#: The pages of the reference besides its first, and the rooms whose sections they take.
+ROOMS = {
+    "api_objectives": ("Objectives",), "api_training": ("Models", "Data", "Training"), "api_language": ("Language", "Models of transformers"),
+    "api_study": ("Study",), "api_rest": ("Theory", "Benchmarks", "Figures"),
+}  # fmt: skip
+
+
+def reference(text: str) -> dict[str, str]:
+    """The pages of the reference, by name: book/api.md with the sections of each room on a page of its own.
+
+    Raises:
+        BuildError: for a section made from docstrings that has no page.
+    """
+    first, *sections = re.split(r"(?m)^(?=## )", text)
+    pages = {"api": first, **dict.fromkeys(ROOMS, "")}
+    for section in sections:
+        title = section.splitlines()[0].removeprefix("## ")
+        room = next((name for name, rooms in ROOMS.items() if title.partition(":")[0] in rooms), "api")
+        if room == "api" and "automodule::" in section:
+            raise BuildError(
+                f"book/api.md: the section {title} is on no page; ROOMS in book/programs/build.py has them."
+            )
+        pages[room] += section
+    for name, rooms in ROOMS.items():
+        pages[name] = f"# Reference: {', '.join(rooms).lower()}\n\n{pages[name]}"
+    return pages
 
 
 def cell_output(notebooks, tag: str) -> str:
@@ -740,6 +769,8 @@ def sphinx(where: Path) -> bool:
         raise BuildError(f"Sphinx refused the pages (all of it in {log}):\n  " + "\n  ".join(told))
     built = BUILD / "sphinx" / "_build" / "html"
     shutil.copytree(where / "_root" / "_sources", built / "_sources", dirs_exist_ok=True)  # over Sphinx's own copies
+    weight.with_mathematics(built)
+    weight.lighten(built)
     check_pages(built)  # before it takes the place of the last good book
     shutil.rmtree(BUILD / "html", ignore_errors=True)
     shutil.copytree(built, BUILD / "html")
@@ -748,7 +779,7 @@ def sphinx(where: Path) -> bool:
 
 
 def check_pages(where: Path) -> None:
-    """No page asks another host for anything, every image has its text, every inner link its target."""
+    """No page asks another host for anything or is too heavy, every image has its text, every inner link its target."""
     ids = {}
     pages = {p: p.read_text(encoding="utf-8") for p in where.rglob("*.html") if "_static" not in p.parts}
     for path, text in pages.items():
@@ -776,6 +807,7 @@ def check_pages(where: Path) -> None:
     for path in where.glob("_sources/notebooks/*.ipynb"):
         if "kd-download" in path.read_text(encoding="utf-8"):
             wrong.append(f"{path.relative_to(where)} is saved with links that lead nowhere from another machine")
+    wrong += weight.too_heavy(where, list(pages))
     if wrong:
         raise BuildError("the pages are not whole:\n  " + "\n  ".join(sorted(set(wrong))[:12]))
 

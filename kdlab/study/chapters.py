@@ -167,12 +167,20 @@ def without_reports(notebook):
     return notebook
 
 
+#: The parts of MathJax that pages load (_config.yml): TeX in, HTML out, MathML for a screen reader; without menu and MathML in.
+MATHJAX = (
+    "startup.js", "core.js", "input/tex.js", "output/chtml.js", "output/chtml/fonts/tex.js", "a11y/assistive-mml.js", "ui/lazy.js",
+)  # fmt: skip
+
+
 def copy_mathjax(target: Path) -> None:
     """MathJax's own files, so that no page asks another host for them."""
     source = Path(importlib.util.find_spec("mathjax").origin).parent / "static" / "mathjax" / "es5"
-    (target / "output" / "chtml").mkdir(parents=True)
-    shutil.copyfile(source / "tex-mml-chtml.js", target / "tex-mml-chtml.js")
-    shutil.copytree(source / "output" / "chtml" / "fonts", target / "output" / "chtml" / "fonts")
+    for part in MATHJAX:
+        (target / part).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / part, target / part)
+    fonts = "output/chtml/fonts/woff-v2"
+    shutil.copytree(source / fonts, target / fonts)
 
 
 def jupyter_book(stage: Path, output: Path, *options: str) -> subprocess.CompletedProcess:
