@@ -30,13 +30,17 @@ from pathlib import Path
 import nbformat
 import torch
 import yaml
+from scipy.stats import t as student_t
 
 from kdlab.benchmarks import gpu
 from kdlab.data import DataError, corpus_or_fallback, load_images
 from kdlab.data import folder as data_folder
-from kdlab.figures import mathematics
+from kdlab.figures import explorer, mathematics
+from kdlab.figures import table as table_of
+from kdlab.figures.plotted import as_csv
 from kdlab.files import atomic_write, sha256
 from kdlab.study import prose, provenance, weight
+from kdlab.study.answers import answers
 from kdlab.study.chapters import (
     OBSERVATION,
     VERDICT,
@@ -48,13 +52,16 @@ from kdlab.study.chapters import (
     write_page,
 )
 from kdlab.study.chapters import execute as execute_chapter
-from kdlab.study.downloads import with_downloads
+from kdlab.study.display import source_note
+from kdlab.study.downloads import record_links, with_downloads
 from kdlab.study.findings import found as found_in_records
 from kdlab.study.findings import scale
+from kdlab.study.flat import ABOUT, rows
 from kdlab.study.parameters import KINDS, ParameterError, declared_in
 from kdlab.study.plans import PLANS
 from kdlab.study.records import headline, record_name
 from kdlab.study.repository import Repository, install, repository, requirements, set_up
+from kdlab.study.statistics import summary
 from kdlab.study.verdicts import VERDICTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -509,6 +516,102 @@ def records(book: Path) -> list[dict]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((book / "records").glob("*.json"))]
 
 
+def which() -> str:
+    """The page that answers a practitioner's questions from the records, in MyST."""
+    chapters_by_number = {int(path.stem[:2]): path.stem for path in chapters()}
+    lines = [
+        "# Which objective, which temperature, which text?", "",
+        "Five questions, each answered by what was recorded. The build writes every sentence from the records, and its words follow their numbers: with other records "
+        "it says something else, and where the intervals decide nothing it says so.", "",
+        f'<aside class="kd-banner"><strong>Young evidence.</strong> {scale(records(EVIDENCE))}. Each answer says how young its own is.</aside>', "",
+    ]  # fmt: skip
+    for answer, number in answers(EVIDENCE):
+        lines += [f"## {answer.question}", "", f'<p class="kd-lead">{answer.short}</p>', ""]
+        lines += [f"- {sentence}" for sentence in answer.evidence]
+        if answer.rows:
+            lines += ["", shown(answer.header, answer.rows, answer.caption)]
+        if answer.records:
+            lines += [
+                "",
+                source_note([*answer.records]).markup + record_links([record_name(r) for r in answer.records], "../"),
+            ]
+        lines += ["", f"More of it: {{doc}}`chapter {number} <../notebooks/{chapters_by_number[number]}>`.", ""]
+    return "\n".join([*lines, "All runs, by plan and measure: the {doc}`explorer <explorer>`.", ""])
+
+
+def shown(header, rows, caption: str) -> str:
+    """A table as raw HTML on one line."""
+    return table_of(header, rows, caption=caption).markup.replace("\n", " ")
+
+
+#: Of each plan, the measure by which the explorer and its tables begin.
+FIRST = ("bits_per_byte", "accuracy")
+
+
+def explored(root: Path) -> str:
+    """The page of all records, in MyST; their table is written into the folder of all pages, as CSV and as JSON."""
+    every = rows(records(EVIDENCE))
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    (root / "data" / "records.csv").write_text(as_csv(every), encoding="utf-8")
+    (root / "data" / "records.json").write_text(json.dumps(every, indent=0) + "\n", encoding="utf-8")
+    lines = [
+        "# Every run", "",
+        "All records on one page. Choose a plan and a measure: every dot is a run, its seed one of several, and leads to its record. *Minus* shows differences, paired by "
+        "seed, from one arm. An interval is of this arm or difference alone; where an order of many arms is stated, chapters correct for their number.", "",
+    ]  # fmt: skip
+    if not every:
+        return "\n".join([*lines, "This build has no records.", ""])
+    by_plan, measures = {}, {}
+    for run in every:
+        by_plan.setdefault(run["plan"], []).append(run)
+    for plan, runs in by_plan.items():
+        named = dict.fromkeys(name for run in runs for name in run if name not in ABOUT)
+        policy = ["policy reward"] if "policy reward" in named else []
+        measures[plan] = list(dict.fromkeys([*policy, *(name for name in FIRST if name in named), *named]))
+    quantiles = [student_t.ppf(0.975, df) for df in range(1, 31)]
+    figure = explorer(
+        every,
+        measures,
+        quantiles,
+        label="explorer",
+        caption="Sorted by the mean. Line: 95 % interval.",
+        records="../records/",
+    )
+    lines += [
+        raw(figure.markup),
+        "",
+        "All of it as one file: [CSV](../data/records.csv), [JSON](../data/records.json).",
+        "",
+        "## The same as tables",
+        "",
+    ]
+    for plan, runs in by_plan.items():
+        measure, arms = measures[plan][0], {}
+        for run in runs:
+            arms.setdefault((run["arm"], run["length"]), []).append(run.get(measure))
+        cells = [
+            (
+                arm,
+                length,
+                f"{summary(there):.4g}"
+                if (there := [v for v in values if v is not None])
+                else f"diverged, n = {len(values)}",
+            )
+            for (arm, length), values in arms.items()
+        ]
+        body = shown(
+            ("arm", "trained for", "mean [95 % interval]"), cells, f"Plan {plan}: {measure.replace('_', ' ')}."
+        )
+        lines += [f'<details class="kd-plan"><summary>{plan}, {len(runs)} runs</summary>{body}</details>', ""]
+    return "\n".join(lines)
+
+
+def raw(markup: str) -> str:
+    """HTML as Markdown takes it, without empty lines; its script keeps its lines."""
+    before, tag, script = markup.partition("<script>")
+    return before.replace("\n", " ") + tag + "\n".join(line for line in script.splitlines() if line.strip())
+
+
 def errata(given) -> str:
     """What the articles got wrong, from the claims that have an erratum."""
     stated = claims()
@@ -670,6 +773,7 @@ def stage(notebooks, where: Repository | None) -> Path:
         nbformat.write(without_reports(notebook), saved / path.name)
     given = verdicts(notebooks)
     pages = reference((ROOT / "book" / "api.md").read_text(encoding="utf-8"))
+    pages |= {"which": which(), "explorer": explored(root)}
     pages |= {"claims": ledger(given), "errata": errata(given), "status": status(notebooks), "parameters": parameters()}
     for name, page in pages.items():
         (new / "book" / f"{name}.md").write_text(page, encoding="utf-8")
@@ -735,9 +839,7 @@ def cell_output(notebooks, tag: str) -> str:
                 for output in cell.outputs:
                     if "text/html" in output.get("data", {}):
                         markup = output["data"]["text/html"]
-                        script = markup.index("<script>")
-                        lines = [line for line in markup[script:].splitlines() if line.strip()]
-                        return markup[:script].replace("\n", " ") + "\n".join(lines)
+                        return raw(markup)
     raise BuildError(f"no executed cell is tagged {tag!r}.")
 
 

@@ -2,6 +2,7 @@
 
 from .dial import temperature_dial
 from .dots import dots
+from .explorer import explorer
 from .heatmap import heatmap
 from .speed_up import speed_up_dial
 from .style import (
@@ -31,6 +32,7 @@ __all__ = [
     "VERMILION",
     "Shown",
     "dots",
+    "explorer",
     "heatmap",
     "mathematics",
     "sentence",
