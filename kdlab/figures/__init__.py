@@ -20,6 +20,7 @@ from .style import (
     table,
     use_style,
 )
+from .touch import divergence_dial, leash_dial, seeds_dial, t_squared_dial
 from .transfer import transfer_points
 
 __all__ = [
@@ -31,13 +32,17 @@ __all__ = [
     "SKY",
     "VERMILION",
     "Shown",
+    "divergence_dial",
     "dots",
     "explorer",
     "heatmap",
+    "leash_dial",
     "mathematics",
+    "seeds_dial",
     "sentence",
     "show",
     "speed_up_dial",
+    "t_squared_dial",
     "table",
     "temperature_dial",
     "transfer_points",
