@@ -35,7 +35,17 @@ import torch
 from IPython.display import Math
 
 from kdlab.data import load_images
-from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, show, table, use_style
+from kdlab.figures import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    show,
+    t_squared_dial,
+    table,
+    use_style,
+)
 from kdlab.models import resnet8
 from kdlab.objectives import CrossEntropy, forward_kl
 from kdlab.study import book_teacher
@@ -446,6 +456,17 @@ show(
     + ", ".join(f"{at(scaled[name], coolest):.2f} ({name})" for name in pairs)
     + " of the limit.",
     alt="Four curves against temperature that end at one, in a grey band from 0.8 to 1.2.",
+)
+
+# %% [markdown]
+# From where on, depends on how far apart the logits are. Try it:
+
+# %% tags=["hide-input"]
+t_squared_dial(
+    label="touch",
+    caption="The length of $T^2$ times the soft gradient, over its limit, for Gaussian logits. "
+    "The wider the logits are spread, the hotter it must be before the curve lies at one.",
+    temperature=middle,
 )
 
 # %% tags=["hide-input"]

@@ -48,6 +48,7 @@ from kdlab.figures import (
     PURPLE,
     SKY,
     VERMILION,
+    divergence_dial,
     sentence,
     show,
     table,
@@ -413,6 +414,18 @@ show(
     + ", ".join(f"{count} ({name})" for name, count in pits.items())
     + ".",
     alt="Four contour maps over centre and width, with a star at the best bell of each and dots at further minima.",
+)
+
+# %% [markdown]
+# Drag the bell yourself, and see what each divergence would have it do:
+
+# %% tags=["hide-input"]
+divergence_dial(
+    x.tolist(),
+    p.tolist(),
+    label="drag",
+    caption="A student of one bell, its divergences from the teacher, and the pull of each on its centre and its width. "
+    "Between two modes the reverse KL pulls to one of them, and the forward KL widens the bell.",
 )
 
 # %% [markdown]

@@ -52,6 +52,7 @@ from kdlab.figures import (
     SKY,
     VERMILION,
     Shown,
+    leash_dial,
     show,
     table,
     use_style,
@@ -288,6 +289,19 @@ show(
     label="frontier",
     caption=f"Left: what the best policy makes of the reference at $\\beta={BETA:g}$, a dot a text. Texts of the same reward lie on one line: all are multiplied by the same factor. Right: the most reward for each divergence, with dots at $\\beta$ = {dots_at}, from left to right, and the tilted reference, which lacks at most {tilt_lacks:.2f} of a reward here.",
     alt="Left, dots on four parallel lines in logarithmic scales, the higher the more a text earns. Right, a rising curve that flattens, with three dots, and a dashed curve that is nowhere above it.",
+)
+
+# %% [markdown]
+# What the best policy writes at each price, to try:
+
+# %% tags=["hide-input"]
+leash_dial(
+    ["".join(LETTERS[k] for k in text) for text in TEXTS.tolist()],
+    log_p.tolist(),
+    r.tolist(),
+    label="leash",
+    caption=r"The best policy by the price $\beta$ of a nat. A short leash leaves the reference as it is; a long one buys every ! there is.",
+    price=BETA,
 )
 
 # %% [markdown]

@@ -79,7 +79,7 @@
   const kinds = {
     // sliders: [key, label, lowest, highest, start, "log" or step, digits]
     "t-squared": (given) => ({
-      sliders: [["T", "temperature T", 0.5, 1000, 4, "log", 1], ["N", "classes N", 2, given.student.length, 100, "log", 0],
+      sliders: [["T", "temperature T", 0.5, 1000, given.start, "log", 1], ["N", "classes N", 2, given.student.length, 100, "log", 0],
         ["s", "spread of the teacher’s logits", 0.3, 20, 3, "log", 1], ["z", "spread of the student’s", 0.3, 20, 2, "log", 1]],
       turn: (svg, { T, N, s, z }) => {
         N = Math.round(N);

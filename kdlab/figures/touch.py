@@ -31,7 +31,9 @@ def _softmax(z: np.ndarray, T: float = 1.0) -> np.ndarray:
     return e / e.sum()
 
 
-def t_squared_dial(*, label: str, caption: str, most_classes: int = 1000, seed: int = 0) -> Shown:
+def t_squared_dial(
+    *, label: str, caption: str, temperature: float = 4.0, most_classes: int = 1000, seed: int = 0
+) -> Shown:
     r"""How far :math:`T^2` times the gradient of :math:`D_{\mathrm{KL}}(p\,\Vert\,q)` is from its limit :math:`(\tilde z-\tilde t)/N`, by temperature.
 
     The reader moves temperature, number of classes and the spread of both networks' logits, which are Gaussian; the curve is
@@ -40,7 +42,8 @@ def t_squared_dial(*, label: str, caption: str, most_classes: int = 1000, seed: 
     Args:
         label: unique on its page.
         caption: what to see; ``$…$`` is mathematics.
-        most_classes: the largest number of classes.
+        temperature: where its slider starts, 0.5 to 1000.
+        most_classes: the largest number of classes, at least 100, where its slider starts.
         seed: of the logits.
 
     Source: Hinton et al. (2015), section 2.1.
@@ -53,9 +56,16 @@ def t_squared_dial(*, label: str, caption: str, most_classes: int = 1000, seed: 
         {"T": f"{T:.4g}", "over its limit": f"{np.linalg.norm(T * (_softmax(z, T) - _softmax(t, T))) / limit:.4g}"}
         for T in np.geomspace(0.5, 1000, 70)
     ]
-    here = np.linalg.norm(4 * (_softmax(z, 4) - _softmax(t, 4))) / limit
-    still = f"For 100 classes, a teacher’s logits of spread 3 and a student’s of 2, T² times the gradient at T = 4 is {here:.2f} of its limit."
-    return _figure("t-squared", {"student": student.tolist(), "teacher": teacher.tolist()}, rows, still, label, caption)
+    here = np.linalg.norm(temperature * (_softmax(z, temperature) - _softmax(t, temperature))) / limit
+    still = f"For 100 classes, a teacher’s logits of spread 3 and a student’s of 2, T² times the gradient at T = {temperature:g} is {here:.2f} of its limit."
+    return _figure(
+        "t-squared",
+        {"student": student.tolist(), "teacher": teacher.tolist(), "start": temperature},
+        rows,
+        still,
+        label,
+        caption,
+    )
 
 
 def divergence_dial(
