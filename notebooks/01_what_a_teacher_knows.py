@@ -26,6 +26,7 @@ teacher_examples: int = 20_000  # labels that the known posterior's teacher lear
 sizes: list[int] = [128, 512, 2048]  # n: how many examples a student sees
 lengths: list[int] = [50, 200]  # steps of training, among which held-out labels choose
 seeds: list[int] = [0, 1, 2, 3, 4]  # of the students' weights and examples
+photographs: int = 2000  # validation images that the real teacher is shown
 
 # %% tags=["hide-input"]
 import itertools
@@ -291,11 +292,12 @@ def recipe(examples, steps, seed):
 torch.manual_seed(0)
 teacher = mlp(16, task.num_classes, width=128)
 labelled = task.sample(teacher_examples, generator=generator)
+teacher_steps = min(1000, max(200, teacher_examples // 20))
 fit(
     teacher,
     CrossEntropy(),
     train=labelled,
-    recipe=recipe(teacher_examples, 1000, seed=0),
+    recipe=recipe(teacher_examples, teacher_steps, seed=0),
 )
 teacher_logits = predict(teacher, test)
 
@@ -570,7 +572,7 @@ real_teacher = book_teacher(data, device=device)
 data_note(data)
 
 # %% tags=["hide-input"]
-seen = data.validation[:2000]
+seen = data.validation[:photographs]
 real_logits = predict(real_teacher, seen, device=device)
 superclass = torch.tensor(data.superclass_of)
 probabilities = soften(real_logits).scatter(-1, seen.labels[:, None], 0.0)
@@ -763,7 +765,7 @@ findings.show(
 # torch.manual_seed(0)
 # weak = mlp(16, task.num_classes, width=128)
 # few = task.sample(500, generator=torch.Generator().manual_seed(5))
-# fit(weak, CrossEntropy(), train=few, recipe=recipe(500, 1000, seed=0))
+# fit(weak, CrossEntropy(), train=few, recipe=recipe(500, 400, seed=0))
 # sources["weak teacher"] = (SoftTargets(temperature=1), weak)
 # gain = {n: summary(np.subtract(taught("weak teacher", n)[2], right_answers["hard labels", n])) for n in sizes}
 # table(["$n$", "points"], [[n, (100 * g).bracketed("+.1f")] for n, g in gain.items()], caption="Weak teacher minus hard labels.")

@@ -13,7 +13,14 @@ from kdlab.study.parameters import declared_in
 
 #: One chapter a line; with these it takes less than 20 seconds of a slow core.
 OTHER = {
-    1: {"temperatures": [0.5, 1.0, 3.0, 8.0], "teacher_examples": 1000, "sizes": [64], "lengths": [20], "seeds": [3]},
+    1: {
+        "temperatures": [0.5, 1.0, 3.0, 8.0],
+        "teacher_examples": 1000,
+        "sizes": [64],
+        "lengths": [20],
+        "seeds": [3],
+        "photographs": 600,
+    },
     2: {"classes": 70, "kept": 7, "betas": [0.3], "temperatures": [1.0, 20.0], "seed": 3},
     3: {"temperatures": [2.0, 6.0, 20.0], "hot": [5.0, 50.0, 500.0], "classes": 70, "train_images": 320, "seed": 3},
     4: {"sizes": [20, 300], "temperature": 2.0, "temperatures": [1.0, 2.0, 50.0], "steps": 5, "seed": 3},
