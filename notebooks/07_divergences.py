@@ -23,6 +23,8 @@
 # %% tags=["parameters"]
 profile: str = "cpu"  # "cpu" or "gpu"
 skew: float = 0.1  # λ of the skewed divergences
+restarts: int = 5  # random starts of the fits of two and three bells
+dial_steps: int = 20  # of β and λ from 0 to 1
 hidden_units: int = 4  # of the network that is too small
 epochs: int = 4  # of its trainings
 learning_rates: list[float] = [0.02, 0.05, 0.1, 0.2, 0.5]  # each objective chooses one
@@ -101,6 +103,7 @@ from kdlab.training import (
 
 use_style()
 device = device_for(profile)
+require(dial_steps >= 4, f"dial_steps must be four or more, not {dial_steps}.")
 require(skew < 1, f"skew is a part of a mixture, below 1, not {skew}.")
 require(len(set(seeds)) == len(seeds), f"seeds differ from each other: {seeds}.")
 RATES = sorted(set(learning_rates))
@@ -445,7 +448,7 @@ for size in (2, 3):
                 np.log(rng.uniform(0.5, 2, size)),
             ]
         )
-        for _ in range(5)
+        for _ in range(restarts)
     ]
     for name, D in DIVERGENCES.items():
         by_size[size, name] = minima(D, bells, random_starts)
@@ -525,7 +528,7 @@ table(
 )
 
 # %% [markdown]
-# “Mode seeking” is thus not a property of the reverse KL. It is a property of the reverse KL *and a student that cannot
+# So “mode seeking” is not a property of the reverse KL. It is a property of the reverse KL *and a student that cannot
 # do better*. A student with a free logit for every class can match any distribution, and for it both directions have
 # the same optimum, as has been pointed out for language models and their vocabularies {cite}`wu2025rethinking`. What
 # can be too small there is the network behind the logits, which has to serve all contexts at once; the last experiment
@@ -587,7 +590,7 @@ for skewed, denominator in ((skewed_forward_kl, p_t), (skewed_reverse_kl, q_z)):
 # So we turn each dial through its range, and fit the bell at every setting.
 
 # %%
-settings = np.linspace(0, 1, 21)
+settings = np.linspace(0, 1, dial_steps + 1)
 four_starts = [(-1.0, math.log(4.0)), *at_modes]
 DIALS = {
     "JSD (scaled)": lambda beta: partial(generalised_jsd, beta=beta, scaled=True),
@@ -1326,7 +1329,7 @@ only(
 # whole sequences. The reverse KL needs the student to write, the teacher to judge what was written, and a
 # likelihood-ratio gradient or its like; that is what on-policy distillation pays for
 # {cite}`gu2024minillm,agarwal2024onpolicy`. A skew, or a mixture, gives more freedom: the text may come from either of the two, as long as *both*
-# models say how likely they find it. Within a single position, where all logits are at hand, no divergence
+# models say how likely they find it. Within a single position, where all logits are known, no divergence
 # needs a sample, and `kdlab`'s functions take none.
 #
 # (swapped)=

@@ -739,7 +739,7 @@ display(
 
 # %% [markdown]
 # Did the *hint* do its work? Two questions. What was trained is the loss of the student together with its projector: is it smaller than before the training, on images that neither has seen? (The projector's
-# normalisation takes its statistics from those images, both times.) The projector could do much of that with its offsets and scales alone. So the loss is held against a constant, too, the teacher's mean of each channel. The second:
+# normalisation takes its statistics from those images, both times.) The projector could do much of that with its offsets and scales alone. So the loss is also compared with a constant, the teacher's mean of each channel. The second:
 # is the student itself nearer, when both it and the student alone are given the best linear map?
 
 
@@ -2307,7 +2307,7 @@ findings.show(
 # ````{solution} ex-hint-alone
 # :class: dropdown
 #
-# `layer3` and `fc` get no gradient at all and keep the weights that they were born with (the optimiser passes over them, weight decay and all), so that
+# `layer3` and `fc` get no gradient at all and keep their initial weights (the optimiser skips them, weight decay included), so
 # the accuracy stays near chance, however well `layer2` matches.
 # FitNets trains in two stages for this reason: first the hint, up to its layer, then the whole network on the outputs.
 #

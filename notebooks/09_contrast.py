@@ -906,7 +906,7 @@ above("while turning", "at rest", of_nothing, NOTHING, by=1)
 
 # %% [markdown]
 # That is no violation of the bound. The derivation needs negatives from the *same* distribution as the positive, and old embeddings
-# are not. Networks exploit that: all embeddings drift together, and the loss falls though hardly an example has been told from another. CRD takes the
+# are not. Networks exploit that: all embeddings drift together, and the loss falls though the examples have hardly been told apart. CRD takes the
 # positive **from the bank**, as old as the negatives. Here both are trained, and judged twice: by the negatives that they were trained with, and by the same examples
 # embedded anew. <!-- by definition -->
 
@@ -1818,7 +1818,7 @@ ahead = above("CRD", ["alone", "batch, two maps"], lengths["long"], SLOW)
 display(behind, ahead, undecided("CRD", "afresh", 0.1, lengths["long"], SLOW))
 
 # %% [markdown]
-# Where the first two sentences hold, the order turns round: after the short training a bank's student is behind the one without a teacher's embeddings, after the longer one ahead of it, and ahead of the batch's in the same set-up. The third is about the control that matters, the bank's candidates embedded afresh: where it does not tell the two apart, nothing shows that the gain over the batch comes from the memory. A measurement of CRD at one length of training says
+# Where the first two sentences hold, the order is reversed: after the short training a bank's student is behind the student of labels alone; after the longer one it is ahead of it, and of the batch's in the same set-up. The third is about the control that matters, the bank's candidates embedded afresh: where it does not tell the two apart, nothing shows that the gain over the batch comes from the memory. A measurement of CRD at one length of training says
 # nothing about another.
 #
 # ### False negatives
@@ -2010,7 +2010,7 @@ findings.show(
 # :class: dropdown
 #
 # Train *CRD*, and *batch, two maps*, once more for `LONG` epochs at the *short* training's rate, and for `epochs` epochs at a tenth of it, and compare with the student alone at the same settings. <!-- by definition --> Between two visits there is one epoch in every
-# case, so that only the rate changes an entry's age; the number of epochs changes how long the last, slow part of the cosine lasts.
+# case, so only the rate changes an entry's age; the number of epochs changes how long the last, slow part of the cosine lasts.
 #
 # ```python
 # for tried, length in ((rate, LONG), (rate / 10, epochs)):

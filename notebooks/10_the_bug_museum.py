@@ -303,7 +303,7 @@ within(
 )
 
 # %% [markdown]
-# Mistakes are planted as terms made from a plain function, so that the wrong line stands in the open.
+# Mistakes are planted as terms made from a plain function, so that the wrong line can be seen.
 
 
 # %%
@@ -2088,7 +2088,7 @@ if len(seeds) > 1:
 # | | The teacher's parameters, buffers and mode are the same before and after. The student is in training mode. |
 # | | What is remembered is remembered of the example, not of its place. |
 # | | Whatever is learned against the loss makes the loss larger. |
-# | a comparison | Validation chooses; the test split is looked at once. Every arm gets the same tuning. |
+# | a comparison | Validation chooses; the test split is used once. Every arm gets the same tuning. |
 #
 # A test that cannot fail is one more exhibit. So each criterion in `tests/test_pitfalls.py` is run on the right code *and* on the planted mistake. And `python tests/mutations.py` goes one step
 # further: it plants the mistakes in copies of the package itself, one at a time, and shows the test that fails. <!-- by definition -->

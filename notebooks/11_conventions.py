@@ -649,7 +649,7 @@ findings.show(
 # - The sources were read at the versions that `CONVENTIONS` names. Libraries change; that is the point of the section above.
 # - RepDistiller, mdistiller, torchdistill, timm, DeiT, DistillKit and TextBrewer are compared with their formula, written out a second time in the tests, not with their code
 #   as it runs. DeiT's teacher is matched by a head of its own, which no formula of one pair of logits shows.
-# - The small example of the optimisers is one table of logits. Adam's second moment forgets slowly, so that a factor that *changes* during training is not divided out at once.
+# - The small example of the optimisers is one table of logits. Adam's second moment forgets slowly, so a factor that *changes* during training is not divided out at once.
 # - The logits are random. The factors are not: they hold for any logits. The cosines, and the ratios without a factor, are of this batch.
 #
 # ## To take along
@@ -733,5 +733,5 @@ findings.show(
 # ```
 #
 # Train $\beta=0.1$ with the loss divided by $\beta(1-\beta)$, or tune the learning rate for each. If the difference vanishes it was the
-# weight. Under AdamW without clipping the factor cancels, so that the difference should stay: then it was the divergence. (With `max_grad_norm`, which `transformers` sets by default, and under SGD it may have been the weight.)
+# weight. Under AdamW without clipping the factor cancels, so the difference should stay: then it was the divergence. (With `max_grad_norm`, which `transformers` sets by default, and under SGD it may have been the weight.)
 # ````
