@@ -1750,7 +1750,7 @@ findings.show(
     f"A bell that is too small for three modes covers all of them by the forward KL (width {best['forward KL'][1].exp():.1f}) "
     f"and sits on one by the reverse KL (width {best['reverse KL'][1].exp():.1f}). With three "
     f"bells all eight divergences agree (total variation from the teacher at most {furthest:.0e}).",
-    f"From a distance of 20, of {len(left_over)} descents only {sum(d < 0.1 for d in left_over.values())} arrive: "
+    f"From a distance of 20, of {len(left_over)} descents {sum(d < 0.1 for d in left_over.values())} arrive: "
     + ", ".join(name for name, d in left_over.items() if d < 0.1)
     + ".",
     "From the teacher's samples alone, the reverse KL's gradient keeps a relative error of "
