@@ -122,7 +122,7 @@ def keep(entry):
         stages["after one epoch"] = copy.deepcopy(student)
 
 
-fit(
+history = fit(
     student,
     0.1 * CrossEntropy() + 0.9 * SoftTargets(temperature=4),
     train=slice_of_training,
@@ -937,7 +937,7 @@ for study in studies:
     if (difference := widths_apart(study)) is not None:
         display(
             Markdown(
-                f"{study.plan}: accuracy at T = {HOT} minus T = {WARM}, the widest student's minus the narrowest's: {points(difference, 1)} points, "
+                f"Plan {study.plan}: accuracy at T = {HOT} minus T = {WARM}, the widest student's minus the narrowest's: {points(difference, 1)} points, "
                 f"n = {difference.n}"
             )
         )
@@ -1081,7 +1081,7 @@ for study in studies:
         )
         display(
             Markdown(
-                f"{study.plan}: falling minus rising {points(turn)} points, n = {turn.n}"
+                f"Plan {study.plan}: falling minus rising {points(turn)} points, n = {turn.n}"
             )
         )
     if there and (constant := best_constant(study)):
@@ -1089,7 +1089,7 @@ for study in studies:
         for name, d in against(values, constant).items():
             display(
                 Markdown(
-                    f"{study.plan}: {name} minus {constant} (the constant that validation picks) {points(d)} points, together with the others (Dunnett), n = {d.n}"
+                    f"Plan {study.plan}: {name} minus {constant} (the constant that validation picks) {points(d)} points, together with the others (Dunnett), n = {d.n}"
                 )
             )
 if small.complete(schedule_arms):
@@ -1270,7 +1270,7 @@ for study in studies:
         display(drawn, source_note(study.all(map_of(study))))
         display(
             Markdown(
-                f"{study.plan}: of the three rules, “{rule.replace('$', '')}” does best here: {points(intervals[rule], 1)} points, n = {intervals[rule].n}; "
+                f"Plan {study.plan}: of the three rules, “{rule.replace('$', '')}” does best here: {points(intervals[rule], 1)} points, n = {intervals[rule].n}; "
                 + (
                     "its gain over the default is beyond the noise of the seeds."
                     if helps
