@@ -13,13 +13,12 @@
 # teacher's targets are gentler than labels, whatever they say? And if something does pass from one network to the other: is it in the
 # teacher's outputs or in its layers, and does it survive when the student is never shown what it is about?
 #
-# These are questions of cause. The contrasts that isolate one are named below; where an arm differs from its control in several things, the page says in which.
+# These are questions of cause. Some comparisons below isolate one; where two students differ in several things, the page says in which.
 #
-# **At the end you will know** why agreement with the teacher says little that accuracy has not said; which contrast isolates the teacher's opinion of the
-# wrong classes; what one short training at one learning rate can say of layers against outputs, and of combinations, and what it cannot; how a student can
-# recognise a class of which it never saw an example; and how close a student's student comes to the first teacher.
+# **At the end you will know** why agreement with the teacher says little that accuracy has not said; how to isolate the teacher's opinion of the
+# wrong classes; how a student can recognise a class of which it never saw an example; and what one short training can say of layers, outputs and combinations.
 #
-# *Needs: one CPU core and about a minute. What took hours was recorded, and this page reads the records; it fills as they come.*
+# *Needs: one CPU core and about a minute. What took hours was recorded, and this page reads the records.*
 
 # %% tags=["parameters"]
 profile: str = "cpu"
@@ -36,7 +35,7 @@ from itertools import permutations
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython.display import display
+from IPython.display import Markdown, display
 
 from kdlab.data import ExactTeacher, Examples, KnownPosterior, load_images
 from kdlab.figures import (
@@ -69,6 +68,7 @@ from kdlab.study import (
     stored_student,
 )
 from kdlab.study.display import (
+    Findings,
     called,
     conditions,
     data_note,
@@ -78,7 +78,8 @@ from kdlab.study.display import (
     under,
     verdict,
 )
-from kdlab.study.evidence import Among, Quantity, evidence
+from kdlab.study.evidence import QUANTITIES, Among, Quantity, evidence
+from kdlab.study.findings import moves
 from kdlab.study.statements import above, below, leads, undecided, within
 from kdlab.study.statistics import against, off_line, pairing, smallest_p, summary
 from kdlab.training import (
@@ -95,6 +96,9 @@ device = device_for(profile)
 data = load_images()
 data_note(data)
 
+# %% tags=["hide-input"]
+findings = Findings()
+
 # %% [markdown]
 # ## Two studies, one set of questions
 #
@@ -106,7 +110,7 @@ data_note(data)
 # is one of rates, too ({doc}`12_the_table_again` measures by how much); the contrasts between targets of one loss, below, are less exposed to that.
 #
 # Three seeds leave a difference of two arms two degrees of freedom, so one deviation is pooled over all arms of a student. Runs of one seed see the same batches, and begin with the same weights unless the objective has
-# projectors or memories of its own (`fitnet`, `crd`, `crd+kd`, `kd+crd`), which were drawn first when these records were made. How much that is worth, the cell prints, and what so few runs could show without the assumption that they are normal, which every interval here makes.
+# projectors or memories of its own (`fitnet`, `crd`, `crd+kd`, `kd+crd`), which were drawn first when these records were made. The text below says how much that is worth, and what so few runs could show without the assumption that they are normal, which every interval here makes.
 
 # %%
 small, questions = results("small"), results("questions")
@@ -165,7 +169,7 @@ def answer(question, needed, draw, arms=None):
         ]
         if not missing:
             for item in draw(study):
-                print(item) if isinstance(item, str) else display(item)
+                display(Markdown(item) if isinstance(item, str) else item)
             display(source_note(study.all((arms or needed)(study))))
         elif study is small:
             names = ", ".join(missing[:6]) + (" and others" if len(missing) > 6 else "")
@@ -193,18 +197,14 @@ def points(interval, digits=2):
 
 
 for study in STUDIES:
-    done = f"{len(study.records)} of {len(study.specs)} runs are recorded"
-    print(f"{study.plan}: {done} ({scale_of(study)})")
+    told = f"Plan {study.plan}: {len(study.records)} of {len(study.specs)} runs are recorded ({scale_of(study)})."
     if len(arms := like(study, "kd")) > 2:
         shared = pairing({arm: study.values(arm) for arm in arms})
-        print(
-            f"  over {shared.arms} arms, runs of one seed correlate with {shared.correlation:.2f}; a difference paired by seed has "
-            f"{shared.variance_ratio:.2f} times the variance of an unpaired one (that seeds do nothing: p = {shared.p:.2g})"
+        told += (
+            f" Over {shared.arms} arms, runs of one seed correlate with {shared.correlation:.2f}; a difference paired by seed has {shared.variance_ratio:.2f} times the variance of an unpaired one "
+            f"(that seeds do nothing: p = {shared.p:.2g}). Without normality, {shared.seeds} runs against {shared.seeds} can reach no p below {smallest_p(shared.seeds, paired=False):.2g}, and {shared.seeds} paired differences none below {smallest_p(shared.seeds):.2g}."
         )
-        print(
-            f"  without normality {shared.seeds} runs against {shared.seeds} can reach no p below {smallest_p(shared.seeds, paired=False):.2g}, "
-            f"nor {shared.seeds} paired differences one below {smallest_p(shared.seeds):.2g}"
-        )
+    display(Markdown(told))
 if questions.missing:
     display(
         not_yet_run(
@@ -246,7 +246,7 @@ assert (agree >= right + also - 1 - 1e-12).all()
 # they ask another question.) Read the figure from left to right for accuracy and upwards for fidelity. If to imitate and to be right were two things, the
 # points would not lie on one curve.
 
-# %%
+# %% tags=["hide-input"]
 FAMILIES = {
     "labels only": PURPLE,
     "controls": "grey",
@@ -280,7 +280,7 @@ def full_width(study):
 
 # %%
 def at_equal_accuracy(study, arms, measure, name):
-    """What a line through all runs leaves of a measure at their accuracy, as evidence in points."""
+    """What a line through all runs leaves of a measure at their accuracy, in points."""
     left = off_line(
         *({a: study.values(a, m) for a in arms} for m in (measure, "accuracy"))
     )
@@ -432,7 +432,7 @@ answer(
 
 # %% [markdown]
 # A student that learns from labels agrees with the teacher too, since both are often right. So the question to ask of a faithful student is how much larger its agreement is
-# than that of a student of like accuracy which has never heard of the teacher. <!-- by definition --> The sentence under the figure has the answer for `kd` and `alone`, by way of a line through all arms. **On this page, therefore, agreement is no
+# than that of a student of like accuracy which has had nothing from the teacher. <!-- by definition --> The sentence under the figure has the answer for `kd` and `alone`, by way of a line through all arms. **On this page, therefore, agreement is no
 # second witness beside accuracy.** What a student says of images on which its teacher errs would be one; these records do not have it.
 #
 # ## Which part of the target?
@@ -451,7 +451,7 @@ answer(
 # The last three are mixed with labels in the same proportion and have the same temperature. Here is what the five ask for in one photograph: of a
 # thousand, the one that is in the middle when they are ordered by what the book's teacher thinks of their true class.
 
-# %%
+# %% tags=["hide-input"]
 teacher = book_teacher(data, device=device)
 some = data.validation[: min(1000, len(data.validation))]
 believed = predict(teacher, some, device=device)
@@ -459,6 +459,8 @@ labels = some.labels
 of_true = soften(believed).gather(-1, labels[:, None]).squeeze(-1)
 example = of_true.argsort()[len(of_true) // 2]
 t, y = believed[example : example + 1].double(), labels[example : example + 1]
+
+# %%
 generator = torch.Generator().manual_seed(0)
 targets = {
     "alone": smooth_labels(y, data.num_classes, smoothing=0.0).double(),
@@ -510,6 +512,7 @@ for name in ("spread", "permuted"):
 assert torch.allclose(entropy(targets["permuted"]), entropy(targets["kd"]))
 assert entropy(targets["spread"]) >= entropy(targets["kd"])
 
+# %% tags=["hide-input"]
 four = torch.tensor([[2.0, 1.0, 0.0, -3.0]], dtype=torch.float64)
 first = torch.tensor([0])
 shuffles = [
@@ -521,11 +524,8 @@ assert torch.allclose(
 )
 
 share = soften(believed, 4).gather(-1, labels[:, None])
-print(
-    f"At T=4 the teacher gives the true class {share.mean():.1%} on average", end=", "
-)
-print(
-    f"from {share.quantile(0.05):.1%} (5th percentile) to {share.quantile(0.95):.1%}."
+Markdown(
+    f"At $T=4$ the teacher gives the true class {share.mean():.1%} on average, from {share.quantile(0.05):.1%} (5th percentile) to {share.quantile(0.95):.1%}."
 )
 
 # %% [markdown]
@@ -538,7 +538,7 @@ print(
 #   How much probability the target keeps at $T=4$ for the true class, the line above says; with the rest spread evenly it is a smoothed label, and labels have the weight $0.1$.
 # - *smoothed − alone* is what a softer label is worth to which no teacher contributed {cite}`muller2019when,yuan2020revisiting`.
 #
-# *spread − smoothed* looks like the value of image-dependent confidence {cite}`tang2020understanding`. It is not clean: the two also differ in temperature, in weight, and, as the printed line
+# *spread − smoothed* looks like the value of image-dependent confidence {cite}`tang2020understanding`. It is not clean: the two also differ in temperature, in weight, and, as the sentence above
 # shows, in how much they leave to the true class.
 #
 # Accuracy alone would not tell the mechanisms apart. If dark knowledge is transferred, one expects the student to err where its teacher does, with errors that move into the superclass of the truth.
@@ -554,6 +554,8 @@ CONTRASTS = {
     "smoothed − alone": ("smoothed", "alone"),
     "kd − alone": ("kd", "alone"),
 }
+
+# %% tags=["hide-input"]
 MEASURES = {
     "accuracy": ("accuracy (%)", 100),
     "agreement": ("agreement (%)", 100),
@@ -564,7 +566,6 @@ MEASURES = {
 }
 
 
-# %% tags=["hide-input"]
 def measured(
     study, arms, names, *, colours=None, columns=3, reference=None, height=None
 ):
@@ -744,6 +745,8 @@ answer(
 # %%
 OUTPUTS = ("kd", "dkd", "dist", "standardised")
 LAYERS = ("fitnet", "at", "rkd", "crd")
+
+# %% tags=["hide-input"]
 METHOD_COLOURS = dict.fromkeys(OUTPUTS, BLUE) | dict.fromkeys(LAYERS, ORANGE)
 
 
@@ -767,7 +770,6 @@ def layers_and_outputs(study):
     )
 
 
-# %% tags=["hide-input"]
 def layers_figure(study):
     arms = study.ready((*OUTPUTS, *LAYERS))
     names = ("accuracy", "agreement", "errors_within_superclass")
@@ -868,6 +870,8 @@ BUDGET = {
     "kd+at": ("kd+at-100", "kd+at-1000", "kd+at-5000"),
     "kd+crd": ("kd+crd-0.2", "kd+crd-0.8", "kd+crd-3.2"),
 }
+
+# %% tags=["hide-input"]
 WEIGHTS = {"kd": ("0.5", "0.9", "1")} | dict.fromkeys(
     ("crd", "kd+crd"), ("0.2", "0.8", "3.2")
 )
@@ -893,6 +897,7 @@ def validated(record):
     return record["epochs"]["validation.accuracy"][-1]
 
 
+# %%
 def chosen(study, arms, without=None):
     """The arm that the validation split prefers, by all seeds or without one;
     an arm of which a run diverged is out.
@@ -913,6 +918,7 @@ def tuned_tests(study, arms):
     return {s: study.values(chosen(study, arms, s))[s] for s in seeds}
 
 
+# %% tags=["hide-input"]
 def against_parts(study, method):
     """A tuned combination against its rivals, chosen likewise: the better of its parts, and KD with its temperature tuned, too."""
     parts = [arm for part in PARTS[method] for arm in BUDGET[part]]
@@ -941,7 +947,6 @@ def against_parts(study, method):
     )
 
 
-# %% tags=["hide-input"]
 def optimism(study, arms):
     """What choosing adds to a validation score: how far the chosen arm's exceeds
     its test score, beyond the mean of all arms'.
@@ -1129,12 +1134,10 @@ seen = ~torch.isin(pool.labels, omitted)
 shown_examples = Examples(pool.inputs[seen], pool.labels[seen])
 unseen = torch.isin(test.labels, omitted)
 told = soften(exact(shown_examples.inputs))[:, omitted].sum(-1)
-print(
-    f"{len(shown_examples):,} examples of {20 - len(omitted)} classes; "
-    "in them the teacher gives"
-)
-print(
-    f"the {len(omitted)} omitted classes {told.mean():.1%} of its probability on average"
+
+# %% tags=["hide-input"]
+Markdown(
+    f"There are {len(shown_examples):,} examples of {20 - len(omitted)} classes. In them the teacher gives the {len(omitted)} omitted classes {told.mean():.1%} of its probability on average."
 )
 
 # %% [markdown]
@@ -1157,6 +1160,7 @@ def objectives(T):
     }
 
 
+# %% tags=["hide-input"]
 raised = torch.zeros(task.num_classes).index_fill(0, omitted, 1.0)
 BIASES = [b / 4 for b in range(61)]
 
@@ -1181,11 +1185,14 @@ def born(seed):
     return mlp(16, task.num_classes)
 
 
+# %%
 def omission(T, seed):
-    """A student of each objective that never saw the omitted classes: what each recognises of them, and the students."""
+    """A student of each objective that never saw the omitted classes: what each
+    recognises of them, and the students.
+    """
     recipe = Recipe(
-        epochs=epochs, batch_size=256, optimizer="adam", learning_rate=1e-2, schedule="cosine",
-        weight_decay=0.0, augment=False, seed=seed,
+        epochs=epochs, batch_size=256, optimizer="adam", learning_rate=1e-2,
+        schedule="cosine", weight_decay=0.0, augment=False, seed=seed,
     )  # fmt: skip
     learners = [
         Learner(born(seed), objective, recipe) for objective in objectives(T).values()
@@ -1210,11 +1217,12 @@ def omission(T, seed):
 
 
 runs_of = [omission(temperature, seed) for seed in seeds]
+
+# %% tags=["hide-input"]
 live = {arm: [found[arm] for found, _ in runs_of] for arm in objectives(temperature)}
 truth_rates = hit_rates(exact(test.inputs))
 truth_among = of_five(exact(test.inputs))
 
-# %% tags=["hide-input"]
 LIVE_COLOURS = {"alone": PURPLE, "spread": GREEN, "kd": BLUE, "soft": ORANGE}
 figure, panels = plt.subplots(1, 2, sharey=True, figsize=(8.0, 3.4))
 for panel, when in zip(panels, ("as it is", "bias raised"), strict=True):
@@ -1323,18 +1331,18 @@ display(told_which, told_whether)
 # all omitted classes the same probability in every example, so nothing in them could tell one from another. It has the same
 # confidence in the true class, image by image, and so the two together say *where* the information is: in the relative probabilities of the wrong classes, as B16 says.
 #
-# This task is kind to the experiment. Its teacher is exact, and classes overlap, so that examples of one visit the ground of another.
+# This task makes it easy. Its teacher is exact, and classes overlap, so that examples of one lie where those of another do.
 #
 # ### On CIFAR-100
 #
 # The plan omits every tenth class, ten of a hundred. `omitted-alone` learns from labels, `omitted-kd` also from the teacher, `omitted-soft` from the teacher alone. All are measured on
 # the test images of the omitted classes, before and after one bias is raised that the validation split chooses. Note what the validation split does there: it *contains* the omitted classes, as
 # it must, so that the raised bias is the one thing in these students that was fitted to labels of classes they never saw. It was chosen for the accuracy on *all* classes, few of which are omitted,
-# so it says little about them: look at how far it moves between seeds. The records do not have a choice between the omitted classes alone.
+# so it says little about them: see how far it moves between seeds. The records do not have a choice between the omitted classes alone.
 #
 # **One control is missing here.** There is no `omitted-spread`, a student without these classes whose target has all wrong classes alike. So *omitted-soft − omitted-alone* is what the teacher's whole target does, its gentleness and its naming of classes together; the live experiment has the control.
 
-# %%
+# %% tags=["hide-input"]
 OMITTED = ("omitted-alone", "omitted-kd", "omitted-soft")
 PARTS_OF_IT = {
     "accuracy": "omitted, as it is (%)",
@@ -1612,15 +1620,15 @@ if study := decisive(lambda study: (*chain(study), "kd")):
     ))  # fmt: skip
 
 # %% [markdown]
-# ## How the teacher looks
+# ## The teacher's crop and mode
 #
-# Two things about the teacher are easily overlooked. *Does it see the same crop as the student?* Beyer and co-workers argue that it must: distillation is the matching of two
+# Two settings of the teacher are easily overlooked. *Does it see the same crop as the student?* Beyer and co-workers argue that it must: distillation is the matching of two
 # functions, and functions are matched at the same input {cite}`beyer2022knowledge`. In the arm `own-view` it sees a crop of its own of the same image. And *is it in evaluation mode?* In the arm
 # `teacher-in-training-mode` its batch normalisation uses the statistics of the batch, a mistake that is made easily and crashes nothing.
 #
 # Both arms weaken the statement that a target makes about *this* input and leave its classes and confidence plausible.
 
-# %%
+# %% tags=["hide-input"]
 VIEWS = ("own-view", "teacher-in-training-mode")
 
 
@@ -1639,7 +1647,7 @@ def view_figures(study):
     return found
 
 
-answer("how the teacher looks", lambda study: ("kd", *VIEWS), view_figures)
+answer("the teacher's crop and mode", lambda study: ("kd", *VIEWS), view_figures)
 
 # %% [markdown]
 # ## Calibration
@@ -1701,6 +1709,33 @@ answer(
     lambda study: CALIBRATED,
 )
 
+
+# %% tags=["hide-input"]
+def by_contrast(treated, control):
+    """What a contrast of the small plan does to accuracy, in words; None without records."""
+    d = gap(small, treated, control)
+    return d and f"{moves(d, QUANTITIES['accuracy'])} (n = {d.n})"
+
+
+sentences = []
+flat = by_contrast("spread", "alone")
+if flat and (named_classes := by_contrast("kd", "spread")):
+    sentences.append(
+        f"On CIFAR-100, naming the teacher's likely wrong classes, instead of making all wrong classes alike, {named_classes}. Against labels alone, distillation {by_contrast('kd', 'alone')}, and the target with all wrong classes alike {flat}: {scale_of(small)}."
+    )
+if hint := by_contrast("fitnet", "kd"):
+    sentences.append(
+        f"Following a hidden layer (FitNet's hint), in place of distillation by outputs, {hint}, under the same conditions."
+    )
+if helped := by_contrast("assisted", chain(small)[1]):
+    sentences.append(
+        f"An assistant between a large teacher and a narrow student {helped}."
+    )
+sentences.append(
+    f"Where the posterior is known, students that never saw {len(omitted)} of {task.num_classes} classes recognise {heard:.0%} of their examples if they are taught by the whole distribution, and {deaf:.0%} if all wrong classes are made alike ($T={temperature:g}$, {epochs} epochs, n = {len(seeds)} seed{'s' * (len(seeds) > 1)})."
+)
+findings.show(*sentences)
+
 # %% [markdown]
 # ## Limits
 #
@@ -1711,6 +1746,14 @@ answer(
 # - `smoothed` differs from `spread` in temperature, weight and amount, and the layer methods differ from each other in everything. Only the contrasts named above isolate one cause.
 # - Errors within the superclass are a share of a student's own errors. Arms make different errors.
 # - The omitted classes of the live experiment overlap with shown ones by construction, its teacher is the truth, and there were few seeds.
+#
+# ## To take along
+#
+# **Formulae.** With accuracies $a_S$ and $a_T$, student and teacher agree on at least $a_S+a_T-1$ and at most $1-\lvert a_S-a_T\rvert$ of the images. The best of $m$ equal settings looks too good by the expected maximum of $m$ normal variables, times their noise. <!-- by definition -->
+#
+# **What to set.** The controls are objectives: `SpreadSoftTargets` makes all wrong classes alike, `PermutedSoftTargets` shuffles them. Give each method as many tries as its rival, and choose on the validation split.
+#
+# **What to mind.** Agreement is no second witness beside accuracy. *kd − spread* is what the named classes do; it is no share of what distillation gains over labels. Show teacher and student the same crop, and put the teacher into evaluation mode.
 #
 # ## Exercises
 #
@@ -1740,7 +1783,7 @@ answer(
 # for T in (1.0, 4.0):
 #     found, _ = omission(T, seeds[0])
 #     for arm, run in found.items():
-#         print(T, arm, "bias", run["bias"], "raised", round(np.mean(run["bias raised"]), 3), "which", round(run["among"], 3))
+#         print(T, arm, "bias", run["bias"], "raised", round(float(np.mean(run["bias raised"])), 3), "which", round(run["among"], 3))
 # ```
 #
 # `alone` does not see $T$ and cannot change: a check of the code. For the others, compare each number with the runs of its row in the table, since one seed has no interval. What a bias that is the same for all omitted classes cannot change at any temperature is the last column: it moves them together, and so decides *whether* an omitted class is meant, never *which*.
@@ -1786,7 +1829,7 @@ answer(
 #
 # ```python
 # normal = np.random.default_rng(0).normal
-# print({m: round(normal(size=(100_000, m)).max(1).mean(), 2) for m in (3, 9, 30)})
+# print({m: round(float(normal(size=(100_000, m)).max(1).mean()), 2) for m in (3, 9, 30)})
 # ```
 #
 # For three it is $3/(2\sqrt\pi)$, about 0.85, for nine about 1.49, and for thirty about two. With
