@@ -7,15 +7,14 @@
 # ---
 
 # %% [markdown]
-# # Choosing
+# # Choosing an objective
 #
 # Article A ends by saying that the choice of an objective depends on four things: the models, the data, the compute, and the trade-off that is wanted between the student's
-# size, its speed and its fidelity. That is safe to say and hard to use. What does it come to, if it is
-# measured?
+# size, its speed and its fidelity. That is safe to say and hard to use. What is left of it when it is measured?
 #
-# **At the end you will know** what each objective asks for before it can be used at all; what a step of it costs; which
-# objectives nothing beats in accuracy, fidelity or calibration at a given cost, after one short training at one learning rate;
-# which of the article's conditions changed the answer in our records, which did not, and which they cannot speak of.
+# **At the end you will know** what each objective needs before it can be used; what a step of it costs; which
+# objectives are not beaten in accuracy, fidelity or calibration at a given cost, after one short training at one learning rate;
+# and which of the article's conditions changed the answer in our records.
 #
 # *Needs: one CPU core and half a minute. The recorded runs took longer; each says where.*
 
@@ -46,7 +45,7 @@ import time
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython.display import display
+from IPython.display import Markdown, display
 
 from kdlab import models
 from kdlab.figures import (
@@ -63,6 +62,7 @@ from kdlab.figures import (
 from kdlab.objectives import SmoothedLabels
 from kdlab.study import plans, results
 from kdlab.study.display import (
+    Findings,
     called,
     conditions,
     device_for,
@@ -82,11 +82,14 @@ use_style()
 device = device_for(profile)
 published = published_results()
 
+# %% tags=["hide-input"]
+findings = Findings()
+
 # %% [markdown]
 # ## What an objective asks for
 #
-# Before any number is measured, some objectives are out. Whoever has only a teacher's answers, from a file or over a
-# network, cannot look into its layers. Whoever trains on a stream has no memory with a place for each example. This
+# Some objectives are out before anything is measured. If you have only a teacher's answers, from a file or over a
+# network, you cannot use its layers. If you train on a stream, you have no memory with a place for each example. All this
 # can be read off the objectives themselves: the layers that they name, the parameters that they learn, the memories that
 # they keep. The candidates are the methods of {doc}`chapter 12 <12_the_table_again>` with their published weights, and label smoothing
 # {cite}`szegedy2016rethinking`, which needs no teacher at all.
@@ -95,6 +98,8 @@ published = published_results()
 EXAMPLES = 45_000
 objectives = plans.methods("resnet8", "resnet20", EXAMPLES, 2.0)
 objectives["smoothed"] = 1.0 * SmoothedLabels(0.1)
+
+# %% tags=["hide-input"]
 CALLED = {
     "alone": "labels alone",
     "smoothed": "smoothed labels",
@@ -115,8 +120,9 @@ if not {"alone", "kd"} <= set(candidates) <= set(CALLED):
 NAMES = {arm: CALLED[arm] for arm in CALLED if arm in candidates}
 
 
+# %%
 def asks_for(objective):
-    """What it needs: access to the teacher, parameters that learn, bytes that are kept."""
+    """What it needs: access to the teacher, what it learns, bytes that are kept."""
     access = "nothing"
     if objective.needs_teacher:
         access = "layers" if objective.teacher_layers else "logits"
@@ -125,10 +131,10 @@ def asks_for(objective):
     return access, learned, kept
 
 
+# %% tags=["hide-input"]
 needs = {arm: asks_for(objectives[arm]) for arm in CALLED}
 ACCESS = {arm: access for arm, (access, _, _) in needs.items()}
 
-# %% tags=["hide-input"]
 student_size = models.count_parameters(models.resnet8(100))
 twice = asks_for(plans.methods("resnet8", "resnet20", 2 * EXAMPLES, 2.0)["crd"])[2]
 assert (
@@ -168,7 +174,7 @@ table(
 # step of each, and each is divided by *labels alone* of the same round. The median over rounds is what counts. Weights and
 # images do not matter for time, so the networks are untrained and the images noise.
 
-# %%
+# %% tags=["hide-input"]
 generator = torch.Generator().manual_seed(0)
 images = torch.rand(batch, 3, 32, 32, generator=generator).to(device)
 images = images.to(memory_format=torch.channels_last)
@@ -192,7 +198,7 @@ def step_of(objective):
     objective.to(device).train()
     student = models.resnet8(100).to(device, memory_format=torch.channels_last).train()
     teacher = models.resnet20(100).to(device, memory_format=torch.channels_last).eval()
-    looks = (
+    taps = (
         Taps(student, objective.student_layers),
         Taps(teacher, objective.teacher_layers),
     )
@@ -202,10 +208,10 @@ def step_of(objective):
     def step():
         seen = {"labels": labels, "index": index, "progress": 0.5}
         with torch.autocast(**autocast):
-            seen["student_logits"], seen["student_hidden"] = looks[0](images)
+            seen["student_logits"], seen["student_hidden"] = taps[0](images)
             if objective.needs_teacher:
                 with torch.no_grad():
-                    seen["teacher_logits"], seen["teacher_hidden"] = looks[1](images)
+                    seen["teacher_logits"], seen["teacher_hidden"] = taps[1](images)
         loss, _ = objective(**seen)
         optimizer.zero_grad()
         loss.backward()
@@ -231,7 +237,7 @@ watched = models.resnet20(100).to(device, memory_format=torch.channels_last).eva
 
 @torch.no_grad()
 def look():
-    """The teacher's look at the batch, which every objective with a teacher pays for."""
+    """The teacher's forward pass, which every objective with a teacher pays for."""
     with torch.autocast(**autocast):
         watched(images)
 
@@ -268,22 +274,24 @@ show(
     label="cost",
     caption=f"Relative time of one step, ResNet-20 → ResNet-8, batch {batch}, {precision}, {torch.get_num_threads()} thread(s) of this machine: a dot a round of "
     f"{rounds}, stroke and bar median and quartiles. Eight of ten rounds lie within {spread[0]:+.2f} and {spread[1]:+.2f} of their median. "
-    f"The dashed line is labels alone plus the teacher's look at the batch ({LOOK:.2f}): what no objective with a teacher can save.",
-    alt="Rows of dots with a bar at the median, a row an objective: the time of its step, relative to labels alone; a dashed line at labels alone plus the teacher's look.",
+    f"The dashed line is labels alone plus the teacher's forward pass ({LOOK:.2f}): what no objective with a teacher can save.",
+    alt="Rows of dots with a bar at the median, a row an objective: the time of its step, relative to labels alone; a dashed line at labels alone plus the teacher's forward pass.",
 )
 
 # %% tags=["hide-input"]
-print(f"labels alone: {1000 * np.median([r['alone'] for r in timed]):.0f} ms a step")
-print(
-    f"the teacher's look: {LOOK:.2f} of it; beyond that look, a step costs more than labels alone by"
+Markdown(
+    f"Labels alone take {1000 * np.median([r['alone'] for r in timed]):.0f} ms a step, and the teacher's forward pass {LOOK:.2f} of that. Beyond that pass, a step costs more than labels alone by "
+    + ", ".join(
+        f"{COST[arm] - 1 - LOOK:+.2f} ({name})"
+        for arm, name in NAMES.items()
+        if ACCESS[arm] != "nothing"
+    )
+    + "."
 )
-for arm, name in NAMES.items():
-    if ACCESS[arm] != "nothing":
-        print(f"  {name:20s}{COST[arm] - 1 - LOOK:+.2f}")
 
 # %% [markdown]
-# The teacher's look can be had once for many students trained side by side, or be stored, if the images are not augmented anew in each
-# epoch. Then what is left of the cost is the objective's own, as printed above. On a GPU small batches wait for
+# The teacher's forward pass can serve many students that train side by side, or be stored, if the images are not augmented anew in each
+# epoch. Then only the objective's own cost is left, as said above. On a GPU small batches wait for
 # launches, not for arithmetic, and other ratios come out; the profile `gpu` measures them.
 #
 # ## What the records say
@@ -298,7 +306,7 @@ for arm, name in NAMES.items():
 # excludes zero; the deviation is pooled over all candidates. <!-- by definition --> (The line of cost is generous: costs are measured anew whenever this page is built, and a finer one would be crossed by chance.) What is not beaten stays, even if its mean is not on the front: two objectives that
 # cannot be told apart are not shown to be equal.
 
-# %%
+# %% tags=["hide-input"]
 small = results("small")
 #: Name, the record's key, its factor, whether larger is better, how it is printed.
 MEASURES = {
@@ -311,6 +319,7 @@ ran = [arm for arm in NAMES if small.mean(arm) is not None]
 waiting = [arm for arm in NAMES if arm not in ran]
 
 
+# %%
 def better(arm, other, measure):
     """Whether an arm is better than another beyond the noise of its seeds, pooled over
     the candidates.
@@ -462,8 +471,10 @@ display(
 )
 compared = len(ran) * (len(ran) - 1) // 2 * len(MEASURES)
 if compared:
-    print(
-        f"{compared} comparisons stand behind the stars, none of them corrected for the others: of as many between equals about {0.05 * compared:.0f} would exclude zero by chance."
+    display(
+        Markdown(
+            f"{compared} comparisons stand behind the stars, none of them corrected for the others: of as many between equals about {0.05 * compared:.0f} would exclude zero by chance."
+        )
     )
 
 # %% [markdown]
@@ -472,7 +483,7 @@ if compared:
 # The same records, asked the other way round: for each wish, the candidate with the best mean among those that qualify, and all
 # those that it does not beat. <!-- by definition --> Of several that cannot be told apart, the cheapest is marked. <!-- by definition -->
 
-# %%
+# %% tags=["hide-input"]
 LOGITS = [arm for arm in NAMES if ACCESS[arm] != "layers"]
 NO_MEMORY = [arm for arm in NAMES if not needs[arm][2] > 2**16]
 AS_CHEAP = [arm for arm in NAMES if COST[arm] <= COST["kd"] + same_cost]
@@ -487,11 +498,10 @@ WISHES = {
     ),
     "the teacher's decisions": ("agreement", list(NAMES)),
     "the teacher's probabilities": ("KL from the teacher", list(NAMES)),
-    "confidence that can be believed": ("calibration error", list(NAMES)),
+    "calibrated confidence": ("calibration error", list(NAMES)),
 }
 
 
-# %% tags=["hide-input"]
 def answer(wish):
     """A row of the decision table."""
     measure, arms = WISHES[wish]
@@ -587,25 +597,27 @@ if len(ran) > 2:
     ]
     first_of = {wish: leader(*WISHES[wish])[0] for wish in answered}
     same = {first_of[wish] for wish in with_teacher}
-    print(
-        f"Of the {len(with_teacher)} wishes that allow a teacher and are not about calibration, "
-        + (
-            f"all have the same best mean, {NAMES[same.pop()]}: neither access to layers, nor a memory, nor the cost of a step changed the answer."
-            if len(same) == 1
-            else f"the best means are {', '.join(NAMES[a] for a in same)}."
+    display(
+        Markdown(
+            f"Of the {len(with_teacher)} wishes that allow a teacher and are not about calibration, "
+            + (
+                f"all have the same best mean, {NAMES[same.pop()]}: neither access to layers, nor a memory, nor the cost of a step changed the answer."
+                if len(same) == 1
+                else f"the best means are {', '.join(NAMES[a] for a in same)}."
+            )
         )
     )
 
 # %% [markdown]
 # ## Questions, one at a time
 #
-# 1. **Is there a teacher's answer for every example, and nothing more?** Then the objectives on logits are all there is. The next cell compares them with KD.
-# 2. **Can you look into the teacher?** Then ask whether it pays: layers cost projectors, names of layers, sizes that fit. The
+# 1. **Is there a teacher's answer for every example, and nothing more?** Then the objectives on logits are all there is; the next table compares them with KD.
+# 2. **Do you have the teacher's layers?** Then ask whether it pays: layers cost projectors, names of layers, sizes that fit. The
 #    objectives that use them are compared below with KD, and with the objective on logits that has the best mean. <!-- by definition -->
 # 3. **Do the widths differ?** Choose what does not mind (RKD, AT) or brings a projector (FitNet, CRD). A projector learns;
 #    see {doc}`chapter 8 <08_hidden_states_and_attention>` for what it can hide.
 # 4. **Is the student tiny?** A cell below has what temperature did for two such students, and an assistant for the wider one alone: one student, one chain. No objective but KD was tried on them.
-# 5. **Must its confidence be believed?** Measure calibration on a validation split, and before choosing an objective for its sake, fit
+# 5. **Must its confidence be calibrated?** Measure calibration on a validation split, and before choosing an objective for its sake, fit
 #    one temperature after the training {cite}`guo2017calibration`: it changes no decision and takes no further training.
 # 6. **Must it err where the teacher errs?** Then measure agreement where the teacher is wrong; the test split cannot say what
 #    happens outside of it.
@@ -637,7 +649,7 @@ if ALL:
 # %% [markdown]
 # ### Hidden layers within reach?
 #
-# KD is what one would do without them; so is any other objective on logits. Both comparisons are below. *CRD + KD* against *CRD* says what
+# Without them one would use KD, or any other objective on logits. Both comparisons are below. *CRD + KD* against *CRD* says what
 # logits add where layers are used.
 
 # %% tags=["hide-input"]
@@ -882,8 +894,10 @@ if complete and ALL:
         )
     )  # fmt: skip
 elif set(NAMES) != set(CALLED):
-    print(
-        f"A verdict on claim A17 is given where all {len(CALLED)} candidates are compared; here are {len(NAMES)}."
+    display(
+        Markdown(
+            f"A verdict on claim A17 is given where all {len(CALLED)} candidates are compared; here are {len(NAMES)}."
+        )
     )
 else:
     display(
@@ -901,6 +915,23 @@ if questions.missing:
         )
     )
 
+# %% tags=["hide-input"]
+costly = max(COST, key=COST.get)
+sentences = [
+    f"A step with a teacher costs at least {1 + LOOK:.2f} of a step on labels alone; the dearest, {NAMES[costly]}, {COST[costly]:.2f} (ResNet-20 to ResNet-8, batch {batch}, this machine)."
+]
+if len(ran) > 2:
+    for wish in ("accuracy", "calibration error"):
+        first, ties = leader(wish, ran)
+        key, factor, _, form = MEASURES[wish]
+        sentences.append(
+            f"Best mean {wish} of {len(ran)} candidates: {NAMES[first]}, {form.format(factor * small.mean(first, key).mean)} %; of the {len(ran) - 1} others {len(ties)} cannot be told from it (n = {len(small.values(first))} seeds)."
+        )
+    sentences.append(
+        f"All candidates were trained under the same conditions: {conditions(small)}."
+    )
+findings.show(*sentences)
+
 # %% [markdown]
 # ## Limits
 #
@@ -913,12 +944,20 @@ if questions.missing:
 # - Agreement and calibration are measured on one test split. Nothing here says how a student
 #   behaves on other inputs.
 #
+# ## To take along
+#
+# **Formula.** An objective is beaten if another costs no more, to within `same_cost` of a step on labels alone, and the interval of their difference excludes zero.
+#
+# **What to set.** `plans.methods(student, teacher, …)` has the published objectives. `objective.teacher_layers` says whether it needs layers, `objective.parameters()` what it learns beside the student. With logits alone: `SoftTargets`, `DecoupledKD`, `DIST`.
+#
+# **What to mind.** Two objectives that cannot be told apart are not shown to be equal. Fit one temperature after the training before you choose an objective for its calibration. An order at one learning rate may be an order of learning rates.
+#
 # ## Exercises
 #
 # ```{exercise}
 # :label: ex-cached-teacher
 #
-# Suppose that the teacher's logits are stored once for a fixed set of augmented images, so that its look is free. Which objectives'
+# Suppose that the teacher's logits are stored once for a fixed set of augmented images, so that its forward pass is free. Which objectives'
 # relative cost changes, to what, and which cannot profit?
 # ```
 #
