@@ -9,12 +9,12 @@
 # %% [markdown]
 # # Predicting more than one token
 #
-# In {doc}`19_drafts_that_are_believed` a second, smaller model wrote ahead, and the large one said what it believed of it. <!-- by definition --> But the large model itself has just computed a state
-# from which it read off the next token. Something of the token after that is in this state too. If a small *module* can read it off, the model becomes its own draft: no second model has to be trained, kept or fed with the
+# In {doc}`19_drafts_that_are_believed` a second, smaller model wrote ahead, and the large one accepted what it could. <!-- by definition --> But the large model itself has just computed a state
+# from which it predicts the next token. This state also says something about the token after that. If a small *module* can predict it from the state, the model becomes its own draft: no second model has to be trained, stored or run on the
 # text. This is **multi-token prediction**. The question of the chapter is who should teach such a module. The text has the tokens. But the model itself, one step later, has a whole distribution for the same place.
 #
-# **At the end you will know** how much can be known of the token after the next by who does not know the next, as a bound that is derived and then computed; what two kinds of modules read; why labels and the model's own later look ask for the same thing only
-# if the model is right about the text, and how much noise separates them; how acceptances multiply along a proposal, and why the geometric formula is the wrong one here; and what the recorded modules say of learning from the model.
+# **At the end you will know** how well the token after the next can be predicted without the next one; what two kinds of modules read; when labels and the model's own later distribution ask for the same thing,
+# and how much noise separates them; and how acceptances multiply along a proposal.
 #
 # *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
 
@@ -70,6 +70,7 @@ from kdlab.study import (
     results,
 )
 from kdlab.study.display import (
+    Findings,
     called,
     data_note,
     device_for,
@@ -100,8 +101,11 @@ data = load_text_data("book-openings-4096-256")
 tokeniser, V = data.tokeniser, data.num_classes
 data_note(data)
 
+# %% tags=["hide-input"]
+findings = Findings()
+
 # %% [markdown]
-# ## What is left to know
+# ## How well the second token can be predicted without the first
 #
 # The model is the teacher of {doc}`17_distilling_a_small_language_model`; nothing in this chapter changes it. Fix a context. Let $X$ be the next token and $Y$ the one after it, both as the model would write them: $X$ has the distribution $p(x)$, and after $X=x$ the
 # token $Y$ has the distribution $p_x(y)$. A predictor that does not see $X$ has one distribution $q(y)$ for all cases. What is the best $q$?
@@ -112,7 +116,7 @@ data_note(data)
 #
 # The best $q$ is the **mixture** $m$, and what remains is the mutual information of the two tokens, which is the price of not seeing $X$ and which no amount of training removes. <!-- by definition --> (To see the equation, add and subtract $\log m$.)
 #
-# But a module is there to be believed. After $X=x$ the model accepts a proposal from $q$ with probability $\sum_y\min(p_x(y),q(y))=1-\mathrm{TV}(p_x,q)$, so that on average over $X$ it accepts
+# But a module's proposals have to be accepted. After $X=x$ the model accepts a proposal from $q$ with probability $\sum_y\min(p_x(y),q(y))=1-\mathrm{TV}(p_x,q)$, so that on average over $X$ it accepts
 #
 # $$ A(q)=\sum_x p(x)\sum_y\min\bigl(p_x(y),\,q(y)\bigr). $$
 #
@@ -122,7 +126,7 @@ data_note(data)
 # $$ \Pr\bigl(p_X(y)>q^*(y)\bigr)\;\le\;\lambda\;\le\;\Pr\bigl(p_X(y)\ge q^*(y)\bigr)\quad\text{for all }y. $$
 #
 # (Where $q^*(y)=0$ the right half says nothing, since its probability is one.) <!-- by definition --> The mixture gives each token the *mean* of its probabilities $p_X(y)$. The best draft gives it a *quantile*, of the same level for all tokens: $p_X(y)$ is above it with probability at most $\lambda$, and not below it with probability at least $\lambda$. Of a distribution in steps a quantile may be any number of an interval. A toy shows how far these can be apart. Let $X$ decide everything: each $x$ is followed by a token of its own. The mixture is then accepted with probability $\sum_xp(x)^2$, and the best draft, which puts everything on
-# what follows the likeliest $x$, with probability $\max_xp(x)$. KL hedges, acceptance bets.
+# what follows the likeliest $x$, with probability $\max_xp(x)$. KL spreads its mass over the cases, acceptance puts it on one.
 #
 # How good is a candidate for $q^*$? Each of the concave functions $G_y(s)=\sum_xp(x)\min(p_x(y),s)$ lies below each line that touches it. So with quantiles $s_y$ of *any* level $\lambda$, where a line of slope $\lambda$ touches, every $q$ has
 #
@@ -130,11 +134,11 @@ data_note(data)
 #
 # which is a bound on all heads that there can ever be, and equal to $A(q^*)$ at the right level.
 #
-# ### By brute force
+# ### Trying every token
 #
 # The vocabulary is small enough to try *every* token in the place of $X$. The context is read once; its keys and values are copied for as many continuations as fit. (A model with the same weights and a shorter context keeps the copies small.)
 
-# %%
+# %% tags=["hide-input"]
 teacher = book_language_teacher(data, device=device)
 PROMPT = 32
 
@@ -163,6 +167,7 @@ def continuations(context, at_once=512):
     return p, torch.cat(rows)
 
 
+# %%
 def acceptance(p, P, q):
     """A(q): how often a proposal from q is accepted, by who does not know X."""
     return (p @ torch.minimum(P, q)).sum().item()
@@ -197,9 +202,6 @@ def best_unseen(p, P):
 # %%
 p, P = torch.tensor(toy), torch.eye(len(toy))
 attained, bound, _ = best_unseen(p, P)
-assert abs(acceptance(p, P, p @ P) - (p**2).sum().item()) < 1e-6
-assert abs(attained - p.max().item()) < 1e-6 and abs(attained - bound) < 1e-6
-
 descended = {}
 for loss in (forward_kl, total_variation):
     z = torch.zeros(len(toy), requires_grad=True)
@@ -210,6 +212,10 @@ for loss in (forward_kl, total_variation):
         (p @ every).backward()
         optimizer.step()
     descended[loss.__name__] = acceptance(p, P, soften(z.detach()))
+
+# %% tags=["hide-input"]
+assert abs(acceptance(p, P, p @ P) - (p**2).sum().item()) < 1e-6
+assert abs(attained - p.max().item()) < 1e-6 and abs(attained - bound) < 1e-6
 assert abs(descended["forward_kl"] - (p**2).sum().item()) < 5e-3
 assert abs(descended["total_variation"] - p.max().item()) < 5e-3
 Markdown(
@@ -220,7 +226,7 @@ Markdown(
 # %% [markdown]
 # In the toy nothing overlaps. In general, the best $q$ is a linear programme: choose $q$ and shared masses $u_{xy}\le q(y)$, $u_{xy}\le p_x(y)$, so that $\sum_xp(x)\sum_yu_{xy}$ is largest. For small vocabularies a solver, which knows nothing of quantiles, can say whether `best_unseen` is right.
 
-# %%
+# %% tags=["hide-input"]
 sample = np.random.default_rng(0)
 for _ in range(20):
     X, Y = sample.integers(2, 7, size=2)
@@ -239,10 +245,10 @@ for _ in range(20):
     assert abs(attained + solved.fun) < 1e-6 and abs(bound + solved.fun) < 1e-6
 
 # %% [markdown]
-# Then the model, after some beginnings of blocks of the validation text. For each we keep the mixture, the best draft, and the numbers: how often each is accepted, and the entropies. <!-- by definition --> The whole cell is arithmetic; nothing is trained or estimated. Beside the bound itself
+# Then the model, after some beginnings of blocks of the validation text: `best_unseen(*continuations(context))`. For each we keep the mixture, the best draft, how often each is accepted, and the entropies. <!-- by definition --> The whole cell is arithmetic; nothing is trained or estimated. Beside the bound itself
 # it checks the equation for KL, and one consequence: by the inequalities of Pinsker and Jensen the mixture is accepted at least $1-\sqrt{I/2}$ of the time, so where the token between says little of the one after it, there is little to lose.
 
-# %%
+# %% tags=["hide-input"]
 contexts, _, _ = next(data.validation.spread(context_count).batches(context_count))
 contexts = contexts[:, :PROMPT].to(device)
 CONTEXTS = len(contexts)
@@ -285,7 +291,6 @@ with torch.no_grad():
     direct = soften(teacher(torch.cat([contexts[0], tried])[None])[0, -1])
 assert (direct - looked[0]["P"][7]).abs().max() < 1e-5
 
-# %% tags=["hide-input"]
 MARKS = {
     "frequencies": ("x", "grey", "frequencies of tokens"),
     "mixture": ("o", BLUE, "mixture $m$"),
@@ -353,7 +358,7 @@ Markdown(
 )
 
 # %% [markdown]
-# Two things to keep. A head that does not see the token between has a ceiling, and it is not one: the ceiling is what diamonds show, context by context. It is high where the next token is nearly certain ($A(q^*)\ge\max_xp(x)$, since $q$ may always bet on what follows the likeliest token), or where it does not matter. <!-- by definition --> And even with unlimited capacity and unlimited text, forward KL leads to the circle and not to the
+# A head that does not see the token between has a ceiling, which the diamonds show, context by context. It is high where the next token is nearly certain ($A(q^*)\ge\max_xp(x)$, since $q$ may always be what follows the likeliest token), or where it does not matter. <!-- by definition --> And even with unlimited capacity and unlimited text, forward KL leads to the circle and not to the
 # diamond; labels do the same, on text that the model wrote. It takes a loss that asks for acceptance, such as total variation, to get to the diamond.
 #
 # The ceiling belongs to text in which $X$ comes from $p$. In a run of speculative decoding that is so after the prompt and after a round that was accepted as a whole. After a refusal, $X$ was drawn from what the proposal had left over, and the average over such places is another one.
@@ -365,7 +370,7 @@ Markdown(
 # **Side by side**, as in Medusa {cite}`cai2024medusa`, each module looks at the state and nothing else: $h_i^k=h_i+\operatorname{MLP}_k(\operatorname{norm}(h_i))$. The heads of {cite:t}`gloeckle2024better` are side by side as well; each is a transformer layer, and they are trained together with the model from the start. **In a row**, as in DeepSeek-V3 {cite}`deepseek2024v3`, module $k$ reads the state of module $k-1$ and the
 # embedding of the token $x_{i+k}$, and is a transformer block: $h_i^k=\operatorname{Block}_k\bigl(W_k[\operatorname{norm}(h_i^{k-1});\operatorname{norm}(Ex_{i+k})]\bigr)$ with $h_i^0=h_i$. When a proposal is made, the tokens between are those that the modules before have proposed.
 #
-# Which tokens does a prediction depend on? To know it, change each token of a text in turn, and look at which logits move. Here is that experiment, with a small random model, as the drawing of the two kinds.
+# Which tokens does a prediction depend on? Change each token of a text in turn, and see which logits move. Here is that experiment, with a small random model, as the drawing of the two kinds.
 
 # %%
 torch.manual_seed(0)
@@ -389,12 +394,13 @@ for kind, in_a_row in kinds.items():
         ]
         moved = (told[0] - told[1]).abs().amax(-1)
         read[kind] = moved.T > 1e-6  # (predictor, token changed)
+
+# %% tags=["hide-input"]
 for kind, in_a_row in kinds.items():
     for k in range(depth + 1):
         last = HERE + (k if in_a_row else 0)
         assert read[kind][k].tolist() == [place <= last for place in range(SHOWN)]
 
-# %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(8.4, 2.6), sharey=True)
 for panel, kind in zip(panels, kinds, strict=True):
     for k in range(depth + 1):
@@ -423,7 +429,7 @@ panels[0].set_yticks(
 show(
     figure,
     label="reads",
-    caption="Which tokens move a prediction when they are changed (blue: tokens that the model has read; green: tokens behind them), and which token it predicts (star), at one place $i$. In a row a module reads up to the token before its own, as the model would.",
+    caption="Which tokens move a prediction when they are changed (blue: tokens that the model has read; green: tokens after them), and which token it predicts (star), at one place $i$. In a row a module reads up to the token before its own, as the model would.",
     alt="Two grids of squares, a row for the model and each module, a column for each token. Side by side all rows end at the same token; in a row they form a staircase just before the stars.",
 )
 
@@ -452,7 +458,7 @@ for kind, model in modules.items():
 
 # %% tags=["hide-input"]
 table(
-    ["", "multiply-adds a token, millions", "of these output layer", "of a look of the model"],
+    ["", "multiply-adds a token, millions", "of these output layer", "of a forward pass of the model"],
     [[name, f"{n / 1e6:.2f}", f"{head / n:.0%}", f"{n / looks['the model']:.2f}"] for name, n in looks.items()],
     caption=f"What a prediction costs, attention over the text left out. The weights that learn: {', '.join(f'{kind} {count_parameters(model):,}' for kind, model in modules.items())}, for {depth} of them. The output layer is the model's, is shared, and does not learn.",
 )  # fmt: skip
@@ -462,11 +468,11 @@ table(
 #
 # ## Two teachers
 #
-# What should module $k$ at place $i$ be taught? There is the **label**, the token $x_{i+k+1}$ of the text. And there is the **model itself**: when it stands at place $i+k$, it has a distribution for that token. It is computed anyway, for the same text, in the same look that gives the states; all it takes is to shift it. Learning from it is self-distillation, and it is about as old as the modules. EAGLE's draft layer, which reads the states and the tokens between, learns by a smooth $L_1$ distance to the model's next state and by cross-entropy with the distribution that the model has there {cite}`li2024eagle`.
+# What should module $k$ at place $i$ be taught? There is the **label**, the token $x_{i+k+1}$ of the text. And there is the **model itself**: when it stands at place $i+k$, it has a distribution for that token. It is computed anyway, for the same text, in the same forward pass that gives the states; all it takes is to shift it. Learning from it is self-distillation, and it is about as old as the modules. EAGLE's draft layer, which reads the states and the tokens between, learns by a smooth $L_1$ distance to the model's next state and by cross-entropy with the distribution that the model has there {cite}`li2024eagle`.
 # Hydra puts Medusa's heads in a row, on a model that stays frozen; its best recipe, Hydra++, teaches them by cross-entropy with the model's own shifted distribution, and its published command gives the labels a weight of zero {cite}`ankner2024hydra`. Both are of early 2024. MTP-D does it with modules that are trained together with the model, which had learned from labels until then {cite}`zhao2026mtpd`.
 # (Medusa speaks of self-distillation too, for training its heads on text that the model wrote {cite}`cai2024medusa`: there the model supplies the text, here the distribution.)
 #
-# `Ahead` is this teacher. It has no weights of its own.
+# `Ahead` is this teacher. It has no weights of its own. The cell checks that its distribution for module $k$ is the model's own, $k$ places later.
 
 # %%
 with torch.no_grad():
@@ -479,7 +485,7 @@ del said, ahead
 # ### The same goal?
 #
 # Acceptance is measured against the model. Labels estimate the distribution of the text. With labels the gradient by a module's logits is $q-y$ (with $y$ one-hot), with the model's distribution it is $q-p$. On average over texts the two are the same *if* the next token really has the distribution $p$, that is, if the model is right about the text. It is so exactly on text that the model
-# has written itself at temperature one. On books it is wrong in so far as the model is. A first look at how wrong: were the model right, its cross-entropy with the books would be its own mean entropy.
+# has written itself at temperature one. On books it is wrong in so far as the model is. How wrong is it? Were the model right, its cross-entropy with the books would be its own mean entropy.
 
 # %% tags=["hide-input"]
 lost, own = [], []
@@ -502,7 +508,7 @@ Markdown(
 )
 
 # %% [markdown]
-# This is a coarse test. A difference of zero would prove little, since a model can be too sure of some things and not sure enough of others; and with it in either direction, $p$ is not what the labels average to. Labels then pull the modules towards a predictor of books that is better than the model, and away from being believed by it.
+# This is a coarse test. A difference of zero would prove little, since a model can be too sure of some things and not sure enough of others; and with it in either direction, $p$ is not what the labels average to. Labels then pull the modules towards a predictor of books that is better than the model, and away from being accepted by it.
 #
 # ### The noise
 #
@@ -513,16 +519,16 @@ Markdown(
 # The cross term vanishes because $y$ has mean $p$ once everything is known. A label has both parts. The model's distribution has only the second. For a module in a row, which reads the token between, the second is zero: nothing is random about its target. For one side by side it is not, and this part of the noise stays with either teacher. In the first section all $p_x$ were computed, so that every term can be: $\mathbb E\|y-p\|^2=1-\sum_xp(x)\|p_x\|^2$, and
 # $\mathbb E\|p-\bar p\|^2=\sum_xp(x)\|p_x\|^2-\|m\|^2$. First we check by drawing.
 
+
 # %%
-DRAWS = 5_000
-
-
 def noise(found):
     """Of which token was drawn, and of what is not seen: the two parts."""
     square, of_mixture = found["p"] @ (found["P"] ** 2).sum(1), (found["m"] ** 2).sum()
     return (1 - square).item(), (square - of_mixture).item()
 
 
+# %% tags=["hide-input"]
+DRAWS = 5_000
 example = looked[0]
 draws = torch.Generator(device).manual_seed(0)
 x = torch.multinomial(example["p"], DRAWS, replacement=True, generator=draws)
@@ -544,9 +550,10 @@ for name, values in by_draws.items():
     error = values.std().item() / DRAWS**0.5
     assert abs(values.mean().item() - by_formula[name]) < 4.5 * error
     told.append(f"{name} {values.mean():.4f} ± {error:.4f} and {by_formula[name]:.4f}")
-Markdown(f"The noise by {DRAWS:,} draws and by the formula: {'; '.join(told)}.")
+display(
+    Markdown(f"The noise by {DRAWS:,} draws and by the formula: {'; '.join(told)}.")
+)
 
-# %% tags=["hide-input"]
 parts = [noise(found) for found in looked]
 bars = {
     "in a row, labels": [(a, 0.0) for a, _ in parts],
@@ -593,8 +600,9 @@ def as_blocks(split):
 
 train, held_out = as_blocks(data.train), as_blocks(data.validation).spread(12)
 recipe = Recipe(
-    epochs=1, epoch_examples=min(read_blocks, len(train)), batch_size=min(4, read_blocks),
-    optimizer="adamw", learning_rate=4e-3, weight_decay=0.1,
+    epochs=1, epoch_examples=min(read_blocks, len(train)),
+    batch_size=min(4, read_blocks), optimizer="adamw",
+    learning_rate=4e-3, weight_decay=0.1,
     schedule="cosine", warmup_epochs=0.1, augment=False, max_gradient_norm=1.0,
 )  # fmt: skip
 objectives = {"labels": 1.0 * CrossEntropy(), "distilled": 1.0 * ForwardKL()}
@@ -781,7 +789,7 @@ if not data.fallback:
     )
 
 # %% [markdown]
-# Read it as a ladder. The step from the modules side by side to the mixture is what more training and capacity could bring. The step from there to the best is what another objective could. <!-- by definition --> There the ladder ends for who does not read the token between.
+# The step from the modules side by side to the mixture is what more training and capacity could bring. The step from there to the best is what another objective could. <!-- by definition --> A module that does not read the token between cannot get beyond that.
 #
 # ## A model that drafts for itself
 #
@@ -793,6 +801,8 @@ prompts, _, _ = next(
 )
 prompts = prompts[:, : PROMPT + depth + 1].to(device)
 prompts, true = prompts[:, :PROMPT], prompts
+
+# %% tags=["hide-input"]
 few = prompts[:16]
 plain = generate(teacher, few, tokens=24, temperature=0)
 differing = {}
@@ -819,7 +829,7 @@ for kind, n in differing.items():
 # What are the $a_k$? A guess is the teacher-forced $1-\mathrm{TV}$ of module $k$. Three things come between. The *text*: the model goes on from its own tokens, not the book's. The *selection*: the second token is only ever tested where the first was accepted, and such places are easier, or harder, than others. <!-- by definition --> And for modules in a row the *tokens between* are proposals. But this last worry is none. A proposal counts only
 # if all before it were accepted; then they are the text, and the module has read nothing wrong.
 #
-# One round after each of many prompts tells the three apart. To write two tokens takes exactly one round: the look at the prompt gives the first, and the round gives at least the other.
+# One round after each of many prompts tells the three apart. To write two tokens takes exactly one round: the call on the prompt gives the first, and the round gives at least the other.
 
 # %%
 ROWS = 64
@@ -837,7 +847,7 @@ def one_round(model):
 
 @torch.no_grad()
 def forced(model, text):
-    """1 − TV of each module at the last token of the prompt, the tokens after it given."""
+    """1 − TV of each module at the end of the prompt, the tokens after it given."""
     model.fused = ahead.fused = True
     found = []
     for part in text.split(ROWS):
@@ -847,6 +857,7 @@ def forced(model, text):
     return torch.cat(found).cpu().numpy()
 
 
+# %% tags=["hide-input"]
 draws = torch.Generator(device).manual_seed(1)
 own_text = torch.cat(
     [
@@ -875,7 +886,6 @@ for kind in kinds:
         "own": forced(model, own_text),
     }
 
-# %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(8.2, 3.0), sharey=True)
 LOOKS = {
     "teacher-forced, books": (GREEN, "s"),
@@ -925,9 +935,9 @@ show(
 )
 
 # %% [markdown]
-# Between green and purple is the text. Between purple and red is the selection, and the luck of the draw, since red counts what happened; the deeper the module, the fewer the tests. <!-- by definition --> Now whole texts: tokens per call, beside the product of what the books say, the product of what first rounds say, and the geometric formula at the pooled acceptance.
+# The distance from green to purple is due to the text. That from purple to red is due to selection and to chance, since red counts what happened; the deeper the module, the fewer the tests. <!-- by definition --> Now whole texts: tokens per call, beside the product of what the books say, the product of what first rounds say, and the geometric formula at the pooled acceptance.
 
-# %%
+# %% tags=["hide-input"]
 WRITTEN = 24
 writing = prompts[:48]
 compared = {}
@@ -955,7 +965,6 @@ for kind in kinds:
         "measured": brought,
     }
 
-# %% tags=["hide-input"]
 names = [name for name in next(iter(compared.values())) if name != "measured"]
 table(
     [f"tokens per call, $\\gamma={depth}$", *names, "measured"],
@@ -971,7 +980,7 @@ table(
 #
 # ## The recorded modules
 #
-# Six arms: modules in a row and side by side, each taught by *labels*, by the model through forward KL (*distilled*), and by the model through total variation (*distilled, TV*). All on the same text in the same order for one seed, three seeds, one learning rate. The model is the same for all and does not change. The test text is touched once.
+# Six arms (ways to train): modules in a row and side by side, each taught by *labels*, by the model through forward KL (*distilled*), and by the model through total variation (*distilled, TV*). All on the same text in the same order for one seed, three seeds, one learning rate. The model is the same for all and does not change. The test text is touched once.
 
 # %% tags=["hide-input"]
 small, large = results("modules-small"), results("modules")
@@ -1105,7 +1114,7 @@ for study in studies:
 display(*slots(large, ARMS, f"the same on a GPU ({described(large)})"))
 
 # %% [markdown]
-# How to read them. Compare within a kind first: labels, distilled, distilled by total variation. By the argument about noise, the step from labels to distilled should be larger in a row. <!-- by definition --> By the argument about the ceiling, the step from forward KL to total variation should be larger side by side, where the best draft is not the mixture. <!-- by definition --> The difference of the two kinds' steps, seed by seed, says whether it is so.
+# Compare within a kind first: labels, distilled, distilled by total variation. By the argument about noise, the step from labels to distilled should be larger in a row. <!-- by definition --> By the argument about the ceiling, the step from forward KL to total variation should be larger side by side, where the best draft is not the mixture. <!-- by definition --> The difference of the two kinds' steps, seed by seed, says whether it is so.
 
 # %% tags=["hide-input"]
 STEPS = {
@@ -1131,12 +1140,12 @@ for study in studies:
 # The two differences share two arms, so they are not independent. Where they agree with the arguments they do not prove them: the kinds differ in size too, and labels also pull towards the books. In a row a module could in principle say the model's own distribution, and then both losses have the same best answer. <!-- by definition --> If total variation stays behind forward KL there, it is a matter of getting there ({doc}`19_drafts_that_are_believed` has its gradient).
 #
 # Then compare the kinds: from the second token to the fourth, modules side by side are blind to more and more. If what rounds bring is not what the fourth column says, it may be the text, or the selection: later tokens are tested where the earlier ones were accepted. Last the clock, which belongs to one
-# machine: a proposal that is believed more often may still not be worth its time.
+# machine: a proposal that is accepted more often may still not be worth its time.
 #
 # ## The claim
 #
 # "Modern transformers use KD to predict multiple future tokens simultaneously", says article B, and cites DeepSeek-V3 for "Multi-Token Prediction Distillation (MTP-D)". There the modules learn from the tokens of the text {cite}`deepseek2024v3`, as those of {cite:t}`gloeckle2024better` do; the name MTP-D is a later paper's {cite}`zhao2026mtpd`. Modules and draft layers on a *frozen* model have been distilled from the beginning {cite}`li2024eagle,ankner2024hydra`. What can be asked
-# is whether the modules are believed more often for it.
+# is whether the modules are accepted more often for it.
 
 # %% tags=["hide-input"]
 decides = next(
@@ -1179,6 +1188,25 @@ if decides is not None:
     )  # fmt: skip
     display(given)
 
+# %% tags=["hide-input"]
+sentences = [
+    f"A head that does not see the token between can have at most {100 * mean_of('best').mean:.0f} % of its proposals accepted, and {100 * mean_of('mixture').mean:.0f} % where it fits the mixture (exact, mean over {CONTEXTS} contexts of the small model).",
+    f"The noise of a target, by labels and by the model's own distribution, is {of_labels:.2f} and {of_model:.2f} for modules side by side; in a row only labels have any.",
+]
+if decides is not None:
+    sentences.append(
+        "In the records, the model's distribution in place of labels changes acceptance of the second token by "
+        + " and ".join(
+            f"{(100 * decides.difference(f'{k}-distilled', f'{k}-labels', shared_by(1))).bracketed('+.1f')} points ({kind})"
+            for k, kind in KINDS.items()
+        )
+        + f", at equal tokens ({described(decides)}, n = {shares_of[0].n} paired seeds)."
+    )
+    sentences.append(
+        f"The fastest of {len(clocks)} modules and ways to propose is {clocks[best]:.2f} times as fast as plain decoding on the machine of the records."
+    )
+findings.show(*sentences)
+
 # %% [markdown]
 # ## Limits
 #
@@ -1191,7 +1219,15 @@ if decides is not None:
 # - **EAGLE, Hydra and MTP-D do what is not tried here.** EAGLE matches states beside distributions and proposes trees. MTP-D trains the model and its modules together, at a scale where that can be judged, and adds modules by using those that it has in a loop {cite}`zhao2026mtpd`.
 # - **One learning rate**, that of a language model trained from the start, for all arms. Equal text, not equal time.
 # - **The clock** is that of one text at a time on one machine, at a size where a module's output layer is a good part of the model's own work.
-# - **One proposal at a time.** Medusa tests a tree of proposals in one look.
+# - **One proposal at a time.** Medusa tests a tree of proposals in one call.
+#
+# ## To take along
+#
+# **Formulae.** Without the token between, forward KL leads to the mixture $m=\sum_xp(x)\,p_x$, and acceptance to quantiles of one level, $\Pr(p_X(y)>q^*(y))\le\lambda\le\Pr(p_X(y)\ge q^*(y))$. A round of $\gamma$ proposals brings $1+a_1+a_1a_2+\dots+a_1\cdots a_\gamma$ tokens.
+#
+# **What to set.** `MultiToken(trunk, depth, in_a_row=…)` with `stand_on(model)`; `Ahead(model, depth)` as its teacher; `ForwardKL()` or `TotalVariation()`. Then `speculate(trunk, modules, …, draft_length=depth)`.
+#
+# **What to mind.** Modules side by side have a ceiling that no teacher lifts. The model and the labels ask for the same only where the model is right about the text. Measure acceptance module by module, each where those before it were accepted, and the time on your machine.
 #
 # ## Exercises
 #
@@ -1228,7 +1264,7 @@ if decides is not None:
 # ```{exercise}
 # :label: ex-third-module
 #
-# A module costs $c$ looks of the model, and a look at $\gamma+1$ tokens takes the time of one. When does the third module pay? Write a function of $a_1,a_2,a_3$ and $c$, and find the largest $c$ for $a=(0.7,0.6,0.5)$.
+# A module costs $c$ calls of the model, and a call on $\gamma+1$ tokens takes the time of one. When does the third module pay? Write a function of $a_1,a_2,a_3$ and $c$, and find the largest $c$ for $a=(0.7,0.6,0.5)$.
 # ```
 #
 # ````{solution} ex-third-module
