@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import re
 import shutil
 import sys
@@ -582,3 +583,23 @@ def test_the_reference_has_a_page_a_room():
     assert all(f"- file: book/{name}\n" in listed for name in pages)
     with pytest.raises(build.BuildError, match="Cooking is on no page"):
         build.reference("# API\n\n## Cooking\n\n.. automodule:: kdlab.cooking\n")
+
+
+def test_the_search_leads_to_the_chapter_on_a_subject():
+    assert set(build.SUBJECTS) <= {int(path.stem[:2]) for path in CHAPTERS}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A title\n\nText.")])
+    found = build.found_by(notebook, 17)
+    assert found.cells[0].source.startswith("# A title\n\n```{index} on-policy\n```\n")
+    assert build.title_of(found) == "A title" and notebook.cells[0].source == "# A title\n\nText."
+
+
+def test_every_run_is_on_the_explorers_page_and_in_its_files(tmp_path):
+    page = build.explored(tmp_path)
+    every = json.loads((tmp_path / "data" / "records.json").read_text())
+    lines = (tmp_path / "data" / "records.csv").read_text().splitlines()
+    assert len(every) == len(lines) - 1 == len(list((ROOT / "book/evidence/records").glob("*.json")))
+    assert {run["plan"] for run in every} == set(re.findall(r"<summary>([\w-]+), \d+ runs?</summary>", page))
+    assert (
+        all(run["record"] in page for run in every[::20])
+        and "\n\n" not in page.split("<script>")[1].split("</script>")[0]
+    )

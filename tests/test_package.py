@@ -84,6 +84,7 @@ LAZY = {
         "papermill",
         "jupyter_client",
         "jupyter_core",
+        "fontTools",
         "yaml",
     },
     "benchmarks": {"liger_kernel"},

@@ -580,7 +580,7 @@ def explored(root: Path) -> str:
     lines += [
         raw(figure.markup),
         "",
-        "All of it as one file: [CSV](../data/records.csv), [JSON](../data/records.json).",
+        'All of it as one file: <a href="../data/records.csv" download>CSV</a>, <a href="../data/records.json" download>JSON</a>.',
         "",
         "## The same as tables",
         "",
@@ -717,9 +717,29 @@ def for_readers(notebook, where: Repository | None):
     return notebook
 
 
+#: What readers search for, and the chapter that is about it; a chapter leads to its glossary, and not the other way round.
+SUBJECTS = {
+    1: ("temperature", "dark knowledge", "softmax"), 3: ("T squared", "temperature"), 4: ("batchmean", "reduction"), 6: ("knowledge distillation",),
+    7: ("divergence", "forward KL", "reverse KL", "total variation"), 8: ("hidden states", "attention transfer", "FitNet"), 9: ("contrast", "CRD", "InfoNCE"),
+    11: ("conventions", "other libraries"), 12: ("seeds", "methods compared", "DKD"), 13: ("temperature", "weight"), 14: ("calibration", "label smoothing", "dark knowledge"),
+    15: ("choosing an objective", "calibration"), 16: ("vocabulary", "top-k"), 17: ("on-policy", "on-policy distillation", "own text", "language model", "bits per byte"),
+    18: ("memory", "cache"), 19: ("speculative decoding", "draft", "acceptance"), 20: ("multi-token prediction",), 21: ("leash", "PPO", "DPO", "reinforcement learning", "reward"),
+}  # fmt: skip
+
+
+def found_by(notebook, number: int):
+    """The notebook of a chapter with its subjects in the index, which the search reads; below the title, where no reader sees them."""
+    notebook = nbformat.from_dict(notebook)
+    title, _, text = notebook.cells[0].source.partition("\n")
+    entries = "".join(f"```{{index}} {subject}\n```\n" for subject in SUBJECTS.get(number, ()))
+    notebook.cells[0].source = f"{title}\n\n{entries}{text}"
+    return notebook
+
+
 def settings(where: Repository | None) -> dict:
-    """_config.yml, with the buttons that lead to where the book is published."""
+    """_config.yml, with the buttons that lead to where the book is published, and the order of what the search finds."""
     stated = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    stated["sphinx"]["config"]["html_search_scorer"] = "scorer.js"
     if where is not None:
         stated["sphinx"]["config"]["html_theme_options"] |= where.buttons()
     return stated
@@ -769,7 +789,7 @@ def stage(notebooks, where: Repository | None) -> Path:
         # Ledger and status page read the reports from the executed notebook.
         notebook = for_readers(read_executed(path), where)
         linked = with_downloads(notebook, path.stem, EVIDENCE / "records", root, up="../")
-        nbformat.write(without_reports(linked), new / "notebooks" / path.name)
+        nbformat.write(found_by(without_reports(linked), int(path.stem[:2])), new / "notebooks" / path.name)
         nbformat.write(without_reports(notebook), saved / path.name)
     given = verdicts(notebooks)
     pages = reference((ROOT / "book" / "api.md").read_text(encoding="utf-8"))
@@ -791,6 +811,7 @@ def stage(notebooks, where: Repository | None) -> Path:
         text = text.replace(name, said)
     page.write_text(text, encoding="utf-8")
     copy_mathjax(root / "mathjax")
+    shutil.copyfile(ROOT / "book" / "programs" / "scorer.js", new / "scorer.js")
     shutil.copytree(ROOT / "book" / "_static", new / "_static", dirs_exist_ok=True)
 
     old = BUILD / "stage"
