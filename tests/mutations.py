@@ -459,6 +459,13 @@ MUTATIONS = [
         "test_losses_from_hidden_states_are_those_of_the_logits",
     ),
     Mutation(
+        "the divergences to a mixture from hidden states forget the temperature",
+        "objectives/vocabulary.py",
+        "logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature",
+        "logits = logits - logits.amax(-1, keepdim=True)",
+        "test_losses_from_hidden_states_are_those_of_the_logits",
+    ),
+    Mutation(
         "stale keys and values are attended to after a cache is rewound",
         "models/gpt.py",
         "<= places[..., None]).unsqueeze(1)",

@@ -809,7 +809,7 @@ def test_losses_from_hidden_states_are_those_of_the_logits():
 
     def agree(T, softcap, spoilt=lambda head: head):
         student, teacher = (HeadLogits(h, weight, softcap=softcap) for h in (z, t))
-        objective = CrossEntropy() + SoftTargets(temperature=T) + ReverseKL(temperature=T)
+        objective = CrossEntropy() + SoftTargets(temperature=T) + GeneralisedJSD(temperature=T)
         found, expected = (
             objective(student_logits=a, teacher_logits=b, labels=y)[0]
             for a, b in ((spoilt(student), teacher), (student.dense(), teacher.dense()))

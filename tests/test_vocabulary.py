@@ -200,6 +200,17 @@ def test_sure_distributions_give_no_nan(make):
         assert all(torch.isfinite(x).all() for x in (total, *grads))
 
 
+@pytest.mark.parametrize("name", ["skewed forward", "skewed reverse", "jsd", "jsd, scaled", "total variation"])
+def test_what_underflows_counts_as_it_does_in_double_precision(name):
+    student, teacher, labels = heads(20, scale=100.0)
+    exact = outcome(1.0 * TERMS[name](1.0), student.dense(), teacher.dense(), student, labels=labels)
+    single = [HeadLogits(*(x.detach().float().requires_grad_() for x in inputs(h))) for h in (student, teacher)]
+    total, _, grads = outcome(1.0 * TERMS[name](1.0), *single, single[0], labels=labels)
+    assert total.item() == pytest.approx(exact[0].item(), rel=1e-4)
+    for found, expected in zip(grads, exact[2], strict=True):
+        assert (found - expected).norm() < 1e-4 * expected.norm() + 1e-5
+
+
 @every_term
 def test_equal_distributions_lose_nothing(make):
     student, _, labels = heads(5, dtype=torch.float32)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdlab.shapes import Bool, Float, Integer
@@ -237,7 +238,7 @@ def check_targets(student_logits: Any, targets: object) -> None:
 
 
 def counted_targets(targets: SparseTargets, mask: Mask | None = None) -> SparseTargets:
-    """Nothing where ``mask`` is False, so that what stands there has no influence.
+    """Each token once, and nothing where ``mask`` is False, so that what stands there has no influence.
 
     Raises:
         ValueError: where nothing is kept of what counts, or, without a rest, less than a distribution.
@@ -253,9 +254,8 @@ def counted_targets(targets: SparseTargets, mask: Mask | None = None) -> SparseT
                 f"the probabilities that are kept of a token sum to {total.min():.4g} only: say rest=True, so that all other "
                 "tokens share what is left, or divide by the sum."
             )
-    if mask is None:
-        return targets
-    return targets._with(tokens=torch.where(mask.unsqueeze(-1), targets.tokens, 0), probabilities=p)
+    tokens = targets.tokens if mask is None else torch.where(mask.unsqueeze(-1), targets.tokens, 0)
+    return targets._with(**_merged(tokens, full_precision(p)))
 
 
 def _close(p: Tensor) -> float:
@@ -266,11 +266,13 @@ def _close(p: Tensor) -> float:
 def sparse_losses(
     log_q: Float[Tensor, "*batch N"], targets: SparseTargets, log_rest: Float[Tensor, "*batch 1"] | None = None
 ) -> Float[Tensor, "*batch"]:
-    """The divergence of each token, from the student's log-probabilities; ``log_rest`` is what ``log_of_rest`` gives, if known."""
+    """The divergence of each token, from the student's log-probabilities and targets that name a token once.
+
+    ``log_rest`` is what ``log_of_rest`` gives, if known.
+    """
     kept = targets.probabilities.to(log_q.dtype)
-    merged = _merged(targets.tokens, kept)
     log_kept = log_q.gather(-1, targets.tokens).masked_fill(kept == 0, 0.0)
-    losses = (torch.xlogy(kept, merged) - kept * log_kept).sum(-1)
+    losses = (torch.xlogy(kept, kept) - kept * log_kept).sum(-1)
     if targets.rest:
         left = (1 - kept.sum(-1)).clamp(min=0)
         _, some = _named(targets, kept)
@@ -313,7 +315,9 @@ def log_of_rest(log_q: Float[Tensor, "*batch N"], targets: SparseTargets) -> Flo
     return log_sum_exp(log_q.scatter(-1, tokens, -torch.inf))
 
 
-def _merged(tokens: Tensor, kept: Tensor) -> Tensor:
-    """For each entry, what all entries of its token sum to."""
-    same = tokens.unsqueeze(-1) == tokens.unsqueeze(-2)
-    return (same * kept.unsqueeze(-2)).sum(-1)
+def _merged(tokens: Tensor, kept: Tensor) -> dict[str, Tensor]:
+    """Entries of one token taken together; what follows them is zero."""
+    tokens, order = tokens.sort(-1)
+    run = F.pad(tokens.diff(dim=-1) != 0, (1, 0)).cumsum(-1)  # which different token it is
+    kept = torch.zeros_like(kept).scatter_add(-1, run, kept.gather(-1, order))
+    return {"tokens": torch.zeros_like(tokens).scatter_(-1, run, tokens), "probabilities": kept}

@@ -200,22 +200,34 @@ class Softened:
         return self.difference.sum(-1)
 
     @cached_property
-    def log_ratio_within_exp(self) -> PerClass:
-        """log p/q where its exponential is finite: beyond, what it is multiplied with in a mixture is zero."""
-        limit = 0.9 * math.log(torch.finfo(self.log_q.dtype).max)
-        ratio = self.log_p - self.log_q
-        ratio = ratio.nan_to_num_(nan=0.0) if self.partial else ratio  # NaN where neither exists
-        return ratio.clamp_(-limit, limit)
+    def probabilities(self) -> tuple[PerClass, PerClass]:
+        """q and p where no logarithm is asked for: half the passes."""
 
-    def gradient(self, qs: PerClass, factor: float = 1.0, total: Tensor | None = None) -> PerClass:
+        def softmax(logits):
+            if self.temperature != 1:
+                logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
+            return torch.softmax(logits, -1)
+
+        return softmax(self.student), softmax(self.teacher)
+
+    def gradient(self, q: PerClass, qs: PerClass, factor: float = 1.0, total: Tensor | None = None) -> PerClass:
         """factor·q·(s − Σ q·s)/T of q·s, which is overwritten; ``total`` is the sum, where it is known."""
         total = qs.sum(-1) if total is None else total
-        return scaled_(qs.addcmul_(self.q, total[..., None], value=-1), factor / self.temperature)
+        return scaled_(qs.addcmul_(q, total[..., None], value=-1), factor / self.temperature)
 
 
 def scaled_(x: Tensor, factor: float) -> Tensor:
     """factor·x, in its place; a factor of one is no pass over it."""
     return x if factor == 1 else x.mul_(factor)
+
+
+def weighted_sum(tensors: list[Tensor], weights: list[float]) -> Tensor:
+    """Σ w·x, in one pass for each; none of them is changed."""
+    (first, *others), (w, *ws) = tensors, weights
+    total = first if w == 1 and not others else first * w
+    for x, w in zip(others, ws, strict=True):
+        total.add_(x, alpha=w)
+    return total
 
 
 def cross_entropy(at: Softened, labels: Integer[Tensor, " tokens"], smoothing: float = 0.0) -> LossAndSlope:
@@ -248,21 +260,16 @@ def reverse_kl(at: Softened) -> LossAndSlope:
     """Σ q·log(q/p), with s = log(q/p)."""
     qs = at.times(at.q, at.log_ratio).neg_()
     total = qs.sum(-1)
-    return (total - at.rounding).clamp_(min=0), at.gradient(qs, total=total)
+    return (total - at.rounding).clamp_(min=0), at.gradient(at.q, qs, total=total)
 
 
-def log_to_mixture(at: Softened, w: float) -> tuple[PerClass, PerClass]:
-    """log(p/m) and log(q/m) of m = w·p + (1 − w)·q, for w and 1 − w that are both positive.
+def log_to_mixture(p: PerClass, q: PerClass, w: float) -> PerClass:
+    """log(p/m) of m = w·p + (1 − w)·q, for w and 1 − w that are both positive: −log(1 + (1 − w)·(q − p)/p).
 
-    log(q/m) = −log(1 + w·(p/q − 1)), and log(p/m) likewise from the other side. The smaller of w and 1 − w is taken, so
-    that the bracket never cancels, and the other logarithm differs by log(p/q).
+    All from one difference: its rounding cancels in the sums, whose terms of first order are Σ (q − p), and so nearly equal
+    distributions keep their digits. Where p ≫ q, −log w has the rounding of w, ε/w. What underflows in p is multiplied with p.
     """
-    r = at.log_ratio_within_exp
-    if w <= 0.5:
-        log_q_to_m = torch.expm1(r).mul_(w).log1p_().neg_()
-        return log_q_to_m + r, log_q_to_m
-    log_p_to_m = torch.expm1(-r).mul_(1 - w).log1p_().neg_()
-    return log_p_to_m, log_p_to_m - r
+    return (q - p).div_(p.clamp_min(torch.finfo(p.dtype).tiny)).mul_(1 - w).log1p_().neg_()
 
 
 def skewed_forward_kl(at: Softened, skew: float) -> LossAndSlope:
@@ -271,9 +278,10 @@ def skewed_forward_kl(at: Softened, skew: float) -> LossAndSlope:
         return forward_kl(at)
     if skew == 1:
         return nothing(at)
-    log_p_to_m, _ = log_to_mixture(at, skew)
-    losses = (at.p * log_p_to_m).sum(-1) + (1 - skew) * at.rounding
-    return losses.clamp(min=0), at.gradient(log_p_to_m.expm1_().mul_(at.q), skew - 1)
+    q, p = at.probabilities
+    log_p_to_m = log_to_mixture(p, q, skew)
+    losses = (p * log_p_to_m).sum(-1) + (1 - skew) * (q - p).sum(-1)
+    return losses.clamp_(min=0), at.gradient(q, log_p_to_m.expm1_().mul_(q), skew - 1)
 
 
 def skewed_reverse_kl(at: Softened, skew: float) -> LossAndSlope:
@@ -282,27 +290,30 @@ def skewed_reverse_kl(at: Softened, skew: float) -> LossAndSlope:
         return reverse_kl(at)
     if skew == 1:
         return nothing(at)
-    _, log_q_to_m = log_to_mixture(at, 1 - skew)
-    losses = (at.q * log_q_to_m).sum(-1) - (1 - skew) * at.rounding
-    return losses.clamp(min=0), at.gradient(log_q_to_m.sub_(log_q_to_m.expm1(), alpha=skew).mul_(at.q))
+    q, p = at.probabilities
+    log_q_to_m = log_to_mixture(q, p, skew)
+    losses = (q * log_q_to_m).sum(-1) + (1 - skew) * (p - q).sum(-1)
+    return losses.clamp_(min=0), at.gradient(q, log_q_to_m.sub_(log_q_to_m.expm1(), alpha=skew).mul_(q))
 
 
 def generalised_jsd(at: Softened, beta: float, scaled: bool) -> LossAndSlope:
     """β·Σ p·log(p/m) + (1 − β)·Σ q·log(q/m) with m = β·p + (1 − β)·q, and s = (1 − β)·log(q/m)."""
     if beta in (0, 1):
         return (forward_kl, reverse_kl)[int(beta)](at) if scaled else nothing(at)
-    log_p_to_m, log_q_to_m = log_to_mixture(at, beta)
-    qs = log_q_to_m.mul_(at.q)
+    q, p = at.probabilities
+    qs = log_to_mixture(q, p, 1 - beta).mul_(q)
     total = qs.sum(-1)
-    losses = beta * log_p_to_m.mul_(at.p).sum(-1) + (1 - beta) * total
+    losses = beta * log_to_mixture(p, q, beta).mul_(p).sum(-1) + (1 - beta) * total
     factor = 1 / (beta * (1 - beta)) if scaled else 1.0
-    return factor * losses.clamp_(min=0), at.gradient(qs, factor * (1 - beta), total)
+    return factor * losses.clamp_(min=0), at.gradient(q, qs, factor * (1 - beta), total)
 
 
 def total_variation(at: Softened) -> LossAndSlope:
     """½·Σ |q − p|, with s = ½·sign(q − p)."""
-    losses = at.difference.abs().sum(-1) / 2
-    return losses, at.gradient(at.difference.sign().mul_(at.q), 0.5)
+    q, p = at.probabilities
+    difference = q - p
+    losses = difference.abs().sum(-1) / 2
+    return losses, at.gradient(q, difference.sign_().mul_(q), 0.5)
 
 
 def negative_log_acceptance(at: Softened) -> LossAndSlope:
@@ -311,13 +322,12 @@ def negative_log_acceptance(at: Softened) -> LossAndSlope:
     shared = torch.logsumexp(minimum, -1)
     apart = at.difference.abs().sum(-1) / 2
     losses = minus_log_shared(shared, apart)
-    below = (1 + at.log_ratio_within_exp.sign()).div_(2)  # there min(p, q) is q
-    return losses, at.gradient(minimum.sub_(shared[..., None]).exp_().mul_(below), -1.0)
+    below = (at.log_q <= at.log_p).to(minimum.dtype).add_(at.log_q < at.log_p).div_(2)  # there min(p, q) is q
+    return losses, at.gradient(at.q, minimum.sub_(shared[..., None]).exp_().mul_(below), -1.0)
 
 
 def sparse_forward_kl(at: Softened, targets: SparseTargets) -> LossAndSlope:
     """Σ p̂·log(p̂/q) over what is kept of the teacher, and the same of all the rest."""
-    targets = counted_targets(targets)
     log_rest = log_of_rest(at.log_q, targets) if targets.rest else None
     return sparse_losses(at.log_q, targets, log_rest), sparse_slope(at.log_q, at.q, targets, log_rest)
 
@@ -451,6 +461,8 @@ def token_means(
         if not len(rows):
             raise ValueError("there is no position to average over.")
         count = len(rows) if counts is None else counts.sum()
+    if isinstance(teacher, SparseTargets):  # a few numbers, looked at once and not in every part
+        teacher = counted_targets(teacher, None if mask is None else mask.flatten())
 
     def differentiate(z, part):
         """Each term's sum over a part of the tokens that count, whose logits become the gradient of the weighted sum."""
@@ -469,12 +481,12 @@ def token_means(
                 kept,
             )
             sums, slopes = [], []
-            for name, term in terms.items():
+            for term in terms.values():
                 losses, by_logits = term(tokens)
                 losses = losses if kept is None or not losses.ndim else losses.where(kept, 0.0)
                 sums.append(losses.sum())
-                slopes.append(by_logits if weights[name] == 1 else by_logits * weights[name])
-            slope = sum(slopes[1:], slopes[0])
+                slopes.append(by_logits)
+            slope = weighted_sum(slopes, list(weights.values()))
             slope = slope if kept is None else slope.masked_fill(~kept[:, None], 0.0)
             z[i] = slope if capped is None else slope * (1 - capped.square())
             found.append(torch.stack(sums))
