@@ -1,4 +1,4 @@
-"""kdlab: chapters, chapter, status, run, show, take, verify, bench, gpu."""
+"""kdlab: chapters, chapter, status, run, show, take, verify, bench, compare, gpu."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import typer
 
 from .benchmarks import BENCHMARKS, BenchmarkError, Settings, gpu, measured, table
 from .benchmarks import vocabulary as head_logits
+from .benchmarks.comparison import compared, comparison_table, read_result, result_name
 from .data import DataError
 from .files import atomic_write, writable
 from .study.again import lines, run_again
@@ -250,6 +251,9 @@ def bench(
         str | None, typer.Option(help="Of vocabulary: tokens×student×teacher×words, as 2048x512x1024x32000.")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="Of vocabulary: float32 or bfloat16.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="A folder for that file, beside those of other commits; see kdlab compare.")
+    ] = None,
 ):  # fmt: skip
     """Measure kdlab side by side with what it is compared with."""
     if name is None:
@@ -264,9 +268,23 @@ def bench(
         else:
             result = measured(name, Settings(usable(device), seconds(budget), teacher, student, steps))
             typer.echo(table(result))
-        if out is not None:
-            with atomic_write(out) as part:
-                part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        for path in (out, None if record is None else record / result_name(result)):
+            if path is not None:
+                with atomic_write(path) as part:
+                    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+@app.command(name="compare")
+def compare_benchmarks(
+    earlier: Annotated[Path, typer.Argument(help="What kdlab bench … --record wrote.")],
+    later: Annotated[Path, typer.Argument(help="The same of another commit, on the same machine.")],
+):
+    """Say whether a commit is slower than another; ends with 1 if it is."""
+    with sentences():
+        before, after = read_result(earlier), read_result(later)
+        typer.echo(comparison_table(before, after))
+        if any(row["seen"] == "slower" for row in compared(before, after)):
+            raise typer.Exit(1)
 
 
 @app.command(name="gpu")

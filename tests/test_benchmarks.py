@@ -14,6 +14,7 @@ from kdlab.__main__ import app
 from kdlab.benchmarks import BENCHMARKS, BenchmarkError, Contest, Settings, measured, table, timing
 from kdlab.benchmarks.bare import bare
 from kdlab.benchmarks.by_hand import ImageByImage, loss_by_hand, step_by_hand
+from kdlab.benchmarks.comparison import compared, read_result, result_name
 from kdlab.benchmarks.training import kd, network, recipe, synthetic, untrained_teacher
 from kdlab.training import fit
 
@@ -203,12 +204,79 @@ def test_a_device_that_is_not_there_gets_a_sentence():
 def test_the_command_writes_every_round(tmp_path):
     out = tmp_path / "new" / "loop.json"
     pair = ("--teacher", "resnet8_width4", "--student", "resnet8_width4")
-    done = kdlab("loop", *pair, "--steps", "1", "--seconds", "0", "--out", str(out))
+    done = kdlab("loop", *pair, "--steps", "1", "--seconds", "0", "--out", str(out), "--record", str(tmp_path / "all"))
     assert done.exit_code == 0, done.output
     result = json.loads(out.read_text())
+    (kept,) = (tmp_path / "all").glob("loop.*.json")
+    assert kept.read_bytes() == out.read_bytes()
     assert table(result) in done.stdout
     (found,) = result["contests"]
     assert [len(times) for times in found["seconds"].values()] == [5, 5]
     each = [t / 64 for t in found["seconds"]["bare loop"]]
     median = found["summary"]["bare loop"]["images_per_second"]["median"]
     assert median == pytest.approx(float(np.median([1 / t for t in each])))
+
+
+# Two commits
+
+
+def result_of(ours, drift=1.0, benchmark="vocabulary", **changes):
+    """A machine that is ``drift`` times as slow slows all down."""
+    where = {"device": "one", "commit": "a" * 40, "dirty": False, "started": "2026-11-29T16:00:00", "torch": "2.13"}
+    seconds = {"kdlab": [drift * x for x in ours], "bare products": [drift] * len(ours)}
+    result = {"benchmark": benchmark, "provenance": where, "threads": 1, "size": {"tokens": 8}, "seconds": seconds}
+    return {**result, **changes}
+
+
+def test_a_slower_commit_is_seen_and_a_slower_machine_is_not():
+    before = result_of([1.1, 1.2, 1.3, 1.2, 1.1])
+    for ours, drift, seen in (
+        ([1.1, 1.2, 1.3, 1.2, 1.1], 3.0, "no difference seen"),
+        ([1.5, 1.6, 1.4, 1.5, 1.5], 0.5, "slower"),
+        ([1.0, 1.0, 0.9, 1.0, 1.0], 3.0, "faster"),
+    ):
+        (row,) = compared(before, result_of(ours, drift))
+        assert row["seen"] == seen and row["contestant"] == "kdlab"
+    assert row["later"]["median"] == pytest.approx(1.0)
+
+
+def test_contestants_are_compared_for_equal_work():
+    def of(images):
+        contest = {"title": "a step", "reference": "by hand", "images": images}
+        seconds = {"kdlab": [2.0] * 5, "by hand": [1.0] * 5}
+        return result_of([1.0], benchmark="step", contests=[{**contest, "seconds": seconds}])
+
+    (row,) = compared(of({"kdlab": 10, "by hand": 10}), of({"kdlab": 20, "by hand": 10}))
+    assert (row["contestant"], row["seen"]) == ("a step: kdlab", "faster")
+    assert (row["earlier"]["median"], row["later"]["median"]) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (result_of([1.0], size={"tokens": 9}), "size was {'tokens': 8}, and is {'tokens': 9}"),
+        (result_of([1.0], threads=2), "threads was 1, and is 2"),
+        (result_of([1.0], benchmark="step", contests=[]), "benchmark was vocabulary, and is step"),
+        (result_of([1.0], settings={"steps": 3, "seconds": 9.0}), "steps was None, and is 3"),
+    ],
+)
+def test_what_is_not_the_same_is_not_compared(other, sentence):
+    with pytest.raises(BenchmarkError, match=re.escape(sentence)):
+        compared(result_of([1.0]), other)
+
+
+def test_the_command_compares_two_records(tmp_path):
+    paths = []
+    for ours, day in (([1.0] * 5, "28"), ([2.0] * 5, "29")):
+        result = result_of(ours)
+        result["provenance"] = result["provenance"] | {"started": f"2026-11-{day}T16:00:00"}
+        paths.append(tmp_path / result_name(result))
+        paths[-1].write_text(json.dumps(result))
+    assert paths == sorted(paths)
+    assert read_result(paths[0])["seconds"]["kdlab"] == [1.0] * 5
+    told = CliRunner().invoke(app, ["compare", *map(str, paths)])
+    assert told.exit_code == 1 and "slower" in told.output
+    assert CliRunner().invoke(app, ["compare", *map(str, paths[::-1])]).exit_code == 0
+    (tmp_path / "other.json").write_text("[]")
+    told = CliRunner().invoke(app, ["compare", str(paths[0]), str(tmp_path / "other.json")])
+    assert told.exit_code == 1 and "is no result of kdlab bench" in told.output
