@@ -73,6 +73,7 @@ MODULES = "training/modules.py"
 EXAMPLES = "data/examples.py"
 HUGGINGFACE = "huggingface/models.py"
 DISTILLATION = "huggingface/distillation.py"
+KEPT = "huggingface/caches.py"
 WEIGHTS = "training/weights.py"
 TEACHERS = "training/teachers.py"
 
@@ -806,8 +807,8 @@ MUTATIONS = [
     Mutation(
         "the head's weight is read past what is around it",
         HUGGINGFACE,
-        "logits = self._own_logits(tokens, first)\n",
-        "logits = HeadLogits(unwrapped(self.model).base_model(input_ids=tokens)[0], "
+        "return self._own_logits(tokens, first, **given)\n",
+        "return HeadLogits(unwrapped(self.model).base_model(input_ids=tokens)[0], "
         "unwrapped(self.model).get_output_embeddings().weight).dense()\n",
         "test_a_head_that_is_no_plain_map_is_called",
     ),
@@ -835,6 +836,28 @@ MUTATIONS = [
         'getattr(inner.config.get_text_config(), "final_logit_softcapping", None)',
         'getattr(inner.config, "final_logit_softcapping", None)',
         "test_a_nested_text_configuration_is_read[softcap]",
+    ),
+    Mutation(
+        "what was written in vain stays in the cache of transformers",
+        KEPT,
+        "if self.lengths is self._held or",
+        "if True or",
+        "test_a_cache_of_transformers_forgets",
+    ),
+    Mutation(
+        "positions go on from the longest row",
+        KEPT,
+        "positions = self.lengths[:, None] + new",
+        "positions = self.longest + new.expand(len(tokens), -1)",
+        "test_a_cache_of_transformers_forgets",
+    ),
+    Mutation(
+        "the scale of a head is passed by",
+        HUGGINGFACE,
+        "HeadLogits(hidden * scale,",
+        "HeadLogits(hidden,",
+        "test_the_scale_of_a_head_is_read",
+        also=((HUGGINGFACE, "or not _near(ours, last)", "or False"),),
     ),
     Mutation(
         "the context is looked for beside the text's configuration",

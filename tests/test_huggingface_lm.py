@@ -9,7 +9,8 @@ transformers = pytest.importorskip("transformers")
 
 from kdlab.data import Tokens
 from kdlab.huggingface import CausalLM, without_adapter
-from kdlab.language import TeacherCache, generate, write_cache
+from kdlab.huggingface.caches import KeysAndValues, Reread
+from kdlab.language import TeacherCache, generate, speculate, write_cache
 from kdlab.models import GPT
 from kdlab.objectives import (
     AttentionMaps,
@@ -44,6 +45,27 @@ def gemma():
         final_logit_softcapping=2.0, sliding_window=4,
     )  # fmt: skip
     return transformers.Gemma2ForCausalLM(config)
+
+
+def mistral():
+    config = transformers.MistralConfig(
+        **SHAPE, num_key_value_heads=1, intermediate_size=32, max_position_embeddings=32, sliding_window=3
+    )
+    return transformers.MistralForCausalLM(config)
+
+
+def bloom():
+    """Which has no positions, but distances that the mask says."""
+    return transformers.BloomForCausalLM(
+        transformers.BloomConfig(vocab_size=V, hidden_size=16, n_layer=2, n_head=2, seq_length=32)
+    )
+
+
+def mamba():
+    """Which keeps a state, and no keys and values."""
+    return transformers.MambaForCausalLM(
+        transformers.MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=2, state_size=4)
+    )
 
 
 every_model = pytest.mark.parametrize("make", [llama, gpt2, gemma], ids=lambda make: make.__name__)
@@ -119,6 +141,18 @@ def cohere():
     return transformers.CohereForCausalLM(config)
 
 
+def granite():
+    config = transformers.GraniteConfig(**SHAPE, intermediate_size=32, max_position_embeddings=32, logits_scaling=1.01)
+    return transformers.GraniteForCausalLM(config)
+
+
+def hyperclova():
+    config = transformers.HyperCLOVAXConfig(
+        **SHAPE, intermediate_size=32, max_position_embeddings=32, logits_scaling=4.0
+    )
+    return transformers.HyperCLOVAXForCausalLM(config)
+
+
 def opt():
     return transformers.OPTForCausalLM(transformers.OPTConfig(**SHAPE, ffn_dim=32, max_position_embeddings=32))
 
@@ -162,10 +196,11 @@ def quantised():
 
 READ = {  # heads whose weights are all that they are
     "llama": llama, "OPT": opt, "nested text": nested_gemma, "LoRA": lambda: adapted("q_proj"), "parametrised": parametrised,
-    "compiled": lambda: torch.compile(llama(), backend="eager"),
+    "compiled": lambda: torch.compile(llama(), backend="eager"), "multiplied": cohere, "divided": granite,
+    "multiplied by what others divide by": hyperclova,
 }  # fmt: skip
 CALLED = {  # and others
-    "scaled": cohere, "LoRA on the head": lambda: adapted("q_proj", "lm_head"), "hooked": hooked, "quantised": quantised,
+    "LoRA on the head": lambda: adapted("q_proj", "lm_head"), "hooked": hooked, "quantised": quantised,
     "the head trained as a whole": lambda: adapted("q_proj", modules_to_save=["lm_head"]),
 }  # fmt: skip
 
@@ -258,19 +293,78 @@ def test_prompts_of_any_length_are_gone_on_from_as_alone(make):
         assert torch.equal(row[: length + 5], alone) and not row[length + 5 :].any()
 
 
+every_writer = pytest.mark.parametrize(
+    "make", [llama, gpt2, gemma, mistral, bloom, mamba], ids=lambda make: make.__name__
+)
+
+
+def test_keys_and_values_are_kept_where_there_are_any():
+    kinds = {make: type(model(make).cache(1)) for make in (llama, gpt2, gemma, mistral, bloom, mamba)}
+    assert kinds.pop(mamba) is Reread and set(kinds.values()) == {KeysAndValues}
+
+
+@every_writer
 @torch.no_grad()
-def test_read_in_pieces_and_rewound_it_says_the_same():
-    lm, inputs, more = model(llama), text(2, 6), text(2, 3, seed=2)
+def test_read_in_pieces_and_rewound_it_says_the_same(make):
+    """Rows that go back by different numbers of tokens, twice; a window of three, or of four, is passed."""
+    lm, inputs, more, still = model(make), text(2, 9), text(2, 5, seed=2), text(2, 4, seed=3)
     cache = lm.cache(2)
-    first = lm(inputs[:, :4], cache)
-    torch.testing.assert_close(torch.cat([first, lm(inputs[:, 4:], cache)], 1), lm(inputs))
-    cache.rewind(torch.tensor([1, 5]))
+    first = lm(inputs[:, :6], cache)
+    torch.testing.assert_close(torch.cat([first, lm(inputs[:, 6:], cache)], 1), lm(inputs), rtol=1e-4, atol=1e-4)
+    cache.rewind(torch.tensor([1, 7]))
     after = lm(more, cache)
-    for row, length in enumerate((1, 5)):
-        whole = lm(torch.cat([inputs[row, :length], more[row]])[None])[0, length:]
-        torch.testing.assert_close(after[row], whole, rtol=1e-4, atol=1e-5)
+    cache.rewind(torch.tensor([5, 8]))
+    last = torch.cat([lm(still[:, :3], cache), lm(still[:, 3:], cache)], 1)
+    for row, (length, again) in enumerate(((1, 4), (7, 1))):
+        read = torch.cat([inputs[row, :length], more[row]])
+        torch.testing.assert_close(after[row], lm(read[None])[0, length:], rtol=1e-3, atol=1e-4)
+        read = torch.cat([read[: length + again], still[row]])
+        torch.testing.assert_close(last[row], lm(read[None])[0, length + again :], rtol=1e-3, atol=1e-4)
+    cache.rewind(torch.tensor([0, 0]))
+    torch.testing.assert_close(lm(inputs, cache), lm(inputs), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="a cache can be shortened only to lengths between zero and what it holds"):
         cache.rewind(torch.tensor([1, 50]))
+    with torch.enable_grad(), pytest.raises(RuntimeError, match="a cache keeps no gradients"):
+        lm(inputs, lm.cache(2))
+
+
+@every_writer
+def test_texts_of_any_length_are_those_of_transformers(make):
+    """It wants them padded on the left, and hides the padding."""
+    lm, prompts, lengths = model(make), text(3, 6), torch.tensor([2, 6, 1])
+    left = torch.zeros_like(prompts)
+    for row, n in enumerate(lengths.tolist()):
+        left[row, 6 - n :] = prompts[row, :n]
+    known = lm.model.generate(
+        left, attention_mask=(torch.arange(6) >= 6 - lengths[:, None]).long(), max_new_tokens=9, min_new_tokens=9,
+        do_sample=False, pad_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    found = generate(lm, prompts, tokens=9, lengths=lengths, temperature=0)
+    for row, n in enumerate(lengths.tolist()):
+        assert torch.equal(found[row, n : n + 9], known[row, 6:])
+
+
+@every_writer
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_draft_of_it_is_believed_where_it_is_right(make, fused):
+    """Its refused tokens are forgotten by both."""
+    lm, draft, prompts = model(make), model(make, 1), text(3, 4)
+    for one, other in zip(draft.parameters(), lm.parameters(), strict=True):
+        one.data.lerp_(other.data, 0.7)
+    if make is not mamba:
+        lm.fused = draft.fused = fused
+    found = speculate(lm, draft, prompts, tokens=12, draft_length=3, temperature=0)
+    assert torch.equal(found.text, generate(lm, prompts, tokens=12, temperature=0))
+    assert found.accepted.sum() > 0 and (make is bloom or found.accepted.sum() < found.tested.sum())
+
+
+def test_what_keeps_nothing_says_so():
+    lm = model(llama)
+    cache = lm.cache(1)
+    lm.model.activation_checkpointing_enable()
+    lm.train()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="kept no keys and values, as with gradient checkpointing"):
+        lm(text(1, 3), cache)
 
 
 # Training

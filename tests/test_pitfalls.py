@@ -1458,6 +1458,30 @@ def test_a_fused_head_is_compared_as_it_runs():
         lm(WORDS)
 
 
+@torch.no_grad()
+def test_a_cache_of_transformers_forgets():
+    """Rows that go back by different numbers of tokens go on from what they kept, and nothing else."""
+    lm = CausalLM(language_model())
+    cache = lm.cache(2)
+    assert hasattr(cache, "kept")  # or it does not go on as the whole does, and reads all again
+    lm(WORDS, cache)
+    cache.rewind(torch.tensor([1, 4]))
+    found = ran(lambda: lm(WORDS[:, :2], cache))
+    for row, length in enumerate((1, 4)):
+        whole = lm(torch.cat([WORDS[row, :length], WORDS[row, :2]])[None])
+        assert near(found[row], whole[0, length:], rtol=1e-3, atol=1e-3)
+
+
+def test_the_scale_of_a_head_is_read():
+    """Of a Granite, logits are divided; fused, the loss would be that of another model."""
+    transformers = pytest.importorskip("transformers")
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    inner = transformers.GraniteForCausalLM(transformers.GraniteConfig(vocab_size=20, logits_scaling=8.0, **shape))
+    lm = CausalLM(inner)
+    ran(lambda: setattr(lm, "fused", True))
+    assert near(lm(WORDS).dense(), inner(input_ids=WORDS).logits, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("what", ["softcap", "context"])
 @torch.no_grad()
 def test_a_nested_text_configuration_is_read(what):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..objectives import CrossEntropy, HeadLogits, Objective, Term
+from ..objectives import CrossEntropy, Objective, Term
 from ..objectives.checks import IGNORED
 from ..training import Taps, evaluation_mode
 from ..training.distributed import average, rank_and_world
@@ -171,7 +171,7 @@ class _Tapped:
     def __init__(self, model: nn.Module, layers: Sequence[str], fused: bool):
         self.model = model.model if isinstance(model, CausalLM) else model
         self.inner = unwrapped(self.model)
-        self.head = _plain_head(self.model) if fused else None
+        self.head = _fused(self.model) if fused else None
         self.body = [
             name
             for name, part in self.inner.named_modules()
@@ -192,8 +192,7 @@ class _Tapped:
         logits, hidden = self.taps(**self._inputs(batch, other), **({"logits_to_keep": 1} if fused else {}))
         last = [hidden[name] for name in self.body]
         if fused:
-            softcap = getattr(self.inner.config.get_text_config(), "final_logit_softcapping", None)
-            logits = HeadLogits(last[0], self.head.weight, self.head.bias, softcap)
+            logits = self.head.head_logits(last[0])
         return logits, hidden
 
     def _inputs(self, batch: Mapping[str, Tensor], other: "_Tapped | None") -> dict:
@@ -210,20 +209,20 @@ class _Tapped:
         }
 
 
-def _plain_head(model: nn.Module) -> nn.Linear:
-    """The head of a causal language model, if its logits are its head's and a softcap's.
+def _fused(model: nn.Module) -> CausalLM:
+    """A causal language model whose logits are its head's, scaled and capped.
 
     Raises:
-        ValueError: if not.
+        ValueError: if they are not.
     """
     fused = CausalLM(model)
     fused.fused = True
-    return unwrapped(model).get_output_embeddings()
+    return fused
 
 
 def _has_plain_head(model: nn.Module) -> bool:
     try:
-        return _plain_head(model) is not None
+        return _fused(model) is not None
     except (AttributeError, ValueError):
         return False
 

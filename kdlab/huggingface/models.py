@@ -1,7 +1,9 @@
 """Causal language models of transformers, called as kdlab's own are; adapters that are turned off."""
 
 import inspect
+from collections.abc import Collection
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -14,6 +16,7 @@ from kdlab.shapes import Float, Integer
 from ..models.gpt import check_tokens
 from ..objectives import HeadLogits
 from ..training import evaluation_mode
+from .caches import KeysAndValues, Reread
 
 
 class CausalLM(nn.Module):
@@ -30,9 +33,9 @@ class CausalLM(nn.Module):
 
     Attributes:
         vocabulary, context: how many logits a token has, and how many tokens the model reads (of its text configuration).
-        fused: whether it returns :class:`~kdlab.objectives.vocabulary.HeadLogits`, with the softcap of its configuration. Setting
+        fused: whether it returns :class:`~kdlab.objectives.vocabulary.HeadLogits`, with the scale and the softcap of its configuration. Setting
             it raises ValueError where these would not be the model's own logits: of a head that is no plain linear map (adapters,
-            quantised weights), or logits that are scaled.
+            quantised weights), or logits that are made otherwise.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> config = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
@@ -42,7 +45,8 @@ class CausalLM(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self._fused = model, False
+        self.model, self._fused, self._goes_on = model, False, None
+        self._scale: float | None = None
         config = unwrapped(model).config.get_text_config()
         self.vocabulary = config.vocab_size
         self.context = getattr(config, "max_position_embeddings", None) or 2**31
@@ -76,30 +80,41 @@ class CausalLM(nn.Module):
         self._fused = fused
 
     def forward(
-        self, tokens: Integer[Tensor, "B T"], cache: "Reread | None" = None
+        self, tokens: Integer[Tensor, "B T"], cache: Reread | KeysAndValues | None = None
     ) -> Float[Tensor, "B T V"] | HeadLogits:
-        """Logits ``(B, T, V)`` of what follows each of ``tokens``, ``(B, T)``, with a cache after what it holds.
+        """Logits ``(B, T, V)`` of what follows each of ``tokens``, ``(B, T)``, with a cache after what it holds; those of a single
+        token that follows a cache are a tensor, fused or not.
 
         Raises:
             ValueError: as :class:`~kdlab.models.gpt.GPT`'s; or, fused, if since then the head has become one that cannot be read.
+            RuntimeError: for a cache where gradients are wanted.
         """
-        check_tokens(tokens, self.vocabulary, self.context, 0 if cache is None else int(cache.lengths.max()))
-        places, first = None, 0
-        if cache is not None:
-            tokens, places = cache.extend(tokens)
-            first = int(places.min())  # the logits of what was read before are not made again
+        check_tokens(tokens, self.vocabulary, self.context, 0 if cache is None else cache.longest)
+        if cache is not None and torch.is_grad_enabled():
+            raise RuntimeError("a cache keeps no gradients: use it within torch.no_grad().")
         # What is on the right of a token has no influence on it, so that rows of different length need no mask.
-        if self.fused:
-            logits, last = self._head_logits(tokens)
-            if tokens.device.type == "cpu":  # a glance; elsewhere it would wait for the device
-                self._check_last(logits, last)
-            if places is None:
-                return logits
-            hidden = logits.hidden.gather(1, places[..., None].expand(-1, -1, logits.hidden.shape[-1]))
-            return HeadLogits(hidden, logits.weight, logits.bias, logits.softcap)
-        logits = self._own_logits(tokens, first)
-        if places is not None:
-            logits = logits.gather(1, (places - first)[..., None].expand(-1, -1, logits.shape[-1]))
+        if cache is None:
+            return self._read(tokens)
+        if isinstance(cache, KeysAndValues):
+            given = {k: x for k, x in cache.inputs(tokens).items() if k != "position_ids" or k in self._names}
+            logits = self._read(tokens, **given)
+            cache.extended(tokens)
+            return logits
+        tokens, places = cache.extend(tokens)
+        first = int(places.min())  # the logits of what was read before are not made again
+        logits = self._read(tokens, first)
+        if not isinstance(logits, HeadLogits):
+            return logits.gather(1, (places - first)[..., None].expand(-1, -1, logits.shape[-1]))
+        width = logits.hidden.shape[-1]
+        return replace(logits, hidden=logits.hidden.gather(1, places[..., None].expand(-1, -1, width)))
+
+    def _read(self, tokens: Tensor, first: int = 0, **given: Any) -> Tensor | HeadLogits:
+        """Logits of all tokens, or those from place ``first`` on where they are a tensor."""
+        if not self.fused or (given and tokens.shape[1] == 1):  # of one token, the model's own are made in any case
+            return self._own_logits(tokens, first, **given)
+        logits, last = self._head_logits(tokens, **given)
+        if tokens.device.type == "cpu":  # a glance; elsewhere it would wait for the device
+            self._check_last(logits, last)
         return logits
 
     def _two_texts(self) -> Tensor:
@@ -110,37 +125,63 @@ class CausalLM(nn.Module):
     def _device(self):
         return next(chain(self.model.parameters(), self.model.buffers()), torch.empty(0)).device
 
-    def _own_logits(self, tokens: Tensor, first: int = 0) -> Tensor:
+    def _own_logits(self, tokens: Tensor, first: int = 0, **given: Any) -> Tensor:
         """The model's own, of all tokens from place ``first`` on."""
         keep = {}
         if first and self._keeps_logits:
             keep = {"logits_to_keep": torch.arange(first, tokens.shape[1], device=tokens.device)}
-        logits = self.model(input_ids=tokens, use_cache=False, **keep).logits
+        # What grows with each step would be compiled with each.
+        model = getattr(self.model, "_orig_mod", self.model) if given else self.model
+        logits = model(**{"input_ids": tokens, "use_cache": False, **keep, **given}).logits
         return logits if keep or not first else logits[:, first:]
 
     @property
     def _keeps_logits(self) -> bool:
-        return "logits_to_keep" in inspect.signature(unwrapped(self.model).forward).parameters
+        return "logits_to_keep" in self._names
 
-    def _head_logits(self, tokens: Tensor) -> tuple[HeadLogits, Tensor]:
+    @property
+    def _names(self) -> Collection[str]:
+        """What the model's forward names."""
+        return inspect.signature(unwrapped(self.model).forward).parameters
+
+    def _head_logits(self, tokens: Tensor, **given: Any) -> tuple[HeadLogits, Tensor]:
         """Last hidden states and the head; and the model's own logits of the last token, made in the same pass."""
-        head, hidden = self._plain_head(), []
-        inner = unwrapped(self.model)
+        self._plain_head()
+        inner, hidden = unwrapped(self.model), []
         hooks = [
             body.register_forward_hook(lambda module, given, output: hidden.append(output[0]))
             for body in {inner.base_model, inner.get_decoder()}  # of OPT, the first does not run
         ]
         try:  # a compiled model would not run the hook
             last = getattr(self.model, "_orig_mod", self.model)(
-                input_ids=tokens, use_cache=False, logits_to_keep=1
+                **{"input_ids": tokens, "use_cache": False, "logits_to_keep": 1, **given}
             ).logits
         finally:
             for hook in hooks:
                 hook.remove()
         if not hidden:
             raise ValueError(f"{type(inner).__name__} is compiled in parts: {self._instead}")
+        if self._scale is None:
+            with torch.no_grad():
+                made = {x: self.head_logits(hidden[-1][:, -1:], x).dense() for x in self._scales}
+                self._scale = min(made, key=lambda x: (made[x] - last).abs().max().item())
+        return self.head_logits(hidden[-1], self._scale), last
+
+    def head_logits(self, hidden: Tensor, scale: float | None = None) -> HeadLogits:
+        """What the head says of last hidden states ``(B, T, d)``, with which the scale of its logits is taken in; None: the one that it has."""
+        inner, scale = unwrapped(self.model), self._scale if scale is None else scale
+        head = inner.get_output_embeddings()
         softcap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
-        return HeadLogits(hidden[-1], head.weight, head.bias, softcap), last
+        if scale in (None, 1.0):
+            return HeadLogits(hidden, head.weight, head.bias, softcap)
+        return HeadLogits(hidden * scale, head.weight, None if head.bias is None else head.bias * scale, softcap)
+
+    @property
+    def _scales(self) -> list[float]:
+        """By what the configuration may mean that logits are multiplied: of one name, some models divide and some multiply."""
+        config = unwrapped(self.model).config.get_text_config()
+        given = [getattr(config, name, None) for name in ("logits_scaling", "logit_scale", "lm_head_multiplier")]
+        return [scale for x in given if isinstance(x, (int, float)) and x for scale in (1 / x, x)] + [1.0]
 
     def _plain_head(self) -> nn.Linear:
         """The head, if what is read of it is all that it does."""
@@ -177,9 +218,36 @@ class CausalLM(nn.Module):
 
     _instead = "leave fused = False, and the model makes its logits itself."
 
-    def cache(self, batch: int) -> "Reread":
-        """What was read, to be read again with each step: the same text as with a cache of keys and values, only slower."""
-        return Reread(batch, self._device)
+    def cache(self, batch: int) -> Reread | KeysAndValues:
+        """What was read, for ``batch`` sequences: keys and values, in the cache of ``transformers``.
+
+        Of models that keep something else (recurrent states), or that in a small text do not go on from there as they would from the whole,
+        the tokens, which are read again with each step: the same text, only slower.
+        """
+        if self._goes_on is None:
+            self._goes_on = self._keeps_keys_and_values()
+        return (KeysAndValues if self._goes_on else Reread)(batch, self._device)
+
+    @torch.no_grad()
+    def _keeps_keys_and_values(self) -> bool:
+        """Whether it goes on from them: of two texts, one of which went back."""
+        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+        tokens = self._two_texts()
+        kinds = {type(layer) for layer in DynamicCache(config=unwrapped(self.model).config).layers}
+        if "past_key_values" not in self._names or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+            return False
+        if tokens.is_meta:
+            return True
+        cache = KeysAndValues(2, tokens.device)
+        with evaluation_mode(self):
+            self(tokens, cache)
+            cache.rewind(torch.tensor([3, 1], device=tokens.device))
+            found = _last_of(self(tokens[:, 1:], cache))
+            whole = [self(torch.cat([row[:n], row[1:]])[None]) for row, n in zip(tokens, (3, 1), strict=True)]
+        part = 1e-4 if found.dtype in (torch.float32, torch.float64) else 0.02
+        return all(_near(ours, _last_of(known)[0], part) for ours, known in zip(found, whole, strict=True))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -193,31 +261,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def _last_of(logits: Tensor | HeadLogits) -> Tensor:
+    """Those of the last token."""
+    last = logits[:, -1]
+    return last.dense() if isinstance(last, HeadLogits) else last
+
+
 def _near(ours: Tensor, known: Tensor, part: float = 0.02) -> bool:
     """Up to a part of the largest; by itself, up to the rounding of bfloat16."""
     return torch.allclose(ours.float(), known.float(), rtol=part, atol=part * known.abs().max().item())
-
-
-class Reread:
-    """The tokens of sequences of any length each; see :class:`kdlab.models.gpt.Cache`."""
-
-    def __init__(self, batch: int, device: torch.device | str) -> None:
-        self.tokens = torch.zeros(batch, 0, dtype=torch.long, device=device)
-        self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
-
-    def extend(self, tokens: Integer[Tensor, "B T"]) -> tuple[Integer[Tensor, "B all"], Integer[Tensor, "B T"]]:
-        """All tokens with the new ones, and the places of these."""
-        places = self.lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
-        room = int(places.max()) + 1 - self.tokens.shape[1]
-        self.tokens = torch.cat([self.tokens, self.tokens.new_zeros(len(tokens), max(room, 0))], 1)
-        self.tokens = self.tokens.scatter(1, places, tokens)
-        self.lengths = self.lengths + tokens.shape[1]
-        return self.tokens, places
-
-    def rewind(self, lengths: Integer[Tensor, " B"]) -> None:
-        if (lengths > self.lengths).any() or (lengths < 0).any():
-            raise ValueError("a cache can be shortened only to lengths between zero and what it holds.")
-        self.lengths = lengths
 
 
 class WithoutAdapter(nn.Module):
