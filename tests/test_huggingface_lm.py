@@ -21,7 +21,7 @@ from kdlab.objectives import (
     Projector,
     SparseForwardKL,
 )
-from kdlab.training import Recipe, fit, load_model, save_model
+from kdlab.training import Recipe, Taps, fit, load_model, save_model
 from kdlab.training.measures import all_logits
 
 V, CONTEXT = 50, 12
@@ -495,6 +495,23 @@ def test_a_teacher_without_adapters_does_all_that_a_teacher_does(tmp_path):
     TeacherCache(tmp_path / "cache", tokens(), without_adapter(again))
     with pytest.raises(TypeError, match="^CausalLM has no model of peft in it"):
         without_adapter(model(llama))
+
+
+def test_layers_are_named_as_without_adapters():
+    """One pair of names for a student with adapters, its base and a model that never had any; the student alone in it, too."""
+    lm, base, inputs = model(lambda: adapted("q_proj")), model(llama), text(1, 4)
+    name, whole = "model.model.layers.0", "model.base_model.model.model.layers.0"
+    with torch.no_grad():
+        _, hidden = Taps(lm, [name, whole, f"input:{name}.self_attn.q_proj"])(inputs)
+        assert torch.equal(hidden[name], hidden[whole])
+        _, other = Taps(without_adapter(lm), [name])(inputs)
+        assert not torch.equal(other[name], hidden[name])
+        _, alone = Taps(lm.model, ["model.layers.0"])(inputs)
+        assert torch.equal(alone["model.layers.0"], hidden[name])
+    (entry, _) = fit(lm, KD + HiddenMSE(name), train=tokens(), teacher=base, recipe=RECIPE)
+    assert entry["HiddenMSE"] > 0
+    with pytest.raises(ValueError, match="has no module 'model.model.layer.0'; there are 'model.model.layers.0'"):
+        Taps(lm, ["model.model.layer.0"])
 
 
 def test_a_teacher_that_training_would_move_is_refused():

@@ -35,7 +35,7 @@ class Taps:
 
     Args:
         model: any module; its output may be logits, a tuple that starts with them, or an object with ``.logits``.
-        layers: names, as above. What DataParallel and ``torch.compile`` put before them may be left out.
+        layers: names, as above. What DataParallel, ``torch.compile`` and ``peft`` put before them may be left out.
 
     Raises:
         ValueError: for a name that is not in the model.
@@ -55,6 +55,7 @@ class Taps:
         named = dict(model.named_modules())
         without = plain_names(model)
         plain = {without(name): module for name, module in named.items()}
+        plain = _without_peft(plain) | plain
         found = []
         for layer in self.layers:
             kind, _, path = layer.rpartition(":")
@@ -170,6 +171,17 @@ def _recovered(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False
     with torch.autocast("cuda" if query.is_cuda else "cpu", enabled=False):
         maps = attention_from_qk(query, key, causal=is_causal, mask=attn_mask, scale=scale)
     return maps if maps.ndim == 4 else maps.unsqueeze(1)
+
+
+def _without_peft(named: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The modules inside models of ``peft``, named as without it: ``"model.layers.0"`` for ``"base_model.model.model.layers.0"``."""
+    names, found = {module: name for name, module in named.items()}, {}
+    for path, part in named.items():
+        if hasattr(part, "get_base_model"):
+            before = f"{names[part.get_base_model()]}."
+            inside = {name.removeprefix(before): x for name, x in named.items() if name.startswith(before)}
+            found |= {f"{path}.{name}".lstrip("."): x for name, x in inside.items()}
+    return found
 
 
 def call(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
