@@ -41,7 +41,7 @@ ALLOWED = {  # besides the standard library and the room itself
         "torch",
         "transformers",
         "kdlab.shapes",
-        *(f"kdlab.{room}" for room in ("objectives", "models", "data", "training")),
+        *(f"kdlab.{room}" for room in ("objectives", "models", "data", "training", "language")),
     },
     "theory": {"sympy", "numpy"},
     "study": {

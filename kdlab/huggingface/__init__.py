@@ -1,7 +1,8 @@
 """Models of transformers and peft: called as kdlab's own are, and distilled in transformers' own Trainer or any other loop."""
 
+from .answers import OwnAnswers
 from .distillation import Distillation
 from .models import CausalLM, without_adapter
 from .trainer import Distil
 
-__all__ = ["CausalLM", "Distil", "Distillation", "without_adapter"]
+__all__ = ["CausalLM", "Distil", "Distillation", "OwnAnswers", "without_adapter"]

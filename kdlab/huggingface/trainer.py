@@ -1,7 +1,7 @@
 """Distillation in transformers' own Trainer, and in whatever descends from it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,11 @@ from ..training.checkpoint import CheckpointError, load_tensors, save_tensors
 from ..training.checks import check_counts
 from ..training.distributed import average
 from ..training.measures import _gaps
+from ..training.seeds import number
 from .distillation import Distillation
 
+# From student, batch and generator to another batch.
+Rewrite = Callable[[nn.Module, Mapping[str, Tensor], torch.Generator], Mapping[str, Tensor]]
 _FILE = "objective.safetensors"
 
 
@@ -43,6 +46,8 @@ class Distil:
         fused: as in :class:`~kdlab.huggingface.distillation.Distillation`.
         gradient_norms: also log the norm of each weighted term's gradient by the student's parameters (of this process's batch), at the first step after
             each logging; that step makes all logits.
+        rewrite: what a batch that is trained on becomes before it is looked at, such as :class:`~kdlab.huggingface.answers.OwnAnswers`: a function of
+            student, batch and a generator, which goes by the seed, the step and the process.
         arguments, options: the trainer's own.
 
     Raises:
@@ -54,12 +59,12 @@ class Distil:
 
     def __init__(
         self, *arguments: Any, objective: Objective | Term, teacher: nn.Module | None = None, fused: bool = False,
-        gradient_norms: bool = False, **options: Any,
+        gradient_norms: bool = False, rewrite: Rewrite | None = None, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(*arguments, **options)
         self.model_accepts_loss_kwargs = True  # earlier versions go by this
         self.distillation = Distillation(self.model, teacher, objective, fused=fused)
-        self.gradient_norms = gradient_norms
+        self.gradient_norms, self.rewrite = gradient_norms, rewrite
         self._check()
         self._own_optimizer = self.optimizer is None
         if teacher is not None and getattr(self.distillation.teacher, "inner", None) is not None:
@@ -82,6 +87,8 @@ class Distil:
             raise ValueError(
                 "under FSDP and DeepSpeed the objective cannot learn (projectors, banks, temperatures): use DistributedDataParallel."
             )
+        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and self.rewrite is not None:
+            raise ValueError("under FSDP and DeepSpeed the student cannot write: use DistributedDataParallel.")
         whole = [type(term).__name__ for term in objective.terms if "texts" in term.needs_whole_batch_of]
         if accumulated and whole:
             raise ValueError(f"{', '.join(whole)} compare the examples of a batch: gradient_accumulation_steps=1.")
@@ -118,9 +125,18 @@ class Distil:
         batches, count = super().get_batch_samples(*arguments, **options)
         self.distillation.objective.zero_grad()  # the trainer's own zero_grad is the student's
         if batches:
-            self._counts = self.distillation.counts([self._prepare_inputs(batch) for batch in batches])
+            batches = self._rewritten([self._prepare_inputs(batch) for batch in batches])
+            self._counts = self.distillation.counts(batches)
             count, self._steps = self._counts["count"], self._steps + 1
         return batches, count
+
+    def _rewritten(self, batches: list) -> list:
+        if self.rewrite is None:
+            return batches
+        place = "rewrite", self.args.seed, self.state.global_step, self.args.process_index
+        generator = torch.Generator(self.args.device).manual_seed(number(*place))
+        with torch.no_grad(), self.accelerator.autocast():
+            return [self.rewrite(self.model, batch, generator) for batch in batches]
 
     def training_step(self, *arguments: Any, **options: Any) -> Tensor:
         loss = super().training_step(*arguments, **options)
