@@ -111,9 +111,7 @@ read_at = data.validation.spread(blocks)
 logits = predict(teacher, read_at, batch_size=8, device=device).flatten(0, 1)
 labels = torch.cat([y for _, y, _ in read_at.batches(64)]).flatten()
 positions, N = logits.shape
-Markdown(
-    f"There are {positions:,} positions, each a distribution over $N={N:,}$ tokens."
-)
+Markdown(f"There are {positions:,} positions, each a distribution over {N:,} tokens.")
 
 # %% [markdown]
 # ## A unit for models with different classes
@@ -1003,7 +1001,7 @@ if {head, "SGD", "AdamW"} <= set(finite):
 #
 # ## The records
 #
-# Whether any of this matters for a student that is trained in earnest is asked by the plan `language-small`: a small GPT with the book's teacher, a fixed number of tokens of text, three seeds, paired. The plan `language` asks the same on a GPU. The control is the arm `kd`: one part labels, nine parts $D_{\mathrm{KL}}$ at $T=1$. Below zero is better in both panels: fewer bits per byte of test text, less KL from the teacher. <!-- by definition --> Few seeds make wide intervals, and of many comparisons some exclude zero by chance.
+# Whether any of this matters for the students of the records is asked by the plan `language-small`: a small GPT with the book's teacher, a fixed number of tokens of text, three seeds, paired. The plan `language` asks the same on a GPU. The control is the arm (way to train) `kd`: one part labels, nine parts $D_{\mathrm{KL}}$ at $T=1$. Below zero is better in both panels: fewer bits per byte of test text, less KL from the teacher. <!-- by definition --> Few seeds make wide intervals, and of many comparisons some exclude zero by chance.
 
 # %% tags=["hide-input"]
 small, large = results("language-small"), results("language")

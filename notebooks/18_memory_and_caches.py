@@ -1318,7 +1318,7 @@ folder.cleanup()
 #
 # - Memory was measured for one loss at small sizes on a CPU, by the resident memory of a process, which also counts what an allocator has not given back. What the chunks save in a training depends on what else fills the memory there.
 # - Liger is measured on a CPU and not compiled, for which it was not made.
-# - A chunked loss has one gradient, that of the weighted sum. Who wants the gradient norm of each term needs all the logits, or a pass for each term.
+# - A chunked loss has one gradient, that of the weighted sum. If you want the gradient norm of each term, you need all the logits, or a pass for each term.
 # - Caches are of the corpus' text and of one teacher. A student that learns from its own text ({doc}`17_distilling_a_small_language_model`) says what nobody has written down, and needs the teacher live.
 # - `write_cache` keeps the teacher at $T=1$, and `SparseForwardKL` has no temperature. A heated teacher has to be live: heat moves mass to words of which a cache has kept nothing.
 # - Only the forward KL was asked for. The reverse KL needs $\log p_i$ for what the *student* finds likely, and a cache may not have it.

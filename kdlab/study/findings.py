@@ -53,9 +53,10 @@ def methods(study: Results) -> str | None:
     above = [METHODS[arm] for arm, d in shown.items() if d.low > 0]
     below = [METHODS[arm] for arm, d in shown.items() if d.high < 0]
     epochs = next(spec for spec in study.specs if spec.arm == "kd").recipe.epochs
+    rest = "; of the rest it is not decided" if len(above) + len(below) < len(METHODS) else ""
     return (
         f"Of {len(METHODS)} other methods at their published weights, all at one learning rate, {_counted(above, 'above')} plain distillation in test accuracy after {epochs} epochs, "
-        f"{_counted(below, 'below')} it; of the rest it is not decided (Dunnett's intervals, n = {len(study.values('kd'))} seeds)."
+        f"{_counted(below, 'below')} it{rest} (Dunnett's intervals, n = {len(study.values('kd'))} seeds)."
     )
 
 
