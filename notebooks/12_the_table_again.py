@@ -7,14 +7,13 @@
 # ---
 
 # %% [markdown]
-# # The table, again
+# # The published table of methods
 #
 # One table has stood in papers on distillation since 2020: CIFAR-100, pairs of a teacher and a student, a row for each
-# method. New methods add a row at the bottom. How much of it would come out again?
+# method. New methods add a row at the bottom. How much of it would come out the same if it were run again?
 #
 # **At the end you will know** the recipe and the weights behind the table, as code that runs; how far seeds alone move
-# such numbers, and what choosing the best epoch adds; how many seeds a difference of a few tenths of a point takes; and
-# what order our own short trainings give, at one learning rate that was chosen for no method. **The table itself has not been run again yet**: a slot below says how many of its runs are missing.
+# such numbers; what choosing the best epoch adds; and how many seeds it takes to see a difference. **The table itself has not been run again yet**; a slot below says how many of its runs are missing.
 #
 # *Needs: one CPU core and about a minute. The recorded runs took longer; each says where.*
 
@@ -32,7 +31,7 @@ from dataclasses import asdict, replace
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython.display import display
+from IPython.display import Markdown, display
 from scipy.stats import chi2, nct, rankdata, spearmanr, t, ttest_1samp
 
 from kdlab.data import KnownPosterior, load_images
@@ -44,6 +43,7 @@ from kdlab.figures import (
     SKY,
     VERMILION,
     dots,
+    seeds_dial,
     show,
     table,
     use_style,
@@ -58,8 +58,15 @@ from kdlab.study import (
     results,
     stored_student,
 )
-from kdlab.study.display import conditions, device_for, not_yet_run, source_note
+from kdlab.study.display import (
+    Findings,
+    conditions,
+    device_for,
+    not_yet_run,
+    source_note,
+)
 from kdlab.study.evidence import Among, Quantity
+from kdlab.study.findings import methods as methods_found
 from kdlab.study.parameters import require
 from kdlab.study.published import chance_gap, deviation_of_runs, published_results
 from kdlab.study.statements import above, leads
@@ -74,6 +81,9 @@ require(
 )
 data = load_images()
 
+# %% tags=["hide-input"]
+findings = Findings()
+
 # %% [markdown]
 # ## The table
 #
@@ -87,21 +97,17 @@ METHODS = {row["name"]: row for row in published["method"]}
 PAIRS = {pair["id"]: pair["name"] for pair in published["pair"]}
 FAMILY = [pair["id"] for pair in published["pair"] if pair.get("one_family")]
 UNCHECKED = [name for name, row in METHODS.items() if row.get("checked") is False]
-print(
-    f"{len(METHODS)} rows, {len(PAIRS)} pairs, of which {len(FAMILY)} are of one family;"
-)
-print(
-    f"{sum(len(row['accuracy']) for row in METHODS.values())} accuracies. "
-    "We know the epoch of"
-)
+
+# %% tags=["hide-input"]
 known = [sum(key in row for row in METHODS.values()) for key in ("epoch", "runs")]
-print(
-    f"{known[0]} rows, the number of runs of {known[1]}"
-    f" ({sum(row.get('runs_checked') is False for row in METHODS.values())} of these by report alone). Not read by us: {', '.join(UNCHECKED)}."
+reported = sum(row.get("runs_checked") is False for row in METHODS.values())
+Markdown(
+    f"There are {len(METHODS)} rows and {len(PAIRS)} pairs, {len(FAMILY)} of them of one family, with {sum(len(row['accuracy']) for row in METHODS.values())} accuracies. We know the epoch of {known[0]} rows, and the number of runs of {known[1]} ({reported} of these by report alone). "
+    f"Not read by us: {', '.join(UNCHECKED)}."
 )
 
 # %% [markdown]
-# Accuracy differs from pair to pair and from method to method; the cell below prints by how much. What the table is read for is the difference
+# Accuracy differs from pair to pair and from method to method; the text below the figure says by how much. What the table is read for is the difference
 # to plain distillation in the same column.
 
 # %% tags=["hide-input"]
@@ -182,23 +188,31 @@ cells = np.array(
         if name not in ("teacher", "DIST")
     ]
 )
-print(
-    f"Deviation of the means of {cells.shape[1]} pairs of one family: {cells.mean(0).std(ddof=1):.2f} points; of the means of {cells.shape[0]} rows (without DIST, which lacks pairs): {cells.mean(1).std(ddof=1):.2f}."
-)
-print(
-    f"Differences to KD inside the light band: {inside[1]:.0%}; inside the dark one: {inside[5]:.0%}."
-)
-lowest = {name: min(over_kd(name), key=over_kd(name).get) for name in ROWS}
-print(
-    "The lowest cell of each row: "
-    + ", ".join(
-        f"{name} {over_kd(name)[pair]:+.2f} ({PAIRS[pair]})"
-        for name, pair in lowest.items()
+display(
+    Markdown(
+        f"Deviation of the means of {cells.shape[1]} pairs of one family: {cells.mean(0).std(ddof=1):.2f} points; of the means of {cells.shape[0]} rows (without DIST, which lacks pairs): {cells.mean(1).std(ddof=1):.2f}."
     )
 )
-print(
-    f"Differences among the four newest rows in the pairs of one family, {len(differences)} of them: {np.mean(differences < by_chance_of[1]):.0%} inside the light band, "
-    f"{np.mean(differences < by_chance_of[5]):.0%} inside the dark one."
+display(
+    Markdown(
+        f"Differences to KD inside the light band: {inside[1]:.0%}; inside the dark one: {inside[5]:.0%}."
+    )
+)
+lowest = {name: min(over_kd(name), key=over_kd(name).get) for name in ROWS}
+display(
+    Markdown(
+        "The lowest cell of each row: "
+        + ", ".join(
+            f"{name} {over_kd(name)[pair]:+.2f} ({PAIRS[pair]})"
+            for name, pair in lowest.items()
+        )
+    )
+)
+display(
+    Markdown(
+        f"Differences among the four newest rows in the pairs of one family, {len(differences)} of them: {np.mean(differences < by_chance_of[1]):.0%} inside the light band, "
+        f"{np.mean(differences < by_chance_of[5]):.0%} inside the dark one."
+    )
 )
 
 # %% [markdown]
@@ -219,9 +233,15 @@ recipe = asdict(Recipe())
 stated = {key: value for key, value in published["recipe"].items() if key in recipe}
 for key, value in stated.items():
     assert recipe[key] == (tuple(value) if isinstance(value, list) else value), key
+
+# %% tags=["hide-input"]
 slow = plans.published_recipe("mobilenet_v2").learning_rate
 assert slow == published["recipe"]["learning_rate_mobile"]
-print("\n".join(f"{key:15s}{value}" for key, value in stated.items()))
+table(
+    ["setting", "value"],
+    [[key, value] for key, value in stated.items()],
+    caption="The published recipe, in the names of Recipe.",
+)
 
 # %% [markdown]
 # The weights are code, too: `plans.methods` returns the objectives of one pair. (DKD's weight of the wrong classes is set
@@ -232,6 +252,8 @@ print("\n".join(f"{key:15s}{value}" for key, value in stated.items()))
 PAIR = "resnet56-resnet20"
 other_weight = {f"{a}-{b}": weight for a, b, weight in plans.PAIRS}[PAIR]
 methods = plans.methods("resnet20", "resnet56", 50_000, other_weight)
+
+# %% tags=["hide-input"]
 weights = published["weights"]
 assert methods["at"].weights[1] == weights["at"]["attention"]
 assert methods["fitnet"].weights[1] == weights["fitnet"]["hint"]
@@ -251,8 +273,11 @@ assert methods["standardised"].weights == (
 )
 assert {weight for *_, weight in plans.PAIRS} == set(weights["dkd"]["others"])
 assert set(PAIRS) == {f"{a}-{b}" for a, b, _ in plans.PAIRS}
-for arm, objective in methods.items():
-    print(f"{arm:13s}{objective!r}")
+table(
+    ["arm", "objective"],
+    [[arm, repr(objective)] for arm, objective in methods.items()],
+    caption=f"The objectives of {PAIRS[PAIR]}, as code.",
+)  # fmt: skip
 
 # %% [markdown]
 # Two things can be read off before anything is trained. The rows were not tuned alike: the earlier methods have
@@ -489,22 +514,30 @@ best_over, last_over = (
     )
     for key in ("best", "last")
 )
-print(
-    f"deviation between runs, DIST: {DEVIATION:.2f} points (root mean square of {len(deviations)})"
-)
-print(
-    f"standardised logits, {len(places)} logs: best epoch minus the published number {best_over.mean():+.2f} on average, last epoch minus it {last_over.mean():+.2f}"
-)
-print(
-    "best minus last by method: "
-    + ", ".join(
-        f"{name} {values.mean():.2f} ({len(values)} logs)"
-        for name, values in picked_by.items()
+display(
+    Markdown(
+        f"Deviation between runs, DIST: {DEVIATION:.2f} points (root mean square of {len(deviations)})."
     )
 )
-print(
-    f"DKD: published {told:.2f}, a user {found:.2f}; the authors answer that theirs lie between "
-    f"{users['authors_range'][0]} and {users['authors_range'][1]}"
+display(
+    Markdown(
+        f"Standardised logits, {len(places)} logs: best epoch minus the published number {best_over.mean():+.2f} on average, last epoch minus it {last_over.mean():+.2f}."
+    )
+)
+display(
+    Markdown(
+        "Best minus last by method: "
+        + ", ".join(
+            f"{name} {values.mean():.2f} ({len(values)} logs)"
+            for name, values in picked_by.items()
+        )
+    )
+)
+display(
+    Markdown(
+        f"DKD: published {told:.2f}, a user {found:.2f}; the authors answer that theirs lie between "
+        f"{users['authors_range'][0]} and {users['authors_range'][1]}"
+    )
 )
 
 # %% [markdown]
@@ -530,6 +563,7 @@ def seems_better(methods, pairs, runs, margin, deviation=DEVIATION, tables=2_000
     return (gaps > margin).any((1, 2)).mean(), (gaps.mean(2) > margin).any(1).mean()
 
 
+# %% tags=["hide-input"]
 whole = 9, len(FAMILY)
 CASES = {
     "one method, one pair": (1, 1),
@@ -542,7 +576,6 @@ chances = {
 }
 averaged = [seems_better(*whole, n, margin)[1] for n in runs]
 
-# %% tags=["hide-input"]
 figure, panel = plt.subplots(figsize=(6.8, 3.3))
 for name, colour in zip(chances, (SKY, BLUE, VERMILION), strict=True):
     panel.plot(runs, 100 * np.array(chances[name]), "o-", color=colour, label=name)
@@ -592,7 +625,7 @@ show(
 #   trained side by side in one process shared its clock; their column is left out.
 
 
-# %%
+# %% tags=["hide-input"]
 def minutes(record):
     """Wall time of a run alone in its process; of others the clock says nothing."""
     return (
@@ -634,6 +667,7 @@ def column(found, pair, prefix):
     return rows
 
 
+# %%
 def against_published(row):
     """Whether one more run of ours could have been the published number."""
     if row["published"] is None or row["mean"] is None:
@@ -647,6 +681,7 @@ def against_published(row):
     )
 
 
+# %% tags=["hide-input"]
 def against_kd(row):
     """The direction, if one can be told beside the other comparisons of the column."""
     if row["gap"] is None:
@@ -728,11 +763,6 @@ def column_table(rows, caption, same_scale):
             line[-1] += f"; {row['diverged']} diverged"
         if same_scale:
             line.append(against_published(row))
-        line.append(
-            "–"
-            if row["published gap"] is None or name == "KD"
-            else f"{row['published gap']:+.2f}"
-        )
         g = row["gap"]
         line.append(
             "–" if g is None else f"{g.mean:+.2f} [{g.low:+.2f}, {g.high:+.2f}]"
@@ -748,7 +778,7 @@ def column_table(rows, caption, same_scale):
         lines.append([*line, cost] if timed else line)
     head = ["", "published", "ours"]
     head += ["ours − published"] if same_scale else []
-    head += ["published − KD", "ours − KD", "against KD"]
+    head += ["ours − KD", "against KD"]
     head += ["time; minutes a point"] if timed else []
     return table(head, lines, caption=caption)
 
@@ -812,14 +842,16 @@ if compared:
         ),
     )
     separate = [n for n in compared if ours[n]["gap"].excludes_zero]
-    print(
-        f"{conditions(small)}. {len(compared)} arms compared with KD, labels alone among them; intervals that miss zero, together: {', '.join(separate) or 'none'}."
+    display(
+        Markdown(
+            f"{conditions(small)}. {len(compared)} arms compared with KD, labels alone among them; intervals that miss zero, together: {', '.join(separate) or 'none'}."
+        )
     )
     signs = [
         np.sign(ours[n]["gap"].mean) == np.sign(ours[n]["published gap"])
         for n in compared
     ]
-    print(f"On the published side of KD: {sum(signs)} of {len(signs)}.")
+    display(Markdown(f"On the published side of KD: {sum(signs)} of {len(signs)}."))
     if len(compared) == 9:
         ARMS = {row["arm"]: name for name, row in ours.items()}
         display(
@@ -843,7 +875,7 @@ if compared:
 # %%
 def pulls(objectives, student, teacher, batches):
     """Length of each objective's gradient by the student's weights, mean over batches;
-    student and teacher look once at each batch.
+    one forward pass of student and teacher serves all objectives.
     """
     started = {}
     for name, objective in objectives.items():
@@ -875,6 +907,7 @@ def pulls(objectives, student, teacher, batches):
     return {name: np.mean(each) for name, each in lengths.items()}
 
 
+# %% tags=["hide-input"]
 of_kd = next(spec for spec in small.specs if spec.arm == "kd")
 learned = (
     None
@@ -891,7 +924,6 @@ if learned is not None:
         name: length / lengths["student alone"] for name, length in lengths.items()
     }
 
-# %% tags=["hide-input"]
 if learned is not None and len(compared) == 9:
     here = {name: ours[name]["mean"].mean for name in relative}
     column_of = {
@@ -918,16 +950,20 @@ if learned is not None and len(compared) == 9:
         ),
         source_note(small.all([ours[name]["arm"] for name in relative])),
     )
-    print(
-        "relative length: "
-        + ", ".join(f"{name} {value:.1f}" for name, value in relative.items())
+    display(
+        Markdown(
+            "Relative length: "
+            + ", ".join(f"{name} {value:.1f}" for name, value in relative.items())
+        )
     )
-    print(
-        f"the longest over the shortest: {max(relative.values()) / min(relative.values()):.0f}"
+    display(
+        Markdown(
+            f"The longest over the shortest: {max(relative.values()) / min(relative.values()):.0f}"
+        )
     )
 
 # %% [markdown]
-# One student at one moment is no proof of a cause, and this one has been trained with KD, so that the length of that gradient is one of a student which has followed it. But a comparison in which the length of the step differs by so much, and the rate is nobody's own, cannot tell an objective from its rate: what it needs is a rate for each method, chosen in the same number of tries.
+# One student at one moment is no proof of a cause, and this one has been trained with KD, so that the gradient of KD is that of a student which has followed it. But where steps differ so much in length and all methods share one rate, a comparison cannot tell an objective from its rate. It needs a rate for each method, chosen in the same number of tries.
 
 # %% [markdown]
 # ### Does the order survive?
@@ -938,7 +974,7 @@ if learned is not None and len(compared) == 9:
 # their runs, so they are shown as they are, without an interval.
 
 
-# %%
+# %% tags=["hide-input"]
 ranked = [name for name, row in ours.items() if row["values"] and row["published"]]
 common = (
     sorted(set.intersection(*(set(ours[n]["values"]) for n in ranked)))
@@ -965,7 +1001,6 @@ if enough:
     taught = [place for place, name in enumerate(ranked) if name != "student alone"]
     without_alone = spearmanr(theirs[taught], values.mean(0)[taught])
 
-# %% tags=["hide-input"]
 if enough:
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.6))
     places = {
@@ -981,7 +1016,7 @@ if enough:
     left.grid(visible=False)
     left.spines[["left", "bottom"]].set_visible(False)
     left.tick_params(length=0)
-    rows = {"published order": with_table, "our other seeds": with_others}
+    rows = {"published order": with_table, "mean of our other seeds": with_others}
     dots(right, rows, {})
     right.axvline(0, color="grey", linewidth=0.8)
     right.set(xlabel="rank correlation of a seed with …", xlim=(-1.05, 1.05))
@@ -998,7 +1033,11 @@ if enough:
     )
     for name, found in rows.items():
         each = ", ".join(f"{value:+.2f}" for value in found)
-        print(f"{name}: {np.mean(found):+.2f} on average; by seed {each}")
+        display(
+            Markdown(
+                f"Rank correlation with the {name}: {np.mean(found):+.2f} on average; by seed {each}."
+            )
+        )
 else:
     display(
         not_yet_run(
@@ -1071,9 +1110,11 @@ if picked:
         ),
     )
     everything = [value for values in picked.values() for value in values]
-    print(
-        f"{len(everything)} runs: {np.mean(everything):.2f} points on average, {np.mean(np.array(everything) == 0):.0%} have their best epoch last, "
-        f"the largest is {max(everything):.2f}."
+    display(
+        Markdown(
+            f"{len(everything)} runs: {np.mean(everything):.2f} points on average, {np.mean(np.array(everything) == 0):.0%} have their best epoch last, "
+            f"the largest is {max(everything):.2f}."
+        )
     )
 else:
     display(not_yet_run("the curves of any recorded run", small.command))
@@ -1104,6 +1145,7 @@ def seeds_needed(difference, deviation, wanted=0.8):
     )
 
 
+# %% tags=["hide-input"]
 # A check against simulation.
 noise = 0.75 * margin
 draws = np.random.default_rng(0).normal(margin, noise, (20_000, 5))
@@ -1205,15 +1247,43 @@ display(
         caption="How many seeds of each method a t-test of the differences takes for 80 % power; in brackets from the 95 % interval of the deviation. Unpaired: the deviation within methods; paired: with what the seeds share taken out. Where the two are alike, pairing by seed is worth nothing.",
     ),
 )
-for name, (deviation, *_) in estimates.items():
-    print(
-        f"{name}: three seeds see {margin:g} points in {power(3, margin, deviation):.0%} of studies, five in {power(5, margin, deviation):.0%}"
+seen_by = "; ".join(
+    f"{power(3, margin, deviation):.0%} and {power(5, margin, deviation):.0%} ({name})"
+    for name, (deviation, *_) in estimates.items()
+)
+display(
+    Markdown(
+        f"Three and five seeds see a difference of {margin:g} points in so many studies, by the deviation that is taken: {seen_by}."
     )
+)
+
+# %% tags=["hide-input"]
+last_estimate = list(estimates)[-1]
+seeds_dial(
+    label="seeds",
+    caption=f"Set a true difference, the deviation of a difference and the number of seeds. It starts at {margin:g} points and the deviation of {last_estimate}.",
+    difference=margin,
+    deviation=round(float(estimates[last_estimate][0]), 2),
+)
 
 # %% [markdown]
-# Whether pairing by seed helps is seen by comparing the two lines of one plan, like with like. Two students of one seed can soon differ by as much as any two, and then a paired difference of three seeds only has fewer degrees of freedom than one deviation pooled over all methods has.
+# To see whether pairing by seed helps, compare the two lines of one plan. Two students of one seed can soon differ by as much as any two, and then a paired difference of three seeds only has fewer degrees of freedom than one deviation pooled over all methods has.
 # The search takes a deviation to be estimated from the differences alone; pooled, fewer seeds do.
-#
+
+# %% tags=["hide-input"]
+sentences = [
+    f"Two single runs of one method differ by less than {by_chance_of[1]:.2f} points in 95 of 100 cases (DIST's deviations); {inside[1]:.0%} of the published differences to KD are smaller.",
+    f"Picking the best epoch on a small test set adds {promised['step'].mean():.2f} points there and {kept['step'].mean():.2f} in truth (step schedule, {epochs} epochs, n = {len(seeds)} seed{'s' * (len(seeds) > 1)}).",
+]
+if said := methods_found(small):
+    sentences.append(said)
+if full.missing:
+    sentences.append(
+        f"The table itself has not been run again: {full.missing} of its {len(full.specs)} runs are missing."
+    )
+findings.show(*sentences)
+
+# %% [markdown]
 # ## Limits
 #
 # - No verdict on the published table is given here until its own recipe has been run; the small scale is another experiment,
@@ -1226,6 +1296,14 @@ for name, (deviation, *_) in estimates.items():
 #   standard deviation.
 # - Wall time in a record depends on the machine and on what else ran there. What a step of each method costs is measured side by
 #   side in chapter 15.
+#
+# ## To take along
+#
+# **Formulae.** The largest of $k$ numbers with deviation $\sigma$ is expected at most $\sigma\sqrt{2\ln k}$ above their mean. <!-- by definition --> Two means of $n$ runs differ by chance by less than $1.96\,\sigma\sqrt{2/n}$ in 95 of 100 cases. <!-- by definition --> One more run lies within $\bar x\pm t_{n-1}\,s\sqrt{1+1/n}$.
+#
+# **What to set.** `Recipe()` is the published recipe, and `plans.methods(student, teacher, …)` gives the published weights. `against(values, "kd")` compares many methods with one, `power(…)` above says how many seeds a margin takes.
+#
+# **What to mind.** Report the last epoch, or pick on a validation split. Give each method a learning rate of its own, chosen in as many tries. Read the mean over pairs before a single cell.
 #
 # ## Exercises
 #
@@ -1245,7 +1323,7 @@ for name, (deviation, *_) in estimates.items():
 # ```
 #
 # The expected maximum of 30 deviates is about twice their
-# deviation: 0.31 points over their mean, and as much over the last of them, whose mean is zero. <!-- by definition --> The means of the logs, by method, are printed
+# deviation: 0.31 points over their mean, and as much over the last of them, whose mean is zero. <!-- by definition --> The means of the logs, by method, stand
 # under *How noisy the published numbers are*. Dependence between the epochs would take something off; those before the last drop add candidates.
 # ````
 #
