@@ -453,11 +453,10 @@ noncentral = DRAWN * ((mixed - P) ** 2 / P).sum()
 power = scipy.stats.ncx2.sf(scipy.stats.chi2.isf(LEVEL, freedom), freedom, noncentral)
 assert power > 0.99
 
-table(
-    ["texts by", "$\\chi^2$", "p-value"],
-    tests,
-    caption=f"{DRAWN:,} texts of {LENGTH} letters against the verifier's exact distribution; {freedom} degrees of freedom, refused below {LEVEL}. Were one text in ten the draft's, which is a total variation of {np.abs(mixed - P).sum() / 2:.3f}, "
-    f"the test would refuse with probability {power:.3f}.",
+Markdown(
+    f"{DRAWN:,} texts of {LENGTH} letters against the verifier's exact distribution, $\\chi^2$ with {freedom} degrees of freedom: "
+    + "; ".join(f"{name}, {chi} (p-value {p})" for name, chi, p in tests)
+    + f". Were one text in ten the draft's, which is a total variation of {np.abs(mixed - P).sum() / 2:.3f}, the test would refuse at {LEVEL} with probability {power:.3f}."
 )
 
 # %% [markdown]
@@ -878,7 +877,7 @@ Markdown(
 )
 
 # %% [markdown]
-# Some of what is missing between the measured points and the second prediction is the reading of the prompt, which is in all times, and what a last round writes beyond the end. The rest must be time that neither model's call accounts for. The stopwatch tells: of the seconds of a round, so many are the draft's calls, so many the verifier's, and the rest is all else.
+# Some of what is missing between the measured points and the second prediction is the reading of the prompt, which is in all times, and what a last round writes beyond the end. The rest must be time that neither model's call accounts for. Here are its shares.
 
 # %% tags=["hide-input"]
 asked = len(clock["plain_seconds"])
@@ -893,42 +892,21 @@ for who, width, seconds in log:
         spent[width - 1].append((of_draft, seconds))
         of_draft = 0.0
 
-step = sum(clock["plain_seconds"]) / asked - reading["verifier"]
-step /= WRITTEN - 1
-rows = [["plain, a token", "–", one, step - one, step, 1.0]]
+shares = []
 for each in clock["rounds"]:
     gamma, rounds_made = each["draft_length"], sum(each["calls"])
     assert rounds_made == len(spent[gamma])
     whole = (sum(each["seconds"]) - asked * sum(reading.values())) / rounds_made
-    parts = np.mean(spent[gamma], 0).tolist()
-    rows.append(
-        [
-            f"a round, $\\gamma={gamma}$",
-            *parts,
-            whole - sum(parts),
-            whole,
-            1 + sum(each["accepted"]) / rounds_made,
-        ]
+    by_draft, by_verifier = np.mean(spent[gamma], 0) / whole
+    shares.append(
+        f"{by_draft:.0%} the draft's calls, {by_verifier:.0%} the verifier's, {1 - by_draft - by_verifier:.0%} all else ($\\gamma={gamma}$)"
     )
-rows = [
-    [row[0], *(x if isinstance(x, str) else f"{1e3 * x:.1f}" for x in row[1:-1]), f"{row[-1]:.2f}"]
-    for row in rows
-]  # fmt: skip
-table(
-    [
-        "milliseconds",
-        "draft's calls",
-        "verifier's call",
-        "all else",
-        "together",
-        "tokens",
-    ],
-    rows,
-    caption=f"Where the time goes, reading the prompt left out: means over {asked} prompts.",
+Markdown(
+    f"Of the time of a round, without the reading of the prompt, are: {'; '.join(shares)}. Means over {asked} prompts."
 )
 
 # %% [markdown]
-# "All else" is drawing from and comparing distributions over the vocabulary for each proposal, moving the caches back, and Python. The table says how large a part it is here; much of it has to be done anew for every proposal, as the draft's calls are. None of this says much about a GPU and a large verifier, in either direction: the acceptance
+# "All else" is drawing from and comparing distributions over the vocabulary for each proposal, moving the caches back, and Python. Much of it has to be done anew for every proposal, as the draft's calls are. None of this says much about a GPU and a large verifier, in either direction: the acceptance
 # carries over to other machines, the clock does not.
 #
 # ### The speed-up, to try out
@@ -1350,7 +1328,7 @@ for study in studies:
 display(*slots(large, ARMS, f"the same on a GPU ({described(large)})"))
 
 # %% [markdown]
-# The first table of differences answers the claim: its trainings are paired by seed, and the intervals in the figure are not. The second one compares the objectives with forward KL. Where its interval holds zero, these seeds decide nothing. Bits per byte can differ clearly where acceptance does not. If the live drafts had another order, they are one training each, and a short one. A gain in acceptance is worth more tokens where acceptance is already high, since acceptances multiply. The second figure compares predictions with measurements: what the two distributions share with what was accepted, and the formula with what a call brought. The last table has the numbers, and the times of one machine.
+# The first table of differences answers the claim: its trainings are paired by seed, and the intervals in the figure are not. The second one compares the objectives with forward KL. Where its interval contains zero, these seeds decide nothing. Bits per byte can differ clearly where acceptance does not. If the live drafts had another order, they are one training each, and a short one. A gain in acceptance is worth more tokens where acceptance is already high, since acceptances multiply. The second figure compares predictions with measurements: what the two distributions share with what was accepted, and the formula with what a call brought. The last table has the numbers, and the times of one machine.
 #
 # ### At equal compute
 #
