@@ -403,7 +403,7 @@ table(
 # What the scale is good for is orientation: the distance between counting single tokens and counting pairs is what a model gains from *one* token of context, and the distance from
 # there to the teacher is what more context, and sharing between contexts, are worth. Where the students fall on this scale is what follows; and there, differences of hundredths of a bit will have to be judged by their intervals.
 #
-# How the teacher came to be there is in its record. The rules of the recorded runs are those of {doc}`13_temperature_and_weight`: differences are taken seed by seed, the
+# How the teacher was trained is in its record. A plan has several *arms*, which are ways to train a student. The rules of the recorded runs are those of {doc}`13_temperature_and_weight`: differences are taken seed by seed, the
 # test text is touched once. Runs of one seed that train one model on one text share batches and initial weights, with one exception that is said where it comes (`kd+hidden`). Every mean and difference in a figure or table has its own 95 % interval of Student's $t$, which is wide for three seeds; the sentences on the records pool the deviation over the arms where these allow it, and say so, so that their intervals may be narrower; of many comparisons some exclude zero by chance.
 
 # %% tags=["hide-input"]
@@ -728,20 +728,21 @@ MEASURES = (
 
 
 def equal_table(study):
-    """The same in all measures, at equal compute."""
-    rows = []
+    """The same in all measures, at equal compute: a row a measure, a column a size."""
+    found = {}
     for _, kd, equal in with_equal(study):
-        found = [(study.difference(kd, equal, m), factor) for m, _, factor in MEASURES]
-        if all(i for i, _ in found):
-            cells = [
-                (factor * i).bracketed("+.3f" if factor == 1 else "+.2f")
-                for i, factor in found
-            ]
-            rows.append([called(spec_of(study, kd).student), *cells, found[0][0].n])
+        differences = [study.difference(kd, equal, m) for m, _, _ in MEASURES]
+        if all(differences):
+            found[called(spec_of(study, kd).student)] = differences
+    rows = [
+        [title, *((factor * each[k]).bracketed("+.3f" if factor == 1 else "+.2f") for each in found.values())]
+        for k, (_, title, factor) in enumerate(MEASURES)
+    ]  # fmt: skip
+    n = " and ".join(str(each[0].n) for each in found.values())
     return table(
-        ["equal compute", *(title for _, title, _ in MEASURES), "$n$"],
+        ["equal compute", *found],
         rows,
-        caption="Distilled minus alone where both spend the same arithmetic, paired by seed, with 95 % intervals.",
+        caption=f"Distilled minus alone where both spend the same arithmetic, paired by seed, with 95 % intervals, n = {n}.",
     )
 
 
