@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -187,3 +188,16 @@ def test_a_polygon_without_a_label_has_its_look():
     assert panel.patches[0].get_label() in (None, "", "_child0")  # as Matplotlib has it
     panel.patches[0]._label = None
     assert plotted(figure).startswith("series,x,y\n") and plotted(figure).count("area,") == 4
+
+
+def test_a_shorter_picture_has_the_same_places_and_dots():
+    figure, panel = plt.subplots()
+    panel.scatter(range(30), range(30))
+    panel.plot(np.linspace(0, 30, 200), np.sin(np.linspace(0, 30, 200)))
+    markup = show(figure, label="a", caption="A.", alt="B.").markup
+    assert (
+        markup.count('y="') >= 30
+        and len(re.findall(r'<use xlink:href="#a-[^"]+" x="[\d.]+" y="[\d.]+"/>', markup)) == 30
+    )  # their look is the group's
+    assert all(f'id="{name}"' in markup for name in re.findall(r'xlink:href="#([^"]+)"', markup))
+    assert not re.search(r"\d\.\d{3,}[ \"]", "".join(re.findall(r' d="[^"]*"', markup))) and "<!--" not in markup

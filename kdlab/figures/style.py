@@ -110,7 +110,6 @@ def show(figure: Figure, *, label: str, caption: str, alt: str) -> Shown:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = svg.replace(f"stroke: {_FAINT}", "stroke: currentColor; stroke-opacity: 0.15").replace(_INK, "currentColor")
-    svg = _shorter(svg)
     # Several figures share a page: make their ids distinct.
     svg = re.sub(r'\bid="', f'id="{label}-', svg)
     svg = re.sub(r'(href="|url\()#', rf"\1#{label}-", svg)
@@ -121,6 +120,7 @@ def show(figure: Figure, *, label: str, caption: str, alt: str) -> Shown:
         re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1),
         count=1,
     )
+    svg = _shorter(svg)
     width = f"max-width: {float(size.group(1)) * 4 / 3:.0f}px" if size else ""
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}" style="width: 100%; {width}"', 1)
     return Shown(
@@ -139,7 +139,7 @@ def sentence(*texts: str) -> Shown:
 
 
 def _shorter(svg: str) -> str:
-    """Places in an SVG to a hundredth of a point, and lines without the letter that is repeated: half the length.
+    """Places in an SVG to a hundredth of a point, lines without the letter that is repeated, no remarks, indents and unused names: half the length.
 
     >>> _shorter('<path d="M 1.23456 2 \\nL 3 4.5 \\nL 5.0 6 \\nQ 1 2 3 4 \\nL 7 8 \\nz\\n"/><use x="0.129" transform="scale(0.015625)"/>')
     '<path d="M1.23 2 3 4.5 5 6Q1 2 3 4L7 8z"/><use x="0.12" transform="scale(0.015625)"/>'
@@ -156,7 +156,23 @@ def _shorter(svg: str) -> str:
         return f' d="{"".join(parts)}"'
 
     svg = re.sub(r' d="([^"]*)"', path, svg)
-    return re.sub(r'( [xy]="-?\d+\.\d\d)\d+', r"\1", svg)
+    svg = re.sub(r'( [xy]="-?\d+\.\d\d)\d+', r"\1", svg)
+    svg = re.sub(r"translate\(([-\d.]+) ([-\d.]+)\)", lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
+    svg = re.sub(r">\s+<", "><", re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL))
+    svg = re.sub(r' style="[^"]*"', lambda found: found[0].replace(": ", ":").replace("; ", ";"), svg)
+    svg = re.sub(r'(<g clip-path="[^"]+">)(?:<use[^>]*/>)+</g>(?:\1(?:<use[^>]*/>)+</g>)*', _together, svg)
+    asked_for = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+    return re.sub(r'<g id="([^"]+)"', lambda found: found[0] if found[1] in asked_for else "<g", svg)
+
+
+def _together(dots: re.Match) -> str:
+    """Dots that are drawn one after the other as one group, which has their look if it is the same."""
+    uses = re.findall(r"<use[^>]*/>", dots[0])
+    looks = {"".join(re.findall(r' style="[^"]*"', use)) for use in uses}
+    group, look = dots[1], ""
+    if len(looks) == 1 and (look := looks.pop()):
+        group = f"{dots[1][:-1]}{look}>"
+    return group + "".join(use.replace(look, "") if look else use for use in uses) + "</g>"
 
 
 def _whole(cell: str) -> str:

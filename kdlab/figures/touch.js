@@ -59,7 +59,8 @@
     if (text !== undefined) node.textContent = text;
     return node;
   };
-  const W = 560, H = 280, left = 52, right = W - 12, top = 10, bottom = H - 42;
+  const short = (v, digits) => { const text = Math.abs(v).toFixed(digits); return (v < 0 && Number(text) ? "−" : "") + text; };
+  const W = document.documentElement?.clientWidth < 600 ? 350 : 560, H = 280, left = 52, right = W - 22, top = 10, bottom = H - 42;
   const axes = (svg, { x, y, xs, ys, xlabel, ylabel }) => {
     for (const [v, s = v] of xs) svg.append(
       draw("line", { x1: x(v), x2: x(v), y1: top, y2: bottom, stroke: "currentColor", "stroke-opacity": 0.12 }),
@@ -109,7 +110,7 @@
           const value = D(teacher, q);
           const pulls = [slope((m) => D(teacher, bell(places, m, sigma)), mu), slope((s) => D(teacher, bell(places, mu, s)), sigma)];
           const way = (g, less, more) => (Math.abs(g) < 5e-4 ? "·" : g > 0 ? less : more);
-          return [name, value.toFixed(3), `${way(pulls[0], "←", "→")} ${(-pulls[0]).toFixed(3)}`, `${way(pulls[1], "narrower", "wider")} ${(-pulls[1]).toFixed(3)}`];
+          return [name, value.toFixed(3), `${way(pulls[0], "←", "→")} ${Math.abs(pulls[0]).toFixed(3)}`, `${way(pulls[1], "narrower", "wider")} ${Math.abs(pulls[1]).toFixed(3)}`];
         });
         side.replaceChildren(make("table", { className: "table" }, make("thead", {}, make("tr", {}, ...["divergence", "value", "pull on μ", "pull on σ"].map((t) => make("th", { textContent: t, scope: "col" })))),
           make("tbody", {}, ...rows.map((cells) => make("tr", {}, ...cells.map((t) => make("td", { textContent: t })))))));
@@ -136,7 +137,7 @@
         const all = grid(0.05, 20, 80).map((b) => leashed(given.logP, given.reward, b)), here = leashed(given.logP, given.reward, beta);
         const far = Math.max(...all.map((a) => a.kl)), low = Math.min(...all.map((a) => a.reward)), high = Math.max(...all.map((a) => a.reward));
         const x = linear(0, far, left, right), y = linear(low, high, bottom, top);
-        const spread = (a, b) => [0, 0.25, 0.5, 0.75, 1].map((f) => a + f * (b - a)).map((v) => [v, v.toFixed(1)]);
+        const spread = (a, b) => [0, 0.25, 0.5, 0.75, 1].map((f) => a + f * (b - a)).map((v) => [v, short(v, 1)]);
         axes(svg, { x, y, xs: spread(0, far), ys: spread(low, high), xlabel: "divergence from the reference (nats)", ylabel: "reward" });
         curve(svg, all.map((a) => [x(a.kl), y(a.reward)]), given.colours[0]);
         svg.append(draw("circle", { cx: x(here.kl), cy: y(here.reward), r: 6, fill: given.colours[1] }));
