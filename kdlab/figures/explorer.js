@@ -74,7 +74,7 @@
       }
       const rows = [...groups].map(([arm, dots]) => ({ arm, dots, ...summary(dots.map((d) => d.value)) })).sort((a, b) => b.mean - a.mean);
       const count = rows.reduce((a, r) => a + r.n, 0);
-      said.textContent = `${rows.length} arms, ${count} runs of ${runs.length}. ${measure.value.replaceAll("_", " ")}` +
+      said.textContent = `${rows.length} arms, ${count} runs of ${runs.length}. ${measure.value[0].toUpperCase()}${measure.value.slice(1).replaceAll("_", " ")}` +
         (minus.value ? `, minus ${minus.value} at the same seed: mean and 95 % interval of the differences.` : ": mean and 95 % interval.");
       if (!rows.length) return place.replaceChildren(make("p", { textContent: "No run fits." }));
       picture(rows);
