@@ -291,6 +291,16 @@ show(
     alt="Left, dots on four parallel lines in logarithmic scales, the higher the more a text earns. Right, a rising curve that flattens, with three dots, and a dashed curve that is nowhere above it.",
 )
 
+# %% tags=["hide-input"]
+leash_dial(
+    ["".join(LETTERS[letter] for letter in text) for text in TEXTS.tolist()],
+    log_p.tolist(),
+    r.tolist(),
+    label="leash",
+    caption="Set the price of a nat: the dot is the best policy at that price, on the curve of the most reward for each divergence. The table has the texts that it writes most.",
+    price=BETA,
+)
+
 # %% [markdown]
 # What the best policy writes at each price, to try:
 
@@ -627,7 +637,7 @@ show(
 # The first is what a loss at each token has, `TextKL("exact")`, and also what on-policy distillation descends with `ReverseKL` {cite}`agarwal2024onpolicy`. The second says that a word is also responsible for the places that it leads to, where policy and reference may differ more. A loss on a text that is *given* cannot know it. With the divergence
 # in the reward, `PolicyGradient(..., beta=β)`, both parts are there, since a reward is credited to every word before it, without a discount.
 #
-# "In the reward" may be said and the first part meant. On-policy distillation as it is practised takes $-\log\frac{q(x_s)}{p(x_s)}$ of each token as the advantage of that token, "for simplicity, we use a discount factor of zero" {cite}`lu2025onpolicy`. Then no word answers for those behind it, and the mean gradient is that of $k_2$ as a loss, $\mathbb E\sum_s\nabla D_s$.
+# "In the reward" may be said and the first part meant. On-policy distillation as it is practised takes $-\log\frac{q(x_s)}{p(x_s)}$ of each token as the advantage of that token, "for simplicity, we use a discount factor of zero" {cite}`lu2025onpolicy`. Then no word answers for those after it, and the mean gradient is that of $k_2$ as a loss, $\mathbb E\sum_s\nabla D_s$.
 
 # %%
 draws = torch.Generator().manual_seed(1)
@@ -1091,7 +1101,7 @@ assert tilt_line[0, 0] < 1e-6  # without a tilt it is the reference
 # %% [markdown]
 # ### The recorded policies
 #
-# Each begins as a copy of the reference. Eight texts are written after each prompt. PPO is not needed, for every batch is used once: old and new policy are one. Four have the divergence in the reward, at prices from nothing upwards. One of these prices is tried in five other ways: with GRPO's baseline, and with the divergence as a loss, by each estimate and exactly. Three seeds each, one
+# Each arm (way to train) begins with a copy of the reference. Eight texts are written after each prompt. PPO is not needed, for every batch is used once: old and new policy are one. Four have the divergence in the reward, at prices from nothing upwards. One of these prices is tried in five other ways: with GRPO's baseline, and with the divergence as a loss, by each estimate and exactly. Three seeds each, one
 # learning rate for all.
 
 # %% tags=["hide-input"]
