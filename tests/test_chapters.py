@@ -58,7 +58,7 @@ OTHER = {
     },
     16: {"temperatures": [1.0, 2.0, 4.0, 16.0], "blocks": 4, "copies": [1, 3], "learned": 8, "seeds": [3]},
     17: {"blocks": 4, "seeds": [3], "epochs": 2, "read": 12, "continuations": 3},
-    18: {"token_counts": [64, 256], "text_blocks": 2, "entries": 5, "seeds": [3], "epochs": 1},
+    18: {"token_counts": [32, 128], "text_blocks": 1, "entries": 5, "seeds": [3], "epochs": 1},
     19: {"read_blocks": 4, "prompt_count": 4, "written": 8, "draft_length": 2, "draft_lengths": [1, 2]},
     20: {"toy": [0.6, 0.3, 0.1], "context_count": 2, "depth": 2, "read_blocks": 8, "prompt_count": 12},
     21: {
