@@ -589,7 +589,7 @@ def test_the_search_leads_to_the_chapter_on_a_subject():
     assert set(build.SUBJECTS) <= {int(path.stem[:2]) for path in CHAPTERS}
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A title\n\nText.")])
     found = build.found_by(notebook, 17)
-    assert found.cells[0].source.startswith("# A title\n\n```{index} on-policy\n```\n")
+    assert found.cells[0].source.startswith("# A title\n\n```{index} ! on-policy\n```\n")
     assert build.title_of(found) == "A title" and notebook.cells[0].source == "# A title\n\nText."
 
 

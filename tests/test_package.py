@@ -55,6 +55,7 @@ ALLOWED = {  # besides the standard library and the room itself
         "jupyter_client",
         "IPython",
         "jupyter_core",
+        "fontTools",
         "yaml",
         "kdlab",
         "kdlab.shapes",

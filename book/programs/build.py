@@ -731,7 +731,7 @@ def found_by(notebook, number: int):
     """The notebook of a chapter with its subjects in the index, which the search reads; below the title, where no reader sees them."""
     notebook = nbformat.from_dict(notebook)
     title, _, text = notebook.cells[0].source.partition("\n")
-    entries = "".join(f"```{{index}} {subject}\n```\n" for subject in SUBJECTS.get(number, ()))
+    entries = "".join(f"```{{index}} ! {subject}\n```\n" for subject in SUBJECTS.get(number, ()))
     notebook.cells[0].source = f"{title}\n\n{entries}{text}"
     return notebook
 
