@@ -36,7 +36,7 @@ from kdlab.objectives import (
     forward_kl,
     next_token,
 )
-from kdlab.objectives.vocabulary import tokens_at_once
+from kdlab.objectives.vocabulary import by_autograd, tokens_at_once
 
 V, WIDTH, TEACHER_WIDTH = 11, 5, 3
 
@@ -450,6 +450,35 @@ def test_another_loss_does_not_inherit_the_closed_form():
     for term in (Twice(), Own()):
         with pytest.raises(TypeError, match=f"{type(term).__name__} looks at all logits at once"):
             (1.0 * term)(student_logits=student, teacher_logits=teacher)
+
+
+class LogSumExp(Term):
+    """Its gradient is q, which other terms look at too."""
+
+    def forward(self, *, student_logits, count, **_):
+        return student_logits.logsumexp(-1).sum() / count
+
+    def on_tokens(self, tokens):
+        return tokens.student.logsumexp(-1), tokens.at(1.0).q
+
+
+class Sum(Term):
+    """Its gradient is one number, expanded."""
+
+    def forward(self, *, student_logits, count, **_):
+        return student_logits.sum() / count
+
+    on_tokens = by_autograd
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [0.5 * LogSumExp() + 2.0 * LogSumExp(), 3.0 * LogSumExp() + 0.5 * ForwardKL(), 0.3 * Sum() + 0.7 * CrossEntropy()],
+    ids=["one gradient twice", "a gradient that another looks at", "an expanded gradient"],
+)
+def test_gradients_of_terms_are_summed_in_place_and_not_in_each_other(objective):
+    student, teacher, labels = heads(5)
+    agree(objective, student, teacher, labels, count=5)
 
 
 @pytest.mark.parametrize("make", [SoftTargets, DecoupledKD])

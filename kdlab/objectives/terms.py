@@ -335,7 +335,8 @@ class Term(nn.Module):
             cls.forward = without_autocast(cls.forward)
 
     def on_tokens(self, tokens: TokenLogits) -> LossAndSlope:
-        """What each of some tokens loses, shape ``(n,)`` or their sum, and the gradient of the sum by their logits, ``(n, V)``.
+        """What each of some tokens loses, shape ``(n,)`` or their sum, and the gradient of the sum by their logits, ``(n, V)``, which
+        may be overwritten once all terms are known.
 
         For :class:`~kdlab.objectives.vocabulary.HeadLogits`. A term that is a sum over tokens divided by ``count`` may say
         ``on_tokens = by_autograd``; its own formula is faster.

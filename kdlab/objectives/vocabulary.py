@@ -137,7 +137,7 @@ AnyLogits = Logits | HeadLogits | SparseTargets
 
 PerToken = Float[Tensor, " tokens"]
 PerClass = Float[Tensor, "tokens N"]
-# Of each token, or of their sum; and the gradient of the sum by the logits.
+# Of each token, or of their sum; and the gradient of the sum by the logits, a tensor of its own, which may be overwritten.
 LossAndSlope = tuple[PerToken | Scalar, PerClass]
 
 
@@ -190,16 +190,6 @@ class Softened:
         return self.log_p - self.log_q
 
     @cached_property
-    def difference(self) -> PerClass:
-        """q − p."""
-        return self.q - self.p
-
-    @cached_property
-    def rounding(self) -> PerToken:
-        """Σ (q − p): zero but for rounding, of which it rids Σ p·log(p/q) where q is nearly p."""
-        return self.difference.sum(-1)
-
-    @cached_property
     def probabilities(self) -> tuple[PerClass, PerClass]:
         """q and p where no logarithm is asked for: half the passes."""
 
@@ -222,9 +212,10 @@ def scaled_(x: Tensor, factor: float) -> Tensor:
 
 
 def weighted_sum(tensors: list[Tensor], weights: list[float]) -> Tensor:
-    """Σ w·x, in one pass for each; none of them is changed."""
+    """Σ w·x, in the place of the first: on a CPU what is written anew costs more than what is computed."""
     (first, *others), (w, *ws) = tensors, weights
-    total = first if w == 1 and not others else first * w
+    others = [x.clone() if x is first else x for x in others]
+    total = scaled_(first, w)
     for x, w in zip(others, ws, strict=True):
         total.add_(x, alpha=w)
     return total
@@ -245,10 +236,13 @@ def cross_entropy(at: Softened, labels: Integer[Tensor, " tokens"], smoothing: f
 
 
 def forward_kl(at: Softened, factor: float = 1.0) -> LossAndSlope:
-    """factor·Σ p·log(p/q), with gradient factor·(q − p)/T."""
-    losses = at.times(at.p, at.log_ratio).sum(-1) + at.rounding
-    slope = at.difference if factor == at.temperature else at.difference * (factor / at.temperature)
-    return losses.clamp_(min=0).mul_(factor), slope
+    """factor·Σ p·log(p/q), with gradient factor·(q − p)/T.
+
+    Σ (q − p) is zero but for rounding, of which it rids Σ p·log(p/q) where q is nearly p.
+    """
+    difference = at.q - at.p
+    losses = at.times(at.p, at.log_ratio).sum(-1) + difference.sum(-1)
+    return losses.clamp_(min=0).mul_(factor), scaled_(difference, factor / at.temperature)
 
 
 def soft_targets(at: Softened) -> LossAndSlope:
@@ -260,7 +254,7 @@ def reverse_kl(at: Softened) -> LossAndSlope:
     """Σ q·log(q/p), with s = log(q/p)."""
     qs = at.times(at.q, at.log_ratio).neg_()
     total = qs.sum(-1)
-    return (total - at.rounding).clamp_(min=0), at.gradient(at.q, qs, total=total)
+    return (total + (at.p - at.q).sum(-1)).clamp_(min=0), at.gradient(at.q, qs, total=total)
 
 
 def log_to_mixture(p: PerClass, q: PerClass, w: float) -> PerClass:
@@ -320,7 +314,7 @@ def negative_log_acceptance(at: Softened) -> LossAndSlope:
     """−log a with a = Σ min(p, q), and s = −(1 − sign(q − p))/(2a)."""
     minimum = torch.minimum(at.log_p, at.log_q)
     shared = torch.logsumexp(minimum, -1)
-    apart = at.difference.abs().sum(-1) / 2
+    apart = (at.q - at.p).abs().sum(-1) / 2
     losses = minus_log_shared(shared, apart)
     below = (at.log_q <= at.log_p).to(minimum.dtype).add_(at.log_q < at.log_p).div_(2)  # there min(p, q) is q
     return losses, at.gradient(at.q, minimum.sub_(shared[..., None]).exp_().mul_(below), -1.0)
@@ -379,7 +373,7 @@ def by_autograd(term: Callable[..., Tensor], tokens: TokenLogits) -> LossAndSlop
             count=1,
             progress=tokens.progress,
         )
-        return loss.detach(), torch.autograd.grad(loss, z)[0]
+        return loss.detach(), torch.autograd.grad(loss, z)[0].contiguous()  # of a plain sum it is one number, expanded
 
 
 # One pass over all tokens ------------------------------------------------------------------------------------------------
