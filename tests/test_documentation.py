@@ -143,6 +143,35 @@ def test_the_page_on_trainer(llama, tmp_path, monkeypatch):
     exec(code[2], names | {"loader": torch.utils.data.DataLoader(rows, batch_size=2)})
 
 
+def test_the_page_on_policies(llama, tmp_path, monkeypatch, capsys):
+    """With a tokeniser of words and a chat template; as it stands, but for where it runs and how long."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    monkeypatch.chdir(tmp_path)
+    quick = {"use_cpu": True, "max_steps": 2, "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False}
+    arguments = transformers.TrainingArguments
+    quick |= {"save_strategy": "no", "logging_steps": 1}
+    monkeypatch.setattr("transformers.TrainingArguments", lambda folder, **said: arguments(folder, **{**said, **quick}))
+    words = ["<end>", "<user>", "<answer>", "what", "is", "a", "teacher", "student"]
+    whole = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="a"))
+    whole.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=whole, eos_token="<end>", pad_token="<end>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<user> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
+    )
+    names = {"student": llama(64, 1, 4), "teacher": llama(128, 1, 8), "tokenizer": tokenizer}
+    names["prompts"] = ["what is a teacher", "a student", "what", "is a student a teacher"]
+    before = names["student"].model.embed_tokens.weight.clone()
+    code = [block.replace("tokens=128", "tokens=8") for block in blocks("book/on_policy.md")]
+    assert sum(len(block.strip().splitlines()) for block in code) <= 60
+    for block in code:
+        exec(block, names)
+    assert names["train"][1]["input_ids"] == [1, 5, 7, 2] and "ReverseKL" in names["trainer"].state.log_history[0]
+    assert not torch.equal(before, names["student"].model.embed_tokens.weight)
+    assert "times the square of its mean" in capsys.readouterr().out
+
+
 def test_the_study_of_the_api_page(digits, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("kdlab.study.runner.load", lambda name: digits)

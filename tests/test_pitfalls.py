@@ -2013,6 +2013,8 @@ def every_default():
         "BinaryCrossEntropy": lambda: BinaryCrossEntropy()(student_logits=z, labels=t.sigmoid()),
         "PolicyGradient": lambda: objectives.PolicyGradient(length, 2)(**texts),
         "TextKL": lambda: objectives.TextKL()(**texts),
+        "SampledReverseKL": lambda: objectives.SampledReverseKL()(**texts),
+        "sampled_gradient_variance": lambda: torch.stack(objectives.sampled_gradient_variance(z, t)),
         "MeanReward": lambda: objectives.MeanReward(length)(**texts),
         "Convention": lambda: torch.tensor(CONVENTIONS["kdlab"].temperature),
         "loss_as_in": lambda: loss_as_in("kdlab", z, t, temperature=4.0),

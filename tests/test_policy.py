@@ -16,12 +16,15 @@ from kdlab.language import OwnText, TokenCount, read_tokeniser, tokens_of
 from kdlab.models import GPT
 from kdlab.objectives import (
     CrossEntropy,
+    HeadLogits,
     MeanReward,
     PolicyGradient,
+    SampledReverseKL,
     TextKL,
     advantages,
     forward_kl,
     reverse_kl,
+    sampled_gradient_variance,
     sampled_kl,
 )
 from kdlab.objectives.policy import log_probabilities
@@ -51,6 +54,49 @@ def test_what_the_estimates_are_in_the_mean(seed, scale):
     torch.testing.assert_close(mean["k1"], exact)
     torch.testing.assert_close(mean["k3"], exact)
     assert (sampled_kl(log_q, log_p, "k3") >= 0).all() and (sampled_kl(log_q, log_p, "k2") >= 0).all()
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+def test_reverse_kl_of_drawn_tokens_has_the_gradient_of_the_exact_one_and_this_variance(baseline):
+    """Over all that can be drawn: each of the vocabulary's tokens, by its probability."""
+    z, t = logits(0, V), logits(1, V, scale=2.0)
+    q, term = torch.softmax(z, -1).detach(), SampledReverseKL(baseline)
+    values, gradients = [], []
+    for token in range(V):
+        value = term(student_logits=z[None, None], teacher_logits=t[None, None], labels=torch.tensor([[token]]))
+        values.append(value.detach())
+        gradients.append(torch.autograd.grad(value, z)[0])
+    exact = reverse_kl(z, t)
+    (known,) = torch.autograd.grad(exact, z)
+    mean = q @ torch.stack(gradients)
+    torch.testing.assert_close(q @ torch.stack(values), exact.detach())
+    torch.testing.assert_close(mean, known)
+    variance, squared = sampled_gradient_variance(z.detach(), t.detach(), baseline=baseline)
+    torch.testing.assert_close(squared, known.square().sum())
+    torch.testing.assert_close(variance, q @ (torch.stack(gradients) - mean).square().sum(1))
+    assert variance > 0
+
+
+def test_a_student_that_is_its_teacher_has_no_gradient_and_no_variance():
+    z = logits(0, 3, V).detach()
+    assert sampled_gradient_variance(z, z)[0].abs().max() < 1e-12
+
+
+def test_tokens_that_were_not_drawn_do_not_count_and_the_mean_is_over_those_that_were():
+    z, t = logits(0, 2, 3, V), logits(1, 2, 3, V)
+    labels, mask = torch.tensor([[-100, 1, 2], [3, 4, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
+    term = SampledReverseKL()
+    found = term(student_logits=z, teacher_logits=t, labels=labels, mask=mask)
+    log_q, log_p = (torch.log_softmax(x, -1) for x in (z, t))
+    drawn = [(0, 1, 1), (0, 2, 2), (1, 0, 3), (1, 1, 4)]
+    torch.testing.assert_close(found, sum((log_q - log_p)[place] for place in drawn) / 4)
+    torch.testing.assert_close(term(student_logits=z, teacher_logits=t, labels=labels, mask=mask, count=8), found / 2)
+    hidden, weight = logits(2, 2, 3, 4), logits(3, V, 4)
+    losses = []
+    for student in (HeadLogits(hidden, weight), HeadLogits(hidden, weight).dense()):
+        loss, _ = (1.0 * term)(student_logits=student, teacher_logits=t.detach(), labels=labels, mask=mask)
+        losses.append([loss.detach(), *torch.autograd.grad(loss, [hidden, weight])])
+    torch.testing.assert_close(*losses)
 
 
 def test_k2_is_biased_and_less_so_the_nearer_the_two_are():

@@ -28,7 +28,15 @@ from .layer_terms import (
     RKDDistance,
     SimilarityPreserving,
 )
-from .policy import MeanReward, PolicyGradient, TextKL, advantages, sampled_kl
+from .policy import (
+    MeanReward,
+    PolicyGradient,
+    SampledReverseKL,
+    TextKL,
+    advantages,
+    sampled_gradient_variance,
+    sampled_kl,
+)
 from .reduction import global_count, reduce
 from .relational import rkd_angle, rkd_distance, similarity_preserving
 from .response import (
@@ -106,6 +114,7 @@ __all__ = [
     "RKDAngle",
     "RKDDistance",
     "ReverseKL",
+    "SampledReverseKL",
     "SharedVocabulary",
     "SimilarityPreserving",
     "SkewedForwardKL",
@@ -149,6 +158,7 @@ __all__ = [
     "reverse_kl",
     "rkd_angle",
     "rkd_distance",
+    "sampled_gradient_variance",
     "sampled_kl",
     "similarity_preserving",
     "skewed_forward_kl",

@@ -25,7 +25,8 @@ from .checks import IGNORED, _inspectable, check_count, check_indices, check_sam
 from .divergences import reverse_kl
 from .softening import counted_rows, full_precision
 from .terms import Term, _shown
-from .types import Count, Scalar
+from .types import Count, Mask, Scalar
+from .vocabulary import by_autograd
 
 Estimator = Literal["k1", "k2", "k3"]
 ESTIMATORS = ("k1", "k2", "k3", "exact")
@@ -152,8 +153,8 @@ def rewards_of(texts: Integer[Tensor, "B T"], reward: Reward) -> Num[Tensor, " B
     return given
 
 
-def log_probabilities(logits: Float[Tensor, "B T N"], tokens: Integer[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Log-probabilities ``(B, T)`` of tokens ``(B, T)`` by logits ``(B, T, V)``; zero where the token is −100."""
+def log_probabilities(logits: Float[Tensor, "*batch N"], tokens: Integer[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Log-probabilities ``(...)`` of tokens ``(...)`` by logits ``(..., V)``; zero where the token is −100."""
     known = tokens != IGNORED
     log_q = torch.log_softmax(full_precision(counted_rows(logits, known)), -1)
     return log_q.gather(-1, tokens.masked_fill(~known, 0)[..., None]).squeeze(-1).where(known, 0.0)
@@ -260,6 +261,89 @@ class TextKL(Term):
         check_same_shape(student_logits, teacher_logits, labels != IGNORED)
         log_q, log_p = (log_probabilities(z, labels) for z in (student_logits, teacher_logits.detach()))
         return sampled_kl(log_q, log_p, self.estimator).sum() / count
+
+
+class SampledReverseKL(Term):
+    r"""Reverse KL of the tokens that were drawn, as a policy gradient: each token's advantage is how much likelier the reference finds it.
+
+    .. math:: -\frac1n\sum_t A_t \log q(x_t), \qquad A_t = \log p(x_t) - \log q(x_t) \ \text{(a constant)}
+
+    On tokens drawn from the policy at temperature one, the mean of its gradient is that of :math:`\frac1n\sum_t D_{\mathrm{KL}}(q_t\,\|\,p_t)`,
+    :class:`~kdlab.objectives.terms.ReverseKL` on the same texts, since :math:`\mathbb E_q[\nabla\log q] = 0`; its value is the mean of :math:`-A_t`,
+    an estimate of the same divergence. It takes two log-probabilities a token, as a server gives them, in place of two vocabularies; what that costs is
+    variance, which :func:`sampled_gradient_variance` says. As ``ReverseKL``'s, the gradient leaves out that other tokens would have come after
+    other tokens (a discount of zero).
+
+    Args:
+        baseline: take the exact divergence, :math:`-D_{\mathrm{KL}}(q_t\,\|\,p_t)`, from each advantage: the same mean, less variance, and the
+            vocabularies are needed after all.
+
+    Source: Lu & Thinking Machines Lab (2025), On-Policy Distillation; Gu et al. (2024), MiniLLM, eq. 3, for the single step.
+
+    >>> term, z, t = SampledReverseKL(), torch.zeros(1, 1, 2), torch.tensor([[[0.0, 2.0]]])
+    >>> (1.0 * term)(student_logits=z, teacher_logits=t, labels=torch.tensor([[0]]))[0]  # log 1/2 − log p(0)
+    tensor(1.4338)
+    """
+
+    def __init__(self, baseline: bool = False) -> None:
+        super().__init__()
+        self.baseline = baseline
+
+    def extra_repr(self) -> str:
+        return "baseline=True" if self.baseline else ""
+
+    on_tokens = by_autograd
+
+    def forward(
+        self,
+        *,
+        student_logits: Float[Tensor, "*batch N"],
+        teacher_logits: Float[Tensor, "*batch N"],
+        labels: Integer[Tensor, "*batch"],
+        mask: Mask | None = None,
+        count: Count | None = None,
+        **_: Any,
+    ) -> Scalar:
+        check_indices(labels, "SampledReverseKL")
+        known = labels != IGNORED if mask is None else (labels != IGNORED) & mask.bool()
+        labels = labels.masked_fill(~known, IGNORED)
+        check_same_shape(student_logits, teacher_logits, known)
+        log_q, log_p = (log_probabilities(z, labels) for z in (student_logits, teacher_logits.detach()))
+        weight = apart = sampled_kl(log_q, log_p, "k1").detach()
+        if self.baseline:
+            weight = apart - reverse_kl(student_logits.detach(), teacher_logits.detach(), mask=known, reduction="none")
+        check_count(count := known.sum() if count is None else count)
+        surrogate = (weight * log_q).where(known, 0.0)
+        return (apart + surrogate - surrogate.detach()).where(known, 0.0).sum() / count
+
+
+def sampled_gradient_variance(
+    student_logits: Float[Tensor, "*tokens N"], teacher_logits: Float[Tensor, "*tokens N"], *, baseline: bool = False
+) -> tuple[Float[Tensor, "*tokens"], Float[Tensor, "*tokens"]]:
+    r"""How much the gradient of :class:`SampledReverseKL` by a token's logits varies, and the squared length of its mean.
+
+    With :math:`a = \log q - \log p` (less its mean under :math:`q`, the divergence, with a baseline), a draw of :math:`x` gives the gradient
+    :math:`a_x (e_x - q)`; its mean is the exact one, :math:`g = q \odot (a - D_{\mathrm{KL}}(q\,\|\,p))`, and
+
+    .. math:: \operatorname{tr} \operatorname{Cov} = \sum_x q_x a_x^2 \left(1 - 2 q_x + \lVert q\rVert^2\right) - \lVert g\rVert^2
+
+    The exact loss has none. Of the mean of :math:`n` draws at one place it is an :math:`n`-th.
+
+    Returns:
+        Variance and squared length, each of shape ``(...)``.
+
+    >>> variance, squared = sampled_gradient_variance(torch.zeros(2), torch.tensor([0.0, 2.0]), baseline=True)
+    >>> variance.item() < 1e-6, round(squared.item(), 3)  # of two classes with a baseline, both draws say the same
+    (True, 0.5)
+    """
+    check_same_shape(student_logits, teacher_logits)
+    log_q, log_p = (torch.log_softmax(full_precision(z), -1) for z in (student_logits, teacher_logits))
+    q, apart = log_q.exp(), log_q - log_p
+    centred = apart - (q * apart).sum(-1, keepdim=True)
+    weight = centred if baseline else apart
+    squared = (q * centred).square().sum(-1)
+    second = (q * weight.square() * (1 - 2 * q + q.square().sum(-1, keepdim=True))).sum(-1)
+    return second - squared, squared
 
 
 class MeanReward(Term):
