@@ -278,7 +278,7 @@ class SampledReverseKL(Term):
         baseline: take the exact divergence, :math:`-D_{\mathrm{KL}}(q_t\,\|\,p_t)`, from each advantage: the same mean, less variance, and the
             vocabularies are needed after all.
 
-    Source: Lu & Thinking Machines Lab (2025), On-Policy Distillation; Gu et al. (2024), MiniLLM, eq. 3, for the single step.
+    Source: Lu & Thinking Machines Lab (2025), On-Policy Distillation.
 
     >>> term, z, t = SampledReverseKL(), torch.zeros(1, 1, 2), torch.tensor([[[0.0, 2.0]]])
     >>> (1.0 * term)(student_logits=z, teacher_logits=t, labels=torch.tensor([[0]]))[0]  # log 1/2 − log p(0)
