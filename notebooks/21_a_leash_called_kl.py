@@ -302,19 +302,6 @@ leash_dial(
 )
 
 # %% [markdown]
-# What the best policy writes at each price, to try:
-
-# %% tags=["hide-input"]
-leash_dial(
-    ["".join(LETTERS[k] for k in text) for text in TEXTS.tolist()],
-    log_p.tolist(),
-    r.tolist(),
-    label="leash",
-    caption=r"The best policy by the price $\beta$ of a nat. A short leash leaves the reference as it is; a long one buys every ! there is.",
-    price=BETA,
-)
-
-# %% [markdown]
 # ## Which divergence
 #
 # Two leashes are often taken for one. *Proximal policy optimisation* {cite}`schulman2017proximal` improves a policy in rounds. Within a round, the new policy is kept near the **old** one, of which the texts were drawn, by a penalty $\eta\,D_{\mathrm{KL}}(q_{\text{old}}\,\|\,q)$ or by clipping a ratio. It says that estimates from old
