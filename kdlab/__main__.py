@@ -166,6 +166,8 @@ def compare_again(record: Path, book: Path, budget, device, out: Path | None, ch
     limit = None if budget is None else seconds(budget)
     running = None if out is None else out.with_name(f"{out.name}.running")
     if running is not None:
+        if out.exists():
+            raise PlanError(f"{out} is there already: --out names the JSON file that the comparison is written to.")
         writable(running)
     try:
         found = run_again(
@@ -346,6 +348,7 @@ def execute_chapter(
             if len(names or []) != len(values or []):
                 raise PlanError("each -p takes a name and a value, such as -p temperatures 1,2,8.")
             given = dict(zip(names or [], values or [], strict=True))
+            writable(out)
             executed = chapters.execute(source, given, progress=sys.stderr.isatty())
             with atomic_write(out / f"{source.stem}.ipynb") as part:
                 part.write_text(chapters.nbformat.writes(executed), encoding="utf-8")

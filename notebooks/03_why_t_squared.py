@@ -185,6 +185,7 @@ verdict(
     r"For every $N$, $q_i = \frac1N\bigl(1 + \tilde z_i/T + (\tilde z_i^2 - \overline{\tilde z^2})/2T^2\bigr) + O(T^{-3})$ with centred "
     rf"logits $\tilde z$. The article's first order is right for zero-mean logits; its remainder falls with exponent {slopes['first order, centred']:.2f}. "
     rf"Without zero mean the printed formula is off by $\bar z/NT$.",
+    parameters=("classes", "seed"),
 )  # fmt: skip
 
 # %% [markdown]
@@ -264,6 +265,7 @@ verdict(
     r"$T^2 D_{\mathrm{KL}} \to \|\tilde z - \tilde t\|^2/2N$: logits are matched, each up to its mean. The first correction is of relative "
     "size logit/$T$: for logits of deviation 3 the gradient is "
     + ", ".join(f"{error:.2%} from the limit at $T={T:g}$" for T, error in zip(hot, errors["gradient"], strict=True)) + ".",
+    parameters=("hot", "classes", "seed"),
 )  # fmt: skip
 
 # %% [markdown]
@@ -555,9 +557,9 @@ show(
         f"{changes(ratios, name):.2f} with and {changes(unscaled, name):.2f} without ({name})"
         for name in real
     )
-    + f". At $T={middle:g}$ itself it is "
+    + f". At $T={middle:g}$ the soft term's gradient is "
     + " and ".join(f"{at(ratios[name], middle):.2f} ({name})" for name in real)
-    + f"; how it depends on the number of classes, here {data.num_classes}, is the next chapter's subject.",
+    + f" of the hard term's; how it depends on the number of classes, here {data.num_classes}, is the next chapter's subject.",
     alt=f"Log-log plot of two solid and two dotted curves that meet at one at temperature {middle:g}; the dotted ones fall faster.",
 )
 
@@ -638,7 +640,7 @@ findings.show(
     f"(medians of {len(images)} images; ResNet-8, untrained and after an epoch).",
     f"With $T^2$, the ratio of soft to hard gradient still changes there by a factor of up to "
     f"{max(over_range(ratios, n) for n in real):.1f}; without, of up to {max(over_range(unscaled, n) for n in real):.0f}.",
-    f"In float32 the textbook sum of the divergence is off by up to {max(naive_error):.1g} of its value "
+    f"In float32 the textbook sum of the divergence is off by up to {max(naive_error):.1g} times its value "
     f"at temperatures up to {digits[-1]:,.0f}, kdlab's by {max(our_error):.0e}.",
 )
 

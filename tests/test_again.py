@@ -55,6 +55,19 @@ def test_every_record_of_a_plan_is_equal_when_it_is_trained_again(spec, whole): 
     assert contents(whole) == before
 
 
+def test_what_is_trained_again_is_said_before_it_is(whole):  # noqa: F811
+    lines = []
+    run_again(recorded("kd", whole), book=whole, say=lines.append)
+    assert lines[0].startswith(f"{recorded('kd', whole).stem} is trained again; it took ") and " on " in lines[0]
+
+
+def test_a_comparison_replaces_no_file(whole, tmp_path):  # noqa: F811
+    (tmp_path / "README.md").write_text("mine")
+    result = cli("run", "--again", recorded("kd", whole), "--book", whole, "--out", tmp_path / "README.md")
+    assert result.exit_code == 1 and "README.md is there already" in result.stderr
+    assert (tmp_path / "README.md").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_the_command_says_that_it_is_equal_and_writes_nothing_but_the_comparison(whole, tmp_path):  # noqa: F811
     before, out = contents(whole), tmp_path / "elsewhere" / "kd.json"
     result = cli("run", "--again", recorded("kd", whole), "--book", whole, "--out", out)

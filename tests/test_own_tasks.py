@@ -634,6 +634,13 @@ def test_a_study_of_ones_own_networks_and_data(tmp_path, monkeypatch):
         ["digits_of_mine:small", "digits_of_mine:digits"], sha256(tmp_path / "digits_of_mine.py")
     )
     assert found["selection"].startswith("the epoch of the highest accuracy on the validation split")
+    said = []
+    run_plan([spec], book=tmp_path / "book", say=said.append)
+    assert said == []
+    with (tmp_path / "digits_of_mine.py").open("a") as file:
+        file.write("# another word\n")
+    run_plan([spec], book=tmp_path / "book", say=said.append)
+    assert "the file of digits_of_mine:small has changed since" in said[0]
     for student, sentence in (("digits_of_mine:large", "cannot be imported"), ("resnet9", "named by its import path")):
         with pytest.raises(ValueError, match=sentence):
             run(replace(spec, student=student), replace(load("digits_of_mine:digits"), name=spec.data))

@@ -355,6 +355,18 @@ def test_texts_and_caches_are_made_once_and_used_again(tmp_path):
     assert len(list((book / "records").iterdir())) == 3
 
 
+@pytest.mark.parametrize(
+    "made_by", [{"text": "teacher", "own_text": OWN}, {"kept": ("sampled", 4)}], ids=["text", "cache"]
+)
+def test_what_a_teacher_writes_can_be_stopped_before_the_first_step(made_by):
+    data, before = python_text(), made()
+    teacher = run(TEACHER, data).student
+    objective = 1.0 * (SparseForwardKL() if "kept" in made_by else CrossEntropy())
+    with pytest.raises(Stopped):
+        run(replace(STUDENT, arm="s", objective=objective, **made_by), data, teacher=teacher, stop=lambda: True)
+    assert made() == before
+
+
 def test_another_teacher_makes_its_own(tmp_path):
     spec = replace(STUDENT, kept=("top-k", 4), objective=1.0 * SparseForwardKL())
     for seed in (0, 1):

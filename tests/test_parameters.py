@@ -56,7 +56,8 @@ def test_values_are_read_as_a_command_line_writes_them(name, value, wanted):
     [
         ("temperatures", "0,1", r"temperatures must be a list of numbers above 0, such as \[1, 2.0, 8\], and not \[0.0, 1.0\]"),
         ("temperatures", "hot", "not 'hot'"),
-        ("temperatures", "", r"not \[\]"),
+        ("temperatures", "", "not ''"),
+        ("temperatures", "1,,2", "not '1,,2'"),
         ("temperatures", [], r"not \[\]"),
         ("temperatures", "nan", r"not \[nan\]"),
         ("temperatures", "inf", r"not \[inf\]"),
@@ -139,15 +140,17 @@ def test_a_verdict_says_with_which_other_parameters(book, tmp_path):
 
     with book.open("a") as chapter:
         chapter.write('\n# %%\nfrom kdlab.study.display import verdict\n\nverdict("A1", "proved", "So it is.")\n')
+        chapter.write('\n# %%\nverdict("A2", "proved", "Whatever they are.", parameters=("classes",))\n')
     said = {}
     for name, given in {"own": {}, "other": {"temperatures": [1, 3], "classes": 100}}.items():
-        (found,) = (
+        found, other = (
             output["data"][VERDICT]["finding"]
             for cell in execute(book, given).cells
             for output in cell.get("outputs", [])
             if VERDICT in output.get("data", {})
         )
         said[name] = found
+        assert other == "Whatever they are."  # the number of classes is its default's
     assert said["own"] == "So it is."
     assert said["other"].startswith("So it is. (With temperatures = [1, 3] in place of [1, 2.0, 8]: not the setting of")
     assert "classes" not in said["other"]

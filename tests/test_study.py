@@ -241,8 +241,11 @@ def test_the_evidence_folder(monkeypatch, tmp_path, book):
     inside.mkdir(parents=True)
     monkeypatch.chdir(inside)
     assert evidence_folder() == book
+    monkeypatch.setenv("KDLAB_BOOK", str(tmp_path))
+    assert evidence_folder() == tmp_path
     monkeypatch.setenv("KDLAB_BOOK", "/elsewhere/book")
-    assert evidence_folder() == Path("/elsewhere/book")
+    with pytest.raises(RecordError, match="KDLAB_BOOK names /elsewhere/book, which is not there"):
+        evidence_folder()
     monkeypatch.setenv("KDLAB_BOOK", str(book.parent))
     assert evidence_folder() == book
     with pytest.warns(DeprecationWarning, match="is evidence_folder since"):

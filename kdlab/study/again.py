@@ -10,7 +10,7 @@ import torch
 from .named import load
 from .records import RecordError, find_record, headline, read_record
 from .run import run_together
-from .runner import Clock, Progress, every_spec
+from .runner import Clock, Progress, duration, every_spec
 from .spec import Spec
 from .stored import checkpoint_path, stored_in
 
@@ -65,6 +65,7 @@ def run_again(
     teacher = None if spec.teacher is None else _teacher(spec, places, data.num_classes)
     if torch.device(device).type == "cuda":
         torch.backends.cudnn.deterministic = True
+    say(f"{spec.name} is trained again{_before(recorded, spec)}.")
     progress = Progress([spec], 1, say)
     with Clock(budget).listening() as clock:
         (done,) = run_together(
@@ -89,6 +90,21 @@ def run_again(
         "recorded": origin,
         "here": again["provenance"],
     }
+
+
+def _before(recorded: dict, spec: Spec) -> str:
+    """How long it took then, and what comes before the first step, where nothing is seen for a while."""
+    took = (
+        f"; it took {duration(recorded['seconds'])} on {recorded['provenance']['device']}"
+        if "seconds" in recorded
+        else ""
+    )
+    kept = [what for what, asked in (("text", spec.text == "teacher"), ("cache", spec.kept)) if asked]
+    return took + (
+        f", after its teacher has written its {' and its '.join(kept)}, unless it is in the data folder already"
+        if kept
+        else ""
+    )
 
 
 def _teacher(spec: Spec, places, num_classes: int):

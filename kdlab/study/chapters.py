@@ -56,6 +56,10 @@ class OwnKernel(AsyncKernelManager):
 
     start_kernel = _async_start_kernel
 
+    async def _async_interrupt_kernel(self):
+        if not self.shutting_down:  # a kernel that ends has nothing to be interrupted, and would say that it was
+            await super()._async_interrupt_kernel()
+
     async def _async_cleanup_resources(self, restart=False):
         self.running.discard(getattr(self.provisioner, "pid", None))
         await super()._async_cleanup_resources(restart=restart)

@@ -25,7 +25,9 @@ def begin(student: nn.Module, spec: Spec, objective: Objective, teacher: nn.Modu
     """A new student is ready as it is."""
 
 
-def lesson(spec: Spec, data: ImageData, students: list[nn.Module], teacher: nn.Module | None, device) -> tuple:
+def lesson(
+    spec: Spec, data: ImageData, students: list[nn.Module], teacher: nn.Module | None, device, stop=None
+) -> tuple:
     """What a spec's students train on, what they validate on (None if that is trained on too), and who teaches."""
     train = data.train
     if not spec.hold_out:

@@ -80,7 +80,7 @@ class Parameter:
         kind = self.kind.removeprefix("list[").removesuffix("]")
         try:
             if self.kind.startswith("list"):
-                value = [_read(kind, item.strip()) for item in text.strip("[]()").split(",") if item.strip()]
+                value = [_read(kind, item.strip()) for item in text.strip("[]() ").removesuffix(",").split(",")]
             else:
                 value = _read(kind, text)
         except (ValueError, KeyError):
@@ -101,6 +101,8 @@ def _is(kind: str, value) -> bool:
 
 
 def _read(kind: str, text: str):
+    if not text:
+        raise ValueError("nothing is no value")
     if kind == "bool":
         return {"true": True, "false": False}[text.lower()]
     return {"str": str, "int": int, "float": float}[kind](text)

@@ -34,11 +34,16 @@ def evidence_folder() -> Path:
     directory, or beside the package.
 
     Raises:
-        RecordError: if there is none.
+        RecordError: if there is none, or not where ``KDLAB_BOOK`` says.
     """
     if named := os.environ.get("KDLAB_BOOK"):
         inside = Path(named) / "evidence"
-        return inside if inside.is_dir() else Path(named)
+        found = inside if inside.is_dir() else Path(named)
+        if not found.is_dir():
+            raise RecordError(
+                f"KDLAB_BOOK names {named}, which is not there: it names a folder book, or one with records in it."
+            )
+        return found
     for start in (Path.cwd(), Path(__file__).resolve().parents[1]):
         for above in (start, *start.parents):
             if (above / "book" / "evidence" / "records").is_dir():

@@ -74,7 +74,7 @@ def run_together(
         book: folder whose ``records`` receive the records; None writes nothing.
         keep: names of specs whose students are stored in ``book/evidence/checkpoints`` too, named in their records.
         device, checkpoint_seconds: as in :func:`~kdlab.training.loop.fit`.
-        stop: as there, and asked between the batches of the test split too.
+        stop: as there, and asked between the batches of the test split too, and of what a teacher writes before the first step.
         stands, graphs: as in :func:`~kdlab.training.loop.fit_together`.
         resume: folder for the checkpoints of running training; each is removed when its record is written.
         report: called with a spec and an epoch's entry.
@@ -89,7 +89,8 @@ def run_together(
         check(spec, first, data, teacher, book)
     origin = provenance(device)
     learners = [_learner(spec, data, teacher, resume, report) for spec in specs]
-    train, validation, source = task.lesson(first, data, [learner.student for learner in learners], teacher, device)
+    students = [learner.student for learner in learners]
+    train, validation, source = task.lesson(first, data, students, teacher, device, stop)
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     histories = fit_together(

@@ -14,7 +14,7 @@ import torch
 from ..files import sha256, writable
 from ..training import Stopped
 from ..training.distributed import anywhere, by_the_first, rank_and_world
-from .named import load
+from .named import load, own_code
 from .plans import PLANS, specs_of
 from .records import RecordError, find_record, headline, read_record, record_path, write_taken
 from .run import run_together
@@ -201,6 +201,8 @@ def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say, dat
         return clock() or (stop is not None and stop())
 
     by_the_first(lambda: _tidy([spec for spec in known() if _recorded(spec, places)], out))
+    for line in by_the_first(lambda: _other_code(known(), places)):
+        say(line)
     while True:
         specs = by_the_first(known)
         taught = {spec.teacher.hash for spec in specs if spec.teacher}
@@ -240,6 +242,18 @@ def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say, dat
             for spec, finished in zip(group, done, strict=True):
                 say(f"{spec.name}: {headline(finished.record)}")
             written += len(done)
+
+
+def _other_code(specs, places) -> list[str]:
+    """Of records of code of one's own whose file has changed since, a sentence each."""
+    own = [spec for spec in specs if ":" in f"{spec.student}{spec.data}"]
+    kept = [(spec, find_record(spec, place / "records")) for spec in own for place in places]
+    return [
+        f"{spec.name} is recorded, and the file of {path} has changed since: its record stays, of the code that it had; another arm's name trains anew."
+        for spec, record in {spec.name: (spec, record) for spec, record in kept if record}.values()
+        for path, before in record.get("own_code", {}).items()
+        if own_code(spec).get(path) != before
+    ]
 
 
 def _claim(specs, places, device, limit, claims: ExitStack) -> tuple[list[int], int]:

@@ -22,8 +22,10 @@ class Task(Protocol):
         """Make a new student ready to be trained."""
         ...
 
-    def lesson(self, spec: Spec, data: Any, students: list[nn.Module], teacher: nn.Module | None, device) -> tuple:
-        """Training split, validation split (or None), and who teaches (or None), of students that train side by side."""
+    def lesson(
+        self, spec: Spec, data: Any, students: list[nn.Module], teacher: nn.Module | None, device, stop=None
+    ) -> tuple:
+        """Training split, validation split (or None), and who teaches (or None), of students that train side by side; Stopped if ``stop`` said so."""
         ...
 
     def measured(

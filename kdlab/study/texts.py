@@ -17,7 +17,7 @@ from ..objectives import Objective, PolicyGradient, forward_kl, reverse_kl
 from ..objectives.checks import IGNORED
 from ..training import agreement, measure_further, measure_tokens
 from ..training.checks import needs_whole
-from ..training.distributed import by_the_first
+from ..training.distributed import by_the_first, rank_and_world
 from ..training.measures import all_logits, evaluation_mode
 from ..training.protocols import depth_of, fuse, stands
 from ..training.state import checksum, state_of
@@ -45,7 +45,9 @@ def begin(student: nn.Module, spec: Spec, objective: Objective, teacher: nn.Modu
         fuse(student)
 
 
-def lesson(spec: Spec, data: TextData, students: list[nn.Module], teacher: nn.Module | None, device) -> tuple:
+def lesson(
+    spec: Spec, data: TextData, students: list[nn.Module], teacher: nn.Module | None, device, stop=None
+) -> tuple:
     """What a spec's students train on, what they validate on, and who teaches.
 
     Raises:
@@ -55,7 +57,7 @@ def lesson(spec: Spec, data: TextData, students: list[nn.Module], teacher: nn.Mo
     if len(depths) > 1:
         raise ValueError("students that predict as many further tokens train side by side, and no others.")
     train = data.train if spec.train_examples is None else data.train[: spec.train_examples]
-    train, source = language_data(spec, train, teacher, device)
+    train, source = language_data(spec, train, teacher, device, stop)
     fuse(teacher)
     if depth := depths.pop():
         ahead = Ahead(teacher, depth)
@@ -64,10 +66,11 @@ def lesson(spec: Spec, data: TextData, students: list[nn.Module], teacher: nn.Mo
     return train, data.validation, source
 
 
-def language_data(spec: Spec, train: Tokens, teacher, device) -> tuple[Tokens, nn.Module | None]:
+def language_data(spec: Spec, train: Tokens, teacher, device, stop=None) -> tuple[Tokens, nn.Module | None]:
     """What a language model trains on, and who teaches: the corpus or what the teacher wrote, the teacher or its cache.
 
-    What the teacher wrote, and caches, are kept in the data folder, under the checksum of all that made them.
+    What the teacher wrote, and caches, are kept in the data folder, under the checksum of all that made them. ``stop`` ends the writing, of
+    which nothing is kept then.
     """
     if teacher is None or (spec.text != "teacher" and spec.kept is None):
         return train, teacher
@@ -77,7 +80,7 @@ def language_data(spec: Spec, train: Tokens, teacher, device) -> tuple[Tokens, n
         own = spec.own_text
         path = folder() / "written" / f"{text_name(*identity, own)}.bin"
         how = {"prompt": own.prompt, "temperature": own.temperature, "device": device, "precision": precision}
-        write = partial(teacher_text, path, teacher, train, **how)
+        write = partial(teacher_text, path, teacher, _alone(train, stop), **how)
         by_the_first(lambda: len(write()))  # the others wait for it
         train = write()
     if spec.kept is None:
@@ -85,8 +88,13 @@ def language_data(spec: Spec, train: Tokens, teacher, device) -> tuple[Tokens, n
     kind, entries = spec.kept
     path = folder() / "caches" / text_name(*identity, spec.text, spec.own_text, kind, entries)
     how = {"kind": kind, "entries": entries, "device": device, "precision": precision}
-    by_the_first(lambda: path.exists() or write_cache(path, teacher, train, **how))
+    by_the_first(lambda: path.exists() or write_cache(path, teacher, _alone(train, stop), **how))
     return train, TeacherCache(path, train, teacher)
+
+
+def _alone(train: Tokens, stop) -> Tokens | Interruptible:
+    """A text that may be interrupted, where one process is there to be asked."""
+    return train if stop is None or rank_and_world()[1] > 1 else Interruptible(train, stop)
 
 
 def measured(ended, data: TextData, teacher, how) -> Iterator[tuple[None, dict]]:

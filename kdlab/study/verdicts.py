@@ -1,5 +1,7 @@
 """What becomes of the claims: verdicts, each earned by the executed cells above it."""
 
+from collections.abc import Collection
+
 from ..data import ImageData, TextData
 from ..figures import Shown, mathematics
 from .parameters import changed
@@ -34,7 +36,13 @@ class Verdict(Shown):
 
 
 def verdict(
-    claim: str, outcome: str, finding: str, *, data: ImageData | TextData | None = None, condition: str | None = None
+    claim: str,
+    outcome: str,
+    finding: str,
+    *,
+    data: ImageData | TextData | None = None,
+    condition: str | None = None,
+    parameters: Collection[str] | None = None,
 ) -> Verdict:
     """The verdict on a claim, earned by the cells above it.
 
@@ -44,8 +52,9 @@ def verdict(
         finding: what was found, in a sentence or two; ``$…$`` is mathematics.
         data: what it was measured on, if anything: on the fall-back the verdict becomes "not measured".
         condition: of "depends" alone, if it is one of ``CONDITIONS``.
+        parameters: those of the chapter that the finding was computed with, by name; None: any of them may have been.
 
-    A chapter that was executed with parameters of one's own says so in its verdicts.
+    A chapter that was executed with parameters of one's own says so in those verdicts that were computed with them.
     """
     if outcome not in VERDICTS:
         raise ValueError(f"a verdict is one of {', '.join(VERDICTS)}, not {outcome!r}.")
@@ -57,13 +66,13 @@ def verdict(
     if data is not None and data.fallback:
         outcome, condition = "not measured", None
         finding = f"This build had no {data.wanted}; the cells above ran on the fall-back ({data.title}), which settles nothing."
-    if others := _others():
+    if others := _others(parameters):
         finding = f"{finding} {others}"
     return Verdict(claim, outcome, finding, condition)
 
 
-def _others() -> str:
+def _others(parameters: Collection[str] | None) -> str:
     """That a chapter ran with other parameters than those by which its claims are judged; else nothing."""
-    pairs = changed().items()
-    said = ", ".join(f"{name} = {value!r} in place of {default!r}" for name, (value, default) in pairs)
+    pairs = {name: pair for name, pair in changed().items() if parameters is None or name in parameters}
+    said = ", ".join(f"{name} = {value!r} in place of {default!r}" for name, (value, default) in pairs.items())
     return f"(With {said}: not the setting of the claim itself, nor of the ledger.)" if said else ""
