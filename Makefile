@@ -15,7 +15,7 @@ book: $(READY)
 
 # What a commit must pass first. As many processes as there are cores, one thread each; pytest's own options go into PYTEST_ADDOPTS.
 test: $(READY) check
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 16 --dist loadgroup --cov=kdlab.objectives --cov-report=term:skip-covered --cov-fail-under=100
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 16 --dist worksteal --cov=kdlab.objectives --cov-report=term:skip-covered --cov-fail-under=100
 
 # What a commit must pass, with the settings of pyproject.toml: format, lint and types.
 check: $(READY)

@@ -9,8 +9,6 @@ import sys
 import pytest
 from mutations import CONTROLS, MUTATIONS, PACKAGE, TESTS
 
-pytestmark = pytest.mark.xdist_group("mutations")  # all in one worker: they share the run that plants them
-
 PLANT = """
 import json, sys, mutations
 every = [*mutations.MUTATIONS, *mutations.CONTROLS.values()]
@@ -20,8 +18,23 @@ print(json.dumps({mutation.pitfall: outcome for mutation, outcome, _ in mutation
 
 
 @pytest.fixture(scope="module")
-def outcome_of(request):
-    """What came of each mutation that was asked for: one process for all of them, which has not imported the package."""
+def outcome_of(request, tmp_path_factory):
+    """What came of each mutation that was asked for: one process for all of them, which has not imported the package.
+
+    Workers of pytest-xdist share it: the first that comes starts it, and it takes all cores; the others wait.
+    """
+    import fcntl
+
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    with (shared / "mutations.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (said := shared / "mutations.json").exists():
+            said.write_text(planted(request), encoding="utf-8")
+    return json.loads(said.read_text(encoding="utf-8"))
+
+
+def planted(request) -> str:
     items = [item for item in request.session.items if item.path == request.path]
     wanted = [item.callspec.params["mutation"].pitfall for item in items if hasattr(item, "callspec")]
     done = subprocess.run(
@@ -33,7 +46,7 @@ def outcome_of(request):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return done.stdout
 
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
