@@ -18,7 +18,7 @@ from .data import DataError
 from .files import atomic_write, writable
 from .study.again import lines, run_again
 from .study.cluster import spread
-from .study.parameters import ParameterError, declared_in
+from .study.parameters import ParameterError, declared_in, given_to
 from .study.plans import PLANS
 from .study.records import RecordError, evidence_folder, read_record
 from .study.runner import PlanError, duration, every_spec, missing, plan, run_plan, take, verify
@@ -347,7 +347,7 @@ def execute_chapter(
             source = chapters.find_chapter(which)
             if len(names or []) != len(values or []):
                 raise PlanError("each -p takes a name and a value, such as -p temperatures 1,2,8.")
-            given = dict(zip(names or [], values or [], strict=True))
+            given = given_to(declared_in(source), dict(zip(names or [], values or [], strict=True)))
             writable(out)
             executed = chapters.execute(source, given, progress=sys.stderr.isatty())
             with atomic_write(out / f"{source.stem}.ipynb") as part:

@@ -1348,9 +1348,9 @@ MUTATIONS = [
     ),
     Mutation(
         "the rounding of bfloat16 is judged by that of float32",
-        "objectives/vocabulary.py",
-        "t[i].to(wide) if isinstance(t, Tensor) else None if t is None else t[i],",
-        "None if t is None else t[i].to(wide),",
+        "objectives/sparse.py",
+        "p = counted_rows(targets.probabilities, mask)",
+        "p = counted_rows(full_precision(targets.probabilities), mask)",
         "test_half_precision_is_a_distribution_for_every_term",
     ),
     Mutation(

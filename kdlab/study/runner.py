@@ -200,8 +200,12 @@ def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say, dat
     def stopping():
         return clock() or (stop is not None and stop())
 
-    by_the_first(lambda: _tidy([spec for spec in known() if _recorded(spec, places)], out))
-    for line in by_the_first(lambda: _other_code(known(), places)):
+    def recorded_before() -> list[str]:
+        recorded = [spec for spec in known() if _recorded(spec, places)]
+        _tidy(recorded, out)
+        return _other_code(recorded, places)
+
+    for line in by_the_first(recorded_before):
         say(line)
     while True:
         specs = by_the_first(known)
@@ -246,13 +250,12 @@ def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say, dat
 
 def _other_code(specs, places) -> list[str]:
     """Of records of code of one's own whose file has changed since, a sentence each."""
-    own = [spec for spec in specs if ":" in f"{spec.student}{spec.data}"]
-    kept = [(spec, find_record(spec, place / "records")) for spec in own for place in places]
     return [
         f"{spec.name} is recorded, and the file of {path} has changed since: its record stays, of the code that it had; another arm's name trains anew."
-        for spec, record in {spec.name: (spec, record) for spec, record in kept if record}.values()
-        for path, before in record.get("own_code", {}).items()
-        if own_code(spec).get(path) != before
+        for spec in specs
+        if (now := own_code(spec))
+        for path, before in next(filter(None, (find_record(spec, p / "records") for p in places)))["own_code"].items()
+        if now[path] != before
     ]
 
 
