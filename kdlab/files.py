@@ -101,6 +101,15 @@ def writable(folder):
     tempfile.TemporaryFile(dir=folder).close()
 
 
+def remove(path):
+    """Remove a file, or a folder with what it holds; nothing where neither is there."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def sha256(path):
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as f:

@@ -1822,6 +1822,13 @@ MUTATIONS = [
         "test_what_a_living_process_writes_is_not_taken_for_left",
     ),
     Mutation(
+        "a folder that a killed writer left stops every later run",
+        "files.py",
+        "if path.is_dir() and not path.is_symlink():",
+        "if False:",
+        "test_what_a_killed_process_left_is_removed_before_a_run",
+    ),
+    Mutation(
         "a row that has ended is written over at the end of a context",
         "language/speculative.py",
         "proposed.where(open_rows[:, None], written.gather(1, places))",
@@ -1939,11 +1946,13 @@ def _tested(nodes, room, options):
 def warm_up() -> None:
     """Import once what every child needs; not the package itself."""
     import hypothesis  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
     import pytest  # noqa: F401
     import safetensors.torch  # noqa: F401
     import scipy.stats  # noqa: F401
     import sklearn.datasets  # noqa: F401
     import torch
+    import typechecked  # noqa: F401
 
     torch.set_num_threads(1)  # a process that has threads cannot be forked
     layer = torch.nn.Linear(2, 2)

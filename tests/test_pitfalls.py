@@ -112,7 +112,7 @@ from kdlab.objectives import (
     weight_factor,
 )
 from kdlab.objectives.conventions import CONVENTIONS
-from kdlab.study import Spec, plans, run, statements
+from kdlab.study import Spec, plans, run, runner, statements
 from kdlab.study.evidence import Quantity, evidence
 from kdlab.theory import reference
 from kdlab.training import (
@@ -3416,6 +3416,19 @@ def test_what_a_living_process_writes_is_not_taken_for_left(tmp_path):
         part.parent.mkdir(exist_ok=True)
         part.write_text("three")
     assert there and (tmp_path / "a").read_text() == "three"
+
+
+def test_what_a_killed_process_left_is_removed_before_a_run(tmp_path):
+    """A writer has a folder of its own beside the file; who takes it for a file cannot run at all."""
+    spec = Spec("tests", "kd", "digits", "resnet8", 1.0 * CrossEntropy(), Recipe(epochs=1))
+    left = tmp_path / "running" / f".{spec.name}.safetensors.abcdefgh.part"
+    left.mkdir(parents=True)
+    (left / "part").touch()
+    try:
+        runner._tidy([spec], tmp_path)
+    except OSError as error:
+        pytest.fail(f"{error}")
+    assert not left.exists()
 
 
 def test_what_is_pooled_is_counted_by_examples():

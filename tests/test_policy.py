@@ -86,6 +86,7 @@ def test_tokens_that_were_not_drawn_do_not_count_and_the_mean_is_over_those_that
     z, t = logits(0, 2, 3, V), logits(1, 2, 3, V)
     labels, mask = torch.tensor([[-100, 1, 2], [3, 4, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
     term = SampledReverseKL()
+    assert repr(term) == "SampledReverseKL()" and repr(SampledReverseKL(True)) == "SampledReverseKL(baseline=True)"
     found = term(student_logits=z, teacher_logits=t, labels=labels, mask=mask)
     log_q, log_p = (torch.log_softmax(x, -1) for x in (z, t))
     drawn = [(0, 1, 1), (0, 2, 2), (1, 0, 3), (1, 1, 4)]

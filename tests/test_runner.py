@@ -92,6 +92,8 @@ def tiny_plan():
 
 def register():
     """Make the plan, its data and its model known to kdlab, in a process of its own."""
+    import torch._dynamo  # which the first optimiser of each child would import
+
     torch.set_num_threads(1)
     models.tiny, runner.load, PLANS["tiny"] = tiny, lambda name: patterns(), tiny_plan
 
@@ -747,21 +749,20 @@ def test_a_plan_names_each_run_once_and_teachers_before_those_whom_they_teach(na
 
 
 def test_every_layer_that_an_objective_looks_at_is_in_its_models():
-    """And as wide as its projectors have it: one step of each distinct objective, without values."""
+    """And as wide as its projectors have it: each distinct objective of two examples."""
     found = {}
     for spec in every_spec():
         teacher = spec.teacher.student if spec.teacher else spec.student
         if not spec.student.startswith("heads"):  # which look ahead, and at no layer
             found[spec.student, teacher, repr(spec.objective)] = spec.objective
     assert len(found) > 60
-    images, labels, tokens = (torch.empty(8, *shape, device="meta").to(dtype) for shape, dtype in (
-        ((3, 32, 32), torch.float32), ((), torch.int64), ((16,), torch.int64),
-    ))  # fmt: skip
-    kept = SparseTargets(tokens[..., None], tokens[..., None].float(), 100)
+    images, labels, tokens = torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), torch.randint(100, (8, 16))
+    kept = SparseTargets(tokens[..., None], torch.ones(8, 16, 1), 100)
+    model = cache(lambda name: getattr(models, name)(100))
 
     @cache
     def seen(name, layers):
-        with torch.device("meta"), Taps(getattr(models, name)(100), layers) as taps:
+        with torch.no_grad(), Taps(model(name), layers) as taps:
             return taps(tokens if name.startswith("gpt") else images)
 
     wrong = set()
@@ -771,7 +772,7 @@ def test_every_layer_that_an_objective_looks_at_is_in_its_models():
         if "Sparse" in repr(objective):
             teacher_logits = kept
         try:
-            objective.to("meta")(
+            objective.fresh()(
                 student_logits=student_logits, teacher_logits=teacher_logits, student_hidden=student_hidden,
                 teacher_hidden=teacher_hidden, labels=tokens if student.startswith("gpt") else labels, index=labels,
                 progress=0.5,

@@ -10,6 +10,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from numbers import Real
 from typing import Any
 
@@ -88,12 +89,8 @@ class Objective(nn.Module):
         )
         if twice := [term.name for term in self.terms if term.name and self.names.count(term.name) != 1]:
             raise ValueError(f"two terms are called {twice[0]!r}: give each a name of its own.")
-        signatures = [inspect.signature(term.forward).parameters for term in self.terms]
-        self._accepted = SEEN.union(*signatures)
-        self._needed = [
-            [key for key, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-            for parameters in signatures
-        ]
+        taken, self._needed = zip(*(_takes(type(term)) for term in self.terms), strict=True) if self.terms else ((), ())
+        self._accepted = SEEN.union(*taken)
 
     @property
     def needs_teacher(self) -> bool:
@@ -283,6 +280,14 @@ def _learned(labels, logits):
         return None
     learned = labels != IGNORED
     return None if _inspectable(learned) and learned.all() else learned
+
+
+@cache
+def _takes(kind: type["Term"]) -> tuple[frozenset[str], tuple[str, ...]]:
+    """The names of what terms of this class take, and of what they cannot do without."""
+    _, *parameters = inspect.signature(kind.forward).parameters.values()
+    named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    return frozenset(p.name for p in named), tuple(p.name for p in named if p.default is p.empty)
 
 
 def _weighted(part: "Term | Objective") -> "list[tuple[Weight, Term]]":

@@ -7,6 +7,7 @@ long in it, and a plan that lasts is begun on one machine and ended on another.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 
 from ..objectives import (
     DIST,
@@ -89,12 +90,16 @@ def objective(method: str, weight: float = 1.0, *, student: str = "resnet8", tea
     return labels + (teaching if weight == 1 else float(f"{weight:.6g}") * teaching)
 
 
+_shared = cache(objective)  # by all runs of a plan: each trains a fresh copy
+
+
 def _spec(method: str, arm: str, how: Recipe, choice: Try, source: Spec, student: str = "resnet8", **options) -> Spec:
     recipe = replace(how, learning_rate=float(f"{choice.learning_rate:.3g}"))
-    what = objective(method, choice.weight, student=student, teacher=source.student)
+    what = _shared(method, choice.weight, student=student, teacher=source.student)
     return Spec("grown", arm, "cifar100", student, what, recipe, source, **options)
 
 
+@cache
 def tuning(method: str) -> Tuning:
     """How a method of the plan is tuned."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..files import sha256, writable
+from ..files import remove, sha256, writable
 from ..training import Stopped
 from ..training.distributed import anywhere, by_the_first, rank_and_world
 from .named import load, own_code
@@ -291,7 +291,7 @@ def _tidy(specs, out: Path, needless: str = "running/{}.*") -> None:
     for spec in specs:
         for pattern in filter(None, ("running/.{}.*", "records/.{}.*", "checkpoints/.{}.*", needless)):
             for path in out.glob(pattern.format(spec.name)):
-                path.unlink(missing_ok=True)
+                remove(path)
 
 
 def _recorded(spec: Spec, places) -> bool:

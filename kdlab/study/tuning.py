@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from math import inf, sqrt
 
 from .spec import Spec
@@ -64,6 +64,9 @@ class Tuning:
     weights: tuple[float, ...] = (1 / 3, 3.0)
     epochs: tuple[int, ...] = (5, 15)
     score: Callable[[dict], float] = field(default_factory=lambda: validation_accuracy)
+
+    def __post_init__(self):
+        object.__setattr__(self, "spec", cache(self.spec))  # asked for again and again
 
     def first(self, found: Found) -> tuple[list[Try], bool]:
         """The tries of the first round as far as they are known, in order, and whether there will be no more."""
