@@ -69,7 +69,7 @@ def test_a_set_is_named_and_only_its_arms_are_judged():
 
 def test_noise_has_no_leader_and_is_not_equality():
     nobody = leads("dist", NOISY, POINTS)
-    assert not nobody.holds and "nobody leads" in nobody.text and "is not told apart from" in nobody.text
+    assert not nobody.holds and "none leads" in nobody.text and "is not told apart from" in nobody.text
     assert undecided("kd", "alone", 1, NOISY, POINTS).holds and not within("kd", "alone", 1, NOISY, POINTS).holds
     assert not above("kd", "alone", NOISY, POINTS).holds, "a mean above zero is no interval above zero"
     assert within("kd", "alone", 100, NOISY, POINTS).holds and not undecided("kd", "alone", 100, NOISY, POINTS).holds
@@ -215,7 +215,7 @@ def test_a_leader_is_above_all_and_a_statement_is_made_of_any_evidence(source):
             d.low > 0 for d in evidence(source, POINTS).differences(first, [a for a in source if a != first]).values()
         )
     else:
-        assert f"{first} (" not in said.text.split("leads")[0] or "nobody leads" in said.text or best != first
+        assert f"{first} (" not in said.text.split("leads")[0] or "none leads" in said.text or best != first
     others = [a for a in source if a != first]
     outcomes = [make(first, others[0], source, POINTS).holds for make in (above, below)]
     outcomes.append(within(first, others[0], 10, source, POINTS).holds)
@@ -336,6 +336,6 @@ def test_a_replayed_chapter_starts_no_process(tmp_path):
 
 def test_a_name_keeps_its_capitals_where_a_sentence_goes_on():
     said = above("MSE", "InfoNCE", {"MSE": 0.1, "InfoNCE": 0.3}, NATS)
-    assert said.unseen.startswith("The text around expects: MSE is above InfoNCE")
+    assert said.unseen.startswith("The text around it expects: MSE is above InfoNCE")
     said = undecided("MSE", "InfoNCE", 0.1, {"MSE": 0.1, "InfoNCE": 0.4}, NATS)
-    assert said.unseen.startswith("The text around expects: whether MSE ")
+    assert said.unseen.startswith("The text around it expects: whether MSE ")

@@ -91,7 +91,7 @@ class Statement(Shown):
         first = self.short.split()[0]
         # MSE, T²
         expected = self.short[0].lower() + self.short[1:] if first[1:].isalpha() and first[1:].islower() else self.short
-        return f"The text around expects: {expected.rstrip('.')}; {why}"
+        return f"The text around it expects: {expected.rstrip('.')}; {why}"
 
     def __str__(self) -> str:
         return self.text
@@ -182,12 +182,14 @@ def _against(arm: str, others: tuple[str, ...] | None, margin, expected: str, fa
         "below": f"below {{}}{more}" if held is of else f"not above {{}}{more}",
         "within": "within "
         + (f"{q.scale * (margin or 0):.{q.digits}f} {q.unit}".strip() + " of {}" if margin else "equal to {}"),
-        "not decided": f"not told apart from {{}}{more}" if held is of else f"not surely above {{}}{more}",
+        "not decided": f"not told apart from {{}}{more}" if held is of else f"not clearly above {{}}{more}",
     }
     if not margin:
         words["within"] = "equal to {}"
     else:
-        words["not decided"] += f", nor surely within {q.scale * margin:.{q.digits}f} {q.unit}".rstrip()
+        words["not decided"] += (
+            f", and a difference of {q.scale * margin:.{q.digits}f} {q.unit}".rstrip() + " is not excluded"
+        )
     for kind in ("above", "within", "not decided", "below"):
         group = [o for o in fixed if outcomes[o] == kind]
         if not group:
@@ -347,7 +349,7 @@ def _leads(expected: str, of: Evidence) -> Said:
         near = sorted(open_, key=lambda o: sign * differences[o].mean)
         told = listed([f"{of.name(o)} ({q.shift(differences[o])})" for o in near[:8]])
         rest = f" and {len(near) - 8} more" if len(near) > 8 else ""
-        text = f"Of {of.called}, nobody leads in {q.name}{small}: {at} has the best mean and is not told apart from {told}{rest}"
+        text = f"Of {of.called}, none leads in {q.name}{small}: {at} has the best mean and is not told apart from {told}{rest}"
         claim = frozenset([("has the best mean", best), *(("beside", o) for o in open_)])
     decided = tuple((best, o) for o in others if o not in open_)
     return Said(text + _basis(of, differences) + ".", claim, claim == frozenset([("leads", expected)]), decided, sign)
@@ -386,7 +388,12 @@ def _in_order(expected: tuple[str, ...], rising: bool, of: Evidence) -> Said:
     for one, two in itertools.pairwise(row):
         steps[one, two] = of.differences(two, [one])[one]
     outcomes = {pair: _outcome(d, None) for pair, d in steps.items()}
-    word = {"above": "rises", "below": "falls", "within": "stays", "not decided": "neither surely rises nor falls"}
+    word = {
+        "above": "rises",
+        "below": "falls",
+        "within": "stays",
+        "not decided": "neither clearly rises nor clearly falls",
+    }
     told = "; ".join(
         f"{word[outcomes[a, b]]} from {of.name(a)} to {of.name(b)} ({_numbers(of, b, a, d)})"
         for (a, b), d in steps.items()
@@ -428,12 +435,19 @@ def _only(expected: frozenset, level: float, over: bool, of: Evidence) -> Said:
             listed([f"{of.name(a)} ({q.level(of.mean(a).mean)})" for a in arms]) if len(arms) <= 8 else f"{len(arms)}"
         )
 
-    text = f"Of {of.called}, {told(sure) if sure else 'none'} {'is' if len(sure) < 2 else 'are'} {side} {q.level(level)} in {q.name}"
+    rest = [a for a in of.among if a not in sure and a not in open_]
+    all_ = "all " if len(sure) > 2 and len(sure) == len(of.among) else ""
+    text = f"{told(sure) if sure else 'none'} {'is' if len(sure) < 2 else 'are'} {all_}{side} {q.level(level)}"
+    if of.called == listed(list(map(of.name, of.among))):
+        text = f"In {q.name}, {text}"
+    else:
+        text = f"Of {of.called}, {text} in {q.name}"
     if open_:
         text += f"; of {told(open_)} it is not decided"
-    rest = [a for a in of.among if a not in sure and a not in open_]
-    if rest:
+    if rest and sure:
         text += f"; {told(rest)} {'is' if len(rest) < 2 else 'are'} not"
+    elif rest:
+        text += f" ({'; '.join(f'{of.name(a)}: {q.level(of.mean(a).mean)}' for a in rest)})" if len(rest) <= 8 else ""
     claim = frozenset([*((side, a) for a in sure), *(("open", a) for a in open_)])
     pairs = tuple((a, b) for a in sure for b in rest)
     pairs = pairs[: len(sure) + len(rest)]
@@ -460,12 +474,12 @@ def only(
     of = evidence(source, quantity, among=among, names=names, needed=arms)
     over = above is not None
     level = (above if over else below) / of.quantity.scale
-    who = listed([of.name(a) for a in arms]) if arms else "none"
+    who = f"{listed([of.name(a) for a in arms])} and no others are" if arms else "none is"
     side = f"{'above' if over else 'below'} {of.quantity.level(level)}"
     return stated(
         partial(_only, frozenset(arms), level, over),
         of,
-        f"Of {of.called}, {who} and no others are {side} in {of.quantity.name}.",
+        f"Of {of.called}, {who} {side} in {of.quantity.name}.",
     )
 
 
@@ -509,7 +523,7 @@ def _runs(want: str, ends: int, throughout: bool, to: float | None, of: Curves) 
         if first == last:
             told[name] = f"ends where it began, at {q.level(last)}, between {x[0]:g} and {x[-1]:g} {of.along}"
         if to is not None:
-            told[name] += f", {last / first:.2g} times the first" if first else ""
+            told[name] += f", to {last / first:.2g} times its first value" if first else ""
     return _each(of, outcome, told, want, [o for o in outcome.values() if o != "ends where it began"])
 
 
@@ -608,7 +622,7 @@ def _exponents(exponent: float, margin: float, of: Curves) -> Said:
             )
             continue
         outcome[name] = "as expected" if abs(slope - exponent) <= margin else "faster" if slope < exponent else "slower"
-        told[name] = f"goes with the power {slope:+.2f} of {of.along}, between {x[0]:g} and {x[-1]:g}"
+        told[name] = f"varies as the power {slope:+.2f} of {of.along}, between {x[0]:g} and {x[-1]:g}"
     return _each(of, outcome, told, "as expected", ["as expected"] if abs(exponent) > margin else [])
 
 
@@ -618,5 +632,5 @@ def power(source: Mapping | Curves, quantity: Quantity, along: str, exponent: fl
     No power is what strays from its line by more than a quarter of the way that the line itself goes.
     """
     of = curves(source, quantity, along)
-    expected = f"The {quantity.name} goes with the power {exponent:g} of {along}, to within {margin:g} ({listed(list(of.points))})."
+    expected = f"The {quantity.name} varies as the power {exponent:g} of {along}, to within {margin:g} ({listed(list(of.points))})."
     return stated(partial(_exponents, exponent, margin), of, expected)
