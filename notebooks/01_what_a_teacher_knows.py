@@ -9,8 +9,9 @@
 # %% [markdown]
 # # What a teacher knows
 #
-# A classifier that says *fox, 90 %* says more than *fox*. <!-- by definition --> It also gives probabilities to other animals. This
-# chapter is about these: how a temperature makes them visible, whether they are true, and how much of them a
+# A classifier that says *fox, 90 %* says more than *fox*. <!-- by definition --> It also gives probabilities to other
+# animals. This chapter is about those: how a temperature makes them visible, whether they are true, and how much of
+# them a
 # student can learn.
 #
 # **At the end you will know** what temperature does to a distribution and why its entropy must rise; how far a trained
@@ -87,7 +88,7 @@ findings = Findings()
 #
 # $$q_i = \frac{e^{z_i/T}}{\sum_k e^{z_k/T}} .$$
 #
-# Below, the same five logits at several temperatures. `soften` is the function that every objective in `kdlab` calls.
+# Below are the same five logits at several temperatures. `soften` is the function that every objective in `kdlab` calls.
 
 # %%
 logits = torch.tensor([6.0, 4.0, 3.0, 0.0, -2.0], dtype=torch.float64)
@@ -125,8 +126,8 @@ show(
 # %% [markdown]
 # The figure shows three things, and all are exact. $T=1$ is the softmax itself. The order of the classes does not
 # depend on $T$, since $e^{z/T}$ rises with $z$. And since $q_i/q_j = e^{(z_i-z_j)/T}$, every ratio tends to one as $T\to\infty$ (the uniform
-# distribution) and to zero or infinity as $T\to0$ (the argmax, if it is unique). The folded cell checks
-# them for random logits, the limits at temperatures so extreme that float64 cannot tell the difference.
+# distribution) and to zero or infinity as $T\to0$ (the argmax, if it is unique). The folded cell checks them for
+# random logits, and the limits at temperatures so extreme that float64 cannot tell the difference.
 
 # %% tags=["hide-input"]
 random_logits = 5 * torch.randn(
@@ -377,7 +378,7 @@ show(
     figure,
     label="dark-truth",
     caption="Each dot is one wrong class of one example; on the dotted line the teacher agrees with Bayes' rule. "
-    + "The teacher's probability over the true one, median and quartiles: "
+    + "Ratio of the teacher's probability to the true one, median and quartiles: "
     + "; ".join(
         f"{v[1]:.2g} ({v[0]:.2g} to {v[2]:.2g}) {where}"
         for where, v in over_truth.items()
@@ -647,7 +648,7 @@ show(
 )
 
 # %% [markdown]
-# ## Turn it yourself
+# ## Try it yourself
 #
 # Here are four validation images with the teacher's logits. Move the temperature. Classes of the true class's
 # superclass have the second colour.
@@ -681,7 +682,7 @@ temperature_dial(
         for i in chosen
     ],
     label="dial",
-    caption="The twelve classes that the teacher finds most likely. At low temperature it names one class; warmer, it tells what the "
+    caption="The twelve classes that the teacher finds most likely. At a low temperature it names one class; higher up it shows what the "
     "image resembles; hot, it says nothing.",
 )
 
@@ -711,11 +712,11 @@ findings.show(
 # - That the teacher spreads its doubt within superclasses says that its beliefs are structured, not that this structure
 #   is what helps a student. That takes an intervention, and {doc}`06_first_distillation` makes one.
 #
-# ## To take along
+# ## To take away
 #
 # - **Formulae.** $q_i = e^{z_i/T}/\sum_k e^{z_k/T}$; $dH/dT = \operatorname{Var}_q(z)/T^3 \ge 0$.
 # - **What to set.** `soften(logits, T)` for probabilities, `SoftTargets(temperature=T)` for the loss, `PermutedSoftTargets` for the control that keeps everything but the order of the wrong classes.
-# - **What to mind.** A teacher trained on labels estimates the wrong classes, with errors. Whether these probabilities help a student takes a control, not a picture.
+# - **What to watch for.** A teacher trained on labels estimates the wrong classes, with errors. Whether these probabilities help a student takes a control, not a picture.
 #
 # ## Exercises
 #

@@ -9,13 +9,14 @@
 # %% [markdown]
 # # Gradients by hand and by machine
 #
-# A loss on a student's outputs moves the student through one vector: its derivative by the logits. This
-# chapter derives that vector for the losses that the next chapters need. It does so three times: by SymPy for a **symbolic** number of classes, by SymPy again for three explicit classes (all but the Jensen–Shannon divergence), and by PyTorch's automatic
-# differentiation on random logits. They must agree.
+# A loss on a student's outputs moves the student through one vector: its derivative with respect to the logits. This
+# chapter derives that vector for the losses that the next chapters need. It does so three times: with SymPy for a
+# **symbolic** number of classes, with SymPy again for three explicit classes (all but the Jensen–Shannon divergence),
+# and with PyTorch's automatic differentiation on random logits. The three must agree.
 #
 # **At the end you will know** the softmax's Jacobian; the gradients of cross-entropy,
-# of both Kullback–Leibler divergences and of the Jensen–Shannon divergence; and what happens to "prediction minus target" if the
-# target has lost some of its mass.
+# of both Kullback–Leibler divergences and of the Jensen–Shannon divergence; and what becomes of "prediction minus
+# target" when the target has lost some of its mass.
 #
 # *Needs: one CPU core and under a minute.*
 
@@ -187,7 +188,7 @@ verdict(
 )  # fmt: skip
 
 # %% [markdown]
-# `kdlab` therefore refuses a target that is no distribution:
+# `kdlab` therefore refuses a target that is not a distribution:
 
 # %% tags=["hide-input"]
 try:
@@ -199,8 +200,8 @@ sentence(f"“{refused}”")
 # %% [markdown]
 # ## Forward KL: the teacher's entropy is constant
 #
-# $D_{\mathrm{KL}}(p\,\|\,q) = \sum_l p_l(\log p_l - \log q_l)$ differs from the cross-entropy by $\sum_l p_l \log p_l$, in
-# which no student's logit occurs. So its gradient is the same.
+# $D_{\mathrm{KL}}(p\,\|\,q) = \sum_l p_l(\log p_l - \log q_l)$ differs from the cross-entropy by
+# $\sum_l p_l \log p_l$, which contains no logit of the student. So its gradient is the same.
 
 # %%
 forward = total(p[l] * (sp.log(p[l]) - log_softmax(z, l)), l)
@@ -210,7 +211,7 @@ equation(
 )
 
 # %% [markdown]
-# The factor $1/T$ of the chain rule stands in front, whatever $p$ is.
+# The chain rule puts the factor $1/T$ in front, whatever $p$ is.
 #
 # ## Reverse KL: a different vector
 #
@@ -417,7 +418,7 @@ verdict(
     "B6", "proved",
     r"For every $N$: $\partial D_{\mathrm{KL}}(p\|q)/\partial z_i = (q_i-p_i)/T$, like the cross-entropy, since the teacher's "
     r"entropy is constant. Reverse KL and JSD carry the same $1/T$ before other vectors: $q_i(\log(q_i/p_i) - "
-    r"D_{\mathrm{KL}}(q\|p))$ and its like. Closed forms and autograd agree to "
+    r"D_{\mathrm{KL}}(q\|p))$ and the like. Closed forms and autograd agree to "
     rf"{worst:.0e} on {size[0]:,} random pairs.",
 )  # fmt: skip
 
@@ -430,7 +431,7 @@ verdict(
 # $\sum p_T\log(p_T/p_S)$: the **forward** divergence, which is Hinton's loss up to a constant. The sum is right; its name has the arguments
 # exchanged.
 #
-# Code for the name is another loss, and code for the copied text has a wrong sign. One gradient step tells the three apart.
+# Code written from the name computes another loss, and code written from the copied text has the wrong sign. One gradient step tells the three apart.
 
 # %%
 student_logits = torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
@@ -480,23 +481,23 @@ findings.show(
     f"agree with automatic differentiation to {worst:.0e} on {size[0]:,} random pairs of logits.",
     r"“Prediction minus target” is right for a distribution. For a target of mass $\sum p$ the gradient is "
     rf"$q\sum p - p$: cut to {mass:.0%} of its mass, $q - p$ is off by {error_without:.0e}.",
-    "At high temperature the reverse KL has the forward KL's gradient: of one pair of logits at "
+    "At high temperature the reverse KL has the forward KL's gradient: for one pair of logits at "
     f"$T={grid[-1]:g}$, {hot_ratio['reverse KL']:.2f} times its norm.",
 )
 
 # %% [markdown]
 # ## Limits
 #
-# - These are gradients by the *logits*. What reaches the weights has passed through the network's own Jacobian, which is
+# - These are gradients with respect to the *logits*. What reaches the weights has passed through the network's own Jacobian, which is
 #   not a multiple of the identity: two losses with equal logit gradients train alike, two with similar ones may not.
 # - The symbolic rules assume $1\le i\le N$ and finite sums. Continuous outputs are not treated.
 #
-# ## To take along
+# ## To take away
 #
 # - **Formulae.** Cross-entropy and forward KL: $(q_i\sum_k p_k - p_i)/T$, for a distribution $(q_i-p_i)/T$. Reverse KL: $\frac{q_i}{T}\bigl(\log\frac{q_i}{p_i} - D_{\mathrm{KL}}(q\|p)\bigr)$.
 #   JSD: $(1-\beta)$ times the same with $m = \beta p + (1-\beta)q$ in place of $p$.
 # - **What to set.** `forward_kl(student_logits, teacher_logits, temperature=T)`: the student comes first, everywhere in `kdlab`.
-# - **What to mind.** A target must sum to one. Check gradients against a closed form, since a wrong sign or direction changes no shape.
+# - **What to watch for.** A target must sum to one. Check gradients against a closed form, since a wrong sign or direction changes no shape.
 #
 # ## Exercises
 #

@@ -172,7 +172,7 @@ forgotten = remainder["first order, not centred"][-1] / remainder["$1/N$ alone"]
 show(
     figure,
     label="remainder",
-    caption=f"Remainder of the expansion for {classes:,} Gaussian logits of deviation 3 and mean 20. Measured slopes at the hot end: "
+    caption=f"Remainder of the expansion for {classes:,} Gaussian logits of standard deviation 3 and mean 20. Measured slopes at the hot end: "
     + ", ".join(f"{slope:.2f} ({name})" for name, slope in slopes.items())
     + f". Where the mean is forgotten, the error there is {forgotten:.2g} times that of $1/N$ alone.",
     alt="Log-log plot of falling lines. The second-order remainder falls fastest, the first-order one less; the uncentred formula's error "
@@ -197,7 +197,7 @@ verdict(
 Math(r"D_{\mathrm{KL}}(p\,\|\,q) \;=\; " + sp.latex(kl_series(2)) + r" + O(x^3)")
 
 # %% [markdown]
-# Sorted, this is half the variance of $s-t$ over the classes. So
+# Rearranged, this is half the variance of $s-t$ over the classes. So
 #
 # $$T^2 D_{\mathrm{KL}}(p\,\|\,q) \;\longrightarrow\; \frac{1}{2N}\sum_i (\tilde z_i - \tilde t_i)^2 ,$$
 #
@@ -246,7 +246,7 @@ errors = {
 table(
     ["", *(f"$T={T:g}$" for T in hot)],
     [[name, *(f"{e:.1e}" for e in values)] for name, values in errors.items()],
-    caption=f"Relative distance from the limit, for {classes:,} Gaussian logits of deviation 3.",
+    caption=f"Relative distance from the limit, for {classes:,} Gaussian logits of standard deviation 3.",
 )
 
 # %% tags=["hide-input"]
@@ -263,7 +263,7 @@ verdict(
     "B8", "proved",
     r"For every $N$, $\partial D_{\mathrm{KL}}/\partial z_i = (\tilde z_i - \tilde t_i)/NT^2 + O(T^{-3})$ and "
     r"$T^2 D_{\mathrm{KL}} \to \|\tilde z - \tilde t\|^2/2N$: logits are matched, each up to its mean. The first correction is of relative "
-    "size logit/$T$: for logits of deviation 3 the gradient is "
+    "size logit/$T$: for logits of standard deviation 3 the gradient is "
     + ", ".join(f"{error:.2%} from the limit at $T={T:g}$" for T, error in zip(hot, errors["gradient"], strict=True)) + ".",
     parameters=("hot", "classes", "seed"),
 )  # fmt: skip
@@ -424,8 +424,8 @@ only(
 # (scaled-gradient)=
 # ## What T² restores
 #
-# Now multiply by $T^2$. If the exponent were −2 everywhere, the scaled gradient would be flat. It is flat at the hot end; but
-# from where on? We mark the range within ±20 % of the limit.
+# Now multiply by $T^2$. If the exponent were −2 everywhere, the scaled gradient would be flat. It is flat at the hot
+# end; but from which temperature on? We mark the range within ±20 % of the limit.
 
 # %%
 scaled = {name: grid**2 * values for name, values in norm.items()}
@@ -461,13 +461,13 @@ show(
 )
 
 # %% [markdown]
-# From where on, depends on how far apart the logits are. Try it:
+# How high that temperature is depends on how widely the logits are spread. Try it:
 
 # %% tags=["hide-input"]
 t_squared_dial(
     label="touch",
     caption="The length of $T^2$ times the soft gradient, over its limit, for Gaussian logits. "
-    "The wider the logits are spread, the hotter it must be before the curve lies at one.",
+    "The more widely the logits are spread, the higher the temperature at which the curve reaches one.",
     temperature=middle,
 )
 
@@ -491,7 +491,7 @@ verdict(
 # ### Against the hard labels
 #
 # Article A's claim is about a *ratio*: the soft term's pull compared with that of the hard labels. The hard term is taken
-# at $T=1$ and does not change with $T$. Here is the ratio of gradient norms, relative to its value at the middle one of the temperatures in use:
+# at $T=1$ and does not change with $T$. Here is the ratio of gradient norms, relative to its value at the middle of the temperatures in use:
 
 # %%
 one_hot = np.eye(data.num_classes)[images.labels.numpy()]
@@ -647,17 +647,17 @@ findings.show(
 # %% [markdown]
 # ## Limits
 #
-# - The curves are medians over examples. Single examples differ.
+# - The curves are medians over examples; single examples differ.
 # - A gradient's *norm* is not its direction. With rising $T$ the direction changes too, from correcting the top classes to
 #   matching all logits; $T^2$ does nothing about that.
 # - Two stages of one student were measured, both early, the second after labels and not after distillation. For language models, with their thousands of classes, see {doc}`16_a_large_n`.
 #
-# ## To take along
+# ## To take away
 #
 # - **Formulae.** $q_i = \frac1N\bigl(1 + \tilde z_i/T\bigr) + O(T^{-2})$ with centred logits $\tilde z$; $T^2 D_{\mathrm{KL}} \to \frac{1}{2N}\sum_i(\tilde z_i-\tilde t_i)^2$;
 #   $\partial D_{\mathrm{KL}}/\partial z_i \to (\tilde z_i-\tilde t_i)/NT^2$. The correction is of relative size (logit)/$T$.
 # - **What to set.** `SoftTargets(temperature=T)` has its $T^2$; `ForwardKL(temperature=T)` has none.
-# - **What to mind.** $T^2$ is exact in the limit only: tune the weight again when you change $T$. And compute the loss without cancellation when $T$ is large.
+# - **What to watch for.** $T^2$ is exact in the limit only: tune the weight again when you change $T$. And compute the loss without cancellation when $T$ is large.
 #
 # ## Exercises
 #
@@ -687,7 +687,7 @@ findings.show(
 # :class: dropdown
 #
 # The ratio of soft to hard is $0.9/0.1 = 9$ without $T^2$. With it, weights $w$ and $1-w$ give $16\,w/(1-w)$. Equal at
-# $w = 9/25 = 0.36$. The forgotten factor is a different experiment, not a different unit.
+# $w = 9/25 = 0.36$. Forgetting the factor is a different experiment, not a change of units.
 # ```
 #
 # ````{exercise}

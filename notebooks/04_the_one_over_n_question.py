@@ -106,7 +106,7 @@ for N in sizes:
 table(
     ["$N$", *(f"$T={T:g}$" for T in temperatures)],
     [[f"{N:,}", *(f"{cosine[N, T]:.4f}" for T in temperatures)] for N in sizes],
-    caption="Cosine between the gradient of the soft-target loss and that of logit matching, Gaussian logits of deviation 1. "
+    caption="Cosine between the gradient of the soft-target loss and that of logit matching, Gaussian logits of standard deviation 1. "
     f"The smallest at $T={temperatures[-1]:g}$ is {min(cosine[N, temperatures[-1]] for N in sizes):.4f}.",
 )
 
@@ -116,7 +116,7 @@ table(
 # (bounded)=
 # ## The gradient has a bound
 #
-# The likeness ends where the logits are far apart. The gradient of $N\,T^2D_{\mathrm{KL}}$ is $N\,T\,(q-p)$. No entry of $q-p$ is larger than one
+# The resemblance ends where the logits are far apart. The gradient of $N\,T^2D_{\mathrm{KL}}$ is $N\,T\,(q-p)$. No entry of $q-p$ is larger than one
 # and their absolute values sum to at most two, so
 #
 # $$\lVert q-p\rVert_2^2 \le \max_i\lvert q_i-p_i\rvert\,\sum_i\lvert q_i-p_i\rvert \le 2,
@@ -151,7 +151,7 @@ axis.legend(fontsize="small")
 show(
     figure,
     label="bound",
-    caption=f"Norm of the gradient by the student's logits, $N={count(some)}$, $T={temperature:g}$, median of 50 random pairs. Where the logits are small against $T$, "
+    caption=f"Norm of the gradient with respect to the student's logits, $N={count(some)}$, $T={temperature:g}$, median of 50 random pairs. Where the logits are small against $T$, "
     f"the two losses agree; then one meets its bound (the largest single norm is {closest:.4f} of it) and the other grows.",
     alt="Log-log plot of two curves that coincide at the left; one becomes flat at a dotted line, the other rises on as a straight line.",
 )
@@ -287,7 +287,7 @@ only(
 
 # %% [markdown]
 # The learning rate has to make up for the $1/N$ in the plain loss's gradient. As a reference rate for larger $N$, without another
-# sweep, we take the smallest of the best rates over $N$, and one step of the grid less.
+# sweep, we take the smallest of the best rates divided by $N$, and go one step of the grid lower.
 #
 # ## Six runs at every N
 #
@@ -337,7 +337,7 @@ show(
     label="arms",
     caption=f"KL from the teacher after {steps} steps. "
     + (
-        f"Logit matching left the finite numbers at $N$ = {', '.join(f'{N:,}' for N in lost)}. "
+        f"Logit matching became infinite at $N$ = {', '.join(f'{N:,}' for N in lost)}. "
         if lost
         else ""
     )
@@ -368,7 +368,7 @@ table(
 
 # %%
 def gradient_lengths(N, rate):
-    """Median length of the gradient of N T² KL by the logits, at each step of SGD."""
+    """Median length of the gradient of N T² KL with respect to the logits, at each step of SGD."""
     teacher, train, _ = problem(N)
     weight, lengths = torch.zeros(N, FEATURES), []
     for inputs in train.inputs.split(BATCH):
@@ -410,7 +410,7 @@ axis.legend(fontsize="small", ncols=2)
 show(
     figure,
     label="climb",
-    caption=r"The gradient of $N\,T^2$KL by the logits, as a part of its bound $\sqrt2\,N\,T$, at each step of SGD: with the rate of the plain loss (solid) and with that rate over "
+    caption=r"The gradient of $N\,T^2$KL with respect to the logits, as a fraction of its bound $\sqrt2\,N\,T$, at each step of SGD: with the rate of the plain loss (solid) and with that rate over "
     "$N$ (dashed); median over the batch. Length at the last step over that at the first, at the plain loss's rate: "
     + ", ".join(f"{times:.3g} at {size}" for size, times in climb.items())
     + ".",
@@ -490,7 +490,7 @@ display(
 )
 verdict(
     "B10", "depends",
-    rf"When hot, $N\,T^2$KL is logit matching, but its gradient is never longer than $\sqrt2\,N\,T$, whatever the differences of the logits. "
+    rf"At high temperature, $N\,T^2$KL is logit matching, but its gradient is never longer than $\sqrt2\,N\,T$, whatever the differences of the logits. "
     rf"With SGD at a rate chosen for the plain loss its length changes, at $N={count(some)}$ by a factor of {same_rate[some][-1] / same_rate[some][0]:.0f} from the first step to the last, to {same_rate[some][-1] / (np.sqrt(2) * some * temperature):.2f} of that bound, and the run ends at a KL of {min(over):.2f} to {max(over):.2f} times $N^2$ for $N\ge{many[0]}$ (at $N={count(some)}$ "
     rf"{final['SGD, ×N, same rate', some]:,.0f} against {final['SGD', some]:.3f}); at rate$/N$ it is the same run (largest difference over "
     rf"all $N$: {max(same_run.values()):.0e}). Under Adam the factor changes the end of the run by at most {max(under_adam.values()):.1%}, up to $N={count(sizes[-1])}$.",
@@ -505,7 +505,7 @@ verdict(
 # student be new, $z=0$. At high temperature the soft gradient is $-\tilde t/N$, of norm $s(t)/\sqrt N$ with $s$ the standard deviation of the teacher's logits. The
 # gradient of the labels is $q-y$, of norm $\sqrt{1-1/N}$. So their **ratio is $s(t)/\sqrt{N-1}$** with $T^2$, and $N$ times that with $N\,T^2$.
 #
-# We measure it at the temperatures in use, for two kinds of teacher: Gaussian logits of deviation 2, as in the probe, and the same with one logit
+# We measure it at the temperatures in use, for two kinds of teacher: Gaussian logits of standard deviation 2, as in the probe, and the same with one logit
 # raised until its class has a probability of 0.9 at $T=1$.
 
 
@@ -572,7 +572,7 @@ power(
 # %% [markdown]
 # So “comparable gradients” is no reason for either choice. With a large vocabulary and a warm temperature, $T^2$ leaves the soft loss a small fraction of
 # the pull, and $N\,T^2$ would give it nearly all. You choose the weights of a sum, and can measure which gradient wins:
-# `fit(…, gradient_norms=True)` reports the norm of each weighted term's gradient by the parameters, and
+# `fit(…, gradient_norms=True)` reports the norm of each weighted term's gradient with respect to the parameters, and
 # {meth}`~kdlab.objectives.terms.Objective.gradient_norms` gives it for a single step.
 
 # %% tags=["hide-input"]
@@ -594,12 +594,12 @@ findings.show(
 # and by its logits; it changes as the student learns.
 # A language model has a body below its head, whose gradient has no $1/N$: {doc}`16_a_large_n`.
 #
-# ## To take along
+# ## To take away
 #
 # - **Formulae.** $N\,T^2 D_{\mathrm{KL}} \to \frac12\|\tilde z-\tilde t\|^2$ at high temperature; $\|\nabla_z\,N\,T^2D_{\mathrm{KL}}\| \le \sqrt2\,N\,T$;
 #   for a new student, soft to hard gradient is $s(t)/\sqrt{N-1}$ with $T^2$.
 # - **What to set.** `SoftTargets(temperature=T)` without $N$, and its weight by `gradient_norms`. If you want the factor, `N * SoftTargets(T)` with the rate divided by $N$.
-# - **What to mind.** Under SGD a factor on the loss is a factor on the rate; under Adam it hardly matters; in a sum it is a weight. Clipping and weight decay notice it.
+# - **What to watch for.** Under SGD a factor on the loss is a factor on the rate; under Adam it hardly matters; in a sum it is a weight. Clipping and weight decay notice it.
 #
 # ## Exercises
 #

@@ -192,7 +192,7 @@ table(
 )
 
 # %% [markdown]
-# Where there are several witnesses, compare their largest probabilities at $T=1$: the six numbers do not tell how sure the models are. “Very High” would narrow the
+# Where there are several witnesses, compare their largest probabilities at $T=1$: the six numbers do not say how sure the models are. “Very High” would narrow the
 # choice, if the article said whose it is.
 #
 # ## Third: is it typical?
@@ -313,7 +313,7 @@ show(
     label="clouds",
     caption=f"The table (star) among random logits of {classes:,} classes with its KL at $T=1$, and real logits of {data.num_classes}. Of its three other independent "
     f"numbers these lie between the quartiles of the distilled student's: {', '.join(between) or 'none'}.",
-    alt="Two log-log scatter plots, loss and gradient norm when hot against temperature one, with four clouds and a star.",
+    alt="Two log-log scatter plots, loss and gradient norm at the high temperature against those at temperature one, with four clouds and a star.",
 )
 
 # %% tags=["hide-input"]
@@ -410,11 +410,11 @@ findings.show(
 # The witnesses show that the six numbers *can* occur, not that the author's did. “Typical” is a statement about the
 # families drawn here and about one real pair.
 #
-# ## To take along
+# ## To take away
 #
 # - **Formulae.** $\|\nabla_z D_{\mathrm{KL}}\|_2 \le \sqrt{\mathrm{KL}}/T$ (Pinsker): a loss bounds its gradient, and a table can break that.
 # - **What to set.** To publish such a table, store logits or a seed; `kdlab.theory.reference` gives every number of it in float64.
-# - **What to mind.** Ask a table three questions: is it consistent, is it possible, is it typical? A possible table need not be typical.
+# - **What to watch for.** Ask a table three questions: is it consistent, is it possible, is it typical? A possible table need not be typical.
 #
 # ## Exercises
 #

@@ -13,10 +13,10 @@
 # CIFAR-100. We also ask what a demonstration easily leaves out: **which part** of the teacher's answer does the student
 # use?
 #
-# **At the end you will know** how a distillation run is composed and compared; what soft targets did to accuracy,
+# **At the end you will know** how a distillation run is set up and compared; what soft targets did to accuracy,
 # fidelity and calibration of this student; and what happens when the teacher's probabilities stay but lose their meaning.
 #
-# *Needs: one CPU core and about two minutes. The recorded runs took longer; each says where.*
+# *Needs: one CPU core and about two minutes. The recorded runs took longer; each says where it ran.*
 
 # %% tags=["parameters"]
 profile = "cpu"  # or "gpu", which runs what the plan by the published recipe lacks
@@ -178,7 +178,7 @@ table(
 )
 
 # %% [markdown]
-# First come the records, of the whole training split. Then one seed of each arm is trained here, so that we can ask the students what they know.
+# First come the records, made on the whole training split. Then one seed of each arm is trained here, so that we can ask the students what they know.
 #
 # ## The records
 
@@ -413,7 +413,7 @@ curve_and_points(
 # %% [markdown]
 # ### What was learned about the wrong classes
 #
-# Take the probability that a student gives to *wrong* classes. How much of it falls on the siblings of the true class, and how much of the teacher's?
+# Take the probability that a student gives to *wrong* classes. How much of it falls on the siblings of the true class (the other classes of its superclass), and how much of the teacher's does?
 
 # %%
 superclass = torch.tensor(data.superclass_of)
@@ -543,11 +543,11 @@ else:
 #   smoothed label; training on that, without the noise, is the first exercise, and chapter 14 has it as an arm of the study.
 # - Seeds bound the noise of initialisation and order, not that of the data or of the teacher: there is one teacher. The live part has one seed.
 #
-# ## To take along
+# ## To take away
 #
 # - **Formula.** $L = w_{\text{hard}}\,\mathrm{CE} + w_{\text{soft}}\,T^2 D_{\mathrm{KL}}(p_T\,\|\,q_T)$ with $w_{\text{hard}} + w_{\text{soft}} = 1$.
 # - **What to set.** `(1 - w) * CrossEntropy() + w * SoftTargets(temperature=T)`; in `distillation_loss` name the weight, `hard_weight` or `soft_weight`, never “alpha”.
-# - **What to mind.** Compare with labels alone *and* with a control that changes one thing (`PermutedSoftTargets`, `SpreadSoftTargets`). Pair runs by seed, judge the last epoch, and give each arm its own learning rate if you can.
+# - **What to watch for.** Compare with labels alone *and* with a control that changes one thing (`PermutedSoftTargets`, `SpreadSoftTargets`). Pair runs by seed, judge the last epoch, and give each arm its own learning rate if you can.
 #
 # ## Exercises
 #

@@ -15,7 +15,7 @@
 #
 # **At the end you will know** what mode covering and mode seeking look like, and that both need a student that is too
 # small; the one formula from which all these gradients come; which divergences
-# need the student's own samples; and what a small network becomes when it is distilled by each.
+# need the student's own samples; and what becomes of a small network that is distilled with each.
 #
 # *Needs: one CPU core and about two minutes. The gradients of the Kullback–Leibler and Jensen–Shannon divergences are
 # derived in {doc}`02_gradients`.*
@@ -117,9 +117,8 @@ findings = Findings()
 # ## A teacher with three modes, a student with one
 #
 # To see a distribution, let the classes lie on a line: two hundred of them, at positions $x_i$ from $-10$ to $10$. The
-# teacher is a mixture of three bells. The **heaviest** is broad, the **tallest** is narrow, and these are not the same
-# one. <!-- by definition --> The student is a single bell. It has two numbers to learn, its centre $\mu$ and its width $\sigma$, and its
-# logits are $z_i = -(x_i-\mu)^2/2\sigma^2$.
+# teacher is a mixture of three bells. The **heaviest** is broad, and is not the **tallest**, which is narrow. <!-- by definition --> The student is a single bell. It has two numbers to learn, its centre $\mu$ and its width $\sigma$,
+# and its logits are $z_i = -(x_i-\mu)^2/2\sigma^2$.
 
 # %%
 x = torch.linspace(-10, 10, 200, dtype=torch.float64)
@@ -147,7 +146,7 @@ p = soften(teacher)
 
 # %% [markdown]
 # And eight ways to say how far the student is from it. All are functions of `kdlab`; $p$ is the teacher, $q$ the
-# student. The two skewed ones compare with a mixture that holds a part $\lambda$ of the *first* distribution
+# student. The two skewed ones compare with a mixture that holds a share $\lambda$ of the *first* distribution
 # {cite}`ko2024distillm`; the Jensen–Shannon divergences compare both with $m = \beta p + (1-\beta) q$
 # {cite}`lin1991divergence,agarwal2024onpolicy`; total variation is half the sum of the absolute differences
 # {cite}`wen2023fdivergence`.
@@ -237,12 +236,13 @@ show(
 
 # %% [markdown]
 # A broad bell over all modes is mode *covering*, a narrow one on a single mode is mode *seeking*. In the older literature the two directions are called inclusive and exclusive
-# {cite}`minka2005divergence`. Nobody put these preferences in: both can be calculated.
+# {cite}`minka2005divergence`. Nobody put these preferences in; both follow from the formulas.
 #
 # ### Why the forward KL covers: it matches moments
 #
 # The student's log-probabilities are $\eta_1 x_i + \eta_2 x_i^2 - \log Z$, linear in $x$ and $x^2$. Differentiate
-# $D_{\mathrm{KL}}(p\,\|\,q)$ by $\eta_1$ and $\eta_2$: what remains is $\mathbb E_q[x]-\mathbb E_p[x]$ and
+# $D_{\mathrm{KL}}(p\,\|\,q)$ with respect to $\eta_1$ and $\eta_2$: what remains is $\mathbb E_q[x]-\mathbb E_p[x]$
+# and
 # $\mathbb E_q[x^2]-\mathbb E_p[x^2]$. At the minimum mean and variance are *equal* to the teacher's, wherever that puts
 # the mass. Moreover $\log Z$ is convex, so there is one minimum only.
 
@@ -741,7 +741,7 @@ assert not symbolic.same(gradient, -q[i] / T * heard(ratio(i)))  # the check can
 # %% [markdown]
 # In words: each class has its ratio $r_i$, the teacher's belief in it over the student's. The
 # divergence decides how loudly a ratio is **heard**, by $h$, which rises with $r$ since $h' = r f''$. A class is pulled
-# up if it is heard above the student's average. And all of it is multiplied by $q_i$. Here is $h$ for each divergence,
+# up if it is heard above the student's average. And everything is multiplied by $q_i$. Here is $h$ for each divergence,
 # computed from $f$ and then compared with automatic differentiation through `kdlab`'s functions.
 
 # %%
@@ -955,7 +955,7 @@ show(
     f"At $d={distances[-1]:.0f}$: the pull on the teacher's classes is {at_end['forward KL', 'pure bell'][1]:.2f} under the forward KL and at most "
     f"{max(abs(v[1]) for (name, _), v in at_end.items() if name != 'forward KL'):.0e} under any other. The slope that the centre feels under the reverse KL is "
     f"{abs(at_end['reverse KL', 'pure bell'][2]):.0f} with the pure bell and {abs(at_end['reverse KL', 'bell on a floor'][2]):.0e} with the bell on a floor, whose tail is flat.",
-    alt="Three panels against distance on logarithmic scales, two lines a divergence: its value, the pull on the teacher's classes, and the slope by the centre.",
+    alt="Three panels against distance on logarithmic scales, two lines a divergence: its value, the pull on the teacher's classes, and the slope with respect to the centre.",
 )
 
 # %% [markdown]
@@ -1052,7 +1052,7 @@ for beta in (0.1, 0.5, 0.9):  # in general, the entropy of a coin with bias beta
     assert (over_pairs(partial(generalised_jsd, beta=beta)) <= coin + tiny).all()
 sentence(
     f"Over {len(tv):,} pairs, with KL from {kl.min():.0e} to {kl.max():.0e} nats, no bound is "
-    f"broken. Pinsker's is reached to {(tv / torch.sqrt(kl / 2)).max():.4f} of its size."
+    f"broken. The nearest pair reaches {(tv / torch.sqrt(kl / 2)).max():.4f} of Pinsker's bound."
 )
 
 # %% tags=["hide-input"]
@@ -1220,7 +1220,7 @@ show(
 # $$-\nabla D = \mathbb E_{x\sim q}\bigl[(h(r)-c)\,\nabla\log q(x)\bigr]
 # = \mathbb E_{x\sim p}\Bigl[\frac{h(r)-c}{r}\,\nabla\log q(x)\Bigr].$$
 #
-# Each is a fair estimate. Its spread is that of the **weight** before $\nabla\log q$. From the student's samples that is $h(r)$,
+# Each gives an unbiased estimate. Its spread is that of the **weight** in front of $\nabla\log q$. From the student's samples that is $h(r)$,
 # and it must not grow fast where $r$ is large, on what the student misses. From the teacher's it is $(h(r)-c)/r$, with
 # $c = h(0)$ where that is finite, and it must stay bounded where $r$ is small, on what the student invents. SymPy takes both limits.
 
@@ -1435,11 +1435,12 @@ ARMS["forward, then reverse KL"][0]
 
 # %% [markdown]
 # The last objective (*arm*) changes from forward to reverse midway, by two schedules. Every arm has the same budget
-# and a learning rate of its own: the validation split chooses it, by *the arm's own* divergence, averaged over seeds that are not used again.
+# and its own learning rate, chosen on the validation split by *the arm's own* divergence, averaged over seeds that are
+# not used again.
 # The results are from other seeds, paired: the same initial weights, training examples and batches for all
 # arms. The test split is used once, below.
 #
-# The students of an arm train at once, as one module ({class}`~kdlab.models.side_by_side.SideBySide`), and the arms beside each other.
+# All students of an arm are trained at once, as one module ({class}`~kdlab.models.side_by_side.SideBySide`), and the arms side by side.
 
 # %% tags=["hide-input"]
 CHOOSING = list(
@@ -1747,10 +1748,10 @@ overconfidence = {
     name: np.mean(measured["confidence − accuracy", name]) for name in ARMS
 }
 findings.show(
-    f"A bell that is too small for three modes covers all of them by the forward KL (width {best['forward KL'][1].exp():.1f}) "
+    f"A single bell, too small for three modes, covers all of them by the forward KL (width {best['forward KL'][1].exp():.1f}) "
     f"and sits on one by the reverse KL (width {best['reverse KL'][1].exp():.1f}). With three "
     f"bells all eight divergences agree (total variation from the teacher at most {furthest:.0e}).",
-    f"From a distance of 20, of {len(left_over)} descents {sum(d < 0.1 for d in left_over.values())} arrive: "
+    f"From a distance of 20, {sum(d < 0.1 for d in left_over.values())} of {len(left_over)} descents arrive: "
     + ", ".join(name for name, d in left_over.items() if d < 0.1)
     + ".",
     "From the teacher's samples alone, the reverse KL's gradient keeps a relative error of "
@@ -1772,17 +1773,16 @@ findings.show(
 # - The network experiment is one task, one width, one optimiser, one short budget and a teacher that is never wrong.
 #   A few learning rates were tried per arm. Its intervals are over seeds of the student and its examples; the task is
 #   fixed. The first table of differences has an interval for each alone; the sentences below it have intervals that hold together.
-# - All temperatures are one. The third exercise says what heat does.
-# - In sequences a student that writes for itself meets its own mistakes. Nothing here measures
-#   that.
+# - All temperatures are 1. The third exercise shows what a high one does.
+# - In sequences, a student that writes its own text meets its own mistakes. Nothing here measures that.
 #
-# ## To take along
+# ## To take away
 #
 # - **Formulae.** $D = \sum_i q_i f(p_i/q_i)$, and descent pulls logit $i$ by $\frac{q_i}{T}\bigl(h(r_i) - \sum_k q_k h(r_k)\bigr)$ with $h = rf' - f$.
 #   The forward KL has $h=r$, the reverse KL $h=\log r - 1$. $\mathrm{TV}\le\sqrt{\mathrm{KL}/2}$.
 # - **What to set.** `ForwardKL` for probabilities that are to be believed. `GeneralisedJSD(beta, scaled=True)` and `SkewedForwardKL(skew)` are bounded compromises: always report
 #   $\beta$ or $\lambda$. `ReverseKL` after a warm start, by `Step`.
-# - **What to mind.** Mode seeking needs a student that is too small. Bounded divergences are flat far away. The reverse KL over sequences needs the student's own, fresh samples.
+# - **What to watch for.** Mode seeking needs a student that is too small. Bounded divergences are flat far away. The reverse KL over sequences needs the student's own, fresh samples.
 #
 # ## Exercises
 #
@@ -1820,7 +1820,7 @@ findings.show(
 #
 # Zero, whatever the student is. Automatic differentiation sees $\log q(x)$ but not that $q$ chose $x$, and
 # $\mathbb E_q[\nabla\log q(x)] = \sum_x \nabla q(x) = \nabla 1 = 0$. The norm below is sampling noise, and falls as
-# $1/\sqrt n$. The factor $\log(q/p) - c$ before $\nabla\log q$ is what is missing.
+# $1/\sqrt n$. The factor $\log(q/p) - c$ in front of $\nabla\log q$ is what is missing.
 #
 # ```python
 # for n in (1_000, 100_000):
@@ -1844,9 +1844,10 @@ findings.show(
 #
 # With $f(1)=0$ and $\sum_i q_i(r_i-1)=0$ the first order vanishes and
 # $D \approx \frac{f''(1)}{2}\sum_i (p_i-q_i)^2/q_i$: all with a second derivative agree up to $f''(1)$. It is 1 for
-# both KLs and for the scaled JSD, $\beta(1-\beta)$ for the plain one, and $(1-\lambda)^2$ for both skewed ones. So heat
-# makes the choice of divergence a choice of learning rate (total variation, which has a kink at one, excepted), and
-# what it leaves is the logit matching of {doc}`03_why_t_squared`. For the random logits of *Two dials*:
+# both KLs and for the scaled JSD, $\beta(1-\beta)$ for the plain one, and $(1-\lambda)^2$ for both skewed ones. So a
+# high temperature turns the choice of divergence into a choice of learning rate (except for total variation, which has
+# a kink at one), and what remains is the logit matching of {doc}`03_why_t_squared`. For the random logits of *Two
+# dials*:
 #
 # ```python
 # hot = {"temperature": 100}

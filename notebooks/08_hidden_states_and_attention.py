@@ -11,11 +11,11 @@
 #
 # The logits say what a teacher concludes. On the way to them it computes thousands of other numbers, and a student could be asked
 # to reproduce these as well. But two networks do not speak the same language inside. Their layers differ in number and
-# width, and a unit of one has nothing to do with the unit of the same number in the other. So what is there to match?
+# width, and a unit of one has nothing to do with the unit that has the same number in the other. So what is there to match?
 #
 # **At the end you will know** where an objective looks into two networks, and which weights each of its terms can move;
 # what a projector is for, even where the widths agree; which objectives notice a rotation of the teacher's features;
-# and what to mind when attention maps are matched, in convolutional networks and in transformers.
+# and what to watch for when attention maps are matched, in convolutional networks and in transformers.
 #
 # *Needs: one CPU core and about two minutes. {doc}`06_first_distillation` introduces the networks and the data.*
 
@@ -486,7 +486,7 @@ table(
 )
 
 # %% [markdown]
-# A few seeds of a short training settle no contest of accuracy. Claim A9, that looking inside “can provide stronger guidance to the student”, is a question for long trainings with tuned weights. These students can answer another question: did the
+# A few seeds of a short training cannot settle a contest of accuracy. Claim A9, that looking inside “can provide stronger guidance to the student”, is a question for long trainings with tuned weights. These students can answer another question: did the
 # matching do what it says?
 #
 # ## What a projector is for
@@ -690,8 +690,9 @@ display(
 # a bias against a normalisation; the **mlp** bends. **What the projector
 # can do, the student need not learn**: the untrained student in the figure shows how much a map finds in random features.
 #
-# The linear fit has a closed form, so the fits can be checked. And the cosine can be minimised as well as the MSE. It flatters, since these features are not negative: the teacher's
-# mean vector, the same for every image, is the scale for it.
+# The linear fit has a closed form, so the fits can be checked. And the cosine can be minimised as well as the MSE. The
+# cosine flatters, since these features are not negative. So it is compared with that of the teacher's mean vector,
+# which is the same for every image.
 
 
 # %% tags=["hide-input"]
@@ -738,9 +739,10 @@ display(
 )
 
 # %% [markdown]
-# Did the *hint* do its work? Two questions. What was trained is the loss of the student together with its projector: is it smaller than before the training, on images that neither has seen? (The projector's
-# normalisation takes its statistics from those images, both times.) The projector could do much of that with its offsets and scales alone. So the loss is also compared with a constant, the teacher's mean of each channel. The second:
-# is the student itself nearer, when both it and the student alone are given the best linear map?
+# Did the *hint* do its work? That is two questions. The first: what was trained is the loss of the student together with its projector; is it smaller than before the training, on images that neither has seen? (The projector's
+# normalisation takes its statistics from those images, both times.) The projector could do much of that with its
+# offsets and scales alone. So the loss is also compared with a constant, the teacher's mean of each channel. The
+# second: is the student itself nearer, when it and the student alone are each given the best linear map?
 
 
 # %%
@@ -1121,7 +1123,7 @@ for panel, title, numbers in zip(panels, ("value", "gradient"), change, strict=T
 show(
     figure,
     label="alignment",
-    caption="Relative change of each objective's value and of its gradient by the student's features when the teacher's features are "
+    caption="Relative change of each objective's value and of its gradient with respect to the student's features when the teacher's features are "
     "transformed. “0” is below one in a million. Plain MSE, cosine and InfoNCE all notice a rotation. With a refitted projector MSE and InfoNCE do not, and relations "
     "between examples never did.",
     alt=f"Two heat maps of {len(OBJECTIVES)} objectives by {len(TRANSFORMS)} transformations. A rotation goes unnoticed by "
@@ -1298,7 +1300,7 @@ table(
 )
 
 # %% [markdown]
-# The student's units all start alike, and any of them may become the teacher's first: a permutation has no reason to cost anything. A rotation has. The teacher's features come out of a ReLU and are
+# The student's units all start alike, and any of them may become the teacher's first, so a permutation has no reason to cost anything. A rotation has. The teacher's features come out of a ReLU and are
 # not negative. Rotated, they are, and a student whose own features leave a ReLU cannot follow; without that ReLU the layers before can learn any rotation. So alignment is a demand on the student's *architecture*. InfoNCE
 # makes it too, though it asks for directions only, and only well enough to tell examples apart.
 
@@ -1419,7 +1421,7 @@ table(
 )
 
 # %% [markdown]
-# In the paper's form the gradient by $\hat a_S$ has length one, however near the teacher's map is: every example pulls with the same force. In the
+# In the paper's form the gradient with respect to $\hat a_S$ has length one, however near the teacher's map is: every example pulls with the same force. In the
 # released form distant maps pull harder, and the pull fades as the maps meet.
 #
 # ### Does the student look where the teacher looks?
@@ -1774,7 +1776,7 @@ show(
 )
 
 # %% [markdown]
-# On real text (dots) the maps do not disagree equally at every length. So compare like with like: texts of one length in a batch, or a divisor that is known.
+# On real text (dots) the maps do not disagree equally at every length. So compare like with like: texts of one length in a batch, or a divisor that you know.
 #
 # **4. Heads.** The student has 4 of them, the teacher 8, and the sum over $h$ has no meaning. <!-- by definition --> `kdlab` refuses until it is told what is
 # meant: the mean over heads, or neighbouring heads of the teacher taken together.
@@ -2170,8 +2172,8 @@ display(
 )
 
 # %% [markdown]
-# A few steps and a few seeds are the beginning of an answer, and all arms have one learning rate. Only trainings to the end, each with weights of its own,
-# can tell.
+# A few steps and a few seeds are the beginning of an answer, and all arms have one learning rate. Only full trainings,
+# each with its own weights, can tell.
 
 # %% tags=["hide-input"]
 growth = by_length["none"][-1] / by_length["none"][0]
@@ -2287,13 +2289,13 @@ findings.show(
 #   Adam, which treats each coordinate by itself, is not blind to a rotation either: small differences, to both sides, may be its own.
 # - The language models are tiny, hardly trained, and of one vocabulary. Different vocabularies need a map between them first.
 #
-# ## To take along
+# ## To take away
 #
 # - **Formulae.** MSE $\frac1D\|s-t\|^2$ and cosine $1-\frac{s\cdot t}{\|s\|\|t\|}$ compare coordinates. Activation attention compares
 #   $\hat a = a/\|a\|$ with $a=\sum_c A_c^2$; RKD and similarity preserving compare examples with each other.
 # - **What to set.** `HiddenMSE(layer, projector=Projector(kind, d_S, d_T))`; pairs of layers by `match_layers`; `ActivationAttention(…, form=…)`, whose two forms need different weights;
 #   `AttentionMaps(…, heads="group", normalise="queries")`. Set the weights by `gradient_norms` if they cannot be tuned.
-# - **What to mind.** A term moves nothing after its layer. Equal width does not make channels comparable. Attention maps need a mask for padding, and memory that grows as $L^2$.
+# - **What to watch for.** A term moves nothing after its layer. Equal width does not make channels comparable. Attention maps need a mask for padding, and memory that grows as $L^2$.
 #
 # ## Exercises
 #

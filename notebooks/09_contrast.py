@@ -375,7 +375,7 @@ show(
 # %% [markdown]
 # The dots have a reason. With the true ratio for a critic, leaving the positive out gives an *upper* bound: by Jensen's
 # inequality $\mathbb E\log\frac{1}{K-1}\sum_{j\ge2} r(s,t_j) \le 0$. It is known as the leave-one-out bound
-# {cite}`poole2019variational`. But nobody has the true ratio. For any other critic it bounds nothing: stretch the similarities and it grows
+# {cite}`poole2019variational`. But in practice the true ratio is unknown. For any other critic it bounds nothing: stretch the similarities and it grows
 # as you please. InfoNCE stays below for **every** critic; here are a thousand.
 
 # %% tags=["hide-input"]
@@ -580,11 +580,11 @@ SHARING = Quantity("effective number of negatives", "", 1, 0)
 rises(
     {"": dict(zip(temperatures, effective, strict=True))},
     SHARING,
-    "the temperature",
+    "of the temperature",
 )
 
 # %% [markdown]
-# A bound is not a teacher. $\tau$ chooses which negatives are worth the student's attention, and that depends on the task, not
+# A bound is not a teacher. The choice of $\tau$ decides which negatives are worth the student's attention, and that depends on the task, not
 # on the information.
 #
 # (bank-or-batch)=
@@ -1818,7 +1818,10 @@ ahead = above("CRD", ["alone", "batch, two maps"], lengths["long"], SLOW)
 display(behind, ahead, undecided("CRD", "afresh", 0.1, lengths["long"], SLOW))
 
 # %% [markdown]
-# Where the first two sentences hold, the order is reversed: after the short training a bank's student is behind the student of labels alone; after the longer one it is ahead of it, and of the batch's in the same set-up. The third is about the control that matters, the bank's candidates embedded afresh: where it does not tell the two apart, nothing shows that the gain over the batch comes from the memory. A measurement of CRD at one length of training says
+# Where the first two sentences hold, the order is reversed: after the short training a bank's student is behind the
+# student of labels alone; after the longer one it is ahead of it, and of the batch's in the same set-up. The third is
+# about the control that matters, the bank's candidates embedded afresh: where it does not tell the two apart, nothing
+# shows that the gain over the batch comes from the memory. A measurement of CRD after one length of training says
 # nothing about another.
 #
 # ### False negatives
@@ -1902,7 +1905,7 @@ short, long = at_length["short"], at_length["long"]
 turns = behind.holds and ahead.holds
 verdict(
     "A13", "depends" if turns else "not decided",
-    "Both can be built" + (", and which is better, in CRD's set-up at weight one, turns with the training, its length and its rate" if turns else "") + f". CRD over labels alone, at one weight: {said(short['CRD'])} points of test accuracy after {epochs} epochs, {said(long['CRD'])} after {LONG} at a rate of {slow_rate:g} in place of {rate:g} "
+    "Both can be built" + (", and which is better, in CRD's set-up at weight one, changes with the training, its length and its rate" if turns else "") + f". CRD over labels alone, at one weight: {said(short['CRD'])} points of test accuracy after {epochs} epochs, {said(long['CRD'])} after {LONG} at a rate of {slow_rate:g} in place of {rate:g} "
     f"(95 % intervals, paired, {N}). Negatives of the batch, in the same set-up: {said(short['batch, two maps'])} and {said(long['batch, two maps'])}. The candidates that the bank would draw, embedded afresh and under a softmax, "
     f"give {said(short['afresh'])} and {said(long['afresh'])}, so that a gain over the batch need not be the memory's. After the short training, with weights chosen by validation, CRD gives {said(gains['CRD'])}, the bank under a softmax {said(gains['bank'])}, the same afresh {said(gains['afresh'])}, and a plain map to the teacher's own vectors, with the batch's negatives, {said(gains['batch'])}. A bank for CIFAR-100 keeps {kept / 1e6:.0f} MB; with a "
     f"positive newer than its negatives the loss shows {claimed['now'][-1, 0]:.1f} nats where fresh negatives show {claimed['now'][-1, 1]:.1f}.",
@@ -1928,18 +1931,18 @@ findings.show(
 # - The students were trained on one small synthetic task, with a small network. That is what makes paired seeds and
 #   an equal budget possible, and it is no reproduction: CRD was published with convolutional networks, 240 epochs and a falling learning rate, and it gained there {cite}`tian2020contrastive`. Two lengths of training are two
 #   points; where between them the order turns was not looked for, and the rate changed with the length. Of the batch's arms only the one in CRD's set-up was trained so long.
-# - One number was chosen for each arm. Width, $\tau$, momentum, the slowness of the queue and the number of negatives were not tuned for anyone, and weight one of the longer training was not chosen at all.
+# - One number was chosen for each arm. Width, $\tau$, momentum, the slowness of the queue and the number of negatives were not tuned for any arm, and the weight of one in the longer training was not chosen at all.
 # - A bound on mutual information is not a goal. A student that is a copy of its input up to an invertible map has all the information there is
 #   and may classify badly; the statements under the table have an arm that shows more nats and is less accurate.
 # - The bound is one between distributions. Drawing negatives without replacement from a finite training set, as all of this chapter's
 #   trainings do, obeys it only approximately.
 #
-# ## To take along
+# ## To take away
 #
 # - **Formulae.** $L = -\log\bigl(e^{\sigma_+}/\sum_{k=1}^{K} e^{\sigma_k}\bigr)$, the positive included; $I(S;T) \ge \log K - L$; and unit vectors show at most $\min(\log K, 1/\tau)$.
 # - **What to set.** `InfoNCE(layer, projector=…)` first: it keeps nothing. `CRD(…, examples=n, negatives=m, temperature=τ)` where examples return; its banks and
 #   normalisers belong in the checkpoint.
-# - **What to mind.** The age of a bank's entries: take the positive from the bank, too. Give a bank a long training at a low rate, or use the batch. And information shown is not accuracy.
+# - **What to watch for.** The age of a bank's entries: take the positive from the bank, too. Give a bank a long training at a low rate, or use the batch. And information shown is not accuracy.
 #
 # ## Exercises
 #

@@ -105,7 +105,7 @@ findings = Findings()
 # %% [markdown]
 # ## The bench
 #
-# To weigh a mistake one needs a scale, and a run without it. Most exhibits use the task of {doc}`01_what_a_teacher_knows`: twenty Gaussian
+# To weigh a mistake one needs a scale, and a run without the mistake. Most exhibits use the task of {doc}`01_what_a_teacher_knows`: twenty Gaussian
 # classes whose posterior is known exactly. <!-- by definition --> The teacher *is* that posterior. So whatever goes wrong is the
 # mistake's doing, not the teacher's, and a student can be measured against the truth.
 #
@@ -798,7 +798,7 @@ for T in (1.0, temperature):
         display(sentence(f"In float16, $T={T:g}$: {stop_reason}."))
 
 # %% [markdown]
-# Where float16 leaves the finite numbers, `fit` stops the run and says so. Bfloat16 has the range of float32 with fewer digits. <!-- by definition --> There the student may survive while the *measurement* does not: whoever logs such a divergence, stops by it or compares students by it may be reading noise.
+# Where float16 overflows, `fit` stops the run and says so. Bfloat16 has the range of float32 with fewer digits. <!-- by definition --> There the student may survive while the *measurement* does not: whoever logs such a divergence, stops by it or compares students by it may be reading noise.
 
 # %% tags=["hide-input"]
 ERROR = Quantity("relative error at the smallest divergence", "", 1, 6, "lower")
@@ -1293,8 +1293,8 @@ costs("labels not shifted", unshifted, fair)
 #
 # ### Exhibit 9. A teacher in training mode, a student in evaluation mode
 #
-# **Written:** nothing; `teacher.eval()` was forgotten. **Meant:** a teacher that stays as it is. With batch normalisation a teacher in training mode answers by the statistics of the
-# batch, and keeps changing its own.
+# **Written:** nothing; `teacher.eval()` was forgotten. **Meant:** a teacher that stays as it is. With batch
+# normalisation, a teacher in training mode answers with the statistics of the batch, and keeps changing its own.
 #
 # This needs networks with batch normalisation and real images: the handwritten digits, 8×8 pixels, a ResNet-14 that teaches a ResNet-8 on some of
 # them. <!-- by definition --> The exact posterior is not known here; the difference in test *cross-entropy* estimates the same difference in nats.
@@ -1469,10 +1469,11 @@ display(
 )
 
 # %% [markdown]
-# Normalised by the batch, darker images look to the teacher like its own. This is known as test-time adaptation, and one may want it. But it is not what "a frozen teacher" means, so it has to be said. And
-# the teacher that remains is another one, which its next user does not know.
+# Normalised by the batch, darker images look to the teacher like its own. This is known as test-time adaptation, and
+# one may want it. But it is not what "a frozen teacher" means, so it has to be said. And the teacher that is left is
+# no longer the same, which its next user does not know.
 #
-# The mirror image is a student that the first evaluation put into evaluation mode and left there. It trains on, with its normalisation frozen after one epoch.
+# The mirror image is a student that was put into evaluation mode for the first evaluation and left there. It trains on, with its normalisation frozen after one epoch.
 
 
 # %%
@@ -2016,7 +2017,7 @@ show(
     figure,
     label="effects",
     caption=f"Wrong minus right, paired: {over_seeds(seeds)} (for the digits, {over_seeds(picture_seeds)}), sorted by the distance from the truth. Hollow: the interval "
-    "contains zero, or there is none. Each interval is of its own pairs alone; a sentence above may pool the variance of several arms, and know more. Green: a remedy. Purple: the student is the same, and what is reported of it differs. Axes are linear near zero, logarithmic beyond.",
+    "contains zero, or there is none. Each interval is of its own pairs alone; a sentence above may pool the variance of several arms, and be narrower. Green: a remedy. Purple: the student is the same, and what is reported of it differs. Axes are linear near zero, logarithmic beyond.",
     alt="Two columns of dots with intervals, one row for each mistake: difference in accuracy on the left, difference in nats from the truth on the right, from "
     f"{order[0]} at the bottom to {order[-1]} at the top.",
 )
@@ -2053,11 +2054,11 @@ findings.show(
     f"{effects['reported: gain over an untuned baseline']['accuracy'].mean:+.2f} points.",
 )
 if len(seeds) > 1:
-    lists = {"in accuracy, though in nats": only_nats, "at all": both}
+    lists = {"in accuracy, but visible in nats": only_nats, "at all": both}
     display(
         sentence(
             *(
-                f"Not to be seen {where}, by their own pairs alone: {'; '.join(names) or 'none'}."
+                f"Not visible {where}, by their own pairs alone: {'; '.join(names) or 'none'}."
                 for where, names in lists.items()
             )
         )
@@ -2066,27 +2067,27 @@ if len(seeds) > 1:
 # %% [markdown]
 # There are three lessons. **Accuracy is a poor detector**: distillation is about the distribution, and a mistake can spoil that and leave the first choice alone.
 # **A mistake has no size of its own**: compare the two settings of one mistake in exhibits 1, 3 and 9. <!-- by definition -->
-# So a result that looks right is no evidence that the code is. **An interval that contains zero does not mean that there is no effect**: whoever changes the temperature, the optimiser or the
-# data next may meet it.
+# So a result that looks right is no evidence that the code is. **An interval that contains zero does not mean that
+# there is no effect**: whoever changes the temperature, the optimiser or the data next may meet the effect.
 #
 # ## A checklist of criteria
 #
 # These say what must be true of the code, not what it should look like. None of them takes a training run.
 #
-# | of | criterion |
+# | for | criterion |
 # |---|---|
 # | a loss | Its gradient is the closed form, at several temperatures. |
 # | | It is zero at equality and never negative. |
 # | | An asymmetric example has the value worked out by hand. |
 # | | Classes of no probability change nothing. Nor does padding. |
-# | | One batch of N is N batches of one. |
+# | | One batch of N gives the same gradient as N batches of one. |
 # | | Logits of ±10,000 in half precision give what float64 gives. |
 # | sequences | Changing one label changes the loss at one position, the one before. |
 # | | Where padding and end are one token, the end has a gradient and the padding has none. |
 # | top-$k$ teachers | Zero for the teacher itself; on the kept tokens the gradient of the whole. |
 # | a training step | Teacher and student get the same tensor. The student's gradient from the teacher is not zero. |
 # | | The teacher's parameters, buffers and mode are the same before and after. The student is in training mode. |
-# | | What is remembered is remembered of the example, not of its place. |
+# | | What is stored is stored by example, not by its place. |
 # | | Whatever is learned against the loss makes the loss larger. |
 # | a comparison | Validation chooses; the test split is used once. Every arm gets the same tuning. |
 #
@@ -2101,13 +2102,13 @@ if len(seeds) > 1:
 # - With so many intervals at 95 %, a few should be expected to miss. <!-- by definition -->
 # - The digits have one teacher. Their seeds vary the student, its images and their order.
 #
-# ## To take along
+# ## To take away
 #
 # - **Formulae.** $\partial_z\, T^2 D_{\mathrm{KL}}(p_T\|q_T) = T(q_T-p_T)$: a test of factor, direction and temperature at once.
 #   And $H(p,q) = H(p) + D_{\mathrm{KL}}(p\|q)$: equal gradients, other values.
 # - **What to set.** `SoftTargets(temperature=T)` has its $T^2$; `ForwardKL` has none. For sequences give `mask=` of the padding, not of its token, and `count=` when
 #   gradients are accumulated. For a teacher's top $k$: `restrict_vocabulary(…, rest=True)`. For maps: `class_axis=1`.
-# - **What to mind.** Measure the distance between distributions beside accuracy. Test criteria, not values. Choose by validation, and tune the baseline like the method.
+# - **What to watch for.** Measure the distance between distributions beside accuracy. Test criteria, not values. Choose by validation, and tune the baseline like the method.
 #
 # ## Exercises
 #

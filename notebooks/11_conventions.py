@@ -302,8 +302,9 @@ sentence(f"Where there is no factor, kdlab says why: “{refusal}”")
 # %% [markdown]
 # ## When the factor matters
 #
-# A factor on the *whole* loss is a factor on the learning rate under SGD, and nothing under Adam, which divides each gradient by its own recent
-# size. It is the teacher's weight *relative to something else* that counts: to the labels, to weight decay inside the gradient, to a threshold at which gradients are clipped.
+# A factor on the *whole* loss is a factor on the learning rate under SGD, and changes nothing under Adam, which
+# divides each gradient by its own recent size. It is the teacher's weight *relative to something else* that counts: to
+# the labels, to weight decay inside the gradient, to a threshold at which gradients are clipped.
 # TRL's two trainers and TextBrewer's defaults have the teacher for their only term; the default optimiser of the `Trainer` on which TRL builds is AdamW.
 #
 # A small example shows it. A table of logits learns a teacher's distributions over ten classes, its loss multiplied by one, by
@@ -373,11 +374,11 @@ display(
 
 # %% [markdown]
 # So in the rest of this chapter “weight” means a weight beside another term, or under SGD. Where the teacher is alone under Adam, two losses that
-# differ by a constant factor are one training, up to Adam's $\epsilon$ ({doc}`10_the_bug_museum`, exhibit 1, has the same of trained networks).
+# differ by a constant factor are one training, up to Adam's $\epsilon$ ({doc}`10_the_bug_museum`, exhibit 1, shows the same for trained networks).
 #
 # ## What the factor depends on
 #
-# Here is the same ratio to our gradient, as the temperature, the share of padding and the number of classes change.
+# Here is the same ratio to our gradient, as the temperature, the share of padding and the number of classes vary.
 
 # %% tags=["hide-input"]
 LINES = {
@@ -441,7 +442,7 @@ show(
 # The figure shows three things.
 #
 # - **Temperature.** A sweep over $T$ in TextBrewer, in Liger or in TRL's `DistillationTrainer` is also a sweep over the weight, where the weight matters (above).
-#   TRL's `GKDTrainer` is no example: its loss never sees its temperature (below).
+#   TRL's `GKDTrainer` is an exception: its loss never sees its temperature (below).
 # - **Padding.** Where it counts, the teacher's weight depends on how the batch happened to be padded, from step to step. That is not a
 #   factor, and `weight_factor` refuses. DistillKit 0.1 also divides by the *configured* length: only for a completely filled batch
 #   is that a mean over positions. <!-- by definition -->
@@ -493,8 +494,8 @@ table(
 # You meet this step when you tune on labelled data and distil on unlabelled data, or in an ablation "no labels".
 #
 # TRL's `GKDTrainer` is the other case. Its configuration has a `temperature`, and its loss has one too, but the trainer does not pass it
-# on: the option is for sampling, and the loss is always taken at $T=1$. (A test
-# calls the trainer's own `compute_loss` to hold this.) `DistillationTrainer`, which is to replace it, passes the same option to both, without a $T^2$. So a
+# on: the option is for sampling, and the loss is always taken at $T=1$. (A test calls the trainer's own `compute_loss`
+# to verify this.) `DistillationTrainer`, which is to replace it, passes the same option to both, without a $T^2$. So a
 # configuration that moves from one to the other with a temperature other than one changes its loss. By how much?
 
 # %% tags=["hide-input"]
@@ -644,19 +645,20 @@ findings.show(
 # %% [markdown]
 # ## Limits
 #
-# - What is compared is the loss function. A trainer around it may shift labels, accumulate gradients, clip, or average over ranks, and moves the
-#   loss again: DistillKit 1.0, for one, takes its mask from the labels before they are shifted, one position off.
+# - What is compared is the loss function. A trainer around it may shift labels, accumulate gradients, clip, or average
+#   over ranks, and so change the loss again: DistillKit 1.0, for one, takes its mask from the labels before they are
+#   shifted, one position off.
 # - The sources were read at the versions that `CONVENTIONS` names. Libraries change; that is the point of the section above.
 # - RepDistiller, mdistiller, torchdistill, timm, DeiT, DistillKit and TextBrewer are compared with their formula, written out a second time in the tests, not with their code
 #   as it runs. DeiT's teacher is matched by a head of its own, which no formula of one pair of logits shows.
 # - The small example of the optimisers is one table of logits. Adam's second moment forgets slowly, so a factor that *changes* during training is not divided out at once.
 # - The logits are random. The factors are not: they hold for any logits. The cosines, and the ratios without a factor, are of this batch.
 #
-# ## To take along
+# ## To take away
 #
 # - **Formulae.** $\frac{T^2 \text{ or } 1}{n}\sum D(p,q)$: ask for $D$, $T^2$, padding and $n$. $\mathrm{JSD}_\beta \approx \beta(1-\beta)D_{\mathrm{KL}}$ for $p\approx q$.
 # - **What to set.** `weight_factor(source, target, temperature=…, shape=…)` times the teacher's weight; `loss_as_in(library, …)` to check it; `generalised_jsd(…, scaled=True)` where $\beta$ is swept.
-# - **What to mind.** Never compare loss values of two libraries. Say the version. Where padding counts there is no factor.
+# - **What to watch for.** Never compare loss values of two libraries. Say the version. Where padding counts there is no factor.
 #
 # ## Exercises
 #

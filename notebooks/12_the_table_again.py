@@ -15,7 +15,7 @@
 # **At the end you will know** the recipe and the weights behind the table, as code that runs; how far seeds alone move
 # such numbers; what choosing the best epoch adds; and how many seeds it takes to see a difference. **The table itself has not been run again yet**; a slot below says how many of its runs are missing.
 #
-# *Needs: one CPU core and about a minute. The recorded runs took longer; each says where.*
+# *Needs: one CPU core and about a minute. The recorded runs took longer; each says where it ran.*
 
 # %% tags=["parameters"]
 profile: str = "cpu"  # "cpu" or "gpu"
@@ -88,7 +88,7 @@ findings = Findings()
 # ## The table
 #
 # The numbers are facts from the papers, kept in one file with what is known of each row: where the method comes from,
-# which paper's table the number stands in, on which page we read it, and, where the authors say so, which epoch it is and of how many runs it is the mean. What we could not read ourselves is marked.
+# which paper's table the number stands in, on which page we read it, and, where the authors say so, which epoch it is and of how many runs it is the mean. Whatever we could not read ourselves is marked.
 
 
 # %%
@@ -286,13 +286,14 @@ table(
 #
 # ## Seeds, epochs, and what is picked
 #
-# Two numbers of one method differ by the seed. A number can also be *picked*: the best of the epochs, the best of the
-# runs. <!-- by definition --> What picking adds is a matter of arithmetic. Of $k$ numbers with the same mean and independent deviations $\sigma$,
+# Two numbers for one method differ because of the seed. A number can also be *picked*: the best of the epochs, the best of the
+# runs. <!-- by definition --> What picking adds is a matter of arithmetic. Of $k$ independent numbers with the same mean and standard deviation $\sigma$,
 # the largest is expected above the mean by at most $\sigma\sqrt{2\ln k}$, if they are normal; for thirty numbers it is about $2\sigma$. <!-- by definition --> The
 # method is the same.
 #
-# On CIFAR-100 one cannot see how much of a picked number is luck, for its test images are all there are. On a task
-# whose examples can be drawn at will one can. Below, one and the same method, a small network on labels alone, is trained
+# On CIFAR-100 one cannot see how much of a picked number is luck, since its test images are all there are. On a task
+# whose examples can be drawn at will, one can. Below, one and the same method, a small network on labels alone, is
+# trained
 # from several seeds under three schedules. After each epoch it is measured on small test sets, each of which plays the published
 # split, and on a set many times as large, which plays the truth. Each small set then picks the epoch.
 
@@ -445,12 +446,13 @@ display(
 )
 
 # %% [markdown]
-# A schedule that ends with a small learning rate should leave less to pick from, since its last epochs are nearly one network; whether our few seeds
-# show that is said above. That is the cheap cure. The sound one is to pick on a validation split, or not at all: our plans report the last epoch.
+# A schedule that ends with a small learning rate should leave less to pick from, since its last epochs are nearly one
+# network; whether our few seeds show that is said above. That is the cheap cure. The sound cure is to pick on a
+# validation split, or not at all: our plans report the last epoch.
 #
 # ## How noisy the published numbers are
 #
-# Three sources say something of that, and each can be read where it was written. DIST's authors print deviations. With the code of standardised logits training logs are published, one run a pair, in which
+# Three sources say something about that, and each can be read where it was written. DIST's authors print deviations. With the code of standardised logits training logs are published, one run a pair, in which
 # the best epoch and the last stand beside each other. <!-- by definition --> And a user of one method's own code reported what came out.
 
 # %% tags=["hide-input"]
@@ -812,8 +814,10 @@ if full.missing:
 # ## The same methods at the scale of a CPU
 #
 # What two CPU cores can do in hours is another scale: a ResNet-20 teaches a ResNet-8, a few epochs, 45,000 images, three
-# seeds. The methods and weights are those of the column R56 → R20, FitNet with the projector told above. Nothing says that the order of that column must
-# come out: the student is smaller, the training short, the weights were made for long training, and **all methods have one learning rate, which was chosen for none of them**. So an order found here is one of early learning at that rate.
+# seeds. The methods and weights are those of the column R56 → R20, FitNet with the projector described above. Nothing
+# says that the order of that column must come out: the student is smaller, the training is short, the weights were
+# made for long training, and **all methods have one learning rate, which was chosen for none of them**. So an order
+# found here is one of early learning at that rate.
 #
 # %% tags=["hide-input"]
 small = results("small")
@@ -869,12 +873,12 @@ if compared:
 # ### One learning rate for all
 #
 # A step of gradient descent is as long as the gradient times the rate. How long are the gradients of these objectives? The stored distilled student of this plan (`kd`, seed 0) is asked, on batches of its training images:
-# each objective's gradient by the student's weights, relative to that of labels alone. Projectors and memories are as they are drawn, so CRD's and FitNet's are those of a beginning.
+# each objective's gradient with respect to the student's weights, relative to that of labels alone. Projectors and memories are as first drawn, so CRD's and FitNet's gradients are those at the start of a training.
 
 
 # %%
 def pulls(objectives, student, teacher, batches):
-    """Length of each objective's gradient by the student's weights, mean over batches;
+    """Length of each objective's gradient with respect to the student's weights, mean over batches;
     one forward pass of student and teacher serves all objectives.
     """
     started = {}
@@ -1125,8 +1129,9 @@ else:
 #
 # ## How many seeds?
 #
-# Let $\sigma_d$ be the deviation between seeds of a *paired* difference. How many pairs does it take so that a true
-# difference of the size `margin` is found (its 95 % interval misses zero) in 80 of 100 studies? The statistic of a paired test
+# Let $\sigma_d$ be the deviation between seeds of a *paired* difference. How many pairs does it take for a true
+# difference of size `margin` to be found (its 95 % interval misses zero) in 80 of 100 studies? The statistic of a
+# paired test
 # has a noncentral $t$ distribution, so the answer is a small search.
 
 
@@ -1268,7 +1273,7 @@ seeds_dial(
 
 # %% [markdown]
 # To see whether pairing by seed helps, compare the two lines of one plan. Two students of one seed can soon differ by as much as any two, and then a paired difference of three seeds only has fewer degrees of freedom than one deviation pooled over all methods has.
-# The search takes a deviation to be estimated from the differences alone; pooled, fewer seeds do.
+# The search assumes that the deviation is estimated from the differences alone; a pooled one takes fewer seeds.
 
 # %% tags=["hide-input"]
 sentences = [
@@ -1288,22 +1293,22 @@ findings.show(*sentences)
 #
 # - No verdict on the published table is given here until its own recipe has been run; the small scale is another experiment,
 #   not a replication.
-# - Seeds are one source of noise. The same 10,000 test images judge every method, so that the picture could tilt for all of them
-#   together; one teacher teaches them all, too. <!-- by definition -->
-# - The weights are taken as published and the learning rate as it was, neither tuned for our scale. A method that falls back here may need another weight or rate;
+# - Seeds are one source of noise. The same 10,000 test images judge every method, which could tilt the picture for all
+#   of them together, and one teacher teaches them all. <!-- by definition -->
+# - The weights are taken as published and the learning rate as it was, neither tuned for our scale. A method that falls behind here may need another weight or rate;
 #   chapter 14 tunes some weights with an equal budget.
 # - Published deviations come from one paper. What ± means there is not said; we took it for the
 #   standard deviation.
 # - Wall time in a record depends on the machine and on what else ran there. What a step of each method costs is measured side by
 #   side in chapter 15.
 #
-# ## To take along
+# ## To take away
 #
 # **Formulae.** The largest of $k$ numbers with deviation $\sigma$ is expected at most $\sigma\sqrt{2\ln k}$ above their mean. <!-- by definition --> Two means of $n$ runs differ by chance by less than $1.96\,\sigma\sqrt{2/n}$ in 95 of 100 cases. <!-- by definition --> One more run lies within $\bar x\pm t_{n-1}\,s\sqrt{1+1/n}$.
 #
 # **What to set.** `Recipe()` is the published recipe, and `plans.methods(student, teacher, …)` gives the published weights. `against(values, "kd")` compares many methods with one, `power(…)` above says how many seeds a margin takes.
 #
-# **What to mind.** Report the last epoch, or pick on a validation split. Give each method a learning rate of its own, chosen in as many tries. Read the mean over pairs before a single cell.
+# **What to watch for.** Report the last epoch, or pick on a validation split. Give each method a learning rate of its own, chosen in as many tries. Read the mean over pairs before a single cell.
 #
 # ## Exercises
 #
@@ -1311,7 +1316,7 @@ findings.show(*sentences)
 # :label: ex-best-of-epochs
 #
 # After the last drop of the learning rate, the published recipe trains for 30 more epochs. Suppose that the network no longer
-# changes but for independent noise of deviation 0.15 points in each epoch's accuracy. What does reporting the best of these
+# changes except for independent noise, of standard deviation 0.15 points, in each epoch's accuracy. What does reporting the best of these
 # epochs add? Compare it with the mean of the published logs.
 # ```
 #

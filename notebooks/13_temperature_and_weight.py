@@ -13,7 +13,7 @@
 # “often requires empirical tuning”, and names no values; article B names values for both. How much is there to gain? Does a small student
 # need other values? And does it help to change them *during* training?
 #
-# **At the end you will know** how far apart two temperatures are in what they ask of a student; whether the best weight depends on
+# **At the end you will know** how much two temperatures differ in what they ask of a student; whether the best weight depends on
 # the temperature; what choosing on a validation split gains
 # over a default; which of article B's four statements about temperature its sources make; and what to do with a budget of three runs.
 #
@@ -156,7 +156,7 @@ teacher.eval()
 
 
 def gradients(model, inputs, labels):
-    """The gradient by the weights, one row a term: the labels, then T²KL at each
+    """The gradient with respect to the weights, one row a term: the labels, then T²KL at each
     temperature. And the student's logits.
     """
     model.train()
@@ -258,12 +258,15 @@ display(
 # This is claim A5 once more, now with a network between logits and weights; its verdict is in {doc}`03_why_t_squared`. A factor that $T^2$ does not remove is a change of *weight*: if you compare temperatures at a fixed weight,
 # you compare a little of the weight as well.
 #
-# The direction of the pull matters beside its length. If two temperatures pull the same way they are one objective, whatever the
-# curve of accuracy looks like. There are two ways to ask. *In one step*: the cosine of two objectives' gradients on the same batch, and for a
-# yardstick that of the same objective on two different batches, a disagreement that SGD lives with at every step. *In the long run*: the cosine of
+# The direction of the pull matters as well as its length. If two temperatures pull the same way they are one objective, whatever the
+# curve of accuracy looks like. There are two ways to ask. *In one step*: the cosine of two objectives' gradients on
+# the same batch, and as a yardstick that of the same objective on two different batches, a disagreement that SGD lives
+# with at every step. *In the long run*: the cosine of
 # the two *mean* gradients, in which the noise of batches has averaged out. A batch multiplied with itself would add its own noise to the products. Pairs of different batches do not:
-# $\mathbb E\,\langle g_a, h_b\rangle = \langle \mathbb E g, \mathbb E h\rangle$ for batches $a\neq b$. That makes each inner product unbiased, not exact, and a cosine of a few of them is neither. How uncertain it
-# is, the jackknife says: leave out each batch in turn and see how much the answer moves. With $m$ batches the squared standard error is $\frac{m-1}{m}$ times the sum of squared deviations.
+# $\mathbb E\,\langle g_a, h_b\rangle = \langle \mathbb E g, \mathbb E h\rangle$ for batches $a\neq b$. That makes each
+# inner product unbiased, not exact, and a cosine of a few of them is neither. The jackknife says how uncertain it is:
+# leave out each batch in turn and see how much the answer moves. With $m$ batches the squared standard error is
+# $\frac{m-1}{m}$ times the sum of squared deviations.
 
 # %%
 rows = rows_of[trained]
@@ -315,7 +318,7 @@ panels[0].set_ylabel("labels, or soft targets at $T$")
 show(
     figure,
     label="directions",
-    caption=f"Cosines between gradients by the weights, student {trained}. Left: on the same batch of 64, mean over {len(rows)} batches. Right: "
+    caption=f"Cosines between gradients with respect to the weights, student {trained}. Left: on the same batch of 64, mean over {len(rows)} batches. Right: "
     f"between mean gradients, estimated from the {len(rows) * (len(rows) - 1) // 2} pairs of different batches (an estimate, which may pass one). For comparison: the same objective on two batches has a cosine of "
     f"{yardstick.min():.2f} to {yardstick.max():.2f} ({at_first.min():.2f} to {at_first.max():.2f} for the untrained student).",
     alt=f"Two heat maps of cosines between the gradients of labels and of soft targets at {len(live_temperatures)} temperatures.",
@@ -344,15 +347,16 @@ display(
 
 # %% [markdown]
 # The noise of batches averages out in a long training; a difference between two temperatures does not, and the right panel is the one to judge by: compare the neighbours of the diagonal with the far corners. In the limit of a large $T$,
-# $T^2$KL is logit matching ({doc}`03_why_t_squared`), whose gradient has no temperature in it. Were the temperatures of the map below near that limit, it would be flat where it is hot, and
-# have its slope where it is cool. The records are asked whether that is so.
+# $T^2$KL is logit matching ({doc}`03_why_t_squared`), whose gradient has no temperature in it. If the temperatures of
+# the map below were near that limit, it would be flat at the hot end and sloped at the cool end. The records are asked
+# whether that is so.
 #
 # ## The records
 #
 # The plan `small` asks the questions of this part of the book at a CPU's scale. The plan `questions` asks the same ones by the published
 # recipe, on a GPU. Three rules hold throughout.
 #
-# - **One learning rate.** But for some arms on the factor $N$, which the captions count, all arms of `small` (an *arm* is one way to teach) have the rate that the captions below give, which was chosen for none of them, and were trained briefly. What another rate is worth beside temperature and weight is not in these records.
+# - **One learning rate.** Except for some arms on the factor $N$, which the captions count, all arms of `small` (an *arm* is one way to teach) have the rate that the captions below give, which was chosen for none of them, and were trained briefly. What another rate is worth beside temperature and weight is not in these records.
 # - **One deviation.** Runs of one seed share their initial weights (at one width) and their batches. Three seeds leave a difference two degrees of freedom, so one deviation is pooled over the arms that are compared, and
 #   differences to one control have intervals that hold together (Dunnett's). The table under the map says how much the seeds share.
 # - **The validation split chooses, the test split reports.** Both are measured on the last epoch.
@@ -442,8 +446,9 @@ def points(i, factor=100):
 # %% [markdown]
 # ## The map
 #
-# Temperatures down, weights across. The default of this book, and of many published tables, is $T=4$ with $w_{\text{soft}}=0.9$. Five panels show what
-# can be wanted of a student: accuracy on the split that chooses and on the one that reports; agreement with the teacher; KL from it at $T=1$;
+# Temperatures down, weights across. The default of this book, and of many published tables, is $T=4$ with
+# $w_{\text{soft}}=0.9$. Five panels show what one may want of a student: accuracy on the split that chooses and on the
+# one that reports; agreement with the teacher; KL from it at $T=1$;
 # and calibration. They need not agree on a cell.
 
 # %% tags=["hide-input"]
@@ -569,7 +574,7 @@ for study in studies:
         )
 
 # %% [markdown]
-# Is it flat where it is hot? The sentences take the steps of the map along the temperature, at the default's weight.
+# Is it flat at the hot end? The sentences below take the map's steps along the temperature, at the default weight.
 
 # %% tags=["hide-input"]
 TEMPERATURES = [arm(T, 0.9) for T in axes_of(small)[0]]
@@ -583,14 +588,16 @@ if len(small.ready(TEMPERATURES)) == len(TEMPERATURES):
     )
 
 # %% [markdown]
-# Where the step at the hot end leaves out zero, the limit has not been reached, or a short training at a fixed weight feels what is left of $T$: the first figure has the pull at each temperature.
+# Where the interval of the step at the hot end leaves out zero, either the limit has not been reached, or a short training at a fixed weight feels what is left of $T$: the first figure has the pull at each temperature.
 #
-# ### How flat, and what does tuning buy?
+# ### How flat is it, and what does tuning buy?
 #
 # Both questions deserve a number. **Flat**: take the whole matrix, arms by seeds, and remove from each entry the mean of its arm and that of its
 # seed. What is left is noise. If all arms were equal, the variance of their means would be that of the noise over $n$; the ratio of the two is an
-# $F$ statistic, one test instead of eleven. The same with the seeds' means says what seeds share, and so what pairing is worth. **Tuning**: pick the arm by its mean validation accuracy, and look at its test accuracy. That would still flatter the
-# choice, since the runs that happened to go well are the ones that are chosen. So the choice is made with each seed left out in turn, and reported on *that*
+# $F$ statistic, one test instead of eleven. The same with the seeds' means says what seeds share, and so what pairing
+# is worth. **Tuning**: pick the arm by its mean validation accuracy, and look at its test accuracy. That alone would
+# flatter the choice, since the runs that happened to go well are the ones that are chosen. So the choice is made with
+# each seed left out in turn, and reported on *that*
 # seed. The third number is what a practitioner gets who tries the whole map with a single seed.
 
 
@@ -669,7 +676,7 @@ if (study := deciding(map_of)) and study.plan in tuned:
 # ## Which weight?
 #
 # Article B: “$\alpha$ is typically set very high, often 0.9 to 0.99”, and 1 at first for language models. Hinton, Vinyals and Dean {cite}`hinton2015distilling` found “that the best results were generally obtained by using a considerably lower
-# weight” on the labels (section 2), and for speech “used a relative weight of 0.5 on the cross-entropy for the hard targets” (section 4.1): the direction is the article's, the size need not be. In {doc}`06_first_distillation` it is shown why the letter $\alpha$ must not be carried from one article to the other; here $w_{\text{soft}}$ is B's
+# weight” on the labels (section 2), and for speech “used a relative weight of 0.5 on the cross-entropy for the hard targets” (section 4.1): the direction is the article's, the size need not be. {doc}`06_first_distillation` shows why the letter $\alpha$ must not be carried from one article to the other; here $w_{\text{soft}}$ is B's
 # $\alpha$. It is varied at every temperature. Whether one answer holds for all of them is the first question: temperature and weight may *interact*, and then a mean over temperatures hides what happens at each.
 
 
@@ -811,10 +818,10 @@ if (study := deciding(map_of)) and weight_effect(study, 0.5, 0.9) is not None:
 #    “all temperatures above 8 gave fairly similar results” (section 3). For speech, “we tried temperatures of [1, 2, 5, 10]”, and the best, printed bold, is 2 (section 4.1). So the range fits one of the two tasks.
 # 2. “Specifically noting that when a student is much smaller than the teacher, intermediate temperatures are often optimal.” That is in the paper: with 30 units a layer “temperatures in the range 2.5 to 4 worked significantly better than higher or lower temperatures”. The reason
 #    given is that at a high temperature a student must also match the very negative logits, which a small one should ignore.
-# 3. Small temperatures, 1 to 2, are “recommended when the student has enough capacity”, with Mirzadeh and co-workers {cite}`mirzadeh2020improved` for source. We have not checked that source.
-# 4. Large ones, 3 to 10, are “essential when there is a significant capacity gap”, with Hinton et al. for source. Above 4 that is the reverse of statement 2 and of its sentence: for their much smaller student higher temperatures were worse.
+# 3. Small temperatures, 1 to 2, are “recommended when the student has enough capacity”, citing Mirzadeh and co-workers {cite}`mirzadeh2020improved`. We have not checked that source.
+# 4. Large ones, 3 to 10, are “essential when there is a significant capacity gap”, citing Hinton et al. Above 4 that is the reverse of statement 2 and of its sentence: for their much smaller student higher temperatures were worse.
 #
-# What our records can ask is how three widths of student fare along the temperature, with the same teacher and $w_{\text{soft}}=0.9$. If heat harms a narrow student in particular, the step from $T=4$ to $T=8$ is one down from the wide student's to the narrow one's; if a large gap asks for heat, one up. The plan `small` ends at $T=8$, where the plateau of statement 1 begins, and ResNets on photographs are not two layers on digits: no sign would prove a reading.
+# Our records can show how three widths of student fare as the temperature rises, with the same teacher and $w_{\text{soft}}=0.9$. If a high temperature harms a narrow student in particular, the step from $T=4$ to $T=8$ is worse for the narrow student than for the wide one; if a large gap needs a high temperature, it is better. The plan `small` ends at $T=8$, where the plateau of statement 1 begins, and ResNets on photographs are not two layers on digits: no sign would prove a reading.
 
 
 # %% tags=["hide-input"]
@@ -988,7 +995,7 @@ if (study := deciding(arms_of_widths)) and (difference := widths_apart(study)):
 # %% [markdown]
 # ## Temperatures that change
 #
-# “Newer research suggests starting with a high $T$ … and decaying it”, writes article B, with a paper for it that does something else: curriculum temperature {cite}`li2023curriculum` *learns* its
+# “Newer research suggests starting with a high $T$ … and decaying it”, writes article B, and cites a paper that does something else: curriculum temperature {cite}`li2023curriculum` *learns* its
 # temperature, against the student, by ascending on the loss on which the student descends. Four schedules are tried. `T-falling` goes from 8 to 1, `T-rising` from 1 to 8,
 # each in a straight line; `T-learned` is curriculum temperature between 1 and 21, which in kdlab starts at 11 (the authors' code starts at $1+20\sigma(1)$, near 15.6); `soft-falling` keeps $T=4$ and hands the weight over from the teacher to the labels. <!-- by definition -->
 #
@@ -1194,7 +1201,7 @@ if small.complete(list(TIMES_N)):
 #
 # ## With a budget of three runs
 #
-# Few will tune on twelve points times three seeds. What does a small budget buy? The map answers, since all its runs are there: draw $k$ of its points at random, train each *once*, keep the
+# Few people will tune on twelve points times three seeds. What does a small budget buy? The map answers, since all its runs are there: draw $k$ of its points at random, train each *once*, keep the
 # one with the best validation accuracy, and note its test accuracy. <!-- by definition --> The mean over all draws needs no simulation. If the points of a seed are ranked by validation accuracy, the
 # $r$-th of $m$ is the winner with probability $\binom{m-r}{k-1}\big/\binom{m}{k}$. The zero line is the default, taken without any tuning.
 
@@ -1302,8 +1309,9 @@ Markdown(
 )
 
 # %% [markdown]
-# So a win by this rule is a reason to look again, with more seeds, and not a finding; the sentence above says what safety a larger factor buys. What a longer training, or
-# another learning rate, would have brought for the same runs is not measured here.
+# So a win by this rule is a reason to look again, with more seeds, and not a finding; the sentence above says what
+# safety a larger factor buys. What a longer training, or another learning rate, would have gained for the same runs is
+# not measured here.
 
 # %% tags=["hide-input"]
 used = sorted(
@@ -1344,20 +1352,21 @@ findings.show(*sentences)
 # %% [markdown]
 # ## Limits
 #
-# - The small study is *short*. A few epochs reward whatever speeds up learning, and a hot, soft target may do that for a while alone. Read the map as one of early training.
-# - One teacher, one data set, **one learning rate, chosen for no point of the map**, although the soft term's pull is not the same at every $T$ (the first figure) nor at every weight. How the map
-#   looks with a rate of its own at each point is open.
+# - The small study is *short*. A few epochs reward whatever speeds up learning, and a hot, soft target may do that only for a while. Read the map as one of early training.
+# - One teacher, one data set, **one learning rate, chosen for no point of the map**, although the soft term's pull is
+#   not the same at every $T$ (the first figure) nor at every weight. How the map would look with its own rate at each
+#   point is open.
 # - A grid of powers of two cannot see a narrow optimum; the gradients of the first section are the reason to expect none.
 # - The live part looks at one student, one seed, and a few batches. Widths change the parameters, not the depth.
 # - Where the test split reports on many arms it has been looked at many times. The choices were made on the validation split, so this costs nothing but the temptation to quote the best.
 #
-# ## To take along
+# ## To take away
 #
 # **Formulae.** The loss is $(1-w_{\text{soft}})\,\mathrm{CE}+w_{\text{soft}}\,T^2D_{\mathrm{KL}}$. At a high temperature $T^2D_{\mathrm{KL}}\approx\frac{\kappa_2}2+\frac{\kappa_3}{3T}+\frac{\kappa_4}{8T^2}$ for a student that knows nothing.
 #
 # **What to set.** Begin with `0.1 * CrossEntropy() + 0.9 * SoftTargets(temperature=4)`. If you have three runs: the default, the default with another seed, and one large move.
 #
-# **What to mind.** Change temperature and weight together, since each decides what suits the other. Choose on the validation split, leave out the seed on which you report, and give every setting a learning rate of its own if you can.
+# **What to watch for.** Change temperature and weight together, since each decides what suits the other. Choose on the validation split, leave out the seed on which you report, and give every setting a learning rate of its own if you can.
 #
 # ## Exercises
 #
@@ -1395,7 +1404,7 @@ findings.show(*sentences)
 # print("lengths:", g.norm(dim=1)[1:].tolist())
 # ```
 #
-# The gradient of $T^2D_{\mathrm{KL}}$ by the logits tends to $(\tilde z-\tilde t)/N$. It has no $T$, so the cosine tends to one and the norm to a constant: look at all
+# The gradient of $T^2D_{\mathrm{KL}}$ with respect to the logits tends to $(\tilde z-\tilde t)/N$. It has no $T$, so the cosine tends to one and the norm to a constant: look at all
 # rows but that of the labels, which is another objective.
 # ````
 #

@@ -13,7 +13,7 @@
 # teacher's targets are gentler than labels, whatever they say? And if something does pass from one network to the other: is it in the
 # teacher's outputs or in its layers, and does it survive when the student is never shown what it is about?
 #
-# These are questions of cause. Some comparisons below isolate one; where two students differ in several things, the page says in which.
+# These are questions of cause. Some comparisons below isolate one; where two students differ in several things, the page says which.
 #
 # **At the end you will know** why agreement with the teacher says little that accuracy has not said; how to isolate the teacher's opinion of the
 # wrong classes; how a student can recognise a class of which it never saw an example; and what one short training can say of layers, outputs and combinations.
@@ -243,8 +243,8 @@ assert (agree >= right + also - 1 - 1e-12).all()
 
 # %% [markdown]
 # Every arm whose student has the full width is a point below. (Left out are the arms that change the optimiser or its rate by a factor of a hundred:
-# they ask another question.) Read the figure from left to right for accuracy and upwards for fidelity. If to imitate and to be right were two things, the
-# points would not lie on one curve.
+# they ask another question.) Read the figure from left to right for accuracy and upwards for fidelity. If imitating
+# and being right were two different things, the points would not lie on one curve.
 
 # %% tags=["hide-input"]
 FAMILIES = {
@@ -431,8 +431,10 @@ answer(
 )
 
 # %% [markdown]
-# A student that learns from labels agrees with the teacher too, since both are often right. So the question to ask of a faithful student is how much larger its agreement is
-# than that of a student of like accuracy which has had nothing from the teacher. <!-- by definition --> The sentence under the figure has the answer for `kd` and `alone`, by way of a line through all arms. **On this page, therefore, agreement is no
+# A student that learns from labels agrees with the teacher too, since both are often right. So the question to ask
+# about a faithful student is how much larger its agreement is than that of an equally accurate student which has had
+# nothing from the teacher. <!-- by definition --> The sentence under the figure has the answer for `kd` and `alone`,
+# by way of a line through all arms. **On this page, therefore, agreement is no
 # second witness beside accuracy.** What a student says of images on which its teacher errs would be one; these records do not have it.
 #
 # ## Which part of the target?
@@ -532,18 +534,19 @@ Markdown(
 # So each contrast isolates one thing:
 #
 # - *kd − spread* changes only **which** wrong classes the target names. This is dark knowledge in the narrow sense. Its size belongs to this temperature and weight, and it contains what a
-#   flat target costs. It is no share of what distillation gains over labels, which is *kd − alone*.
+#   flat target costs. It is not a share of what distillation gains over labels, which is *kd − alone*.
 # - *spread − permuted* is the cost of **noise** in the target, and of nothing else. {doc}`06_first_distillation` could not separate it from the first.
 # - *spread − alone* is what the teacher's **confidence** does, image by image, together with all that a softened loss does to training. It need not be a gain.
-#   How much probability the target keeps at $T=4$ for the true class, the line above says; with the rest spread evenly it is a smoothed label, and labels have the weight $0.1$.
-# - *smoothed − alone* is what a softer label is worth to which no teacher contributed {cite}`muller2019when,yuan2020revisiting`.
+#   The line above says how much probability the target keeps at $T=4$ for the true class; with the rest spread evenly it is a smoothed label, and labels have the weight $0.1$.
+# - *smoothed − alone* is what a softer label is worth without any teacher {cite}`muller2019when,yuan2020revisiting`.
 #
 # *spread − smoothed* looks like the value of image-dependent confidence {cite}`tang2020understanding`. It is not clean: the two also differ in temperature, in weight, and, as the sentence above
 # shows, in how much they leave to the true class.
 #
 # Accuracy alone would not tell the mechanisms apart. If dark knowledge is transferred, one expects the student to err where its teacher does, with errors that move into the superclass of the truth.
-# A target that is merely soft would be expected to change calibration first. But the share of errors that stay in the superclass goes with accuracy, whoever teaches, so it is compared *at equal accuracy* as well:
-# what a straight line through all runs of the figure above leaves of it.
+# A target that is merely soft would be expected to change calibration first. But the share of errors that stay in the
+# superclass rises with accuracy, whoever teaches, so it is compared *at equal accuracy* as well: what remains of it
+# after a straight line through all runs of the figure above.
 
 # %%
 CAUSES = ("alone", "smoothed", "permuted", "spread", "kd")
@@ -729,7 +732,7 @@ answer(
 )
 
 # %% [markdown]
-# The last sentence is of the noise of shuffling: what *permuted* loses beyond *spread*. The verdict on A4 is given in {doc}`06_first_distillation`, with `permuted` for its control; *kd − spread* here is that test without its noise,
+# The last sentence is about the noise of shuffling: what *permuted* loses beyond *spread*. The verdict on A4 is given in {doc}`06_first_distillation`, with `permuted` as its control; *kd − spread* here is that test without its noise,
 # since nothing is drawn at random in it. Where its interval lies above zero, either shows that the teacher's opinion of the wrong classes makes such a target useful; neither says how much of the gain over labels it is.
 #
 # ## Do layers guide more strongly than outputs?
@@ -828,7 +831,7 @@ answer(
 # %% [markdown]
 # ### Verdict
 #
-# What a step of each method costs is measured in {doc}`15_choosing`. “Can” asks for one case in which layers guide more strongly; than which outputs, the article leaves open. The verdict follows from three sentences: is the hint
+# What a step of each method costs is measured in {doc}`15_choosing`. “Can” asks for one case in which layers guide more strongly; more strongly than which outputs, the article leaves open. The verdict follows from three sentences: is the hint
 # ahead of KD, of KD at every temperature and weight that was tried, and is an objective on outputs ahead of all four on layers?
 
 # %% tags=["hide-input"]
@@ -852,7 +855,7 @@ if study := decisive(lambda study: (*kd_map(study), *OUTPUTS[1:], *LAYERS)):
 # %% [markdown]
 # ## Combinations, at equal budget
 #
-# A15: “Often, the most effective distillation strategy involves combining multiple objectives.” *The most effective* asks whether a combination is ahead of all single objectives; whether it is ahead of its own parts is another question, and the weaker one. Both are asked.
+# A15: “Often, the most effective distillation strategy involves combining multiple objectives.” *The most effective* asks whether a combination is ahead of all single objectives; whether it is ahead of its own parts is another, weaker question. Both are asked.
 # A combination has one more weight to tune, and whoever tries more settings and reports the best
 # can expect a better one, even among equals. <!-- by definition --> So each method of the second question gets the same budget here: three weights. For `kd` it is the weight of the soft
 # targets, for `at` and `crd` the weight of the term, and for `kd+at` and `kd+crd` the weight of the second term beside a fixed `kd`.
@@ -1083,7 +1086,7 @@ answer(
 )
 
 # %% [markdown]
-# The numbers in the table of choosing are means over few seeds and carry noise themselves. How large the optimism is to be expected when the candidates are equal, and how it grows with their number, is the last exercise.
+# The numbers in the table of choosing are means over few seeds and carry noise themselves. How large an optimism to expect when the candidates are equal, and how it grows with their number, is the last exercise.
 
 # %% tags=["hide-input"]
 if study := decisive(
@@ -1478,11 +1481,11 @@ verdict(
 # %% [markdown]
 # ## A student as teacher
 #
-# Article B cites Mirzadeh and co-workers for small temperatures. What their paper is about it does not mention: where the gap between teacher and student is large, let a network of medium size learn from the teacher and teach the
+# Article B cites Mirzadeh and co-workers for small temperatures. It does not mention what their paper is about: where the gap between teacher and student is large, let a network of medium size learn from the teacher and teach the
 # student {cite}`mirzadeh2020improved`. That claim of the cited paper is B17 of the ledger. The plan has such a chain. The distilled student of full width, `kd`, teaches a narrower one of the same seed: `assisted`. Its rivals
 # are the same narrow network taught by the large teacher directly, and alone.
 #
-# A word on budget. The chain trains one network more. Here the assistant is a student that was wanted anyway; counted in full, it is not a
+# A word on budget. The chain trains one more network. Here the assistant is a student that was wanted anyway; counted in full, it is not a
 # comparison at equal cost.
 
 
@@ -1655,8 +1658,8 @@ answer("the teacher's crop and mode", lambda study: ("kd", *VIEWS), view_figures
 # A student that learned from soft targets has also been told how sure to be. At $T=1$, where its predictions are used, that advice may or may not fit. An exact match at $T=4$ would be a match
 # at $T=1$ too, since the logits then agree up to a constant, and the student would inherit its teacher's calibration, good or bad. A real student matches only approximately, and a loss at $T=4$ does not weigh its misses as
 # a loss at $T=1$ would; most arms also have some cross-entropy with labels at $T=1$. The expected calibration error {cite}`guo2017calibration` compares confidence with accuracy; it does not say in which direction they
-# differ. Cross-entropy, shown beside it, rewards both accuracy and calibration. One arm is judged unfairly: the loss of `standardised` does not see the scale of the student's logits, so that its confidence at $T=1$ was asked of it by nobody but the tenth of labels.
-# One temperature, fitted on a validation split, would give every arm its scale; the records do not have the logits that it takes.
+# differ. Cross-entropy, shown beside it, rewards both accuracy and calibration. One arm is judged unfairly: the loss of `standardised` does not see the scale of the student's logits, so that only the tenth of labels asked anything of its confidence at $T=1$.
+# One temperature, fitted on a validation split, would give every arm its own scale; the records do not keep the logits that this takes.
 
 # %% tags=["hide-input"]
 CALIBRATED = (
@@ -1747,13 +1750,13 @@ findings.show(*sentences)
 # - Errors within the superclass are a share of a student's own errors. Arms make different errors.
 # - The omitted classes of the live experiment overlap with shown ones by construction, its teacher is the truth, and there were few seeds.
 #
-# ## To take along
+# ## To take away
 #
 # **Formulae.** With accuracies $a_S$ and $a_T$, student and teacher agree on at least $a_S+a_T-1$ and at most $1-\lvert a_S-a_T\rvert$ of the images. The best of $m$ equal settings looks too good by the expected maximum of $m$ normal variables, times their noise. <!-- by definition -->
 #
 # **What to set.** The controls are objectives: `SpreadSoftTargets` makes all wrong classes alike, `PermutedSoftTargets` shuffles them. Give each method as many tries as its rival, and choose on the validation split.
 #
-# **What to mind.** Agreement is no second witness beside accuracy. *kd − spread* is what the named classes do; it is no share of what distillation gains over labels. Show teacher and student the same crop, and put the teacher into evaluation mode.
+# **What to watch for.** Agreement is not a second witness beside accuracy. *kd − spread* is what the named classes do; it is not a share of what distillation gains over labels. Show teacher and student the same crop, and put the teacher into evaluation mode.
 #
 # ## Exercises
 #

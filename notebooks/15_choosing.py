@@ -9,14 +9,15 @@
 # %% [markdown]
 # # Choosing an objective
 #
-# Article A ends by saying that the choice of an objective depends on four things: the models, the data, the compute, and the trade-off that is wanted between the student's
-# size, its speed and its fidelity. That is safe to say and hard to use. What is left of it when it is measured?
+# Article A ends by saying that the choice of an objective depends on four things: the models, the data, the compute,
+# and the desired trade-off between the student's size, its speed and its fidelity. That is safe to say and hard to
+# use. What is left of it when it is measured?
 #
 # **At the end you will know** what each objective needs before it can be used; what a step of it costs; which
 # objectives are not beaten in accuracy, fidelity or calibration at a given cost, after one short training at one learning rate;
 # and which of the article's conditions changed the answer in our records.
 #
-# *Needs: one CPU core and half a minute. The recorded runs took longer; each says where.*
+# *Needs: one CPU core and half a minute. The recorded runs took longer; each says where it ran.*
 
 # %% tags=["parameters"]
 profile: str = "cpu"
@@ -169,10 +170,10 @@ table(
 #
 # ## What a step costs
 #
-# Live, on this machine: one step of each objective on one batch, from the images to the moved weights. Students differ in nothing but
-# what they minimise. Time on a shared machine wanders, so the objectives take turns: a round is a
-# step of each, and each is divided by *labels alone* of the same round. The median over rounds is what counts. Weights and
-# images do not matter for time, so the networks are untrained and the images noise.
+# Live, on this machine: one step of each objective on one batch, from the images to the moved weights. The students
+# differ only in what they minimise. Time on a shared machine wanders, so the objectives take turns: a round is a
+# step of each, and each is divided by *labels alone* of the same round. The median over rounds is what counts. The
+# time does not depend on weights and images, so the networks are untrained and the images are noise.
 
 # %% tags=["hide-input"]
 generator = torch.Generator().manual_seed(0)
@@ -291,7 +292,7 @@ Markdown(
 
 # %% [markdown]
 # The teacher's forward pass can serve many students that train side by side, or be stored, if the images are not augmented anew in each
-# epoch. Then only the objective's own cost is left, as said above. On a GPU small batches wait for
+# epoch. Then only the objective's own cost is left, which the line above lists. On a GPU small batches wait for
 # launches, not for arithmetic, and other ratios come out; the profile `gpu` measures them.
 #
 # ## What the records say
@@ -614,9 +615,9 @@ if len(ran) > 2:
 # 1. **Is there a teacher's answer for every example, and nothing more?** Then the objectives on logits are all there is; the next table compares them with KD.
 # 2. **Do you have the teacher's layers?** Then ask whether it pays: layers cost projectors, names of layers, sizes that fit. The
 #    objectives that use them are compared below with KD, and with the objective on logits that has the best mean. <!-- by definition -->
-# 3. **Do the widths differ?** Choose what does not mind (RKD, AT) or brings a projector (FitNet, CRD). A projector learns;
+# 3. **Do the widths differ?** Choose one that does not mind (RKD, AT) or one that brings a projector (FitNet, CRD). A projector learns;
 #    see {doc}`chapter 8 <08_hidden_states_and_attention>` for what it can hide.
-# 4. **Is the student tiny?** A cell below has what temperature did for two such students, and an assistant for the wider one alone: one student, one chain. No objective but KD was tried on them.
+# 4. **Is the student tiny?** A cell below shows what temperature did for two such students, and an assistant for the wider one only: one student, one chain. No objective but KD was tried on them.
 # 5. **Must its confidence be calibrated?** Measure calibration on a validation split, and before choosing an objective for its sake, fit
 #    one temperature after the training {cite}`guo2017calibration`: it changes no decision and takes no further training.
 # 6. **Must it err where the teacher errs?** Then measure agreement where the teacher is wrong; the test split cannot say what
@@ -669,8 +670,8 @@ if ALL:
 # %% [markdown]
 # ### Widths differ?
 #
-# In this pair they do not. So our records cannot say what a
-# projector costs in accuracy where it is forced; what it costs in parameters is in the first table. The published table has one
+# In this pair they do not. So our records cannot say what a projector costs in accuracy where it is needed; what it
+# costs in parameters is in the first table. The published table has one
 # teacher with two students, one of its own width, the other narrow. Their depths differ, too (16 layers and 40), so the
 # two columns do not isolate the width. And the rows are not alike: that of KD reports the last epoch, those of DKD and of standardised logits the best one. <!-- by definition --> From the latter the last two columns subtract what picking an epoch adds,
 # a mean over published logs.
@@ -939,18 +940,18 @@ findings.show(*sentences)
 #   takes long steps, and a short training may reward that. Objectives with a rate of their own, trained to the end, may come in another order.
 # - The weights are the published ones, made for other networks and for a long training. A method that is beaten here may only be
 #   badly weighted here.
-# - Time is of a CPU and of our implementation; the memories of CRD count where the training set has millions of examples. The time to *find* a
+# - The times are those of a CPU and of our implementation; the memories of CRD count where the training set has millions of examples. The time to *find* a
 #   weight and a rate is in no column.
 # - Agreement and calibration are measured on one test split. Nothing here says how a student
 #   behaves on other inputs.
 #
-# ## To take along
+# ## To take away
 #
 # **Formula.** An objective is beaten if another costs no more, to within `same_cost` of a step on labels alone, and the interval of their difference excludes zero.
 #
 # **What to set.** `plans.methods(student, teacher, …)` has the published objectives. `objective.teacher_layers` says whether it needs layers, `objective.parameters()` what it learns beside the student. With logits alone: `SoftTargets`, `DecoupledKD`, `DIST`.
 #
-# **What to mind.** Two objectives that cannot be told apart are not shown to be equal. Fit one temperature after the training before you choose an objective for its calibration. An order at one learning rate may be an order of learning rates.
+# **What to watch for.** Two objectives that cannot be told apart are not shown to be equal. Fit one temperature after the training before you choose an objective for its calibration. An order at one learning rate may be an order of learning rates.
 #
 # ## Exercises
 #
@@ -994,5 +995,5 @@ findings.show(*sentences)
 # print(on)
 # ```
 #
-# The 4.30 is Student's point for three seeds, two degrees of freedom. <!-- by definition --> An arm that is on the front in every draw is sure of its place; arms that share the draws take turns, and are not told apart. (One deviation for all arms, as `against` pools it, has more degrees of freedom.)
+# The 4.30 is Student's point for three seeds, two degrees of freedom. <!-- by definition --> An arm that is on the front in every draw is sure of its place; arms that share the draws take turns, and cannot be told apart. (One deviation for all arms, as `against` pools it, has more degrees of freedom.)
 # ````

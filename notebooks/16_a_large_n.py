@@ -9,12 +9,14 @@
 # %% [markdown]
 # # Language models: classifiers with a large N
 #
-# A language model reads a text and, at each position, gives a distribution over what comes next. That is a classifier, and all that this book
-# has said of classifiers holds for it. Only the classes are the tokens of a vocabulary: 4,096 of them here, 128,000 in a large model of today {cite}`grattafiori2024llama`.
+# A language model reads a text and, at each position, gives a distribution over what comes next. That is a classifier,
+# and all that this book has said about classifiers holds for it. The classes are now the tokens of a vocabulary: 4,096
+# of them here, 128,000 in a large model of today {cite}`grattafiori2024llama`.
 # What changes when $N$ grows so much? Does temperature still help, does $T^2$ still do its work, and what becomes of the factor $1/N$?
 #
-# **At the end you will know** in which unit language models are compared, whatever their tokens are; how many tokens compete at a position, and where
-# probability goes when it is heated; why $T=1$ is the one temperature at which the vocabulary's size does not matter; and which part of a network feels the factor $1/N$.
+# **At the end you will know** in which unit language models are compared, whatever their tokens are; how many tokens
+# compete at a position, and where probability goes when the temperature rises; why $T=1$ is the one temperature at
+# which the vocabulary's size does not matter; and which part of a network feels the factor $1/N$.
 #
 # *Needs: one CPU core and about a minute. The recorded runs took longer; the section says where.*
 
@@ -116,12 +118,12 @@ Markdown(f"There are {positions:,} positions, each a distribution over {N:,} tok
 # %% [markdown]
 # ## A unit for models with different classes
 #
-# For images everyone has the same classes. For text everyone chooses their own: one tokeniser cuts a word in two, another leaves it whole. The cross-entropy *per token* then compares
+# For images everyone uses the same classes. For text everyone chooses their own: one tokeniser cuts a word in two, another leaves it whole. The cross-entropy *per token* then compares
 # nothing, since tokens are not the same things. But the text is. By the chain rule
 #
 # $$-\log_2 q(\text{text}) \;=\; -\sum_t \log_2 q(x_t \mid x_{<t}),$$
 #
-# and the left side knows of no tokens. Divide it by the length of the text in bytes, which knows of none either, and you have **bits per byte**.
+# and the left side does not depend on the tokens. Divide it by the length of the text in bytes, which does not either, and you have **bits per byte**.
 #
 # First, the same model in two cuts. It draws each byte on its own, with frequencies counted in some of the training text. Write that text byte by byte, or in pairs of bytes: the distribution over texts is the same
 # one, only its steps are named differently.
@@ -237,8 +239,10 @@ display(
 #
 # ## How many tokens compete
 #
-# With a hundred classes a sure teacher puts nearly everything on one of them. How sure is a language model? Its entropy $H$ at a position says it, and $e^H$ is easier to read: the number of equally likely tokens that would leave one
-# as uncertain. Beside it stand the probabilities themselves, sorted from the likeliest token to the least likely, for the teacher as it is ($T=1$) and heated. <!-- by definition -->
+# With a hundred classes a sure teacher puts nearly everything on one of them. How sure is a language model? Its
+# entropy $H$ at a position tells, and $e^H$ is easier to read: the number of equally likely tokens that would leave
+# one as uncertain. Beside it stand the probabilities themselves, sorted from the likeliest token to the least likely,
+# for the teacher as it is ($T=1$) and heated. <!-- by definition -->
 
 # %% tags=["hide-input"]
 edges = [0, 1, 10, 100, 1000, N]  # ranks: the first, to the 10th, to the 100th, …
@@ -289,7 +293,7 @@ show(
 # something, and it grows with $T$, since there are so many.
 #
 # Is that mass where it belongs? It can be checked. Sort the tokens of each position by rank as the teacher sees it, and ask in what fraction of positions the *true* token lies in each band of ranks. At $T=1$ the teacher
-# makes a claim about the world, and can be right or wrong about it. A hot teacher is not meant as one; still it says what a hot target stresses.
+# makes a claim about the world, and can be right or wrong about it. A hot teacher makes no such claim; still it shows what a hot target stresses.
 
 # %% tags=["hide-input"]
 bands = [f"{a + 1:,}–{b:,}" if b > a + 1 else f"{b}" for a, b in pairwise(edges)]
@@ -383,7 +387,7 @@ show(
 )
 
 # %% [markdown]
-# One more question to the tail: does the teacher *know* anything there? Take the positions whose true token is ranked beyond 100. Given that much, how many nats does it cost to say which one it is: by the teacher's own probabilities of the others, by the mere frequency
+# One more question about the tail: does the teacher *know* anything there? Take the positions whose true token is ranked beyond 100. Given that much, how many nats does it cost to say which one it is: by the teacher's own probabilities of the others, by the mere frequency
 # of tokens in the training text, and by no knowledge at all?
 
 # %% tags=["hide-input"]
@@ -457,16 +461,19 @@ display(
 )
 
 # %% [markdown]
-# Frequency need not help at all here, for a good reason. A common token that ranks so low was ruled out by the teacher, and the last sentence above says how rightly. What is common in the text need not be common in its tails.
+# Frequency need not help at all here, for a good reason. A common token that ranks so low was ruled out by the teacher, and the line above says how rightly. What is common in the text need not be common in its tails.
 #
-# A cross-entropy over millions of tokens asks for calibration at $T=1$, in the tail too, and the figure says how far the teacher got: for the tail as a whole, where errors cancel, and for single entries, where they do not, since each rare token was seen a few times in few places. What
-# heat does, the sentences above say: where a hot teacher gives its probability to the tail, the target is about the tail. A student that could match every logit would not mind, since at its optimum $z=t$ up to a constant
+# A cross-entropy over millions of tokens asks for calibration at $T=1$, in the tail too, and the figure says how far
+# the teacher got: for the tail as a whole, where errors cancel, and for single entries, where they do not, since each
+# rare token was seen a few times in few places. The sentences above say what a high temperature does: where a hot
+# teacher gives its probability to the tail, the target is about the tail. A student that could match every logit would
+# not mind, since at its optimum $z=t$ up to a constant
 # whatever $T$ is. A student that cannot has to choose what to get right, and $T$ makes that choice.
 #
 # ## T² with thousands of classes
 #
 # Article A's claim A5 says that $T^2$ keeps the soft loss's pull roughly constant beside the hard one. For images {doc}`03_why_t_squared` gave the verdict. Here are the same curves for tokens: the teacher's logits, and those of a student
-# before and after a short training on the text. The gradients are taken by the student's logits at a position; the hard one, $q - y$, has no $T$.
+# before and after a short training on the text. The gradients are taken with respect to the student's logits at a position; the hard one, $q - y$, has no $T$.
 
 # %%
 few = data.validation.spread(max(4, min(16, blocks)))
@@ -574,7 +581,7 @@ right.legend(fontsize="x-small")
 show(
     figure,
     label="a5",
-    caption="Left: norm of the soft term's gradient by the logits over that of the hard one, median over positions. With $T^2$ it stays within 20 % of its value at $T=1$ "
+    caption="Left: norm of the soft term's gradient with respect to the logits over that of the hard one, median over positions. With $T^2$ it stays within 20 % of its value at $T=1$ "
     + "; ".join(
         f"from $T={low:.2f}$ to ${high:.2f}$ ({name})"
         for name, (low, high) in flat.items()
@@ -753,19 +760,19 @@ show(
     figure,
     label="synonyms",
     caption=f"The same information in {N:,} to {largest_N:,} classes, $T=1$ (at $T={hottest:g}$ all ratios are the same, by the cell above). Of two curves that coincide one is broad and the other dashed upon it. The loss and the gradient by the hidden states do not know how many classes there are. "
-    r"Entries of the gradient by the logits fall as $1/N$, its norm and that of the head's gradient as $1/\sqrt N$.",
+    r"Entries of the gradient with respect to the logits fall as $1/N$, its norm and that of the head's gradient as $1/\sqrt N$.",
     alt="Log-log plot against the number of classes: two flat lines at one, two that fall as one over the square root of N, one as one over N.",
 )
 
 # %% [markdown]
-# So $1/N$ is no flaw and needs no repair. It is how a fixed amount of gradient is shared among more classes. Only the last layer feels it; whatever lies below the head learns as before. Multiply the loss by $N$, and the *body* of the network gets a gradient $N$ times too large, in order to mend something
+# So $1/N$ is not a flaw and needs no repair. It is how a fixed amount of gradient is shared among more classes. Only the last layer feels it; whatever lies below the head learns as before. Multiply the loss by $N$, and the *body* of the network gets a gradient $N$ times too large, in order to mend something
 # that it never had. A step of SGD on the head is slower in a larger vocabulary; an optimiser that divides every entry of the gradient by its own size, as Adam does, divides the factor out. <!-- by definition -->
 #
 # Now split *unequally*: real vocabularies do not grow everywhere at once. They grow at the rare end. Let token $i$ become $m_i$ synonyms. At temperature $T$ all its copies together have
 #
 # $$p_i(T) \;\propto\; m_i \Bigl(\frac{e^{t_i}}{m_i}\Bigr)^{1/T} = m_i^{\,1-1/T}\, e^{t_i/T}.$$
 #
-# At $T=1$ the $m_i$ is gone. At any other temperature it is not. In the hot limit a token counts by how many pieces it was cut into, and by nothing else.
+# At $T=1$ the $m_i$ is gone. At any other temperature it is not. In the hot limit a token counts for the number of pieces it was cut into, and for nothing else.
 
 # %%
 m_of = torch.where(frequency < frequency.median(), 16, 1)
@@ -800,7 +807,7 @@ table(
 # %% [markdown]
 # This is the first reason for $T=1$, and it would hold for a teacher whose tail is perfect. At $T=1$ the KL compares two beliefs about the *text*, and does not change when a token is split or synonyms are merged, as long as both models share a token's probability among its pieces alike. (Where they do not, the KL of the pieces is larger, by what
 # the two disagree about the pieces.) <!-- by definition --> At other temperatures it compares two weightings of *this vocabulary*, and how finely the vocabulary is
-# cut at its rare end becomes a weight in the loss. For images the classes are given, and nobody notices.
+# cut at its rare end becomes a weight in the loss. For images the classes are given, and this goes unnoticed.
 #
 # ## The loss times N, in a network with a head
 #
@@ -996,12 +1003,13 @@ if {head, "SGD", "AdamW"} <= set(finite):
 
 # %% [markdown]
 # The picture of {doc}`04_the_one_over_n_question` stands: what explodes is a step size, and at rate$/N$ there is the same run again ($N$ is a power of two here, so that even rounding cannot tell them apart). What a network adds is the *place*. A factor on the loss cannot give the head a
-# larger step without giving it to the body, which never had the $1/N$. Two rates can. An optimiser that scales each entry does it unasked, and does more: it gives every row of the head, and every entry of the body, a step of its own. How much of its lead
-# comes from which is not taken apart here, and the rates were tried in coarse steps.
+# larger step without giving it to the body, which never had the $1/N$. Two rates can. An optimiser that scales each
+# entry does it unasked, and does more: it gives every row of the head, and every entry of the body, a step of its own.
+# How much of its lead comes from which is not separated here, and the rates were tried in coarse steps.
 #
 # ## The records
 #
-# Whether any of this matters for the students of the records is asked by the plan `language-small`: a small GPT with the book's teacher, a fixed number of tokens of text, three seeds, paired. The plan `language` asks the same on a GPU. The control is the arm (way to train) `kd`: one part labels, nine parts $D_{\mathrm{KL}}$ at $T=1$. Below zero is better in both panels: fewer bits per byte of test text, less KL from the teacher. <!-- by definition --> Few seeds make wide intervals, and of many comparisons some exclude zero by chance.
+# The plan `language-small` asks whether any of this matters for recorded students: a small GPT with the book's teacher, a fixed number of tokens of text, and three paired seeds. The plan `language` asks the same on a GPU. The control is the arm (way to train) `kd`: one part labels, nine parts $D_{\mathrm{KL}}$ at $T=1$. Below zero is better in both panels: fewer bits per byte of test text, less KL from the teacher. <!-- by definition --> Few seeds make wide intervals, and of many comparisons some exclude zero by chance.
 
 # %% tags=["hide-input"]
 small, large = results("language-small"), results("language")
@@ -1065,7 +1073,7 @@ def section(arms, control, label, what):
 # %% [markdown]
 # ### The temperature
 #
-# Two questions in one figure: does heat cost bits per byte, as the tail's mass would let one fear? And is a hot student still closer to its teacher at $T=1$, where it is used? The weight is 0.9 at every temperature, so that heat changes two things: what the target stresses, and, as far as $T^2$ does not hold it (see the figure on A5), the balance between teacher and labels. <!-- by definition -->
+# Two questions in one figure: does heating cost bits per byte, as the tail's mass suggests? And is a hot student still closer to its teacher at $T=1$, where it is used? The weight is 0.9 at every temperature, so that the temperature changes two things: what the target stresses, and, as far as $T^2$ does not keep it constant (see the figure on A5), the balance between teacher and labels. <!-- by definition -->
 
 # %% tags=["hide-input"]
 section(HEAT, "kd", "heat", "the temperature")
@@ -1102,7 +1110,7 @@ for study in (small, large):
 # %% [markdown]
 # ### N times the loss
 #
-# The arm `timesN` is `soft1` with the loss multiplied by the size of the vocabulary, at the same learning rate. The recipe is AdamW with clipping. If explosion were a property of the loss, it would show here; by the sections above nothing should happen but that every step is clipped. The margin is 0.05 bits per byte, five times that of the weights, since an explosion is asked for and no small cost. <!-- by definition -->
+# The arm `timesN` is `soft1` with the loss multiplied by the size of the vocabulary, at the same learning rate. The recipe is AdamW with clipping. If explosion were a property of the loss, it would show here; by the sections above nothing should happen except that every step is clipped. The margin is 0.05 bits per byte, five times that of the weights, since the question is about an explosion and not a small cost. <!-- by definition -->
 
 # %% tags=["hide-input"]
 section(["timesN"], "soft1", "times-n", "N times the loss, against soft targets alone")
@@ -1119,7 +1127,7 @@ display(
 # %% tags=["hide-input"]
 sentences = [
     f"Half of the positions have fewer than {quartiles[1]:.0f} tokens that compete, of {N:,}. Beyond rank 100 the truth lies in {tail.float().mean():.0%} of them; the teacher gives {predicted_tail[1.0]:.0%} there at $T=1$, and {predicted_tail[hottest]:.0%} at $T={hottest:g}$.",
-    f"Splitting every token into {m_each[-1]} synonyms leaves the loss at $T=1$ as it is, divides the gradient by the head by {exact[1.0, 1]['by the head'] / exact[1.0, m_each[-1]]['by the head']:.1f} and that by the hidden states by {exact[1.0, 1]['by the hidden states'] / exact[1.0, m_each[-1]]['by the hidden states']:.1f}.",
+    f"Splitting every token into {m_each[-1]} synonyms leaves the loss at $T=1$ as it is, divides the head's gradient by {exact[1.0, 1]['by the head'] / exact[1.0, m_each[-1]]['by the head']:.1f} and that by the hidden states by {exact[1.0, 1]['by the hidden states'] / exact[1.0, m_each[-1]]['by the hidden states']:.1f}.",
     f"SGD on $N$ times the loss, at the rate of the plain loss: {wreck} (two passes over {len(seen):,} positions).",
 ]
 if small.complete(["kd", *HEAT]):
@@ -1142,15 +1150,15 @@ findings.show(*sentences)
 # - The book's GPT has one weight for head and input embedding. What is said of the head alone is of a head alone, as in the live experiment.
 # - Synonyms are an exact construction, not a description of real vocabularies: larger ones have longer tokens, which changes the text's length in steps and what a step is about. It says what $1/N$ does *alone*.
 # - The curves by temperature are medians over positions, by the logits of one young student and one untrained; norms, not directions. The body of the live experiment is a single linear layer.
-# - The recorded runs are short, with one learning rate for all arms. It was tuned for the student alone, and not anew for each temperature; nor was the weight, so that a part of heat's cost may be the balance's.
+# - The recorded runs are short, with one learning rate for all arms. It was tuned for the student alone, and not anew for each temperature; nor was the weight, so that part of what heating costs may be the balance's.
 #
-# ## To take along
+# ## To take away
 #
 # **Formulae.** Bits per byte are the summed nats of a text, divided by $\log 2$ and by its bytes. Of $m$ equal synonyms each has the gradient $\frac{q_i-p_i}{mT}$; the sum over them does not depend on $m$. Heated, a token that is split into $m_i$ counts $m_i^{1-1/T}$ times.
 #
 # **What to set.** $T=1$ for tokens: `ForwardKL()` with its default temperature, beside `CrossEntropy()`. `model.fused = True`, so that the loss is taken from the hidden states.
 #
-# **What to mind.** Compare models per byte and not per token. Do not multiply the loss by $N$: the body of the network never had the $1/N$. If the head is too slow under SGD, give it a rate of its own, or use AdamW.
+# **What to watch for.** Compare models per byte and not per token. Do not multiply the loss by $N$: the body of the network never had the $1/N$. If the head is too slow under SGD, give it a rate of its own, or use AdamW.
 #
 # ## Exercises
 #

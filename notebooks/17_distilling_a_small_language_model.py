@@ -10,7 +10,7 @@
 # # Distilling a small language model
 #
 # A language model makes one classification at every token, so everything in this book so far applies to it. Three things are new.
-# Every token has thousands of classes, so the teacher's forward pass becomes a large part of the cost. No model could always be right about the next word,
+# Every token has thousands of classes, so the teacher's forward pass becomes a large part of the cost. No model can always be right about the next word,
 # so the useful scale is not accuracy but a *code length*. And the model writes: in use, the student reads what it has written itself, which no
 # training text ever showed it.
 #
@@ -259,8 +259,9 @@ Markdown(
 )
 
 # %% [markdown]
-# Three compressors of Python's standard library start from nothing, which puts them at a disadvantage. One of them reaches far enough back to be given some training text first; what counts is
-# by how much the file grows when the test text is appended.
+# Three compressors of Python's standard library start from nothing, which puts them at a disadvantage. One of them
+# reaches far enough back to be given some training text first; what counts is how much the file grows when the test
+# text is appended.
 
 # %%
 history = data.train.labels[-250_000:].long() & 0xFFFF
@@ -365,7 +366,7 @@ if not data.fallback:
 
 # %% [markdown]
 # The comparison is unfair in both directions. The compressors ship no model, while the teacher's weights are larger than the text; they may use the whole text before a byte, while the teacher has at most
-# the tokens of its block. The text is not one text but separate blocks, joined: at every seam a compressor is in another place, often in another book. And the teacher is given the first token of each block, from which to predict the second; so are the counts of pairs. Nobody pays for that token. Both effects can be measured. For the seams, take one piece of the test text, as long as all
+# the tokens of its block. The text is not one text but separate blocks, joined: at every seam a compressor finds itself in another place, often in another book. And the teacher is given the first token of each block, from which to predict the second; so are the counts of pairs. No model pays for that token. Both effects can be measured. For the seams, take one piece of the test text, as long as all
 # blocks together, and the same piece cut into blocks and shuffled. For the first tokens, let the models pay what they cost by frequency.
 
 # %% tags=["hide-input"]
@@ -403,8 +404,8 @@ table(
 # What the scale is good for is orientation: the distance between counting single tokens and counting pairs is what a model gains from *one* token of context, and the distance from
 # there to the teacher is what more context, and sharing between contexts, are worth. Where the students fall on this scale is what follows; and there, differences of hundredths of a bit will have to be judged by their intervals.
 #
-# How the teacher was trained is in its record. A plan has several *arms*, which are ways to train a student. The rules of the recorded runs are those of {doc}`13_temperature_and_weight`: differences are taken seed by seed, the
-# test text is touched once. Runs of one seed that train one model on one text share batches and initial weights, with one exception that is said where it comes (`kd+hidden`). Every mean and difference in a figure or table has its own 95 % interval of Student's $t$, which is wide for three seeds; the sentences on the records pool the deviation over the arms where these allow it, and say so, so that their intervals may be narrower; of many comparisons some exclude zero by chance.
+# Its record says how the teacher was trained. A plan has several *arms*: the ways to train a student that it compares. The rules of the recorded runs are those of {doc}`13_temperature_and_weight`: differences are taken seed by seed, the
+# test text is touched once. Runs of one seed that train one model on one text share batches and initial weights, with one exception that is noted where it occurs (`kd+hidden`). Every mean and difference in a figure or table has its own 95 % interval of Student's $t$, which is wide for three seeds; the sentences on the records pool the deviation over the arms where these allow it, and say so, so that their intervals may be narrower; of many comparisons some exclude zero by chance.
 
 # %% tags=["hide-input"]
 small, large = results("language-small"), results("language")
@@ -639,8 +640,10 @@ for study in studies:
 # %% [markdown]
 # ### At equal compute
 #
-# The same tokens do not cost the same. So each student is trained alone once more, for as many tokens as the teacher's forward passes would have paid for by the last column of the table above. Its learning rate falls to zero at the end of *its* run: had we only stretched
-# the axis under the learning curves, the longer run would be asked in mid-schedule. Below, the curves over tokens and over multiply-adds, and then the differences at the ends.
+# The same tokens do not cost the same. So each student is trained alone once more, for as many tokens as the teacher's
+# forward passes would have paid for by the last column of the table above. Its learning rate falls to zero at the end
+# of *its* run: had we only stretched the axis under the learning curves, the longer run would be judged in
+# mid-schedule. Below, the curves over tokens and over multiply-adds, and then the differences at the ends.
 
 
 # %% tags=["hide-input"]
@@ -804,7 +807,7 @@ for study in studies:
             )
 
 # %% [markdown]
-# So the students alone come out ahead where arithmetic is what is held equal, and not by the text alone: they agree more with a teacher that never taught them. These students are young: the teacher has read several times their tokens, and what more tokens still bring them is what the green curves show below the orange ones. (That a curve is flat where it ends is the falling rate's doing and says nothing of it.) A student that more text no longer helps gains less from more tokens,
+# So the students alone come out ahead where arithmetic is held equal, and not only in bits per byte: they also agree more with a teacher that never taught them. These students are young: the teacher has read several times their tokens, and the green curves, where they run below the orange ones, show what more tokens still bring them. (That a curve is flat where it ends is the falling rate's doing and says nothing of it.) A student that more text no longer helps gains less from more tokens,
 # and there the comparison may turn; these records do not reach that far.
 #
 # Multiply-adds are not seconds. Small matrices may leave a processor idle where large ones do not, so the teacher's forward pass may be cheaper than its count says. (The runner trains students side by side, so that their records
@@ -865,7 +868,7 @@ table(
 # Compute can also be made equal by fewer tokens. <!-- by definition --> Three ways of training the smallest student: *alone*; *distilled, equal tokens*; and *distilled, equal compute*, which reads as many fewer tokens as the teacher's forward passes cost, on a schedule that ends there. <!-- by definition --> All
 # start from the same initialisations, paired; the batches are the same for all, so that one forward pass of the teacher serves them. The objective of both distilled students is the records'. The learning rate is the same for all.
 #
-# It is very small, and shows the *beginning* of a training: the caption has how little these students read, and what frequencies of tokens alone would need.
+# It is very small, and shows the *beginning* of a training: the caption says how little these students read, and what frequencies of tokens alone would need.
 
 # %%
 objectives = {
@@ -989,7 +992,7 @@ if len(seeds) > 1:
 # %% [markdown]
 # So few pairs may agree about a sign by chance, and one run that starts badly moves an interval of Student's $t$ a good deal: read the pairs, not the interval alone.
 #
-# Two things may move the balance towards the teacher. Its forward passes can be made once and used by many students, or by many epochs; then equal tokens *is* equal compute, but for what reading a cache costs. And a text comes to an end: who has read all that there is cannot buy more tokens with the arithmetic that a teacher would have cost.
+# Two things may move the balance towards the teacher. Its forward passes can be made once and used by many students, or by many epochs; then equal tokens *is* equal compute, except for what reading a cache costs. And a text comes to an end: once all of it has been read, the arithmetic that a teacher would have cost buys no more tokens.
 #
 # ## Which divergence?
 #
@@ -1096,9 +1099,9 @@ for study in studies:
 # ## Hidden states and attention
 #
 # {doc}`08_hidden_states_and_attention` derived these two losses. Here they are in practice, added to `kd` with weight one: the states of a middle layer through a learned projector, and the maps of one layer of attention. The teacher has seven heads, the student three; there is
-# no matching of heads by number (claim A10), so both are averaged over heads, and the loss is divided by the number of queries. The projector is thrown away afterwards. Both weights are untuned. A gain would be a gain; no gain would only say that it is not had for nothing.
+# no matching of heads by number (claim A10), so both are averaged over heads, and the loss is divided by the number of queries. The projector is thrown away afterwards. Both weights are untuned. A gain would be a gain; no gain would only say that it does not come for free.
 #
-# Here is the exception that was announced. The records' runner drew what an objective learns before it drew the student, so that the projector of `kd+hidden` shifted its student's initial weights. Its intervals hold, but its pairs share batches alone:
+# Here is the exception announced above. The records' runner drew what an objective learns before it drew the student, so that the projector of `kd+hidden` shifted its student's initial weights. Its intervals hold, but its pairs share batches alone:
 
 # %% tags=["hide-input"]
 begun = {}
@@ -1123,7 +1126,7 @@ for study in studies:
             display(undecided(arm, control, 0.02, study, "bits_per_byte"))
 
 # %% [markdown]
-# ## A temperature that falls, and a teacher between
+# ## A falling temperature, and a teacher assistant
 #
 # Two ways to approach the teacher step by step. A *curriculum*: the temperature falls from four to one in the course of the training ({doc}`13_temperature_and_weight` asks the same of images). A *teacher assistant* {cite}`mirzadeh2020improved`:
 # the distilled student teaches the smaller one, which never sees the large teacher. Only bits per byte are compared, since agreement and divergence of the assisted student are with another teacher.
@@ -1179,7 +1182,7 @@ for study in studies:
 # %% [markdown]
 # ## Whose text?
 #
-# So far all students read books. Yet what one wants from a student is that it *writes* as the teacher would, and it will be reading its own writing while it does. Write $P$ and $Q$ for the distributions of teacher and student over whole texts, $p_t$ and $q_t$ for those over the next token after what has been
+# So far all students read books. Yet one wants a student to *write* as the teacher would, and it will be reading its own writing while it does. Write $P$ and $Q$ for the distributions of teacher and student over whole texts, $p_t$ and $q_t$ for those over the next token after what has been
 # written. Since $P(x)=\prod_t p_t(x_t)$, the divergence of texts is a sum of divergences of tokens, and here is what is easily overlooked. The average is over the texts of *one of the two*:
 #
 # $$ D_{\mathrm{KL}}(P\,\Vert\,Q) = \mathbb E_{x\sim P}\sum_t D_{\mathrm{KL}}(p_t\,\Vert\,q_t), \qquad D_{\mathrm{KL}}(Q\,\Vert\,P) = \mathbb E_{x\sim Q}\sum_t D_{\mathrm{KL}}(q_t\,\Vert\,p_t). $$
@@ -1234,8 +1237,8 @@ table(
 )  # fmt: skip
 
 # %% [markdown]
-# So there are three texts to train on. The *corpus* is neither's, and the divergence on it is no divergence of texts at all; nobody has to write it. The *teacher's text* with plain cross-entropy is sequence-level distillation {cite}`kim2016sequence` (they take what a beam search finds, here it is drawn). The *student's own text*, on which the teacher is
-# asked what should have come next, is on-policy distillation {cite}`agarwal2024onpolicy`; with reverse KL it is close to MiniLLM {cite}`gu2024minillm`, but for the gradient that runs through the choice of the text. The idea is older than language models: an imitator that is only shown the expert's path does not learn what to do beside it {cite}`ross2011reduction`.
+# So there are three texts to train on. The *corpus* is neither's, and the divergence on it is not a divergence of texts at all; it need not be written first. The *teacher's text* with plain cross-entropy is sequence-level distillation {cite}`kim2016sequence` (they take what a beam search finds, here it is drawn). The *student's own text*, on which the teacher is
+# asked what should have come next, is on-policy distillation {cite}`agarwal2024onpolicy`; with reverse KL it is close to MiniLLM {cite}`gu2024minillm`, except for the gradient that runs through the choice of the text. The idea is older than language models: an imitator that is only shown the expert's path does not learn what to do beside it {cite}`ross2011reduction`.
 #
 # ### Does the error grow along a text?
 #
@@ -1420,16 +1423,16 @@ Markdown(
 )
 
 # %% [markdown]
-# The sentences above say how much of the premise is so, for its level and for its growth along the text. It need not hold: a student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. Then its own text is the easier one. What counts as a loss by exposure depends on the yardstick. {cite:t}`arora2022exposure` compare, as we remember their definition (not checked against the paper), what is lost on one's own contexts with the length times the error of a step on the
-# *expert's* contexts. By such a yardstick a level counts in full, whether or not it grows; the expert is the teacher here, and the last sentence above has the excess in per cent. Nor is a small divergence on one's own text a quality. A student that always wrote the same safe sentence, as the teacher would after such a sentence, would have a very small one.
+# The sentences above say how much of the premise holds, for its level and for its growth along the text. It need not hold: a student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. Then its own text is the easier one. What counts as a loss by exposure depends on the yardstick. {cite:t}`arora2022exposure` compare, as we remember their definition (not checked against the paper), what is lost on one's own contexts with the length times the error of a step on the
+# *expert's* contexts. By such a yardstick a level counts in full, whether or not it grows; the expert is the teacher here, and the last sentence above has the excess in per cent. Nor is a small divergence on one's own text a merit. A student that always wrote the same safe sentence, as the teacher would after such a sentence, would have a very small one.
 #
 # ### What training on other text does
 #
 # In the records, four arms learn from other text, and not every one has a control that differs in the text alone. So here is what differs:
 #
-# - `teacher-text` learns from the teacher's writing alone, by cross-entropy. Against `alone` the loss is the same and the text is other (and made from fewer blocks). <!-- by definition --> Against `kd-same-text`, which reads the blocks from which its prompts were taken, text *and* loss are other: there the teacher's whole distribution is given.
+# - `teacher-text` learns from the teacher's writing alone, by cross-entropy. Against `alone` the loss is the same and the text is different (and made from fewer blocks). <!-- by definition --> Against `kd-same-text`, which reads the blocks from which its prompts were taken, text *and* loss differ: there the teacher's whole distribution is given.
 # - `own-text` and `mixed-text` are trained by forward KL alone, on the corpus for three quarters of the tokens and then on their own writing, always or by turns. <!-- by definition --> Against `soft1`, which stays with the corpus, the text of the last quarter is all that differs.
-# - `own-text-reverse` has the reverse KL throughout. Against `soft1` text *and* divergence are other. Against `reverse-kl` the divergence is the same, the text of the last quarter is other, and a tenth of cross-entropy is missing. <!-- by definition -->
+# - `own-text-reverse` has the reverse KL throughout. Against `soft1` text *and* divergence differ. Against `reverse-kl` the divergence is the same, the text of the last quarter differs, and a tenth of cross-entropy is missing. <!-- by definition -->
 #
 # All are measured on the test *books*, which favours the corpus: an arm that trades some of it for better writing of its own loses here, and is not thereby worse at what it was trained for. Nothing recorded is measured on the text that these students write. (Nor is own text free: the student writes token after token, each a step that has to wait for the last, and the teacher then reads what no cache can hold.)
 #
@@ -1495,12 +1498,12 @@ for study in studies:
         )  # fmt: skip
 
 # %% [markdown]
-# So the sentences above compare what `reverse-kl` loses, against `kd`, with what `own-text-reverse` loses beyond it. It cannot be said that the latter is due to the text: `own-text-reverse` is without labels, too, and no arm has the pure reverse KL on the corpus. With the loss the same, other text makes no difference on the books that matters here; but two of these three arms had next to no learning rate left for it, so that nothing follows for on-policy distillation.
+# The sentences above compare what `reverse-kl` loses, against `kd`, with what `own-text-reverse` loses beyond it. The latter cannot be attributed to the text: `own-text-reverse` is without labels, too, and no arm has the pure reverse KL on the corpus. With the loss the same, other text makes no difference on the books that matters here; but two of these three arms had next to no learning rate left for it, so that nothing follows for on-policy distillation.
 
 # %% [markdown]
 # ### In their own words
 #
-# Each record keeps one text, drawn at $T=1$ after one and the same beginning: the first seed's are below, not chosen. Do not rank them. One sample a model is an illustration; judging text takes many, and readers who do not know which is whose.
+# Each record keeps one text, drawn at $T=1$ after one and the same beginning: the first seed's are below, not chosen. Do not rank them. One sample a model is an illustration; judging text takes many samples, and readers who do not know which is whose.
 
 # %% tags=["hide-input"]
 WRITERS = ("alone", "kd", "soft1", "teacher-text", "own-text", "own-text-reverse")
@@ -1533,10 +1536,18 @@ display(*slots(small, WRITERS, "texts of the students"))
 # %% [markdown]
 # ## The claim
 #
-# “LLM Compression: Models like Llama-3-8B utilize distillation to inherit reasoning capabilities from 70B+ models”, says article B. The reference it gives is that of Llama 2 {cite}`touvron2023llama`; Llama 3 is described elsewhere {cite}`grattafiori2024llama`. That paper has the smaller models pre-trained on text, “for much longer than is compute-optimal”, and of larger models it says that “we use the flagship model to further improve the quality of those smaller models during post-training”. Logits of larger models came into the family later, with Llama 3.2: of its two small models the [model card](https://github.com/meta-llama/llama-models/blob/main/models/llama3_2/MODEL_CARD.md) says that “we incorporated logits from the Llama 3.1 8B and 70B models into the pretraining stage”. Gemma 2 trains its 2B and 9B models with distillation “instead of next token prediction” {cite}`gemma2024`. So the
-# general statement is true of models in use, and its example is an unlucky one.
+# “LLM Compression: Models like Llama-3-8B utilize distillation to inherit reasoning capabilities from 70B+ models”,
+# says article B. The reference it gives is that of Llama 2 {cite}`touvron2023llama`; Llama 3 is described elsewhere
+# {cite}`grattafiori2024llama`. That paper has the smaller models pre-trained on text, “for much longer than is
+# compute-optimal”, and of larger models it says that “we use the flagship model to further improve the quality of
+# those smaller models during post-training”. Logits of larger models came into the family later, with Llama 3.2: of
+# its two small models the [model
+# card](https://github.com/meta-llama/llama-models/blob/main/models/llama3_2/MODEL_CARD.md) says that “we incorporated
+# logits from the Llama 3.1 8B and 70B models into the pretraining stage”. Gemma 2 trains its 2B and 9B models with
+# distillation “instead of next token prediction” {cite}`gemma2024`. So the general statement is true of models in use,
+# and its example is badly chosen.
 #
-# What this chapter can test is the general statement. What it is held against decides: the same tokens, or the same arithmetic.
+# What this chapter can test is the general statement. The answer depends on what is held equal: the tokens, or the arithmetic.
 
 # %% tags=["hide-input"]
 decides = next(
@@ -1611,13 +1622,13 @@ findings.show(*sentences)
 # - **On-policy distillation is not tried in earnest**: its phase came when the learning rate had all but gone.
 # - **Text quality is not measured.** Bits per byte of books, agreement and divergence are what can be computed without readers.
 #
-# ## To take along
+# ## To take away
 #
 # **Formulae.** Bits per byte: $-\sum\log_2q$ over the bytes of the text. The part of the gap that is closed: $(b_{\text{alone}}-b_{\text{kd}})/(b_{\text{alone}}-b_{\text{teacher}})$. $D_{\mathrm{KL}}(P\,\Vert\,Q)$ of texts is the sum of forward KLs of tokens on the teacher's text, and $D_{\mathrm{KL}}(Q\,\Vert\,P)$ that of reverse KLs on the student's own.
 #
 # **What to set.** `0.1 * CrossEntropy() + 0.9 * ForwardKL()` at $T=1$, AdamW with clipping, `fused = True`. On-policy: `rewrite=OwnText(…)` of a `Learner`, with `ReverseKL()`.
 #
-# **What to mind.** Say whether tokens or arithmetic are equal. Keep the teacher's forward passes in a cache if several students read the same text. Give own text its part of the training before the learning rate has fallen.
+# **What to watch for.** Say whether tokens or arithmetic are equal. Keep the teacher's forward passes in a cache if several students read the same text. Give the student's own text its part of the training before the learning rate has fallen.
 #
 # ## Exercises
 #

@@ -10,8 +10,9 @@
 # # Memory and caches
 #
 # A language model's vocabulary makes distillation expensive in two places. The logits of a batch can fill a GPU's memory, however small the model is. And the
-# teacher has to run beside every student, on the same text, again and again. Both costs can be avoided. To avoid the first, one only has to change the order of a sum. To
-# avoid the second, one stores a little of what the teacher says, and it matters *what* is stored.
+# teacher has to run beside every student, on the same text, again and again. Both costs can be avoided. For the first,
+# one only has to change the order of a sum. For the second, one stores a little of what the teacher says, and it
+# matters *what* is stored.
 #
 # **At the end you will know** why no more than a few tokens' logits are needed at once; what top-$k$, top-$k$ with the rest, and random samples keep of a teacher; which of these
 # biases a student and which only adds noise; and what a cache costs on disk and saves in time.
@@ -164,7 +165,7 @@ show(
 )
 
 # %% [markdown]
-# The model's own activations are not in the figure, and with checkpointing they can be made small. These bars cannot, as long as logits are a tensor that a loss function is called with. They are
+# The model's own activations are not in the figure, and with checkpointing they can be made small. These bars cannot, as long as a loss function is called with a tensor of logits. They are
 # proportional to the number of words, and vocabularies grow.
 #
 # ## No more than a few tokens at a time
@@ -254,7 +255,7 @@ for (k, q_k), (i, z_i) in product(enumerate(q_of_z), enumerate(logits)):
 
 # %%
 def by_logits(s, q, T):
-    """The gradient of a divergence by the logits, from its slope."""
+    """The gradient of a divergence with respect to the logits, from its slope."""
     return q / T * (s - (q * s).sum(-1, keepdims=True))
 
 
@@ -390,7 +391,7 @@ Markdown(
 # %% [markdown]
 # The backward pass then adds gradients of the same shape to these. None of it is there where logits come a chunk at a time.
 #
-# Four ways take this loss, forward and backward, by hidden states and head weights. *All logits*: `kdlab`'s ordinary function with automatic differentiation. *Textbook*: all logits as well, with the lines above. *kdlab*: `HeadLogits`, with chunks of 128
+# Four ways compute this loss and its gradients with respect to hidden states and head weights. *All logits*: `kdlab`'s ordinary function with automatic differentiation. *Textbook*: all logits as well, with the lines above. *kdlab*: `HeadLogits`, with chunks of 128
 # tokens (the default for so small a vocabulary is 512) so that there are several chunks to see. <!-- by definition --> *Liger*: its own `LigerFusedLinearJSDLoss`, as it is installed, but not compiled: chunks as well, each differentiated automatically and the weight's gradient added up. Its chunks have 1,024 tokens, whatever the vocabulary, so that up to 2,047 tokens there is one. <!-- by definition -->
 # (The rule by which chunks get smaller as vocabularies grow is that of its Triton kernels, which need a GPU.) <!-- by definition -->
 #
@@ -532,8 +533,9 @@ display(
 # The hidden states' gradient still grows with the tokens, as it must; it has their width and not the vocabulary's. The times belong to this machine. In general, the products are the same in all four ways, closed forms make fewer passes over the
 # logits than automatic differentiation, and on a CPU a chunk can stay in the processor's cache between two passes.
 #
-# On a GPU the comparison is made by one command, with Liger itself among the contestants where it is installed. Its published figures stand beside; they are of whole models in training, and so compare with
-# nothing above.
+# On a GPU the comparison is made by one command, with Liger itself among the contestants where it is installed. Its
+# published figures stand beside it; they are for whole models in training, and so cannot be compared with anything
+# above.
 
 # %% tags=["hide-input"]
 example = 8 * 4096 * 256_000 * two / 1e9
@@ -565,7 +567,7 @@ table(
 # - **top-$k$ with the rest**: the $k$ largest as they are, and $r=1-M$ as the probability of all other words together. <!-- by definition -->
 # - **sampled**: $K$ words drawn from $p$ with replacement; $\hat p_i$ is the part of the draws that fell on $i$.
 #
-# The teacher of this part is the book's small GPT, which has read the beginnings of some hundred books.
+# The teacher of this part is the book's small GPT, which has read the beginnings of several hundred books.
 
 # %% tags=["hide-input"]
 data = load_text_data("book-openings-4096-256")
@@ -617,7 +619,7 @@ show(
 # %% [markdown]
 # ### Top-$k$ is biased, and the bias has a formula
 #
-# The gradient of $D_{\mathrm{KL}}(\hat p\,\|\,q)$ by the student's logits is $q-\hat p$ and should be $q-p$. The error $p-\hat p$ does not depend on the student. It is the same for every student at every time, and it does not average
+# The gradient of $D_{\mathrm{KL}}(\hat p\,\|\,q)$ with respect to the student's logits is $q-\hat p$ and should be $q-p$. The error $p-\hat p$ does not depend on the student. It is the same for every student at every time, and it does not average
 # out over tokens, since every token's likeliest words are raised. <!-- by definition --> Its size:
 #
 # $$\sum_i|p_i-\hat p_i|=\sum_S p_i\Bigl(\frac1M-1\Bigr)+\sum_{i\notin S}p_i=(1-M)+(1-M)=2(1-M).$$
@@ -631,8 +633,9 @@ show(
 #
 # $$\mathbb E\,(q-\hat p)=q-p,\qquad \mathbb E\,\|\hat p-p\|^2=\frac1K\sum_i p_i(1-p_i)=\frac{1-\sum_i p_i^2}{K}.$$
 #
-# The gradient is right on average, for every student and every $K$. For $K=1$ it is cross-entropy on a word that the teacher has drawn. What is paid is noise, which falls as $1/K$, and with the number of tokens
-# over which a batch averages.
+# The gradient is right on average, for every student and every $K$. For $K=1$ it is cross-entropy on a word that the
+# teacher has drawn. The price is noise, which falls as $1/K$, and with the number of tokens over which a batch
+# averages.
 #
 # ### But the value of their loss is too large
 #
@@ -744,8 +747,8 @@ table(
 )  # fmt: skip
 
 # %% [markdown]
-# A cache is no good with another text or another teacher, and a training would show nothing of it: a loss falls with shuffled targets too. So a cache knows what it was made of. `fit` refuses one whose text is not exactly the `train` that it is given, all its blocks in their order.
-# The constructor does the same where it is given the text, and refuses a stranger's cache where it is given the teacher; which teacher it was `fit` alone cannot know. A damaged cache is refused whenever it is opened. Here are three attempts with `TeacherCache(path, text, teacher)`:
+# A cache is no good with another text or another teacher, and a training would not show it: a loss falls with shuffled targets too. So a cache knows what it was made from. `fit` refuses one whose text is not exactly the `train` that it is given, all its blocks in their order.
+# The constructor does the same where it is given the text, and refuses another teacher's cache where it is given the teacher; `fit` alone cannot know which teacher it was. A damaged cache is refused whenever it is opened. Here are three attempts with `TeacherCache(path, text, teacher)`:
 
 
 # %% tags=["hide-input"]
@@ -879,7 +882,7 @@ hidden, weight = heads.hidden.flatten(0, 1).detach(), heads.weight.detach()
 
 # %%
 def value_and_gradient(goal, targets, rows=slice(None)):
-    """The loss and its gradient by the head's weights, from hidden states."""
+    """The loss and its gradient with respect to the head's weights, from hidden states."""
     W = weight.clone().requires_grad_()
     student = HeadLogits(hidden[rows], W)
     total, _ = (1.0 * goal)(student_logits=student, teacher_logits=targets[rows])
@@ -948,8 +951,10 @@ Markdown(
 )
 
 # %% [markdown]
-# Now the gradient, by the head's weights, where the sum over tokens is taken. Two panels tell bias from noise. On the left all tokens, and the number of entries grows. On the right the number of entries stays, and the number of tokens over which a gradient is
-# averaged grows. <!-- by definition --> Noise must fall there as one over the square root. A bias stays.
+# Now the gradient with respect to the head's weights, where the sum over tokens is taken. Two panels tell bias from
+# noise. On the left all tokens, and the number of entries grows. On the right the number of entries is fixed, and the
+# number of tokens over which a gradient is averaged grows. <!-- by definition --> Noise must fall there as one over
+# the square root. A bias stays.
 
 # %% tags=["hide-input"]
 error = {
@@ -1007,7 +1012,7 @@ first.legend(fontsize="small")
 show(
     figure,
     label="gradient",
-    caption=f"Distance from the gradient of the whole teacher, by the head's weights, relative to that gradient's length over all {len(p):,} tokens. At $K={entries}$ and all tokens: "
+    caption=f"Distance from the gradient of the whole teacher, with respect to the head's weights, relative to that gradient's length over all {len(p):,} tokens. At $K={entries}$ and all tokens: "
     + ", ".join(f"{kind} {error[kind, entries]:.2f}" for kind in KINDS)
     + f". The mean over {several} independent caches of {SAMPLES} is off by {unbiased:.2f}. Dotted: one over the square root.",
     alt="Left: errors against the number of entries; right: against the number of tokens; a curve for each way to keep, and dotted lines that fall as one over the square root.",
@@ -1033,7 +1038,7 @@ Markdown(
 #
 # ## What a bias does to a student
 #
-# A task whose posterior is known tells what is learned, without a doubt about the teacher. There are 24 classes in six families, with so much noise that two of them rarely hold all the mass. <!-- by definition --> The teacher is the posterior itself. Five equal students differ in what they are shown of it: the label that was drawn with the
+# A task whose posterior is known shows what is learned, without any doubt about the teacher. There are 24 classes in six families, with so much noise that two of them rarely hold all the mass. <!-- by definition --> The teacher is the posterior itself. Five equal students differ in what they are shown of it: the label that was drawn with the
 # example, two samples from the posterior, its top two, its top two with the rest, all of it. As in a cache the samples are drawn once, and are the same in each epoch.
 
 
@@ -1159,7 +1164,7 @@ above(
 # The diamond is where top-2 leads a student that can fit everything. Calibration is lost not because the fit fails, but because it succeeds. The labels of this task are drawn from the posterior, which is the teacher here: they are the sample with $K=1$, and so unbiased
 # too, only noisier. (A corpus' labels are not drawn from the teacher. They are unbiased for the world, and where the teacher errs they contradict it.) Memory can make noise worse: the same draws come back in each epoch, and a student that is large enough can learn them by heart.
 #
-# With two likeliest classes of 24 this is an extreme. <!-- by definition --> How much of it is left with twelve entries of a language model's vocabulary, beside the text's own labels, is a matter of measurement.
+# Keeping two classes of 24 is an extreme. <!-- by definition --> How much of it is left with twelve entries of a language model's vocabulary, beside the text's own labels, is a matter of measurement.
 #
 # ## The records
 #
@@ -1305,10 +1310,10 @@ if small.complete(FROM):
 findings.show(*sentences)
 
 # %% [markdown]
-# The sentences above hold for a short training at one learning rate, chosen for no cache. Top-12 with the rest does not teach the tail. Bits per byte and the divergence depend on the tail, and first choices do not.
+# The sentences above hold for a short training at one learning rate, tuned for none of the caches. Top-12 with the rest does not teach the tail. Bits per byte and the divergence depend on the tail, and first choices do not.
 #
 # Which cache to take depends on how the student is used. If you sample from it, score text with it, or draft with it, you need its probabilities, and for these a top-$k$ target is a biased teacher. If you only read its first choice, top-$k$ may serve you better: scaled to one, the head of the distribution is surer than the teacher, as it would be *at a temperature below one* (which would also change the ratios among what is kept), and a student that cannot
-# follow everywhere is told to follow there. That is a reading and not a finding: none of these students had the whole teacher, sharpened.
+# follow everywhere is told to follow there. That is an interpretation and not a finding: none of these students had the whole teacher, sharpened.
 
 # %% tags=["hide-input"]
 folder.cleanup()
@@ -1317,21 +1322,21 @@ folder.cleanup()
 # ## Limits
 #
 # - Memory was measured for one loss at small sizes on a CPU, by the resident memory of a process, which also counts what an allocator has not given back. What the chunks save in a training depends on what else fills the memory there.
-# - Liger is measured on a CPU and not compiled, for which it was not made.
+# - Liger is measured on a CPU and not compiled, which is not what it was made for.
 # - A chunked loss has one gradient, that of the weighted sum. If you want the gradient norm of each term, you need all the logits, or a pass for each term.
-# - Caches are of the corpus' text and of one teacher. A student that learns from its own text ({doc}`17_distilling_a_small_language_model`) says what nobody has written down, and needs the teacher live.
-# - `write_cache` keeps the teacher at $T=1$, and `SparseForwardKL` has no temperature. A heated teacher has to be live: heat moves mass to words of which a cache has kept nothing.
-# - Only the forward KL was asked for. The reverse KL needs $\log p_i$ for what the *student* finds likely, and a cache may not have it.
-# - The errors of gradients are by the head's weights alone, of one young student; noise in the other layers may be larger or smaller.
+# - Caches are of the corpus' text and of one teacher. A student that learns from its own text ({doc}`17_distilling_a_small_language_model`) writes what no cache contains, and needs the teacher live.
+# - `write_cache` keeps the teacher at $T=1$, and `SparseForwardKL` has no temperature. A teacher at another temperature has to be live: heating moves mass to words of which a cache has kept nothing.
+# - Only the forward KL was tried. The reverse KL needs $\log p_i$ for what the *student* finds likely, and a cache may not have it.
+# - The errors of gradients are those of the head's weights alone, for one young student; noise in the other layers may be larger or smaller.
 # - The known posterior is a task of 24 classes, with two entries kept. <!-- by definition --> It shows which way the biases pull, not how hard they would in a language model.
 #
-# ## To take along
+# ## To take away
 #
 # **Formulae.** With $s=\partial\ell/\partial q$, a divergence has the gradient $\frac{q_i}{T}\bigl(s_i-\sum_kq_ks_k\bigr)$ by each logit, token by token. Top-$k$ shifts it by $p-\hat p$, whose absolute values sum to $2(1-M)$; $K$ samples add noise of variance $(1-\sum_ip_i^2)/K$ and no bias.
 #
 # **What to set.** `model.fused = True`, so that objectives get a `HeadLogits` and never all logits. `write_cache(path, teacher, text, kind="sampled", entries=…)` once, then `SparseForwardKL` with `TeacherCache(path)` as the teacher in `fit`.
 #
-# **What to mind.** Take samples where the student's probabilities are used. A loss from samples reads too high, so compare it with no other. A cache is of one text and one teacher at $T=1$.
+# **What to watch for.** Take samples where the student's probabilities are used. A loss from samples reads too high, so compare it with no other. A cache is of one text and one teacher at $T=1$.
 #
 # ## Exercises
 #
@@ -1344,7 +1349,7 @@ folder.cleanup()
 # ```{solution} ex-not-by-token
 # :class: dropdown
 #
-# The gradient by one token's logits needs the means, variances and covariances of each class over *all* tokens, which are not known until the last chunk has been seen. But they are $5V$ numbers, whatever the number of tokens: sums of
+# The gradient with respect to one token's logits needs the means, variances and covariances of each class over *all* tokens, which are not known until the last chunk has been seen. But they are $5V$ numbers, whatever the number of tokens: sums of
 # $q$, $p$, $q^2$, $p^2$ and $qp$. A first pass can collect them without gradients, and a second, which computes each chunk's logits again, can turn them into gradients. The price is one more product with the head.
 # ```
 #

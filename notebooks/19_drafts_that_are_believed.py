@@ -14,11 +14,12 @@
 # one token of its own. No approximation is made: the text has the verifier's distribution, whatever the draft is {cite}`leviathan2023fast,chen2023accelerating`.
 # A bad draft costs time, and nothing else.
 #
-# So nobody ever reads what this student writes. All that is asked of it is that its tokens are accepted, and how often they are can be computed. The question of this chapter is
+# So nobody ever reads what this student writes. All that is asked of it is that its tokens be accepted, and how often they are can be computed. The question of this chapter is
 # what such a student should learn, and whether it should learn it from the verifier.
 #
-# **At the end you will know** why the text is exactly the verifier's, also where numbers are rounded; why a draft is accepted with probability one minus total variation; how many tokens a call of the
-# verifier brings; when time is saved and when it is not; and how the gradients of the divergences behave where draft and verifier share little.
+# **At the end you will know** why the text is exactly the verifier's, also where numbers are rounded; why a draft is
+# accepted with probability one minus total variation; how many tokens a call of the verifier yields; when time is
+# saved and when it is not; and how the gradients of the divergences behave where draft and verifier share little.
 #
 # *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
 
@@ -128,7 +129,7 @@ findings = Findings()
 # ## A verifier and three drafts
 #
 # The verifier is the teacher of {doc}`17_distilling_a_small_language_model`, a draft is a small model. We train three of them here, for a few seconds each, on the same tokens, from the same initial weights: one *alone* with the next token of the
-# books; one that minimises the forward KL from the verifier; one that minimises total variation from it. Why total variation, we shall see. Drafts that have read so little are poor,
+# books; one that minimises the forward KL from the verifier; one that minimises total variation from it. Why total variation will become clear. Drafts that have read so little are poor,
 # but what is measured below can be seen with them; the recorded ones at the end of the chapter have read far more.
 
 # %%
@@ -193,8 +194,10 @@ Markdown(
 # - the first that is not accepted is **refused**, and replaced by a token from what the draft gave too little to, $\max(p-q,0)$, normalised; those after it are thrown away;
 # - if none was refused, one more token is drawn from $p$, free of charge.
 #
-# So a round always writes between one and $\gamma+1$ tokens. Before the first round the verifier has read the prompt, and this call gives the first token. The next cell has all of it, without the caches that make it fast.
-# To see rounds at work, a draft is wanted that is not poor. For this one figure, and for no measurement of time, it is the verifier itself, with only the last few tokens in view: it knows how words go on, and not what the text is about.
+# So a round always writes between one and $\gamma+1$ tokens. Before the first round the verifier has read the prompt,
+# and this call gives the first token. The next cell shows all of it, without the caches that make it fast. To see
+# rounds at work, we need a draft that is not poor. For this one figure, and for no measurement of time, it is the
+# verifier itself, with only the last few tokens in view: it knows how words continue, but not what the text is about.
 
 
 # %%
@@ -350,7 +353,7 @@ display(
 #
 # It takes two lines. For any two numbers $\min(a,b)+\max(a-b,0)=a$. Summed over the vocabulary with $a=p(y)$, $b=q(y)$, this says that $\sum_y\max(p(y)-q(y),0)=1-\sum_y\min(p(y),q(y))$: the bracket and the denominator are the same number, and cancel. What is left is the identity itself.
 #
-# The next place is the same, given what stands before it. That a token is kept depends on nothing after it, so throwing away the tail tells nothing about what was kept. By induction, the whole text has the verifier's
+# The next place is the same, given what stands before it. That a token is kept depends on nothing after it, so throwing away the tail says nothing about what was kept. By induction, the whole text has the verifier's
 # distribution. SymPy knows the first line; for the rest there is a type of number that does not round.
 
 # %%
@@ -381,7 +384,7 @@ for _ in range(2000):
 # %% [markdown]
 # ### Counting texts
 #
-# A proof is about the algorithm, and a program is another thing. For models with an alphabet of three letters, the probability of each of the 81 texts of four letters can be computed, and the texts that the program writes can be
+# A proof is about the algorithm; a program is another matter. For models with an alphabet of three letters, the probability of each of the 81 texts of four letters can be computed, and the texts that the program writes can be
 # counted. <!-- by definition --> Pearson's $\chi^2$ compares them. (The call on the prompt gives the first letter, rounds the three others.) A test that refuses nothing proves nothing, so we also say what it *would* refuse: the draft's own texts, and texts of which one in ten is the draft's.
 
 # %% tags=["hide-input"]
@@ -503,7 +506,7 @@ display(
 
 # %% [markdown]
 # The gap of two logits changes by at most twice what a logit changes by. <!-- by definition --> So if the second number is more than twice the first, no first choice turns between these calls; where it is not, it may, and from there on the texts are different. <!-- by definition --> (The calls of `speculate` are as wide, and begin at other places of the text: the first number says of what size their rounding is, and is no bound for it.)
-# In bfloat16 numbers have sixteen bits less, and texts may part sooner. At temperature one rounding of this size moves probabilities by about what the last line says. That is what the word means in practice: the distribution of the verifier *as this program computes it*, in products of another shape. It is as
+# In bfloat16 numbers have sixteen bits fewer, and texts may diverge sooner. At temperature one rounding of this size moves probabilities by about what the last line says. That is what the word means in practice: the distribution of the verifier *as this program computes it*, in products of another shape. It is as
 # exact as running the same model with another batch size, and no more.
 #
 # ## How often a draft is accepted
@@ -515,7 +518,7 @@ display(
 # because $\min(p,q)=\frac12(p+q-|p-q|)$ and both sum to one. No other rule does better: a token that is proposed with probability $q(x)$ and written with probability $p(x)$ can be both at most with probability $\min(p(x),q(x))$. <!-- by definition -->
 # The acceptance *is* one of the divergences of {doc}`07_divergences`.
 #
-# Does the program agree? For every token that the verifier comes to, `speculate` adds up $1-\mathrm{TV}$ from the two distributions, beside counting whether the token was accepted. Given what stood before a test, the difference of the two has mean zero, and so has the sum of these differences
+# Does the program agree? For every token that the verifier comes to, `speculate` adds up $1-\mathrm{TV}$ from the two distributions, and counts whether the token was accepted. Given what stood before a test, the difference of the two has mean zero, and so has the sum of these differences
 # over a text (they form a martingale). Here it is, prompt by prompt.
 
 # %%
@@ -641,7 +644,7 @@ def pooled(s):
 #
 # $$ f(\mathbb E\alpha)\;\le\;\mathbb E f(\alpha)\;\le\;f(r),\qquad r=\frac{\mathbb E[\alpha+\dots+\alpha^{\gamma}]}{\mathbb E[1+\dots+\alpha^{\gamma-1}]}. $$
 #
-# The second inequality is an exercise. With $\gamma=1$ it is an equality whatever the contexts. So the formula, fed with the measured acceptance, promises too much, if anything. A mixture of easy and hard rounds shows the size of it:
+# The second inequality is an exercise. With $\gamma=1$ it is an equality whatever the contexts. So the formula, fed with the measured acceptance, promises too much, if anything. A mixture of easy and hard rounds shows by how much:
 
 # %%
 draws = np.random.default_rng(0)
@@ -718,8 +721,8 @@ show(
 )
 
 # %% [markdown]
-# How much neighbouring places have in common decides how far the formulae stand apart, and the caption says how much that is here. A draft that has hardly begun to use the context may have little of it; the recorded drafts further below are asked again. The unevenness can be used. A draft that doubts itself can stop: `stop_below` ends a proposal after a token to which the draft itself gave little.
-# Then hard places cost few proposals and easy stretches still get long ones. The text stays exact, because the decision to stop depends only on what has been proposed, and never at what the verifier will say. The recorded
+# How much neighbouring places have in common decides how far apart the two formulae are, and the caption says how much that is here. A draft that has hardly begun to use the context may have little of it; the recorded drafts further below are asked again. The unevenness can be used. A draft that doubts itself can stop: `stop_below` ends a proposal after a token to which the draft itself gave little.
+# Then hard places cost few proposals and easy stretches still get long ones. The text stays exact, because the decision to stop depends only on what has been proposed, and never on what the verifier will say. The recorded
 # runs below have such a column.
 #
 # ## How much time it saves
@@ -877,7 +880,7 @@ Markdown(
 )
 
 # %% [markdown]
-# Some of what is missing between the measured points and the second prediction is the reading of the prompt, which is in all times, and what a last round writes beyond the end. The rest must be time that neither model's call accounts for. Here are its shares.
+# Some of what is missing between the measured points and the second prediction is the reading of the prompt, which is in all times, and what a last round writes beyond the end. The rest must be time that neither model's calls account for. Here are the shares.
 
 # %% tags=["hide-input"]
 asked = len(clock["plain_seconds"])
@@ -967,12 +970,12 @@ speed_up_dial(sets, draft_cost=c, token_cost=w, label="turn", caption=caption)
 
 # %% [markdown]
 # Three settings are worth trying. With $w=0$ and a cheap draft, the best draft length is long, and grows quickly as $\alpha$ nears one. With $c$ above $\alpha$ no draft length helps, whatever the verifier
-# can read in a call ($\gamma=1$ gains if $1+\alpha>1+c$; an exercise has the rest). And where $c+w\ge\alpha$ nothing helps at all, by the same exercise: a proposal then costs as much as it brings, or more. <!-- by definition --> With $w=1$ this is always so, since a call at $\gamma+1$ tokens costs what $\gamma+1$ calls cost, and the refused ones are waste.
+# can read in a call ($\gamma=1$ gains if $1+\alpha>1+c$; an exercise has the rest). And where $c+w\ge\alpha$ nothing helps at all, by the same exercise: a proposal then costs at least as much as it yields. <!-- by definition --> With $w=1$ this is always so, since a call at $\gamma+1$ tokens costs what $\gamma+1$ calls cost, and the refused ones are waste.
 #
 # ## What a draft should learn
 #
 # A draft is worth what is accepted of it, and that is $1-\mathrm{TV}$. Then why not minimise total variation itself, or, since acceptances multiply along a round, $-\log\alpha$? DistillSpec names two choices as crucial, "utilizing on-policy data generation from the draft model, and tailoring the divergence function to the task and decoding strategy", and finds no single best divergence {cite}`zhou2024distillspec`. Later work
-# reports gains from acceptance as an objective, and warns of the gradients of total variation {cite}`samarin2026lk`. What about them?
+# reports gains from acceptance as an objective, and warns of the gradients of total variation {cite}`samarin2026lk`. How do these gradients behave?
 #
 # Let $A=\{i:q_i>p_i\}$ be the tokens to which the draft gives too much, and $Q=q(A)$ its mass on them. From the gradient in {doc}`07_divergences`, $\partial\,\mathrm{TV}/\partial z_i=\tfrac12q_i(s_i-\sum_kq_ks_k)$ with $s=\operatorname{sign}(q-p)$ and, if no $q_k$ equals $p_k$ (there the sign is zero), $\sum_kq_ks_k=2Q-1$: it is $q_i(1-Q)$ on $A$ and $-q_iQ$ outside. Add the absolute values,
 # and do the same for forward KL, whose gradient is $q-p$:
@@ -1070,7 +1073,7 @@ typical = {
 show(
     figure,
     label="gradients",
-    caption="Length of the gradient by the draft's logits against the shared mass. Left: two tokens, a balanced draft (solid) and one that is sure of the wrong token (dashed). Right: places of real text, a draft before training (crosses) and the forward-KL draft (dots); medians before training: "
+    caption="Length of the gradient with respect to the draft's logits against the shared mass. Left: two tokens, a balanced draft (solid) and one that is sure of the wrong token (dashed). Right: places of real text, a draft before training (crosses) and the forward-KL draft (dots); medians before training: "
     + ", ".join(f"{name} {value:.2f}" for name, value in typical["untrained"].items())
     + "; after: "
     + ", ".join(
@@ -1081,12 +1084,16 @@ show(
 )
 
 # %% [markdown]
-# Two remarks keep this in proportion. Adam divides by the size of recent gradients, so a factor that is common to all places of a batch makes no difference to it. What is left of $1/\alpha$ is the *weighting*: $\nabla(-\log\alpha)=\nabla\,\mathrm{TV}/\alpha$ place by place, so that the places where the draft is hardly
-# believed count for more. Total variation gives them less weight. And the minimum of all four is the same, $q=p$; they part only because a small draft cannot get there, and then each has a different compromise ({doc}`07_divergences`).
+# Two remarks keep this in proportion. Adam divides by the size of recent gradients, so a factor that is common to all
+# places of a batch makes no difference to it. What is left of $1/\alpha$ is the *weighting*:
+# $\nabla(-\log\alpha)=\nabla\,\mathrm{TV}/\alpha$ place by place, so that the places where the draft is rarely
+# accepted count for more. Total variation gives them less weight. And the minimum of all four is the same, $q=p$; they
+# differ only because a small draft cannot get there, and then each makes a different compromise
+# ({doc}`07_divergences`).
 #
 # ### The three live drafts
 #
-# They differ in nothing but the objective. Here is what a few seconds of training have made of them.
+# They differ only in the objective. Here is what a few seconds of training have made of them.
 
 # %% tags=["hide-input"]
 probe = data.validation.spread(6)
@@ -1149,13 +1156,16 @@ Markdown(
 )
 
 # %% [markdown]
-# The draft that is accepted most and the one that predicts the books best need not be the same. A language model is asked for the probability of *every* token that occurs, and pays with a logarithm for each that it holds impossible. A draft may hold impossible
-# whatever it likes: it is asked only for what it shares. With so little training, a draft can even share a good part of the verifier's mass by having the right frequencies of common words, and know next to nothing of the context.
+# The draft that is accepted most and the one that predicts the books best need not be the same. A language model is
+# asked for the probability of *every* token that occurs, and pays with a logarithm for each that it holds impossible.
+# A draft may hold anything impossible: it is asked only for what it shares. With so little training, a draft can even
+# share a good part of the verifier's mass by having the right frequencies of common words, and know next to nothing of
+# the context.
 #
 # ### The recorded drafts
 #
 # Now with more tokens, three seeds, and six objectives. *alone* learns from the books; *forward KL*, *reverse KL*, *TV* and *−log acceptance* minimise that, and only that, from the verifier on the same books; *forward KL, own text* does so on the books for the first half of the tokens and then on what the draft itself has written after beginnings of them. <!-- by definition -->
-# All read as many tokens, in the same order for one seed, with one learning rate, which was chosen for a student alone. It falls along a cosine, so that the second part of the tokens meets a small rate; the cell below says how small. Of DistillSpec's first choice this arm says little. The test text is touched once.
+# All read as many tokens, in the same order for one seed, with one learning rate, which was chosen for a student alone. It falls along a cosine, so that the second part of the tokens meets a small rate; the cell below says how small. This arm says little about DistillSpec's first choice. The test text is touched once.
 
 
 # %% tags=["hide-input"]
@@ -1328,7 +1338,7 @@ for study in studies:
 display(*slots(large, ARMS, f"the same on a GPU ({described(large)})"))
 
 # %% [markdown]
-# The first table of differences answers the claim: its trainings are paired by seed, and the intervals in the figure are not. The second one compares the objectives with forward KL. Where its interval contains zero, these seeds decide nothing. Bits per byte can differ clearly where acceptance does not. If the live drafts had another order, they are one training each, and a short one. A gain in acceptance is worth more tokens where acceptance is already high, since acceptances multiply. The second figure compares predictions with measurements: what the two distributions share with what was accepted, and the formula with what a call brought. The last table has the numbers, and the times of one machine.
+# The first table of differences answers the claim: its trainings are paired by seed, and the intervals in the figure are not. The second one compares the objectives with forward KL. Where its interval contains zero, these seeds decide nothing. Bits per byte can differ clearly where acceptance does not. If the live drafts come in another order: they are one training each, and a short one. A gain in acceptance is worth more tokens where acceptance is already high, since acceptances multiply. The second figure compares predictions with measurements: what the two distributions share with what was accepted, and the formula with what a call brought. The last table has the numbers, and the times of one machine.
 #
 # ### At equal compute
 #
@@ -1398,7 +1408,7 @@ for study in studies:
     )  # fmt: skip
 
 # %% [markdown]
-# Two things stand against reading this as a verdict on distillation. The drafts are young: where the last is above *alone*, more text still does them good, and one whose text is used up cannot buy acceptance with it. And calls of the verifier may cost nothing extra: whoever serves the verifier computes its distributions anyway, and a cache is paid for once ({doc}`18_memory_and_caches`). Then equal tokens is the comparison that counts.
+# Two things stand against reading this as a verdict on distillation. The drafts are young: where the last is above *alone*, more text still helps them, and a draft that has no more text to read cannot buy acceptance in this way. And calls of the verifier may cost nothing extra: whoever serves the verifier computes its distributions anyway, and a cache is paid for once ({doc}`18_memory_and_caches`). Then equal tokens is the comparison that counts.
 #
 # ## The claim
 #
@@ -1471,24 +1481,24 @@ findings.show(*sentences)
 # %% [markdown]
 # ## Limits
 #
-# - **Scale.** Verifier and drafts are of a few million parameters or less, and read books. A large verifier of narrower distributions, on code or dialogue, may be agreed with more often. Acceptance does not carry over from here, the mathematics does.
+# - **Scale.** Verifier and drafts are of a few million parameters or less, and read books. A large verifier with narrower distributions, on code or dialogue, may be agreed with more often. The acceptance measured here does not carry over; the mathematics does.
 # - **The clock.** On a CPU, one text at a time, at sizes where Python and drawing count. On a GPU with a large verifier one expects $w$ near zero and small overheads, and in large batches a $w$ that grows and a gain that shrinks; none of it is measured here.
 # - **Young drafts.** All have read about a million tokens or, at equal compute, a few. What older drafts gain from a verifier is another question.
 # - **On-policy training** came late in a falling schedule, and was not tried in earnest.
 # - **One temperature.** All at $T=1$, which draft and verifier share, and drafts trained for it. At others acceptance is another function of the same logits; an exercise looks at the extremes.
-# - **Texts without end.** A fixed number of tokens is written; none of them is taken for the end of a text, after which a program would stop.
+# - **Texts without end.** A fixed number of tokens is written; none of them is treated as the end of a text, at which a program would stop.
 # - **One verifier.** Intervals over seeds are over trainings of drafts for it. Another may be agreed with more or less.
 # - **One learning rate**, chosen for a student alone. Losses whose gradients have another size may want another; Adam takes care of the common factor alone.
 # - **The live drafts** are one training each. Their intervals are over prompts.
 # - **The draft here is a separate model that reads the whole text.** Drafts that read the verifier's hidden states, several proposals at once in a tree, and drafts without a network are left out.
 #
-# ## To take along
+# ## To take away
 #
 # **Formulae.** A token is accepted with probability $\alpha=\sum_x\min(p(x),q(x))=1-\mathrm{TV}(p,q)$. At one acceptance for all places a call brings $\frac{1-\alpha^{\gamma+1}}{1-\alpha}$ tokens, and the speed-up is that divided by $\gamma c+1$ (and less by the cost of further tokens).
 #
 # **What to set.** `speculate(verifier, draft, prompts, tokens=…, draft_length=γ, stop_below=…)`, with `draft_length` from a measured $c$ and $\alpha$. To train a draft, `ForwardKL()`, `TotalVariation()` or `NegativeLogAcceptance()`, with the verifier as the teacher.
 #
-# **What to mind.** Acceptance is not speed: measure the time on your machine. The formula promises too much, if anything. Where draft and verifier share little, total variation has hardly a gradient. Say whether drafts are compared at equal tokens or at equal arithmetic.
+# **What to watch for.** Acceptance is not speed: measure the time on your machine. The formula promises too much, if anything. Where draft and verifier share little, total variation has hardly a gradient. Say whether drafts are compared at equal tokens or at equal arithmetic.
 #
 # ## Exercises
 #
@@ -1530,13 +1540,13 @@ findings.show(*sentences)
 # ```
 #
 # It is one at $T=1$ and falls to both sides. For $T\to0$ the draft is certain of the likeliest token, and is accepted with that token's probability. For
-# $T\to\infty$ it is even, and $\sum_i\min(p_i,1/N)$ is what is accepted. A draft may thus be right about the order of all tokens and still be believed rarely; $\alpha$ asks for calibrated probabilities.
+# $T\to\infty$ it is even, and $\sum_i\min(p_i,1/N)$ is what is accepted. A draft may thus be right about the order of all tokens and still be accepted rarely; $\alpha$ asks for calibrated probabilities.
 # ````
 #
 # ```{exercise}
 # :label: ex-greedy
 #
-# What is the acceptance at temperature zero, of both? What if only the draft is greedy, and the verifier draws at $T=1$: is the text still exact, and how often is the draft believed? Which of the objectives of this chapter would you choose for a greedy verifier?
+# What is the acceptance at temperature zero, of both? What if only the draft is greedy, and the verifier draws at $T=1$: is the text still exact, and how often is the draft accepted? Which of the objectives of this chapter would you choose for a greedy verifier?
 # ```
 #
 # ```{solution} ex-greedy

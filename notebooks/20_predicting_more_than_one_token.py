@@ -10,7 +10,7 @@
 # # Predicting more than one token
 #
 # In {doc}`19_drafts_that_are_believed` a second, smaller model wrote ahead, and the large one accepted what it could. <!-- by definition --> But the large model itself has just computed a state
-# from which it predicts the next token. This state also says something about the token after that. If a small *module* can predict it from the state, the model becomes its own draft: no second model has to be trained, stored or run on the
+# from which it predicts the next token. This state also says something about the token after the next. If a small *module* can predict it from the state, the model becomes its own draft: no second model has to be trained, stored or run on the
 # text. This is **multi-token prediction**. The question of the chapter is who should teach such a module. The text has the tokens. But the model itself, one step later, has a whole distribution for the same place.
 #
 # **At the end you will know** how well the token after the next can be predicted without the next one; what two kinds of modules read; when labels and the model's own later distribution ask for the same thing,
@@ -197,7 +197,7 @@ def best_unseen(p, P):
 
 
 # %% [markdown]
-# The toy first: a few tokens, each followed by one of its own. If the argument is right, then gradient descent on the mean forward KL must end at the mixture, and gradient descent on the mean total variation at the best draft. <!-- by definition -->
+# First the toy: a few tokens, each followed by one of its own. If the argument is right, then gradient descent on the mean forward KL must end at the mixture, and gradient descent on the mean total variation at the best draft. <!-- by definition -->
 
 # %%
 p, P = torch.tensor(toy), torch.eye(len(toy))
@@ -484,8 +484,11 @@ del said, ahead
 # %% [markdown]
 # ### The same goal?
 #
-# Acceptance is measured against the model. Labels estimate the distribution of the text. With labels the gradient by a module's logits is $q-y$ (with $y$ one-hot), with the model's distribution it is $q-p$. On average over texts the two are the same *if* the next token really has the distribution $p$, that is, if the model is right about the text. It is so exactly on text that the model
-# has written itself at temperature one. On books it is wrong in so far as the model is. How wrong is it? Were the model right, its cross-entropy with the books would be its own mean entropy.
+# Acceptance is measured against the model. Labels estimate the distribution of the text. With labels the gradient by a
+# module's logits is $q-y$ (with $y$ one-hot), with the model's distribution it is $q-p$. On average over texts the two
+# are the same *if* the next token really has the distribution $p$, that is, if the model is right about the text. That
+# holds exactly on text that the model has written itself at temperature one. On books it fails in so far as the model
+# is wrong. How wrong is it? Were the model right, its cross-entropy with the books would be its own mean entropy.
 
 # %% tags=["hide-input"]
 lost, own = [], []
@@ -587,7 +590,7 @@ show(
 #
 # ## Four small trainings
 #
-# In a row and side by side, from labels and from the model by forward KL: a short training on the same short blocks in the same order. Modules of one kind begin with the same weights. These are very young modules, which is enough to see the measures at work; the recorded ones below have read far more.
+# In a row and side by side, taught by labels and by the model through forward KL: a short training on the same short blocks in the same order. Modules of one kind begin with the same weights. These are very young modules, which is enough to see the measures at work; the recorded ones below have read far more.
 
 # %%
 BLOCK = 64
@@ -626,7 +629,7 @@ for model in (ahead, *learned.values()):
     model.eval()
 
 # %% [markdown]
-# `measure_further` says of each module how near it is to the model on text that neither wrote, as if the tokens between were the text's own; this is called *teacher-forced*. One minus total variation is the acceptance there. We take it block by block, to have an interval, with the frequencies of tokens for comparison. A word on counting: module 1 predicts the *second* token ahead of the state, module $k$ the one $k+1$ ahead. <!-- by definition -->
+# `measure_further` says of each module how near it is to the model on text that neither wrote, as if the tokens between were the text's own; this is called *teacher-forced*. One minus total variation is the acceptance there. We compute it block by block, to get an interval, with the frequencies of tokens for comparison. A word on counting: module 1 predicts the *second* token ahead of the state, module $k$ the one $k+1$ ahead. <!-- by definition -->
 
 # %% tags=["hide-input"]
 how = {"teacher": ahead, "device": device}
@@ -699,7 +702,7 @@ if not data.fallback:
         display(above("in a row", "side by side", over_blocks))
 
 # %% [markdown]
-# And the bound? For the contexts of the first section all is there to compute $A(q)$ of the modules that do not see the token between, exactly, and to set it beside the best there is. <!-- by definition --> Modules in a row have another $q$ for each token between; for them a sample of such tokens has to do.
+# And the bound? For the contexts of the first section everything is there to compute $A(q)$ of the modules that do not see the token between, exactly, and to set it beside the best possible. <!-- by definition --> Modules in a row have another $q$ for each token between; for them we use a sample of such tokens.
 
 # %% tags=["hide-input"]
 SAMPLED = 64
@@ -793,7 +796,7 @@ if not data.fallback:
 #
 # ## A model that drafts for itself
 #
-# `speculate` takes such modules for its draft, and the model on which they stand for its verifier. All that was proved of the text in {doc}`19_drafts_that_are_believed` holds, since it holds for any draft: the text has the model's distribution, and at temperature zero it is the model's text, token for token, but for rounding.
+# `speculate` takes such modules for its draft, and the model on which they stand for its verifier. All that was proved about the text in {doc}`19_drafts_that_are_believed` holds, since it holds for any draft: the text has the model's distribution, and at temperature zero it is the model's text, token for token, except for rounding.
 
 # %%
 prompts, _, _ = next(
@@ -826,8 +829,11 @@ for kind, n in differing.items():
 #
 # tokens in the mean. This is no approximation; it is how the $a_k$ are defined. The formula of the last chapter is the case of equal $a_k$. With modules there is no reason why they should be equal: side by side, each is blind to more than the one before; in a row, each works with what the others have made of the state.
 #
-# What are the $a_k$? A guess is the teacher-forced $1-\mathrm{TV}$ of module $k$. Three things come between. The *text*: the model goes on from its own tokens, not the book's. The *selection*: the second token is only ever tested where the first was accepted, and such places are easier, or harder, than others. <!-- by definition --> And for modules in a row the *tokens between* are proposals. But this last worry is none. A proposal counts only
-# if all before it were accepted; then they are the text, and the module has read nothing wrong.
+# What are the $a_k$? A guess is the teacher-forced $1-\mathrm{TV}$ of module $k$. Three things come between. The
+# *text*: the model goes on from its own tokens, not the book's. The *selection*: the second token is only ever tested
+# where the first was accepted, and such places are easier, or harder, than others. <!-- by definition --> And for
+# modules in a row the *tokens between* are proposals. But this last worry is unfounded. A proposal counts only if all
+# before it were accepted; then they are the text, and the module has read nothing wrong.
 #
 # One round after each of many prompts tells the three apart. To write two tokens takes exactly one round: the call on the prompt gives the first, and the round gives at least the other.
 
@@ -976,7 +982,7 @@ table(
 )  # fmt: skip
 
 # %% [markdown]
-# The geometric formula with the acceptance of the *first* module is what one would write down after looking at a single number, and it promises what deeper modules do not keep, in so far as they are worse. <!-- by definition --> Fed with accepted over tested, it can come close by accident: that number is already an average over the depths. What it cannot tell is what a fourth module would bring, or whether the third pays for itself; for that one needs the $a_k$.
+# The geometric formula with the acceptance of the *first* module is what one would write down after looking at a single number, and it promises what deeper modules do not deliver, in so far as they are worse. <!-- by definition --> Fed with accepted over tested, it can come close by accident: that number is already an average over the depths. What it cannot tell is what a fourth module would bring, or whether the third pays for itself; for that one needs the $a_k$.
 #
 # ## The recorded modules
 #
@@ -1137,15 +1143,20 @@ for study in studies:
             display(above(KINDS[larger], KINDS[smaller], of_records))
 
 # %% [markdown]
-# The two differences share two arms, so they are not independent. Where they agree with the arguments they do not prove them: the kinds differ in size too, and labels also pull towards the books. In a row a module could in principle say the model's own distribution, and then both losses have the same best answer. <!-- by definition --> If total variation stays behind forward KL there, it is a matter of getting there ({doc}`19_drafts_that_are_believed` has its gradient).
+# The two differences share two arms, so they are not independent. Where they agree with the arguments they do not prove them: the kinds differ in size too, and labels also pull towards the books. In a row a module could in principle say the model's own distribution, and then both losses have the same best answer. <!-- by definition --> If total variation falls short of forward KL there, it is a matter of getting there ({doc}`19_drafts_that_are_believed` has its gradient).
 #
-# Then compare the kinds: from the second token to the fourth, modules side by side are blind to more and more. If what rounds bring is not what the fourth column says, it may be the text, or the selection: later tokens are tested where the earlier ones were accepted. Last the clock, which belongs to one
-# machine: a proposal that is accepted more often may still not be worth its time.
+# Then compare the kinds: from the second token to the fourth, modules side by side are blind to more and more. If what
+# rounds yield is not what the fourth column says, it may be the text, or the selection: later tokens are tested where
+# the earlier ones were accepted. Finally the clock, which belongs to one machine: a proposal that is accepted more
+# often may still not be worth its time.
 #
 # ## The claim
 #
-# "Modern transformers use KD to predict multiple future tokens simultaneously", says article B, and cites DeepSeek-V3 for "Multi-Token Prediction Distillation (MTP-D)". There the modules learn from the tokens of the text {cite}`deepseek2024v3`, as those of {cite:t}`gloeckle2024better` do; the name MTP-D is a later paper's {cite}`zhao2026mtpd`. Modules and draft layers on a *frozen* model have been distilled from the beginning {cite}`li2024eagle,ankner2024hydra`. What can be asked
-# is whether the modules are accepted more often for it.
+# "Modern transformers use KD to predict multiple future tokens simultaneously", says article B, and cites DeepSeek-V3
+# for "Multi-Token Prediction Distillation (MTP-D)". There the modules learn from the tokens of the text
+# {cite}`deepseek2024v3`, as those of {cite:t}`gloeckle2024better` do; the name MTP-D is a later paper's
+# {cite}`zhao2026mtpd`. Modules and draft layers on a *frozen* model have been distilled from the beginning
+# {cite}`li2024eagle,ankner2024hydra`. What can be tested is whether this makes modules be accepted more often.
 
 # %% tags=["hide-input"]
 decides = next(
@@ -1212,22 +1223,22 @@ findings.show(*sentences)
 #
 # - **Scale.** A model of a few million parameters on books. Acceptances do not carry over to large models; the bound and the bookkeeping do.
 # - **One model.** Intervals over seeds are over trainings of modules for it.
-# - **The model is frozen.** {cite:t}`gloeckle2024better` and DeepSeek-V3 train modules together with the model, which changes the states, and is said to be good for the model itself. Nothing is said of that here.
+# - **The model is frozen.** {cite:t}`gloeckle2024better` and DeepSeek-V3 train modules together with the model, which changes the states, and is said to be good for the model itself. That is not tested here.
 # - **One bound at one depth, after a handful of contexts.** It is computed for the second token ahead. For the third, all pairs of tokens between would have to be tried. The interval over contexts is wide.
 # - **The bound is for text of the model.** Places after a refusal are not counted in it.
 # - **Kinds are not equally large.** A module in a row has more weights and more arithmetic than one side by side. <!-- by definition --> Their comparison is of two designs as they are used, not of reading alone.
-# - **EAGLE, Hydra and MTP-D do what is not tried here.** EAGLE matches states beside distributions and proposes trees. MTP-D trains the model and its modules together, at a scale where that can be judged, and adds modules by using those that it has in a loop {cite}`zhao2026mtpd`.
+# - **EAGLE, Hydra and MTP-D do things that are not tried here.** EAGLE matches states beside distributions and proposes trees. MTP-D trains the model and its modules together, at a scale where that can be judged, and adds modules by using those that it has in a loop {cite}`zhao2026mtpd`.
 # - **One learning rate**, that of a language model trained from the start, for all arms. Equal text, not equal time.
 # - **The clock** is that of one text at a time on one machine, at a size where a module's output layer is a good part of the model's own work.
 # - **One proposal at a time.** Medusa tests a tree of proposals in one call.
 #
-# ## To take along
+# ## To take away
 #
 # **Formulae.** Without the token between, forward KL leads to the mixture $m=\sum_xp(x)\,p_x$, and acceptance to quantiles of one level, $\Pr(p_X(y)>q^*(y))\le\lambda\le\Pr(p_X(y)\ge q^*(y))$. A round of $\gamma$ proposals brings $1+a_1+a_1a_2+\dots+a_1\cdots a_\gamma$ tokens.
 #
 # **What to set.** `MultiToken(trunk, depth, in_a_row=…)` with `stand_on(model)`; `Ahead(model, depth)` as its teacher; `ForwardKL()` or `TotalVariation()`. Then `speculate(trunk, modules, …, draft_length=depth)`.
 #
-# **What to mind.** Modules side by side have a ceiling that no teacher lifts. The model and the labels ask for the same only where the model is right about the text. Measure acceptance module by module, each where those before it were accepted, and the time on your machine.
+# **What to watch for.** Modules side by side have a ceiling that no teacher lifts. The model and the labels ask for the same only where the model is right about the text. Measure acceptance module by module, each where those before it were accepted, and the time on your machine.
 #
 # ## Exercises
 #

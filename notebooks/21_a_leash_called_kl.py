@@ -9,14 +9,17 @@
 # %% [markdown]
 # # Learning from a reward, held by KL
 #
-# Until here a student was told, token after token, what a teacher thinks. Now it is told less: it writes a text and is given one number, the **reward**. Such a model, the **policy**, finds out
-# what is paid for, which need not be what was meant. So it is also told to stay near a model that writes well, the **reference**. The distance is a KL divergence, and we call the penalty a leash. Large language models are trained in this way
+# So far a student was told, token by token, what a teacher thinks. Now it is told less: it writes a text and is given
+# one number, the **reward**. Such a model, the **policy**, finds out what earns a reward, which need not be what was
+# meant. So it is also told to stay near a model that writes well, the **reference**. The distance is a KL divergence,
+# and we call the penalty a leash. Large language models are trained in this way
 # on rewards that were learned from people's preferences {cite}`ziegler2019finetuning`.
 #
-# The divergence is the reverse KL of {doc}`07_divergences`, with the reference in the teacher's place, on text that the student has written itself. What it holds depends on details:
-# the divergence *from which model*, estimated *how*, and put *where*, into the reward or into the loss.
+# The divergence is the reverse KL of {doc}`07_divergences`, with the reference in the teacher's place, on text that
+# the student has written itself. What it prevents depends on details: the divergence *from which model*, estimated
+# *how*, and put *where*, into the reward or into the loss.
 #
-# **At the end you will know** which distribution the policy is looking for, and why that is distillation; how PPO's divergence differs; what the estimators $k_1,k_2,k_3$ are worth as values and as losses;
+# **At the end you will know** which distribution the policy is aiming at, and why that is distillation; how PPO's divergence differs; what the estimators $k_1,k_2,k_3$ are worth as values and as losses;
 # what a loss at each token leaves out; and which baselines keep the gradient.
 #
 # *Needs: one CPU core and under two minutes. The recorded runs took longer; the section says where.*
@@ -115,7 +118,7 @@ findings = Findings()
 # %% [markdown]
 # ## What is wanted
 #
-# A policy writes a text $x$ with probability $q(x)$, after a prompt that we leave out of the formulae. The reference writes it with probability $p(x)$. With a reward $r(x)$ and a price $\beta>0$, what is to be made large is
+# A policy writes a text $x$ with probability $q(x)$, after a prompt that we leave out of the formulae. The reference writes it with probability $p(x)$. With a reward $r(x)$ and a price $\beta>0$, the policy is to maximise
 #
 # $$ J(q)\;=\;\mathbb E_{x\sim q}\,[r(x)]\;-\;\beta\,D_{\mathrm{KL}}(q\,\|\,p). $$
 #
@@ -123,10 +126,10 @@ findings = Findings()
 #
 # $$ J(q)\;=\;\beta\log Z\;-\;\beta\,D_{\mathrm{KL}}(q\,\|\,q^*). $$
 #
-# This one line says nearly all. The best policy is $q^*$, the reference weighted by the exponential of the reward. <!-- by definition --> (Lagrange's way: set the derivative of $J-\lambda\sum q$ by $q(x)$ to zero, $r-\beta(\log\frac qp+1)-\lambda=0$, and solve.) What any policy lacks is $\beta$ times its *reverse KL from* $q^*$: **to learn from a leashed reward is to
-# distil, by reverse KL, from a teacher that nobody has** {cite}`korbak2022rl`. One knows its probabilities up to the factor $Z$, which is enough to learn from it, and cannot draw from it. Without a reward, $q^*=p$, and it is plain reverse-KL distillation from the reference.
+# This one line says nearly everything. The best policy is $q^*$, the reference weighted by the exponential of the reward. <!-- by definition --> (Lagrange's way: set the derivative of $J-\lambda\sum q$ by $q(x)$ to zero, $r-\beta(\log\frac qp+1)-\lambda=0$, and solve.) Any policy falls short of the best by $\beta$ times its *reverse KL from* $q^*$: **to learn from a leashed reward is to
+# distil, by reverse KL, from a teacher that nobody has** {cite}`korbak2022rl`. One knows its probabilities up to the factor $Z$, which is enough to learn from it, but cannot draw from it. Without a reward, $q^*=p$, and it is plain reverse-KL distillation from the reference.
 #
-# The price says how far. For $\beta\to\infty$ the best policy is the reference; for $\beta\to0$ it is the best text alone, whatever it looks like. <!-- by definition --> And since $J(q^*)\ge J(p)=\mathbb E_p[r]$,
+# The price decides how far the policy goes. For $\beta\to\infty$ the best policy is the reference; for $\beta\to0$ it is the best text alone, whatever it looks like. <!-- by definition --> And since $J(q^*)\ge J(p)=\mathbb E_p[r]$,
 #
 # $$ D_{\mathrm{KL}}(q^*\,\|\,p)\;\le\;\frac{\mathbb E_{q^*}[r]-\mathbb E_p[r]}{\beta}\;\le\;\frac{\max r-\min r}{\beta}, $$
 #
@@ -304,10 +307,15 @@ leash_dial(
 # %% [markdown]
 # ## Which divergence
 #
-# Two leashes are often taken for one. *Proximal policy optimisation* {cite}`schulman2017proximal` improves a policy in rounds. Within a round, the new policy is kept near the **old** one, of which the texts were drawn, by a penalty $\eta\,D_{\mathrm{KL}}(q_{\text{old}}\,\|\,q)$ or by clipping a ratio. It says that estimates from old
-# texts can be trusted near by only. After the round the new policy is the old one, and nothing remembers where the walk began. The leash of {cite:t}`ziegler2019finetuning` is the divergence from a **reference that stays**, put into the reward: $R(x)=r(x)-\beta\log\frac{q_{\text{old}}(x)}{p(x)}$, with the policy that wrote the text, so that within a round $R$ is a fixed number for each text. They optimise it *by* PPO, so that both are there.
+# Two leashes are often confused. *Proximal policy optimisation* {cite}`schulman2017proximal` improves a policy in
+# rounds. Within a round, the new policy is kept near the **old** one, from which the texts were drawn, by a penalty
+# $\eta\,D_{\mathrm{KL}}(q_{\text{old}}\,\|\,q)$ or by clipping a ratio. The idea is that estimates from old texts can
+# be trusted only nearby. After the round the new policy is the old one, and nothing remembers where the walk began.
+# The leash of {cite:t}`ziegler2019finetuning` is the divergence from a **reference that stays**, put into the reward:
+# $R(x)=r(x)-\beta\log\frac{q_{\text{old}}(x)}{p(x)}$, with the policy that wrote the text, so that within a round $R$
+# is a fixed number for each text. They optimise it *with* PPO, so that both leashes are present.
 #
-# On the toy each round of PPO's penalty can be solved exactly. To maximise $\sum_x q(x)R(x)-\eta\,D_{\mathrm{KL}}(q_{\text{old}}\,\|\,q)$, set the derivative by $q(x)$ to zero: $R(x)+\eta\,q_{\text{old}}(x)/q(x)=\lambda$, so
+# On the toy each round of PPO's penalty can be solved exactly. To maximise $\sum_x q(x)R(x)-\eta\,D_{\mathrm{KL}}(q_{\text{old}}\,\|\,q)$, set the derivative with respect to $q(x)$ to zero: $R(x)+\eta\,q_{\text{old}}(x)/q(x)=\lambda$, so
 #
 # $$ q(x)=\frac{\eta\,q_{\text{old}}(x)}{\lambda-R(x)}, $$
 #
@@ -365,7 +373,7 @@ show(
 )
 
 # %% [markdown]
-# PPO's divergence makes the steps short. How far the policy ends is the reference's leash alone. They are often named in one breath, as in the article of this book's claim.
+# PPO's divergence makes the steps short. How far the policy ends up is decided by the reference's leash alone. The two are often named in one breath, as in the article whose claim is tested below.
 #
 # ## Estimating the divergence
 #
@@ -431,7 +439,7 @@ show(
 #
 # ### Estimates as losses
 #
-# Draw $x$ from $q$, hold the drawing fixed, differentiate $k(x)$ by the policy's logits, average. What is it that one descends, in the mean? With $\nabla\rho=-\rho\,\nabla\log q$:
+# Draw $x$ from $q$, hold the drawing fixed, differentiate $k(x)$ with respect to the policy's logits, average. What is it that one descends, in the mean? With $\nabla\rho=-\rho\,\nabla\log q$:
 #
 # - $\mathbb E_q[\nabla k_1]=\mathbb E_q[\nabla\log q]=\nabla\sum_x q(x)=0$. There is nothing there but noise.
 # - $\mathbb E_q[\nabla k_2]=\mathbb E_q\bigl[\log\tfrac qp\,\nabla\log q\bigr]=\nabla D_{\mathrm{KL}}(q\,\|\,p)$. The biased value has the right gradient.
@@ -534,19 +542,19 @@ limits = ", ".join(
 show(
     figure,
     label="cosines",
-    caption=f"Cosine of the mean gradient of so many draws with the true gradient of $D_{{\\mathrm{{KL}}}}(q\\,\\|\\,p)$ by the logits, mean over {PLACES} places. That of $k_2$ goes to one, that of $k_1$ falls to zero, and that of $k_3$ goes to the cosine between the gradients of the two directions (dashed): {limits}. Dotted: the same gradient of $k_3$ against that of $D_{{\\mathrm{{KL}}}}(p\\,\\|\\,q)$.",
+    caption=f"Cosine of the mean gradient of so many draws with the true gradient of $D_{{\\mathrm{{KL}}}}(q\\,\\|\\,p)$ with respect to the logits, mean over {PLACES} places. That of $k_2$ goes to one, that of $k_1$ falls to zero, and that of $k_3$ goes to the cosine between the gradients of the two directions (dashed): {limits}. Dotted: the same gradient of $k_3$ against that of $D_{{\\mathrm{{KL}}}}(p\\,\\|\\,q)$.",
     alt="Curves against the number of draws, a panel for each temperature: k2 rises to one, k1 falls to zero, k3 goes to a dashed line, and a dotted curve of k3 against the other direction rises to one.",
 )
 
 # %% [markdown]
-# Why does $k_1$, whose gradient has mean zero, not begin at zero? With one draw all three gradients are multiples of one and the same $\nabla\log q(x)$. A likely token is drawn often, and its vector is short and points about the right way, the more so the surer the policy; tokens that are drawn seldom have long vectors, the other way. A cosine does not see lengths, so that its mean over places is
+# Why does $k_1$, whose gradient has mean zero, not start at zero? With one draw all three gradients are multiples of one and the same $\nabla\log q(x)$. A likely token is drawn often, and its vector is short and points about the right way, the more so the surer the policy; tokens that are drawn seldom have long vectors, the other way. A cosine does not see lengths, so that its mean over places is
 # not the cosine of a mean; with many draws the long ones take back what the short ones gave.
 #
-# Near the reference both directions are half the same quadratic form, and it does not matter which one descends: so a wrong gradient may go unnoticed as long as the leash is short.
+# Near the reference both directions are half the same quadratic form, and it does not matter which of them one descends: so a wrong gradient may go unnoticed as long as the leash is short.
 #
 # ### Where these losses lead
 #
-# Let three classes be trained with nothing but such a loss, by the exact mean of its gradient. Then add a reward, $\mathbb E_q[r]-\beta\,k$. Where does each end? Setting the mean gradients to zero: with $k_2$, at $q\propto p\,e^{r/\beta}$. With $k_3$, at the maximum of $\mathbb E_q[r]-\beta D_{\mathrm{KL}}(p\,\|\,q)$, which is $q=\beta p/(\lambda-r)$, the same
+# Train a distribution over three classes with nothing but such a loss, by the exact mean of its gradient. Then add a reward, $\mathbb E_q[r]-\beta\,k$. Where does each end? Setting the mean gradients to zero: with $k_2$, at $q\propto p\,e^{r/\beta}$. With $k_3$, at the maximum of $\mathbb E_q[r]-\beta D_{\mathrm{KL}}(p\,\|\,q)$, which is $q=\beta p/(\lambda-r)$, the same
 # formula as for a round of PPO. With $k_1$ there is no leash.
 
 # %%
@@ -764,7 +772,7 @@ for beta in LEASHES:
 # A point may lie on the grey curve and still be at the wrong place of it: the same $\beta$ is then another price. With $k_2$, or the exact divergence, at each token, the end can be said in a formula. Each place is solved with what is still to be earned, $q(x_s\mid x_{<s})\propto p(x_s\mid x_{<s})\,e^{Q/\beta}$, where $Q$ is the mean reward from there on, under this same policy $q$. The best policy has in
 # the place of $Q$ its own mean reward from there on *less $\beta$ times the divergence that is still to come*. <!-- by definition --> What that costs on this toy, price by price, the caption says. It is easy to build a place where it costs something.
 #
-# A text has two letters. The first is a door, and the reference takes both alike. Behind the *easy* door it says `!` half of the time, behind the *hard* one hardly ever. <!-- by definition --> As the price falls, the policy learns to say `!` behind both. Then both doors earn the same, but behind the hard one each `!` costs several nats. A loss at each token does not look behind doors.
+# A text has two letters. The first is a door, and the reference takes both alike. After the *easy* door it says `!` half of the time, after the *hard* one hardly ever. <!-- by definition --> As the price falls, the policy learns to say `!` after both. Then both doors earn the same, but after the hard one each `!` costs several nats. A loss at each token does not look beyond the door.
 
 # %%
 BEHIND = torch.tensor(
@@ -830,12 +838,12 @@ show(
 )
 
 # %% [markdown]
-# So the difference is of no concern where all places are alike, and large where a cheap word leads to dear ones. Which of the two the long texts of a language model are is not known here.
+# So the difference does not matter where all places are alike, and is large where a cheap word leads to expensive ones. Which of the two holds for the long texts of a language model is not known here.
 #
 # ## Which baseline
 #
-# REINFORCE {cite}`williams1992simple` weights $\nabla\log q(x)$ by what $x$ has earned. If all texts earn between nine and ten, all are made likelier, and only noise tells them apart. One takes off a **baseline**. Any number $b$ that does not depend on $x$ leaves the mean alone, since $\mathbb E_q[b\,\nabla\log q]=0$. With $G$ texts after one prompt, the mean of the *others*' rewards is such a number
-# {cite}`kool2019buy,ahmadian2024back`. The mean of all of them is not, but is harmless: it gives $\frac{G-1}G$ of the right gradient. GRPO divides by the group's standard deviation as well {cite}`shao2024deepseekmath`: its weight is $A_i=(r_i-\bar r)/(s+\varepsilon)$, with $s$ the deviation over $G-1$, and here $\varepsilon=10^{-4}$ against division by zero. That depends on $x$ in earnest.
+# REINFORCE {cite}`williams1992simple` weights $\nabla\log q(x)$ by what $x$ has earned. If all texts earn between nine and ten, all are made likelier, and only noise tells them apart. So one subtracts a **baseline**. Any number $b$ that does not depend on $x$ leaves the mean alone, since $\mathbb E_q[b\,\nabla\log q]=0$. With $G$ texts after one prompt, the mean of the *others*' rewards is such a number
+# {cite}`kool2019buy,ahmadian2024back`. The mean of all of them is not, but is harmless: it gives $\frac{G-1}G$ of the right gradient. GRPO divides by the group's standard deviation as well {cite}`shao2024deepseekmath`: its weight is $A_i=(r_i-\bar r)/(s+\varepsilon)$, with $s$ the deviation over $G-1$, and here $\varepsilon=10^{-4}$ against division by zero. That really does depend on $x$.
 # (Only this is taken from GRPO. Its ratio of new to old policy, and its division by each text's length, are left out; here each batch is used once, and all texts are of one length.)
 #
 # For pairs of texts, $G=2$, all $64^2$ can be enumerated, so mean and variance of the gradient are exact. What dividing does is seen best with questions that are answered rightly (reward one) or not. <!-- by definition --> The true gradient by the logit of being right is $\pi(1-\pi)$, with $\pi$ the chance of it. Divide by a deviation, and it
@@ -899,7 +907,7 @@ display(
     show(
         figure,
         label="difficulty",
-        caption=f"Mean gradient by the logit of a right answer, groups of {GROUP}, by enumeration. Leave-one-out gives the true one, $\\pi(1-\\pi)$. The standardised is {weight[49]:.1f} times that in the middle and {weight[4]:.1f} times at $\\pi={chances[4]:.2f}$; towards the very ends both vanish and their ratio goes to $(G-1)/\\sqrt G={(GROUP - 1) / GROUP**0.5:.1f}$. Dotted: infinitely large groups.",
+        caption=f"Mean gradient with respect to the logit of a right answer, groups of {GROUP}, by enumeration. Leave-one-out gives the true one, $\\pi(1-\\pi)$. The standardised is {weight[49]:.1f} times that in the middle and {weight[4]:.1f} times at $\\pi={chances[4]:.2f}$; towards the very ends both vanish and their ratio goes to $(G-1)/\\sqrt G={(GROUP - 1) / GROUP**0.5:.1f}$. Dotted: infinitely large groups.",
         alt="A parabola for leave-one-out; a higher, flatter arch for standardised; a dotted arch of the square root.",
     ),
     table(
@@ -913,11 +921,11 @@ display(
 )  # fmt: skip
 
 # %% [markdown]
-# Taking off the mean of one other text need not lower the variance by itself: with pairs, and a reward around zero, it may add some. What it does is to make the level of the rewards not matter.
+# Subtracting the reward of one other text need not lower the variance by itself: with pairs, and a reward around zero, it may add some. What it does is make the level of the rewards irrelevant.
 #
 # ## A policy that is trained by drawing
 #
-# Now all of it at once, as in practice: a GPT that begins as the toy's reference, draws groups of eight texts, and takes Adam's steps on `PolicyGradient` with the divergence in the reward. It sees nothing of the enumeration; we do. A second one climbs the enumerated $J$ itself, by the same schedule of rates and with as many steps, and a third with five times as many. <!-- by definition --> What the second lacks, this GPT does not reach in so many steps, whether or not it could; the rest is the price of drawing. How much of it was for want of steps, the third says.
+# Now all of it at once, as in practice: a GPT that begins as the toy's reference, draws groups of eight texts, and takes Adam's steps on `PolicyGradient` with the divergence in the reward. It sees nothing of the enumeration; we do. A second one climbs the enumerated $J$ itself, by the same schedule of rates and with as many steps, and a third with five times as many. <!-- by definition --> What the second lacks, this GPT does not reach in so many steps, whether or not it could; the rest is the price of drawing. The third shows how much was due to too few steps.
 
 # %%
 GROUPS, EPOCHS = 16, drawing_steps // 5
@@ -1029,7 +1037,7 @@ for beta in gaps:  # and a part of that for want of steps
 # ## A language model that is paid by the word
 #
 # Now a language model. The reference is the stored GPT that has read books. Suppose that its stories are too quiet, and that we want *lively talk*. There is no one to ask, so we write a rule: a text earns one for each of its tokens that is an exclamation mark, a question mark, a quotation mark, or one of a few words such as "said" and "cried". This asks for lively talk in the
-# way in which a test score asks for learning. It has the advantage that the whole reward is in view.
+# way in which a test score asks for learning. It has the advantage that the whole reward can be seen.
 
 # %% tags=["hide-input"]
 small, large = results("policy-small"), results("policy")
@@ -1088,7 +1096,7 @@ assert tilt_line[0, 0] < 1e-6  # without a tilt it is the reference
 # %% [markdown]
 # ### The recorded policies
 #
-# Each arm (way to train) begins with a copy of the reference. Eight texts are written after each prompt. PPO is not needed, for every batch is used once: old and new policy are one. Four have the divergence in the reward, at prices from nothing upwards. One of these prices is tried in five other ways: with GRPO's baseline, and with the divergence as a loss, by each estimate and exactly. Three seeds each, one
+# Each arm (way to train) begins with a copy of the reference. Eight texts are written after each prompt. PPO is not needed, for every batch is used once: old and new policy are one. Four have the divergence in the reward, at prices from zero upwards. One of these prices is tried in five other ways: with GRPO's baseline, and with the divergence as a loss, by each estimate and exactly. Three seeds each, one
 # learning rate for all.
 
 # %% tags=["hide-input"]
@@ -1259,7 +1267,7 @@ for study in studies:
     display(*slots(study, ARMS, f"policies on nine leashes ({described(study)})"))
 
 # %% [markdown]
-# How to read it. Arms with the divergence in the reward should stand in the order of their prices. *Standardised* divides the whole return by the spread of its group: the price stays, the size of the steps changes. The loss by $k_1$ should be where *no leash* is: in the mean it adds nothing. The losses by $k_2$ and exactly have the same mean gradient, so that what lies between them is variance; $k_3$ has another. The column *reward − β · KL*, at each arm's own price, is what it was after,
+# How to read the tables. Arms with the divergence in the reward should stand in the order of their prices. *Standardised* divides the whole return by the spread of its group: the price stays, the size of the steps changes. The loss by $k_1$ should be where *no leash* is: in the mean it adds nothing. The losses by $k_2$ and exactly have the same mean gradient, so that what lies between them is variance; $k_3$ has another. The column *reward − β · KL*, at each arm's own price, is what it was after,
 # and of those at 0.5 the arm with the divergence in the reward is the one that was asked for it in full. <!-- by definition --> A text has a fixed number of tokens, so the reward has a ceiling; an arm that is there cannot earn more, and its divergence says only which of the texts of paid tokens it found. The other arms have had few steps, and their places mix where they go with how fast. The reference has no divergence, and is worth its reward at any price:
 # an arm that is worth less at its own price has lost by its training, whose steps cost more than they brought. <!-- by definition -->
 
@@ -1329,7 +1337,7 @@ if small.complete(ARMS):
     )  # fmt: skip
 
 # %% [markdown]
-# The sentences above, once the records are complete, say whether these policies are where their price would have them. A constant tilt, which looks at nothing but the paid words, is the measure of what has been learned beside “say them more often”.
+# The sentences above, once the records are complete, say whether these policies are where their price would put them. A constant tilt, which looks only at the paid words, is the measure of what has been learned beyond “say them more often”.
 #
 # ### What is written
 #
@@ -1379,7 +1387,7 @@ Shown(
 )
 
 # %% [markdown]
-# A policy that is paid by the word and held by nothing has no reason to write anything else. That is called *reward hacking*, and "hacking" is unfair: it does what the rule says. The leash does not make the rule right either. It makes a departure from the reference cost something, so that the policy takes the cheapest ones first. One may hope that these are the ones that were meant: talk where talk was about to begin anyway. At a low price less may be left of that. Where it stops being talk is for a reader to say.
+# A policy that is paid by the word, without a leash, has no reason to write anything but those words. That is called *reward hacking*, and "hacking" is unfair: it does what the rule says. The leash does not make the rule right either. It makes a departure from the reference cost something, so that the policy takes the cheapest ones first. One may hope that these are the ones that were meant: talk where talk was about to begin anyway. At a low price less may be left of that. Where it stops being talk is for a reader to say.
 #
 # ## The claim
 #
@@ -1428,7 +1436,7 @@ findings.show(*found)
 # %% [markdown]
 # ## Limits
 #
-# - **No human feedback.** The reward is a rule of one line. Rewards that are learned from preferences have errors of their own, and the leash is there for these above all: far from the reference, a learned reward has seen nothing. That cannot be seen with a rule that is exact everywhere.
+# - **No human feedback.** The reward is a rule of one line. Rewards that are learned from preferences have errors of their own, and the leash is there above all for these: far from the reference, a learned reward has seen nothing. That cannot be seen with a rule that is exact everywhere.
 # - **Small models and short texts.** A few million parameters, twenty-five tokens of their own. What token losses leave out may grow with the length of a text; that is not measured there.
 # - **The tilted reference is a yardstick, not a bound.** The best policy of the language model is not known. A policy above the dashed line has learned to choose its places; one below may still be on its way. The tilts have draws of their own, which the intervals over trainings do not hold.
 # - **One reward, one learning rate, few steps.** An arm's place after a fixed number of steps mixes where it goes with how fast.
@@ -1436,13 +1444,13 @@ findings.show(*found)
 # - **What divergence says.** A mean over texts may be small while some texts are far off, and a text may be likely under the reference and still be bad.
 # - **The toy's reference** has random weights, of a seed that was chosen among some dozens for figures in which things can be told apart. Another seed gives other numbers in all of them, and the same identities.
 #
-# ## To take along
+# ## To take away
 #
 # **Formulae.** $J(q)=\mathbb E_q[r]-\beta\,D_{\mathrm{KL}}(q\,\|\,p)$ is largest at $q^*\propto p\,e^{r/\beta}$. With $\rho=p(x)/q(x)$: $k_1=-\log\rho$, $k_2=\frac12(\log\rho)^2$, $k_3=\rho-1-\log\rho$. As values, $k_1$ and $k_3$ are right in the mean; as losses, $k_2$ has the gradient of $D_{\mathrm{KL}}(q\,\|\,p)$, $k_3$ that of $D_{\mathrm{KL}}(p\,\|\,q)$, and $k_1$ none.
 #
 # **What to set.** `PolicyGradient(reward, group, beta=β)` with `OwnText(prompt, copies=group)` and the reference as the teacher. `TextKL("exact")` reports the divergence at weight zero.
 #
-# **What to mind.** Say from which model the divergence is taken, and whether it stands in the reward or in the loss. A loss at each token does not know what a word leads to. A constant tilt of the reference takes no training: compare with it.
+# **What to watch for.** Say from which model the divergence is taken, and whether it stands in the reward or in the loss. A loss at each token does not know what a word leads to. A constant tilt of the reference takes no training: compare with it.
 #
 # ## Exercises
 #
@@ -1507,7 +1515,7 @@ findings.show(*found)
 # ```{exercise}
 # :label: ex-rate-or-steps
 #
-# An experiment: what exact gradients lack of the best $J$ after as many steps as drawing had may be for want of steps, of rate, or of a GPT that can say it. Climb at the dearest price with two and four times the rate. Does it come nearer to the best? What would you have to try before you said that this GPT *cannot*?
+# An experiment: what exact gradients lack of the best $J$ after as many steps as drawing had may be due to too few steps, too low a rate, or a GPT that cannot say it. Climb at the highest price with two and four times the rate. Does it come nearer to the best? What would you have to try before you said that this GPT *cannot*?
 # ```
 #
 # ````{solution} ex-rate-or-steps
@@ -1520,5 +1528,5 @@ findings.show(*found)
 #     print(f"{rate} times the rate: lacks {climbed(LEASHES[-1], 1, rate):.4f}")
 # ```
 #
-# A larger rate is worth steps as long as the climb stays steady. A number that no rate, no number of steps and no other beginning brings down is evidence of a capacity; one training is none.
+# A larger rate is worth steps as long as the climb stays steady. A gap that no rate, no number of steps and no other starting point closes is evidence of a limited capacity; one training is not.
 # ````

@@ -191,5 +191,5 @@ def test_conditions_say_how_a_plan_chose_its_learning_rates():
     tuned = conditions(Results("grown", tuple(grown(by_rate)), {}))
     assert tuned == "ResNet-20 to ResNet-8, 5 to 240 epochs, learning rates chosen on the validation split"
     asked = conditions(results("small"))
-    assert "one learning rate, 0.1, chosen for none of the objectives (3 of 53 arms have another)" in asked
-    assert conditions(results("language-small")).endswith("chosen for none of the objectives")
+    assert "one untuned learning rate, 0.1 (3 of 53 arms have another)" in asked
+    assert conditions(results("language-small")).endswith("one untuned learning rate, 0.002")

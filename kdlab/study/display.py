@@ -101,7 +101,7 @@ def conditions(study: Results) -> str:
         lengths = sorted({spec.recipe.epochs for spec in arms})
         chosen = "learning rates chosen on the validation split"
     else:
-        chosen = f"one learning rate, {rate:g}, chosen for none of the objectives"
+        chosen = f"one untuned learning rate, {rate:g}"
         others = {spec.arm for spec in arms if spec.recipe.learning_rate != rate}
         if others:
             chosen += f" ({len(others)} of {len({spec.arm for spec in arms})} arms have another)"
