@@ -278,7 +278,7 @@ table(
 # %% [markdown]
 # The difference between these two rows is all that a mistake can destroy before nothing is left of the teacher.
 #
-# Does training side by side change a student? The loss is a mean over all of them, so each gets only a part of its gradient. Adam ignores a constant factor, but for its $\epsilon$:
+# Does training side by side change a student? The loss is a mean over all of them, so each gets only a part of its gradient. Adam ignores a constant factor, except for its $\epsilon$:
 
 # %%
 alone = seeded(seeds[0], lambda: mlp(16, 20))

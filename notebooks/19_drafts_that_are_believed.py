@@ -612,7 +612,7 @@ table(
 #
 # $$ 1+\alpha+\alpha^2+\dots+\alpha^\gamma=\frac{1-\alpha^{\gamma+1}}{1-\alpha} $$
 #
-# tokens in the mean {cite}`leviathan2023fast`. Contexts are not so. After some beginnings there is hardly a choice, after others there are hundreds. Here is how $\alpha$ is spread over the places of the verifier's text.
+# tokens on average {cite}`leviathan2023fast`. Contexts are not so. After some beginnings there is hardly a choice, after others there are hundreds. Here is how $\alpha$ is spread over the places of the verifier's text.
 #
 # (What is measured as tokens per call is one plus accepted over calls. The last round of a text may go beyond the end that was asked for; what it accepts there is counted, and then cut off. So this is what a round brings, as in the formula, and is a little more than the tokens of the text over its calls.) <!-- by definition -->
 

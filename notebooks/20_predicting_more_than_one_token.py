@@ -354,7 +354,7 @@ show(
 gains = [found["accepted"]["best"] - found["accepted"]["mixture"] for found in looked]
 below = [found["accepted"]["best"] for found in looked]
 Markdown(
-    f"The best draft minus the mixture: {np.mean(gains):.3f} in the mean, {max(gains):.3f} at most. The bound lies between {min(below):.2f} and {max(below):.2f}."
+    f"The best draft minus the mixture: {np.mean(gains):.3f} on average, {max(gains):.3f} at most. The bound lies between {min(below):.2f} and {max(below):.2f}."
 )
 
 # %% [markdown]
@@ -827,7 +827,7 @@ for kind, n in differing.items():
 #
 # $$ 1+a_1+a_1a_2+\dots+a_1a_2\cdots a_\gamma $$
 #
-# tokens in the mean. This is no approximation; it is how the $a_k$ are defined. The formula of the last chapter is the case of equal $a_k$. With modules there is no reason why they should be equal: side by side, each is blind to more than the one before; in a row, each works with what the others have made of the state.
+# tokens on average. This is no approximation; it is how the $a_k$ are defined. The formula of the last chapter is the case of equal $a_k$. With modules there is no reason why they should be equal: side by side, each is blind to more than the one before; in a row, each works with what the others have made of the state.
 #
 # What are the $a_k$? A guess is the teacher-forced $1-\mathrm{TV}$ of module $k$. Three things come between. The
 # *text*: the model goes on from its own tokens, not the book's. The *selection*: the second token is only ever tested
@@ -1300,7 +1300,7 @@ findings.show(*sentences)
 # ````{solution} ex-surer-model
 # :class: dropdown
 #
-# The rows of `P` are the distributions after each token, so that all of them are sharpened alike, and the mixture is taken again. By the first exercise both go to one for $T\to0$ (but for ties); on the way there the mixture need not rise, since sharper distributions may overlap less. <!-- by definition -->
+# The rows of `P` are the distributions after each token, so that all of them are sharpened alike, and the mixture is taken again. By the first exercise both go to one for $T\to0$ (except for ties); on the way there the mixture need not rise, since sharper distributions may overlap less. <!-- by definition -->
 #
 # ```python
 # print(", ".join(f"{name} {looked[0]['accepted'][name]:.2f}" for name in ("mixture", "best")))

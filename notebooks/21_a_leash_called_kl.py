@@ -439,7 +439,7 @@ show(
 #
 # ### Estimates as losses
 #
-# Draw $x$ from $q$, hold the drawing fixed, differentiate $k(x)$ with respect to the policy's logits, average. What is it that one descends, in the mean? With $\nabla\rho=-\rho\,\nabla\log q$:
+# Draw $x$ from $q$, hold the drawing fixed, differentiate $k(x)$ with respect to the policy's logits, average. What does one descend, on average? With $\nabla\rho=-\rho\,\nabla\log q$:
 #
 # - $\mathbb E_q[\nabla k_1]=\mathbb E_q[\nabla\log q]=\nabla\sum_x q(x)=0$. There is nothing there but noise.
 # - $\mathbb E_q[\nabla k_2]=\mathbb E_q\bigl[\log\tfrac qp\,\nabla\log q\bigr]=\nabla D_{\mathrm{KL}}(q\,\|\,p)$. The biased value has the right gradient.
@@ -847,7 +847,7 @@ show(
 # (Only this is taken from GRPO. Its ratio of new to old policy, and its division by each text's length, are left out; here each batch is used once, and all texts are of one length.)
 #
 # For pairs of texts, $G=2$, all $64^2$ can be enumerated, so mean and variance of the gradient are exact. What dividing does is seen best with questions that are answered rightly (reward one) or not. <!-- by definition --> The true gradient by the logit of being right is $\pi(1-\pi)$, with $\pi$ the chance of it. Divide by a deviation, and it
-# becomes $\frac{G-1}G\,\mathbb E[s]$ (but for $\varepsilon$). For large groups this is $\sqrt{\pi(1-\pi)}$; for small ones it is less, since there the factor counts, and the mean of a root is less than the root of the mean. <!-- by definition --> In comparison with the true gradient, easy and hopeless prompts count for more. In themselves they count for little:
+# becomes $\frac{G-1}G\,\mathbb E[s]$ (except for $\varepsilon$). For large groups this is $\sqrt{\pi(1-\pi)}$; for small ones it is less, since there the factor counts, and the mean of a root is less than the root of the mean. <!-- by definition --> In comparison with the true gradient, easy and hopeless prompts count for more. In themselves they count for little:
 # both gradients go to zero there, since groups that are all alike teach nothing, and what grows is their ratio.
 
 # %%
@@ -1267,7 +1267,7 @@ for study in studies:
     display(*slots(study, ARMS, f"policies on nine leashes ({described(study)})"))
 
 # %% [markdown]
-# How to read the tables. Arms with the divergence in the reward should stand in the order of their prices. *Standardised* divides the whole return by the spread of its group: the price stays, the size of the steps changes. The loss by $k_1$ should be where *no leash* is: in the mean it adds nothing. The losses by $k_2$ and exactly have the same mean gradient, so that what lies between them is variance; $k_3$ has another. The column *reward − β · KL*, at each arm's own price, is what it was after,
+# How to read the tables. Arms with the divergence in the reward should stand in the order of their prices. *Standardised* divides the whole return by the spread of its group: the price stays, the size of the steps changes. The loss by $k_1$ should be where *no leash* is: on average it adds nothing. The losses by $k_2$ and exactly have the same mean gradient, so that what lies between them is variance; $k_3$ has another. The column *reward − β · KL*, at each arm's own price, is what it was after,
 # and of those at 0.5 the arm with the divergence in the reward is the one that was asked for it in full. <!-- by definition --> A text has a fixed number of tokens, so the reward has a ceiling; an arm that is there cannot earn more, and its divergence says only which of the texts of paid tokens it found. The other arms have had few steps, and their places mix where they go with how fast. The reference has no divergence, and is worth its reward at any price:
 # an arm that is worth less at its own price has lost by its training, whose steps cost more than they brought. <!-- by definition -->
 
@@ -1396,7 +1396,7 @@ Shown(
 # %% tags=["hide-input"]
 said = (
     f"The leash is $D_{{\\mathrm{{KL}}}}(q\\,\\|\\,p)$ from a fixed reference; PPO's divergence, which the article cites, is from the old policy of each round. On a toy of {len(TEXTS)} texts, with at most {largest_step:.4f} nats in each of {ROUNDS} such rounds, the policy ended {ended['reward alone']:.2f} nats from its reference, where this reward drives it: all on the text that earns most; "
-    f"with the leash in the reward ($\\beta={BETA:g}$) it ended at $q^*\\propto p\\,e^{{r/\\beta}}$, {ended['with the leash']:.2f} nats away. No policy that is worth more than its reference, leash included, is farther from it than the range of the reward over $\\beta$. As a loss on the drawn tokens, in the mean, $k_1$ has no gradient and holds nothing, $k_2$ has that of the divergence and $k_3$ that of the other direction, and none counts what a word leads to."
+    f"with the leash in the reward ($\\beta={BETA:g}$) it ended at $q^*\\propto p\\,e^{{r/\\beta}}$, {ended['with the leash']:.2f} nats away. No policy that is worth more than its reference, leash included, is farther from it than the range of the reward over $\\beta$. As a loss on the drawn tokens, $k_1$ has on average no gradient and holds nothing, $k_2$ has that of the divergence and $k_3$ that of the other direction, and none counts what a word leads to."
 )
 if small.complete(ARMS):
     said += (
@@ -1446,7 +1446,7 @@ findings.show(*found)
 #
 # ## To take away
 #
-# **Formulae.** $J(q)=\mathbb E_q[r]-\beta\,D_{\mathrm{KL}}(q\,\|\,p)$ is largest at $q^*\propto p\,e^{r/\beta}$. With $\rho=p(x)/q(x)$: $k_1=-\log\rho$, $k_2=\frac12(\log\rho)^2$, $k_3=\rho-1-\log\rho$. As values, $k_1$ and $k_3$ are right in the mean; as losses, $k_2$ has the gradient of $D_{\mathrm{KL}}(q\,\|\,p)$, $k_3$ that of $D_{\mathrm{KL}}(p\,\|\,q)$, and $k_1$ none.
+# **Formulae.** $J(q)=\mathbb E_q[r]-\beta\,D_{\mathrm{KL}}(q\,\|\,p)$ is largest at $q^*\propto p\,e^{r/\beta}$. With $\rho=p(x)/q(x)$: $k_1=-\log\rho$, $k_2=\frac12(\log\rho)^2$, $k_3=\rho-1-\log\rho$. As values, $k_1$ and $k_3$ are right on average; as losses, $k_2$ has the gradient of $D_{\mathrm{KL}}(q\,\|\,p)$, $k_3$ that of $D_{\mathrm{KL}}(p\,\|\,q)$, and $k_1$ none.
 #
 # **What to set.** `PolicyGradient(reward, group, beta=β)` with `OwnText(prompt, copies=group)` and the reference as the teacher. `TextKL("exact")` reports the divergence at weight zero.
 #
@@ -1509,7 +1509,7 @@ findings.show(*found)
 # :class: dropdown
 #
 # In the reward it is a number that multiplies $\nabla\log q(x)$: the mean is $\mathbb E_q[\log\frac qp\,\nabla\log q]=\nabla D_{\mathrm{KL}}(q\,\|\,p)$, because the derivative of the number itself has mean zero. As a loss, that derivative is all there is. In the reward $k_3$ gives $\mathbb E_q[k_3\nabla\log q]=\nabla D_{\mathrm{KL}}(q\,\|\,p)+\mathbb E_q[\rho\,\nabla\log q]$ for one token, and the
-# last is $\mathbb E_p[\nabla\log q]=-\nabla D_{\mathrm{KL}}(p\,\|\,q)$: one direction minus the other. It is not the gradient of the divergence, though the values agree in the mean, since the derivative of $k_3$ itself, which is left out, does not have mean zero.
+# last is $\mathbb E_p[\nabla\log q]=-\nabla D_{\mathrm{KL}}(p\,\|\,q)$: one direction minus the other. It is not the gradient of the divergence, though the values agree on average, since the derivative of $k_3$ itself, which is left out, does not have mean zero.
 # ```
 #
 # ```{exercise}
