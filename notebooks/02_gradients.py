@@ -472,7 +472,7 @@ verdict(
     "A3", "corrected",
     r"The sum, $T^2\sum p_T\log(p_T/p_S)$, is right: $T^2$ times the forward divergence, $T^2 D_{\mathrm{KL}}(p_T\|p_S)$. Its name, "
     r"$D_{\mathrm{KL}}(p_S\|p_T)$, is that of the reverse one, which has another value and another gradient "
-    rf"({rows[2][1]:.4f} against {rows[1][1]:.4f} in the example above).",
+    rf"({rows[2][1]:.4f} against {rows[1][1]:.4f} in the chapter's example).",
 )  # fmt: skip
 
 # %% tags=["hide-input"]

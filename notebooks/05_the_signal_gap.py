@@ -357,7 +357,7 @@ def against_printed(k):
 
 above = (typical[:, 1] > printed[1]).mean()
 exist = (
-    f"logits exist that give all six numbers to the printed digits: {len(witnesses)} sets are written down above" if witnesses
+    f"logits exist that give all six numbers to the printed digits: {len(witnesses)} sets are written down in the chapter" if witnesses
     else "logits that give all six numbers to the printed digits were not found"
 )  # fmt: skip
 verdict(

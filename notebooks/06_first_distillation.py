@@ -125,7 +125,7 @@ sentence(f"Given neither, it refuses: “{refused}”")
 verdict(
     "A6", "depends",
     r"The same formula as B1 with the opposite letter: A's $\alpha$ is the weight of the labels. Copied from one article to the "
-    rf"other, $\alpha={alpha:g}$ changes the loss of a student near its teacher, on labels at random, from {as_in_B:.1f} to {as_in_A:.1f}. In kdlab it is "
+    rf"other, $\alpha={alpha:g}$ changes the loss of a student near its teacher, on random labels, from {as_in_B:.1f} to {as_in_A:.1f}. In kdlab it is "
     r"hard_weight, by name.",
     condition="under a premise", parameters=("alpha",),
 )  # fmt: skip
@@ -134,7 +134,7 @@ verdict(
 verdict(
     "B1", "depends",
     r"A weighted average of the two losses, as Hinton et al. describe it, with $\alpha$ the weight of the soft targets; the reverse of A6. In kdlab it is soft_weight, "
-    r"by name, and $w_{\text{hard}} + w_{\text{soft}} = 1$; the sum of terms above gives the same value.",
+    r"by name, and $w_{\text{hard}} + w_{\text{soft}} = 1$; its sum of terms gives the same value.",
     condition="under a premise", parameters=("alpha",),
 )  # fmt: skip
 

@@ -2189,7 +2189,7 @@ verdict(
     f"whose mean is taken. Padding has to be masked. Fused attention returns no maps; recovered from queries and keys they agree to {recovered:.0e}, at a "
     "cost in memory that grows as the square of the length."
     + (
-        f" Under these conditions they can be learned: trained on the maps alone, a student of another width comes in {len(matched[0]['as they are'])} steps from a loss of "
+        f" Under these conditions they can be learned: trained on the maps alone, a student of another width gets in {len(matched[0]['as they are'])} steps from a loss of "
         f"{np.mean(of_maps_alone['the first step']):.3f} to {np.mean(of_maps_alone['the last eight']):.3f} (means, {N}; the last eight steps, of new text each)."
         if maps_learned.holds else ""
     ),

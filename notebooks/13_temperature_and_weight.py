@@ -804,7 +804,7 @@ if (study := deciding(map_of)) and weight_effect(study, 0.5, 0.9) is not None:
         + ", ".join(f"{points(i)} at $T={T:g}$" for T, i in turned.items())
         + f" ({2 * len(down)} intervals that hold together, Bonferroni). So 0.9 is ahead at $T$ of {', '.join(below_it) or 'none'} and behind at {', '.join(above_it) or 'none'}. No labels at all minus 0.9: "
         + ", ".join(f"{points(i)} at $T={T:g}$" for T, i in whole.items())
-        + f". {described(study)}. Weights between 0.9 and 1 are not tested; of language models speaks chapter 17.",
+        + f". {described(study)}. Weights between 0.9 and 1 are not tested; for language models see chapters 16 and 17.",
         data=data, condition="bound to a scale" if crossed else None,
     )  # fmt: skip
     display(given)

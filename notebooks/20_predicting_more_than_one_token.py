@@ -1187,7 +1187,7 @@ if decides is not None:
     arm, length, stop = best = max(clocks, key=clocks.get)
     given = verdict(
         "B13", "depends",
-        "It may be or not. Modules that are trained together with their model, as in DeepSeek-V3, which the article cites, learn from the text's own tokens; drafts on a frozen model have been distilled from its own distribution since EAGLE and Hydra (2024), and MTP-D (2026) distils the former, too. "
+        "Sometimes. Modules that are trained together with their model, as in DeepSeek-V3, which the article cites, learn from the text's own tokens; drafts on a frozen model have been distilled from its own distribution since EAGLE and Hydra (2024), and MTP-D (2026) distils the former, too. "
         f"What it changes, distilled minus labels, paired by seed, at equal tokens and one learning rate for all ({described(decides)}, n = {shares_of[0].n}): " + "; ".join(said)
         + ". Distilled by total variation instead, the second token's changes by "
         + " and ".join(f"{decides.difference(f'{k}-distilled-tv', f'{k}-labels', shared_by(1)).bracketed()} ({kind})" for k, kind in KINDS.items())

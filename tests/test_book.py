@@ -226,6 +226,22 @@ def test_a_cell_that_may_raise_is_not_let_through(small_book):
         build.execute(chapter, "cpu")
 
 
+def test_a_chapter_promises_the_time_of_this_build():
+    text = "# T\n\n*Needs: one CPU core, and about two minutes for the live part.*"
+    assert (
+        build.as_it_took(text, 229)
+        == "# T\n\n*Needs: one CPU core, and 4 minutes (as in this build) for the live part.*"
+    )
+    assert "50 seconds (as in this build)." in build.as_it_took("*Needs: one CPU core and half a minute.*", 50)
+    assert build.as_it_took("It needs two minutes.", 50) == "It needs two minutes."
+
+
+def test_what_the_theme_leaves_without_a_name_gets_one():
+    page = '<div id="pst-primary-sidebar" class="a"><details><summary><span class="toctree-toggle"></span></summary>'
+    mended = build.accessible(page + '<div role="doc-biblioentry">')
+    assert mended.count("aria-label") == 2 and 'role="region"' in mended and 'role="listitem"' in mended
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_notebook_for_readers_is_stamped_and_leaves_its_parameters_to_them(small_book):
     (path,) = build.execute_all([small_book("# %%\nprint(1)\n")], "cpu", 1)

@@ -706,10 +706,38 @@ def parameters() -> str:
 # ---------------------------------------------------------------- HTML
 
 
+def as_it_took(text: str, seconds: float) -> str:
+    """What a chapter needs, with the time of this build in place of the time that its author expects.
+
+    >>> as_it_took("*Needs: one CPU core and under a minute.*", 130)
+    '*Needs: one CPU core and 2 minutes (as in this build).*'
+    """
+    took = f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    return re.sub(
+        rf"^(\*Needs: .*?)(?:about |under )?(?:{'|'.join(NEEDS)})", rf"\g<1>{took} (as in this build)", text, flags=re.M
+    )
+
+
+def accessible(page: str) -> str:
+    """A page of the theme as screen readers want it: the sidebar a landmark, what unfolds named, the bibliography a list of its items.
+
+    >>> accessible('<div class="citation" role="doc-biblioentry">')
+    '<div class="citation" role="listitem">'
+    """
+    for theme, ours in {
+        '<div id="pst-primary-sidebar" ': '<div id="pst-primary-sidebar" role="region" aria-label="Book" ',
+        '<summary><span class="toctree-toggle"': '<summary aria-label="Its pages"><span class="toctree-toggle"',
+        'role="doc-biblioentry"': 'role="listitem"',
+    }.items():
+        page = page.replace(theme, ours)
+    return page
+
+
 def for_readers(notebook, where: Repository | None):
     """An executed notebook as it is shown and downloaded: stamped, with its parameters free, and able to fetch kdlab if it is published."""
     notebook = nbformat.from_dict(notebook)
     notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    notebook.cells[0].source = as_it_took(notebook.cells[0].source, notebook.metadata["kdlab"]["seconds"])
     head = [nbformat.v4.new_markdown_cell(stamp(notebook.metadata["kdlab"]), id="stamp")]
     if fetches := set_up(where, requirements(ROOT)):
         head.append(nbformat.v4.new_code_cell(fetches, id="setup", metadata={"tags": ["remove-cell"]}))
@@ -894,6 +922,10 @@ def sphinx(where: Path) -> bool:
     shutil.copytree(where / "_root" / "_sources", built / "_sources", dirs_exist_ok=True)  # over Sphinx's own copies
     weight.with_mathematics(built)
     weight.lighten(built)
+    for path in built.rglob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        if (mended := accessible(page)) != page:
+            path.write_text(mended, encoding="utf-8")
     check_pages(built)  # before it takes the place of the last good book
     shutil.rmtree(BUILD / "html", ignore_errors=True)
     shutil.copytree(built, BUILD / "html")

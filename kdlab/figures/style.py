@@ -190,7 +190,7 @@ def table(header, rows, *, caption: str) -> Shown:
     >>> table(["T", "KL"], [[1, "0.850"]], caption="Two numbers.").markup.count("<td>")
     2
     """
-    head = "".join(f'<th scope="col">{mathematics(str(cell))}</th>' for cell in header)
+    head = "".join(f'<th scope="col">{mathematics(str(cell))}</th>' if str(cell) else "<td></td>" for cell in header)
     body = "".join(
         "<tr>" + "".join(f"<td>{mathematics(_whole(str(cell)))}</td>" for cell in row) + "</tr>" for row in rows
     )
