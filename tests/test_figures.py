@@ -167,6 +167,17 @@ def test_figures_to_touch_have_their_numbers_too():
     assert dial._repr_mimebundle_()[CSV] == "set,draft length,tokens per call,speed-up\nbooks,4,1.9,1.2\n"
 
 
+def test_figures_to_touch_stand_still_without_javascript():
+    example = {"name": "a dog", "logits": torch.tensor([1.0, 3.0]), "classes": ["cat", "dog"], "highlight": {1}}
+    off = temperature_dial([example], label="d", caption="c").markup.split("<figcaption>")[0]
+    assert 'kd-kin" style="width: 88.1%"' in off and "<script" not in off
+    measured = [{"name": "books", "alpha": 0.5, "points": [(4, 1.9, 1.2)]}]
+    off = speed_up_dial(measured, draft_cost=0.1, token_cost=0.1, label="s", caption="c").markup.split("<figcaption>")[
+        0
+    ]
+    assert off.count("<polyline") == 2 and "brings 1.94 tokens per call, and is 1.08 times as fast" in off
+
+
 def test_the_numbers_go_with_the_picture():
     figure, panel = plt.subplots()
     heatmap(panel, [[1, 2]], ["kd"], ["T1", "T2"])

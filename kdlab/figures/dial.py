@@ -23,6 +23,27 @@ def _picture(image: Tensor) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def _at_one(example: dict) -> str:
+    """The bars of the first example at temperature one; the script puts itself in their place."""
+    logits = np.array(example["logits"])
+    chances = np.exp(logits - logits.max())
+    chances /= chances.sum()
+    rows = "".join(
+        f'<div class="kd-row"><span class="kd-label">{html.escape(name.replace("_", " "))}</span><span class="kd-track">'
+        f'<span class="kd-bar{" kd-kin" if kin else ""}" style="width: {chance:.1%}"></span></span><span class="kd-number">{chance:.1%}</span></div>'
+        for name, kin, chance in zip(example["classes"], example["highlight"], chances, strict=False)
+    )
+    image = (
+        f'<img src="{example["image"]}" alt="{html.escape(example["alt"] or example["name"])}"/>'
+        if example["image"]
+        else ""
+    )
+    return (
+        f'<div class="kd-dial-off"><div class="kd-dial-body"><div class="kd-side">{image}</div><div class="kd-bars">{rows}</div></div>'
+        "<p>At temperature one. (To be moved by a slider, with JavaScript.)</p></div>"
+    )
+
+
 def temperature_dial(examples, *, label: str, caption: str) -> Shown:
     """Bars of the softened probabilities of one example, with a slider for the temperature.
 
@@ -57,7 +78,7 @@ def temperature_dial(examples, *, label: str, caption: str) -> Shown:
     script = files("kdlab.figures").joinpath("dial.js").read_text(encoding="utf-8")
     return Shown(
         f'<figure class="kd-figure kd-dial" id="fig-{label}" data-examples="{data}">'
-        '<p class="kd-dial-off">This figure needs JavaScript.</p>'
+        f"{_at_one(packed[0])}"
         f"<figcaption>{mathematics(caption)}</figcaption></figure><script>{script}</script>",
         {CSV: as_csv(logits)},
     )

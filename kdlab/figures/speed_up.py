@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from .plotted import as_csv
+from .still import still
 from .style import BLUE, CSV, VERMILION, Shown, mathematics
 
 
@@ -65,10 +66,29 @@ def speed_up_dial(
         for entry in given["sets"]
         for gamma, tokens, speed in entry["points"]
     ]
+    start = given["start"]
+    rows = []
+    for gamma in range(1, max(16, draft_length) + 1):
+        tokens = sum(start["alpha"] ** k for k in range(gamma + 1))
+        rows.append(
+            {
+                "draft length": gamma,
+                "tokens per call": tokens,
+                "speed-up": tokens / (1 + gamma * (start["c"] + start["w"])),
+            }
+        )
+    here = rows[draft_length - 1]
+    off = still(
+        rows,
+        "draft length",
+        ["tokens per call", "speed-up"],
+        f"At an acceptance of {start['alpha']:.2g}, a draft of {draft_length} tokens brings {here['tokens per call']:.2f} tokens per call, and is "
+        f"{here['speed-up']:.2f} times as fast as plain decoding.",
+    )
     script = files("kdlab.figures").joinpath("speed_up.js").read_text(encoding="utf-8")
     return Shown(
         f'<figure class="kd-figure kd-dial" id="fig-{label}" data-ready="yes" data-given="{html.escape(json.dumps(given))}">'
-        '<p class="kd-dial-off">This figure needs JavaScript.</p>'
+        f"{off}"
         f"<figcaption>{mathematics(caption)}</figcaption></figure><script>{script}</script>",
         {CSV: as_csv(measured)},
     )

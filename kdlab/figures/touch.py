@@ -1,7 +1,7 @@
 """Four figures to touch: the limit of T², divergences of a bell from its teacher, seeds and luck, the leash of a policy.
 
-Each needs no server and asks for nothing from outside; a slider is a range input, for mouse, finger and keyboard. Without JavaScript a sentence says
-what the figure shows at its start.
+Each needs no server and asks for nothing from outside; a slider is a range input, for mouse, finger and keyboard. Without JavaScript there are still
+curves, and a sentence that says what the figure shows at its start.
 """
 
 import html
@@ -12,15 +12,16 @@ from importlib.resources import files
 import numpy as np
 
 from .plotted import as_csv
+from .still import still
 from .style import BLUE, CSV, VERMILION, Shown, mathematics
 
 
-def _figure(kind: str, given: dict, rows: list[dict], still: str, label: str, caption: str) -> Shown:
+def _figure(kind: str, given: dict, rows: list[dict], off: str, label: str, caption: str) -> Shown:
     packed = html.escape(json.dumps({**given, "colours": [BLUE, VERMILION]}, separators=(",", ":"), allow_nan=False))
     script = files("kdlab.figures").joinpath("touch.js").read_text(encoding="utf-8")
     return Shown(
         f'<figure class="kd-figure kd-dial kd-touch" id="fig-{label}" data-kind="{kind}" data-given="{packed}">'
-        f'<p class="kd-dial-off">{still} (To be moved by sliders, with JavaScript.)</p>'
+        f"{off}"
         f"<figcaption>{mathematics(caption)}</figcaption></figure><script>{script}</script>",
         {CSV: as_csv(rows)},
     )
@@ -57,12 +58,12 @@ def t_squared_dial(
         for T in np.geomspace(0.5, 1000, 70)
     ]
     here = np.linalg.norm(temperature * (_softmax(z, temperature) - _softmax(t, temperature))) / limit
-    still = f"For 100 classes, a teacher’s logits of spread 3 and a student’s of 2, T² times the gradient at T = {temperature:g} is {here:.2f} of its limit."
+    said = f"For 100 classes, a teacher’s logits of spread 3 and a student’s of 2, T² times the gradient at T = {temperature:g} is {here:.2f} of its limit."
     return _figure(
         "t-squared",
         {"student": student.tolist(), "teacher": teacher.tolist(), "start": temperature},
         rows,
-        still,
+        still(rows, "T", ["over its limit"], said, logarithmic=True),
         label,
         caption,
     )
@@ -105,9 +106,10 @@ def divergence_dial(
         for a, b, c in zip(x, p, q, strict=True)
     ]
     forward = float((p * np.log(p / q)).sum())
-    still = f"A bell at {centre:g} of width {width:g} has a forward KL of {forward:.3f} nats from the teacher."
+    said = f"A bell at {centre:g} of width {width:g} has a forward KL of {forward:.3f} nats from the teacher."
     given = {"x": x.tolist(), "teacher": [float(f"{v:.6g}") for v in p], "start": [centre, width]}
-    return _figure("divergences", given, rows, still, label, caption)
+    off = still(rows, "x", ["teacher", "student at the start"], said)
+    return _figure("divergences", given, rows, off, label, caption)
 
 
 def seeds_dial(
@@ -141,11 +143,12 @@ def seeds_dial(
             {"seeds": n, "shown": f"{nct.sf(quantile, n - 1, centre):.4g}", "behind": f"{norm.cdf(-centre):.4g}"}
         )
     here = rows[seeds - 2]
-    still = (
+    said = (
         f"A true difference of {difference:g} points, with a deviation of {deviation:g}, is shown by {float(here['shown']):.0%} of studies of {seeds} seeds; in "
         f"{float(here['behind']):.0%} the better method’s mean is not the higher."
     )
-    return _figure("seeds", {"t": quantiles, "start": [difference, deviation, seeds]}, rows, still, label, caption)
+    off = still(rows, "seeds", ["shown", "behind"], said)
+    return _figure("seeds", {"t": quantiles, "start": [difference, deviation, seeds]}, rows, off, label, caption)
 
 
 def leash_dial(
@@ -187,8 +190,9 @@ def leash_dial(
         kl = float((q * (np.log(np.maximum(q, 1e-300)) - log_p)).sum())
         rows.append({"beta": f"{beta:.4g}", "reward": f"{q @ r:.4g}", "divergence (nats)": f"{kl:.4g}"})
     here = rows.pop()
-    still = f"At β = {price:g} the best policy earns {here['reward']} at {here['divergence (nats)']} nats from its reference."
+    said = f"At β = {price:g} the best policy earns {here['reward']} at {here['divergence (nats)']} nats from its reference."
     given = {
         "texts": list(texts), "logP": [float(f"{v:.5g}") for v in log_p], "reward": [float(f"{v:.5g}") for v in r], "start": price,
     }  # fmt: skip
-    return _figure("leash", given, rows, still, label, caption)
+    off = still(rows, "divergence (nats)", ["reward"], said)
+    return _figure("leash", given, rows, off, label, caption)
