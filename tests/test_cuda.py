@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from kdlab.__main__ import app
 from kdlab.benchmarks import acceptance, gpu, records, vocabulary
+from kdlab.language import generate
 from kdlab.objectives import CrossEntropy, SoftTargets
 from kdlab.study.spec import Spec
 from kdlab.training import Recipe
@@ -41,6 +42,20 @@ def test_a_capture_that_fails_says_so_and_puts_the_stream_back(monkeypatch):
     assert torch.cuda.current_stream().number == before
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_model_that_waits_writes_the_same_text_uncaptured():
+    model, prompt = acceptance.gpt(1).to("cuda"), torch.arange(4, device="cuda")[None]
+    text = generate(model, prompt, tokens=8, temperature=0)
+    model.register_forward_hook(lambda module, inputs, logits: logits + 0.0 * logits.max().item())
+    with (
+        acceptance.captures() as made,
+        pytest.warns(UserWarning, match="decoding is not captured.*waits for the device"),
+    ):
+        assert torch.equal(generate(model, prompt, tokens=8, temperature=0), text)
+    assert not made
+
+
 def test_on_the_emulated_device(tmp_path):
     compiler = shutil.which("g++") or shutil.which("c++")
     if torch.version.cuda or sys.platform != "linux" or compiler is None:
@@ -64,7 +79,7 @@ def test_on_the_emulated_device(tmp_path):
     environment = {**os.environ, "LD_PRELOAD": str(guard), "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
     done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert f"{len(acceptance.CHECKS) + 1} passed" in done.stdout
+    assert f"{len(acceptance.CHECKS) + 2} passed" in done.stdout
 
 
 # What can be shown without one ----------------------------------------------------------------------------------------
@@ -196,16 +211,17 @@ def test_steps_are_captured_where_that_was_seen_to_hold(tmp_path):
 
 def test_the_table_has_a_row_for_all_that_is_asked(tmp_path):
     empty = gpu.shown(tmp_path)
-    assert len(empty) == len(acceptance.CHECKS) + 5 and all(seen is None and card == "" for _, _, seen, card in empty)
+    assert len(empty) == len(acceptance.CHECKS) + 6 and all(seen is None and card == "" for _, _, seen, card in empty)
     checks = [{"name": "resume", "wrong": []}, {"name": "draws", "wrong": ["…"]}, {"name": "memory", "wrong": None}]
     (tmp_path / "acceptance.json").write_text(json.dumps({"checks": checks, "provenance": {"device": "H100"}}))
     rows = [
         {"what": "training, kdlab, 5 students", "value": 100_000.0}, {"what": "vocabulary, kdlab", "value": 0.2, "bytes": 4},
         {"what": "vocabulary, Liger", "value": 0.4, "bytes": 5}, {"what": "decoding, plain", "value": 1200.0},
+        {"what": "decoding, speculative, its own modules", "value": 3600.0},
     ]  # fmt: skip
     (tmp_path / "measurements.json").write_text(json.dumps({"rows": rows, "provenance": {"device": "H100"}}))
     seen = [(found, card) for _, _, found, card in gpu.shown(tmp_path) if found is not None]
-    wanted = ["holds", "does not hold", "10.0 min", "0.50", "0.80", "1,200 tokens/s"]
+    wanted = ["holds", "does not hold", "10.0 min", "0.50", "0.80", "1,200 tokens/s", "2.21"]
     assert seen == [(found, "H100") for found in wanted]
 
 

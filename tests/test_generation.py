@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kdlab.language import draw, generate
+from kdlab.language import draw, generate, generation
 from kdlab.models import GPT
 
 V, CONTEXT = 13, 16
@@ -96,6 +96,21 @@ def test_drawing_from_known_logits():
     generator = torch.Generator().manual_seed(0)
     heads = draw(torch.tensor([[1.0, 0.0]]).expand(4000, 2), 1e4, generator)
     assert heads.float().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / 4000**0.5)
+
+
+def test_one_token_is_drawn_as_by_multinomial_draw_for_draw():
+    p = torch.rand(7, 40, generator=torch.Generator().manual_seed(1))
+    p[:, ::3] = 0
+    ours, theirs = (torch.Generator().manual_seed(2) for _ in range(2))
+    for _ in range(20):
+        drawn = torch.multinomial(p, 1, generator=theirs).squeeze(1)
+        assert torch.equal(generation.one_by(p, ours), drawn) and (drawn % 3 > 0).all()
+
+
+def test_lengths_and_prompts_are_left_as_they_were():
+    prompts, lengths = text(2, 6), torch.tensor([3, 6])
+    generate(gpt(), prompts, tokens=4, lengths=lengths)
+    assert torch.equal(prompts, text(2, 6)) and lengths.tolist() == [3, 6]
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])

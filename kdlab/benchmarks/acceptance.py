@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import torch
@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_flatten
 
 from ..data import Split, Tokens
 from ..files import atomic_write
+from ..language import decoding as language_decoding
 from ..language import generate, speculate
-from ..models import GPT
+from ..models import GPT, MultiToken
 from ..objectives import (
     CRD,
     DIST,
@@ -401,6 +402,40 @@ def speculation(device) -> list[str]:
     return [] if torch.equal(plain.cpu(), drafted.cpu()) else ["speculation writes another text"]
 
 
+def decoding(device) -> list[str]:
+    """Captured steps of decoding write, token for token, what the steps do: plain and speculative, likeliest and drawn."""
+    verifier, draft = gpt(1, 24).to(device), gpt(2).to(device)
+    modules = MultiToken(gpt(1, 24), 3, in_a_row=False).to(device)
+    prompts, lengths = torch.arange(12, device=device).view(3, 4), torch.tensor([4, 2, 3], device=device)
+    how = {"tokens": 18, "lengths": lengths, "stop": (7, 9)}
+    ways = {
+        "generation": lambda **options: generate(verifier, prompts, **how, **options),
+        "speculation": lambda **options: speculate(verifier, draft, prompts, **how, **options).text,
+        "its own modules": lambda **options: speculate(modules.trunk, modules, prompts, **how, **options).text,
+    }
+    wrong = []
+    for (name, write), temperature in product(ways.items(), (0.0, 1.0)):
+        texts = []
+        with captures() as made:
+            for graphs in (True, False):
+                generator = torch.Generator(device).manual_seed(0)
+                texts.append(write(temperature=temperature, generator=generator, graphs=graphs).cpu())
+        wrong += [] if torch.equal(*texts) else [f"{name}, temperature {temperature:g}: the graph writes another text"]
+        wrong += [f"{name}: nothing was captured"] if on_cuda(device) and not made else []
+    return wrong
+
+
+@contextmanager
+def captures():
+    """The graphs of decoding within."""
+    made, before = [], language_decoding.capture
+    language_decoding.capture = lambda *how: made.append(before(*how)) or made[-1]
+    try:
+        yield made
+    finally:
+        language_decoding.capture = before
+
+
 def other_device(device) -> list[str]:
     """A device that is not the first trains as well, its captured steps too."""
     if not on_cuda(device) or torch.cuda.device_count() < 2:
@@ -416,7 +451,7 @@ CHECKS: dict[str, Callable[[str], list[str]]] = {
     check.__name__.replace("_", " "): check
     for check in (
         resume, image_objectives, text_objectives, draws, waiting, replays, memory, training_mode_teacher, products, speculation,
-        other_device,
+        decoding, other_device,
     )
 }  # fmt: skip
 

@@ -45,30 +45,38 @@ def large_vocabulary(device: str, seconds: float) -> Iterator[dict]:
 
 
 def decoding(device: str, seconds: float) -> Iterator[dict]:
-    """Tokens a second at batch 1, plain and speculative, of untrained models: a draft that is the verifier is always believed."""
+    """Tokens a second at batch 1, plain and speculative, of untrained models whose last norms are zero, in bfloat16 on a GPU.
+
+    All their logits are then equal, at the full cost of making them: drafts are always believed.
+    """
     small = device == "cpu"
     torch.manual_seed(0)
-    verifier = (models.gpt_64x2(512) if small else models.gpt_704x13(16_384)).to(device).eval()
-    draft = (models.gpt_64x2(512) if small else models.gpt_192x4(16_384)).to(device).eval()
-    tokens = 8 if small else 128
-    prompt = torch.arange(8, device=device)[None]
+    verifier = models.gpt_64x2(512) if small else models.gpt_704x13(16_384)
+    draft = models.gpt_64x2(512) if small else models.gpt_192x4(16_384)
+    modules = models.MultiToken(verifier, 3, in_a_row=False)
+    for norm in (verifier.norm, draft.norm, *modules.norms):
+        torch.nn.init.zeros_(norm.weight)
+    for model in (draft, modules):
+        model.to(device, torch.float32 if small else torch.bfloat16).eval()
+    tokens = 8 if small else 256
+    prompt, how = torch.arange(8, device=device)[None], {"tokens": tokens, "temperature": 0}
     ways = {
-        "plain": lambda: generate(verifier, prompt, tokens=tokens, temperature=0),
-        "speculative, its own draft": lambda: speculate(verifier, verifier, prompt, tokens=tokens, temperature=0),
-        "speculative, a small draft": lambda: speculate(verifier, draft, prompt, tokens=tokens, temperature=0),
+        "plain": lambda: generate(verifier, prompt, **how),
+        "plain, not captured": lambda: generate(verifier, prompt, **how, graphs=False),
+        "speculative, a small draft": lambda: speculate(verifier, draft, prompt, **how, draft_length=4),
+        "speculative, its own modules": lambda: speculate(verifier, modules, prompt, **how, draft_length=3),
     }
     until = time.monotonic() + seconds
     times = {name: [] for name in ways}
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=not small):
-        for way in ways.values():
+    for way in ways.values():
+        way()
+    while len(times["plain"]) < 3 or time.monotonic() < until:
+        for name, way in ways.items():
+            began = time.perf_counter()
             way()
-        while len(times["plain"]) < 3 or time.monotonic() < until:
-            for name, way in ways.items():
-                began = time.perf_counter()
-                way()
-                if torch.device(device).type == "cuda":
-                    torch.cuda.synchronize(device)
-                times[name].append(time.perf_counter() - began)
+            if torch.device(device).type == "cuda":
+                torch.cuda.synchronize(device)
+            times[name].append(time.perf_counter() - began)
     for name, found in times.items():
         yield row(f"decoding, {name}", tokens / quartiles(found)["median"], "tokens/s", tokens=tokens)
 

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlab.shapes import Float, Integer
+from kdlab.shapes import Bool, Float, Integer
 
 from ..objectives import HeadLogits
 from ..objectives.softening import log_softmax
 from ..training import evaluation_mode
 from ..training.taps import logits_of
+from .decoding import Step, stays
 
 
 @torch.no_grad()
@@ -25,6 +26,7 @@ def generate(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     stop: int | Sequence[int] | None = None,
+    graphs: bool = True,
 ) -> Integer[Tensor, "B T"]:
     r"""Go on from prompts, all at once; each prompt is read once, and each new token costs one step of the model.
 
@@ -40,6 +42,7 @@ def generate(
         generator: what is drawn from, on the model's device.
         stop: a token that ends a text, or several; a row's text ends with the first of them that is written. None: each is a token
             as any other.
+        graphs: on CUDA, capture the step of a model of ``kdlab.models`` as a graph, and replay it for each token.
 
     Returns:
         Prompts and what follows, shape ``(B, P + tokens)``: where a prompt is shorter, its new tokens follow it at once, and what
@@ -58,43 +61,62 @@ def generate(
     lengths, stop = check_prompts(prompts, lengths, tokens, temperature), stop_tokens(stop, prompts.device)
     batch, width = prompts.shape
     ended = torch.zeros(batch, dtype=torch.bool, device=prompts.device)
-    rows = torch.arange(batch, device=prompts.device)
+    finite = torch.ones_like(ended)
+    rows, at = torch.arange(batch, device=prompts.device), lengths.clone()
     written = torch.cat([blank_after(prompts, lengths), prompts.new_zeros(batch, tokens)], 1)
+
+    def write(logits: Tensor) -> None:
+        finite.logical_and_(is_finite(logits))
+        following = drawn(logits, temperature, generator)
+        if stop is not None:
+            following = following.masked_fill(ended, 0)
+            ended.logical_or_(one_of(following, stop))
+        written[rows, at] = following
+        at.add_(1)
+
+    def write_next() -> None:
+        write(last_logits(model(written[rows, at - 1][:, None], cache), None))
+
     with evaluation_mode(model):
         cache = model.cache(batch)
         logits = last_logits(model(written[:, :width], cache), lengths - 1)
         cache.rewind(lengths)
+        fits = int(lengths.max()) + tokens <= model.context + 1  # the last is not read
+        step = Step(write_next, prompts.device, generator, graphs and fits and stays(cache))
         for number in range(tokens):
-            following = draw(logits, temperature, generator)
-            if stop is not None:
-                following = following.masked_fill(ended, 0)
-                ended = ended | (torch.isin(following, stop) & ~ended)
-            written[rows, lengths + number] = following
+            if number == 0:
+                write(logits)
+            else:
+                step()
             if stop is not None and ended.all():
                 break
-            if number < tokens - 1:
-                logits = last_logits(model(following[:, None], cache), None)
+    check_finite(finite.all())
     return written
 
 
 def stop_tokens(
-    stop: int | Sequence[int] | None, device: torch.device | str | None = None
+    stop: int | Sequence[int] | Tensor | None, device: torch.device | str | None = None
 ) -> Integer[Tensor, " n"] | None:
-    """Tokens that end a text, ``(n,)``.
+    """Tokens that end a text, ``(n,)``; once they are that, they stay so.
 
     Raises:
         TypeError: for what is no token number.
     """
-    if stop is None:
-        return None
+    if stop is None or isinstance(stop, Tensor):
+        return stop
     stop = (stop,) if isinstance(stop, int) else tuple(stop)
     if not stop or not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in stop):
         raise TypeError(f"stop is the number of a token that ends a text, or several, not {stop!r}.")
     return torch.tensor(stop, device=device)
 
 
+def one_of(tokens: Integer[Tensor, "*shape"], some: Integer[Tensor, " n"]) -> Bool[Tensor, "*shape"]:
+    """Which tokens are among ``some``; unlike ``torch.isin``, it never waits for the device."""
+    return (tokens[..., None] == some).any(-1)
+
+
 def text_lengths(
-    text: Integer[Tensor, "B T"], lengths: Integer[Tensor, " B"] | int, stop: int | Sequence[int] | None
+    text: Integer[Tensor, "B T"], lengths: Integer[Tensor, " B"] | int, stop: int | Sequence[int] | Tensor | None
 ) -> Integer[Tensor, " B"]:
     """How many tokens of each row ``(B, T)`` are text: up to the first token after ``lengths`` that ends one, with it.
 
@@ -106,7 +128,7 @@ def text_lengths(
         return whole
     places = torch.arange(text.shape[1], device=text.device)
     start = torch.as_tensor(lengths, device=text.device).expand(len(text))[:, None]
-    ends = torch.isin(text, stop_tokens(stop, text.device)) & (places >= start)
+    ends = one_of(text, stop_tokens(stop, text.device)) & (places >= start)
     return torch.where(ends.any(1), ends.long().argmax(1) + 1, whole)
 
 
@@ -169,13 +191,31 @@ def draw(
     Raises:
         FloatingPointError: where logits are NaN, or none of a row is finite: the model has diverged.
     """
-    check_finite(logits)
+    check_finite(is_finite(logits).all())
+    return drawn(logits, temperature, generator)
+
+
+def drawn(logits: Float[Tensor, "B V"], temperature: float, generator: torch.Generator | None) -> Integer[Tensor, " B"]:
+    """What :func:`draw` draws, unchecked, so that nothing waits for the device."""
     if temperature == 0:
         return logits.argmax(-1)
-    return torch.multinomial(log_softmax(logits, temperature).exp(), 1, generator=generator).squeeze(-1)
+    return one_by(log_softmax(logits, temperature).exp(), generator)
 
 
-def check_finite(logits: Float[Tensor, "*batch V"], whose: str = "the model") -> None:
-    """That there is something to draw from; of −∞, a token that is never drawn, there may be some."""
-    if not torch.isfinite(logits.amax(-1)).all():  # on CUDA, drawing from these would end the process
+def one_by(p: Float[Tensor, "*batch V"], generator: torch.Generator | None) -> Integer[Tensor, "*batch"]:
+    r"""One token by probabilities that need not sum to one: what ``torch.multinomial`` draws, without its look at what it is given.
+
+    :math:`\arg\max_x p_x / E_x` with exponential :math:`E_x` is x with a probability in proportion to :math:`p_x`.
+    """
+    return (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1)
+
+
+def is_finite(logits: Float[Tensor, "*batch V"]) -> Bool[Tensor, "*batch"]:
+    """Where there is something to draw from; of −∞, a token that is never drawn, there may be some."""
+    return torch.isfinite(logits.amax(-1))
+
+
+def check_finite(finite: bool | Tensor, whose: str = "the model") -> None:
+    """That there was something to draw from everywhere."""
+    if not finite:
         raise FloatingPointError(f"logits of {whose} are NaN or infinite: it has diverged.")

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from ..objectives import HeadLogits
 from ..objectives.softening import log_softmax
 from ..training import evaluation_mode
 from ..training.measures import all_logits
+from .decoding import Step, stays
 from .generation import (
     blank_after,
     check_finite,
@@ -37,7 +39,10 @@ from .generation import (
     check_writer,
     draw,
     generate,
+    is_finite,
     last_logits,
+    one_by,
+    stop_tokens,
     text_lengths,
 )
 
@@ -109,6 +114,7 @@ def speculate(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     stop: int | Sequence[int] | None = None,
+    graphs: bool = True,
 ) -> Speculation:
     r"""Go on from prompts as :func:`~kdlab.language.generation.generate` would with the verifier alone, in fewer of its calls.
 
@@ -124,6 +130,8 @@ def speculate(
             ``temperature=0``, less at temperature one.
         prompts, tokens, lengths, generator, stop: as for ``generate``.
         temperature: of both models.
+        graphs: on CUDA, capture a round as a graph and replay it; where both models are of ``kdlab.models``, and each round proposes
+            the same number of tokens (``stop_below=0``, and no modules in a row).
 
     Raises:
         ValueError: as ``generate``, of the context of either model; for models of different vocabularies, or no token to propose.
@@ -153,7 +161,7 @@ def speculate(
         raise ValueError(f"a draft proposes a whole number of tokens, at least one, not {draft_length}.")
     if not 0 <= stop_below <= 1:
         raise ValueError(f"stop_below is a probability, not {stop_below}.")
-    lengths = check_prompts(prompts, lengths, tokens, temperature)
+    lengths, stop = check_prompts(prompts, lengths, tokens, temperature), stop_tokens(stop, prompts.device)
     batch, width = prompts.shape
     for name, model in (("verifier", verifier), ("draft", draft)):
         if width + tokens > model.context + 1:  # the last is not read
@@ -164,36 +172,58 @@ def speculate(
     begin, end, rows = lengths, lengths + tokens, torch.arange(batch, device=prompts.device)
     written = F.pad(blank_after(prompts, lengths), (0, tokens + draft_length + 1))
     counts = torch.zeros(4, batch, device=prompts.device)
+    finite = torch.ones(2, dtype=torch.bool, device=prompts.device)
     proposing = OwnModules if own else OtherModel
     states = as_fused(verifier) if own else nullcontext()  # modules look at them
+
+    def one_round(draft_length: int) -> None:
+        open_rows = lengths < end
+        at = lengths.clamp(max=room - draft_length)  # of rows that have ended, a place where there is room
+        proposed, q, count, sound = _propose(proposer, written, at, draft_length, stop_below, temperature, generator)
+        cache.rewind(at - 1)
+        last = written[rows, at - 1]
+        output = verifier(torch.cat([last[:, None], proposed], 1), cache)
+        proposer.see(output, at - 1)
+        logits = all_logits(output)
+        finite.logical_and_(torch.stack([is_finite(logits).all(), sound.all()]))
+        p = probabilities(logits, temperature)
+        accepted, following, tested, expected = _believe(p, q, proposed, count, generator)
+        places = at[:, None] + torch.arange(proposed.shape[1], device=prompts.device)
+        written.scatter_(1, places, proposed.where(open_rows[:, None], written.gather(1, places)))
+        written[rows, at + accepted] = following.where(open_rows, written[rows, at + accepted])
+        counts.add_(open_rows * torch.stack([torch.ones_like(expected), tested, accepted, expected]))
+        lengths.copy_((lengths + accepted + 1).minimum(end))
+        shorten()
+
+    def shorten() -> None:
+        """Texts end where what is believed of them says so."""
+        if stop is not None:
+            end.copy_(end.minimum(_ended(written, begin, lengths, stop)))
+            lengths.copy_(lengths.minimum(end))
+
     with evaluation_mode(verifier), evaluation_mode(draft), states:
         cache = verifier.cache(batch)
         output = verifier(written[:, :width], cache)
         written[rows, lengths] = draw(last_logits(output, lengths - 1), temperature, generator)
         proposer = proposing(draft, written[:, :width])
         proposer.see(output, torch.zeros_like(lengths))
-        end = end.minimum(_ended(written, begin, (lengths + 1).minimum(end), stop))
         lengths = (lengths + 1).minimum(end)
-        while (open_rows := lengths < end).any():
+        shorten()
+        stay = stays(cache) & stays(proposer.cache)
+        graphs = graphs and stay and not stop_below and not (own and draft.in_a_row)
+        rounds: dict[int, Step] = {}
+        while True:
+            going, *sound = torch.stack([(lengths < end).any(), *finite]).tolist()
+            for whose, fine in zip(("the verifier", "the draft"), sound, strict=True):
+                check_finite(fine, whose)
+            if not going:
+                break
             # never more again: a draft has not read what was written without it
             if width + tokens + draft_length > room:
-                draft_length = min(draft_length, room - int(lengths[open_rows].max()))
-            at = lengths.clamp(max=room - draft_length)  # of rows that have ended, a place where there is room
-            proposed, q, count = _propose(proposer, written, at, draft_length, stop_below, temperature, generator)
-            cache.rewind(at - 1)
-            last = written[rows, at - 1]
-            output = verifier(torch.cat([last[:, None], proposed], 1), cache)
-            proposer.see(output, at - 1)
-            p = probabilities(all_logits(output), temperature, "the verifier")
-            accepted, following, tested, expected = _believe(p, q, proposed, count, generator)
-            places = at[:, None] + torch.arange(proposed.shape[1], device=prompts.device)
-            written.scatter_(1, places, proposed.where(open_rows[:, None], written.gather(1, places)))
-            written[rows, at + accepted] = following.where(open_rows, written[rows, at + accepted])
-            counts += open_rows * torch.stack([torch.ones_like(expected), tested, accepted, expected])
-            lengths = (lengths + accepted + 1).minimum(end)
-            if stop is not None:  # of what is believed
-                end = end.minimum(_ended(written, begin, lengths, stop))
-                lengths = lengths.minimum(end)
+                draft_length = min(draft_length, room - int(lengths[lengths < end].max()))
+            if draft_length not in rounds:
+                rounds[draft_length] = Step(partial(one_round, draft_length), prompts.device, generator, graphs)
+            rounds[draft_length]()
     *whole, expected = counts
     return Speculation(blank_after(written[:, : width + tokens], end), *(each.long() for each in whole), expected)
 
@@ -273,9 +303,8 @@ def try_draft(
     }
 
 
-def probabilities(logits: Float[Tensor, "*batch V"], temperature: float, whose: str) -> Float[Tensor, "*batch V"]:
+def probabilities(logits: Float[Tensor, "*batch V"], temperature: float) -> Float[Tensor, "*batch V"]:
     """What tokens are drawn from; at temperature zero, all of it on the likeliest."""
-    check_finite(logits, whose)
     if temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
     return log_softmax(logits, temperature).exp().float()
@@ -361,22 +390,25 @@ class OwnModules:
 
 
 def _propose(proposer, written, lengths, draft_length, stop_below, temperature, generator):
-    """Tokens ``(B, γ)``, the distributions that they were drawn from, ``(B, γ, V)``, and how many each row stands by, ``(B,)``."""
-    standing = torch.ones(len(written), dtype=torch.bool, device=written.device)
+    """Tokens ``(B, γ)``, the distributions that they were drawn from, ``(B, γ, V)``; of each row how many it stands by, and whether these
+    are of finite logits, ``(B,)``.
+    """
+    standing = sound = torch.ones(len(written), dtype=torch.bool, device=written.device)
     tokens, distributions, count = [], [], standing.long() * 0
     if draft_length == 0:
-        return written[:, :0], written.new_zeros(len(written), 0, proposer.model.vocabulary, dtype=torch.float), count
+        none = written.new_zeros(len(written), 0, proposer.model.vocabulary, dtype=torch.float)
+        return written[:, :0], none, count, sound
     logits = proposer.first(written, lengths)
     while True:
-        q = probabilities(logits, temperature, "the draft")
+        q, sound = probabilities(logits, temperature), sound & is_finite(logits)
         distributions.append(q)
-        tokens.append(torch.multinomial(q, 1, generator=generator))
+        tokens.append(one_by(q, generator)[:, None])
         count = count + standing.long()
         if stop_below:  # at temperature zero, whose q is sure of everything, at temperature one
-            sure = q if temperature else probabilities(logits, 1.0, "the draft")
+            sure = q if temperature else probabilities(logits, 1.0)
             standing = standing & (sure.gather(1, tokens[-1]).squeeze(1) >= stop_below)
-        if len(tokens) == draft_length or not standing.any():
-            return torch.cat(tokens, 1), torch.stack(distributions, 1), count
+        if len(tokens) == draft_length or (stop_below and not standing.any()):
+            return torch.cat(tokens, 1), torch.stack(distributions, 1), count, sound
         logits = proposer.after(tokens[-1])
 
 
@@ -397,4 +429,4 @@ def _believe(p, q, proposed, count, generator):
     left = (then - F.pad(q, (0, 0, 0, 1))[rows, accepted]).clamp(min=0)
     some = refused & (left.sum(1) > 0)  # nothing is left if p is q to the last bit
     left = torch.where(some[:, None], left, then)
-    return accepted, torch.multinomial(left, 1, generator=generator).squeeze(1), tested, expected
+    return accepted, one_by(left, generator), tested, expected

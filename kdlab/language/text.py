@@ -93,7 +93,9 @@ def written(
     if not prompt <= context:
         raise ValueError(f"a prompt of {prompt} tokens is longer than a block of {context}.")
     more = context + 1 - prompt
-    return generate(model, inputs[:, :prompt], tokens=more, temperature=temperature, generator=generator, stop=stop)
+    how = {"temperature": temperature, "generator": generator, "stop": stop}
+    # A graph lives for one text: within a training, its memory would be asked for anew in each step.
+    return generate(model, inputs[:, :prompt], tokens=more, graphs=False, **how)
 
 
 def after_prompt(

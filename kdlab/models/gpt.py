@@ -158,8 +158,9 @@ class Cache:
     """The keys and values of what a model has read, for sequences of any length each.
 
     Attributes:
-        lengths: how many tokens of each sequence it holds, ``(B,)``.
-        longest: the largest of them.
+        lengths: how many tokens of each sequence it holds, ``(B,)``; kept in one place, where a captured step finds them.
+        longest: the largest of them, or zero if they are not checked.
+        checked: whether they are compared with the context, and with what is rewound: for that, a device is waited for.
     """
 
     def __init__(self, model: Any, batch: int) -> None:
@@ -167,13 +168,32 @@ class Cache:
         width = weight.shape[1] // model.heads
         shape = (len(model.blocks), 2, batch, model.heads, model.context, width)
         self.kept = weight.new_zeros(shape)
-        self.lengths, self.longest = torch.zeros(batch, dtype=torch.long, device=weight.device), 0
+        self._lengths, self._longest = torch.zeros(batch, dtype=torch.long, device=weight.device), 0
+        self.checked = True
+
+    @property
+    def lengths(self) -> Integer[Tensor, " B"]:
+        return self._lengths
+
+    @lengths.setter
+    def lengths(self, lengths: Integer[Tensor, " B"]) -> None:
+        self._lengths.copy_(lengths)
+
+    @property
+    def longest(self) -> int:
+        return self._longest if self.checked else 0
+
+    @longest.setter
+    def longest(self, longest: int) -> None:
+        self._longest = longest
 
     def rewind(self, lengths: Integer[Tensor, " B"]) -> None:
         """Forget all but the first ``lengths`` tokens of each sequence, ``(B,)``."""
-        if (lengths > self.lengths).any() or (lengths < 0).any():
-            raise ValueError("a cache can be shortened only to lengths between zero and what it holds.")
-        self.lengths, self.longest = lengths, int(lengths.max())
+        if self.checked:
+            if (lengths > self.lengths).any() or (lengths < 0).any():
+                raise ValueError("a cache can be shortened only to lengths between zero and what it holds.")
+            self.longest = int(lengths.max())
+        self.lengths = lengths
 
     def extend(
         self,

@@ -1,8 +1,10 @@
 """A training step captured as a CUDA graph: launched as one, where a small network's kernels would wait for Python."""
 
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,22 +84,37 @@ class GraphedStep:
     def _capture(self, students, batches, views) -> None:
         self.batches = {seed: tuple(each(torch.clone, part) for part in batch) for seed, batch in batches.items()}
         self.views = {seed: each(torch.clone, view) for seed, view in views.items()}
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        try:
-            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # torch's own stream is of the first device used
-                self.looked = self.step(students, self.batches, self.views)
-        except RuntimeError as error:
-            torch.cuda.set_stream(current)
-            raise RuntimeError(
-                "a step could not be captured as a CUDA graph, after which CUDA is in no state to go on. The last checkpoint stays: start "
-                f"again with graphs=False, or kdlab run --eager. CUDA said: {str(error).splitlines()[0]}"
-            ) from error
-        self.graph = graph
+        self.graph, self.looked = capture(
+            lambda: self.step(students, self.batches, self.views),
+            "The last checkpoint stays: start again with graphs=False, or kdlab run --eager.",
+        )
+
+
+def capture(function: Callable[[], Any], advice: str, generator: torch.Generator | None = None) -> tuple[Any, Any]:
+    """A graph of what a function does on the device, and what it returned; nothing is done until the graph is replayed.
+
+    Args:
+        advice: what to do where it fails, after which the process is of no use.
+        generator: what it draws from, if that is not the device's own.
+    """
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    if generator is not None:
+        graph.register_generator_state(generator)
+    try:
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # torch's own stream is of the first device used
+            returned = function()
+    except RuntimeError as error:
+        torch.cuda.set_stream(current)
+        raise RuntimeError(
+            "a step could not be captured as a CUDA graph, after which CUDA is in no state to go on. "
+            f"{advice} CUDA said: {str(error).splitlines()[0]}"
+        ) from error
+    return graph, returned
 
 
 @contextmanager
-def watched(reasons: list[str]):
-    """Within the block, note in ``reasons`` what cannot be in a graph: waiting for the device, and drawing random numbers."""
+def watched(reasons: list[str], *, draws: bool = False):
+    """Within the block, note in ``reasons`` what cannot be in a graph: waiting for the device and, but for ``draws``, random numbers."""
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -112,7 +129,7 @@ def watched(reasons: list[str]):
             reasons.append(f"it waits for the device at {Path(warning.filename).name}, line {warning.lineno}")
         elif "prototype" not in str(warning.message):  # torch's remark on the mode itself
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    if not torch.equal(generator.get_state(), state):
+    if not draws and not torch.equal(generator.get_state(), state):
         reasons.append("it draws random numbers, and in a graph all students would draw the same")
 
 

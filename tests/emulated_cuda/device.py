@@ -227,10 +227,12 @@ def computed(func, of, args, kwargs, generator):
 def drawn(func, args, kwargs, generator):
     """Draw from the device's generator, with the CPU's way of drawing."""
     generator = default if generator is None else generator
+    if state.capture is not None and generator._cdata not in [x._cdata for x in state.capture.generators]:
+        raise RuntimeError("Attempt to increase offset for a CUDA generator not in capture mode.")
     if generator is default and state.broken:
         raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
     args = tuple(None if isinstance(x, torch.Generator) else x for x in args)
-    kwargs = {k: v for k, v in kwargs.items() if not isinstance(v, torch.Generator)}
+    kwargs = {k: None if isinstance(v, torch.Generator) else v for k, v in kwargs.items()}
     before = torch.default_generator.get_state()
     torch.default_generator.set_state(generator.get_state())
     try:
@@ -245,12 +247,15 @@ def drawn(func, args, kwargs, generator):
 
 def recorded(func, args, kwargs, out, *, fresh, generator=None) -> None:
     if state.capture is not None:
-        state.capture.append((func, args, kwargs, out, fresh, generator))
+        state.capture.tape.append((func, args, kwargs, out, fresh, generator))
 
 
 class CUDAGraph:
     def __init__(self):
-        self.tape = []
+        self.tape, self.generators = [], [default]
+
+    def register_generator_state(self, generator):
+        self.generators.append(generator)
 
     def replay(self):
         for func, args, kwargs, out, fresh, generator in self.tape:
@@ -269,15 +274,17 @@ class graph:
 
     def __enter__(self):
         self.kept = [(x.inner, x.inner.clone(memory_format=torch.preserve_format)) for x in list(live)]
-        self.generator, self.before, state.stream = default.get_state(), state.stream, self.stream.number
-        state.capture = self.made.tape
+        self.drawn_from = [(x, x.get_state()) for x in self.made.generators]
+        self.before, state.stream = state.stream, self.stream.number
+        state.capture = self.made
 
     def __exit__(self, kind, error, traceback):
         state.capture = None
         with torch.no_grad():
             for place, value in self.kept:
                 place.copy_(value)
-        default.set_state(self.generator)
+        for generator, drawn_from in self.drawn_from:
+            generator.set_state(drawn_from)
         if kind is not None:  # the stream is not put back, and the generator believes that the capture goes on
             state.broken = True
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
