@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kdlab.language import Retokenised, token_texts, train_tokeniser
+from kdlab.objectives import SortedProbabilities
 from kdlab.objectives.conventions import CONVENTIONS, IGNORED, loss_as_in, weight_factor
 
 TEMPERATURES, BETAS = (0.5, 1.0, 4.0), (0.0, 0.1, 0.5, 0.9, 1.0)
@@ -105,6 +107,39 @@ def test_trl_gkd(gkd, temperature, beta):
         z,
     )
     same(loss_as_in("TRL GKD", z, t, **how), gkd.generalized_jsd_loss(z, t, **how), z)
+
+
+def test_the_spans_and_sorted_probabilities_of_trl_gold(gkd):
+    """TRL's alignment and its merging, where each token's probability is read at the position before it."""
+    from trl.experimental.gold.gold_trainer import ULDLoss
+
+    text = "to be, or not to be: that is the question "
+    few, many = (train_tokeniser([text * 9], n) for n in (262, 280))
+    of_teacher = torch.nn.Embedding(280, 280)
+    teacher = Retokenised(of_teacher, many, few)
+    tokens = torch.tensor([few.encode(text).ids])
+    own, places, own_places = teacher.cut(tokens[0].tolist())
+    rows, sizes = (
+        (tokens[0].tolist(), own),
+        [[len(x or b"") for x in token_texts(tokeniser)] for tokeniser in (few, many)],
+    )
+    ends = [torch.tensor([size[i] for i in row]).cumsum(0).tolist() for row, size in zip(rows, sizes, strict=True)]
+    groups = ULDLoss._align_by_byte_offsets(*([(0, end) for end in one] for one in ends))
+    for found, theirs in zip((places, own_places), groups, strict=True):
+        assert found.tolist() == [group[-1] for group in theirs[:-1]]
+    gold = SimpleNamespace(token_merge_strategy="observed")
+    student = torch.randn(1, tokens.shape[1], 262, generator=torch.Generator().manual_seed(0))
+    logits = student, of_teacher(torch.tensor([own])).detach()
+    merged = [
+        ULDLoss._merge_probabilities_with_alignment_groups(gold, z[0].softmax(-1).roll(1, 0), part[1:-1], row)
+        for z, part, row in zip(logits, groups, rows, strict=True)
+    ]
+    q, p = (F.pad(x.sort(-1, descending=True).values, (0, 280 - x.shape[-1])) for x in merged)
+    ours = SortedProbabilities(merged=True)(
+        student_logits=student, teacher_logits=teacher(tokens), labels=tokens.roll(-1, 1), count=1
+    )
+    assert len(q) > 5 and max(map(len, groups[0][1:-1])) > 1
+    torch.testing.assert_close(ours, (q - p).abs().sum())
 
 
 def test_trl_gkd_of_padding_alone_is_zero(gkd):

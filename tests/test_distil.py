@@ -1,5 +1,6 @@
 """Distillation in the Trainer of transformers: each promise against the library's own result, with models of width 16."""
 
+import copy
 import os
 import socket
 from functools import cache
@@ -18,10 +19,13 @@ from kdlab.objectives import (
     DIST,
     AttentionMaps,
     CrossEntropy,
+    ForwardKL,
     HiddenMSE,
     LearnedTemperature,
     Linear,
     LogitMSE,
+    MergedSpans,
+    MergedVocabulary,
     Projector,
     SoftTargets,
     next_token,
@@ -398,6 +402,44 @@ def test_an_encoder_and_decoder(tmp_path):
     )
     own = t5(0, 16)(**stacked(data, "input_ids", "attention_mask", "labels")).loss
     assert steps(made)[0]["loss"] == pytest.approx(own.item(), rel=1e-4)
+
+
+def test_a_teacher_with_a_tokeniser_of_its_own(tmp_path):
+    """Accumulated as at once; evaluated by the student's tokens alone."""
+    pytest.importorskip("tokenizers")
+    from kdlab.language import Retokenised, first_bytes, train_tokeniser
+
+    words = "to be or not to be that is the question "
+    few, many = (train_tokeniser([words * 9], n) for n in (262, 270))
+    torch.manual_seed(0)
+    shape = {"intermediate_size": 16, "num_attention_heads": 2, "hidden_size": 16, "num_hidden_layers": 1}
+    student, teacher = (
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=n, **shape)) for n in (264, 270)
+    )
+    rows = [few.encode(words[n:]).ids[: 9 + n] for n in range(8)]
+    data = [
+        {
+            "input_ids": torch.tensor(row + [0] * (17 - len(row))),
+            "attention_mask": torch.tensor([1] * len(row) + [0] * (17 - len(row))),
+            "labels": torch.tensor([-100] * 3 + row[3:] + [-100] * (17 - len(row))),
+        }
+        for row in rows
+    ]
+    losses = []
+    for parts in (1, 2):
+        made = KD(
+            copy.deepcopy(student),
+            teacher=Retokenised(teacher, many, few),
+            objective=CrossEntropy() + MergedVocabulary(ForwardKL(), *first_bytes(few, many)) + MergedSpans(),
+            args=arguments(tmp_path, per_device_train_batch_size=4 // parts, gradient_accumulation_steps=parts),
+            train_dataset=data,
+            eval_dataset=data,
+        )
+        made.train()
+        losses.append([(log["loss"], log["MergedVocabulary"], log["MergedSpans"]) for log in steps(made)])
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=1e-5)
+    found = made.evaluate()
+    assert found["eval_cross_entropy"] > 0 and "eval_kl_to_teacher" not in found
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # TRL's own default

@@ -3267,6 +3267,33 @@ def test_a_shared_vocabulary_has_two_ways_to_number_it():
         assert near(term(student_logits=z, teacher_logits=t), expected)
 
 
+def test_a_teacher_with_its_own_tokeniser_is_read_where_tokens_of_both_end():
+    """It is read a token too early, or behind a text that was cut off, where its tokens are not those of the whole text."""
+    from kdlab.language import Retokenised, train_tokeniser
+
+    few, many = (train_tokeniser(["to be or not to be " * 20], n) for n in (257, 266))
+    teacher = torch.nn.Embedding(266, 266)
+    aligned = Retokenised(teacher, many, few)(torch.tensor([few.encode("to be or").ids]))  # to|_be|_or, in bytes
+    assert aligned.read[0].tolist() == [False, True, False, False, True, False, False, False]
+    own = many.encode("to be or").ids
+    assert torch.equal(aligned.values[0, [1, 4]], teacher.weight[own[:2]])
+    assert aligned.lengths[0, [1, 4]].tolist() == [3, 0]
+
+
+def test_a_span_of_two_tokens_is_their_product_and_counts_as_a_whole():
+    """A span counts of which a token does not; the mean is over spans, and not over tokens."""
+    q, p = torch.tensor([[[0.5, 0.5], [0.25, 0.75], [0.5, 0.5], [0.5, 0.5]]]), torch.tensor([[0.25, 0.0, 0.25, 0.0]])
+    lengths = torch.tensor([[2, 0, 2, 0]])
+    aligned = objectives.AlignedLogits(q, lengths > 0, lengths, p.log(), torch.zeros(1, 4))
+    labels, term = torch.tensor([[0, 1, 1, 0]]), objectives.MergedSpans()
+    differs = 0.25 * math.log(0.25 / 0.375) + 0.75 * math.log(0.75 / 0.625)  # of 0.25 and 0.5 · 0.75
+    found = [
+        (1.0 * term)(student_logits=q.log(), teacher_logits=aligned, labels=x)[0].item()
+        for x in (labels, torch.tensor([[0, 1, -100, 0]]))
+    ]
+    assert found == pytest.approx([differs / 4, differs / 3])
+
+
 def test_a_text_is_hashed_once_and_again_where_it_has_changed(tmp_path, monkeypatch):
     """A cache is taken for that of a text that has changed in place."""
     hashed, whole, teacher, text = [], caches._text_checksum, few_words(1), some_text()

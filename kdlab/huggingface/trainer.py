@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..objectives import HeadLogits, Objective, Term, cross_entropy, forward_kl, soften
+from ..objectives import AlignedLogits, HeadLogits, Objective, Term, cross_entropy, forward_kl, soften
 from ..training.checkpoint import CheckpointError, load_tensors, save_tensors
 from ..training.checks import check_counts
 from ..training.distributed import average
@@ -254,7 +254,7 @@ def _by_position(seen: dict) -> Tensor | None:
     mask = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
     right = student.argmax(-1) == labels
     found = [mask, cross_entropy(student, labels, mask=mask, reduction="none"), right, soften(student).amax(-1)]
-    if teacher is not None:
+    if teacher is not None and not isinstance(teacher, AlignedLogits):  # of another vocabulary
         teacher = teacher.dense() if isinstance(teacher, HeadLogits) else teacher
         first = teacher.argmax(-1)
         found += [

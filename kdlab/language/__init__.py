@@ -14,23 +14,28 @@ from .tokeniser import (
     tokenise_documents,
     train_tokeniser,
 )
+from .two_tokenisers import Retokenised, first_bytes, shared_tokens, token_texts
 
 __all__ = [
     "CacheError",
     "Drafting",
     "OwnText",
+    "Retokenised",
     "Speculation",
     "TeacherCache",
     "TokenCount",
     "draw",
+    "first_bytes",
     "generate",
     "load_text_data",
     "parse",
     "read_tokeniser",
+    "shared_tokens",
     "speculate",
     "speed_up",
     "teacher_text",
     "token_bytes",
+    "token_texts",
     "tokenise",
     "tokenise_documents",
     "tokens_of",

@@ -3,6 +3,7 @@
 May import torch alone.
 """
 
+from .aligned import AlignedLogits, merge_vocabulary
 from .attention import activation_attention, attention_from_qk, attention_map_mse
 from .binary import BinaryCrossEntropy, BinarySoftTargets, binary_cross_entropy, binary_soft_targets
 from .contrastive import ContrastiveMemory, MemoryBank, info_nce
@@ -54,7 +55,14 @@ from .response import (
     standardise,
 )
 from .schedules import Constant, Cosine, LearnedTemperature, Linear, Step
-from .sequence import SharedVocabulary, next_token, restrict_vocabulary
+from .sequence import (
+    MergedSpans,
+    MergedVocabulary,
+    SharedVocabulary,
+    SortedProbabilities,
+    next_token,
+    restrict_vocabulary,
+)
 from .softening import entropy, log_soften, soften
 from .sparse import SparseTargets, sparse_forward_kl
 from .terms import (
@@ -83,6 +91,7 @@ from .vocabulary import HeadLogits
 
 __all__ = [
     "ActivationAttention",
+    "AlignedLogits",
     "AttentionMaps",
     "BinaryCrossEntropy",
     "BinarySoftTargets",
@@ -106,6 +115,8 @@ __all__ = [
     "LogitMSE",
     "MeanReward",
     "MemoryBank",
+    "MergedSpans",
+    "MergedVocabulary",
     "NegativeLogAcceptance",
     "Objective",
     "PermutedSoftTargets",
@@ -121,6 +132,7 @@ __all__ = [
     "SkewedReverseKL",
     "SmoothedLabels",
     "SoftTargets",
+    "SortedProbabilities",
     "SparseForwardKL",
     "SparseTargets",
     "SpreadSoftTargets",
@@ -150,6 +162,7 @@ __all__ = [
     "logit_mse",
     "loss_as_in",
     "match_layers",
+    "merge_vocabulary",
     "negative_log_acceptance",
     "next_token",
     "permute_dark_knowledge",

@@ -9,12 +9,22 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdlab.shapes import Float, Integer, Shaped
 
+from .aligned import (
+    AlignedLogits,
+    binary_divergence,
+    merge_vocabulary,
+    sorted_distance,
+    span_log_probabilities,
+    token_log_probabilities,
+)
 from .checks import IGNORED, _inspectable, check_logits, check_tokens
-from .softening import full_precision, log_sum_exp
+from .reduction import reduce
+from .softening import counted_rows, full_precision, log_sum_exp, prepared_alone, soften
 from .sparse import SparseTargets
 from .terms import Objective, Term
 from .types import Count, Logits, Mask, Scalar
@@ -137,17 +147,73 @@ def restrict_vocabulary(
     return torch.cat([logits.gather(-1, index), others], -1)
 
 
-class SharedVocabulary(Term):
+class _OfClasses(Term):
+    """A term of logits that looks at other classes than the tokens: at what :meth:`classes` makes of the logits of both.
+
+    Of a teacher with a tokeniser of its own it looks where both have read the same text, at one class in place of each of theirs. A mean is over all
+    tokens that count: those after which the texts are not the same add nothing.
+    """
+
+    takes_aligned = True
+    #: Logits of the classes, of those of the ``"student"`` or the ``"teacher"``.
+    classes: Any
+
+    def __init__(self, term: Term, shown: str, **of_tokens: Tensor) -> None:
+        super().__init__()
+        if not isinstance(term, Term) or term.student_layers or "labels" in Objective([(1.0, term)])._needed[0]:
+            raise TypeError(
+                f"{type(self).__name__} takes a term of logits, which looks at neither labels nor layers, not {term!r}."
+            )
+        which = hashlib.sha256(repr([x.tolist() for x in of_tokens.values()]).encode()).hexdigest()[:12]
+        self.inner, self._shown = term, f"{term!r}, {shown} {which}"
+        for name, tensor in of_tokens.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self.needs_teacher, self.needs_whole_batch_of = term.needs_teacher, term.needs_whole_batch_of
+
+    def extra_repr(self) -> str:
+        return self._shown
+
+    def forward(
+        self,
+        *,
+        student_logits: Logits | HeadLogits,
+        teacher_logits: Float[Tensor, "*batch M"] | HeadLogits | SparseTargets | AlignedLogits | None = None,
+        labels: Tensor | None = None,
+        mask: Mask | None = None,
+        count: Count | None = None,
+        progress: float | None = None,
+        **_: Any,
+    ) -> Scalar:
+        mask = _learned(student_logits, labels, mask)
+        if isinstance(teacher_logits, AlignedLogits):
+            if isinstance(student_logits, HeadLogits):
+                student_logits = student_logits.dense()
+            count, mask = _count(teacher_logits.read, mask, count), _both(teacher_logits.read, mask)
+            teacher_logits = counted_rows(teacher_logits.values, mask)
+        teacher = None if teacher_logits is None else self.classes(teacher_logits, "teacher")
+        seen = {"student_logits": self.classes(student_logits, "student"), "teacher_logits": teacher}
+        total, _ = (1.0 * self.inner)(**seen, mask=mask, count=count, progress=progress)
+        return total
+
+
+class SharedVocabulary(_OfClasses):
     r"""A term of logits that looks at chosen tokens alone, through :func:`restrict_vocabulary`: the way of it through ``fit``.
 
     Of a teacher whose vocabulary was padded to a rounder size, ``SharedVocabulary(ForwardKL(), torch.arange(50_257))`` compares what both have,
     and terms beside it look at all of the student. Labels are numbers of the whole vocabulary: of them, it sees which positions count.
 
+    With two tokenisers, ``SharedVocabulary(ForwardKL(), *shared_tokens(student_tokeniser, teacher_tokeniser), rest=True)`` compares
+    the tokens of which both have the same bytes, and all others as one class, where both have read the same text; the teacher is a
+    :class:`~kdlab.language.two_tokenisers.Retokenised`. Bias: a token is one event for a model that has no longer token of the same
+    beginning, and another for a model that has one, which says the longer token in its place; so a student of few tokens is told that its
+    own are rarer than they are, and one of many that those which only it has hardly come. Without ``rest`` it is told of the shared ones alone how
+    they compare with each other.
+
     Args:
         term: of logits, without labels.
         tokens: different token numbers of the student, of shape ``(k,)``.
         teacher_tokens: what the teacher calls the same tokens; None: the same.
-        rest: as in :func:`restrict_vocabulary`, of both.
+        rest: as in :func:`restrict_vocabulary`, of both; one whose tokens are all chosen gives it no probability.
 
     Raises:
         TypeError: for a term that looks at labels or layers; and as :func:`restrict_vocabulary`.
@@ -159,6 +225,9 @@ class SharedVocabulary(Term):
     tensor(0.)
     """
 
+    tokens: Tensor
+    teacher_tokens: Tensor
+
     def __init__(
         self,
         term: Term,
@@ -167,11 +236,6 @@ class SharedVocabulary(Term):
         *,
         rest: bool = False,
     ) -> None:
-        super().__init__()
-        if not isinstance(term, Term) or term.student_layers or "labels" in Objective([(1.0, term)])._needed[0]:
-            raise TypeError(
-                f"SharedVocabulary takes a term of logits, which looks at neither labels nor layers, not {term!r}."
-            )
         teacher_tokens = tokens if teacher_tokens is None else teacher_tokens
         if any(not isinstance(one, Tensor) or one.ndim != 1 for one in (tokens, teacher_tokens)) or len(tokens) != len(
             teacher_tokens
@@ -179,36 +243,180 @@ class SharedVocabulary(Term):
             raise ValueError(
                 "tokens are a tensor of shape (k,), of the student and of the teacher: as many, in the same order."
             )
-        self.inner, self.rest = term, rest
-        self.register_buffer("tokens", tokens, persistent=False)
-        self.register_buffer("teacher_tokens", teacher_tokens, persistent=False)
-        self.needs_teacher, self.needs_whole_batch_of = term.needs_teacher, term.needs_whole_batch_of
+        super().__init__(term, f"{len(tokens)} tokens", tokens=tokens, teacher_tokens=teacher_tokens)
+        self.rest = rest
 
     def extra_repr(self) -> str:
-        which = hashlib.sha256(repr([self.tokens.tolist(), self.teacher_tokens.tolist()]).encode()).hexdigest()[:12]
-        return f"{self.inner!r}, {len(self.tokens)} tokens {which}{', rest=True' if self.rest else ''}"
+        return f"{super().extra_repr()}{', rest=True' if self.rest else ''}"
+
+    def classes(self, logits: AnyLogits, whose: str) -> Float[Tensor, "*batch chosen"] | HeadLogits | SparseTargets:
+        tokens = self.tokens if whose == "student" else self.teacher_tokens
+        if (
+            self.rest and isinstance(logits, Tensor) and len(tokens) == logits.shape[-1]
+        ):  # a rest, of the other one alone
+            return F.pad(logits[..., tokens], (0, 1), value=-torch.inf)
+        return restrict_vocabulary(logits, tokens, rest=self.rest)
+
+
+class MergedVocabulary(_OfClasses):
+    r"""A term of logits that looks at groups of tokens, through :func:`~kdlab.objectives.aligned.merge_vocabulary`.
+
+    With two tokenisers, ``MergedVocabulary(ForwardKL(), *first_bytes(student_tokeniser, teacher_tokeniser))`` compares how probable
+    each **next byte** of the text is: the sum over all tokens that begin with it. That is one event for both, whatever their tokens are,
+    and its divergence is at most that of the tokens. Bias: none of the classes; both know that a token ends where they are compared,
+    which says of the next byte a little more than the text does, and not the same of two tokenisers. Cost: of a long token the
+    first byte alone is learned, so that it stands beside :class:`~kdlab.objectives.terms.CrossEntropy` on the text.
+
+    Args:
+        term: of logits, without labels.
+        groups: which group each of the student's tokens is in, from 0, shape ``(V,)``.
+        teacher_groups: the same of the teacher's, ``(M,)``; None: the same tokens.
+
+    Raises:
+        TypeError: for a term that looks at labels or layers.
+        ValueError: as :func:`~kdlab.objectives.aligned.merge_vocabulary`.
+
+    Source: the sum over tokens, Phan et al. (2024), Vieira et al. (2024), of the tokens after one place of the text.
+
+    >>> from kdlab.objectives import ForwardKL
+    >>> term = MergedVocabulary(ForwardKL(), torch.tensor([0, 0, 1]), torch.tensor([0, 1]))
+    >>> total, _ = (1.0 * term)(student_logits=torch.tensor([[0.0, 0.0, 0.0]]), teacher_logits=torch.tensor([[2.0, 1.0]]).log())
+    >>> abs(round(total.item(), 6))
+    0.0
+    """
+
+    groups: Tensor
+    teacher_groups: Tensor
+
+    def __init__(
+        self, term: Term, groups: Integer[Tensor, " V"], teacher_groups: Integer[Tensor, " M"] | None = None
+    ) -> None:
+        teacher_groups = groups if teacher_groups is None else teacher_groups
+        number = int(max(groups.max(), teacher_groups.max())) + 1
+        super().__init__(term, f"{number} groups", groups=groups, teacher_groups=teacher_groups)
+        self.number = number
+
+    def classes(self, logits: Logits | HeadLogits, whose: str) -> Float[Tensor, "*batch groups"]:
+        groups = self.groups if whose == "student" else self.teacher_groups
+        logits = logits.dense() if isinstance(logits, HeadLogits) else logits
+        return merge_vocabulary(logits, groups, self.number)
+
+
+class SortedProbabilities(Term):
+    r"""Universal logit distillation (ULD): the probabilities of both, each sorted, whatever their tokens are.
+
+    .. math:: rac1n \sum_t \sum_i |p_{t(i)} - q_{t(i)}|
+
+    over the places where both have read the same text, and divided by all tokens that count. Bias: the sum is at most
+    :math:`\sum_i |p_i - q_i|` of any matching of tokens, and zero for a student that is as sure as its teacher of something else: it says how
+    peaked to be and never at what. It stands beside :class:`~kdlab.objectives.terms.CrossEntropy`, published with weight 1.5.
+
+    Args:
+        merged: multiply both by the probability of the tokens after the first of each span, so that the actual entry is that of the
+            whole span, as TRL's GOLD does (``"observed"``): where one needs more tokens for the same text, the lists no longer sum to one.
+
+    Source: Boizard et al. (2024), ULD; spans, GOLD of TRL (2025).
+
+    >>> term = SortedProbabilities()
+    >>> term(student_logits=torch.tensor([[1.0, 3.0]]).log(), teacher_logits=torch.tensor([[2.0, 1.0, 1.0]]).log())
+    tensor(0.5000)
+    """
+
+    takes_aligned = True
+
+    def __init__(self, merged: bool = False) -> None:
+        super().__init__()
+        self.merged = merged
+
+    def extra_repr(self) -> str:
+        return "merged=True" if self.merged else ""
 
     def forward(
         self,
         *,
-        student_logits: Logits | HeadLogits,
-        teacher_logits: Float[Tensor, "*batch M"] | HeadLogits | SparseTargets | None = None,
+        student_logits: Logits,
+        teacher_logits: Float[Tensor, "*batch M"] | AlignedLogits,
         labels: Tensor | None = None,
         mask: Mask | None = None,
         count: Count | None = None,
-        progress: float | None = None,
         **_: Any,
     ) -> Scalar:
-        seen = {
-            "student_logits": restrict_vocabulary(student_logits, self.tokens, rest=self.rest),
-            "teacher_logits": None
-            if teacher_logits is None
-            else restrict_vocabulary(teacher_logits, self.teacher_tokens, rest=self.rest),
-        }
-        if mask is None and labels is not None and labels.shape == student_logits.shape[:-1]:
-            mask = labels != IGNORED
-        total, _ = (1.0 * self.inner)(**seen, mask=mask, count=count, progress=progress)
-        return total
+        mask, teacher = _learned(student_logits, labels, mask), teacher_logits.detach()
+        if not isinstance(teacher, AlignedLogits):
+            if self.merged:
+                raise TypeError(f"{self!r} merges the spans of a Retokenised teacher; this one gives logits.")
+            return reduce(sorted_distance(soften(student_logits), soften(teacher)), mask, count=count)
+        count, read = _count(teacher.read, mask, count), _both(teacher.read, mask)
+        student = prepared_alone(student_logits, mask=read)[0]
+        p, q = soften(counted_rows(teacher.values, read)), soften(student)
+        if self.merged:
+            spans, log_q, read = _spans(self, student_logits, teacher, labels, mask)
+            p, q = p * teacher.later.exp().unsqueeze(-1), q * (spans - log_q).exp().unsqueeze(-1)
+        return reduce(sorted_distance(q, p), read, count=count)
+
+
+class MergedSpans(Term):
+    r"""How probable the text's next span is for both: a span of text, which is some tokens of each, as one event.
+
+    .. math:: rac1n \sum_{	ext{spans}} P \lograc PQ + (1 - P) \lograc{1 - P}{1 - Q}, \qquad
+        P = \prod_{k} p(y'_k \mid y'_{<k}), \quad Q = \prod_k q(y_k \mid y_{<k})
+
+    by the chain rule, of the tokens :math:`y'` and :math:`y` that the span is for teacher and student. It is the KL of all continuations, merged into
+    two: this one, and every other; so it is at most that. Bias: "every other" is one class, so that of what did not come nothing is
+    learned, and both count the tokens that their own tokeniser makes of the span alone. Its gradient goes to every token of the span.
+
+    Source: the products, GOLD of TRL (2025); merging, the log-sum inequality.
+    """
+
+    takes_aligned = True
+
+    def forward(
+        self,
+        *,
+        student_logits: Logits,
+        teacher_logits: AlignedLogits,
+        labels: Integer[Tensor, "B T"],
+        mask: Mask | None = None,
+        count: Count | None = None,
+        **_: Any,
+    ) -> Scalar:
+        if not isinstance(teacher_logits, AlignedLogits):
+            raise TypeError(
+                f"{self!r} looks at the spans of a teacher with a tokeniser of its own, kdlab.language.Retokenised."
+            )
+        mask, teacher = _learned(student_logits, labels, mask), teacher_logits.detach()
+        spans, whole = _spans(self, student_logits, teacher, labels, mask)[::2]
+        losses = binary_divergence((teacher.first + teacher.later).to(spans.dtype), spans)
+        return reduce(losses, whole, count=_count(teacher.read, mask, count))
+
+
+def _spans(term: Term, student_logits: Logits, teacher: AlignedLogits, labels: Tensor | None, mask: Mask | None):
+    """The student's log-probability of each span and of its first token, and where one begins of which every token counts."""
+    if labels is None or labels.shape != teacher.read.shape:
+        raise TypeError(f"{term!r} needs labels=…, the tokens that come, one a position.")
+    counts = torch.ones_like(teacher.read) if mask is None else mask
+    student, _ = prepared_alone(student_logits, mask=counts)
+    log_q = token_log_probabilities(student, labels.where(counts, 0))
+    spans, whole = span_log_probabilities(log_q, teacher.lengths, counts)
+    return spans, log_q.where(whole, 0.0), whole
+
+
+def _learned(student_logits: Any, labels: Tensor | None, mask: Mask | None) -> Mask | None:
+    """The mask; without one, all but labels of −100."""
+    if mask is None and labels is not None and labels.shape == student_logits.shape[:-1]:
+        return labels != IGNORED
+    return mask
+
+
+def _both(read: Mask, mask: Mask | None) -> Mask:
+    return read if mask is None else read & mask
+
+
+def _count(read: Mask, mask: Mask | None, count: Count | None) -> Count:
+    """What means divide by: all tokens that count, read alike or not."""
+    if count is not None:
+        return count
+    return read.numel() if mask is None else mask.sum().clamp(min=1)
 
 
 def _restricted_head(logits: HeadLogits, tokens: Tensor) -> HeadLogits:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kdlab.shapes import Float
 
 from . import divergences, response, vocabulary
+from .aligned import AlignedLogits
 from .checks import (
     IGNORED,
     _inspectable,
@@ -122,6 +123,7 @@ class Objective(nn.Module):
         if not in_chunks and isinstance(seen.get("teacher_logits"), HeadLogits):
             seen["teacher_logits"] = seen["teacher_logits"].dense()  # the student's are all there, too
         sparse = isinstance(seen.get("teacher_logits"), SparseTargets)
+        aligned = isinstance(seen.get("teacher_logits"), AlignedLogits)
         values, by_token = {}, {}
         for name, term, needed in zip(self.names, self.terms, self._needed, strict=True):
             if missing := [f"{key}=…" for key in needed if seen.get(key) is None]:
@@ -130,7 +132,17 @@ class Objective(nn.Module):
                 raise TypeError(
                     f"{name} needs all of the teacher, of which SparseTargets keep a few entries: use SparseForwardKL."
                 )
+            if aligned and term.needs_teacher and not term.student_layers and not term.takes_aligned:
+                raise TypeError(
+                    f"{name} compares one vocabulary, and the teacher has a tokeniser of its own: MergedVocabulary({name}(), …) and "
+                    "SharedVocabulary make classes of two that can be compared."
+                )
             if in_chunks and not term.student_layers and not hasattr(term, "inner"):  # which another term asks
+                if aligned and term.needs_teacher:
+                    raise TypeError(
+                        f"{name} looks at all logits at once where the teacher has a tokeniser of its own: let the student return them, "
+                        "with fused = False."
+                    )
                 if any(True for _ in term.parameters()):
                     raise TypeError(
                         f"{name} learns a temperature or more and needs all logits at once: let the student return them, with "
@@ -322,6 +334,8 @@ class Term(nn.Module):
     teacher_layers: tuple[str, ...] = ()
     #: Of which data, ``"images"`` or ``"texts"``, it needs each batch as a whole: what it says of parts does not add up.
     needs_whole_batch_of: tuple[str, ...] = ()
+    #: Whether it takes the logits of a teacher with a tokeniser of its own, :class:`~kdlab.objectives.aligned.AlignedLogits`.
+    takes_aligned = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..objectives import HeadLogits, SparseTargets
+from ..objectives import AlignedLogits, HeadLogits, SparseTargets
 from ..objectives.attention import attention_from_qk
 from ..objectives.vocabulary import AnyLogits
 from .state import plain_names
@@ -71,7 +71,7 @@ class Taps:
         for tap, layer, module in found:
             tap(layer, module)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[AnyLogits, dict[str, Tensor]]:
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[AnyLogits | AlignedLogits, dict[str, Tensor]]:
         self._captured = {}
         self._running, self._with_gradient = True, torch.is_grad_enabled()
         try:
@@ -193,7 +193,7 @@ def call(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def logits_of(output: Any) -> Any:
     """The logits in what a model returned: a tensor, an object with ``.logits``, or a tuple that starts with them."""
-    if isinstance(output, (Tensor, HeadLogits, SparseTargets)):
+    if isinstance(output, (Tensor, HeadLogits, SparseTargets, AlignedLogits)):
         return output
     if hasattr(output, "logits"):
         return output.logits
