@@ -1038,9 +1038,16 @@ MUTATIONS = [
     Mutation(
         "padding of a dictionary is matched",
         MICRO_BATCHES,
-        "return mask.bool() if mask is not None and",
-        "return None if mask is not None and",
+        "return mask.bool() if fits else None",
+        "return None",
         "test_padding_of_a_dictionary_is_not_matched",
+    ),
+    Mutation(
+        "padding of a text with one label is matched",
+        STEP,
+        'return {} if read is None else {"hidden_mask": read}',
+        "return {}",
+        "test_padding_of_a_text_with_one_label_is_not_matched",
     ),
     Mutation(
         "a token is learned from itself",

@@ -40,6 +40,8 @@ ALLOWED = {  # besides the standard library and the room itself
     "huggingface": {
         "torch",
         "transformers",
+        "tokenizers",
+        "safetensors",
         "kdlab.shapes",
         *(f"kdlab.{room}" for room in ("objectives", "models", "data", "training", "language")),
     },
@@ -75,7 +77,7 @@ LAZY = {
     "data": {"pooch", "sklearn"},
     "training": {"safetensors"},
     "language": {"tokenizers"},
-    "huggingface": {"transformers"},
+    "huggingface": {"transformers", "tokenizers", "safetensors"},
     "study": {
         "scipy",
         "ray",

@@ -1845,6 +1845,16 @@ def test_padding_of_a_dictionary_is_not_matched():
         assert near(entry["HiddenMSE"], known, rtol=1e-5)
 
 
+def test_padding_of_a_text_with_one_label_is_not_matched():
+    """Where a label is of the whole text, hidden states of padding are matched as those of words."""
+    torch.manual_seed(0)
+    student, teacher, read = Reader(), Reader(), read_examples()
+    difference = (student.words(read.inputs["input_ids"]) - teacher.words(read.inputs["input_ids"])).square().mean(-1)
+    recipe = replace(BRIEF, batch_size=16, learning_rate=1e-12)
+    (entry,) = fit(student, HiddenMSE("words"), train=read, teacher=teacher, recipe=recipe)
+    assert near(entry["HiddenMSE"], difference[:, :3].mean().item(), rtol=1e-5)
+
+
 def test_labels_that_are_the_tokens_themselves_are_refused():
     """transformers shifts labels inside its models; here a token would be learned from itself."""
     ids = torch.tensor([[1, 2, 3], [4, 5, 0]])

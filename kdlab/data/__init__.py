@@ -1,4 +1,4 @@
-"""Real images and texts in their publishers' layouts, and a task whose posterior is known."""
+"""Real images, texts and sentences in their publishers' layouts, and a task whose posterior is known."""
 
 from .download import DataError, folder
 from .examples import Examples, Loaded
@@ -15,6 +15,7 @@ from .images import (
     resample,
 )
 from .posterior import ExactTeacher, KnownPosterior
+from .sentences import SentenceData, Sentences
 from .text import Corpus, corpus_or_fallback, load_corpus, read_documents
 from .tokens import TextData, Tokens
 
@@ -26,6 +27,8 @@ __all__ = [
     "ImageData",
     "KnownPosterior",
     "Loaded",
+    "SentenceData",
+    "Sentences",
     "Split",
     "TextData",
     "Tokens",

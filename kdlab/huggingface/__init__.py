@@ -2,7 +2,17 @@
 
 from .answers import OwnAnswers
 from .distillation import Distillation
+from .encoders import SentenceEncoder, all_minilm_l6_v2, load_sentences
 from .models import CausalLM, without_adapter
 from .trainer import Distil
 
-__all__ = ["CausalLM", "Distil", "Distillation", "OwnAnswers", "without_adapter"]
+__all__ = [
+    "CausalLM",
+    "Distil",
+    "Distillation",
+    "OwnAnswers",
+    "SentenceEncoder",
+    "all_minilm_l6_v2",
+    "load_sentences",
+    "without_adapter",
+]

@@ -15,7 +15,7 @@ def begin_from(student: nn.Module, teacher: nn.Module, share: float = 1.0, *, bl
         teacher: of the same shapes, and left alone.
         share: :math:`λ`, from 0, which changes nothing, to 1, a copy.
         blocks: which of the teacher's ``blocks`` the student's are, in the student's order; () is all, one by one. What is in no
-            block, such as embeddings, is taken as it is.
+            block, such as embeddings, is taken as it is. A model whose blocks have another module path says it in ``path_of_blocks``.
 
     Raises:
         ValueError: if the two do not fit, or share is no share.
@@ -32,17 +32,18 @@ def begin_from(student: nn.Module, teacher: nn.Module, share: float = 1.0, *, bl
         raise ValueError(f"share is of the teacher's weights, from 0 to 1, not {share}.")
     theirs = teacher.state_dict()
     if blocks:
-        there, here = (len(list(model.get_submodule("blocks").children())) for model in (teacher, student))
+        path = str(getattr(student, "path_of_blocks", "blocks"))
+        there, here = (len(list(model.get_submodule(path).children())) for model in (teacher, student))
         if not 0 <= min(blocks) <= max(blocks) < there or len(blocks) != here:
             raise ValueError(
                 f"the student has {here} blocks and the teacher {there}: {tuple(blocks)} does not name one of these for each of those."
             )
-        outside = {name: value for name, value in theirs.items() if not name.startswith("blocks.")}
+        outside = {name: value for name, value in theirs.items() if not name.startswith(f"{path}.")}
         kept = (
-            (name.replace(f"blocks.{source}.", f"blocks.{target}.", 1), value)
+            (name.replace(f"{path}.{source}.", f"{path}.{target}.", 1), value)
             for target, source in enumerate(blocks)
             for name, value in theirs.items()
-            if name.startswith(f"blocks.{source}.")
+            if name.startswith(f"{path}.{source}.")
         )
         theirs = outside | dict(kept)
     own = student.state_dict()

@@ -15,7 +15,9 @@ from .spec import Spec
 from .stored import checkpoint_path, stored_in
 
 #: What is measured of the machine and not of the run.
-PASSING = ("seconds", "plain_seconds", "examples_per_second")
+PASSING = (
+    "seconds", "plain_seconds", "examples_per_second", "sentences_per_second", "teacher_sentences_per_second"
+)  # fmt: skip
 
 
 def run_again(

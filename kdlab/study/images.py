@@ -44,6 +44,10 @@ def lesson(
     return train, data.validation if spec.hold_out else None, teacher
 
 
+def validated(data, teacher, how) -> None:
+    """After each epoch, what :func:`~kdlab.training.loop.fit` measures by itself."""
+
+
 def measured(ended, data: ImageData, teacher, how) -> Iterator[tuple[Tensor, dict]]:
     """Test logits and the measures of a record, of each student whose training came to its end.
 

@@ -9,20 +9,24 @@ from pathlib import Path
 from torch import nn
 
 from .. import models
-from ..data import ImageData, TextData
+from ..data import ImageData, SentenceData, TextData
 from ..files import sha256
+from ..huggingface import encoders
 from ..language import load_text_data, parse
 from . import images
 from .spec import Spec
 
 
-def load(name: str) -> ImageData | TextData:
-    """The data set that a spec names: images, or a text as :func:`~kdlab.language.tokeniser.load_text_data` names it; or of one's own,
+def load(name: str) -> ImageData | TextData | SentenceData:
+    """The data set that a spec names: images, a text as :func:`~kdlab.language.tokeniser.load_text_data` names it, or sentences as
+    :func:`~kdlab.huggingface.encoders.load_sentences` does; or of one's own,
     by the import path of a function that returns it."""
     if name in images.LOADERS:
         return images.LOADERS[name]()
     if ":" in name:
         return replace(imported(name)(), name=name)
+    if "-sentences-" in name:
+        return encoders.load_sentences(name)
     try:
         parse(name)
     except ValueError as error:
@@ -31,13 +35,15 @@ def load(name: str) -> ImageData | TextData:
 
 
 def network(name: str) -> Callable[[int], nn.Module]:
-    """What makes a network of so many classes: a function of ``kdlab.models`` by its name, or one's own by its import path.
+    """What makes a network of so many classes: a function of ``kdlab.models``, or a sentence encoder, by its name, or one's own by its import path.
 
     Raises:
         ValueError: if there is none.
     """
     if ":" in name:
         return imported(name)
+    if name in encoders.ENCODERS:
+        return encoders.ENCODERS[name]
     if not hasattr(models, name):
         raise ValueError(
             f'kdlab.models has no {name!r}; a network of your own is named by its import path, such as "my_package.nets:small".'

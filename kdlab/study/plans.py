@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from .encoders import encoder_small
 from .grown import grown
 from .image_plans import (
     PAIRS,
@@ -86,6 +87,7 @@ GROWING: dict[str, Callable[[Found], list[Spec]]] = {
     "drafts-grown": drafts_grown,
     "fidelity": fidelity,
     "cut": cut,
+    "encoder-small": encoder_small,
 }
 
 

@@ -185,6 +185,8 @@ def headline(record: dict) -> str:
     if "policy" in test:
         reward, kl = (sum(test["policy"][name]) / len(test["policy"][name]) for name in ("reward", "kl"))
         return f"reward {reward:.2f} at {kl:.2f} nats"
+    if "recall_at_10" in test:
+        return f"{100 * test['recall_at_10']:.2f} % of the teacher's ten nearest neighbours"
     if "bits_per_byte" in test:
         return f"{test['bits_per_byte']:.4f} bits per byte of the test text"
     return f"test accuracy {100 * test['accuracy']:.2f} %"

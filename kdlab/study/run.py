@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data import ImageData, TextData
+from ..data import ImageData, SentenceData, TextData
 from ..files import sha256
 from ..models import count_parameters
 from ..models.beginning import begin_from
@@ -35,7 +35,7 @@ class Run:
     record: dict
 
 
-def run(spec: Spec, data: ImageData | TextData, **options: Any) -> Run:
+def run(spec: Spec, data: ImageData | TextData | SentenceData, **options: Any) -> Run:
     """Train what ``spec`` says and measure it on the test split, once, after the last epoch.
 
     Arguments and errors as in :func:`run_together`, and:
@@ -51,7 +51,7 @@ def run(spec: Spec, data: ImageData | TextData, **options: Any) -> Run:
 
 def run_together(
     specs: Sequence[Spec],
-    data: ImageData | TextData,
+    data: ImageData | TextData | SentenceData,
     *,
     teacher: nn.Module | None = None,
     book: Path | None = None,
@@ -93,11 +93,13 @@ def run_together(
     train, validation, source = task.lesson(first, data, students, teacher, device, stop)
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    how = {"device": device, "precision": first.recipe.precision}
     histories = fit_together(
         learners,
         train=train,
         teacher=source,
         validation=validation,
+        measure=task.validated(data, teacher, how),
         device=device,
         checkpoint_seconds=checkpoint_seconds,
         stop=stop,
@@ -126,7 +128,7 @@ def run_together(
         for spec, learner, history in zip(specs, learners, histories, strict=True)
         if not isinstance(history, FloatingPointError)
     ]
-    outcomes = task.measured(ended, data, teacher, {"device": device, "precision": first.recipe.precision})
+    outcomes = task.measured(ended, data, teacher, how)
     done = []
     for spec, learner, history in zip(specs, learners, histories, strict=True):
         diverged = isinstance(history, FloatingPointError)
@@ -145,7 +147,7 @@ def run_together(
     return done
 
 
-def check(spec: Spec, first: Spec, data: ImageData | TextData, teacher: nn.Module | None, book) -> None:
+def check(spec: Spec, first: Spec, data: ImageData | TextData | SentenceData, teacher: nn.Module | None, book) -> None:
     """That a spec can be run with what is given, beside ``first``.
 
     Raises:
@@ -166,7 +168,9 @@ def check(spec: Spec, first: Spec, data: ImageData | TextData, teacher: nn.Modul
         raise RecordError(f"{spec.name} has its record already.")
 
 
-def _learner(spec: Spec, data: ImageData | TextData, teacher: nn.Module | None, resume: Path | None, report) -> Learner:
+def _learner(
+    spec: Spec, data: ImageData | TextData | SentenceData, teacher: nn.Module | None, resume: Path | None, report
+) -> Learner:
     """The student of a spec before its first step, what it minimises, and where its checkpoint is."""
     torch.manual_seed(spec.recipe.seed)
     student = network(spec.student)(data.num_classes)  # first: runs of one seed begin with the same weights

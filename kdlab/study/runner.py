@@ -18,7 +18,7 @@ from .named import load, own_code
 from .plans import PLANS, specs_of
 from .records import RecordError, find_record, headline, read_record, record_path, write_taken
 from .run import run_together
-from .spec import Spec
+from .spec import Pretrained, Spec
 from .stored import checkpoint_path, stored_in
 
 #: A run is stopped so many seconds before its budget ends, to write its checkpoint.
@@ -304,9 +304,13 @@ def _assisted(spec: Spec) -> bool:
 
 
 def _taught(spec: Spec, places) -> bool:
-    return spec.teacher is None or any(
-        find_record(spec.teacher, place / "records") and checkpoint_path(spec.teacher, place).exists()
-        for place in places
+    return (
+        spec.teacher is None
+        or isinstance(spec.teacher, Pretrained)
+        or any(
+            find_record(spec.teacher, place / "records") and checkpoint_path(spec.teacher, place).exists()
+            for place in places
+        )
     )
 
 
@@ -435,6 +439,6 @@ def every_spec(books: Sequence[Path] = ()) -> list[Spec]:
     for name in PLANS:
         for spec in specs_of(name, *books):
             found[spec.hash] = spec
-            if spec.teacher:
+            if isinstance(spec.teacher, Spec):
                 found.setdefault(spec.teacher.hash, spec.teacher)
     return list(found.values())

@@ -12,6 +12,29 @@ from ..training import Recipe
 
 
 @dataclass(frozen=True)
+class Pretrained:
+    """A teacher that somebody else trained: a network whose weights come with it, so that no run makes it and no record is of it.
+
+    Attributes:
+        student: its name, as of a spec's student.
+        weights: the SHA-256 of their file.
+    """
+
+    student: str
+    weights: str
+
+    study, teacher = "teacher", None
+
+    @cached_property
+    def hash(self) -> str:
+        return spec_hash({"pretrained": self.student, "weights": self.weights})
+
+    @property
+    def name(self) -> str:
+        return self.student
+
+
+@dataclass(frozen=True)
 class Spec:
     """One run: which student learns what, from whom, on which data, how.
 
@@ -25,7 +48,7 @@ class Spec:
         student: name of a function in ``kdlab.models``, or the import path of one.
         objective: what is minimised, a sum of terms or a term.
         recipe: how. Its seed also draws the student's initial weights, so that runs with one seed are paired.
-        teacher: the spec of the teacher's own run, or None. An objective that needs none is only compared with it.
+        teacher: the spec of the teacher's own run, a :class:`Pretrained` one, or None. An objective that needs none is only compared with it.
         train_examples: how many examples of the training split, from its start; None is all.
         omit: classes of which the student is shown no example; the teacher knows them.
         hold_out: whether the validation split is held out, and measured after every epoch; False is the literature's
@@ -47,7 +70,7 @@ class Spec:
     student: str
     objective: Objective | Term
     recipe: Recipe
-    teacher: "Spec | None" = None
+    teacher: "Spec | Pretrained | None" = None
     train_examples: int | None = None
     omit: tuple[int, ...] = ()
     hold_out: bool = True

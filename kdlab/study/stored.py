@@ -8,7 +8,7 @@ from ..files import sha256
 from ..training import load_model
 from .named import network
 from .records import RecordError, find_record
-from .spec import Spec
+from .spec import Pretrained, Spec
 
 
 def checkpoint_path(spec: Spec, book: Path) -> Path:
@@ -32,8 +32,10 @@ def stored_student(spec: Spec, book: Path, num_classes: int) -> nn.Module | None
     return model.eval()
 
 
-def stored_in(places, spec: Spec, num_classes: int) -> nn.Module | None:
-    """The student of a spec from the first of several books that has it, else None."""
+def stored_in(places, spec: Spec | Pretrained, num_classes: int) -> nn.Module | None:
+    """The student of a spec from the first of several books that has it, else None; one that is pretrained from where its weights are."""
+    if isinstance(spec, Pretrained):
+        return network(spec.student)(num_classes).eval()
     for place in places:
         if (model := stored_student(spec, place, num_classes)) is not None:
             return model

@@ -20,7 +20,7 @@ from .when_it_pays import recipe as language_recipe
 Arm = Callable[[str, Recipe], Spec]
 
 
-def _at_own_rates(
+def at_own_rates(
     found: Found, arms: dict[str, Arm], tuning: Callable[[Callable], Tuning], short: Recipe, long: Recipe
 ) -> Iterator[Spec]:
     """The runs that choose each arm's rate, by the short recipe; then three seeds of all arms whose rate is known, by the long one."""
@@ -67,7 +67,7 @@ def fidelity(found: Found) -> list[Spec]:
 
     arms = {f"share-{share:g}": partial(begun, share) for share in SHARES}
     tuning = partial(Tuning, weighted=False, rates=(0.005, 0.015, 0.05), epochs=(5,))
-    return [source, *_at_own_rates(found, arms, tuning, scaled_recipe(5), scaled_recipe(10))]
+    return [source, *at_own_rates(found, arms, tuning, scaled_recipe(5), scaled_recipe(10))]
 
 
 # ---------------------------------------------------------------- cut
@@ -95,4 +95,4 @@ def cut(found: Found) -> list[Spec]:
         for kind, objective in (("alone", LABELS), ("kd", DISTILLED))
     }
     tuning = partial(Tuning, weighted=False, rates=RATES, epochs=(8,), score=validation_bits)
-    return [source, *_at_own_rates(found, arms, tuning, language_recipe(0.25), language_recipe(1.0))]
+    return [source, *at_own_rates(found, arms, tuning, language_recipe(0.25), language_recipe(1.0))]

@@ -5,9 +5,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ..data import ImageData, TextData
+from ..data import ImageData, SentenceData, TextData
 from ..objectives import Objective
-from . import images, texts
+from ..training.protocols import Measure
+from . import images, sentences, texts
 from .spec import Spec
 
 
@@ -28,6 +29,10 @@ class Task(Protocol):
         """Training split, validation split (or None), and who teaches (or None), of students that train side by side; Stopped if ``stop`` said so."""
         ...
 
+    def validated(self, data: Any, teacher: nn.Module | None, how: dict) -> Measure | None:
+        """What is measured of a student after each epoch; None where it is what :func:`~kdlab.training.loop.fit` measures by itself."""
+        ...
+
     def measured(
         self, ended: list[tuple[Spec, nn.Module]], data: Any, teacher: nn.Module | None, how: dict
     ) -> Iterator[tuple[Tensor | None, dict]]:
@@ -35,6 +40,8 @@ class Task(Protocol):
         ...
 
 
-def task_of(data: ImageData | TextData) -> Task:
+def task_of(data: ImageData | TextData | SentenceData) -> Task:
     """The room of these data."""
+    if isinstance(data, SentenceData):
+        return sentences
     return texts if isinstance(data, TextData) else images

@@ -97,6 +97,10 @@ def _alone(train: Tokens, stop) -> Tokens | Interruptible:
     return train if stop is None or rank_and_world()[1] > 1 else Interruptible(train, stop)
 
 
+def validated(data, teacher, how) -> None:
+    """After each epoch, what :func:`~kdlab.training.loop.fit` measures by itself."""
+
+
 def measured(ended, data: TextData, teacher, how) -> Iterator[tuple[None, dict]]:
     """The measures of a record, of each student whose training came to its end, with a sample of what it writes, and how it fares as a draft."""
     students = [student for _, student in ended]

@@ -14,11 +14,11 @@ from .distributed import rank_and_world
 def micro_batches(n: int, labels: Tensor, inputs) -> list[tuple[slice, dict]]:
     """The ``n`` parts of a batch, and what their means divide by: the numbers of the whole."""
     which = counted(labels)
-    if n == 1 and (rank_and_world()[1] == 1 or which.ndim == 1):
+    read = read_tokens(inputs, which)
+    if n == 1 and (rank_and_world()[1] == 1 or (which.ndim == 1 and read is None)):
         return [(slice(None), {})]
     if n > 1:
         check_positions(labels)
-    read = read_tokens(inputs, which)
     counts = {
         "count": global_count(which),
         "example_count": len(labels),
@@ -45,9 +45,10 @@ def counted(labels: Tensor) -> Tensor:
 
 
 def read_tokens(inputs, counts: Tensor) -> Tensor | None:
-    """Which tokens are read, and are no padding; None where nothing says so."""
+    """Which tokens are read, and are no padding; None where nothing says so. ``counts`` is of each token, or of each text."""
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    return mask.bool() if mask is not None and mask.shape == counts.shape else None
+    fits = mask is not None and mask.ndim == 2 and mask.shape[: counts.ndim] == counts.shape
+    return mask.bool() if fits else None
 
 
 def check_positions(labels: Tensor) -> None:

@@ -214,10 +214,11 @@ def compare(
 
 
 def _masks(inputs, labels: Tensor, student_logits) -> dict[str, Tensor]:
-    """Of texts: every token of a block is read, and those with a label are learned from."""
+    """Of texts: every token of a block is read, and those with a label are learned from; where a text has one label, which tokens are read."""
     counts = counted(labels)
     if counts.ndim == 1:
-        return {}
+        read = read_tokens(inputs, counts)
+        return {} if read is None else {"hidden_mask": read}
     shape = student_logits.shape
     if counts.shape not in (shape[:-1], (shape[0], *shape[2:])):
         raise ValueError(
