@@ -57,8 +57,8 @@ def test_findings_follow_their_records(small):
     assert (METHODS[best] in above) != (METHODS[best] in other.split(" shown to be above")[0])
     learned = results("drafts-small", BOOK)
     most = max(DRAFTS, key=lambda arm: -learned.mean(arm, "total_variation").mean)
-    assert drafts(learned).endswith(f"by {DRAFTS[most]} (n = 3 paired seeds).")
-    assert not drafts(exchanged(learned, most, "alone")).endswith(f"by {DRAFTS[most]} (n = 3 paired seeds).")
+    assert drafts(learned).endswith(f" points ({DRAFTS[most]}; n = 3 paired seeds).")
+    assert not drafts(exchanged(learned, most, "alone")).endswith(f" points ({DRAFTS[most]}; n = 3 paired seeds).")
     policy = results("policy-small", BOOK)
     assert leash(exchanged(policy, "beta0", "beta1")) != leash(policy)
 

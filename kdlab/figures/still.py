@@ -32,7 +32,7 @@ def still(rows: Sequence[dict], x: str, ys: Sequence[str], sentence: str, *, log
         (44, 194, "end", values.min()), (44, 29, "end", values.max()),
     ]  # fmt: skip
     numbers = "".join(
-        f'<text x="{a}" y="{b}" text-anchor="{anchor}" fill="currentColor">{value:.3g}</text>'
+        f'<text x="{a}" y="{b}" text-anchor="{anchor}" fill="currentColor">{round(value, 3):g}</text>'
         for a, b, anchor, value in marks
     )
     return (

@@ -140,7 +140,7 @@ def image_student(read: Read) -> Answer:
             else ""
         )
         + (
-            "an order after a GPU day may be another."
+            "the order after a GPU day may differ."
             if lacking
             else "the plans of 240 epochs are recorded and are to be preferred."
         )
@@ -179,7 +179,7 @@ def calibrated(read: Read) -> Answer:
             evidence.append(f"By size, {called(student)}: {lead(small, error, of_size)}")
     if not fitted:
         evidence.append(
-            "After a temperature is fitted on the validation split, an order may be another: these records held no split out. The plan "
+            "After a temperature is fitted on the validation split, the order may differ: these records keep no split for that. The plan "
             "<code>grown</code> measures it."
         )
     evidence.append(f"How young: {conditions(study)}.")
@@ -219,8 +219,8 @@ def language(read: Read) -> Answer:
     spec = next(spec for spec in study.specs if spec.arm == "kd")
     read = spec.recipe.epochs * spec.recipe.epoch_examples * 256 / 1e6
     evidence.append(
-        f"How young: the distilled students read {read:.1f} million tokens. Where distilling begins to pay, by length and size, is asked by the "
-        f"plan <code>when-it-pays</code>, of whose runs {_recorded(pays)}."
+        f"How young: the distilled students read {read:.1f} million tokens. The plan "
+        f"<code>when-it-pays</code> asks where distilling begins to pay, by length and size; of its runs {_recorded(pays)}."
     )
     caption = "Bits per byte, distilled minus alone (less is better)."
     return Answer(
@@ -252,7 +252,7 @@ def draft(read: Read) -> Answer:
     if first == "alone" or "alone" in level:
         short = "The next token alone is enough: no draft that has learned from the verifier is shown to be accepted more often."
     elif level:
-        short = f"{names[first][0].upper()}{names[first][1:]}, or one that is not told apart from it: {listed([names[arm] for arm in level])}."
+        short = f"{names[first][0].upper()}{names[first][1:]}, or one that cannot be told apart from it: {listed([names[arm] for arm in level])}."
     else:
         short = f"{names[first][0].upper()}{names[first][1:]}: every other draft is shown to be accepted less often."
     d = study.difference(first, "alone", ACCEPTANCE.of)
@@ -283,7 +283,7 @@ def draft(read: Read) -> Answer:
 #: Pairs that differ in the text: what was read, against what (chapter 17), and whether the loss is the same.
 TEXTS = {
     ("own-text", "soft1"): ("the last quarter of the tokens written by the student itself, forward KL", True),
-    ("mixed-text", "soft1"): ("the same, by turns with the corpus", True),
+    ("mixed-text", "soft1"): ("the same, alternating with the corpus", True),
     ("teacher-text", "kd-same-text"): ("text that the teacher has written, by cross-entropy alone", False),
 }
 
@@ -304,7 +304,7 @@ def whose_text(read: Read) -> Answer:
         alike = max(abs(d.low), abs(d.high)) <= MATTERS
         if alike or d.excludes_zero:
             groups["alike" if alike else "better" if d.mean < 0 else "worse"].append(said)
-        loss = "the loss is the same" if same else "the loss is another, too"
+        loss = "the loss is the same" if same else "the loss differs, too"
         evidence.append(
             f"{said[0].upper()}{said[1:]} ({arm}), {moves(d, bits)} on the books, against {control}; {loss} (n = {d.n})."
         )
@@ -317,7 +317,7 @@ def whose_text(read: Read) -> Answer:
         short += f" {said}: {listed(groups[group])}." if groups[group] else ""
     grown = read("whose-text")
     evidence.append(
-        "How young: the student’s own text came at the end, when next to no learning rate was left, so that nothing follows for on-policy distillation. "
+        "How young: the student’s own text came at the end, when next to no learning rate was left, so nothing follows for on-policy distillation. "
         f"The plan <code>whose-text</code> asks it again with rates of their own; of its runs {_recorded(grown)}."
     )
     records = study.all(list(dict.fromkeys(chain.from_iterable(TEXTS))))

@@ -40,8 +40,8 @@ def transferred(study: Results) -> str | None:
     kd, permuted = (study.difference(arm, "alone") for arm in ("kd", "permuted"))
     accuracy, spec = QUANTITIES["accuracy"], study.specs[-1]
     return (
-        f"On CIFAR-100, over {spec.recipe.epochs} epochs, distillation from a {called(spec.teacher.student)} {moves(kd, accuracy)} of a {called(spec.student)}; with the "
-        f"teacher's wrong classes permuted, the same {moves(permuted, accuracy)} (n = {kd.n} paired seeds)."
+        f"On CIFAR-100, over {spec.recipe.epochs} epochs, distilling a {called(spec.student)} from a {called(spec.teacher.student)} {moves(kd, accuracy)} against labels alone; with the "
+        f"teacher's wrong classes permuted, it {moves(permuted, accuracy)} (n = {kd.n} paired seeds)."
     )
 
 
@@ -55,7 +55,7 @@ def methods(study: Results) -> str | None:
     epochs = next(spec for spec in study.specs if spec.arm == "kd").recipe.epochs
     rest = "; of the rest it is not decided" if len(above) + len(below) < len(METHODS) else ""
     return (
-        f"Of {len(METHODS)} other methods at their published weights, all at one learning rate, {_counted(above, 'above')} plain distillation in test accuracy after {epochs} epochs, "
+        f"Of {len(METHODS)} other methods at their published weights, all at one learning rate, {_counted(above, 'above')} plain distillation in test accuracy after {epochs} epochs, and "
         f"{_counted(below, 'below')} it{rest} (Dunnett's intervals, n = {len(study.values('kd'))} seeds)."
     )
 
@@ -90,8 +90,8 @@ def drafts(study: Results) -> str | None:
     added = {name: study.difference(arm, "alone", accepted) for arm, name in DRAFTS.items()}
     least, most = (choose(added, key=lambda name: added[name].mean) for choose in (min, max))
     return (
-        f"A draft for speculative decoding that was trained alone has {100 * alone.mean:.1f} % of its tokens accepted; distilled on as many, it has "
-        f"{100 * added[least].mean:+.1f} points by {least} to {100 * added[most].mean:+.1f} by {most} (n = {alone.n} paired seeds)."
+        f"A draft for speculative decoding that was trained alone has {100 * alone.mean:.1f} % of its tokens accepted; distilling it on as many changes that by "
+        f"{100 * added[least].mean:+.1f} points ({least}) to {100 * added[most].mean:+.1f} points ({most}; n = {alone.n} paired seeds)."
     )
 
 
@@ -106,7 +106,7 @@ def leash(study: Results) -> str | None:
     found = {arm: [study.mean(arm, mean_of(name)).mean for name in ("reward", "kl")] for arm in ("beta0", "beta1")}
     (free, away), (held, near) = found["beta0"], found["beta1"]
     return (
-        f"Paid for what it writes and held by nothing, a language model earns {free:.1f} a text and ends {away:.1f} nats from its reference; on a leash with β = 1 it earns "
+        f"Rewarded for certain words and kept on no leash, a language model earns {free:.1f} a text and ends {away:.1f} nats from its reference; on a leash with β = 1 it earns "
         f"{held:.1f} at {near:.1f} nats (n = {len(study.values('beta1', mean_of('kl')))} seeds)."
     )
 
