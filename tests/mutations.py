@@ -706,8 +706,8 @@ MUTATIONS = [
     Mutation(
         "the data say the position in the batch for the index of the example",
         "data/images.py",
-        "yield self.normalise(images), self.labels[index], index",
-        "yield self.normalise(images), self.labels[index], torch.arange(len(index))",
+        "batch = self.seen(index, views), self.labels[index], index",
+        "batch = self.seen(index, views), self.labels[index], torch.arange(len(index))",
         "test_memory_knows_the_examples_of_a_shuffled_epoch",
     ),
     Mutation(

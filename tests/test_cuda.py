@@ -202,7 +202,7 @@ def test_steps_are_captured_where_that_was_seen_to_hold(tmp_path):
     assert not records.captures_hold(file)
     file.write_text(json.dumps({"checks": checks}))
     assert records.captures_hold(file)
-    file.write_text(json.dumps({"checks": checks[:-7]}))  # died before the others
+    file.write_text(json.dumps({"checks": checks[:4]}))  # died before the others
     assert not records.captures_hold(file)
     checks[2]["wrong"] = ["kd: the graph gives other weights"]
     file.write_text(json.dumps({"checks": checks}))
@@ -211,17 +211,19 @@ def test_steps_are_captured_where_that_was_seen_to_hold(tmp_path):
 
 def test_the_table_has_a_row_for_all_that_is_asked(tmp_path):
     empty = gpu.shown(tmp_path)
-    assert len(empty) == len(acceptance.CHECKS) + 6 and all(seen is None and card == "" for _, _, seen, card in empty)
+    assert len(empty) == len(acceptance.CHECKS) + 7 and all(seen is None and card == "" for _, _, seen, card in empty)
     checks = [{"name": "resume", "wrong": []}, {"name": "draws", "wrong": ["…"]}, {"name": "memory", "wrong": None}]
     (tmp_path / "acceptance.json").write_text(json.dumps({"checks": checks, "provenance": {"device": "H100"}}))
     rows = [
-        {"what": "training, kdlab, 5 students", "value": 100_000.0}, {"what": "vocabulary, kdlab", "value": 0.2, "bytes": 4},
+        {"what": "training, kdlab, 5 students", "value": 100_000.0}, {"what": "training, a teacher's look", "value": 67_500.0},
+        {"what": "training, kdlab, 5 students, kept logits", "value": 200_000.0},
+        {"what": "vocabulary, kdlab", "value": 0.2, "bytes": 4},
         {"what": "vocabulary, Liger", "value": 0.4, "bytes": 5}, {"what": "decoding, plain", "value": 1200.0},
         {"what": "decoding, speculative, its own modules", "value": 3600.0},
     ]  # fmt: skip
     (tmp_path / "measurements.json").write_text(json.dumps({"rows": rows, "provenance": {"device": "H100"}}))
     seen = [(found, card) for _, _, found, card in gpu.shown(tmp_path) if found is not None]
-    wanted = ["holds", "does not hold", "10.0 min", "0.50", "0.80", "1,200 tokens/s", "2.21"]
+    wanted = ["holds", "does not hold", "10.0 min", "7.0 min", "0.50", "0.80", "1,200 tokens/s", "2.21"]
     assert seen == [(found, "H100") for found in wanted]
 
 

@@ -479,6 +479,35 @@ def test_each_image_is_moved_on_its_own():
     assert len({crop.contiguous().numpy().tobytes() for crop in out}) > 40
 
 
+def test_a_view_has_a_number():
+    image = torch.randint(1, 256, (3, 6, 5), dtype=torch.uint8)
+    split = Split(image[None], torch.zeros(1, dtype=torch.long), (0.0,) * 3, (1.0,) * 3)
+    every, none = torch.tensor(split.all_views), torch.zeros(162, dtype=torch.long)
+    seen = (split.seen(none, every) * 255).round().byte()
+    crops = dict(slow_crops(image, 4, True))
+    for number, crop in zip(every.tolist(), seen, strict=True):
+        top, left = divmod(number % 81, 9)
+        assert torch.equal(crop, crops[top, left, number >= 81])
+    assert torch.equal(seen[images.UNMOVED], image)
+
+
+def test_batches_tell_their_views():
+    split, how = split_of(20), {"order": torch.arange(20).flip(0), "augment": True}
+    plain = list(split.batches(6, generator=torch.Generator().manual_seed(0), **how))
+    told = list(split.batches(6, generator=torch.Generator().manual_seed(0), tell_views=True, **how))
+    for (x, _, index), (seen, _, _, views) in zip(plain, told, strict=True):
+        assert torch.equal(x, seen) and torch.equal(seen, split.seen(index, views))
+    later = split.batches(6, generator=torch.Generator().manual_seed(0), start=2, **how)
+    assert torch.equal(next(later)[0], plain[2][0])
+    few = split.with_views(3)
+    *_, views = next(few.batches(20, generator=torch.Generator().manual_seed(0), tell_views=True, **how))
+    assert set(views.tolist()) == set(few.views) and few.with_views(2).all_views == few.with_views(2, seed=0).views
+    assert next(split.batches(4, tell_views=True))[3].tolist() == 4 * [images.UNMOVED]
+    assert len(replace(split, flip=False).all_views) == 81
+    with pytest.raises(ValueError, match="there are 162 views, of which at least one is drawn, not 163"):
+        split.with_views(163)
+
+
 def test_digits_are_never_mirrored(whole_digits, monkeypatch):
     flips, draw = [], images.draw_crops
     monkeypatch.setattr(images, "draw_crops", lambda n, g, *, flip: flips.append(flip) or draw(n, g, flip=flip))

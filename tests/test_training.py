@@ -32,13 +32,17 @@ from kdlab.objectives import (
 )
 from kdlab.training import (
     CachedLogits,
+    CacheError,
     CheckpointError,
+    Learner,
+    LogitsOfViews,
     Recipe,
     accuracy,
     agreement,
     expected_calibration_error,
     fast_precision,
     fit,
+    fit_together,
     load_model,
     measure,
     predict,
@@ -233,6 +237,60 @@ def test_a_split_of_ones_own_needs_no_more_than_its_protocol_says(tmp_path):
     (entry,) = fit(nn.Linear(1, 2), CrossEntropy(), train=Ramp(), recipe=recipe, checkpoint=tmp_path / "run")
     assert math.isfinite(entry["loss"]) and (tmp_path / "run").exists()
     assert predict(nn.Linear(1, 2), Ramp()).shape == (8, 2)
+
+
+def views_of_digits():
+    """A few small images, a teacher of them, and a recipe that augments."""
+    pictures = torch.randint(0, 256, (24, 3, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    train = Split(pictures, torch.arange(24) % 4, (0.5,) * 3, (0.3,) * 3)
+    recipe = Recipe(epochs=2, batch_size=8, learning_rate=0.05, schedule="constant", weight_decay=0.0)
+    return train, flat(0), recipe
+
+
+def flat(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(108, 4))
+
+
+@pytest.mark.parametrize("view", ["same", "own"])
+@pytest.mark.parametrize("views", [None, 4])
+def test_kept_logits_of_all_views_teach_what_the_teacher_does(views, view):
+    train, teacher, recipe = views_of_digits()
+    train = train if views is None else train.with_views(views)
+    weights = []
+    for told in (teacher, LogitsOfViews(teacher, train)):
+        students = [flat(1), flat(2)]
+        learners = [
+            Learner(student, 1.0 * SoftTargets(2.0), replace(recipe, seed=seed, teacher_view=how))
+            for student, seed, how in zip(students, (0, 1), ("same", view), strict=True)
+        ]
+        fit_together(learners, train=train, teacher=told)
+        weights.append([state(student) for student in students])
+    assert told.table.shape == (views or 162, 24, 4)
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+
+
+def test_kept_logits_are_of_these_views_alone():
+    train, teacher, recipe = views_of_digits()
+    few = train.with_views(3)
+    with pytest.raises(
+        MemoryError, match=r"3 views of 24 images take 0.00 GB, and memory=100 is less.*with_views\(8\)"
+    ):
+        LogitsOfViews(teacher, few, memory=100)
+    with pytest.raises(TypeError, match="views are those of a kdlab.data.Split of images, not of Examples"):
+        LogitsOfViews(teacher, Examples(torch.randn(4, 2), torch.zeros(4)))
+    kept = LogitsOfViews(teacher, few)
+    assert kept.table.numel() * 4 == 3 * 24 * 4 * 4 and "table" not in kept.state_dict()
+    student, objective = flat(1), SoftTargets(2.0)
+    for changes, kind, sentence in (
+        ({"train": train}, CacheError, "of other images, of these in another order, or of other views"),
+        ({"train": few[:20]}, CacheError, "of other images"),
+        ({"recipe": replace(recipe, augment=False)}, ValueError, "logits of augmented images.*CachedLogits keeps them"),
+        ({"recipe": replace(recipe, precision="bfloat16")}, ValueError, "precision='float32'"),
+        ({"student_view": lambda x, generator: x}, ValueError, "no views beside them"),
+    ):
+        with pytest.raises(kind, match=sentence):
+            fit(student, objective, teacher=kept, **{"train": few, "recipe": recipe} | changes)
 
 
 def test_what_kdlab_has_keeps_its_protocols():

@@ -51,7 +51,7 @@ from ..objectives import (
 )
 from ..objectives.schedules import Linear
 from ..study.records import provenance
-from ..training import Learner, Recipe, Stopped, fit_together
+from ..training import Learner, LogitsOfViews, Recipe, Stopped, fit_together
 from ..training import group as training_group
 from ..training.graphs import WARM_UP, GraphedStep
 
@@ -169,11 +169,17 @@ class Trained:
         graphs=True,
         folder=None,
         steps=None,
+        views=None,
+        kept=False,
         **recipe,
     ):
         seeds = [0] * len(objectives) if seeds is None else seeds
         make, train = (gpt, text()) if of_texts else (small, images())
         teacher = make(99, 24 if of_texts else 6).to(device)
+        if views is not None:
+            train = train.with_views(views)
+        if kept:
+            teacher = LogitsOfViews(teacher, train, device=device)
         how = {
             "epochs": 1,
             "batch_size": 8,
@@ -340,10 +346,18 @@ def waiting(device) -> list[str]:
 
 
 def replays(device) -> list[str]:
-    """Twenty replays, of which none waits for the device."""
+    """Twenty replays, and the batches of an epoch, of which none waits for the device."""
     if not on_cuda(device):
         return []
     steps = Trained(device, [kd, IMAGES["dkd"]], seeds=[0, 1], epochs=5, strict=True).steps
+    for name, split in (("images", images()), ("texts", text())):
+        batches = split.to(device).batches(8, generator=torch.Generator().manual_seed(0), augment=name == "images")
+        next(batches)  # an epoch's indices and augmentation are copied to the device
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            list(batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     return [] if steps and steps[0][1] and steps[0][0] >= WARM_UP + 20 else ["there were no twenty replays"]
 
 
@@ -380,6 +394,14 @@ class Products(TorchDispatchMode):
             self.full += torch.float32 in kinds and torch.bfloat16 not in kinds
             self.lower += torch.bfloat16 in kinds
         return function(*args, **(kwargs or {}))
+
+
+def kept_views(device) -> list[str]:
+    """A teacher's kept logits of all views teach what the teacher does, whose step is captured as well."""
+    cases, how = [kd, IMAGES["dkd"]], {"seeds": [0, 1], "views": 5}
+    live, kept = Trained(device, cases, **how), Trained(device, cases, kept=True, **how)
+    wrong = apart(live.weights, kept.weights, ["kd", "dkd"], "kept logits teach something else", 1e-4)
+    return wrong + (["nothing was captured"] if on_cuda(device) and kept.steps[0][1:] != (True, set()) else [])
 
 
 def products(device) -> list[str]:
@@ -450,8 +472,8 @@ def other_device(device) -> list[str]:
 CHECKS: dict[str, Callable[[str], list[str]]] = {
     check.__name__.replace("_", " "): check
     for check in (
-        resume, image_objectives, text_objectives, draws, waiting, replays, memory, training_mode_teacher, products, speculation,
-        decoding, other_device,
+        resume, image_objectives, text_objectives, draws, waiting, replays, memory, training_mode_teacher, kept_views, products,
+        speculation, decoding, other_device,
     )
 }  # fmt: skip
 

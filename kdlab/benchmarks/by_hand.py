@@ -36,6 +36,10 @@ class ImageByImage(Dataset):
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), self.labels[index], index
 
 
+#: Of how many views a teacher's logits are kept where it is timed what it costs to learn from them.
+VIEWS = 4
+
+
 def loss_by_hand(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
     """0.1 of the hard labels, 0.9 of the soft targets at temperature 4."""
     log_q = F.log_softmax(student_logits / 4, dim=1)
@@ -99,7 +103,8 @@ def step(settings: Settings) -> list[Contest]:
     kdlab: ``fit_together``, images on the device, its faster precision, channels-last memory, and five students
     beside one look of the teacher. Networks, batches, loss and optimiser are the same. Five students by hand are trained
     one after another, at the images a second of one. Images are counted once for each student. On CUDA the five have a seed each,
-    and so batches of their own, which the teacher looks at joined; on a CPU they share one, as the runner has it there.
+    and so batches of their own, which the teacher looks at joined; on a CPU they share one, as the runner has it there. Five once more, from
+    logits of the teacher that were made before (:class:`~kdlab.training.teachers.LogitsOfViews`; of few views, since it costs the same).
     """
     names = settings.pair
     seeds = range(5) if torch.device(settings.device).type == "cuda" else (0,) * 5
@@ -107,10 +112,12 @@ def step(settings: Settings) -> list[Contest]:
         "by hand": round_by_hand(settings, names),
         "kdlab": kdlab_round(settings, names, kd()),
         "kdlab, 5 students": kdlab_round(settings, names, kd(), seeds=seeds),
+        "kdlab, 5 students, kept logits": kdlab_round(settings, names, kd(), seeds=seeds, views=VIEWS),
     }
+    images = dict.fromkeys(list(contestants)[2:], 5 * settings.images)
     return [
         contest(
             f"KD {names[0]} → {names[1]}", contestants, settings,
-            reference="by hand", images={"kdlab, 5 students": 5 * settings.images},
+            reference="by hand", images=images,
         )
     ]  # fmt: skip

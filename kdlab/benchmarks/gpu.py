@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..data.images import SHIFTS
 from ..language import tokens_per_call
 from . import acceptance, measurements, records
 
@@ -128,11 +129,14 @@ def _measured(rows: dict, epochs: int = 240, images: int = 50_000) -> dict[str, 
         """What a speed at which all that is proposed is believed becomes where a part is."""
         return speed and speed * tokens_per_call(BELIEVED, length) / tokens_per_call(1.0, length)
 
+    rate, looks = value("training, kdlab, 5 students, kept logits"), value("training, a teacher's look")
+    kept = rate and looks and f"{(5 * epochs / rate + 2 * SHIFTS / looks) * images / 60:.1f} min"
     ours, liger, plain = "vocabulary, kdlab", "vocabulary, Liger", value("decoding, plain")
     return {
         "Five seeds of WRN-40-2 → WRN-16-2, 240 epochs": (
             "at most 10 min", ratio(5 * epochs * images / 60, value("training, kdlab, 5 students"), "{:.1f} min"),
         ),
+        "The same from kept logits of all views, their making included": ("at most 10 min", kept),
         "Loss of a vocabulary of 128,256, time beside Liger's": ("at most 1.0", ratio(value(ours), value(liger), "{:.2f}")),
         "The same, memory beside Liger's": ("at most 0.5", ratio(value(ours, "bytes"), value(liger, "bytes"), "{:.2f}")),
         "Plain decoding, 89 M parameters, batch 1": ("at least 1,000 tokens/s", None if not plain else f"{plain:,.0f} tokens/s"),

@@ -12,9 +12,11 @@ from .. import models
 from ..files import atomic_write
 from ..language import generate, speculate
 from ..study.records import provenance
+from ..training import LogitsOfViews
 from . import vocabulary
-from .by_hand import step
+from .by_hand import VIEWS, step
 from .timing import Settings, quartiles
+from .training import synthetic, untrained_teacher
 
 
 def row(what: str, value: float, unit: str, **how) -> dict:
@@ -28,9 +30,14 @@ def training(device: str, seconds: float) -> Iterator[dict]:
     if device == "cpu":
         settings = replace(settings, steps=2, batch_size=8)
     (contest,) = step(settings)
+    how = {"pair": settings.pair, "batch_size": settings.batch_size, "precision": settings.precision}
     for name, found in contest.summary().items():
-        how = {"pair": settings.pair, "batch_size": settings.batch_size, "precision": settings.precision}
         yield row(f"training, {name}", found["images_per_second"]["median"], "images/s", **how)
+    train, teacher = synthetic(settings.images).to(device).with_views(VIEWS), untrained_teacher(settings.pair[0])
+    began = time.perf_counter()
+    LogitsOfViews(teacher, train, precision=settings.precision).table.sum().item()
+    looks = VIEWS * len(train) / (time.perf_counter() - began)
+    yield row("training, a teacher's look", looks, "images/s", **how)
 
 
 def large_vocabulary(device: str, seconds: float) -> Iterator[dict]:

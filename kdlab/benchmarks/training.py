@@ -9,7 +9,7 @@ from torch import nn
 from .. import models
 from ..data import Split
 from ..objectives import CrossEntropy, Objective, SoftTargets
-from ..training import Learner, Recipe, fit_together
+from ..training import Learner, LogitsOfViews, Recipe, fit_together
 from .timing import Laps, Settings
 
 #: Of CIFAR-100: classes, and the training images that memories have a place for.
@@ -60,12 +60,18 @@ def recipe(settings: Settings) -> Recipe:
 
 
 def kdlab_round(
-    settings: Settings, pair: tuple[str, str], objective: Objective, *, seeds: Sequence[int] = (0,)
+    settings: Settings,
+    pair: tuple[str, str],
+    objective: Objective,
+    *,
+    seeds: Sequence[int] = (0,),
+    views: int | None = None,
 ) -> Callable[[], float]:
     """A function that trains a student for each seed beside one teacher by :func:`~kdlab.training.loop.fit_together`, and times an epoch.
 
     An epoch of ``settings.steps`` steps warms up, and a second one is timed, all that ``fit_together`` does between two
-    epochs included. Students, teacher and what the objective learns go on from round to round.
+    epochs included. Students, teacher and what the objective learns go on from round to round. With ``views``, of which augmentation has so
+    many, the teacher's logits were made before.
     """
     teacher = untrained_teacher(pair[0]) if objective.needs_teacher else None
     learners = [
@@ -73,6 +79,9 @@ def kdlab_round(
         for number, seed in enumerate(seeds)
     ]
     train = synthetic(settings.images).to(settings.device)
+    if views is not None:
+        train = train.with_views(views)
+        teacher = LogitsOfViews(teacher, train, precision=settings.precision)
 
     def one_round() -> float:
         laps = Laps(settings.device)

@@ -70,9 +70,8 @@ class Examples:
         start: int = 0,
     ) -> Iterator[tuple[Inputs, Shaped[Tensor, "n ..."], Integer[Tensor, " n"]]]:
         """Batches of (inputs, labels, indices), as :meth:`kdlab.data.images.Split.batches`; there is nothing to augment."""
-        for number, index in enumerate(batch_indices(len(self), batch_size, generator, order)):
+        for number, index in enumerate(batch_indices(len(self), batch_size, generator, order, self.labels.device)):
             if number >= start:
-                index = index.to(self.labels.device)
                 yield each(lambda x, index=index: x[index], self.inputs), self.labels[index], index
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +28,19 @@ _CIFAR10 = {
 }
 
 
+#: Zeros around an image of which its crops are taken, and how many crops there are; those from this number on are mirrored, too.
+PADDING = 4
+SHIFTS = (2 * PADDING + 1) ** 2
+#: The number of the view that shows an image as it is.
+UNMOVED = SHIFTS // 2
+
+
+@lru_cache(maxsize=32)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "1 C 1 1"]:
+    """Constants of the channels, which are copied to a device once: a copy waits for it."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
+
 @dataclass(frozen=True)
 class Split:
     """Images, their labels, and the constants that normalise them.
@@ -36,6 +50,7 @@ class Split:
         labels: int64, shape ``(n,)``.
         mean, std: per channel, of the training images, in units of 0 … 1.
         flip: whether a mirrored image keeps its meaning (true of objects, not of digits).
+        views: by number, those that augmentation draws from; None: all 81 shifts, mirrored too where ``flip`` says so.
     """
 
     images: Shaped[Tensor, "n 3 H W"]
@@ -43,6 +58,7 @@ class Split:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     flip: bool = True
+    views: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,10 +71,39 @@ class Split:
 
     def normalise(self, images: Shaped[Tensor, "n 3 H W"]) -> Float[Tensor, "n 3 H W"]:
         """uint8 images to float32 of mean zero and deviation one, in channels-last memory."""
-        mean, std = (
-            torch.tensor(v, dtype=torch.float32, device=images.device).view(1, 3, 1, 1) for v in (self.mean, self.std)
-        )
+        mean, std = (_per_channel(tuple(values), images.device) for values in (self.mean, self.std))
         return (images.float() / 255 - mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+    @property
+    def all_views(self) -> tuple[int, ...]:
+        """The numbers of all views that augmentation may draw."""
+        return tuple(range(2 * SHIFTS if self.flip else SHIFTS)) if self.views is None else self.views
+
+    def with_views(self, n: int, *, seed: int = 0) -> "Split":
+        """The same, augmented by no more than n views, drawn once from all that there are."""
+        if not 1 <= n <= len(self.all_views):
+            raise ValueError(f"there are {len(self.all_views)} views, of which at least one is drawn, not {n}.")
+        drawn = torch.randperm(len(self.all_views), generator=torch.Generator().manual_seed(seed))[:n]
+        return replace(self, views=tuple(self.all_views[i] for i in drawn.tolist()))
+
+    def draw_views(self, n: int, generator: torch.Generator | None) -> Integer[Tensor, " n"]:
+        """A view for each of n images, by number."""
+        if self.views is not None:
+            return torch.tensor(self.views)[torch.randint(len(self.views), (n,), generator=generator)]
+        shifts, mirrored = draw_crops(n, generator, flip=self.flip)
+        number = shifts[0] * (2 * PADDING + 1) + shifts[1]
+        return number if mirrored is None else number + SHIFTS * mirrored
+
+    def seen(
+        self, index: Integer[Tensor, " n"], views: Integer[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "n 3 H W"]:
+        """Normalised images, each in its view; None: as it is."""
+        images = self.images[index]
+        if views is not None:
+            side = 2 * PADDING + 1
+            shifts = torch.stack([views % SHIFTS // side, views % side])
+            images = shift_and_mirror(images, shifts, views >= SHIFTS if self.flip else None)
+        return self.normalise(images)
 
     def batches(
         self,
@@ -68,8 +113,9 @@ class Split:
         augment: bool = False,
         order: Integer[Tensor, " N"] | None = None,
         start: int = 0,
-    ) -> Iterator[tuple[Float[Tensor, "n 3 H W"], Integer[Tensor, " n"], Integer[Tensor, " n"]]]:
-        """Batches of (normalised images, labels, their indices in the split).
+        tell_views: bool = False,
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Batches of (normalised images ``(n, 3, H, W)``, labels ``(n,)``, their indices in the split ``(n,)``).
 
         In a random order if there is a generator, else in order. A shuffled pass drops the last, incomplete batch, so that
         every step sees ``batch_size`` images (a split smaller than one batch is one batch). An ordered pass drops nothing.
@@ -77,16 +123,18 @@ class Split:
         Args:
             order: a shuffled pass in this order, a permutation of the indices; the generator is then for augmentation alone.
             start: how many batches to leave out; those that follow are the same as without.
+            tell_views: whether each batch ends with the numbers of the views that are seen in it, ``(n,)``.
         """
-        for number, index in enumerate(batch_indices(len(self), batch_size, generator, order)):
-            draw = draw_crops(len(index), generator, flip=self.flip) if augment else None
-            if number < start:
-                continue
-            index = index.to(self.labels.device)
-            images = self.images[index]
-            if draw is not None:
-                images = shift_and_mirror(images, *draw)
-            yield self.normalise(images), self.labels[index], index
+        device = self.labels.device
+        indices = list(batch_indices(len(self), batch_size, generator, order, device))
+        sizes = [len(index) for index in indices]
+        drawn = None
+        if augment:  # of the whole pass, so that no batch waits for a device
+            drawn = torch.cat([self.draw_views(n, generator) for n in sizes]).to(device).split(sizes)
+        for number in range(start, len(indices)):
+            index, views = indices[number], None if drawn is None else drawn[number]
+            batch = self.seen(index, views), self.labels[index], index
+            yield (*batch, torch.full_like(index, UNMOVED) if views is None else views) if tell_views else batch
 
 
 def batch_indices(
@@ -94,17 +142,18 @@ def batch_indices(
     batch_size: int,
     generator: torch.Generator | None = None,
     order: Integer[Tensor, " N"] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Integer[Tensor, " n"]]:
-    """Indices of batches: in order and all, or shuffled and none incomplete."""
+    """Indices of batches: in order and all, or shuffled and none incomplete. They are copied to the device once, which waits for it."""
     if generator is None and order is None:
-        yield from torch.arange(n).split(batch_size)
+        yield from torch.arange(n, device=device).split(batch_size)
     else:
         order = torch.randperm(n, generator=generator) if order is None else order
-        yield from order[: max(n - n % batch_size, min(n, batch_size))].split(batch_size)
+        yield from order[: max(n - n % batch_size, min(n, batch_size))].to(device).split(batch_size)
 
 
 def draw_crops(
-    n: int, generator: torch.Generator | None, *, padding: int = 4, flip: bool = True
+    n: int, generator: torch.Generator | None, *, padding: int = PADDING, flip: bool = True
 ) -> tuple[Integer[Tensor, "2 n"], Bool[Tensor, " n"] | None]:
     """Shifts ``(2, n)``, from 0 to twice the padding, and for each image whether it is mirrored (None: none is)."""
     shifts = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
@@ -120,8 +169,8 @@ def shift_and_mirror(
 ) -> Shaped[Tensor, "n C H W"]:
     """Crop each image out of its zero-padded self at its shift, and mirror those that are to be."""
     height, width = images.shape[2:]
-    rows = shifts[0][:, None] + torch.arange(height)
-    columns = shifts[1][:, None] + torch.arange(width)
+    rows = shifts[0][:, None] + torch.arange(height, device=shifts.device)
+    columns = shifts[1][:, None] + torch.arange(width, device=shifts.device)
     if mirrored is not None:
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     rows, columns = (x.to(images.device, non_blocking=True) for x in (rows, columns))

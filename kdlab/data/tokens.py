@@ -92,9 +92,8 @@ class Tokens:
         Tokens and labels are int64, shape ``(batch, context)`` but for ``ahead``; there is nothing to augment.
         """
         steps = torch.arange(self.context + 1, device=self.labels.device)
-        for number, index in enumerate(batch_indices(len(self), batch_size, generator, order)):
+        for number, index in enumerate(batch_indices(len(self), batch_size, generator, order, self.labels.device)):
             if number >= start:
-                index = index.to(self.labels.device)
                 places = self.blocks[index].unsqueeze(1) * self.stride + steps  # pyrefly: ignore[unsupported-operation]
                 block = self.labels[places].long()
                 if self.labels.dtype == torch.int16:

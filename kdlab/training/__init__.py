@@ -18,7 +18,7 @@ from .recipe import Recipe
 from .stopping import Stopped
 from .student import Learner
 from .taps import Taps
-from .teachers import CachedLogits, CacheError, FunctionTeacher, write_logits
+from .teachers import CachedLogits, CacheError, FunctionTeacher, LogitsOfViews, write_logits
 
 __all__ = [
     "CacheError",
@@ -26,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "FunctionTeacher",
     "Learner",
+    "LogitsOfViews",
     "Recipe",
     "Stopped",
     "Taps",

@@ -12,7 +12,7 @@ from .checkpoint import require_safetensors
 from .distributed import rank_and_world
 from .micro_batches import check_positions, counted
 from .modules import check_two, storages
-from .protocols import augments, by_index, check_examples, inputs_of, is_loaded, is_text, labels_of
+from .protocols import augments, by_index, by_view, check_examples, inputs_of, is_loaded, is_text, labels_of
 from .recipe import Recipe
 from .state import take_apart
 from .views import Views
@@ -81,7 +81,7 @@ def _terms(objective: Objective | Term) -> list[Term]:
 
 def _check_learner(learner, train, teacher, gradient_norms) -> None:
     objective = learner.objective
-    if learner.rewrite is not None and by_index(teacher):
+    if learner.rewrite is not None and (by_index(teacher) or by_view(teacher)):
         raise ValueError("a teacher cache knows the examples as they were: it cannot look at rewritten ones.")
     for term in _terms(objective):
         term.check_rewrite(learner.rewrite)
@@ -180,6 +180,8 @@ def _check_best(learners, validation, measure) -> None:
 def _check_views(views: Views, learners, teacher) -> None:
     if any(learner.rewrite is not None for learner in learners):
         raise ValueError("a batch is rewritten or seen in views, not both: rewrite=None, or no views.")
+    if by_view(teacher):
+        raise ValueError("a teacher of kept logits knows the views of the recipe's augmentation: no views beside them.")
     if any(learner.recipe.teacher_view != "same" for learner in learners):
         raise ValueError('what the teacher sees is said twice: teacher_view="same" in the recipe, or no views.')
     if views.teacher is not None and (teacher is None or by_index(teacher)):

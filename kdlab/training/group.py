@@ -9,7 +9,7 @@ from ..data.examples import each
 from .distributed import anywhere, rank_and_world
 from .graphs import GraphedStep, graphable
 from .modules import share_layers, training_mode
-from .protocols import asks_elsewhere, by_index
+from .protocols import asks_elsewhere, by_index, by_view
 from .recipe import Recipe
 from .seeds import generator
 from .step import Step
@@ -53,9 +53,10 @@ class Group:
         epoch, start = students[0].position
         seeds = list(dict.fromkeys(s.recipe.seed for s in students))
         recipe = students[0].recipe
-        streams = [self.batches(recipe, seed, epoch, start, "student") for seed in seeds]
+        told = {"tell_views": True} if teacher is not None and by_view(teacher.model) else {}
+        streams = [self.batches(recipe, seed, epoch, start, "student", **told) for seed in seeds]
         own_views = list(dict.fromkeys(s.recipe.seed for s in students if s.recipe.teacher_view == "own"))
-        own_streams = [self.batches(recipe, seed, epoch, start, "teacher") for seed in own_views]
+        own_streams = [self.batches(recipe, seed, epoch, start, "teacher", **told) for seed in own_views]
         graphed = self.graphed_step(students)
         began, elapsed = time.perf_counter(), {s: s.seconds for s in students}
 
@@ -70,7 +71,13 @@ class Group:
                 clock()
                 raise Stopped
             batches = dict(zip(seeds, (next(stream) for stream in streams), strict=True))
-            views = dict(zip(own_views, (next(stream)[0] for stream in own_streams), strict=True))
+            own = dict(zip(own_views, map(next, own_streams), strict=True))
+            views = {seed: batch[0] for seed, batch in own.items()}
+            if told:
+                seen = [(seed, "same", batch) for seed, batch in batches.items()]
+                seen += [(seed, "own", batch) for seed, batch in own.items()]
+                views = {(seed, view): torch.stack(batch[2:], 1) for seed, view, batch in seen}
+                batches = {seed: batch[:3] for seed, batch in batches.items()}
             if self.views is not None:
                 batches, views, self.step.boxes = self.views.seen(batches, students[0].position)
             for s in students:
@@ -112,7 +119,7 @@ class Group:
             self.graphed = GraphedStep(self.step, students, eager)
         return self.graphed
 
-    def batches(self, recipe: Recipe, seed: int, epoch: int, start: int, who: str):
+    def batches(self, recipe: Recipe, seed: int, epoch: int, start: int, who: str, **told):
         """The batches of an epoch, this process's part of each."""
         order = torch.randperm(len(self.data), generator=generator(seed, epoch, "order"))
         order = order[: recipe.epoch_examples]
@@ -122,6 +129,7 @@ class Group:
             augment=recipe.augment,
             order=order,
             start=start,
+            **told,
         )
         rank, world = rank_and_world()
         if world > 1:

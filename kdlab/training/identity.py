@@ -26,6 +26,7 @@ def shared_identity(train, teacher: nn.Module | None, views: Views | None, *, in
         **leaves_logits("teacher", teacher),
         **_blocks(train),
         **({} if views is None else {"views": repr(views)}),
+        **({} if getattr(train, "views", None) is None else {"views of pictures": list(train.views)}),
         **(_inputs_checksum(train) if inputs else {}),
     }
 

@@ -131,6 +131,11 @@ def by_index(teacher: object) -> bool:
     return getattr(teacher, "by_index", False)
 
 
+def by_view(teacher: object) -> bool:
+    """Whether it is asked by the places of the examples, and by which view of each is seen."""
+    return getattr(teacher, "by_view", False)
+
+
 def asks_elsewhere(teacher: object) -> bool:
     """Whether it is no computation on the device, but asks somebody: such a step is in no CUDA graph."""
     return getattr(teacher, "asks", False)

@@ -18,7 +18,7 @@ from .distributed import average_gradients
 from .measures import evaluation_mode
 from .micro_batches import counted, micro_batches, part_of, read_tokens
 from .precision import autocast
-from .protocols import by_index
+from .protocols import by_index, by_view
 from .seeds import number, seed_torch
 from .student import Student
 from .taps import Taps
@@ -52,6 +52,7 @@ class Step:
 
         Args:
             batches, views: keyed by seed: (inputs, labels, indices), and inputs as the teacher sees them where it has a view of its own.
+                To a teacher of kept logits, by seed and view, which examples are seen in which view.
             looked: what the teacher has said already.
             watch: a context for each student's step, and with None for the teacher's look.
         """
@@ -108,6 +109,8 @@ class Step:
                 inputs.append(rewritten[view][0])
             elif by_index(self.teacher.model):
                 inputs.append(batches[seed][2])
+            elif by_view(self.teacher.model):
+                inputs.append(views[seed, view])
             else:
                 inputs.append(views[seed] if view == "own" else batches[seed][0])
         with ExitStack() as stack:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from kdlab.shapes import Float, Integer
 
 from ..data.examples import as_split
+from ..data.images import SHIFTS, batch_indices
 from ..objectives import SparseTargets
 from ..objectives.softening import full_precision
 from .checkpoint import CheckpointError, load_tensors, save_tensors
-from .measures import predict
-from .precision import Precision
+from .measures import all_logits, evaluation_mode, predict
+from .modules import moved_to
+from .precision import Precision, autocast
 from .protocols import AnySplit, Device, augments, by_index
 from .state import checksum, state_of
 
@@ -208,3 +210,97 @@ class CachedLogits(nn.Module):
     def forward(self, index: Integer[Tensor, " B"]) -> Float[Tensor, "B *positions N"]:
         """The logits of the examples ``index``, ``(B,)``."""
         return self.logits[index.to(self.logits.device)]
+
+
+class LogitsOfViews(nn.Module):
+    """What a teacher says of every view of the training images, in its place: ``fit(…, teacher=LogitsOfViews(teacher, train))``.
+
+    Augmentation by shifts of whole pixels and mirroring has 162 views of an image, so that the teacher can look at all of them once, and at
+    none in the training: a gain where students see more than 162 epochs in all; or fewer, with ``train.with_views(8)``, for them and the students
+    alike. What it says is the same to rounding. It has no layers to look into, and is in evaluation mode.
+
+    Args:
+        teacher: moved to ``device``, and in evaluation mode for it.
+        train: the :class:`~kdlab.data.images.Split` that is trained on.
+        batch_size, precision: as the recipe's precision; a batch is one of images in one view.
+        device: where to look, and to keep what is said; None: where the images are.
+        memory: how many bytes it may take, which is known, and told, after the first batch.
+
+    Raises:
+        TypeError: for a split that does not say its views.
+        MemoryError: where it would take more than ``memory``.
+    """
+
+    by_view = True
+    views: Tensor
+    table: Tensor
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        train: Any,
+        *,
+        batch_size: int = 500,
+        precision: Precision = "float32",
+        device: Device | None = None,
+        memory: int = 2 * 2**30,
+    ) -> None:
+        super().__init__()
+        if not hasattr(train, "all_views"):
+            raise TypeError(f"views are those of a kdlab.data.Split of images, not of {type(train).__name__}.")
+        self.split, self.precision = split_checksum(train), precision
+        train = train if device is None else train.to(device)
+        where = train.labels.device
+        moved_to(teacher, where)
+        rows = torch.full((2 * SHIFTS,), -1)
+        rows[list(train.all_views)] = torch.arange(len(train.all_views))
+        self.register_buffer("views", rows.to(where), persistent=False)
+        self.register_buffer("table", self._made(teacher, train, batch_size, memory), persistent=False)
+        what = (checksum(state_of(teacher).items()), train.all_views, precision)
+        identity = hashlib.sha256(repr(what).encode()).digest()
+        self.register_buffer("identity", torch.tensor(list(identity), dtype=torch.uint8))
+
+    @torch.no_grad()
+    def _made(self, teacher: nn.Module, train: Any, batch_size: int, memory: int) -> Tensor:
+        """Logits ``(views, n, N)``, as they come: of bfloat16 under its autocast."""
+        table, device = None, train.labels.device
+        with evaluation_mode(teacher), autocast(device, self.precision):
+            for row, view in enumerate(train.all_views):
+                for index in batch_indices(len(train), batch_size, device=device):
+                    said = all_logits(teacher(train.seen(index, torch.full_like(index, view))))
+                    if table is None:
+                        size = len(train.all_views) * len(train) * said[0].numel() * said.element_size()
+                        if size > memory:
+                            raise MemoryError(
+                                f"logits of {len(train.all_views)} views of {len(train):,} images take {size / 1e9:.2f} GB, and memory={memory:,} is "
+                                "less: give more; or precision='bfloat16', which takes half; or fewer views, train.with_views(8)."
+                            )
+                        table = said.new_empty(len(train.all_views), len(train), *said.shape[1:])
+                    table[row, index] = said
+        if table is None:
+            raise ValueError("there are no images to look at.")
+        return table
+
+    def check_examples(self, split: Any, recipes: Sequence[Any] = ()) -> None:
+        """That it has seen these images, and what the recipes show of them; ``fit`` asks for it.
+
+        Raises:
+            CacheError: for other images, or other views.
+            ValueError: for recipes that show them otherwise.
+        """
+        known = torch.isin(torch.tensor(getattr(split, "all_views", ())), torch.where(self.views.cpu() >= 0)[0])
+        if split_checksum(split) != self.split or not len(known) or not known.all():
+            raise CacheError(
+                "these are the logits of other images, of these in another order, or of other views of them."
+            )
+        for recipe in recipes:
+            if not recipe.augment or recipe.teacher_mode != "eval" or recipe.precision != self.precision:
+                raise ValueError(
+                    "these are logits of augmented images, of a teacher in evaluation mode: augment=True, teacher_mode='eval', and "
+                    f"precision={self.precision!r}. Of images as they are, CachedLogits keeps them."
+                )
+
+    def forward(self, places: Integer[Tensor, "B 2"]) -> Float[Tensor, "B *positions N"]:
+        """The logits of examples in views, their numbers ``(B, 2)``."""
+        index, view = places.unbind(1)
+        return self.table[self.views[view], index]
