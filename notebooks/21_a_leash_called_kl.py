@@ -30,7 +30,7 @@ leashes: list[float] = [0.3, 0.5, 1.0]  # β on the toy; the middle one is drawn
 temperatures: list[float] = [0.7, 0.3]  # of the reference: below 1, surer of itself
 drawing_steps: int = 100  # of the policies that are trained by drawing
 tilts: list[float] = [0.0, 1.0, 2.0, 3.0, 4.5, 8.0]  # added to the paid tokens' logits
-tilted_texts: int = 256  # of each tilt; the recorded policies are measured by 256
+tilted_texts: int = 128  # of each tilt; the recorded policies are measured by 256
 
 # %% tags=["hide-input"]
 import copy

@@ -142,6 +142,20 @@ def test_the_generator_fixes_the_text():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_model_around_another_writes_without_saying_its_context():
+    class Around(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.cache, self.fused = model, model.cache, False
+
+        def forward(self, tokens, cache=None):
+            return self.model(tokens, cache)
+
+    inner, prompts = gpt(), torch.tensor([[1, 2]])
+    written = [generate(writer, prompts, tokens=4, temperature=0) for writer in (inner, Around(inner))]
+    assert torch.equal(*written)
+
+
 def test_one_step_of_the_model_a_token():
     model, seen = gpt(), []
     model.register_forward_hook(lambda module, inputs, _: seen.append(tuple(inputs[0].shape)))

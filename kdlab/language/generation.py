@@ -81,7 +81,7 @@ def generate(
         cache = model.cache(batch)
         logits = last_logits(model(written[:, :width], cache), lengths - 1)
         cache.rewind(lengths)
-        fits = int(lengths.max()) + tokens <= model.context + 1  # the last is not read
+        fits = int(lengths.max()) + tokens <= getattr(model, "context", 0) + 1  # the last is not read
         step = Step(write_next, prompts.device, generator, graphs and fits and stays(cache))
         for number in range(tokens):
             if number == 0:
