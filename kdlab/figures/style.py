@@ -184,13 +184,30 @@ def _whole(cell: str) -> str:
     return re.sub(r"\[([^\s\[\]]+), ([^\s\[\]]+)\](?: (?=\S$))?", lambda found: found[0].replace(" ", "\xa0"), cell)
 
 
+def _header(cell: str) -> str:
+    """A column's head; a formula alone, in which screen readers find no text, has its symbols for a name.
+
+    >>> _header("$T=2$").split("<span")[0]
+    '<th scope="col" aria-label="T=2">'
+    >>> _header(""), _header("KL")
+    ('<td></td>', '<th scope="col">KL</th>')
+    """
+    if not cell:
+        return "<td></td>"
+    name = ""
+    if formula := re.fullmatch(r"\$([^$]*)\$", cell):
+        plain = re.sub(r"\\(?:mathrm|text|operatorname|[,;!])?|[{}]", " ", formula[1])
+        name = f' aria-label="{html.escape(" ".join(plain.split()))}"'
+    return f'<th scope="col"{name}>{mathematics(cell)}</th>'
+
+
 def table(header, rows, *, caption: str) -> Shown:
     """A table with a caption above; numbers line up. ``$…$`` is mathematics.
 
     >>> table(["T", "KL"], [[1, "0.850"]], caption="Two numbers.").markup.count("<td>")
     2
     """
-    head = "".join(f'<th scope="col">{mathematics(str(cell))}</th>' if str(cell) else "<td></td>" for cell in header)
+    head = "".join(_header(str(cell)) for cell in header)
     body = "".join(
         "<tr>" + "".join(f"<td>{mathematics(_whole(str(cell)))}</td>" for cell in row) + "</tr>" for row in rows
     )
