@@ -708,7 +708,7 @@ findings.show(
 #
 # - The known-posterior task is easy: its classes are Gaussian clouds, and the teacher's network can represent the
 #   posterior. Real teachers are also *wrong* about wrong classes; distillation passes on their errors with the rest.
-# - The four sources share one learning rate, which was chosen for none of them; the length of training was chosen for each. Where the longest was chosen, a difference may be one of early learning.
+# - The four sources share one learning rate, which was tuned for none of them; the length of training was chosen for each. Where the longest was chosen, a difference may be one of early learning.
 # - That the teacher spreads its doubt within superclasses says that its beliefs are structured, not that this structure
 #   is what helps a student. That takes an intervention, and {doc}`06_first_distillation` makes one.
 #

@@ -154,7 +154,7 @@ verdict(
 # average that out in time. A student that uses the relations between classes has lost them.
 #
 # For each seed the three students start from the same weights and see the same
-# augmented batches. Nothing is selected: all values are of the last epoch, on the test split, which is used once. All three have one learning rate, which was chosen for none of them.
+# augmented batches. Nothing is selected: all values are of the last epoch, on the test split, which is used once. All three have one learning rate, which was tuned for none of them.
 
 # %% tags=["hide-input"]
 teacher = book_teacher(data, device=device)

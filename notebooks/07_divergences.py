@@ -955,7 +955,7 @@ show(
     f"At $d={distances[-1]:.0f}$: the pull on the teacher's classes is {at_end['forward KL', 'pure bell'][1]:.2f} under the forward KL and at most "
     f"{max(abs(v[1]) for (name, _), v in at_end.items() if name != 'forward KL'):.0e} under any other. The slope that the centre feels under the reverse KL is "
     f"{abs(at_end['reverse KL', 'pure bell'][2]):.0f} with the pure bell and {abs(at_end['reverse KL', 'bell on a floor'][2]):.0e} with the bell on a floor, whose tail is flat.",
-    alt="Three panels against distance on logarithmic scales, two lines a divergence: its value, the pull on the teacher's classes, and the slope with respect to the centre.",
+    alt="Three panels against distance on logarithmic scales, two lines per divergence: its value, the pull on the teacher's classes, and the slope with respect to the centre.",
 )
 
 # %% [markdown]
@@ -1273,7 +1273,7 @@ show(
     figure,
     label="sources",
     caption="The gradients of six divergences from samples of either side, for the student on the flank; mean relative error of 200 repetitions.",
-    alt="One row a divergence, two marks a row: errors of the gradient from the student's and from the teacher's samples, on a logarithmic axis.",
+    alt="One row per divergence, two marks per row: errors of the gradient from the student's and from the teacher's samples, on a logarithmic axis.",
 )
 
 # %% tags=["hide-input"]
@@ -1594,7 +1594,7 @@ show(
     label="too-small",
     caption=f"Students of {hidden_units} hidden units on {len(test):,} test examples. Circles and bars: mean and 95 % interval, paired by seed, {N}; small dots: the seeds. "
     f"The Bayes classifier reaches {ideal['accuracy']:.1%}.",
-    alt="Four panels with one row a training objective: accuracy, confidence minus accuracy, and the two KL divergences between student and truth; "
+    alt="Four panels with one row per training objective: accuracy, confidence minus accuracy, and the two KL divergences between student and truth; "
     "a mean with its interval and a dot for each seed in every row.",
 )
 

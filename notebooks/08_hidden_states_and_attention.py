@@ -464,7 +464,7 @@ for seed in SEEDS:  # the arms side by side: the teacher looks at each batch onc
 
 # %% tags=["hide-input"]
 def against_alone(values):
-    """Paired differences from the student alone, one interval an arm."""
+    """Paired differences from the student alone, one interval per arm."""
     return {
         arm: difference(values[arm], values["alone"]) for arm in ("hint", "attention")
     }
@@ -605,7 +605,7 @@ axis.legend(title="student", loc="upper right")
 show(
     figure,
     label="projectors",
-    caption="How much of the teacher's middle stage each kind of projector recovers from a student's, one dot a seed; triangles are off the axis, with their mean. A value "
+    caption="How much of the teacher's middle stage each kind of projector recovers from a student's, one dot per seed; triangles are off the axis, with their mean. A value "
     "far below zero is one of scale (next table).",
     alt="Dots of explained variance by projector and student. "
     + "; ".join(
@@ -2167,8 +2167,12 @@ show(
 
 # %% tags=["hide-input"]
 BYTES = Quantity("cross-entropy of the next byte", "nats", 1, 2, "lower")
+ALL_NAMED = {arm: f"outputs {arm}" for arm in LANGUAGE if arm.startswith("and ")}
 display(
-    *(below(arm, "outputs", worth, BYTES) for arm in list(LANGUAGE)[1:]),
+    *(
+        below(arm, "outputs", worth, BYTES, names=ALL_NAMED)
+        for arm in list(LANGUAGE)[1:]
+    ),
 )
 
 # %% [markdown]

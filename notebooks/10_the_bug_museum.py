@@ -1429,7 +1429,7 @@ axis.legend(*(part[:2] for part in axis.get_legend_handles_labels()), fontsize="
 show(
     figure,
     label="modes",
-    caption=f"Test accuracy on the ordinary digits, a dot a seed (n = {len(picture_seeds)}).",
+    caption=f"Test accuracy on the ordinary digits, one dot per seed (n = {len(picture_seeds)}).",
     alt="Four groups of paired dots, evaluation mode and training mode: "
     + "; ".join(
         f"{name.replace(chr(10), ' ')} {np.mean(before):.1f} and {np.mean(after):.1f} %"
@@ -2098,7 +2098,7 @@ if len(seeds) > 1:
 #
 # - The sizes are those of a small bench: twenty classes, a teacher that knows the truth, small networks, Adam. They tell which mistakes *can* be large or silent, and why. They do not
 #   tell how large yours is.
-# - One setting a mistake. A row may move with the temperature, the weights, the optimiser or the length of training; exhibits 1, 3, 5 and 9 vary one of these. <!-- by definition -->
+# - One setting per mistake. A row may move with the temperature, the weights, the optimiser or the length of training; exhibits 1, 3, 5 and 9 vary one of these. <!-- by definition -->
 # - With so many intervals at 95 %, a few should be expected to miss. <!-- by definition -->
 # - The digits have one teacher. Their seeds vary the student, its images and their order.
 #

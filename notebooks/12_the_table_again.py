@@ -155,10 +155,10 @@ panel.set_xlabel("published accuracy minus published KD of the same pair (points
 show(
     figure,
     label="published",
-    caption=f"The published table as differences to KD: a dot a pair, the stroke their median. The light band is what two single runs of one and "
+    caption=f"The published table as differences to KD: one dot per pair, the stroke their median. The light band is what two single runs of one and "
     f"the same method differ by ({by_chance_of[1]:.2f} points in 95 of 100 cases, from the {len(deviations)} deviations that DIST's authors print), the dark one what two "
     f"means of five runs do ({by_chance_of[5]:.2f}). † copied from a later source, not read by us.",
-    alt="Rows of dots, one row a method, a dot a pair: published accuracy minus that of KD, with two grey bands about zero.",
+    alt="Rows of dots, one row per method, one dot per pair: published accuracy minus that of KD, with two grey bands about zero.",
 )
 
 # %% tags=["hide-input"]
@@ -407,7 +407,7 @@ show(
     caption=f"One method, three schedules, n = {len(seeds)}. Left: thin lines are runs as a test set of {len(tests[0]):,} examples sees them, thick lines the mean in truth ({len(truth):,} examples). Right: "
     f"the epoch that a test set picks, compared with the last one, by the same test set and in truth, each seed the mean over {len(tests)} such sets; {'mean and 95 % interval' if len(seeds) > 1 else 'one seed, no interval'}. The distance "
     "between the two rows of a schedule is luck.",
-    alt="Left: accuracy by epoch of each run under three schedules, and the mean in truth. Right: the gain of the best epoch by schedule, on the test set and in truth, a dot a seed.",
+    alt="Left: accuracy by epoch of each run under three schedules, and the mean in truth. Right: the gain of the best epoch by schedule, on the test set and in truth, one dot per seed.",
 )
 
 # %% tags=["hide-input"]
@@ -736,7 +736,7 @@ def column_figure(rows, label, where, same_scale):
     return show(
         figure,
         label=label,
-        caption=f"{where}: a dot a run, {seeds} seeds; on the left mean and 95 % interval of each method. Diamonds: published"
+        caption=f"{where}: one dot per run, {seeds} seeds; on the left mean and 95 % interval of each method. Diamonds: published"
         + (
             ". "
             if same_scale
@@ -749,7 +749,7 @@ def column_figure(rows, label, where, same_scale):
 
 
 def column_table(rows, caption, same_scale):
-    """One line a method, with the verdict on each cell."""
+    """One line per method, with the verdict on each cell."""
     alone = rows["student alone"]
     timed = any(row["minutes"] for row in rows.values())
     lines = []
@@ -816,7 +816,7 @@ if full.missing:
 # What two CPU cores can do in hours is another scale: a ResNet-20 teaches a ResNet-8, a few epochs, 45,000 images, three
 # seeds. The methods and weights are those of the column R56 → R20, FitNet with the projector described above. Nothing
 # says that the order of that column must come out: the student is smaller, the training is short, the weights were
-# made for long training, and **all methods have one learning rate, which was chosen for none of them**. So an order
+# made for long training, and **all methods have one learning rate, which was tuned for none of them**. So an order
 # found here is one of early learning at that rate.
 #
 # %% tags=["hide-input"]
@@ -1108,9 +1108,9 @@ if picked:
         show(
             figure,
             label="best-epoch",
-            caption=f"What picking the best epoch adds: our runs on the validation split, a dot a run ({', '.join(f'{len(v)}' for v in picked.values())} runs). The coloured line and band are mean "
+            caption=f"What picking the best epoch adds: our runs on the validation split, one dot per run ({', '.join(f'{len(v)}' for v in picked.values())} runs). The coloured line and band are mean "
             f"and range of {len(log_gain)} published logs of the step schedule, on the test split of twice as many images: {log_gain.mean():.2f}, {log_gain.min():.2f} to {log_gain.max():.2f}.",
-            alt="Rows of dots, one row a group of our runs: best minus last epoch, with a line and a band for the published logs.",
+            alt="Rows of dots, one row per group of our runs: best minus last epoch, with a line and a band for the published logs.",
         ),
     )
     everything = [value for values in picked.values() for value in values]

@@ -156,7 +156,7 @@ teacher.eval()
 
 
 def gradients(model, inputs, labels):
-    """The gradient with respect to the weights, one row a term: the labels, then T²KL at each
+    """The gradient with respect to the weights, one row per term: the labels, then T²KL at each
     temperature. And the student's logits.
     """
     model.train()
@@ -356,7 +356,7 @@ display(
 # The plan `small` asks the questions of this part of the book at a CPU's scale. The plan `questions` asks the same ones by the published
 # recipe, on a GPU. Three rules hold throughout.
 #
-# - **One learning rate.** Except for some arms on the factor $N$, which the captions count, all arms of `small` (an *arm* is one way to teach) have the rate that the captions below give, which was chosen for none of them, and were trained briefly. What another rate is worth beside temperature and weight is not in these records.
+# - **One learning rate.** Except for some arms on the factor $N$, which the captions count, all arms of `small` (an *arm* is one way to teach) have the rate that the captions below give, which was tuned for none of them, and were trained briefly. What another rate is worth beside temperature and weight is not in these records.
 # - **One deviation.** Runs of one seed share their initial weights (at one width) and their batches. Three seeds leave a difference two degrees of freedom, so one deviation is pooled over the arms that are compared, and
 #   differences to one control have intervals that hold together (Dunnett's). The table under the map says how much the seeds share.
 # - **The validation split chooses, the test split reports.** Both are measured on the last epoch.
@@ -542,9 +542,9 @@ def compared_figure(study):
     return show(
         figure,
         label=f"compared-{study.plan}",
-        caption=f"{described(study)}. Each run as a faint dot, by seed; means with 95 % intervals that hold together in each panel (Dunnett); one colour a weight. Of the {len(arms)} intervals of accuracy {apart} "
+        caption=f"{described(study)}. Each run as a faint dot, by seed; means with 95 % intervals that hold together in each panel (Dunnett); one colour per weight. Of the {len(arms)} intervals of accuracy {apart} "
         f"leave out zero; were there no differences at all, in one map of twenty any would.",
-        alt="Rows of dots with intervals, one row a combination of temperature and weight: differences from the default in accuracy and in agreement.",
+        alt="Rows of dots with intervals, one row per combination of temperature and weight: differences from the default in accuracy and in agreement.",
     )
 
 
@@ -746,8 +746,8 @@ def weight_figure(study):
     return show(
         figure,
         label=f"weight-{study.plan}",
-        caption=f"{described(study)}. Left: mean test accuracy by weight, one line a temperature. Right: each weight against 0.9, averaged over the temperatures, which hides where lines cross; "
-        "a dot a seed. "
+        caption=f"{described(study)}. Left: mean test accuracy by weight, one line per temperature. Right: each weight against 0.9, averaged over the temperatures, which hides where lines cross; "
+        "one dot per seed. "
         + " ".join(f"{name}: {points(i, 1)}." for name, i in intervals.items()),
         alt="Left: lines of test accuracy against the weight of the soft targets. Right: differences from the weight 0.9 with intervals.",
     )
@@ -791,7 +791,7 @@ if (study := deciding(map_of)) and weight_effect(study, 0.5, 0.9) is not None:
         EFFECT, "of temperature", "records",
     )  # fmt: skip
     display(
-        crosses(by_temperature, EFFECT, "of temperature", upwards=True),
+        crosses(by_temperature, EFFECT, "(temperature)", upwards=True),
         above("T8-soft0.5", "T8-soft0.9", study, names=named),
         below("T2-soft0.5", "T2-soft0.9", study, names=named),
     )
@@ -910,7 +910,7 @@ def width_figure(study):
     return show(
         figure,
         label=f"width-{study.plan}",
-        caption=f"{described(study)}; and narrower students. Gain in test accuracy over the same student alone, a dot a seed; the dashed line is the temperature with the best validation accuracy"
+        caption=f"{described(study)}; and narrower students. Gain in test accuracy over the same student alone, one dot per seed; the dashed line is the temperature with the best validation accuracy"
         + (
             " (" + ", ".join(f"{k}: {v:g}" for k, v in chosen.items()) + ")"
             if chosen
@@ -1070,7 +1070,7 @@ def schedule_figure(study):
         figure,
         label=f"schedules-{study.plan}",
         caption=f"{described(study)}. Left: schedules (orange) and constants (blue) against constant $T=4$, all with $w_{{\\mathrm{{soft}}}}=0.9$ but soft-falling. "
-        f"Right: the temperatures that were in use, a line a run.{learned}",
+        f"Right: the temperatures that were in use, one line per run.{learned}",
         alt="Left: rows of dots with intervals for four schedules and the constant temperatures. Right: temperature against the part of training done.",
     )
 
@@ -1262,7 +1262,7 @@ def budget_figure(study, arms):
         figure,
         label=f"budget-{study.plan}",
         caption=f"What a budget buys ({described(study)}). Left: expected gain over the untuned default when the best of $k$ random points is taken by validation; grey a seed, blue the mean. Right: three runs, at random "
-        "or spent by a rule; a dot a seed. "
+        "or spent by a rule; one dot per seed. "
         + " ".join(f"{name}: {points(i, 1)}." for name, i in intervals.items()),
         alt="Left: expected gain against the number of points tried. Right: gain of four ways to spend three runs, with intervals.",
     ), intervals

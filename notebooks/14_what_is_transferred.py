@@ -106,7 +106,7 @@ findings = Findings()
 # `questions` asks the same by the published recipe on a GPU: a ResNet-56 teaches a ResNet-20, with five. Both hold out a validation split, and
 # touch the test split once, after the last epoch. An *arm* is one way to teach; its name is that of the plan.
 #
-# **All arms of `small` were trained briefly and at one learning rate, which was chosen for none of them.** Objectives differ in the length of their gradient, so a comparison of methods
+# **All arms of `small` were trained briefly and at one learning rate, which was tuned for none of them.** Objectives differ in the length of their gradient, so a comparison of methods
 # is one of rates, too ({doc}`12_the_table_again` measures by how much); the contrasts between targets of one loss, below, are less exposed to that.
 #
 # Three seeds leave a difference of two arms two degrees of freedom, so one deviation is pooled over all arms of a student. Runs of one seed see the same batches, and begin with the same weights unless the objective has
@@ -405,7 +405,7 @@ def fidelity_figure(study):
         "both sides. Dotted, where it is in view: the most agreement that the accuracies allow. Most accurate on "
         f"average is {best}; most agreement has {closest}; least divergence {nearest}."
         + (f" {missing} arms are not yet run." if missing else ""),
-        alt="Two scatter plots, one point an arm: accuracy against agreement with the teacher, and accuracy against "
+        alt="Two scatter plots, one point per arm: accuracy against agreement with the teacher, and accuracy against "
         "the divergence from it, upwards being more faithful. Colours tell labels, controls, outputs, layers and both.",
     )
     beyond = at_equal_accuracy(
@@ -572,7 +572,7 @@ MEASURES = {
 def measured(
     study, arms, names, *, colours=None, columns=3, reference=None, height=None
 ):
-    """A panel a measure, a row an arm: runs, means and intervals."""
+    """One panel per measure, one row per arm: runs, means and intervals."""
     lines = -(-len(names) // columns)
     height = height or (0.7 + 0.27 * len(arms))
     figure, panels = plt.subplots(
@@ -662,14 +662,14 @@ def cause_figures(study):
         caption=f"Five targets, six measures ({scale_of(study)}): runs, means and 95 % intervals (Student's $t$) on the test split."
         + teacher_said(study, MEASURES)
         + left_out(study, CAUSES),
-        alt="Six panels of dots with intervals, a row an arm: accuracy, agreement, errors within the superclass, "
+        alt="Six panels of dots with intervals, one row per arm: accuracy, agreement, errors within the superclass, "
         "cross-entropy, calibration error and divergence from the teacher.",
     )
     contrasts = show(
         differences(study, pairs, MEASURES),
         label=f"contrasts-{study.plan}",
         caption=f"The same as differences: dots by seed, 95 % intervals over the pooled deviation where the arms' variances allow it. {len(pairs) * len(MEASURES)} intervals are shown; one in twenty would exclude zero if nothing had an effect.",
-        alt="Six panels of differences with intervals and a line at zero, a row a contrast.",
+        alt="Six panels of differences with intervals and a line at zero, one row per contrast.",
     )
     found = [
         values,
@@ -785,9 +785,9 @@ def layers_figure(study):
     shown = show(
         figure,
         label=f"layers-{study.plan}",
-        caption=f"Methods that look at outputs (blue) and at layers (orange), minus “alone”, a dot a seed ({scale_of(study)}). Dotted: kd. {3 * len(arms)} intervals."
+        caption=f"Methods that look at outputs (blue) and at layers (orange), minus “alone”, one dot per seed ({scale_of(study)}). Dotted: kd. {3 * len(arms)} intervals."
         + left_out(study, (*OUTPUTS, *LAYERS)),
-        alt="Three panels of differences to the student that learned alone, a row a method, output methods in "
+        alt="Three panels of differences to the student that learned alone, one row per method, output methods in "
         "blue over layer methods in orange, with a dotted line at plain soft targets.",
     )
     others = [arm for arm in arms if arm != "kd"]
@@ -1006,7 +1006,7 @@ def combination_figures(study):
         label=f"tuned-{study.plan}",
         caption=f"Three weights a method, mean over seeds ({scale_of(study)}): validation (hollow) chooses, test (filled) is what counts. The ring is the choice by all seeds."
         + left_out(study, every(study)),
-        alt="One small panel a method with validation and test accuracy at three weights; a ring marks the weight that "
+        alt="One small panel per method with validation and test accuracy at three weights; a ring marks the weight that "
         "the validation split chose.",
     )
     rows = {"alone": study.values("alone")}
@@ -1378,7 +1378,7 @@ def omitted_figures(study):
         label=f"omitted-{study.plan}",
         caption=f"Ten classes of which no example was shown ({scale_of(study)}): runs, means, 95 % intervals."
         + left_out(study, OMITTED),
-        alt="Three panels of dots with intervals, a row an arm: accuracy on the omitted classes as it is, with the bias "
+        alt="Three panels of dots with intervals, one row per arm: accuracy on the omitted classes as it is, with the bias "
         "raised, and accuracy on all classes.",
     )
     rows = [
@@ -1641,7 +1641,7 @@ def view_figures(study):
     shown = show(
         differences(study, pairs, MEASURES),
         label=f"views-{study.plan}",
-        caption=f"A teacher with crops of its own, and one left in training mode, minus kd, a dot a seed ({scale_of(study)}). {len(pairs) * len(MEASURES)} intervals."
+        caption=f"A teacher with crops of its own, and one left in training mode, minus kd, one dot per seed ({scale_of(study)}). {len(pairs) * len(MEASURES)} intervals."
         + left_out(study, VIEWS),
         alt="Six panels of differences to plain distillation with a line at zero, two rows.",
     )
@@ -1700,7 +1700,7 @@ def calibration_figure(study):
             f"most accurate: {best}."
             + teacher_said(study, ("calibration_error", "cross_entropy"))
             + left_out(study, CALIBRATED),
-            alt="Two panels of dots with intervals, a row an arm: calibration error and cross-entropy.",
+            alt="Two panels of dots with intervals, one row per arm: calibration error and cross-entropy.",
         )
     ]
 

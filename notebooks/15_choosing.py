@@ -273,10 +273,10 @@ spread = np.quantile(
 show(
     figure,
     label="cost",
-    caption=f"Relative time of one step, ResNet-20 → ResNet-8, batch {batch}, {precision}, {torch.get_num_threads()} thread(s) of this machine: a dot a round of "
+    caption=f"Relative time of one step, ResNet-20 → ResNet-8, batch {batch}, {precision}, {torch.get_num_threads()} thread(s) of this machine: one dot per round of "
     f"{rounds}, stroke and bar median and quartiles. Eight of ten rounds lie within {spread[0]:+.2f} and {spread[1]:+.2f} of their median. "
     f"The dashed line is labels alone plus the teacher's forward pass ({LOOK:.2f}): what no objective with a teacher can save.",
-    alt="Rows of dots with a bar at the median, a row an objective: the time of its step, relative to labels alone; a dashed line at labels alone plus the teacher's forward pass.",
+    alt="Rows of dots with a bar at the median, one row per objective: the time of its step, relative to labels alone; a dashed line at labels alone plus the teacher's forward pass.",
 )
 
 # %% tags=["hide-input"]
@@ -298,7 +298,7 @@ Markdown(
 # ## What the records say
 #
 # The plan `small`: ResNet-20 to ResNet-8 on CIFAR-100, each candidate measured once on the test split after its last epoch. **All were trained briefly and
-# at one learning rate, which was chosen for none of them**; the lengths of their gradients differ by a large factor ({doc}`chapter 12 <12_the_table_again>`
+# at one learning rate, which was tuned for none of them**; the lengths of their gradients differ by a large factor ({doc}`chapter 12 <12_the_table_again>`
 # measures it), so what follows may be an order of learning rates as much as one of objectives. Four measures: **accuracy**; **agreement**, how often student and
 # teacher rank the same class first {cite}`stanton2021does`, which over such arms says what accuracy says ({doc}`chapter 14 <14_what_is_transferred>`); the **KL divergence** from the teacher's probabilities; and the
 # **calibration error** of the confidence {cite}`guo2017calibration`, which one fitted temperature changes.
@@ -754,7 +754,7 @@ if tiny:
         show(
             figure,
             label="tiny",
-            caption=f"Students of a half and a quarter of the width: what KD adds to labels alone, by temperature, and with the distilled ResNet-8 as assistant; a dot a seed, "
+            caption=f"Students of a half and a quarter of the width: what KD adds to labels alone, by temperature, and with the distilled ResNet-8 as assistant; one dot per seed, "
             f"mean and 95 % interval, paired by seed. Teacher {called(small.specs[0].student)}, {conditions(small).partition(', ')[2]}.",
             alt="Rows of dots with intervals: the gain of KD over labels alone for two narrow students at several temperatures.",
         )
@@ -936,7 +936,7 @@ findings.show(*sentences)
 # %% [markdown]
 # ## Limits
 #
-# - One pair, one data set, one short training, and **one learning rate for all, which was chosen for none**. An objective with a long gradient
+# - One pair, one data set, one short training, and **one learning rate for all, which was tuned for none**. An objective with a long gradient
 #   takes long steps, and a short training may reward that. Objectives with a rate of their own, trained to the end, may come in another order.
 # - The weights are the published ones, made for other networks and for a long training. A method that is beaten here may only be
 #   badly weighted here.

@@ -976,8 +976,8 @@ axis.minorticks_off()
 show(
     figure,
     label="times-n-live",
-    caption=f"Loss times $N={N:,}$, student with a body and a head, {len(seeds)} seed{'s' * (len(seeds) > 1)} (of rate/N, the same run again, one); a dot a seed, a bar from the lowest to the highest. Rates were chosen by one other seed on other text, from {len(TRIED['SGD'])} a family, for the plain loss. Dotted: the student before it has learned anything.",
-    alt="Dots with ranges on a logarithmic axis of KL, a row an arm; where runs are not finite, the row's name says how many.",
+    caption=f"Loss times $N={N:,}$, student with a body and a head, {len(seeds)} seed{'s' * (len(seeds) > 1)} (of rate/N, the same run again, one); one dot per seed, a bar from the lowest to the highest. Rates were chosen by one other seed on other text, from {len(TRIED['SGD'])} a family, for the plain loss. Dotted: the student before it has learned anything.",
+    alt="Dots with ranges on a logarithmic axis of KL, one row per arm; where runs are not finite, the row's name says how many.",
 )
 
 # %% tags=["hide-input"]
@@ -1053,7 +1053,7 @@ def against(study, arms, control, label, what):
     return show(
         figure,
         label=f"{label}-{study.plan}",
-        caption=f"{what[0].upper()}{what[1:]} (plan {study.plan}), against {control}, which needs {mean.mean:.3f} bits per byte of the test text. A dot a seed, means with their 95 % intervals. Bits per byte: {said}. Intervals that leave out zero: {apart} of {len(arms)}.",
+        caption=f"{what[0].upper()}{what[1:]} (plan {study.plan}), against {control}, which needs {mean.mean:.3f} bits per byte of the test text. One dot per seed, means with their 95 % intervals. Bits per byte: {said}. Intervals that leave out zero: {apart} of {len(arms)}.",
         alt=f"Dots with intervals of differences from {control}, in bits per byte and in KL from the teacher, for: {', '.join(arms)}.",
     )
 

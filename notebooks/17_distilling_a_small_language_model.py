@@ -595,7 +595,7 @@ def gap_figure(study):
     return show(
         figure,
         label=f"gap-{study.plan}",
-        caption=f"At equal tokens ({described(study, *(kd for _, kd in pairs_ready(study)))}; a dot a run, means with 95 % intervals). Part of the gap closed: "
+        caption=f"At equal tokens ({described(study, *(kd for _, kd in pairs_ready(study)))}; one dot per run, means with 95 % intervals). Part of the gap closed: "
         + "; ".join(f"{model}, {i:.0%}" for model, i in shares.items())
         + ".",
         alt="Left: rows of dots of bits per byte for students alone and distilled, with the teacher as a dashed line. Right: the part of the gap that is closed, by size.",
@@ -731,7 +731,7 @@ MEASURES = (
 
 
 def equal_table(study):
-    """The same in all measures, at equal compute: a row a measure, a column a size."""
+    """The same in all measures, at equal compute: one row per measure, one column per size."""
     found = {}
     for _, kd, equal in with_equal(study):
         differences = [study.difference(kd, equal, m) for m, _, _ in MEASURES]
@@ -764,7 +764,7 @@ def equal_figure(study):
     return show(
         figure,
         label=f"equal-{study.plan}",
-        caption=f"Left of the line distillation is better ({described(study, *(kd for _, kd in others(study)))} for the distilled; a dot a seed, mean and 95 % interval): "
+        caption=f"Left of the line distillation is better ({described(study, *(kd for _, kd in others(study)))} for the distilled; one dot per seed, mean and 95 % interval): "
         + "; ".join(f"{name}, {i.bracketed()}" for name, i in intervals.items())
         + ".",
         alt="Rows of dots with intervals: the distilled student minus the one alone, at equal tokens and at equal compute, for two sizes.",
@@ -1031,12 +1031,12 @@ def compared_figure(study, compared, *, label, what):
     return show(
         figure,
         label=f"{label}-{study.plan}",
-        caption=f"{what} ({described(study)}); a dot a seed, mean and 95 % interval. Left of the line is better for bits per byte, KL and calibration, right of it for agreement. Bits per byte: "
+        caption=f"{what} ({described(study)}); one dot per seed, mean and 95 % interval. Left of the line is better for bits per byte, KL and calibration, right of it for agreement. Bits per byte: "
         + "; ".join(
             f"{name}, {i.bracketed()}" for name, i in found["bits per byte"].items()
         )
         + f". Of these {len(compared)} intervals {apart} leave out zero.",
-        alt="Four panels of dots with intervals, a row an arm: differences in bits per byte, in agreement with the teacher, in KL from the teacher and in calibration error.",
+        alt="Four panels of dots with intervals, one row per arm: differences in bits per byte, in agreement with the teacher, in KL from the teacher and in calibration error.",
     )
 
 
@@ -1157,7 +1157,7 @@ def less_steep_figure(study):
     return show(
         figure,
         label=f"less-steep-{study.plan}",
-        caption=f"Left of the line is better ({described(study, *(arm for arm, _ in less_steep(study).values()))}; the assisted student is {called(spec_of(study, others(study)[1][1]).student)}, its assistant {called(spec_of(study, 'kd').student)}; a dot a seed, mean and 95 % interval): "
+        caption=f"Left of the line is better ({described(study, *(arm for arm, _ in less_steep(study).values()))}; the assisted student is {called(spec_of(study, others(study)[1][1]).student)}, its assistant {called(spec_of(study, 'kd').student)}; one dot per seed, mean and 95 % interval): "
         + "; ".join(f"{title}, {i.bracketed()}" for title, i in intervals.items())
         + ".",
         alt="Rows of dots with intervals: differences in bits per byte of a falling temperature and of a teacher assistant from plain distillation.",

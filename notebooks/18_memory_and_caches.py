@@ -1139,7 +1139,7 @@ show(
     label="known",
     caption=f"Students of a known posterior, whose two likeliest classes hold {held:.2f} of the mass on average; {epochs} epoch{'s' if epochs > 1 else ''}, {of_seeds}. The diamond is the calibration error of the posterior restricted to its top two, which is top-2's optimum. "
     "Confidence minus accuracy, in points: " + ", ".join(f"{name} {surer[name]:+.1f}" for name in ARMS) + ".",
-    alt="Two panels of dots, one row an arm: calibration error with a diamond beside top-2, and the divergence from the true posterior.",
+    alt="Two panels of dots, one row per arm: calibration error with a diamond beside top-2, and the divergence from the true posterior.",
 )  # fmt: skip
 
 # %% tags=["hide-input"]

@@ -542,7 +542,7 @@ panel.legend(fontsize="small")
 show(
     figure,
     label="expected",
-    caption=f"Draft tokens accepted while {WRITTEN} were written (those that the last round accepts beyond the end are counted too), against what total variation let expect; a dot a prompt, $\\gamma={GAMMA}$. Accepted minus expected, mean over {len(prompts)} prompts with 95 % interval: "
+    caption=f"Draft tokens accepted while {WRITTEN} were written (those that the last round accepts beyond the end are counted too), against what total variation let expect; one dot per prompt, $\\gamma={GAMMA}$. Accepted minus expected, mean over {len(prompts)} prompts with 95 % interval: "
     + "; ".join(
         f"{name} {i.mean:+.2f} [{i.low:+.2f}, {i.high:+.2f}]" for name, i in off.items()
     )
@@ -1214,7 +1214,7 @@ def arms_figure(study):
     return show(
         figure,
         label=f"arms-{study.plan}",
-        caption=f"{described(study)}: a dot a training, means with 95 % intervals over seeds. The last panel is what the same draft is as a language model (less is better). Over the {plan_of(study).prompts} prompts, one run's acceptance is known to ±{known_to(study, arms[0], length):.3f}.",
+        caption=f"{described(study)}: one dot per training, means with 95 % intervals over seeds. The last panel is what the same draft is as a language model (less is better). Over the {plan_of(study).prompts} prompts, one run's acceptance is known to ±{known_to(study, arms[0], length):.3f}.",
         alt="Three panels of rows of dots, an objective a row: acceptance, tokens per call, bits per byte.",
     )
 
@@ -1311,7 +1311,7 @@ def predictions_figure(study):
     return show(
         figure,
         label=f"predictions-{study.plan}",
-        caption=f"{described(study)}: a mark a training and way to propose, in the colours of the figure above; on the grey line prediction and measurement agree. Left: what was accepted over what was expected, all together, is {ratio.bracketed('.3f')} over {ratio.n} prompts. Right: the formula takes one acceptance for all places.",
+        caption=f"{described(study)}: one mark per training and way to propose, in the colours of the figure above; on the grey line prediction and measurement agree. Left: what was accepted over what was expected, all together, is {ratio.bracketed('.3f')} over {ratio.n} prompts. Right: the formula takes one acceptance for all places.",
         alt="Two panels of marks about a diagonal: acceptance against one minus total variation, and tokens per call against the formula.",
     )
 
@@ -1398,7 +1398,7 @@ for study in studies:
         show(
             figure,
             label=f"equal-{study.plan}",
-            caption=f"{described(study)}, all at equal tokens but the last, which spends on tokens of its own what the verifier's calls cost; a dot a training, means with 95 % intervals. The last minus the others, paired by seed: "
+            caption=f"{described(study)}, all at equal tokens but the last, which spends on tokens of its own what the verifier's calls cost; one dot per training, means with 95 % intervals. The last minus the others, paired by seed: "
             + "; ".join(f"{ARMS[arm]} {i.bracketed()}" for arm, i in minus.items())
             + ".",
             alt="Rows of dots of one minus total variation: six drafts at equal tokens, and below them the draft alone at equal compute.",

@@ -429,7 +429,7 @@ panels[0].set_yticks(
 show(
     figure,
     label="reads",
-    caption="Which tokens move a prediction when they are changed (blue: tokens that the model has read; green: tokens after them), and which token it predicts (star), at one place $i$. In a row a module reads up to the token before its own, as the model would.",
+    caption="Which tokens move a prediction when they are changed (blue: tokens that the model has read; green: tokens after them), and which token it predicts (star), at one place $i$. In a row, a module reads up to the token before its own, as the model would.",
     alt="Two grids of squares, a row for the model and each module, a column for each token. Side by side all rows end at the same token; in a row they form a staircase just before the stars.",
 )
 
@@ -766,7 +766,7 @@ steps = [
 show(
     figure,
     label="ladder",
-    caption=f"Module 1 at the {CONTEXTS} contexts of the first section: a dot a context, means with 95 % intervals. Above the line, without the token between, all is exact; below, it is read, and {SAMPLED} draws of it a context are averaged. Paired by context: "
+    caption=f"Module 1 at the {CONTEXTS} contexts of the first section: one dot per context, means with 95 % intervals. Above the line, without the token between, all is exact; below, it is read, and {SAMPLED} draws of it a context are averaged. Paired by context: "
     + "; ".join(steps)
     + ".",
     alt="Rows of dots: frequencies, two trained modules side by side, the mixture, the best draft; below a line, two modules in a row.",
@@ -1039,7 +1039,7 @@ def depth_figure(study):
     return show(
         figure,
         label=f"modules-{study.plan}",
-        caption=f"{described(study)}: acceptance by depth on the test text, teacher-forced; a dot a training, means with 95 % intervals over seeds. Millions of weights that learn: {', '.join(f'{kind} {n}' for kind, n in learns.items())}. Modules of the two kinds have seen as much text, and are not equally large.",
+        caption=f"{described(study)}: acceptance by depth on the test text, teacher-forced; one dot per training, means with 95 % intervals over seeds. Millions of weights that learn: {', '.join(f'{kind} {n}' for kind, n in learns.items())}. Modules of the two kinds have seen as much text, and are not equally large.",
         alt="Three panels of rows of dots, an arm a row, for the second, third and fourth token ahead.",
     )
 
@@ -1143,7 +1143,7 @@ for study in studies:
             display(above(KINDS[larger], KINDS[smaller], of_records))
 
 # %% [markdown]
-# The two differences share two arms, so they are not independent. Where they agree with the arguments they do not prove them: the kinds differ in size too, and labels also pull towards the books. In a row a module could in principle say the model's own distribution, and then both losses have the same best answer. <!-- by definition --> If total variation falls short of forward KL there, it is a matter of getting there ({doc}`19_drafts_that_are_believed` has its gradient).
+# The two differences share two arms, so they are not independent. Where they agree with the arguments they do not prove them: the kinds differ in size too, and labels also pull towards the books. In a row, a module could in principle say the model's own distribution, and then both losses have the same best answer. <!-- by definition --> If total variation falls short of forward KL there, it is a matter of getting there ({doc}`19_drafts_that_are_believed` has its gradient).
 #
 # Then compare the kinds: from the second token to the fourth, modules side by side are blind to more and more. If what
 # rounds yield is not what the fourth column says, it may be the text, or the selection: later tokens are tested where

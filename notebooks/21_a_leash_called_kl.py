@@ -290,7 +290,7 @@ dots_at = ", ".join(f"{beta:g}" for beta in SHOWN)
 show(
     figure,
     label="frontier",
-    caption=f"Left: what the best policy makes of the reference at $\\beta={BETA:g}$, a dot a text. Texts of the same reward lie on one line: all are multiplied by the same factor. Right: the most reward for each divergence, with dots at $\\beta$ = {dots_at}, from left to right, and the tilted reference, which lacks at most {tilt_lacks:.2f} of a reward here.",
+    caption=f"Left: what the best policy makes of the reference at $\\beta={BETA:g}$, one dot per text. Texts of the same reward lie on one line: all are multiplied by the same factor. Right: the most reward for each divergence, with dots at $\\beta$ = {dots_at}, from left to right, and the tilted reference, which lacks at most {tilt_lacks:.2f} of a reward here.",
     alt="Left, dots on four parallel lines in logarithmic scales, the higher the more a text earns. Right, a rising curve that flattens, with three dots, and a dashed curve that is nowhere above it.",
 )
 
@@ -616,7 +616,7 @@ apart = 0.5 * (ends["k2"] - ends["k3"]).abs().sum().item()
 show(
     figure,
     label="paths",
-    caption=f"Distributions over three classes: a corner is one of them alone, the square the beginning, the star the reference, a ring an end. Left: $k_1$ does not move the policy; $k_2$ and $k_3$ take it to the reference by different ways. Right, with a reward and $\\beta={BETA3:g}$: $k_1$ goes to the corner that earns most, and $k_2$ and $k_3$ end in different places, {apart:.2f} apart in total variation.",
+    caption=f"Distributions over three classes: a corner is one of them alone, the square the beginning, the star the reference, a ring marks an end. Left: $k_1$ does not move the policy; $k_2$ and $k_3$ take it to the reference by different ways. Right, with a reward and $\\beta={BETA3:g}$: $k_1$ goes to the corner that earns most, and $k_2$ and $k_3$ end in different places, {apart:.2f} apart in total variation.",
     alt="Two triangles. Left, two curved paths from a square to a star, and a ring around the square. Right, three paths from the square to three ends, one of them the top corner.",
 )
 
