@@ -1870,6 +1870,13 @@ MUTATIONS = [
         "proposed",
         "test_a_row_that_has_ended_stays_as_it_is_at_the_end_of_a_context",
     ),
+    Mutation(
+        "what a teacher said of one view is taken for what it said of another",
+        "training/teachers.py",
+        "return self.table[self.views[view], index]",
+        "return self.table[self.views[view].flip(0), index]",
+        "test_kept_logits_are_of_the_view_that_is_seen",
+    ),
 ]
 
 #: What must not count as caught, and how the complaint begins.

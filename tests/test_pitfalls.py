@@ -116,6 +116,7 @@ from kdlab.study import Spec, plans, run, runner, statements
 from kdlab.study.evidence import Quantity, evidence
 from kdlab.theory import reference
 from kdlab.training import (
+    LogitsOfViews,
     Recipe,
     Taps,
     accuracy,
@@ -3476,3 +3477,15 @@ def test_what_is_pooled_is_counted_by_examples():
         "hidden_mask": torch.ones(2, 5, dtype=torch.bool),
     }
     assert HiddenMSE("pooled")(**seen, hidden_count=40, example_count=4).item() == 0.5
+
+
+def test_kept_logits_are_of_the_view_that_is_seen():
+    """A teacher's logits of all views are taken for one another's: the student learns from another crop than it sees."""
+    pictures = torch.randint(0, 256, (6, 3, 5, 5), dtype=torch.uint8)
+    train = Split(pictures, torch.zeros(6, dtype=torch.long), (0.5,) * 3, (0.3,) * 3).with_views(7)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(75, 4))
+    kept = LogitsOfViews(teacher, train)
+    generator = torch.Generator().manual_seed(0)
+    for x, _, index, seen in train.batches(3, generator=generator, augment=True, tell_views=True):
+        assert len(seen.unique()) > 1
+        assert near(kept(torch.stack([index, seen], 1)), teacher(x), 1e-4, 1e-5)
