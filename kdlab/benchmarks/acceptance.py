@@ -427,13 +427,14 @@ def speculation(device) -> list[str]:
 def decoding(device) -> list[str]:
     """Captured steps of decoding write, token for token, what the steps do: plain and speculative, likeliest and drawn."""
     verifier, draft = gpt(1, 24).to(device), gpt(2).to(device)
-    modules = MultiToken(gpt(1, 24), 3, in_a_row=False).to(device)
+    modules, in_a_row = (MultiToken(gpt(1, 24), 3, in_a_row=how).to(device) for how in (False, True))
     prompts, lengths = torch.arange(12, device=device).view(3, 4), torch.tensor([4, 2, 3], device=device)
     how = {"tokens": 18, "lengths": lengths, "stop": (7, 9)}
     ways = {
         "generation": lambda **options: generate(verifier, prompts, **how, **options),
         "speculation": lambda **options: speculate(verifier, draft, prompts, **how, **options).text,
         "its own modules": lambda **options: speculate(modules.trunk, modules, prompts, **how, **options).text,
+        "modules in a row": lambda **options: speculate(in_a_row.trunk, in_a_row, prompts, **how, **options).text,
     }
     wrong = []
     for (name, write), temperature in product(ways.items(), (0.0, 1.0)):

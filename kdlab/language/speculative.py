@@ -131,7 +131,7 @@ def speculate(
         prompts, tokens, lengths, generator, stop: as for ``generate``.
         temperature: of both models.
         graphs: on CUDA, capture a round as a graph and replay it; where both models are of ``kdlab.models``, and each round proposes
-            the same number of tokens (``stop_below=0``, and no modules in a row).
+            the same number of tokens (``stop_below=0``).
 
     Raises:
         ValueError: as ``generate``, of the context of either model; for models of different vocabularies, or no token to propose.
@@ -173,7 +173,6 @@ def speculate(
     written = F.pad(blank_after(prompts, lengths), (0, tokens + draft_length + 1))
     counts = torch.zeros(4, batch, device=prompts.device)
     finite = torch.ones(2, dtype=torch.bool, device=prompts.device)
-    proposing = OwnModules if own else OtherModel
     states = as_fused(verifier) if own else nullcontext()  # modules look at them
 
     def one_round(draft_length: int) -> None:
@@ -205,12 +204,13 @@ def speculate(
         cache = verifier.cache(batch)
         output = verifier(written[:, :width], cache)
         written[rows, lengths] = draw(last_logits(output, lengths - 1), temperature, generator)
-        proposer = proposing(draft, written[:, :width])
+        graphs = graphs and stays(cache) and not stop_below and prompts.device.type == "cuda"
+        read = written[:, :width]
+        proposer = OwnModules(draft, read, exact=not graphs) if own else OtherModel(draft, read)
+        graphs = stays(proposer.cache) and graphs
         proposer.see(output, torch.zeros_like(lengths))
         lengths = (lengths + 1).minimum(end)
         shorten()
-        stay = stays(cache) & stays(proposer.cache)
-        graphs = graphs and stay and not stop_below and not (own and draft.in_a_row)
         rounds: dict[int, Step] = {}
         while True:
             going, *sound = torch.stack([(lengths < end).any(), *finite]).tolist()
@@ -335,9 +335,13 @@ class OwnModules:
     """Proposes what modules on the verifier say of further tokens, from its own states.
 
     Of n tokens the verifier has read n − 1. Module k at place n − 2 reads token n − 2 + k, and says what follows it.
+
+    Args:
+        exact: whether modules in a row look again at no more places than they need to, for which a device is waited for; else at as many
+            as can be new where each round proposes the same number of tokens.
     """
 
-    def __init__(self, model: MultiToken, prompts: Integer[Tensor, "B T"]) -> None:
+    def __init__(self, model: MultiToken, prompts: Integer[Tensor, "B T"], *, exact: bool = True) -> None:
         batch, weight = len(prompts), model.embedding.weight
         self.model, self.cache = model, model.cache(batch)
         shape = (model.depth + 1, batch, model.context, weight.shape[1])
@@ -346,10 +350,12 @@ class OwnModules:
         # At how many places each module need not look again.
         self.done = prompts.new_zeros(model.depth + 1, batch)
         self.rows = torch.arange(batch, device=prompts.device)
+        self.exact, self.new = exact, 0
 
     def see(self, output: HeadLogits, start: Integer[Tensor, " B"]) -> None:
         """Take the verifier's states of the tokens from ``start`` on, ``(B,)``."""
         self._put(0, output.hidden, start[:, None] + torch.arange(output.shape[1], device=start.device))
+        self.new = output.shape[1] - 1  # at most so many tokens were proposed and believed
 
     def first(self, written: Integer[Tensor, "B T"], lengths: Integer[Tensor, " B"]) -> Float[Tensor, "B V"]:
         width = min(written.shape[1], self.text.shape[1])
@@ -367,7 +373,8 @@ class OwnModules:
             # Where the last round's tokens were only proposed, and where there are new ones. Of rows that need less, what is
             # put behind their place is put there again before it is read.
             start = self.done[k]
-            places = start[:, None] + torch.arange(int((self.at + 1 - start).max()), device=start.device)
+            new = int((self.at + 1 - start).max()) if self.exact else self.new + k
+            places = start[:, None] + torch.arange(new, device=start.device)
             places = places.clamp(max=self.model.context - 1)
             trunk, tokens = self.model.trunk, self.text.gather(1, places + k)
             mask = torch.arange(self.model.context, device=start.device) <= places[..., None]

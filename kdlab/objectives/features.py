@@ -130,7 +130,8 @@ class Projector(nn.Module):
     the same with a bias, and a ReLU after it, as the published table has its hint (``ConvReg`` of RepDistiller).
     ``"mlp"``: two linear maps with a ReLU between, as wide as the teacher. ``"orthogonal"``: a linear map without bias whose
     matrix keeps orthonormal rows or columns (:math:`W^\top W = I` or :math:`WW^\top = I`) all through training, so that it can
-    turn the student's space but not stretch it.
+    turn the student's space but not stretch it. (On CUDA its step is not captured as a graph: Cayley's map solves a linear system, by a
+    library that cannot be captured.)
 
     It belongs to the objective: what it learns is thrown away after training. The weight of 100 that RepDistiller and mdistiller give to
     FitNets belongs to ``"regressor"``, their ``ConvReg``.
