@@ -20,6 +20,8 @@ from kdlab.objectives import (
     AttentionMaps,
     CrossEntropy,
     ForwardKL,
+    HardTargets,
+    HiddenCosine,
     HiddenMSE,
     LearnedTemperature,
     Linear,
@@ -28,9 +30,10 @@ from kdlab.objectives import (
     MergedVocabulary,
     Projector,
     SoftTargets,
+    SquaredError,
     next_token,
 )
-from kdlab.training import CheckpointError, measure
+from kdlab.training import CheckpointError, Taps, measure
 
 V = 40
 LAYER = "model.layers.0"
@@ -402,6 +405,126 @@ def test_an_encoder_and_decoder(tmp_path):
     )
     own = t5(0, 16)(**stacked(data, "input_ids", "attention_mask", "labels")).loss
     assert steps(made)[0]["loss"] == pytest.approx(own.item(), rel=1e-4)
+    # Layers of both parts, each with the mask of its own; accumulated as at once.
+    batch = stacked(data, "input_ids", "attention_mask", "labels")
+    read, written = batch["attention_mask"].bool(), batch["labels"] != -100
+    objective = (
+        HiddenMSE("encoder.block.0").named("read")
+        + HiddenMSE("decoder.block.0").named("written")
+        + AttentionMaps("decoder.block.0.layer.1.EncDecAttention").named("cross")
+    )
+    student, teacher = t5(0, 16), t5(1, 16).eval()
+    distillation = Distillation(student, teacher, objective)
+    whole, terms = distillation(student, batch)
+    names = {"output_hidden_states": True, "output_attentions": True}
+    for model in (student, teacher):
+        model.set_attn_implementation("eager")
+    with torch.no_grad():
+        s, t = (model(**batch, **names) for model in (student.eval(), teacher))
+    taps = [Taps(model, ["encoder.block.0", "decoder.block.0"]) for model in (student, teacher)]
+    states = [each(**batch)[1] for each in taps]
+    for name, mask, layer in (("read", read, "encoder.block.0"), ("written", written, "decoder.block.0")):
+        difference = states[0][layer] - states[1][layer]
+        assert terms[name].item() == pytest.approx(difference[mask].square().mean().item(), rel=1e-4)
+    student.train()
+    maps = [x.cross_attentions[0] for x in (s, t)]
+    counted = (written[:, :, None] & read[:, None, :])[:, None]
+    expected = torch.where(counted, maps[0] - maps[1], 0.0).square().sum((2, 3)).mean()
+    assert terms["cross"].item() == pytest.approx(expected.item(), rel=1e-3)
+    parts = [{k: x[i : i + 2] for k, x in batch.items()} for i in (0, 2)]
+    counts = distillation.counts(parts)
+    assert [counts["hidden_count"][x].item() for x in ("encoder", "decoder")] == [read.sum(), written.sum()]
+    summed = sum(distillation(student, part, counts=counts)[0] for part in parts)
+    torch.testing.assert_close(summed, whole)
+
+
+def test_of_sound_the_encoders_mask_is_not_known():
+    model = transformers.WhisperForConditionalGeneration(
+        transformers.WhisperConfig(
+            vocab_size=V, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+            encoder_ffn_dim=16, decoder_ffn_dim=16, num_mel_bins=4, max_source_positions=8, max_target_positions=8,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        )
+    )  # fmt: skip
+    batch = {"input_features": torch.randn(2, 4, 16), "labels": torch.tensor([[3, 4], [5, -100]])}
+    teacher = copy.deepcopy(model)
+    found, _ = Distillation(model, teacher, 1.0 * HiddenMSE("model.decoder.layers.0"))(model, batch)
+    assert found.item() < 1e-6
+    with pytest.raises(ValueError, match="of decoder, which mask goes with 'model.encoder.layers.0'"):
+        Distillation(model, teacher, 1.0 * HiddenMSE("model.encoder.layers.0"))(model, batch)
+
+
+def test_a_model_without_a_head_learns_by_its_layers(tmp_path):
+    """A sentence encoder: no logits and no labels; accumulated as at once, padded or with images, which say nothing of padding."""
+    shape = {"vocab_size": V, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = transformers.BertConfig(hidden_size=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **shape)
+    data = [{k: x for k, x in row.items() if k != "labels"} for row in texts()]
+    objective = HiddenMSE("encoder.layer.0") + HiddenCosine("pooler")
+    losses = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        made = KD(
+            transformers.BertModel(config),
+            teacher=transformers.BertModel(config),
+            objective=objective,
+            args=arguments(tmp_path, per_device_train_batch_size=4 // parts, gradient_accumulation_steps=parts),
+            train_dataset=data,
+            eval_dataset=data,
+        )
+        made.train()
+        losses.append([log["loss"] for log in steps(made)])
+    torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-4, atol=1e-5)
+    assert made.evaluate()["eval_loss"] > 0
+    distillation = Distillation(made.model, transformers.BertModel(config), objective)
+    batch = {"input_ids": torch.ones(3, 4).long()}
+    whole, _ = distillation(made.model, batch)
+    part, _ = distillation(made.model, {"input_ids": torch.ones(1, 4).long()}, counts=distillation.counts([batch]))
+    assert part.item() == pytest.approx(whole.item() / 3, rel=1e-4)
+    with pytest.raises(TypeError, match="CrossEntropy needs student_logits=…"):
+        needs = CrossEntropy() + HiddenMSE("pooler")
+        Distillation(made.model, copy.deepcopy(made.model), needs)(made.model, batch | {"labels": torch.ones(3).long()})
+
+
+def test_a_regression_head_of_one_output():
+    torch.manual_seed(0)
+    shape = {"vocab_size": V, "intermediate_size": 16, "num_attention_heads": 2, "num_labels": 1, "hidden_size": 16}
+    config = transformers.BertConfig(**shape, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    student, teacher = (transformers.BertForSequenceClassification(config) for _ in range(2))
+    batch = stacked(
+        [{**row, "labels": torch.tensor(n / 3)} for n, row in enumerate(texts(4))],
+        "input_ids",
+        "attention_mask",
+        "labels",
+    )
+    distillation = Distillation(student, teacher, SquaredError() + LogitMSE())
+    whole, terms = distillation(student, batch)
+    z, t = (model.eval()(**{**batch, "labels": None}).logits for model in (student, teacher))
+    assert terms["SquaredError"].item() == pytest.approx((z[:, 0] - batch["labels"]).square().mean().item(), rel=1e-4)
+    assert terms["LogitMSE"].item() == pytest.approx((z - t).square().mean().item(), rel=1e-4)
+    student.train()
+    parts = [{k: x[i : i + 2] for k, x in batch.items()} for i in (0, 2)]
+    counts = distillation.counts(parts)
+    torch.testing.assert_close(sum(distillation(student, part, counts=counts)[0] for part in parts), whole)
+
+
+def test_each_head_has_terms_of_its_own():
+    """DeiT: labels go to the one, the teacher's likeliest class to the other."""
+    torch.manual_seed(0)
+    shape = {"intermediate_size": 16, "num_attention_heads": 2, "image_size": 8, "patch_size": 4, "num_labels": 3}
+    student = transformers.DeiTForImageClassificationWithTeacher(
+        transformers.DeiTConfig(hidden_size=16, num_hidden_layers=1, hidden_dropout_prob=0.0, **shape)
+    )
+    teacher, batch = vit(1), stacked(pictures(4), "pixel_values", "labels")
+    objective = CrossEntropy().at_head("cls_classifier") + HardTargets().at_head("distillation_classifier")
+    assert repr(objective).endswith("HardTargets().at_head('distillation_classifier')")
+    _, terms = Distillation(student, teacher, objective)(student, batch)
+    output = student(batch["pixel_values"])
+    likeliest = teacher.eval()(batch["pixel_values"]).logits.argmax(-1)
+    for name, logits, labels in (
+        ("CrossEntropy", output.cls_logits, batch["labels"]),
+        ("HardTargets", output.distillation_logits, likeliest),
+    ):
+        assert terms[name].item() == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
 def test_a_teacher_with_a_tokeniser_of_its_own(tmp_path):

@@ -1,15 +1,19 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from kdlab import objectives
+from kdlab.data import Examples
 from kdlab.objectives import (
     CRD,
     ActivationAttention,
     AttentionMaps,
     CrossEntropy,
+    ForwardKL,
+    HeadLogits,
     HiddenCosine,
     HiddenMSE,
     InfoNCE,
@@ -20,6 +24,7 @@ from kdlab.objectives import (
     SimilarityPreserving,
     activation_attention,
     attention_map_mse,
+    forward_kl,
     hidden_cosine,
     hidden_mse,
     info_nce,
@@ -417,3 +422,95 @@ def test_a_mask_of_the_logits_alone_is_refused_where_it_leaves_something_out(ter
     term(**seen, mask=torch.ones(2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="pass hidden_mask=…"):
         term(**seen, mask=torch.tensor([[True, False], [True, True]]))
+
+
+def test_of_two_parts_each_layer_has_the_mask_of_its_own():
+    """By its path, or by what is said; and of layers that are in neither, it has to be said."""
+    encoder, decoder = torch.arange(5) < torch.tensor([[5], [2]]), torch.arange(3) < torch.tensor([[1], [3]])
+    masks = {"encoder": encoder, "decoder": decoder, "cross": decoder[:, :, None] & encoder[:, None, :]}
+    counts = {"encoder": 7, "decoder": 4}
+    states = {"encoder.0": randn(2, 5, 4), "model.decoder.0": randn(2, 3, 4), "top": randn(2, 5, 4, seed=5)}
+    maps = {"attention:encoder.0": randn(2, 2, 5, 5), "attention:decoder.0.encoder_attn": randn(2, 2, 3, 5)}
+    student = {**states, **maps}
+    teacher = {name: x + 1 for name, x in student.items()}
+    seen = {"student_hidden": student, "teacher_hidden": teacher, "hidden_mask": masks}
+    term = HiddenMSE("encoder.0", "model.decoder.0")
+    assert term(**seen).item() == pytest.approx(2)
+    assert term(**seen, hidden_count={name: 2 * n for name, n in counts.items()}).item() == pytest.approx(1)
+    assert HiddenMSE("top", mask="encoder")(**seen).item() == pytest.approx(1)
+    cross = AttentionMaps("decoder.0.encoder_attn")
+    assert cross(**seen).item() == pytest.approx((5 + 3 * 2) / 2)  # of the first text one query sees five keys
+    assert AttentionMaps("encoder.0", normalise="entries")(**seen).item() == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"of encoder, decoder, cross, which mask goes with 'top'"):
+        HiddenMSE("top")(**seen)
+    with pytest.raises(ValueError, match="there is one for all positions: leave mask out"):
+        HiddenMSE("top", mask="encoder")(**seen | {"hidden_mask": encoder})
+    with pytest.raises(ValueError, match='mask is "encoder", "decoder" or "cross"'):
+        HiddenMSE("top", mask="left")
+    assert repr(HiddenMSE("top", mask="encoder")) == "HiddenMSE('top', mask='encoder')"
+    relation = SimilarityPreserving("encoder.0")(**seen)
+    own = [torch.where(encoder.unsqueeze(-1), x["encoder.0"], 0.0) for x in (student, teacher)]
+    torch.testing.assert_close(relation, similarity_preserving(*own))
+    pooled = {"pooled": randn(2, 4)}
+    assert RKDDistance("pooled")(student_hidden=pooled, teacher_hidden=pooled, hidden_mask=masks) == 0
+
+
+def test_tokens_of_a_transformer_are_held_beside_a_map():
+    """Patches lie in a square, row by row, after the tokens that are no patches."""
+    grid = randn(2, 24, 4, 4)
+    tokens = torch.cat([100 * torch.ones(2, 2, 24), grid.flatten(2).mT], 1)
+    hint = HiddenMSE(("a", "b"))
+    assert hint(student_hidden={"a": grid}, teacher_hidden={"b": tokens}) == 0
+    assert hint(student_hidden={"a": tokens}, teacher_hidden={"b": grid}) == 0
+    larger = grid.repeat_interleave(2, 2).repeat_interleave(2, 3)  # is averaged down to it
+    assert hint(student_hidden={"a": larger}, teacher_hidden={"b": tokens}).item() == pytest.approx(0, abs=1e-12)
+    narrow = HiddenMSE(("a", "b"), projector=Projector("conv", 3, 24))
+    assert narrow(student_hidden={"a": randn(2, 3, 8, 8)}, teacher_hidden={"b": tokens}) > 0
+    with pytest.raises(ValueError, match="74 tokens are no square of patches"):
+        hint(student_hidden={"a": grid}, teacher_hidden={"b": torch.zeros(2, 74, 24)})
+
+
+def test_layers_are_logged_apart_by_their_names(seen):
+    together = HiddenMSE("a", "b")(**seen)
+    apart = sum(HiddenMSE(layer).named(f"hint_{layer}") for layer in ("a", "b"))
+    total, terms = apart(**seen)
+    assert [*terms] == ["hint_a", "hint_b"]
+    torch.testing.assert_close(total, together)
+
+
+def test_a_term_at_a_head_sees_its_logits_alone():
+    z, exit_, t, labels = randn(4, 5), randn(4, 5, seed=1), randn(4, 5, seed=2), torch.tensor([0, 1, 2, 3])
+    objective = CrossEntropy() + ForwardKL().at_head("exits.0") + ForwardKL().at_head(None, "exits.1")
+    assert objective.student_layers == ("exits.0",) and objective.teacher_layers == ("exits.1",)
+    seen = {"student_logits": z, "teacher_logits": t, "labels": labels, "student_hidden": {"exits.0": exit_}}
+    _, terms = objective(**seen, teacher_hidden={"exits.1": z})
+    assert terms["ForwardKL_2"] == 0
+    torch.testing.assert_close(terms["ForwardKL_1"], forward_kl(exit_, t))
+    head = HeadLogits(z, torch.eye(5))
+    _, fused = objective(**seen | {"student_logits": head}, teacher_hidden={"exits.1": z})
+    torch.testing.assert_close([*fused.values()], [*terms.values()])
+    with pytest.raises(
+        ValueError, match=r"ForwardKL\(temperature=1\).at_head\('exits.0'\) needs 'exits.0' of the student"
+    ):
+        objective(student_logits=z, teacher_logits=t, labels=labels)
+    assert (
+        repr(ForwardKL().at_head(None, "e").named("late"))
+        == "ForwardKL(temperature=1).at_head(None, 'e').named('late')"
+    )
+
+
+def test_a_model_without_logits_learns_by_its_layers():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return {"embedding": self.body(x)}
+
+    torch.manual_seed(0)
+    student, teacher = Encoder(), Encoder()
+    train = Examples(randn(32, 6), torch.zeros(32).long())
+    before = (student.body.weight - teacher.body.weight).norm()
+    (history,) = fit(student, 1.0 * HiddenMSE("body"), train=train, teacher=teacher, recipe=replace(QUICK, epochs=1))
+    assert history["HiddenMSE"] > 0 and (student.body.weight - teacher.body.weight).norm() < before

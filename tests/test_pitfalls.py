@@ -3489,3 +3489,25 @@ def test_kept_logits_are_of_the_view_that_is_seen():
     for x, _, index, seen in train.batches(3, generator=generator, augment=True, tell_views=True):
         assert len(seen.unique()) > 1
         assert near(kept(torch.stack([index, seen], 1)), teacher(x), 1e-4, 1e-5)
+
+
+def test_each_part_of_a_model_has_the_mask_of_its_own():
+    """What an encoder reads and what a decoder writes are as long, and other positions of them are padding."""
+    states = {"encoder.0": torch.tensor([[[0.0], [1.0]]]), "decoder.0": torch.tensor([[[2.0], [0.0]]])}
+    masks = {"encoder": torch.tensor([[True, False]]), "decoder": torch.tensor([[False, True]])}
+    seen = {"student_hidden": states, "teacher_hidden": {name: 0 * x for name, x in states.items()}}
+    assert HiddenMSE("encoder.0", "decoder.0")(**seen, hidden_mask=masks).item() == 0
+
+
+def test_of_what_an_attention_module_returns_maps_are_the_last():
+    """T5 returns a bias of positions before them."""
+
+    class Attention(nn.Module):
+        def forward(self, x):
+            maps = x.softmax(-1)
+            return maps @ x, 7 + maps, maps
+
+    model = nn.Sequential(Attention())
+    x = torch.randn(1, 2, 3, 3)
+    with training.Taps(model, ["attention:0"]) as taps:
+        assert torch.equal(taps(x)[1]["attention:0"], x.softmax(-1))

@@ -73,7 +73,9 @@ class Distillation:
             raise ValueError(f"the objective {self.objective!r} needs a teacher: teacher=….")
         weighted = zip(self.objective.weights, self.objective.terms, strict=True)
         self._held_out = Objective([x for x in weighted if not _knows_examples(x[1])] or [(1.0, CrossEntropy())])
-        self.shifts = _shifts_labels(unwrapped(student))
+        inner = unwrapped(student)
+        self.shifts = _shifts_labels(inner)
+        self.two_parts = inner if getattr(getattr(inner, "config", None), "is_encoder_decoder", False) else None
         if fused and not self.shifts:
             raise ValueError(
                 f"{type(student).__name__} is no causal language model, whose losses alone can be fused: fused=False."
@@ -114,7 +116,7 @@ class Distillation:
                 teacher, teacher_hidden = self.teacher(self.teacher.model, batch, fused, self.student)
         labels, shifted = _labels(batch, self.shifts)
         if shifted:
-            student, labels = student[:, :-1], labels[:, 1:]
+            student, labels = None if student is None else student[:, :-1], labels[:, 1:]
             teacher = None if teacher is None else teacher[:, :-1]
         return {
             "student_logits": student,
@@ -123,7 +125,7 @@ class Distillation:
             "teacher_hidden": teacher_hidden,
             "labels": labels,
             "index": batch.get("index"),
-            **_masks(batch, self.shifts),
+            **self._masks(batch),
         }
 
     def compare(self, seen: dict, *, counts: dict[str, Tensor] | None = None, progress: float | None = None) -> Any:
@@ -133,7 +135,7 @@ class Distillation:
         found, terms = objective(**seen, **(counts or {} if by_position else {}), progress=progress)
         if counts is None or by_position:
             return found, terms
-        part = len(seen["student_logits"]) / counts["example_count"]  # each example has as many positions as any other
+        part = _examples(seen) / counts["example_count"]  # each example has as many positions as any other
         return part * found, {k: v if k.endswith(".temperature") else part * v for k, v in terms.items()}
 
     def counts(self, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -141,8 +143,24 @@ class Distillation:
 
         On several processes the mean over them, since their gradients are averaged; every process asks.
         """
-        numbers = torch.stack([_numbers(batch, self.shifts) for batch in batches]).sum(0)
-        return dict(zip(("count", "hidden_count", "example_count"), average(numbers), strict=True))
+        numbers = torch.stack([self._numbers(batch) for batch in batches]).sum(0)
+        count, examples, *hidden = average(numbers)
+        if self.two_parts is None:
+            return {"count": count, "hidden_count": hidden[0], "example_count": examples}
+        of_parts = dict(zip(_parts(batches[0], self.two_parts), hidden, strict=True))
+        return {"count": count, "hidden_count": of_parts, "example_count": examples}
+
+    def _masks(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        masks = _masks(batch, self.shifts)
+        return masks if self.two_parts is None else {**masks, "hidden_mask": _parts(batch, self.two_parts)}
+
+    def _numbers(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """How many labels and examples a batch has, and tokens that are read, of each part, float32."""
+        first = next(x for x in batch.values() if isinstance(x, Tensor) and x.ndim)
+        masks, examples = self._masks(batch), torch.tensor(len(first), device=first.device)
+        hidden = masks.get("hidden_mask", examples)
+        hidden = hidden.values() if isinstance(hidden, dict) else [hidden]
+        return torch.stack([x.sum() for x in (masks.get("mask", examples), examples, *hidden)]).float()
 
     @torch.no_grad()
     def average_gradients(self) -> None:
@@ -202,11 +220,19 @@ class _Tapped:
         if "use_cache" in self.names:
             inputs["use_cache"] = False
         if "decoder_input_ids" in self.names and "decoder_input_ids" not in batch and "labels" in batch:
-            inputs["decoder_input_ids"] = self.inner.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+            inputs["decoder_input_ids"] = _shifted_right(self.inner, batch["labels"])
         kind = next((p.dtype for p in self.inner.parameters() if p.is_floating_point()), None)
         return {
             k: v.to(kind) if isinstance(v, Tensor) and v.is_floating_point() and kind else v for k, v in inputs.items()
         }
+
+
+def _shifted_right(model: nn.Module, labels: Tensor) -> Tensor:
+    """What a decoder reads to predict the labels: as the model says it, or as those that do not say it, such as Whisper, have it."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels=labels)
+    before = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
+    return torch.cat([before, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, model.config.pad_token_id)], 1)
 
 
 def _fused(model: nn.Module) -> CausalLM:
@@ -262,9 +288,20 @@ def _masks(batch: Mapping[str, Tensor], shifts: bool) -> dict[str, Tensor]:
     return {"mask": mask, "hidden_mask": torch.ones_like(labels, dtype=torch.bool) if read is None else read}
 
 
-def _numbers(batch: Mapping[str, Tensor], shifts: bool) -> Tensor:
-    """How many labels, tokens and examples a batch has, float32."""
-    first = next(x for x in batch.values() if isinstance(x, Tensor) and x.ndim)
-    masks = {name: mask.sum() for name, mask in _masks(batch, shifts).items()}
-    examples = torch.tensor(len(first), device=first.device)
-    return torch.stack([masks.get("mask", examples), masks.get("hidden_mask", examples), examples]).float()
+def _parts(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Which tokens each part of a model reads, and what the one sees of the other; of the decoder, those before its labels."""
+    written = batch.get("decoder_attention_mask")
+    if written is None:
+        written = batch["labels"] != IGNORED if "labels" in batch else torch.ones_like(batch["decoder_input_ids"])
+    read, written = batch.get("attention_mask"), written.bool()
+    if read is None and model.main_input_name not in ("input_ids",):  # of sound, say, is not known how long it becomes
+        return {"decoder": written}
+    read = torch.ones_like(batch["input_ids"]).bool() if read is None else read.bool()
+    return {"encoder": read, "decoder": written, "cross": written[:, :, None] & read[:, None, :]}
+
+
+def _examples(seen: dict) -> int:
+    """How many were seen."""
+    if seen["student_logits"] is not None:
+        return len(seen["student_logits"])
+    return len(next(iter(seen["student_hidden"].values())))

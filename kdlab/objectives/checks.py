@@ -270,7 +270,7 @@ def check_tokens(tokens: object, logits: Any) -> None:
         raise ValueError("tokens name one token twice.")
 
 
-def check_hidden_mask(mask: Tensor | None, hidden_mask: Tensor | None) -> None:
+def check_hidden_mask(mask: Tensor | None, hidden_mask: object) -> None:
     """A mask of the logits says nothing of the hidden states, which are not shifted."""
     if hidden_mask is None and mask is not None and _inspectable(mask) and not mask.all():
         raise ValueError(

@@ -4,6 +4,7 @@ Features have the shape ``(B, ..., D)``: the examples first, the features last. 
 network is brought to it by :func:`channels_last`. Half precision is computed in float32.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -120,6 +121,34 @@ def same_size(
         x if list(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, (size[0], size[1])) for x in (student, teacher)
     )
     return student, teacher
+
+
+def as_maps(
+    student: Float[Tensor, "B ..."], teacher: Float[Tensor, "B ..."]
+) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."]]:
+    """Beside a map ``(B, C, H, W)``, tokens ``(B, N, D)`` of a vision transformer as the map that they are, ``(B, D, √n, √n)``; all else as it is.
+
+    The n patches lie in a square, row by row; what comes before them (tokens of the class, of distillation, registers) is left out: n is the largest
+    square that is not more than N.
+
+    Raises:
+        ValueError: where more than eight tokens would be left out, as of patches that lie in no square.
+
+    >>> [tuple(x.shape) for x in as_maps(torch.zeros(2, 16, 8, 8), torch.zeros(2, 197, 24))]
+    [(2, 16, 8, 8), (2, 24, 14, 14)]
+    """
+    if {student.ndim, teacher.ndim} != {3, 4}:
+        return student, teacher
+    return (_as_map(student), teacher) if student.ndim == 3 else (student, _as_map(teacher))
+
+
+def _as_map(tokens):
+    side = math.isqrt(tokens.shape[1])
+    if tokens.shape[1] - side**2 > 8:
+        raise ValueError(
+            f"{tokens.shape[1]} tokens are no square of patches with a few tokens before it: to hold them beside a map, take a layer whose output is one."
+        )
+    return tokens[:, tokens.shape[1] - side**2 :].mT.unflatten(-1, (side, side))
 
 
 class Projector(nn.Module):

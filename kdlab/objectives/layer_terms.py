@@ -5,6 +5,11 @@ Layers are named by module path, such as ``"layer2"`` or ``"model.layers.3"``, a
 stands for the same path in student and teacher; a pair ``("layer2", "stages.1")`` for one each. ``"input:fc"`` is what
 goes *into* ``fc``. With several layers, a term is the **sum** over them.
 
+A model of two parts, such as T5, reads tokens and writes others. Then ``hidden_mask`` and ``hidden_count`` are dicts, with a mask and a number for each, ``"encoder"``
+and ``"decoder"`` (and for the attention of the one to the other, ``"cross"``), and a term takes those that its layer's path names, or that ``mask=`` says.
+
+Layers are logged together; apart, each as a term with a name: ``sum(HiddenMSE(pair).named(pair[0].replace(".", "_")) for pair in pairs)``.
+
 Under gradient accumulation, means over positions and over examples take their ``hidden_count`` and ``example_count`` from the
 whole batch. Terms that compare the examples of a batch with each other (relations, contrast, DIST) cannot: they are means over
 the examples at hand, so that M micro-batches add them up M times.
@@ -15,7 +20,7 @@ HiddenMSE(('layer2', 'stages.1'), projector=Projector('conv', 32, 64))
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +30,7 @@ from kdlab.shapes import Bool, Integer
 from .attention import Form, Heads, Normalise, activation_attention, attention_map_mse
 from .checks import check_hidden_mask, check_indices, check_temperature
 from .contrastive import ContrastiveMemory, info_nce
-from .features import Projector, channels_last, hidden_cosine, hidden_mse, same_size
+from .features import Projector, as_maps, channels_last, hidden_cosine, hidden_mse, same_size
 from .relational import rkd_angle, rkd_distance, similarity_preserving
 from .softening import counted_rows, full_precision
 from .terms import Term, _shown
@@ -33,8 +38,12 @@ from .types import Count, Hidden, Mask, Scalar
 
 # A module path of both, or one of the student and one of the teacher.
 Layer = str | tuple[str, str]
-# True where one of the hidden states counts.
-HiddenMask = Bool[Tensor, "B ..."]
+# True where one of the hidden states counts; of a model of two parts, for each of them.
+HiddenMask = Bool[Tensor, "B ..."] | dict[str, Tensor]
+HiddenCount = Count | dict[str, Count]
+Part = Literal["encoder", "decoder", "cross"]
+# How the attention of a decoder to its encoder is called.
+_CROSS = {"EncDecAttention", "encoder_attn", "crossattention", "cross_attn"}
 
 
 def _total(losses: Iterable[Tensor]) -> Tensor:
@@ -48,21 +57,41 @@ class _LayerTerm(Term):
     function: Callable[..., Tensor]
     prefix = ""
 
-    def __init__(self, *layers: Layer, **options: Any) -> None:
+    def __init__(self, *layers: Layer, mask: Part | None = None, **options: Any) -> None:
         super().__init__()
+        if mask not in (None, "encoder", "decoder", "cross"):
+            raise ValueError(f'mask is "encoder", "decoder" or "cross", not {mask!r}.')
         pairs = [tuple(layer) if isinstance(layer, tuple) else (layer, layer) for layer in layers]
         if not pairs or not all(len(pair) == 2 and all(isinstance(path, str) for path in pair) for pair in pairs):
             raise ValueError(
                 f"{type(self).__name__} takes module paths, or pairs of them (student, teacher), not "
                 f"{layers!r}; a list is unpacked with *."
             )
-        self.pairs, self.options = pairs, options
+        self.pairs, self.options, self.part = pairs, options, mask
         self.student_layers = tuple(self.prefix + student for student, _ in pairs)
         self.teacher_layers = tuple(self.prefix + teacher for _, teacher in pairs)
 
     def extra_repr(self) -> str:
         pairs = [repr(s) if s == t else repr((s, t)) for s, t in self.pairs]
-        return ", ".join(pairs + [f"{k}={_shown(v)}" for k, v in self.options.items()])
+        part = {} if self.part is None else {"mask": self.part}
+        return ", ".join(pairs + [f"{k}={_shown(v)}" for k, v in {**self.options, **part}.items()])
+
+    def of_part(self, given: Any, layer: str) -> Any:
+        """The mask, or the number, of a layer's positions."""
+        if not isinstance(given, dict):
+            if given is not None and self.part is not None:
+                raise ValueError(
+                    f"{self!r} asks for a mask by its name, and there is one for all positions: leave mask out."
+                )
+            return given
+        path = layer.rpartition(":")[2].split(".")
+        by_path = "cross" if _CROSS & {*path} else next((x for x in ("decoder", "encoder") if x in path), None)
+        name = self.part or by_path
+        if name not in given:
+            raise ValueError(
+                f"of {', '.join(given)}, which mask goes with {layer!r}? {type(self).__name__}(…, mask=…) says it."
+            )
+        return given[name]
 
     def captured(self, student_hidden: Hidden | None, teacher_hidden: Hidden | None) -> Iterator[tuple[Tensor, Tensor]]:
         """The pairs of tensors; the teacher's without gradient."""
@@ -95,8 +124,8 @@ class _Hidden(_LayerTerm):
 
     needs_whole_batch_of = ("images",)  # whose positions it counts itself
 
-    def __init__(self, *layers: Layer, projector: Projector | None = None) -> None:
-        super().__init__(*layers, **({} if projector is None else {"projector": projector}))
+    def __init__(self, *layers: Layer, projector: Projector | None = None, mask: Part | None = None) -> None:
+        super().__init__(*layers, mask=mask, **({} if projector is None else {"projector": projector}))
         self.projectors: nn.ModuleList | None = None
         if projector is not None:
             self.projectors = nn.ModuleList(copy.deepcopy(projector) for _ in self.pairs)
@@ -110,19 +139,22 @@ class _Hidden(_LayerTerm):
         teacher_hidden: Hidden | None = None,
         mask: Mask | None = None,
         hidden_mask: HiddenMask | None = None,
-        hidden_count: Count | None = None,
+        hidden_count: HiddenCount | None = None,
         example_count: Count | None = None,
         **_: Any,
     ) -> Scalar:
         losses = []
         for i, (student, teacher) in enumerate(self.captured(student_hidden, teacher_hidden)):
+            layer = self.student_layers[i]
             of_examples = student.ndim == 2  # such as what is pooled, beside states of tokens
             if not of_examples:
                 check_hidden_mask(mask, hidden_mask)
-            counted, count = (None, example_count) if of_examples else (hidden_mask, hidden_count)
+            counted, count = None, example_count
+            if not of_examples:
+                counted, count = self.of_part(hidden_mask, layer), self.of_part(hidden_count, layer)
             student = _counted(student, counted)  # before a projector, whose gradient is a product with it
             student = student if self.projectors is None else self.projectors[i](student)
-            student, teacher = map(channels_last, same_size(full_precision(student), full_precision(teacher)))
+            student, teacher = map(channels_last, same_size(*as_maps(full_precision(student), full_precision(teacher))))
             losses.append(type(self).function(student, teacher, mask=counted, count=count))
         return _total(losses)
 
@@ -135,8 +167,10 @@ class HiddenMSE(_Hidden):
 
     Args:
         layers: module paths, or pairs of them (student, teacher); see
-            :func:`~kdlab.objectives.features.match_layers`. Maps of different size are averaged down to the smaller.
+            :func:`~kdlab.objectives.features.match_layers`. Maps of different size are averaged down to the smaller. Beside a map, the tokens
+            of a vision transformer are one, too (:func:`~kdlab.objectives.features.as_maps`).
         projector: where widths differ; every pair gets a copy with weights of its own.
+        mask: of a model of two parts, whose positions these are; None: by the layers' paths.
     """
 
     function = hidden_mse
@@ -157,12 +191,15 @@ class AttentionMaps(_LayerTerm):
             queries and keys as it runs.
         heads: ``"match"``, ``"mean"`` or ``"group"``.
         normalise: ``"none"`` (the article's formula), ``"queries"`` or ``"entries"``.
+        mask: as in :class:`HiddenMSE`; ``"cross"`` is that of a decoder's attention to its encoder.
     """
 
     prefix = "attention:"
 
-    def __init__(self, *layers: Layer, heads: Heads = "match", normalise: Normalise = "none") -> None:
-        super().__init__(*layers, heads=heads, normalise=normalise)
+    def __init__(
+        self, *layers: Layer, heads: Heads = "match", normalise: Normalise = "none", mask: Part | None = None
+    ) -> None:
+        super().__init__(*layers, mask=mask, heads=heads, normalise=normalise)
 
     def forward(
         self,
@@ -175,9 +212,13 @@ class AttentionMaps(_LayerTerm):
         **_: Any,
     ) -> Scalar:
         check_hidden_mask(mask, hidden_mask)
-        captured = self.captured(student_hidden, teacher_hidden)
-        how: dict[str, Any] = {**self.options, "mask": hidden_mask, "count": example_count}
-        return _total(attention_map_mse(student, teacher, **how) for student, teacher in captured)
+        losses = []
+        for layer, (student, teacher) in zip(
+            self.student_layers, self.captured(student_hidden, teacher_hidden), strict=True
+        ):
+            how: dict[str, Any] = {**self.options, "mask": self.of_part(hidden_mask, layer), "count": example_count}
+            losses.append(attention_map_mse(student, teacher, **how))
+        return _total(losses)
 
 
 class ActivationAttention(_LayerTerm):
@@ -217,10 +258,11 @@ class _Relation(_LayerTerm):
         mask: Mask | None = None,
         hidden_mask: HiddenMask | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        for pair in super().captured(student_hidden, teacher_hidden):
+        for layer, pair in zip(self.student_layers, super().captured(student_hidden, teacher_hidden), strict=True):
             if all(x.ndim == 3 for x in pair):  # states of tokens; what is pooled or a map has no padding
                 check_hidden_mask(mask, hidden_mask)
-            yield _counted(pair[0], hidden_mask), _counted(pair[1], hidden_mask)
+            counted = self.of_part(hidden_mask, layer) if any(x.ndim > 2 for x in pair) else None
+            yield _counted(pair[0], counted), _counted(pair[1], counted)
 
     def forward(
         self,
@@ -270,7 +312,7 @@ class InfoNCE(_Relation):
         self, layer: Layer, *, projector: Projector | None = None, temperature: float = 0.1, same_class: bool = True
     ) -> None:
         check_temperature(temperature)
-        options = {} if projector is None else {"projector": projector}
+        options: dict[str, Any] = {} if projector is None else {"projector": projector}
         super().__init__(layer, **options, temperature=temperature, same_class=same_class)
         self.projector = copy.deepcopy(projector)
 

@@ -100,12 +100,12 @@ class Objective(nn.Module):
     @property
     def student_layers(self) -> tuple[str, ...]:
         """The layers of the student that the terms look at."""
-        return tuple(dict.fromkeys(layer for term in self.terms for layer in term.student_layers))
+        return _layers((term.student_layers, term.heads[0]) for term in self.terms)
 
     @property
     def teacher_layers(self) -> tuple[str, ...]:
         """The layers of the teacher that the terms look at."""
-        return tuple(dict.fromkeys(layer for term in self.terms for layer in term.teacher_layers))
+        return _layers((term.teacher_layers, term.heads[1]) for term in self.terms)
 
     def forward(self, *unnamed: object, **seen: Any) -> tuple[Scalar, dict[str, Scalar]]:
         if unnamed:
@@ -126,7 +126,8 @@ class Objective(nn.Module):
         aligned = isinstance(seen.get("teacher_logits"), AlignedLogits)
         values, by_token = {}, {}
         for name, term, needed in zip(self.names, self.terms, self._needed, strict=True):
-            if missing := [f"{key}=…" for key in needed if seen.get(key) is None]:
+            given = _at_heads(term, seen)
+            if missing := [f"{key}=…" for key in needed if given.get(key) is None]:
                 raise TypeError(f"{name} needs {', '.join(missing)}.")
             if sparse and term.needs_teacher and not isinstance(getattr(term, "inner", term), SparseForwardKL):
                 raise TypeError(
@@ -137,7 +138,8 @@ class Objective(nn.Module):
                     f"{name} compares one vocabulary, and the teacher has a tokeniser of its own: MergedVocabulary({name}(), …) and "
                     "SharedVocabulary make classes of two that can be compared."
                 )
-            if in_chunks and not term.student_layers and not hasattr(term, "inner"):  # which another term asks
+            by_chunk = in_chunks and given is seen and not term.student_layers
+            if by_chunk and not hasattr(term, "inner"):  # which another term asks
                 if aligned and term.needs_teacher:
                     raise TypeError(
                         f"{name} looks at all logits at once where the teacher has a tokeniser of its own: let the student return them, "
@@ -159,7 +161,7 @@ class Objective(nn.Module):
                     )
                 by_token[name] = term
                 continue
-            values[name] = term(**seen)
+            values[name] = term(**given)
             if not isinstance(values[name], Tensor) or values[name].ndim:
                 raise ValueError(f"a term gives one number, a tensor without axes, and {name} does not.")
         total: Any = sum(weights[name] * value for name, value in values.items())
@@ -279,6 +281,27 @@ class Objective(nn.Module):
         return " + ".join(f"{_shown(weight)} * {term!r}" for weight, term in _weighted(self))
 
 
+def _layers(of_terms) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(layer for layers, head in of_terms for layer in (*layers, head) if layer is not None))
+
+
+def _at_heads(term, seen):
+    """What was seen, with the logits of the heads that a term looks at in the place of the models' own."""
+    taken = {}
+    for who, head in zip(("student", "teacher"), term.heads, strict=True):
+        if head is not None:
+            hidden = seen.get(f"{who}_hidden") or {}
+            if head not in hidden:
+                raise ValueError(
+                    f"{term!r} needs {head!r} of the {who}: capture objective.{who}_layers with kdlab.training.Taps and pass {who}_hidden."
+                )
+            taken[f"{who}_logits"] = hidden[head]
+    if not taken:
+        return seen
+    given = {**seen, **taken}
+    return {k: x.dense() if isinstance(x, HeadLogits) else x for k, x in given.items()}
+
+
 def _soft(labels):
     """Whether labels are probabilities."""
     return isinstance(labels, Tensor) and labels.is_floating_point()
@@ -330,6 +353,8 @@ class Term(nn.Module):
 
     needs_teacher = True
     name: str | None = None
+    #: Whose logits it looks at, of student and teacher, where these are not the model's own.
+    heads: tuple[str | None, str | None] = (None, None)
     student_layers: tuple[str, ...] = ()
     teacher_layers: tuple[str, ...] = ()
     #: Of which data, ``"images"`` or ``"texts"``, it needs each batch as a whole: what it says of parts does not add up.
@@ -382,6 +407,23 @@ class Term(nn.Module):
         self.name = name
         return self
 
+    def at_head(self, layer: str | None, teacher_layer: str | None = None) -> "Term":
+        """The term, which takes logits from another head than the model's own: from the output of a module, by its path.
+
+        DeiT has a head for labels and one for its teacher, and its output is their mean: ``CrossEntropy().at_head("cls_classifier") +
+        HardTargets().at_head("distillation_classifier")``.
+
+        Args:
+            layer: of the student; None: its own logits.
+            teacher_layer: of the teacher; None: its own.
+
+        >>> objective = CrossEntropy() + SoftTargets().at_head("exits.0")
+        >>> objective, objective.student_layers
+        (1 * CrossEntropy() + 1 * SoftTargets(temperature=4).at_head('exits.0'), ('exits.0',))
+        """
+        self.heads = (layer, teacher_layer)
+        return self
+
     def __add__(self, other: "Term | Objective") -> "Objective":
         return Objective(_weighted(self)) + other
 
@@ -394,8 +436,10 @@ class Term(nn.Module):
     __rmul__ = __mul__
 
     def __repr__(self) -> str:
+        head, teacher = self.heads
+        at = "" if self.heads == (None, None) else f".at_head({head!r}{'' if teacher is None else f', {teacher!r}'})"
         name = "" if self.name is None else f".named({self.name!r})"
-        return f"{type(self).__name__}({self.extra_repr()}){name}"
+        return f"{type(self).__name__}({self.extra_repr()}){at}{name}"
 
 
 def _options(**given):

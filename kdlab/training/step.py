@@ -196,6 +196,8 @@ def compare(
         teacher_hidden = aligned(teacher_hidden, student_hidden, pairs, boxes)
     if labels.device.type == "cpu":  # a glance; elsewhere the epoch's mean is looked at
         seen = student_logits
+        if seen is None:  # of a model without a head
+            seen = torch.stack([x.detach().sum() for x in student_hidden.values()])
         if isinstance(seen, HeadLogits):
             seen = seen.hidden.detach().sum() + seen.weight.detach().square().sum()
         s.check_finite({"student logits": seen.detach().sum().item()})
@@ -222,6 +224,8 @@ def _masks(inputs, labels: Tensor, student_logits) -> dict[str, Tensor]:
     if counts.ndim == 1:
         read = read_tokens(inputs, counts)
         return {} if read is None else {"hidden_mask": read}
+    if student_logits is None:
+        return {}
     shape = student_logits.shape
     if counts.shape not in (shape[:-1], (shape[0], *shape[2:])):
         raise ValueError(

@@ -34,7 +34,8 @@ class Taps:
     refused. A tapped model cannot be pickled; :meth:`close` first.
 
     Args:
-        model: any module; its output may be logits, a tuple that starts with them, or an object with ``.logits``.
+        model: any module; its output may be logits, a tuple that starts with them, an object with ``.logits``, or a dict without, as that of an
+            encoder: then the logits are None, and terms look at layers.
         layers: names, as above. What DataParallel, ``torch.compile`` and ``peft`` put before them may be left out.
 
     Raises:
@@ -71,7 +72,7 @@ class Taps:
         for tap, layer, module in found:
             tap(layer, module)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[AnyLogits | AlignedLogits, dict[str, Tensor]]:
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[AnyLogits | AlignedLogits | None, dict[str, Tensor]]:
         self._captured = {}
         self._running, self._with_gradient = True, torch.is_grad_enabled()
         try:
@@ -88,7 +89,10 @@ class Taps:
                 "attention returns its maps or calls fused attention; a compiled model is tapped before its first call.)"
             )
         # Maps are recovered out here: what is computed inside a checkpointed module would be computed again.
-        return logits_of(output), {layer: x() if callable(x) else x for layer, x in captured.items()}
+        headless = isinstance(output, Mapping) and "logits" not in output and self.layers
+        return None if headless else logits_of(output), {
+            layer: x() if callable(x) else x for layer, x in captured.items()
+        }
 
     def _capture(self, layer, found):
         if self._with_gradient and not torch.is_grad_enabled():
@@ -126,8 +130,10 @@ class Taps:
             mode = modes.pop()
             mode.__exit__(None, None, None)
             maps = mode.maps
-            if maps is None and isinstance(output, (tuple, list)):  # the module returns its maps
-                maps = next((x for x in output[1:] if isinstance(x, Tensor) and x.ndim in (3, 4)), None)
+            if maps is None and isinstance(
+                output, (tuple, list)
+            ):  # the module returns its maps; T5's, after a bias of the same shape
+                maps = next((x for x in output[:0:-1] if isinstance(x, Tensor) and x.ndim in (3, 4)), None)
             if isinstance(maps, Tensor) and maps.ndim == 3:  # averaged over heads
                 maps = maps.unsqueeze(1)
             if maps is not None:
