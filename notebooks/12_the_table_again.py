@@ -1258,7 +1258,7 @@ seen_by = "; ".join(
 )
 display(
     Markdown(
-        f"Three and five seeds see a difference of {margin:g} points in so many studies, by the deviation that is taken: {seen_by}."
+        f"Three and five seeds see a difference of {margin:g} points in this share of studies, by the deviation that is taken: {seen_by}."
     )
 )
 

@@ -1002,7 +1002,7 @@ if (study := deciding(arms_of_widths)) and (difference := widths_apart(study)):
 # Against what? A schedule has had one try, so it is fair to compare it with the one constant that the *validation* split picks among four only if one remembers that
 # the constant has been tuned and the schedule has not. A second test needs no constant at all: **falling against rising**. Both spend the same time at the
 # same temperatures, in opposite order. It is not the order alone that differs, though: the learning rate falls along a cosine in both, so falling meets the hot temperatures at a high rate and rising meets them at a
-# low one. The test is of the advice as it is given, in a training as it is done; an exercise separates the two.
+# low one. The test is of the advice as it is given, in training as it is usually done; an exercise separates the two.
 
 
 # %% tags=["hide-input"]

@@ -919,7 +919,7 @@ if questions.missing:
 # %% tags=["hide-input"]
 costly = max(COST, key=COST.get)
 sentences = [
-    f"A step with a teacher costs at least {1 + LOOK:.2f} of a step on labels alone; the dearest, {NAMES[costly]}, {COST[costly]:.2f} (ResNet-20 to ResNet-8, batch {batch}, this machine)."
+    f"A step with a teacher costs at least {1 + LOOK:.2f} of a step on labels alone; the most expensive, {NAMES[costly]}, {COST[costly]:.2f} (ResNet-20 to ResNet-8, batch {batch}, this machine)."
 ]
 if len(ran) > 2:
     for wish in ("accuracy", "calibration error"):

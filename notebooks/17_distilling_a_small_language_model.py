@@ -223,7 +223,7 @@ table(
         ]
         for name, model in made.items()
     ],
-    caption="What there is, and what it costs: millions of multiply-adds a token. The last column is what distillation costs in tokens: so many could be read alone for one that is read with the teacher.",
+    caption="What there is, and what it costs: millions of multiply-adds a token. The last column is what distillation costs in tokens: how many could be read alone for each one that is read with the teacher.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -996,7 +996,7 @@ if len(seeds) > 1:
 #
 # ## Which divergence?
 #
-# All of these keep $0.1$ of the cross-entropy and replace $D_{\mathrm{KL}}(p\,\Vert\,q)$ by another divergence ({doc}`07_divergences`): reversed, Jensen–Shannon (divided by $\beta(1-\beta)$, so that it is of the KLs' size), the two skewed by $\lambda=0.1$ {cite}`ko2024distillm`, and total variation {cite}`wen2023fdivergence`. No other number was tuned for them: the weights were a habit of the
+# All of these keep $0.1$ of the cross-entropy and replace $D_{\mathrm{KL}}(p\,\Vert\,q)$ by another divergence ({doc}`07_divergences`): reversed, Jensen–Shannon (divided by $\beta(1-\beta)$, so that it has the size of the KLs), the two skewed by $\lambda=0.1$ {cite}`ko2024distillm`, and total variation {cite}`wen2023fdivergence`. No other number was tuned for them: the weights were a habit of the
 # forward KL, the learning rate was chosen for the student alone, and a divergence whose gradient has another size meets another rate. So this is an order of divergences *at one rate, after one short training*. Four panels, each against plain `kd`, seed by seed. They need not agree: forward KL is, up to a constant, the expected code length of the teacher's next token, so that the first and the third favour it; agreement looks at the largest probability alone. <!-- by definition -->
 
 

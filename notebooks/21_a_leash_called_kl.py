@@ -542,7 +542,7 @@ limits = ", ".join(
 show(
     figure,
     label="cosines",
-    caption=f"Cosine of the mean gradient of so many draws with the true gradient of $D_{{\\mathrm{{KL}}}}(q\\,\\|\\,p)$ with respect to the logits, mean over {PLACES} places. That of $k_2$ goes to one, that of $k_1$ falls to zero, and that of $k_3$ goes to the cosine between the gradients of the two directions (dashed): {limits}. Dotted: the same gradient of $k_3$ against that of $D_{{\\mathrm{{KL}}}}(p\\,\\|\\,q)$.",
+    caption=f"Cosine of the mean gradient of that many draws with the true gradient of $D_{{\\mathrm{{KL}}}}(q\\,\\|\\,p)$ with respect to the logits, mean over {PLACES} places. That of $k_2$ goes to one, that of $k_1$ falls to zero, and that of $k_3$ goes to the cosine between the gradients of the two directions (dashed): {limits}. Dotted: the same gradient of $k_3$ against that of $D_{{\\mathrm{{KL}}}}(p\\,\\|\\,q)$.",
     alt="Curves against the number of draws, a panel for each temperature: k2 rises to one, k1 falls to zero, k3 goes to a dashed line, and a dotted curve of k3 against the other direction rises to one.",
 )
 
