@@ -68,6 +68,7 @@ OTHER = {
         "tilts": [0.0, 2.0, 3.0, 5.0, 8.0],
         "tilted_texts": 8,
     },
+    22: {"query": 3, "neighbours": 3, "live_sentences": 16, "tested_sentences": 24, "learning_rate": 1e-4, "seed": 3},
 }
 
 BOOK = Path(__file__).resolve().parents[1] / "book" / "evidence"

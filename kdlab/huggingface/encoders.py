@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 import zipfile
 from importlib import util
 from pathlib import Path
@@ -85,7 +86,9 @@ def attention_names(number: int) -> list[str]:
 def _encoder(layers: int, width: int) -> SentenceEncoder:
     """Of the teacher's shape but for its depth, with drawn weights, without dropout."""
     try:
-        from transformers import BertConfig, BertModel
+        with warnings.catch_warnings():  # in a notebook, its progress bar complains of missing widgets
+            warnings.simplefilter("ignore")
+            from transformers import BertConfig, BertModel
     except ImportError:
         raise ImportError(f"a sentence encoder needs transformers: {INSTALL}.") from None
     config = BertConfig(
