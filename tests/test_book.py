@@ -242,6 +242,21 @@ def test_what_the_theme_leaves_without_a_name_gets_one():
     assert mended.count("aria-label") == 2 and 'role="region"' in mended and 'role="listitem"' in mended
 
 
+def test_a_page_of_the_cookbook_is_executed_in_an_empty_folder(small_book):
+    (build.ROOT / "book" / "cookbook").mkdir()
+    page = build.ROOT / "book" / "cookbook" / "a.md"
+    code = (
+        "import os\nif not os:\n    from kdlab.losses import soft\nprint(os.listdir())\nopen('student.pt', 'w').close()"
+    )
+    page.write_text(f'# A\n\nYou have.\n\n## Yours\n\n```python tags=["hide-cell"]\n{code}\n```\n\n## Else\n')
+    assert "losses/soft.py" in depends_on(page) and "losses/hard.py" not in depends_on(page)
+    build.execute(page, "cpu")
+    cells = build.read_executed(build.executed_path(page, "cpu")).cells
+    assert [cell.source.splitlines()[0] for cell in cells] == ["# A", "## Yours", "import os", "## Else"]
+    assert cells[2].outputs[0].text == "[]\n" and cells[2].metadata.tags == ["hide-cell"]
+    assert [path.name for path in page.parent.iterdir()] == ["a.md"] and build.unchanged(page, "cpu")
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_notebook_for_readers_is_stamped_and_leaves_its_parameters_to_them(small_book):
     (path,) = build.execute_all([small_book("# %%\nprint(1)\n")], "cpu", 1)

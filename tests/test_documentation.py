@@ -1,6 +1,9 @@
 """The code in the reference pages runs as it stands."""
 
 import importlib
+import io
+import json
+import os
 import re
 from pathlib import Path
 
@@ -109,67 +112,111 @@ def test_the_trainer_of_the_api_page(llama, tmp_path):
     assert not torch.equal(before, student.model.embed_tokens.weight)
 
 
-def test_the_page_on_trainer(llama, tmp_path, monkeypatch):
-    """In at most sixty lines altogether; as it stands, but for where it runs and how long."""
-    from functools import partial
-
-    import transformers
-
-    monkeypatch.chdir(tmp_path)
-    quick = {"use_cpu": True, "max_steps": 2, "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False}
-    quick |= {"save_strategy": "no", "eval_strategy": "no", "num_train_epochs": 1, "logging_steps": 1}
-    arguments = transformers.TrainingArguments
-    monkeypatch.setattr("transformers.TrainingArguments", lambda folder, **said: arguments(folder, **{**said, **quick}))
-    monkeypatch.setattr("accelerate.Accelerator", partial(importlib.import_module("accelerate").Accelerator, cpu=True))
-    code = blocks("book/trainer.md")
-    assert sum(len(block.strip().splitlines()) for block in code) <= 60
-
-    def bert(width, layers):
-        shape = {"vocab_size": 50, "intermediate_size": width, "num_attention_heads": 2, "num_labels": 3}
-        return transformers.BertForSequenceClassification(
-            transformers.BertConfig(hidden_size=width, num_hidden_layers=layers, **shape)
-        )
-
-    batch = text_batch()
-    rows = [{k: v[i] for k, v in batch.items()} for i in range(2)]
-    sentences = [{**row, "labels": torch.tensor(i)} for i, row in enumerate(rows)]
-    exec(code[0], names := {"student": bert(8, 1), "teacher": bert(16, 2), "train": sentences, "valid": sentences})
-    assert names["trainer"].evaluate()["eval_agreement"] >= 0
-    saved, info = transformers.BertForSequenceClassification.from_pretrained("student", output_loading_info=True)
-    assert not info["unexpected_keys"] and saved.config.hidden_size == 8
-    names |= {"student": llama(64, 2, 4), "teacher": llama(128, 4, 8), "train": rows}
-    exec(code[1], names)
-    assert {"CrossEntropy", "ReverseKL"} <= names["trainer"].state.log_history[0].keys()
-    exec(code[2], names | {"loader": torch.utils.data.DataLoader(rows, batch_size=2)})
+COOKBOOK = sorted((ROOT / "book/cookbook").glob("*.md"))
 
 
-def test_the_page_on_policies(llama, tmp_path, monkeypatch, capsys):
-    """With a tokeniser of words and a chat template; as it stands, but for where it runs and how long."""
-    import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers
+@pytest.mark.parametrize("page", COOKBOOK, ids=lambda page: page.stem)
+def test_a_page_of_the_cookbook_has_its_form(page):
+    """The build executes it; what a reader sees of its code is sixty lines at most, which are told apart from the page's own models."""
+    text = page.read_text(encoding="utf-8")
+    shown = re.findall(r"```(?:python|\{code-block\} python)\n(.*?)```", text, re.DOTALL)
+    assert sum(bool(line.strip()) for block in shown for line in block.splitlines()) <= 60
+    titles = re.findall(r"(?m)^#+ (.*)", re.sub(r"(?s)```.*?```", "", text))
+    assert titles[1] == "Yours here" and titles[-1] == "If it does not work"
+    assert re.match(r"# .*\n\nYou have [^#]*?\. You want ", text) and "pip install" in text.split("##")[0]
+    assert "```{code-block} python" in text and text.count('```python tags=["hide-cell"]') == 1
+    assert re.search(r"\{doc\}`[^`]*<\.\./\.\./notebooks/\d\d_\w+>`", text.split("## If it does not work")[1])
+    listed = (ROOT / "_toc.yml").read_text()
+    assert f"- file: book/cookbook/{page.stem}\n" in listed
 
-    monkeypatch.chdir(tmp_path)
-    quick = {"use_cpu": True, "max_steps": 2, "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False}
-    arguments = transformers.TrainingArguments
-    quick |= {"save_strategy": "no", "logging_steps": 1}
-    monkeypatch.setattr("transformers.TrainingArguments", lambda folder, **said: arguments(folder, **{**said, **quick}))
-    words = ["<end>", "<user>", "<answer>", "what", "is", "a", "teacher", "student"]
-    whole = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="a"))
-    whole.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=whole, eos_token="<end>", pad_token="<end>")
-    tokenizer.chat_template = (
-        "{% for m in messages %}<user> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
-    )
-    names = {"student": llama(64, 1, 4), "teacher": llama(128, 1, 8), "tokenizer": tokenizer}
-    names["prompts"] = ["what is a teacher", "a student", "what", "is a student a teacher"]
-    before = names["student"].model.embed_tokens.weight.clone()
-    code = [block.replace("tokens=128", "tokens=8") for block in blocks("book/on_policy.md")]
-    assert sum(len(block.strip().splitlines()) for block in code) <= 60
-    for block in code:
-        exec(block, names)
-    assert names["train"][1]["input_ids"] == [1, 5, 7, 2] and "ReverseKL" in names["trainer"].state.log_history[0]
-    assert not torch.equal(before, names["student"].model.embed_tokens.weight)
-    assert "times the square of its mean" in capsys.readouterr().out
+
+class Layered(nn.Module):
+    """Modules of the names of transformers' Llama."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.model = nn.Module()
+        self.model.embed = nn.Embedding(9, width)
+        self.model.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(2))
+        self.lm_head = nn.Linear(width, 9, bias=False)
+
+    def forward(self, input_ids):
+        hidden = self.model.embed(input_ids)
+        for layer in self.model.layers:
+            hidden = layer(hidden).tanh()
+        return self.lm_head(hidden)
+
+
+def as_on_the_page_on_engines(rank, ranks, folder):
+    """Two steps of the page's loop, with both models sharded, and with a part of the batch; by itself without sharding."""
+    from kdlab.objectives import CrossEntropy, SoftTargets
+
+    torch.manual_seed(0)
+    student, teacher, tokens = Layered(8), Layered(16), torch.randint(9, (4, 6))
+    labels = tokens.where(torch.arange(6) < torch.tensor([[6], [1], [3], [2]]), -100)
+    part = slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
+    names = {"student": student, "teacher": teacher, "objective": CrossEntropy() + SoftTargets(temperature=2)}
+    names["loader"] = [{"input_ids": tokens[part], "labels": labels[part]}] * 2
+    meeting = f'process_group("gloo", "file://{folder}/meeting", rank={rank}, world_size={ranks})'
+    changes = {'"cuda"': '"cpu"', "fused=True": "fused=False", "1e-5": "1e-2", "process_group()": meeting}
+    code = blocks("book/engines.md")[0]
+    assert all(code.count(there) == 1 for there in changes)
+    for there, here in changes.items():
+        code = code.replace(there, here)
+    if ranks == 1:
+        code = re.sub(r"(?m)^(torch.distributed|ranks|mesh).*\n|^for model(.*\n)*?(?=optimizer)", "", code)
+    exec(code, names)
+    return student.state_dict()
+
+
+def on_one_of_two(rank, folder):
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    found = as_on_the_page_on_engines(rank, 2, folder)
+    torch.save({name: value.full_tensor() for name, value in found.items()}, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_both_models_sharded_over_two_processes_as_the_page_on_engines_says_are_one(tmp_path):
+    one = as_on_the_page_on_engines(0, 1, tmp_path)  # imports what both fork from
+    torch.multiprocessing.start_processes(on_one_of_two, (tmp_path,), nprocs=2, start_method="fork")
+    torch.manual_seed(0)
+    assert not torch.equal(one["lm_head.weight"], Layered(8).lm_head.weight)
+    for rank in range(2):
+        for name, value in torch.load(tmp_path / f"{rank}.pt").items():
+            torch.testing.assert_close(value, one[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_server_of_the_page_on_engines(monkeypatch):
+    """A stand-in answers as vLLM does: of each token but the first, the likeliest rivals, and the token itself."""
+    from kdlab.data import Tokens
+    from kdlab.data.tokens import numbered
+    from kdlab.models import GPT
+    from kdlab.training import Recipe
+
+    torch.manual_seed(0)
+    known, student = GPT(50, width=8, layers=1, heads=1, context=8), GPT(50, width=8, layers=1, heads=1, context=8)
+
+    def answer(request):
+        asked, choices = json.loads(request.data), []
+        for prompt in asked["prompt"]:
+            log_p = known(torch.tensor([prompt[:-1]]))[0].log_softmax(-1)
+            places = [None]
+            for token, said in zip(prompt[1:], log_p, strict=True):
+                top = {*said.topk(asked["prompt_logprobs"]).indices.tolist(), token}
+                places.append({str(n): {"logprob": said[n].item(), "rank": 1} for n in top})
+            choices.append({"prompt_logprobs": places})
+        return io.StringIO(json.dumps({"choices": choices}))
+
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    train = Tokens(numbered(torch.randint(50, (65,)).tolist(), 50), 8, torch.ones(50).long())
+    names = {"url": "http://localhost", "name": "teacher", "vocabulary": 50, "student": student, "train": train}
+    names["recipe"] = Recipe(1, 4, augment=False)
+    exec(blocks("book/engines.md")[1], names)
+    tokens = next(train.batches(2))[0]
+    said, exact = names["teacher"](tokens), known(tokens).softmax(-1)
+    torch.testing.assert_close(said.probabilities, exact.gather(-1, said.tokens))
+    assert said.rest and said.tokens.shape == (2, 8, 20)
 
 
 def test_the_study_of_the_api_page(digits, monkeypatch, tmp_path, capsys):

@@ -47,6 +47,7 @@ from kdlab.study.chapters import (
     ChapterError,
     copy_mathjax,
     jupyter_book,
+    read_chapter,
     stop_kernels,
     without_reports,
     write_page,
@@ -82,14 +83,26 @@ def say(text, started=None):
 
 def chapters() -> list[Path]:
     """The notebooks of the table of contents, in its order."""
+    return [ROOT / f"{name}.py" for name in listed() if name.startswith("notebooks/")]
+
+
+def cookbook() -> list[Path]:
+    """The pages of the cookbook, in the order of the table of contents: Markdown whose blocks of Python are executed, as chapters are."""
+    return [ROOT / f"{name}.md" for name in listed() if name.startswith("book/cookbook/")]
+
+
+def listed() -> list[str]:
+    """What the table of contents names, in its order."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    files = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
-    return [ROOT / f"{name}.py" for name in files if name.startswith("notebooks/")]
+    return [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
 
 
 def imports(path: Path) -> tuple[tuple[str, str], ...]:
-    """(module, name) for every name of kdlab that a Python file imports, wherever in it; ``*`` for a whole module."""
-    return _imports(path.relative_to(ROOT).with_suffix("").parts, path.read_text(encoding="utf-8"))
+    """(module, name) for every name of kdlab that a Python file, or a page, imports, wherever in it; ``*`` for a whole module."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        source = "\n".join(cell.source for cell in read_chapter(path).cells if cell.cell_type == "code")
+    return _imports(path.relative_to(ROOT).with_suffix("").parts, source)
 
 
 @functools.cache
@@ -210,15 +223,18 @@ def unchanged(chapter: Path, profile: str) -> bool:
 
 def execute(chapter: Path, profile: str, *, progress: bool = False) -> float:
     """Execute a chapter; what it took in seconds. Its last good notebook stays where it fails."""
+    given = {"profile": profile} if chapter.suffix == ".py" else {}  # pages have no parameters
     key, trace = code_key(chapter, {"profile": profile}), BUILD / "running" / f"{chapter.stem}.trace"
     trace.parent.mkdir(parents=True, exist_ok=True)
     trace.unlink(missing_ok=True)
     environment = {
-        "KDLAB_TRACE": str(trace), "KDLAB_BOOK": str(EVIDENCE), "PYTHONWARNINGS": "ignore::FutureWarning"
+        "KDLAB_TRACE": str(trace), "KDLAB_BOOK": str(EVIDENCE), "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        # of transformers: its progress bars, what it says to itself, and a Trainer's default that is for GPUs
+        "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore::FutureWarning,ignore:IProgress,ignore:'pin_memory' argument",
     }  # fmt: skip
     origin, started = provenance(), time.time()
     try:
-        executed = execute_chapter(chapter, {"profile": profile}, environment=environment, progress=progress)
+        executed = execute_chapter(chapter, given, environment=environment, progress=progress)
     except (ChapterError, ParameterError) as error:
         raise BuildError(f"{chapter.relative_to(ROOT)}, {error}") from error
     read = trace.read_text(encoding="utf-8").splitlines() if trace.exists() else []
@@ -247,7 +263,9 @@ def expected(chapter: Path, profile: str) -> float:
     if (done := executed_path(chapter, profile)).exists():
         return read_executed(done).metadata["kdlab"]["seconds"]
     said = re.search(r"^# \*Needs:.*", chapter.read_text(encoding="utf-8"), re.MULTILINE)
-    return next((float(NEEDS[words]) for words in NEEDS if said and words in said[0]), 60.0)
+    return next(
+        (float(NEEDS[words]) for words in NEEDS if said and words in said[0]), 60.0 if chapter.suffix == ".py" else 20.0
+    )
 
 
 def time_left(running: list[float], waiting: list[float], jobs: int) -> float:
@@ -637,15 +655,16 @@ def unseen(notebooks) -> list[tuple[Path, str]]:
     return found
 
 
-def status(notebooks) -> str:
-    """What ran when, how long, on what, from which commit; and the records that the book holds."""
+def status(notebooks, pages=()) -> str:
+    """What ran when, how long, on what, from which commit: chapters, and pages of the cookbook; and the records that the book holds."""
     rows = []
-    for path in notebooks:
+    executed = [(path, "../notebooks", f"{int(path.stem[:2])}. ") for path in notebooks]
+    for path, folder, number in [*executed, *((path, "cookbook", "Cookbook: ") for path in pages)]:
         notebook = read_executed(path)
-        made, title = notebook.metadata["kdlab"], f"{int(path.stem[:2])}. {title_of(notebook)}"
+        made, title = notebook.metadata["kdlab"], f"{number}{title_of(notebook)}"
         origin = made["provenance"]
         rows.append(
-            f'<tr><td><a href="../notebooks/{path.stem}.html">{html.escape(title)}</a></td>'
+            f'<tr><td><a href="{folder}/{path.stem}.html">{html.escape(title)}</a></td>'
             f"<td>{made['seconds']:.0f} s</td><td>{made['finished'][:16].replace('T', ' ')}</td>"
             f"<td><code>{commit(origin)}</code></td></tr>"
         )
@@ -793,14 +812,15 @@ def launchable(stage: Path, where: Repository) -> None:
     """What the branch holds that launch buttons open, in _build/notebooks: the notebooks, and Binder's environment."""
     target = BUILD / "notebooks"
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(stage / "_root" / "_sources" / "notebooks", target / "notebooks")
+    for folder in ("notebooks", "book/cookbook"):
+        shutil.copytree(stage / "_root" / "_sources" / folder, target / folder)
     (target / "runtime.txt").write_text("python-3.12\n")
     needs = ["--extra-index-url https://download.pytorch.org/whl/cpu", *requirements(ROOT)]
     (target / "requirements.txt").write_text("\n".join(needs) + "\n")
     (target / "README.md").write_text(f"The executed notebooks of {where.url} at {where.commit}.\n", encoding="utf-8")
 
 
-def stage(notebooks, where: Repository | None) -> Path:
+def stage(notebooks, pages, where: Repository | None) -> Path:
     """Lay out everything that Sphinx reads; what has not changed keeps its time stamp."""
     new = BUILD / "stage.new"
     shutil.rmtree(new, ignore_errors=True)
@@ -812,6 +832,7 @@ def stage(notebooks, where: Repository | None) -> Path:
     root = new / "_root"  # is laid over the pages
     saved = root / "_sources" / "notebooks"  # without links that lead nowhere from another machine
     saved.mkdir(parents=True)
+    (root / "_sources" / "book" / "cookbook").mkdir(parents=True)
     shutil.copytree(EVIDENCE / "records", root / "records")
     for path in notebooks:
         # Ledger and status page read the reports from the executed notebook.
@@ -819,11 +840,16 @@ def stage(notebooks, where: Repository | None) -> Path:
         linked = with_downloads(notebook, path.stem, EVIDENCE / "records", root, up="../")
         nbformat.write(found_by(without_reports(linked), int(path.stem[:2])), new / "notebooks" / path.name)
         nbformat.write(without_reports(notebook), saved / path.name)
+    for path in pages:
+        notebook = for_readers(read_executed(path), where)
+        (new / "book" / "cookbook" / f"{path.stem}.md").unlink()
+        for folder in (new, root / "_sources"):
+            nbformat.write(notebook, folder / "book" / "cookbook" / path.name)
     given = verdicts(notebooks)
-    pages = reference((ROOT / "book" / "api.md").read_text(encoding="utf-8"))
-    pages |= {"which": which(), "explorer": explored(root)}
-    pages |= {"claims": ledger(given), "errata": errata(given), "status": status(notebooks), "parameters": parameters()}
-    for name, page in pages.items():
+    written = reference((ROOT / "book" / "api.md").read_text(encoding="utf-8"))
+    written |= {"which": which(), "explorer": explored(root), "status": status(notebooks, pages)}
+    written |= {"claims": ledger(given), "errata": errata(given), "parameters": parameters()}
+    for name, page in written.items():
         (new / "book" / f"{name}.md").write_text(page, encoding="utf-8")
     landing = new / "book" / "index.md"
     dial = cell_output(notebooks, "landing-dial")
@@ -983,7 +1009,7 @@ def main() -> int:
     parser.add_argument("--profile", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument(
         "--only",
-        help="only the chapters whose name has this in it, each as a page of its own in _build/preview",
+        help="only the chapters and pages of the cookbook whose name has this in it, each as a page of its own in _build/preview",
     )
     parser.add_argument(
         "--jobs", type=int, help="chapters at a time; else as many as there are cores, and one with a GPU"
@@ -995,25 +1021,27 @@ def main() -> int:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)  # as in the kernels: the chapters' stamp says so
     started = time.time()
-    sources = [c for c in chapters() if given.only is None or given.only in c.stem]
-    if not sources:
+    chosen = [c for c in [*chapters(), *cookbook()] if given.only is None or given.only in c.stem]
+    if not chosen:
         parser.error(f"no chapter has {given.only!r} in its name.")
     try:
         claims()  # at once, and not after the chapters
-        notebooks = execute_all(sources, given.profile, jobs)
+        executed = execute_all(chosen, given.profile, jobs)
         say(f"chapters: {processor_seconds():.0f} s of processor time;", started)
         where = repository(ROOT)
         if given.only:
-            for path in notebooks:
-                executed = for_readers(read_executed(path), where)
-                page = write_page(executed, ROOT, path.stem, BUILD / "preview" / path.stem)
+            for path in executed:
+                notebook = for_readers(read_executed(path), where)
+                page = write_page(notebook, ROOT, path.stem, BUILD / "preview" / path.stem)
                 say(f"Open {page}", started)
             return 0
+        sources = [c for c in chosen if c.suffix == ".py"]
+        notebooks, pages = executed[: len(sources)], executed[len(sources) :]
         for path, statement in unseen(notebooks):
             say(f"chapter {int(path.stem[:2])}, not shown: {statement}")
         say(prose.report(sources))
         say("pages …")
-        staged = stage(notebooks, where)
+        staged = stage(notebooks, pages, where)
         changed = sphinx(staged)
         if where is not None:
             launchable(staged, where)

@@ -77,8 +77,9 @@ def stop_kernels() -> None:
 
 
 def read_chapter(path: Path) -> nbformat.NotebookNode:
-    """The source of a chapter (py:percent) as a notebook without outputs."""
-    notebook = jupytext.read(path)
+    """The source of a chapter (py:percent), or of a page (Markdown with blocks of Python), as a notebook without outputs."""
+    of_page = {"fmt": {"extension": ".md", "split_at_heading": True}} if path.suffix == ".md" else {}
+    notebook = jupytext.read(path, **of_page)
     for cell in notebook.cells:
         cell.metadata.pop("lines_to_next_cell", None)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -103,10 +104,10 @@ def failure(notebook) -> str | None:
 def execute(
     chapter: Path, parameters: dict, *, environment: dict | None = None, progress: bool = False
 ) -> nbformat.NotebookNode:
-    """Execute a chapter in its own folder and return the notebook.
+    """Execute a chapter in its own folder, or a page in an empty one, and return the notebook.
 
     Args:
-        chapter: its source.
+        chapter: its source, as :func:`read_chapter` reads it.
         parameters: values by name, for those in the cell tagged ``parameters``.
         environment: variables for its kernel, besides one thread.
         progress: whether to show a bar.
@@ -124,12 +125,16 @@ def execute(
     kernel = type("Kernel", (OwnKernel,), {"environment": variables})
     with tempfile.TemporaryDirectory() as folder:
         source, result = Path(folder) / "source.ipynb", Path(folder) / "executed.ipynb"
+        where = chapter.parent
+        if chapter.suffix == ".md":  # pages write files, as their readers will
+            where = Path(folder) / "page"
+            where.mkdir()
         nbformat.write(read_chapter(chapter), source)
         try:
             papermill.execute_notebook(
                 source, result, parameters=parameters, kernel_name="python3", kernel_manager_class=kernel,
                 # Not papermill's own cwd, which moves the whole process: chapters run side by side.
-                resources={"metadata": {"path": str(chapter.parent)}},
+                resources={"metadata": {"path": str(where)}},
                 extra_arguments=["--IPKernelApp.log_level=40"],
                 progress_bar={"desc": "      cells", "leave": False} if progress else False,
             )  # fmt: skip
@@ -254,6 +259,8 @@ def linked_to(site: str | None, text: str) -> str:
     ('see [using](https://me.github.io/book/book/using.html)', 'see *07 divergences*')
     >>> linked_to("https://me.github.io/book", "{doc}`chapter 12 <12_the_table_again>`")
     '[chapter 12](https://me.github.io/book/notebooks/12_the_table_again.html)'
+    >>> linked_to("https://me.github.io/book", "{doc}`terms <../../notebooks/08_hidden_states_and_attention>`")
+    '[terms](https://me.github.io/book/notebooks/08_hidden_states_and_attention.html)'
     """
 
     def link(found: re.Match) -> str:
@@ -261,4 +268,4 @@ def linked_to(site: str | None, text: str) -> str:
         words = words or name.replace("_", " ")
         return f"[{words}]({site}/{folder or 'notebooks/'}{name}.html)" if site else f"*{words}*"
 
-    return re.sub(r"\{doc\}`(?:([^`<]+?)\s*<)?(?:\.\./)?(book/)?([\w-]+)>?`", link, text)
+    return re.sub(r"\{doc\}`(?:([^`<]+?)\s*<)?(?:\.\./)*(book/|notebooks/)?([\w-]+)>?`", link, text)
