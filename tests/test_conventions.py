@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from collections import defaultdict
 from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from kdlab.language import Retokenised, token_texts, train_tokeniser
-from kdlab.objectives import SortedProbabilities
+from kdlab.objectives import HiddenMSE, ReverseKL, SortedProbabilities
 from kdlab.objectives.conventions import CONVENTIONS, IGNORED, loss_as_in, weight_factor
 
 TEMPERATURES, BETAS = (0.5, 1.0, 4.0), (0.0, 0.1, 0.5, 0.9, 1.0)
@@ -107,6 +108,51 @@ def test_trl_gkd(gkd, temperature, beta):
         z,
     )
     same(loss_as_in("TRL GKD", z, t, **how), gkd.generalized_jsd_loss(z, t, **how), z)
+
+
+def test_an_objective_in_trls_distillation_trainer(trl_distillation):
+    """Its own loss, entropy and count, of prompts padded on the left and completions on the right."""
+    transformers = pytest.importorskip("transformers")
+    from trl.trainer.distillation_trainer import DistillationTrainer
+
+    from kdlab.huggingface import DistilCompletions
+
+    class KD(DistilCompletions, DistillationTrainer):
+        pass
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    student, teacher = (
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(num_hidden_layers=n, **shape)) for n in (1, 2)
+    )
+    student.train()
+    for p in (*student.parameters(), *teacher.parameters()):
+        p.data.mul_(4)
+    made = KD.__new__(KD)  # without prompts, files and a tokeniser
+    made.model, made.teacher_model, made.beta, made.temperature = student, teacher, 1.0, 1.0
+    made.accelerator = SimpleNamespace(unwrap_model=lambda model: model, is_main_process=False)
+    made._forward_redirection = lambda wrapper, model, function, *given, **named: function(*given, **named)
+    made.model_kwarg_keys, made._is_vlm = {"logits_to_keep"}, False
+    made._metrics, made.args = {"train": defaultdict(list)}, SimpleNamespace(report_to=[])
+    made.state = SimpleNamespace(global_step=1, max_steps=10)
+    made.take(ReverseKL())
+    inputs = {
+        "prompt_ids": torch.randint(30, (2, 4)),
+        "prompt_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]),
+        "completion_ids": torch.randint(30, (2, 5)),
+        "completion_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]),
+        "tool_mask": torch.tensor([[1, 0, 1, 1, 1], [1, 1, 1, 1, 1]]),
+    }
+    for count in (None, torch.tensor(9.0)):
+        ours = made._compute_loss(student, inputs, count)
+        theirs = DistillationTrainer._compute_loss(made, student, inputs, count)
+        for found, known in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(found.detach().float(), known.detach().float(), rtol=1e-4, atol=1e-5)
+        slopes = [torch.autograd.grad(loss, [*student.parameters()]) for loss in (ours[0], theirs[0])]
+        torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-5)
+    assert len(made._metrics["train"]["ReverseKL"]) == 2
+    with pytest.raises(ValueError, match="the objective is of logits, learns nothing and compares no examples"):
+        made.take(HiddenMSE("model.layers.0"))
 
 
 def test_the_spans_and_sorted_probabilities_of_trl_gold(gkd):
