@@ -206,7 +206,7 @@ SHARED = Quantity(
 if teacher is not None:
     learning = students()
     seen = {
-        f"{BEGUN[name]} (untrained)": predict(student, test, batch_size=64)
+        f"{BEGUN[name]} before training": predict(student, test, batch_size=64)
         for name, student in learning.items()
     }
     fit_together(
@@ -219,7 +219,7 @@ if teacher is not None:
         device=device,
     )
     seen |= {
-        f"{BEGUN[name]} (trained)": predict(student, test, batch_size=64)
+        f"{BEGUN[name]} after training": predict(student, test, batch_size=64)
         for name, student in learning.items()
     }
     shared = {
@@ -230,9 +230,9 @@ if teacher is not None:
     chance = neighbours / (len(places) - 1)
     pairs = torch.triu(torch.ones(len(places), len(places), dtype=torch.bool), 1)
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4), sharex=True)
-    for panel, when in zip(panels, ("untrained", "trained"), strict=True):
+    for panel, when in zip(panels, ("before training", "after training"), strict=True):
         for name, hue in (("own", BLUE), ("drawn", ORANGE)):
-            x = seen[f"{BEGUN[name]} ({when})"]
+            x = seen[f"{BEGUN[name]} {when}"]
             panel.plot(
                 (by_teacher @ by_teacher.T)[pairs][::40],
                 (x @ x.T)[pairs][::40],
@@ -251,7 +251,7 @@ if teacher is not None:
             label="pairs",
             caption=f"Cosines of pairs of test sentences. Of the teacher's {neighbours} nearest neighbours, students share "
             + "; ".join(
-                f"{SHARED.level(value)} ({name})" for name, value in shared.items()
+                f"{SHARED.level(value)} with {name}" for name, value in shared.items()
             )
             + f"; by chance {100 * chance:.1f} %. {live_sentences} sentences were read, n = 1.",
             alt="Two panels of dots, before and after a short training: student's cosine over teacher's. Captions give how much of the order is shared.",
@@ -259,8 +259,8 @@ if teacher is not None:
     )
     display(
         above(
-            f"{BEGUN['own']} (trained)",
-            [f"{BEGUN['own']} (untrained)", f"{BEGUN['drawn']} (trained)"],
+            f"{BEGUN['own']} after training",
+            [f"{BEGUN['own']} before training", f"{BEGUN['drawn']} after training"],
             shared,
             SHARED,
         )
@@ -323,6 +323,11 @@ Markdown(
 
 # %% tags=["hide-input"]
 told = {arm: said for arm, said in OWN.items() if arm in done}
+AXIS = {
+    RECALL: "neighbours shared, %",
+    ORDER: "order of pairs",
+    BOOKS: "books found, %",
+}
 if told:
     figure, panels = plt.subplots(1, 3, figsize=(9.2, 3.2), sharey=True)
     for panel, of in zip(panels, (RECALL, ORDER, BOOKS), strict=True):
@@ -332,7 +337,7 @@ if told:
             {said: study.mean(arm, of.of) for arm, said in told.items()},
             factor=of.scale,
         )
-        panel.set(xlabel=of.name.removeprefix("the ").replace(" whose", "\nwhose").replace(" teacher's", "\nteacher's") + (", %" if of.scale > 1 else ""))  # fmt: skip
+        panel.set(xlabel=AXIS[of])
     by_itself = study.mean(next(iter(told)), "teacher_books_found").mean
     panels[2].axvline(100 * by_itself, color=VERMILION, linestyle="--")
     display(
@@ -470,7 +475,7 @@ else:
     )
 if teacher is not None:
     sentences.append(
-        f"Cut out of its teacher and not trained, a student of three layers shares {SHARED.level(shared[BEGUN['own'] + ' (untrained)'])} of the teacher's {neighbours} nearest neighbours; after {live_sentences} sentences {SHARED.level(shared[BEGUN['own'] + ' (trained)'])} (drawn weights: {SHARED.level(shared[BEGUN['drawn'] + ' (trained)'])}; n = 1)."
+        f"Cut out of its teacher and not trained, a student of three layers shares {SHARED.level(shared[BEGUN['own'] + ' before training'])} of the teacher's {neighbours} nearest neighbours; after {live_sentences} sentences {SHARED.level(shared[BEGUN['own'] + ' after training'])} (drawn weights: {SHARED.level(shared[BEGUN['drawn'] + ' after training'])}; n = 1)."
     )
 findings.show(*sentences)
 
