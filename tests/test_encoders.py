@@ -14,6 +14,7 @@ from kdlab.models import begin_from
 from kdlab.objectives import AttentionMaps, HiddenCosine, HiddenMSE
 from kdlab.study import plans
 from kdlab.study.encoders import TEACHER, arms, encoder_small, kept_blocks, objectives
+from kdlab.study.flat import rows
 from kdlab.study.named import load, network
 from kdlab.study.run import run
 from kdlab.study.runner import every_spec, run_plan
@@ -254,6 +255,7 @@ def test_every_objective_of_the_plan_falls(teacher, layers):
 def test_a_run_is_recorded_beside_its_teacher(tiny, teacher, tmp_path):
     spec = Spec("s", "a", "mine-sentences-7", "minilm_3", HiddenCosine("pool"), RECIPE, TEACHER,
                 from_teacher=True, blocks=(1, 3, 5))  # fmt: skip
+    spec = replace(spec, recipe=replace(RECIPE, epoch_examples=32))
     done = run(spec, data(), teacher=teacher, book=tmp_path)
     test, epochs = done.record["test"], done.record["epochs"]
     known = predict(teacher, data().test)
@@ -261,6 +263,8 @@ def test_a_run_is_recorded_beside_its_teacher(tiny, teacher, tmp_path):
     assert test["teacher_books_found"] == books_found(known, data().test)
     assert test["megabytes"] == 4e-6 * done.record["parameters"] < test["teacher_megabytes"]
     assert test["sentences_per_second"] > 0 < test["teacher_sentences_per_second"]
+    (row,) = rows([done.record | {"recipe": {"seed": 0}}])
+    assert row["length"] == "64 sentences" and row["teacher"] == "all_minilm_l6_v2" and row["recall_at_10"] > 0
     assert len(epochs["validation.recall_at_10"]) == 2 and done.record["spec"]["teacher"] == TEACHER.hash
     assert json.dumps(done.record)
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from statistics import fmean
 from types import MappingProxyType
 
+from .encoders import TEACHER
 from .records import record_name
 
 
@@ -17,12 +18,16 @@ def row(record: dict, networks: Mapping[str, str] = MappingProxyType({})) -> dic
     spec, origin = record["spec"], record["provenance"]
     how, context = spec["recipe"], re.fullmatch(r"\w[\w-]*-\d+-(\d+)", spec["data"])
     taught = spec["teacher"] or ""
-    tokens = how["epochs"] * how["epoch_examples"] * int(context[1]) / 1e6 if context else None
+    length = f"{how['epochs']} epochs"
+    if context:
+        length = f"{how['epochs'] * how['epoch_examples'] * int(context[1]) / 1e6:.3g} million tokens"
+    elif "-sentences-" in spec["data"]:
+        length = f"{how['epochs'] * how['epoch_examples']:,} sentences"
     return {
         "plan": spec["study"],
         "arm": spec["arm"],
         "seed": record["recipe"]["seed"],
-        "length": f"{how['epochs']} epochs" if tokens is None else f"{tokens:.3g} million tokens",
+        "length": length,
         "student": spec["student"],
         "teacher": networks.get(taught, taught[:8]),
         "data": spec["data"],
@@ -62,6 +67,6 @@ def numbers(test, name: str = "") -> Iterator[tuple[str, float]]:
 
 def rows(records: Collection[dict]) -> list[dict]:
     """A row a record, in the order of plan, arm, length and seed."""
-    networks = {record["spec_hash"]: record["spec"]["student"] for record in records}
+    networks = {record["spec_hash"]: record["spec"]["student"] for record in records} | {TEACHER.hash: TEACHER.student}
     found = [row(record, networks) for record in records]
     return sorted(found, key=lambda r: (r["plan"], r["arm"], r["length"], r["seed"]))
