@@ -88,5 +88,7 @@ def test_the_scale_is_that_of_the_records():
     assert scale([cpu, text, teacher]) == (
         "3 runs on CPUs and GPUs, 3 hours of training: students of images learn for 5 epochs, language models read 1.0 million tokens"
     )
+    encoder = record("Some CPU, 1 threads", "books-sentences-24", teacher="of nobody", epochs=4, epoch_examples=4096)
+    assert scale([encoder]).endswith("1 hours of training: sentence encoders read 16,384 sentences")
     records = [json.loads(path.read_text()) for path in (BOOK / "records").glob("*.json")]
     assert scale(records).startswith(f"{len(records)} runs on CPUs")

@@ -133,11 +133,13 @@ def scale(records: Collection[dict]) -> str:
         {"CPUs" if re.search(r"\bthreads?\b", record["provenance"]["device"]) else "GPUs" for record in records}
     )
     hours = sum(record["seconds"] for record in records) / 3600
-    epochs, tokens = set(), set()
+    epochs, tokens, sentences = set(), set(), set()
     for spec in (record["spec"] for record in records if record["spec"]["teacher"] is not None):
         how = spec["recipe"]
         if context := re.fullmatch(r"\w[\w-]*-\d+-(\d+)", spec["data"]):
             tokens.add(how["epochs"] * how["epoch_examples"] * int(context[1]) / 1e6)
+        elif "-sentences-" in spec["data"]:
+            sentences.add(how["epochs"] * how["epoch_examples"])
         else:
             epochs.add(how["epochs"])
     seen = []
@@ -145,6 +147,8 @@ def scale(records: Collection[dict]) -> str:
         seen.append(f"students of images learn for {_range(epochs, 'd')} epochs")
     if tokens:
         seen.append(f"language models read {_range(tokens, '.1f')} million tokens")
+    if sentences:
+        seen.append(f"sentence encoders read {_range(sentences, ',d')} sentences")
     return f"{len(records):,} runs on {' and '.join(on)}, {hours:.0f} hours of training: {', '.join(seen)}"
 
 
