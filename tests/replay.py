@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import kdlab.data
+import kdlab.huggingface
 import kdlab.study
 import kdlab.training
 from kdlab.study import statements
@@ -19,6 +20,7 @@ VOCABULARY = set(statements.__all__)
 #: What a statement of records does not need: data, trainings, stored networks, processes (which nobody would end).
 LIVE = {
     kdlab.data: [name for name in kdlab.data.__all__ if name.startswith(("load", "corpus"))],
+    kdlab.huggingface: ["load_sentences", "all_minilm_l6_v2"],
     kdlab.training: [name for name in kdlab.training.__all__ if name.startswith("fit")],
     kdlab.study: ["book_teacher", "book_language_teacher", "stored_student", "run", "run_together"],
     torch.Tensor: ["backward"],

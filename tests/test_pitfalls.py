@@ -1982,6 +1982,8 @@ def every_default():
         return (tokens != -100).sum(-1)
 
     texts = {"student_logits": z[:, None], "teacher_logits": t[:, None], "labels": y[:, None]}
+    one = torch.ones(4, 1)
+    aligned = objectives.AlignedLogits(t[:, None], one.bool(), one.long(), -one, 0 * one)
     return {
         **{f.__name__: of_logits(f) for f in (*DECLARED.values(), soft_targets, logit_mse, dist_loss)},
         **{term.__name__: lambda term=term: term()(student_logits=z, teacher_logits=t) for term in declared_terms()},
@@ -2007,6 +2009,11 @@ def every_default():
         "next_token": lambda: next_token(z[None], t[None], y[None])["student_logits"],
         "restrict_vocabulary": lambda: restrict_vocabulary(z, torch.arange(3)),
         "SharedVocabulary": lambda: objectives.SharedVocabulary(ForwardKL(), torch.arange(3))(student_logits=z, teacher_logits=t),
+        "AlignedLogits": lambda: aligned[:1].values,
+        "merge_vocabulary": lambda: objectives.merge_vocabulary(z, torch.arange(6), 6),
+        "MergedVocabulary": lambda: objectives.MergedVocabulary(ForwardKL(), torch.arange(6))(student_logits=z, teacher_logits=t),
+        "MergedSpans": lambda: objectives.MergedSpans()(**texts | {"teacher_logits": aligned}),
+        "SortedProbabilities": lambda: objectives.SortedProbabilities()(**texts),
         "match_layers": lambda: torch.tensor(len(match_layers(["a", "b"], ["1", "2", "3"]))),
         "Projector": lambda: torch.cat([Projector(kind, 3, 4)(maps[0]) for kind in Projector.KINDS]),
         "MemoryBank": lambda: MemoryBank(8, 6).negatives(memory["index"], y, 4)[0],
@@ -2087,6 +2094,7 @@ def test_every_default_of_training_runs(name, digits, resnet, tmp_path):
         "CachedLogits": kept,
         "FunctionTeacher": lambda: teachers.FunctionTeacher(model.eval(), "it")(torch.zeros(1, 3, 32, 32)),
         "Learner": several,
+        "LogitsOfViews": lambda: training.LogitsOfViews(model, digits.train[:2].with_views(1)).table,
         "Recipe": lambda: torch.tensor(Recipe().learning_rate_at(0.0)),
         "Taps": lambda: Taps(model)(torch.zeros(1, 3, 32, 32))[0],
         "accuracy": lambda: torch.tensor(accuracy(z, y)),
@@ -3203,7 +3211,7 @@ def test_five_students_on_cuda_have_five_seeds(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(by_hand, "round_by_hand", lambda *_: None)
-    monkeypatch.setattr(by_hand, "kdlab_round", lambda *_, seeds=(0,): asked.setdefault(len(seeds), list(seeds)))
+    monkeypatch.setattr(by_hand, "kdlab_round", lambda *_, seeds=(0,), **__: asked.setdefault(len(seeds), list(seeds)))
     monkeypatch.setattr(by_hand, "contest", lambda *_, **__: timing.Contest("", {}, {}, ""))
     by_hand.step(timing.Settings("cuda"))
     assert asked == {1: [0], 5: [0, 1, 2, 3, 4]}

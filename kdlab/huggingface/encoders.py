@@ -50,10 +50,11 @@ class SentenceEncoder(nn.Module):
     Args:
         bert: a ``transformers.BertModel`` without its pooling layer.
 
+    >>> import torch
     >>> from transformers import BertConfig, BertModel
     >>> bert = BertModel(BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1), add_pooling_layer=False)
     >>> tokens = torch.tensor([[1, 2, 0]])
-    >>> SentenceEncoder(bert)(input_ids=tokens, attention_mask=tokens > 0).norm(dim=-1).item()
+    >>> round(SentenceEncoder(bert)(input_ids=tokens, attention_mask=tokens > 0).norm(dim=-1).item(), 6)
     1.0
     """
 

@@ -100,12 +100,12 @@ class Objective(nn.Module):
     @property
     def student_layers(self) -> tuple[str, ...]:
         """The layers of the student that the terms look at."""
-        return _layers((term.student_layers, term.heads[0]) for term in self.terms)
+        return _layers((term.student_layers, term.logit_layers[0]) for term in self.terms)
 
     @property
     def teacher_layers(self) -> tuple[str, ...]:
         """The layers of the teacher that the terms look at."""
-        return _layers((term.teacher_layers, term.heads[1]) for term in self.terms)
+        return _layers((term.teacher_layers, term.logit_layers[1]) for term in self.terms)
 
     def forward(self, *unnamed: object, **seen: Any) -> tuple[Scalar, dict[str, Scalar]]:
         if unnamed:
@@ -288,7 +288,7 @@ def _layers(of_terms) -> tuple[str, ...]:
 def _at_heads(term, seen):
     """What was seen, with the logits of the heads that a term looks at in the place of the models' own."""
     taken = {}
-    for who, head in zip(("student", "teacher"), term.heads, strict=True):
+    for who, head in zip(("student", "teacher"), term.logit_layers, strict=True):
         if head is not None:
             hidden = seen.get(f"{who}_hidden") or {}
             if head not in hidden:
@@ -354,7 +354,7 @@ class Term(nn.Module):
     needs_teacher = True
     name: str | None = None
     #: Whose logits it looks at, of student and teacher, where these are not the model's own.
-    heads: tuple[str | None, str | None] = (None, None)
+    logit_layers: tuple[str | None, str | None] = (None, None)
     student_layers: tuple[str, ...] = ()
     teacher_layers: tuple[str, ...] = ()
     #: Of which data, ``"images"`` or ``"texts"``, it needs each batch as a whole: what it says of parts does not add up.
@@ -421,7 +421,7 @@ class Term(nn.Module):
         >>> objective, objective.student_layers
         (1 * CrossEntropy() + 1 * SoftTargets(temperature=4).at_head('exits.0'), ('exits.0',))
         """
-        self.heads = (layer, teacher_layer)
+        self.logit_layers = (layer, teacher_layer)
         return self
 
     def __add__(self, other: "Term | Objective") -> "Objective":
@@ -436,8 +436,12 @@ class Term(nn.Module):
     __rmul__ = __mul__
 
     def __repr__(self) -> str:
-        head, teacher = self.heads
-        at = "" if self.heads == (None, None) else f".at_head({head!r}{'' if teacher is None else f', {teacher!r}'})"
+        head, teacher = self.logit_layers
+        at = (
+            ""
+            if self.logit_layers == (None, None)
+            else f".at_head({head!r}{'' if teacher is None else f', {teacher!r}'})"
+        )
         name = "" if self.name is None else f".named({self.name!r})"
         return f"{type(self).__name__}({self.extra_repr()}){at}{name}"
 

@@ -6,7 +6,7 @@ Both have one row an example, ``(n, D)``, of any two widths; nearness is the cos
 import torch
 from torch import Tensor
 
-from kdlab.shapes import Float
+from kdlab.shapes import Float, Integer
 
 from ..objectives.checks import check_features
 from ..objectives.features import unit
@@ -48,7 +48,7 @@ def rank_correlation(student: Embeddings, teacher: Embeddings) -> float:
 
     >>> line = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.3]])
     >>> rank_correlation(line, 5 * line), rank_correlation(line, line[[0, 2, 1]])
-    (1.0, 0.5)
+    (1.0, -1.0)
     """
     check_features(student, teacher, same_width=False)
     if len(student) < 3:
@@ -65,7 +65,12 @@ def _ranks(x: Tensor) -> Tensor:
     return (ends - (counts - 1) / 2)[which]
 
 
-def found_by_nearest(queries: Embeddings, labels: Tensor, shelves: Embeddings, labels_of_shelves: Tensor) -> float:
+def found_by_nearest(
+    queries: Float[Tensor, "n D"],
+    labels: Integer[Tensor, " n"],
+    shelves: Float[Tensor, "m D"],
+    labels_of_shelves: Integer[Tensor, " m"],
+) -> float:
     """The part of ``queries`` whose nearest class is their own; a class is the mean of the embeddings in ``shelves`` with its label.
 
     >>> shelves = torch.tensor([[1.0, 0.0], [0.8, 0.2], [0.0, 1.0]])
