@@ -415,3 +415,11 @@ def test_the_changelog_has_its_sections():
     assert all(re.fullmatch(r"\d+\.\d+\.\d+ – \d{4}-\d\d-\d\d", head) for head in heads[1:])
     kinds = re.findall(r"^### (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_no_source_has_a_character_that_is_not_seen():
+    """A backslash that was taken for an escape leaves one: a form feed in the place of a fraction's."""
+    for folder in ("kdlab", "tests", "notebooks", "book"):
+        for path in (ROOT / folder).rglob("*.[pm][yd]"):
+            hidden = {c for c in path.read_text(encoding="utf-8") if ord(c) < 32 and c != "\n"}
+            assert not hidden, f"{path.relative_to(ROOT)}: {sorted(map(repr, hidden))}"

@@ -45,7 +45,7 @@ class Unit(nn.Module):
 class SentenceEncoder(nn.Module):
     """A BERT whose embedding of a sentence is the mean of its last hidden states, brought to length one.
 
-    Layers for objectives: ``"pool"`` is the mean, ``"unit"`` the embedding, and :meth:`layers` names the blocks.
+    Layers for objectives: ``"pool"`` is the mean, ``"unit"`` the embedding, and :func:`layer_names` names the blocks.
 
     Args:
         bert: a ``transformers.BertModel`` without its pooling layer.
@@ -58,7 +58,7 @@ class SentenceEncoder(nn.Module):
     1.0
     """
 
-    #: Where its blocks are, for :func:`~kdlab.models.begin_from`.
+    #: Where its blocks are, for :func:`~kdlab.models.beginning.begin_from`.
     path_of_blocks = "bert.encoder.layer"
 
     def __init__(self, bert: nn.Module) -> None:

@@ -168,7 +168,7 @@ class HiddenMSE(_Hidden):
     Args:
         layers: module paths, or pairs of them (student, teacher); see
             :func:`~kdlab.objectives.features.match_layers`. Maps of different size are averaged down to the smaller. Beside a map, the tokens
-            of a vision transformer are one, too (:func:`~kdlab.objectives.features.as_maps`).
+            of a vision transformer are one, too, where their number is a square.
         projector: where widths differ; every pair gets a copy with weights of its own.
         mask: of a model of two parts, whose positions these are; None: by the layers' paths.
     """

@@ -305,7 +305,7 @@ class MergedVocabulary(_OfClasses):
 class SortedProbabilities(Term):
     r"""Universal logit distillation (ULD): the probabilities of both, each sorted, whatever their tokens are.
 
-    .. math:: rac1n \sum_t \sum_i |p_{t(i)} - q_{t(i)}|
+    .. math:: \frac1n \sum_t \sum_i |p_{t(i)} - q_{t(i)}|
 
     over the places where both have read the same text, and divided by all tokens that count. Bias: the sum is at most
     :math:`\sum_i |p_i - q_i|` of any matching of tokens, and zero for a student that is as sure as its teacher of something else: it says how
@@ -358,7 +358,7 @@ class SortedProbabilities(Term):
 class MergedSpans(Term):
     r"""How probable the text's next span is for both: a span of text, which is some tokens of each, as one event.
 
-    .. math:: rac1n \sum_{	ext{spans}} P \lograc PQ + (1 - P) \lograc{1 - P}{1 - Q}, \qquad
+    .. math:: \frac1n \sum_{\text{spans}} P \log\frac PQ + (1 - P) \log\frac{1 - P}{1 - Q}, \qquad
         P = \prod_{k} p(y'_k \mid y'_{<k}), \quad Q = \prod_k q(y_k \mid y_{<k})
 
     by the chain rule, of the tokens :math:`y'` and :math:`y` that the span is for teacher and student. It is the KL of all continuations, merged into
