@@ -385,7 +385,7 @@ figure, panels = plt.subplots(1, 4, sharex=True, sharey=True, figsize=(8.8, 2.9)
 for panel, (name, values) in zip(panels, landscape.items(), strict=True):
     floor = values.min().item()
     top = {"forward KL": 8, "reverse KL": 8}.get(name, values.max().item())
-    levels = floor + (top - floor) * np.linspace(0, 1, 13) ** 2
+    levels = floor + (top - floor) * np.linspace(0, 1, 10) ** 2
     panel.contourf(
         mu_grid, sigma_grid, values, levels=levels, cmap="cividis_r", extend="max"
     )
