@@ -738,10 +738,13 @@ def as_it_took(text: str, seconds: float) -> str:
 
 
 def accessible(page: str) -> str:
-    """A page of the theme as screen readers want it: the sidebar a landmark, what unfolds named, the bibliography a list of its items.
+    """A page of the theme as screen readers want it: the sidebar a landmark, what unfolds named, the bibliography a list of its items,
+    heads of columns that are formulae alone in words.
 
     >>> accessible('<div class="citation" role="doc-biblioentry">')
     '<div class="citation" role="listitem">'
+    >>> accessible('<th scope="col" aria-label="N">$N$</th>')
+    '<th scope="col"><span class="visually-hidden">N</span><span aria-hidden="true">$N$</span></th>'
     """
     for theme, ours in {
         '<div id="pst-primary-sidebar" ': '<div id="pst-primary-sidebar" role="region" aria-label="Book" ',
@@ -749,7 +752,8 @@ def accessible(page: str) -> str:
         'role="doc-biblioentry"': 'role="listitem"',
     }.items():
         page = page.replace(theme, ours)
-    return page
+    said = r'<th scope="col"><span class="visually-hidden">\1</span><span aria-hidden="true">\2</span></th>'
+    return re.sub(r'<th scope="col" aria-label="([^"]*)">(.*?)</th>', said, page)
 
 
 def for_readers(notebook, where: Repository | None):
