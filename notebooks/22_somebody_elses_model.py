@@ -489,13 +489,13 @@ findings.show(*sentences)
 # - **Short sentences.** At most 24 tokens are read; speed on long texts is another matter.
 # - **Layers alone are cut.** Width, heads and the table of tokens are the teacher's.
 #
-# ## To take along
+# ## To take away
 #
 # **Formulae.** $\|\hat s-\hat t\|^2=2(1-\hat s\cdot\hat t)$. Neighbours shared: $\frac1n\sum_i|N_k^S(i)\cap N_k^T(i)|/k$, by chance $k/(n-1)$.
 #
 # **What to set.** `begin_from(student, teacher, blocks=(1, 3, 5))`, then `HiddenCosine("pool")`; `match_layers` pairs the layers for `HiddenMSE` and `AttentionMaps`. Sentences with an `attention_mask`, so that padding is not matched.
 #
-# **What to mind.** Test on authors, shops or users of whom nothing was read. Say whether a measure asks for the teacher's axes. Compare with the untrained cut: it is already a student.
+# **What to watch for.** Test on authors, shops or users of whom nothing was read. Say whether a measure asks for the teacher's axes. Compare with the untrained cut: it is already a student.
 #
 # ## Exercises
 #
