@@ -11,8 +11,7 @@ from ..huggingface.encoders import WEIGHTS, attention_names, layer_names
 from ..objectives import AttentionMaps, HiddenCosine, HiddenMSE, InfoNCE, Objective, SimilarityPreserving, match_layers
 from ..training import Recipe
 from .spec import Pretrained, Spec
-from .surprises import Arm, at_own_rates
-from .tuning import Found, Tuning
+from .tuning import Arm, Found, Tuning, at_own_rates
 
 DATA = "books-sentences-24"
 

@@ -3,45 +3,16 @@
 Each arm has a learning rate of its own, chosen on the validation split with a seed that no reported run has.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 
 from ..objectives import CrossEntropy, Objective, SoftTargets
 from ..training import Recipe
-from .grown import TUNING_SEED, scaled_recipe
+from .grown import scaled_recipe
 from .language_plans import language_teacher
 from .spec import Spec
-from .tuning import TRY, Found, Try, Tuning, validation_bits
+from .tuning import Found, Tuning, at_own_rates, validation_bits
 from .when_it_pays import DISTILLED, LABELS, RATES
 from .when_it_pays import recipe as language_recipe
-
-#: A run of an arm: from a name, a recipe.
-Arm = Callable[[str, Recipe], Spec]
-
-
-def at_own_rates(
-    found: Found, arms: dict[str, Arm], tuning: Callable[[Callable], Tuning], short: Recipe, long: Recipe
-) -> Iterator[Spec]:
-    """The runs that choose each arm's rate, by the short recipe; then three seeds of all arms whose rate is known, by the long one."""
-
-    def at(how: Recipe, rate: float, seed: int) -> Recipe:
-        return replace(how, learning_rate=float(f"{rate:.3g}"), seed=seed)
-
-    def tries(arm: str, spec: Arm) -> Tuning:
-        def run(choice: Try, _) -> Spec:
-            return spec(f"{TRY}{arm}-{choice}", at(short, choice.learning_rate, TUNING_SEED))
-
-        return tuning(run)
-
-    tunings = {arm: tries(arm, spec) for arm, spec in arms.items()}
-    for tuned in tunings.values():
-        yield from tuned.specs(found)
-    for seed in range(3):
-        for arm, spec in arms.items():
-            if (choice := tunings[arm].chosen(found)) is not None:
-                yield spec(arm, at(long, choice.learning_rate, seed))
-
 
 # ---------------------------------------------------------------- fidelity
 

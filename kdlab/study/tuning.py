@@ -1,17 +1,19 @@
 """As many tries for every method: a learning rate first, a weight second, chosen on the validation split by successive halving."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from math import inf, sqrt
 
+from ..training import Recipe
 from .spec import Spec
 
 #: What looks for the record of a spec: None where there is none yet.
 Found = Callable[[Spec], dict | None]
 
-#: How the names of the arms begin whose runs choose.
+#: How the names of the arms begin whose runs choose, and their seed, which no run that is reported has.
 TRY = "tune-"
+TUNING_SEED = 100
 
 #: The grid grows by this factor where its edge is the best.
 STEP = sqrt(10)
@@ -126,3 +128,30 @@ class Tuning:
     def _score(self, found: Found, t: Try, *, epochs: int) -> float:
         record = found(self.spec(t, epochs))
         return -inf if record["test"] is None else self.score(record)
+
+
+#: A run of an arm: from a name, a recipe.
+Arm = Callable[[str, Recipe], Spec]
+
+
+def at_own_rates(
+    found: Found, arms: dict[str, Arm], tuning: Callable[[Callable], Tuning], short: Recipe, long: Recipe
+) -> Iterator[Spec]:
+    """The runs that choose each arm's rate, by the short recipe; then three seeds of all arms whose rate is known, by the long one."""
+
+    def at(how: Recipe, rate: float, seed: int) -> Recipe:
+        return replace(how, learning_rate=float(f"{rate:.3g}"), seed=seed)
+
+    def tries(arm: str, spec: Arm) -> Tuning:
+        def run(choice: Try, _) -> Spec:
+            return spec(f"{TRY}{arm}-{choice}", at(short, choice.learning_rate, TUNING_SEED))
+
+        return tuning(run)
+
+    tunings = {arm: tries(arm, spec) for arm, spec in arms.items()}
+    for tuned in tunings.values():
+        yield from tuned.specs(found)
+    for seed in range(3):
+        for arm, spec in arms.items():
+            if (choice := tunings[arm].chosen(found)) is not None:
+                yield spec(arm, at(long, choice.learning_rate, seed))

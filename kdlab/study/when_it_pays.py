@@ -16,7 +16,7 @@ from ..objectives import CrossEntropy, ForwardKL, NegativeLogAcceptance, Objecti
 from ..training import Recipe
 from .language_plans import beside_labels, language_teacher
 from .spec import Spec
-from .tuning import TRY, Found, Try, Tuning, validation_bits
+from .tuning import TRY, TUNING_SEED, Found, Try, Tuning, validation_bits
 
 #: As long as a text block is, in tokens; and how many blocks a step reads.
 _CONTEXT, _BATCH, _EPOCHS = 256, 16, 8
@@ -28,7 +28,6 @@ LENGTHS = (0.25, 1.0, 4.0, 16.0)
 HELD_OUT = 32.0
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
-TUNING_SEED = 100
 
 LABELS, DISTILLED = 1.0 * CrossEntropy(), beside_labels(ForwardKL())
 
