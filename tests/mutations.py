@@ -1361,10 +1361,17 @@ MUTATIONS = [
         "test_of_what_an_attention_module_returns_maps_are_the_last",
     ),
     Mutation(
+        "a rest that no single precision holds is not learned from hidden states",
+        "objectives/sparse.py",
+        "if (total > kind.tiny / kind.eps).all():",
+        "if (total > 0).all():",
+        "test_what_no_probability_of_single_precision_holds_is_learned_of_the_rest",
+    ),
+    Mutation(
         "a sparse entry of nothing is taken from the rest",
         "objectives/sparse.py",
-        "    named = kept > 0\n",
-        "    named = kept >= 0\n",
+        "return tokens.where(kept > 0, tokens",
+        "return tokens.where(kept >= 0, tokens",
         "test_sparse_entries_of_nothing_are_not_there",
     ),
     Mutation(

@@ -25,7 +25,8 @@ from kdlab.objectives import (
     restrict_vocabulary,
     sparse_forward_kl,
 )
-from kdlab.objectives.sparse import sparse_losses, sparse_slope
+from kdlab.objectives.sparse import Slope, counted_targets, sparse_losses, sparse_slope
+from kdlab.objectives.vocabulary import weighted_sum
 
 V = 7
 KINDS = ("sampled", "top-k", "top-k-rest")
@@ -148,7 +149,7 @@ def test_a_token_drawn_twice_is_one_entry_of_twice_the_weight(seed, fused):
     agree(*(lambda z, s=s: sparse_forward_kl(z, s) for s in with_rest), z)
     log_q = z.log_softmax(-1)
     for pair in ((twice, once), with_rest):
-        torch.testing.assert_close(*(sparse_slope(log_q, log_q.exp(), s) for s in pair))
+        torch.testing.assert_close(*(sparse_slope(log_q, log_q.exp(), counted_targets(s)).dense() for s in pair))
 
 
 def test_draws_fall_as_the_teacher_says():
@@ -168,9 +169,9 @@ def test_draws_fall_as_the_teacher_says():
 def test_the_closed_form_is_the_derivative(seed, kind, k, scale):
     z, t = logits(5, seed=seed, scale=scale)
     targets = kept(t, kind, k, seed)
-    log_q = z.log_softmax(-1)
-    expected = gradient(lambda z: sparse_losses(z.log_softmax(-1), targets).sum(), z)
-    torch.testing.assert_close(sparse_slope(log_q, log_q.exp(), targets), expected, rtol=1e-9, atol=1e-11)
+    log_q, counted = z.log_softmax(-1), counted_targets(targets)
+    expected = gradient(lambda z: sparse_losses(z.log_softmax(-1), counted).sum(), z)
+    torch.testing.assert_close(sparse_slope(log_q, log_q.exp(), counted).dense(), expected, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(expected.sum(-1), torch.zeros(5).double(), rtol=0, atol=1e-11)
 
 
@@ -198,7 +199,8 @@ def test_sure_students_and_teachers_give_no_nan(kind, dtype):
             loss = sparse_forward_kl(student, targets)
             slope = gradient(lambda z, targets=targets: sparse_forward_kl(z, targets, reduction="sum"), student)
             assert torch.isfinite(loss) and torch.isfinite(slope).all()
-            torch.testing.assert_close(sparse_slope(log_q, log_q.exp(), targets), slope, rtol=1e-4, atol=1e-5)
+            found = sparse_slope(log_q, log_q.exp(), counted_targets(targets)).dense()
+            torch.testing.assert_close(found, slope, rtol=1e-4, atol=1e-5)
 
 
 def test_a_sure_student_learns_of_the_rest_with_all_its_digits():
@@ -210,6 +212,43 @@ def test_a_sure_student_learns_of_the_rest_with_all_its_digits():
     slope = gradient(lambda z: sparse_forward_kl(z, targets), z)
     tail = z[0, 1:].softmax(-1)
     torch.testing.assert_close(slope, torch.cat([torch.tensor([0.25]), -0.25 * tail])[None])
+
+
+@pytest.mark.parametrize("surer", [30.0, 95.0, 120.0])
+def test_what_no_probability_of_single_precision_holds_is_learned_of_the_rest(surer):
+    """From hidden states: of e⁻⁹⁵ the sum has few digits, of e⁻¹²⁰ none; the logarithm has all."""
+    z = torch.tensor([[surer, 0.0, 0.0, -1.0]])
+    targets = SparseTargets(torch.tensor([[0]]), torch.tensor([[0.75]]), 4, rest=True)
+    h, identity = z.clone().requires_grad_(), torch.eye(4)
+    terms = 1.0 * SparseForwardKL() + 0.5 * CrossEntropy()
+    loss, _ = terms(student_logits=HeadLogits(h, identity), teacher_logits=targets, labels=torch.tensor([0]))
+    exact = gradient(
+        lambda z: terms(student_logits=z, teacher_logits=targets.to(torch.float64), labels=torch.tensor([0]))[0],
+        z.double(),
+    )
+    torch.testing.assert_close(torch.autograd.grad(loss, h)[0], exact.float(), rtol=1e-5, atol=0)
+
+
+def test_slopes_are_added_up_whether_written_out_or_not():
+    """A multiple of q with an entry, another of the same q with one of another tensor, a tensor, and that tensor once more."""
+    g = torch.Generator().manual_seed(0)
+    one, two = torch.tensor([[1], [2]]), torch.tensor([[0, 0], [3, 6]])
+    weights = [1.0, 0.3, 0.7, -0.2]
+
+    def slopes():
+        q, other, whole = torch.rand(3, 2, V, generator=g.manual_seed(0)).double()
+        by_row = torch.tensor([[0.5], [2.0]]).double()
+        return [
+            Slope(((q, 1.0),), one, -torch.ones(2, 1).double()),
+            Slope(((q, by_row), (other, -by_row)), two, torch.ones(2, 2).double()),
+            whole,
+            whole,
+        ]
+
+    for some in [*itertools.combinations(range(4), 2), range(4)]:
+        given, written_out = slopes(), [x.dense() if isinstance(x, Slope) else x.clone() for x in slopes()]
+        expected = sum(weights[i] * written_out[i] for i in some)
+        torch.testing.assert_close(weighted_sum([given[i] for i in some], [weights[i] for i in some]), expected)
 
 
 # Means

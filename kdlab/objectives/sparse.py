@@ -145,7 +145,7 @@ class SparseTargets:
             p = p / p.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
         return cls(tokens.where(there.any(-1, keepdim=True), 0), p, vocabulary, rest)
 
-    def _with(self, **changed) -> "SparseTargets":
+    def _with(self, **changed: Any) -> Any:
         """The same with other tensors, which are as valid as its own."""
         other = copy.copy(self)
         for name, value in changed.items():
@@ -237,7 +237,30 @@ def check_targets(student_logits: Any, targets: object) -> None:
         )
 
 
-def counted_targets(targets: SparseTargets, mask: Mask | None = None) -> SparseTargets:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CountedTargets(SparseTargets):
+    r"""Targets of which each token is there once, with what no student changes of them: computed once, and not for every few tokens.
+
+    Args:
+        left: :math:`r`, shape ``(..., 1)``; zero where there is no rest, and where nothing is kept and all is one class.
+        mass: :math:`r + \sum \hat p`, shape ``(..., 1)``; zero where all is one class.
+        log_probabilities, log_left: :math:`\log\hat p`, shape ``(..., K)``, and :math:`\log r`, shape ``(..., 1)``; zero where these are.
+    """
+
+    left: Float[Tensor, "*batch 1"]
+    mass: Float[Tensor, "*batch 1"]
+    log_probabilities: Float[Tensor, "*batch K"]
+    log_left: Float[Tensor, "*batch 1"]
+
+    def __post_init__(self) -> None:
+        """They are as valid as what they were made of."""
+
+    def __getitem__(self, index: Any) -> "CountedTargets":
+        names = ("tokens", "probabilities", "left", "mass", "log_probabilities", "log_left")
+        return self._with(**{name: getattr(self, name)[index] for name in names})
+
+
+def counted_targets(targets: SparseTargets, mask: Mask | None = None) -> CountedTargets:
     """Each token once, and nothing where ``mask`` is False, so that what stands there has no influence.
 
     Raises:
@@ -255,7 +278,19 @@ def counted_targets(targets: SparseTargets, mask: Mask | None = None) -> SparseT
                 "tokens share what is left, or divide by the sum."
             )
     tokens = targets.tokens if mask is None else torch.where(mask.unsqueeze(-1), targets.tokens, 0)
-    return targets._with(**_merged(tokens, full_precision(p)))
+    tokens, kept = _merged(tokens, full_precision(p))
+    mass = kept.sum(-1, keepdim=True)
+    left = torch.zeros_like(mass)
+    if targets.rest:
+        some = mass > 0
+        left, mass = torch.where(some, (1 - mass).clamp(min=0), 0.0), some.to(mass.dtype)
+    logarithms = {"log_probabilities": _log(kept), "log_left": _log(left)}
+    return CountedTargets(tokens, kept, targets.vocabulary, targets.rest, left=left, mass=mass, **logarithms)
+
+
+def _log(p: Tensor) -> Tensor:
+    """Zero where p is, so that nothing of it is added up."""
+    return p.log().masked_fill_(p == 0, 0.0)
 
 
 def _close(p: Tensor) -> float:
@@ -263,61 +298,85 @@ def _close(p: Tensor) -> float:
     return max(1e-3, torch.finfo(p.dtype).eps)
 
 
-def sparse_losses(
-    log_q: Float[Tensor, "*batch N"], targets: SparseTargets, log_rest: Float[Tensor, "*batch 1"] | None = None
-) -> Float[Tensor, "*batch"]:
-    """The divergence of each token, from the student's log-probabilities and targets that name a token once.
+def _merged(tokens: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries of one token taken together. What follows them is zero, and has the likeliest token."""
+    tokens, order = tokens.sort(-1)
+    run = F.pad(tokens.diff(dim=-1) != 0, (1, 0)).cumsum(-1)  # which different token it is
+    kept = torch.zeros_like(kept).scatter_add(-1, run, kept.gather(-1, order))
+    tokens = torch.zeros_like(tokens).scatter_(-1, run, tokens)
+    return tokens.where(kept > 0, tokens.gather(-1, kept.argmax(-1, keepdim=True))), kept
 
-    ``log_rest`` is what ``log_of_rest`` gives, if known.
+
+def sparse_losses(
+    log_q: Float[Tensor, "*batch N"], targets: CountedTargets, log_rest: Float[Tensor, "*batch 1"] | None = None
+) -> Float[Tensor, "*batch"]:
+    """The divergence of each token, from the student's log-probabilities.
+
+    ``log_rest`` is the logarithm of what the student leaves to the others, if known.
     """
-    kept = targets.probabilities.to(log_q.dtype)
+    kept, log_p = targets.probabilities.to(log_q.dtype), targets.log_probabilities.to(log_q.dtype)
     log_kept = log_q.gather(-1, targets.tokens).masked_fill(kept == 0, 0.0)
-    losses = (torch.xlogy(kept, kept) - kept * log_kept).sum(-1)
+    losses = (kept * (log_p - log_kept)).sum(-1)
     if targets.rest:
-        left = (1 - kept.sum(-1)).clamp(min=0)
-        _, some = _named(targets, kept)
-        one_class = (left == 0) | ~some.squeeze(-1)  # nothing is left, or all is
-        log_rest = log_of_rest(log_q, targets) if log_rest is None else log_rest
-        log_left = log_rest.squeeze(-1).masked_fill(one_class, 0.0)
-        losses = losses + torch.xlogy(left, left) - left * log_left
+        left, log_left = targets.left.to(log_q.dtype), targets.log_left.to(log_q.dtype)
+        log_rest = log_sum_exp(log_q.scatter(-1, targets.tokens, -torch.inf)) if log_rest is None else log_rest
+        losses = losses + (left * (log_left - log_rest.masked_fill(left == 0, 0.0))).squeeze(-1)
     return losses
+
+
+@dataclass(frozen=True, eq=False)
+class Slope:
+    r"""A gradient by the logits: :math:`\sum_n c_n x_n`, and some entries at some tokens.
+
+    Those of labels and of sparse targets are multiples of few tensors, which several have in common: they are added up before any has
+    been written out.
+
+    Args:
+        parts: pairs of a tensor, shape ``(..., V)``, and what it is multiplied with, a number or shape ``(..., 1)``.
+        tokens, entries: shape ``(..., K)``. Of a token that is there twice the entries add up.
+    """
+
+    parts: tuple[tuple[Float[Tensor, "*batch N"], Float[Tensor, "*batch 1"] | float], ...]
+    tokens: Integer[Tensor, "*batch K"]
+    entries: Float[Tensor, "*batch K"]
+
+    def dense(self) -> Float[Tensor, "*batch N"]:
+        """Written out."""
+        whole = torch.stack([x * multiple for x, multiple in self.parts]).sum(0)
+        return whole.scatter_add_(-1, self.tokens, self.entries)
 
 
 def sparse_slope(
     log_q: Float[Tensor, "*batch N"],
     q: Float[Tensor, "*batch N"],
-    targets: SparseTargets,
-    log_rest: Float[Tensor, "*batch 1"] | None = None,
-) -> Float[Tensor, "*batch N"]:
+    targets: CountedTargets,
+    rest: "Rest | None" = None,
+) -> Slope:
     """The gradient of each token's divergence by its logits."""
-    kept = targets.probabilities.to(q.dtype)
+    kept, mass = targets.probabilities.to(q.dtype), targets.mass.to(q.dtype)
     if not targets.rest:
-        return (q * kept.sum(-1, keepdim=True)).scatter_add_(-1, targets.tokens, -kept)
-    left = (1 - kept.sum(-1, keepdim=True)).clamp(min=0)
-    tokens, some = _named(targets, kept)
-    log_left = log_of_rest(log_q, targets) if log_rest is None else log_rest
-    others = torch.sub(log_q, log_left.masked_fill(log_left.isneginf() | ~some, 0.0)).exp_()
-    slope = torch.addcmul(q, left, others, value=-1)
-    slope.scatter_(-1, tokens, torch.where(some, q.gather(-1, tokens), slope.gather(-1, tokens)))
-    return slope.scatter_add_(-1, targets.tokens, -kept)
+        return Slope(((q, mass),), targets.tokens, -kept)
+    rest = Rest.of(log_q, q, targets) if rest is None else rest
+    return Slope(((q, mass), (rest.others, -targets.left.to(q.dtype) / rest.scale)), targets.tokens, -kept)
 
 
-def _named(targets: SparseTargets, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens of which something is kept, the likeliest in the place of others; and whether there is one."""
-    named = kept > 0
-    likeliest = targets.tokens.gather(-1, kept.argmax(-1, keepdim=True))
-    return targets.tokens.where(named, likeliest), named.any(-1, keepdim=True)
+@dataclass(frozen=True, eq=False)
+class Rest:
+    """The student's probabilities of all that is not kept, ``others/scale``, which sum to one; and the logarithm of what they sum to."""
 
+    others: Float[Tensor, "*batch N"]
+    scale: Float[Tensor, "*batch 1"] | float
+    log: Float[Tensor, "*batch 1"]
 
-def log_of_rest(log_q: Float[Tensor, "*batch N"], targets: SparseTargets) -> Float[Tensor, "*batch 1"]:
-    """log(1 − Σ_S q), shape ``(..., 1)``; summed up from the others, so that a sure student's has all its digits."""
-    tokens, _ = _named(targets, targets.probabilities.to(log_q.dtype))
-    return log_sum_exp(log_q.scatter(-1, tokens, -torch.inf))
-
-
-def _merged(tokens: Tensor, kept: Tensor) -> dict[str, Tensor]:
-    """Entries of one token taken together; what follows them is zero."""
-    tokens, order = tokens.sort(-1)
-    run = F.pad(tokens.diff(dim=-1) != 0, (1, 0)).cumsum(-1)  # which different token it is
-    kept = torch.zeros_like(kept).scatter_add(-1, run, kept.gather(-1, order))
-    return {"tokens": torch.zeros_like(tokens).scatter_(-1, run, tokens), "probabilities": kept}
+    @classmethod
+    def of(cls, log_q: Float[Tensor, "*batch N"], q: Float[Tensor, "*batch N"], targets: CountedTargets) -> "Rest":
+        """Summed up from the others, so that a sure student's has all its digits; where q itself has none of it, from the logarithms."""
+        if _inspectable(q):
+            others = q.scatter(-1, targets.tokens, 0.0)
+            total = others.sum(-1, keepdim=True)
+            kind = torch.finfo(q.dtype)
+            if (total > kind.tiny / kind.eps).all():
+                return cls(others, total, total.log())
+        log_others = log_q.scatter(-1, targets.tokens, -torch.inf)
+        log_total = log_sum_exp(log_others)
+        return cls((log_others - log_total.masked_fill(log_total.isneginf(), 0.0)).exp_(), 1.0, log_total)

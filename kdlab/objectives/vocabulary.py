@@ -35,7 +35,7 @@ from kdlab.shapes import Bool, Float, Integer
 from .checks import IGNORED, _inspectable, check_count, check_mask, check_same_shape, counted_labels
 from .divergences import minus_log_shared
 from .softening import log_softmax
-from .sparse import SparseTargets, counted_targets, log_of_rest, sparse_losses, sparse_slope
+from .sparse import CountedTargets, Rest, Slope, SparseTargets, counted_targets, sparse_losses, sparse_slope
 from .types import Count, Labels, Logits, Mask, Scalar
 
 
@@ -137,8 +137,9 @@ AnyLogits = Logits | HeadLogits | SparseTargets
 
 PerToken = Float[Tensor, " tokens"]
 PerClass = Float[Tensor, "tokens N"]
-# Of each token, or of their sum; and the gradient of the sum by the logits, a tensor of its own, which may be overwritten.
-LossAndSlope = tuple[PerToken | Scalar, PerClass]
+# Of each token, or of their sum; and the gradient of the sum by the logits: written out in a tensor of its own, or what it is a sum of.
+# Either may be overwritten.
+LossAndSlope = tuple[PerToken | Scalar, PerClass | Slope]
 
 
 class Softened:
@@ -206,18 +207,26 @@ class Softened:
         return scaled_(qs.addcmul_(q, total[..., None], value=-1), factor / self.temperature)
 
 
-def scaled_(x: Tensor, factor: float) -> Tensor:
+def scaled_(x: Tensor, factor: float | Tensor) -> Tensor:
     """factor·x, in its place; a factor of one is no pass over it."""
-    return x if factor == 1 else x.mul_(factor)
+    return x if not isinstance(factor, Tensor) and factor == 1 else x.mul_(factor)
 
 
-def weighted_sum(tensors: list[Tensor], weights: list[float]) -> Tensor:
-    """Σ w·x, in the place of the first: on a CPU what is written anew costs more than what is computed."""
-    (first, *others), (w, *ws) = tensors, weights
-    others = [x.clone() if x is first else x for x in others]
-    total = scaled_(first, w)
-    for x, w in zip(others, ws, strict=True):
-        total.add_(x, alpha=w)
+def weighted_sum(slopes: list[PerClass | Slope], weights: list[float]) -> PerClass:
+    """Σ w·slope, in the place of what is in them: on a CPU what is written anew costs more than what is computed."""
+    multiples, few = {}, []
+    for slope, w in zip(slopes, weights, strict=True):
+        for x, multiple in slope.parts if isinstance(slope, Slope) else [(slope, 1.0)]:
+            _, so_far = multiples.get(id(x), (x, 0.0))
+            multiples[id(x)] = x, so_far + w * multiple
+        if isinstance(slope, Slope):
+            few.append((slope.tokens, w * slope.entries))
+    (first, multiple), *others = multiples.values()
+    total = scaled_(first, multiple)
+    for x, multiple in others:
+        total = total.addcmul_(x, multiple) if isinstance(multiple, Tensor) else total.add_(x, alpha=multiple)
+    for tokens, entries in few:
+        total.scatter_add_(-1, tokens, entries)
     return total
 
 
@@ -231,8 +240,10 @@ def cross_entropy(at: Softened, labels: Integer[Tensor, " tokens"], smoothing: f
         losses = losses - (even * at.log_q.masked_fill(~exists, 0.0)).sum(-1)
     elif smoothing:
         losses = losses - even * at.log_q.sum(-1)
-    slope = (at.q - even).scatter_add_(-1, index, at.q.new_full(index.shape, smoothing - 1))
-    return losses, scaled_(slope, 1 / at.temperature)
+    entries = at.q.new_full(index.shape, (smoothing - 1) / at.temperature)
+    if not smoothing:
+        return losses, Slope(((at.q, 1 / at.temperature),), index, entries)
+    return losses, scaled_(at.q - even, 1 / at.temperature).scatter_add_(-1, index, entries)
 
 
 def forward_kl(at: Softened, factor: float = 1.0) -> LossAndSlope:
@@ -320,10 +331,11 @@ def negative_log_acceptance(at: Softened) -> LossAndSlope:
     return losses, at.gradient(at.q, minimum.sub_(shared[..., None]).exp_().mul_(below), -1.0)
 
 
-def sparse_forward_kl(at: Softened, targets: SparseTargets) -> LossAndSlope:
+def sparse_forward_kl(at: Softened, targets: CountedTargets) -> LossAndSlope:
     """Σ p̂·log(p̂/q) over what is kept of the teacher, and the same of all the rest."""
-    log_rest = log_of_rest(at.log_q, targets) if targets.rest else None
-    return sparse_losses(at.log_q, targets, log_rest), sparse_slope(at.log_q, at.q, targets, log_rest)
+    rest = Rest.of(at.log_q, at.q, targets) if targets.rest else None
+    losses = sparse_losses(at.log_q, targets, None if rest is None else rest.log)
+    return losses, sparse_slope(at.log_q, at.q, targets, rest)
 
 
 def nothing(at: Softened) -> LossAndSlope:
