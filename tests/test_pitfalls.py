@@ -2589,6 +2589,20 @@ def test_sparse_entries_of_nothing_are_not_there():
     assert near(fused, dense) and near(torch.autograd.grad(fused, hidden)[0], right)
 
 
+@pytest.mark.parametrize("surer", [30.0, 95.0, 120.0])
+def test_what_no_probability_of_single_precision_holds_is_learned_of_the_rest(surer):
+    """From hidden states: of e⁻⁹⁵ the sum has few digits, of e⁻¹²⁰ none; the logarithm has all."""
+    targets = SparseTargets(torch.tensor([[0]]), torch.tensor([[0.75]]), 4, rest=True)
+    z, terms = torch.tensor([[surer, 0.0, 0.0, -1.0]]), 1.0 * SparseForwardKL() + 0.5 * CrossEntropy()
+
+    def loss(student, targets):
+        return terms(student_logits=student, teacher_logits=targets, labels=torch.tensor([0]))[0]
+
+    exact = gradient(loss, z.double(), targets.to(torch.float64))
+    found = gradient(lambda h: loss(HeadLogits(h, torch.eye(4)), targets), z)
+    assert near(found, exact.float(), rtol=1e-5)
+
+
 def test_half_precision_is_a_distribution_for_every_term():
     """The rounding of bfloat16 is judged by that of float32 once it has been made wider."""
     hidden, weight, p = torch.randn(64, 8), torch.randn(100, 8), (2 * torch.randn(64, 100)).softmax(-1)

@@ -340,11 +340,6 @@ class Slope:
     tokens: Integer[Tensor, "*batch K"]
     entries: Float[Tensor, "*batch K"]
 
-    def dense(self) -> Float[Tensor, "*batch N"]:
-        """Written out."""
-        whole = torch.stack([x * multiple for x, multiple in self.parts]).sum(0)
-        return whole.scatter_add_(-1, self.tokens, self.entries)
-
 
 def sparse_slope(
     log_q: Float[Tensor, "*batch N"],
