@@ -29,6 +29,7 @@ seeds: list[int] = [0, 1, 2]  # of its students
 stored: bool = True  # hold an assistant's stored students against the large teacher
 
 # %% tags=["hide-input"]
+import copy
 from dataclasses import replace
 from itertools import permutations
 
@@ -37,7 +38,13 @@ import numpy as np
 import torch
 from IPython.display import Markdown, display
 
-from kdlab.data import ExactTeacher, Examples, KnownPosterior, load_images
+from kdlab.data import (
+    ExactTeacher,
+    Examples,
+    KnownPosterior,
+    load_digits,
+    load_images,
+)
 from kdlab.figures import (
     BLUE,
     GREEN,
@@ -52,6 +59,7 @@ from kdlab.figures import (
 from kdlab.models import mlp
 from kdlab.objectives import (
     CrossEntropy,
+    ForwardKL,
     SoftTargets,
     SpreadSoftTargets,
     entropy,
@@ -87,6 +95,7 @@ from kdlab.training import (
     Recipe,
     accuracy,
     agreement,
+    fit,
     fit_together,
     predict,
 )
@@ -1476,6 +1485,197 @@ verdict(
     f"{np.mean(truth_rates):.1%}), and {deaf:.1%} when the wrong classes are made alike and all else is kept. {told_whether} {told_which}" + said
     + " The experiment with MNIST and its omitted 3 is Hinton's et al. (2015, section 3); that run is not repeated here.",
     condition=None if holds else "bound to a scale",
+)  # fmt: skip
+
+# %% [markdown]
+# (noise)=
+# ## What noise can carry
+#
+# So far the student was shown the teacher's kind of inputs. Cloud and co-workers left those out, too: a student that is shown **noise** alone, and copies
+# **auxiliary** logits that mean nothing, learns to read digits all the same, if it began from the same weights as its teacher {cite}`cloud2025subliminal`. They call it *subliminal learning*.
+# It sounds like telepathy and has a reason of three lines.
+#
+# Let teacher and student begin at the same weights $\theta_0$, and let the teacher have moved by a small $\Delta$. On an input $x$ its auxiliary logits have then moved by $J\Delta$, where $J$ is
+# their Jacobian at $\theta_0$. The student still says what the teacher said, so the divergence between them has its minimum at the student's own logits, and its gradient is that of a quadratic form,
+#
+# $$\nabla_{\theta_S} D_{\mathrm{KL}}(p_T\,\|\,p_S) = -J^\top F J \Delta + O(\Delta^2), \qquad F = \operatorname{diag}(p) - p\,p^\top .$$
+#
+# The student's step $-\eta\nabla$ has the inner product $\eta\,(J\Delta)^\top F\,(J\Delta) \ge 0$ with $\Delta$. **Whatever** inputs are shown and **whatever** the logits mean, it goes the teacher's way, or
+# not at all. If $\Delta$ was a step that lowers a loss, the student's step lowers it as well, to first order. Nothing of this holds for a student that began elsewhere: $\Delta$ is no direction of its own. Here is the inner product, for networks,
+# noise and directions that were drawn at random:
+
+# %%
+DIGITS = slice(0, 10)  # of the logits; the others are auxiliary
+
+
+class Some(torch.nn.Module):
+    """Some of a network's logits."""
+
+    def __init__(self, network, which):
+        super().__init__()
+        self.network, self.which = network, which
+
+    def forward(self, x):
+        return self.network(x)[:, self.which]
+
+
+def network(seed, auxiliary, **options):
+    torch.manual_seed(seed)
+    return mlp(64, 10 + auxiliary, **options)
+
+
+def as_one(tensors):
+    return torch.cat([t.detach().flatten() for t in tensors])
+
+
+def inner_product(seed):
+    """Of a student's first step on noise with the way of its teacher, both random."""
+    pupil = network(seed, 3, width=16).double()
+    master, x = copy.deepcopy(pupil), torch.randn(32, 64).double()
+    way = [1e-4 * torch.randn_like(w) for w in pupil.parameters()]
+    for w, d in zip(master.parameters(), way, strict=True):
+        w.data += d
+    loss, _ = (1.0 * ForwardKL())(
+        student_logits=Some(pupil, slice(10, 13))(x),
+        teacher_logits=Some(master, slice(10, 13))(x),
+    )
+    slopes = torch.autograd.grad(loss, list(pupil.parameters()))
+    return -(as_one(slopes) @ as_one(way)).item()
+
+
+along = [inner_product(seed) for seed in range(50)]
+assert min(along) > 0
+
+# %% [markdown]
+# A step is not a training. So we take networks with ten logits for the digits, and auxiliary ones that nobody trains. The teacher learns from labels, by its ten. Its students are
+# shown Gaussian noise and match auxiliary logits, three of them or all 128. Then they are asked for the ten. <!-- by definition --> Others have reported that equal weights are not needed, if only the output layers fit
+# ([arXiv:2605.23645](https://arxiv.org/abs/2605.23645)); so there are three kinds of students:
+#
+# | student | begins with |
+# |---|---|
+# | **same weights** | the weights that the teacher began with |
+# | **other weights** | weights of its own |
+# | **other weights, same head** | weights of its own, and the last layer of the trained teacher |
+
+
+# %% tags=["hide-input"]
+def as_vectors(split):
+    """The 8×8 pixels of the digits, standardised."""
+    images, _, _ = next(split.batches(len(split)))
+    pixels = torch.nn.functional.avg_pool2d(images[:, :1], 4)
+    return Examples(pixels.flatten(1), split.labels)
+
+
+written = load_digits()
+to_learn, to_read = as_vectors(written.train), as_vectors(written.test)
+noise = Examples(
+    torch.randn(8192, 64, generator=torch.Generator().manual_seed(0)),
+    torch.zeros(8192, dtype=torch.long),
+)
+MATCHED = (3, 128)  # auxiliary logits
+
+
+def reads(model):
+    """Test accuracy of the ten logits."""
+    return accuracy(predict(Some(model, DIGITS), to_read), to_read.labels)
+
+
+def subliminal(seed):
+    """What the teacher reads; and for each number of logits, what its students read."""
+    recipe = Recipe(
+        epochs=5, batch_size=32, optimizer="adam", learning_rate=1e-3,
+        schedule="constant", weight_decay=0.0, augment=False, seed=seed,
+    )  # fmt: skip
+    begun, other = (network(k, max(MATCHED), width=256) for k in (seed, 1000 + seed))
+    master = copy.deepcopy(begun)
+    fit(Some(master, DIGITS), CrossEntropy(), train=to_learn, recipe=recipe)
+    same_head = copy.deepcopy(other)
+    same_head[-1].load_state_dict(master[-1].state_dict())
+    found = {}
+    for number in MATCHED:
+        which = slice(10, 10 + number)
+        pupils = [copy.deepcopy(model) for model in (begun, other, same_head)]
+        how = replace(recipe, epochs=4, batch_size=128)
+        learners = [Learner(Some(p, which), 1.0 * ForwardKL(), how) for p in pupils]
+        fit_together(learners, train=noise, teacher=Some(master, which))
+        found[number] = dict(zip(BEGINNINGS, map(reads, pupils), strict=True))
+    return reads(master), found
+
+
+BEGINNINGS = ("same weights", "other weights", "other weights, same head")
+heard_in_noise = [subliminal(seed) for seed in seeds]
+
+# %% tags=["hide-input"]
+teachers_read = [of_teacher for of_teacher, _ in heard_in_noise]
+by_beginning = {
+    number: {k: [found[number][k] for _, found in heard_in_noise] for k in BEGINNINGS}
+    for number in MATCHED
+}
+figure, panels = plt.subplots(1, 2, figsize=(8.0, 2.2), sharey=True)
+for panel, (number, rows) in zip(panels, by_beginning.items(), strict=True):
+    dots(
+        panel,
+        rows,
+        {name: summary(values) for name, values in rows.items()},
+        factor=100,
+        colours=dict(zip(BEGINNINGS, (BLUE, ORANGE, GREEN), strict=True)),
+    )
+    panel.axvline(10, color="grey", linewidth=1)
+    panel.axvline(
+        100 * np.mean(teachers_read), color="grey", linewidth=1, linestyle=":"
+    )
+    panel.set(
+        title=f"{number} auxiliary logits", xlabel="digits read (%)", xlim=(0, 103)
+    )
+READ = {
+    number: Quantity(
+        f"accuracy on digits after {number} logits of noise", "points", 100, 1, "higher", "%"
+    )
+    for number in MATCHED
+}  # fmt: skip
+few, many = MATCHED
+SAME, OTHER, HEAD = BEGINNINGS
+CALLED = {
+    SAME: "a student that began with the teacher's weights",
+    OTHER: "one that began with others",
+    HEAD: "one with other weights and the teacher's last layer",
+}
+same_reads = [
+    above(SAME, OTHER, by_beginning[n], READ[n], names=CALLED) for n in MATCHED
+]
+head_reads = above(HEAD, OTHER, by_beginning[many], READ[many], by=20, names=CALLED)
+head_lacks = below(HEAD, SAME, by_beginning[few], READ[few], names=CALLED)
+display(
+    show(
+        figure,
+        label="noise",
+        caption=f"Digits read by students that were shown noise alone: each seed, mean and 95 % interval (n = {len(seeds)}). Grey: chance; dotted: their teachers, {np.mean(teachers_read):.0%}. "
+        "With three logits a common beginning decides. With many, a common last layer does as well.",
+        alt="Two panels of dots. "
+        + " ".join(
+            f"{number} logits: "
+            + ", ".join(f"{k} {100 * np.mean(v):.0f} %" for k, v in rows.items())
+            + "."
+            for number, rows in by_beginning.items()
+        ),
+    ),
+    *same_reads,
+    head_lacks,
+    head_reads,
+)
+
+# %% [markdown]
+# Both sides of the dispute are right. What passes is in the *weights*, which the logits lead the student's own to follow. That takes a common beginning, and then three logits are enough. Where the last layer is
+# the same and its logits are many, they determine the layer below. Then matching them is matching that layer, as a hint would ({doc}`08_hidden_states_and_attention`), and the teacher's way of reading digits comes along,
+# whatever the student began with. Students with nothing in common hear nothing either way.
+
+# %% tags=["hide-input"]
+conditional = head_reads.holds and all(statement.holds for statement in same_reads)
+verdict(
+    "C1", "depends" if conditional else "not decided",
+    rf"To first order the student's step on any input has the inner product $(J\Delta)^\top F (J\Delta) \ge 0$ with the teacher's way $\Delta$ (positive in {len(along)} of {len(along)} random draws). {same_reads[0]} {head_lacks} But equal weights are not needed where the last layer is the same and many logits are matched: {head_reads} "
+    f"The teachers read {np.mean(teachers_read):.1%}; n = {len(seeds)} seed{'s' * (len(seeds) > 1)}, 8×8 digits, networks of two hidden layers, one learning rate.",
+    condition="under a premise" if conditional else None,
 )  # fmt: skip
 
 # %% [markdown]

@@ -275,7 +275,7 @@ def test_a_notebook_for_readers_is_stamped_and_leaves_its_parameters_to_them(sma
 
 
 def test_the_ledger_is_sound():
-    assert len(build.claims()["claim"]) == 34
+    assert len(build.claims()["claim"]) == 42
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_the_ledger_is_sound():
     [
         ({"verdict": "verifyed"}, "Claim A1: a verdict is one of proved, .*, not 'verifyed'"),
         ({"id": "A2"}, "There are two claims A2"),
-        ({"id": "C1"}, "Claim C1 is of no source"),
+        ({"id": "D1"}, "Claim D1 is of no source"),
         ({"id": "a1"}, "Claim a1 is of no source"),
         ({"text": " "}, "Claim A1 has no text"),
         ({"errata": "x"}, "Claim A1 has an unknown errata"),
@@ -308,7 +308,7 @@ def test_every_claim_has_its_cell_and_every_cell_its_claim():
                 claim, outcome = node.args[:2]
                 given.append(claim.value)
                 outcomes |= {part.value for part in outcome_values(outcome)}
-    assert set(given) == {claim["id"] for claim in build.claims()["claim"]}
+    assert set(given) == {claim["id"] for claim in build.claims()["claim"] if "verdict" in claim}  # the others are open
     assert outcomes <= set(build.VERDICTS)
 
 

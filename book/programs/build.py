@@ -469,7 +469,8 @@ def ledger_entry(claim: dict, said: dict | None) -> list[str]:
     ]  # fmt: skip
     mark = f'<span class="kd-mark kd-{outcome.replace(" ", "-")}">{shown}</span>'
     if said is None:
-        return [*lines, f'<p class="kd-finding">{mark} No chapter has tested it yet.</p>', "", "</div>"]
+        waits = f'; it waits for <a href="status.html#records">{claim["records"]}</a>' if "records" in claim else ""
+        return [*lines, f'<p class="kd-finding">{mark} No chapter has tested it yet{waits}.</p>', "", "</div>"]
     first, *rest = sentences(said["finding"])
     lines.append(f'<p class="kd-finding">{mark} {mathematics(first)}</p>')
     if rest:
