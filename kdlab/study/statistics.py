@@ -54,14 +54,14 @@ def mean_interval(values: Numbers, level: float = 0.95) -> Interval:
         ValueError: for fewer than two values, which have no interval.
     """
     try:
-        from scipy.stats import t
+        from scipy.special import stdtrit  # scipy.stats takes a second to import
     except ImportError:
         raise ImportError("intervals need SciPy: pip install 'kdlab[study]'.") from None
 
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or len(x) < 2:
         raise ValueError(f"an interval needs at least two runs, not {x.size}.")
-    mean, half = float(x.mean()), float(t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    mean, half = float(x.mean()), float(stdtrit(len(x) - 1, (1 + level) / 2) * x.std(ddof=1) / np.sqrt(len(x)))
     return Interval(mean, mean - half, mean + half, len(x))
 
 
