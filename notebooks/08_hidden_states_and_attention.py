@@ -667,7 +667,7 @@ table(
         [name, ", ".join(f"{v:z.2f}" for v in values), f"{np.mean(values):z.2f}"]
         for name, values in freedom.items()
     ],
-    caption=f"The student alone, its `layer2` and the teacher's, both of 32 channels. Its features have {louder:.1f} times the teacher's variance. “Own offsets” and “own scales”: one for each channel.",
+    caption=f"The student alone, its layer2 and the teacher's, both of 32 channels. Its features have {louder:.1f} times the teacher's variance. “Own offsets” and “own scales”: one for each channel.",
 )
 
 # %% tags=["hide-input"]
@@ -897,7 +897,7 @@ verdict(
     ("Both losses can be minimised, and it holds on images not trained on: " if both_work else "")
     + f"with a hint at layer2 its loss there goes from {np.mean(hint_loss['before training']):.3f} to {np.mean(hint_loss['after training']):.3f}, where the teacher's mean of each channel has {spread:.3f} "
     f"(the trained minus that {short.bracketed('+.3f')}, 95 % interval, {N}: the rest of the fall is offset and scale, which a projector learns without the student); a linear map, fitted to students of labels alone, brings the mean cosine from {np.mean(cosine_before):.2f} to {np.mean(cosine_after):.2f} (the teacher's mean vector, the same for every image, has {cosine_of_mean:.2f}). "
-    f"{'Whether the' if 'decided' in nearer else 'The'} student *itself* {nearer}: after the best linear map, "
+    f"{'Whether the' if 'decided' in nearer else 'The'} student itself {nearer}: after the best linear map, "
     f"{closer.bracketed('+.2f')} against the student alone. And the article has projections “if the student and teacher layers have different hidden sizes”: at equal width, channel for channel and "
     f"each with its own scale, the features of a student of labels alone explain {np.mean(freedom['each channel its own scale']):.2f}, through a linear map {np.mean(freedom['any linear map']):.2f}, and those of an untrained student {np.mean(explained['untrained', 'linear']):.2f}.",
     data=data,

@@ -356,7 +356,7 @@ display(
 # The plan `small` asks the questions of this part of the book at a CPU's scale. The plan `questions` asks the same ones by the published
 # recipe, on a GPU. Three rules hold throughout.
 #
-# - **One learning rate.** Except for some arms on the factor $N$, which the captions count, all arms of `small` (an *arm* is one way to teach) have the rate that the captions below give, which was tuned for none of them, and were trained briefly. What another rate is worth beside temperature and weight is not in these records.
+# - **One learning rate.** Except for some arms on the factor $N$ ({doc}`04_the_one_over_n_question`), which the captions count, all arms of `small` (an *arm* is one way to teach) have the rate that the captions below give, which was tuned for none of them, and were trained briefly. What another rate is worth beside temperature and weight is not in these records.
 # - **One deviation.** Runs of one seed share their initial weights (at one width) and their batches. Three seeds leave a difference two degrees of freedom, so one deviation is pooled over the arms that are compared, and
 #   differences to one control have intervals that hold together (Dunnett's). The table under the map says how much the seeds share.
 # - **The validation split chooses, the test split reports.** Both are measured on the last epoch.
@@ -1172,33 +1172,6 @@ if study and study.plan in order and (constant := best_constant(study)):
     display(given)
 
 # %% [markdown]
-# ## The factor N in a deep network
-#
-# In {doc}`04_the_one_over_n_question`, which has the verdict on B10, a linear student showed that $N$ times the loss is the same run at a learning rate of $1/N$, and that Adam divides the factor out. A deep network has
-# batch normalisation, momentum, warm-up and weight decay. By algebra the step is the same there too, since $\frac{\eta}{N}(N\nabla L+N\lambda w)=\eta(\nabla L+\lambda w)$, but rounding may grow along a training. At the same rate, algebra promises nothing.
-
-# %% tags=["hide-input"]
-TIMES_N = {
-    "T4-soft1": "SGD",
-    "timesN-sgd": "SGD, ×N, same rate",
-    "timesN-sgd-scaled": "SGD, ×N, rate/N, decay·N",
-    "times1-adam": "Adam",
-    "timesN-adam": "Adam, ×N",
-}
-quoted = {name: f"“{title}”" for name, title in TIMES_N.items()}
-display(*slots(small, list(TIMES_N), "the factor N in a deep network"))
-if small.complete(list(TIMES_N)):
-    display(
-        below("timesN-sgd", "T4-soft1", small, names=quoted),
-        undecided("timesN-sgd-scaled", "T4-soft1", margin, small, names=quoted),
-        undecided("timesN-adam", "times1-adam", margin, small, names=quoted),
-        source_note(small.all(TIMES_N)),
-    )
-
-# %% [markdown]
-# SGD and Adam are not compared with each other here: they differ in their weight decay, too, and
-# neither rate was tuned.
-#
 # ## With a budget of three runs
 #
 # Few people will tune on twelve points times three seeds. What does a small budget buy? The map answers, since all its runs are there: draw $k$ of its points at random, train each *once*, keep the
@@ -1319,7 +1292,6 @@ used = sorted(
         *map_of(large),
         *arms_of_widths(large),
         *SCHEDULES,
-        *TIMES_N,
     }
 )
 display(

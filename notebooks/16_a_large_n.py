@@ -912,7 +912,7 @@ for name, tried in TRIED.items():
     best[name] = min(found, key=found.get)
     for (rate, k), v in found.items():
         chosen = "chosen" if (rate, k) == best[name] else ""
-        lines.append([name, f"{rate:g}", f"{k * rate:g}", f"{v:.3f}", chosen])
+        lines.append([name, f"{rate:g}", f"{k * rate:g}", f"{v:.4g}", chosen])
 display(
     table(
         ["optimiser", "rate", "of the head", "KL from the teacher", ""],

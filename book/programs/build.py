@@ -53,7 +53,7 @@ from kdlab.study.chapters import (
     write_page,
 )
 from kdlab.study.chapters import execute as execute_chapter
-from kdlab.study.display import source_note
+from kdlab.study.display import hardware, source_note
 from kdlab.study.downloads import record_links, with_downloads
 from kdlab.study.findings import found as found_in_records
 from kdlab.study.findings import scale
@@ -193,7 +193,7 @@ def stamp(made: dict) -> str:
     origin = made["provenance"]
     return (
         f'<p class="kd-badge">Executed {made["finished"][:10]} in {made["seconds"]:.0f} s · profile {made["profile"]} · '
-        f"{html.escape(origin['device'])} · commit <code>{commit(origin)}</code></p>"
+        f"{html.escape(hardware(origin))} · commit <code>{commit(origin)}</code></p>"
     )
 
 
@@ -675,7 +675,7 @@ def status(notebooks, pages=()) -> str:
         by_plan.setdefault(spec["study"], []).append(
             f'<tr><td><a href="../records/{record_name(record)}.json">{spec["arm"]}, seed {record["recipe"]["seed"]}</a></td>'
             f"<td>{html.escape(headline(record))}</td><td>{record['seconds'] / 60:.0f} min</td>"
-            f"<td>{origin['started'][:10]}</td><td>{html.escape(origin['device'])}</td>"
+            f"<td>{origin['started'][:10]}</td><td>{html.escape(hardware(origin))}</td>"
             f"<td><code>{(origin['commit'] or '')[:10]}</code></td></tr>"
         )
 
@@ -706,7 +706,7 @@ def status(notebooks, pages=()) -> str:
         .replace("%TOTAL%", f"{scale(records(EVIDENCE))}." if by_plan else "None.")
         .replace("%GPU%", table(["what", "asked", "seen", "card"], asked))
         .replace("%UNSEEN%", differs or "None.")
-        .replace("%VERSIONS%", f"profile {made['profile']}; {versions}; {origin['device']}; {origin['system']}")
+        .replace("%VERSIONS%", f"profile {made['profile']}; {versions}; {hardware(origin)}; {origin['system']}")
     )
 
 
@@ -740,10 +740,12 @@ def as_it_took(text: str, seconds: float) -> str:
 
 def accessible(page: str) -> str:
     """A page of the theme as screen readers want it: the sidebar a landmark, what unfolds named, the bibliography a list of its items,
-    heads of columns that are formulae alone in words.
+    heads of columns that are formulae alone in words, formulae that scroll within reach of the keyboard.
 
     >>> accessible('<div class="citation" role="doc-biblioentry">')
     '<div class="citation" role="listitem">'
+    >>> accessible('<div class="math notranslate nohighlight">')
+    '<div class="math notranslate nohighlight" tabindex="0">'
     >>> accessible('<th scope="col" aria-label="N">$N$</th>')
     '<th scope="col"><span class="visually-hidden">N</span><span aria-hidden="true">$N$</span></th>'
     """
@@ -753,8 +755,9 @@ def accessible(page: str) -> str:
         'role="doc-biblioentry"': 'role="listitem"',
     }.items():
         page = page.replace(theme, ours)
-    said = r'<th scope="col"><span class="visually-hidden">\1</span><span aria-hidden="true">\2</span></th>'
-    return re.sub(r'<th scope="col" aria-label="([^"]*)">(.*?)</th>', said, page)
+    page = re.sub(r'(<div class="[^"]*\bmath\b[^"]*")(?! tabindex)', r'\1 tabindex="0"', page)
+    said = r'<th\1 scope="col"><span class="visually-hidden">\2</span><span aria-hidden="true">\3</span></th>'
+    return re.sub(r'<th( class="kd-words[^"]*")? scope="col" aria-label="([^"]*)">(.*?)</th>', said, page)
 
 
 def for_readers(notebook, where: Repository | None):

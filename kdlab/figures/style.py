@@ -184,7 +184,22 @@ def _whole(cell: str) -> str:
     return re.sub(r"\[([^\s\[\]]+), ([^\s\[\]]+)\](?: (?=\S$))?", lambda found: found[0].replace(" ", "\xa0"), cell)
 
 
-def _header(cell: str) -> str:
+#: How a cell with a number begins; a dash is the want of one.
+_NUMBER = re.compile(r"[-+−±<>≤≥≈~($\\[]*\.?\d|[-–—]?$")
+
+
+def _kind(cells) -> str:
+    """The class of a column: most of its cells are words, which begin at the left, or numbers, which end at the right; sentences want room.
+
+    >>> _kind(["asked", "0.71", "labels alone, 30.48"]), _kind(["–", "+0.12 [+0.10, +0.14]", "3, stops below 0.3"])
+    (' class="kd-words"', '')
+    """
+    if 2 * sum(not _NUMBER.match(cell) for cell in cells) <= len(cells):
+        return ""
+    return ' class="kd-words kd-sentences"' if max(map(len, cells)) > 40 else ' class="kd-words"'
+
+
+def _header(cell: str, attributes: str = "") -> str:
     """A column's head; a formula alone, in which screen readers find no text, has its symbols for a name.
 
     >>> _header("$T=2$").split("<span")[0]
@@ -198,18 +213,24 @@ def _header(cell: str) -> str:
     if formula := re.fullmatch(r"\$([^$]*)\$", cell):
         plain = re.sub(r"\\(?:mathrm|text|operatorname|[,;!])?|[{}]", " ", formula[1])
         name = f' aria-label="{html.escape(" ".join(plain.split()))}"'
-    return f'<th scope="col"{name}>{mathematics(cell)}</th>'
+    return f'<th{attributes} scope="col"{name}>{mathematics(cell)}</th>'
 
 
 def table(header, rows, *, caption: str) -> Shown:
-    """A table with a caption above; numbers line up. ``$…$`` is mathematics.
+    """A table with a caption above; numbers line up at the right, words at the left. ``$…$`` is mathematics.
 
     >>> table(["T", "KL"], [[1, "0.850"]], caption="Two numbers.").markup.count("<td>")
     2
     """
-    head = "".join(_header(str(cell)) for cell in header)
+    rows = [[str(cell) for cell in row] for row in rows]
+    columns = list(zip(*rows, strict=True)) or [()] * len(header)
+    kinds = ["", *map(_kind, columns[1:])]  # the first is at the left anyway
+    head = "".join(_header(str(cell), kind) for cell, kind in zip(header, kinds, strict=True))
     body = "".join(
-        "<tr>" + "".join(f"<td>{mathematics(_whole(str(cell)))}</td>" for cell in row) + "</tr>" for row in rows
+        "<tr>"
+        + "".join(f"<td{kind}>{mathematics(_whole(cell))}</td>" for cell, kind in zip(row, kinds, strict=True))
+        + "</tr>"
+        for row in rows
     )
     return Shown(
         f'<div class="kd-table" tabindex="0"><table class="table"><caption>{mathematics(caption)}</caption>'

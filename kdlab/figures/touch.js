@@ -154,7 +154,7 @@
     figure.dataset.ready = "yes";
     const kind = kinds[figure.dataset.kind](JSON.parse(figure.dataset.given));
     const state = {}, svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", style: "width:100%;max-width:42rem" });
-    const side = make("div", { className: "kd-table" }), output = make("output"), controls = make("div", { className: "kd-controls" }), readers = {};
+    const side = make("div", { className: "kd-table", tabIndex: 0 }), output = make("output"), controls = make("div", { className: "kd-controls" }), readers = {};
     output.setAttribute("aria-live", "polite");
     const turn = () => {
       svg.replaceChildren();

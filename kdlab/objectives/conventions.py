@@ -131,7 +131,7 @@ CONVENTIONS = {
         "forward KL", squared=True, masked=True, divides_by="positions", temperature=1.0, weights=(0.5, 0.5),
         normalised=True, names=("weight", "weight", "temperature"),
         source="arcee-ai/DistillKit at a61c2e7, distillkit/lossfuncs/kl.py, lines 205 to 231; distillkit/trainer.py, lines 106 to 131",
-        remark="Weights are divided by their sum. Its mask is that of the labels *before* they are shifted by one.",
+        remark="Weights are divided by their sum. Its mask is that of the labels before they are shifted by one.",
     ),
     "TextBrewer": Convention(
         "cross-entropy", squared=False, masked=True, divides_by="positions", temperature=4.0, weights=(0.0, 1.0),

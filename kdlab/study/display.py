@@ -34,16 +34,27 @@ def data_note(data: ImageData | TextData) -> Shown:
     return Shown(f'<p class="kd-badge">Data: {text}</p>')
 
 
+def hardware(origin: dict) -> str:
+    """What a record's ``provenance`` says it ran on, in words.
+
+    >>> hardware({"device": "AMD EPYC, 1 threads"})
+    'AMD EPYC, 1 thread'
+    """
+    return re.sub(r"\b1 threads$", "1 thread", origin["device"])
+
+
 def source_note(records: list[dict]) -> Shown:
     """Where recorded numbers come from: device, commit, date and number of runs; the pages link to each record."""
     origins = [record["provenance"] for record in records]
 
     def distinct(key):
-        return ", ".join(sorted({str(origin[key])[:10] if key != "device" else origin[key] for origin in origins}))
+        return ", ".join(sorted({str(origin[key])[:10] for origin in origins}))
 
+    counted = "1 run" if len(records) == 1 else f"n = {len(records)} runs"
+    ran_on = ", ".join(sorted({hardware(origin) for origin in origins}))
     dirty = " (with uncommitted changes)" if any(origin["dirty"] for origin in origins) else ""
     return Shown(
-        f'<p class="kd-badge">Recorded: n = {len(records)} runs · {html.escape(distinct("device"))} · '
+        f'<p class="kd-badge">Recorded: {counted} · {html.escape(ran_on)} · '
         f"commit <code>{html.escape(distinct('commit'))}</code>{dirty} · {distinct('started')}</p>",
         {"application/vnd.kdlab.records+json": sorted({record_name(record) for record in records})},
     )
