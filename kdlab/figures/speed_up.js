@@ -58,7 +58,7 @@
       const name = make("label", { htmlFor: slider.id, textContent: label });
       name.style.flex = "0 0 11rem";
       const row = make("div", {}, name, slider, reading);
-      row.style.cssText = "display:flex;gap:0.6rem;align-items:center;flex:1 1 18rem";
+      row.style.cssText = "display:flex;gap:0.6rem;align-items:center;flex:1 1 18rem;min-width:0";
       controls.append(row);
       read();
     }

@@ -66,6 +66,8 @@ class Convention:
 
 
 #: The libraries by name; ``"kdlab"`` is :func:`~kdlab.objectives.response.soft_targets`.
+#:
+#: :meta hide-value:
 CONVENTIONS = {
     "kdlab": Convention(
         "forward KL", squared=True, masked=True, divides_by="positions", temperature=4.0, weights=None,
