@@ -784,6 +784,13 @@ MUTATIONS = [
         "test_what_is_pooled_is_counted_by_examples",
     ),
     Mutation(
+        "in Trainer, a GPT-2 learns to say the token that it reads",
+        DISTILLATION,
+        'ForCausalLMLoss if "loss_function" in asks else None',
+        "None",
+        "test_labels_are_shifted_as_the_model_itself_shifts_them",
+    ),
+    Mutation(
         "in Trainer, hidden states are counted by labels",
         DISTILLATION,
         'hidden = masks.get("hidden_mask", examples)',
@@ -1817,8 +1824,8 @@ MUTATIONS = [
     Mutation(
         "the teacher's logits are taken by the student's numbers of shared tokens",
         SEQUENCE,
-        'tokens = self.tokens if whose == "student" else self.teacher_tokens',
-        "tokens = self.tokens",
+        "restrict_vocabulary(teacher, self.teacher_tokens, rest=rest)",
+        "restrict_vocabulary(teacher, self.tokens, rest=rest)",
         "test_a_shared_vocabulary_has_two_ways_to_number_it",
     ),
     Mutation(

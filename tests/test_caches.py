@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kdlab.data import Tokens
-from kdlab.language import CacheError, OwnText, TeacherCache, write_cache
+from kdlab.language import CacheError, OwnText, TeacherCache, TeacherColumns, write_cache
 from kdlab.language.caches import KINDS, keep
 from kdlab.models import GPT
 from kdlab.objectives import CrossEntropy, ForwardKL, SparseForwardKL, soften
@@ -413,3 +413,30 @@ def test_what_a_cache_cannot_know_is_refused(tmp_path):
         fit_together([rewriting], train=text(), teacher=cache)
     with pytest.raises(TypeError, match="ForwardKL needs all of the teacher"):
         fit(gpt(), ForwardKL(), train=text(), teacher=cache, recipe=RECIPE)
+
+
+@every_kind
+def test_columns_say_of_each_row_what_the_cache_does(tmp_path, kind):
+    tokens, rest = text(5), kind == "top-k-rest"
+    write_cache(tmp_path / "cache", gpt(), tokens, kind=kind, entries=4)
+    cached = TeacherCache(tmp_path / "cache", tokens)
+    columns = cached.columns(tokens)
+    assert {len(column) for column in columns.values()} == {5}
+    row = {name: torch.tensor(column[3])[None] for name, column in columns.items()}
+    inputs, _, _ = list(tokens.batches(1))[3]
+    assert torch.equal(row["input_ids"], inputs) and torch.equal(row["labels"], row["input_ids"])
+    read = {name: row[name] for name in ("teacher_tokens", "teacher_probabilities")}
+    found, known = TeacherColumns(V, rest=rest)(**read), cached(torch.tensor([3]))
+    assert torch.equal(found.dense(), known.dense()) and found.rest == known.rest == rest
+    with pytest.raises(CacheError, match="another text"):
+        cached.columns(tokens[torch.arange(4)])
+
+
+def test_columns_that_leave_a_rest_ask_for_it():
+    kept = {
+        "teacher_tokens": torch.tensor([[[1, 2], [0, 0]]]),
+        "teacher_probabilities": torch.tensor([[[0.5, 0.3], [0.0, 0.0]]]),
+    }
+    with pytest.raises(ValueError, match="sum to 0.8: .* rest=True"):
+        TeacherColumns(V)(**kept)
+    assert TeacherColumns(V, rest=True)(**kept).rest

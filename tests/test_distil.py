@@ -13,7 +13,7 @@ accelerate = pytest.importorskip("accelerate")
 
 from transformers import Trainer, TrainingArguments
 
-from kdlab.huggingface import Distil, Distillation, without_adapter
+from kdlab.huggingface import CausalLM, Distil, Distillation, without_adapter
 from kdlab.objectives import (
     CRD,
     DIST,
@@ -29,9 +29,12 @@ from kdlab.objectives import (
     MergedSpans,
     MergedVocabulary,
     Projector,
+    SharedVocabulary,
     SoftTargets,
+    SparseForwardKL,
     SquaredError,
     next_token,
+    sparse_forward_kl,
 )
 from kdlab.training import CheckpointError, Taps, measure
 
@@ -438,6 +441,28 @@ def test_an_encoder_and_decoder(tmp_path):
     torch.testing.assert_close(summed, whole)
 
 
+def test_an_encoder_and_decoder_that_classify():
+    """One label for a text, which the decoder reads one place later than the encoder."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": V, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "d_model": 16, "num_labels": 3}
+    config = transformers.T5Config(**shape, pad_token_id=0, decoder_start_token_id=0, eos_token_id=1)
+    model = transformers.T5ForSequenceClassification(config).eval()
+    tokens = torch.tensor([[5, 6, 7, 1], [8, 1, 0, 0]])
+    read = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]).bool()  # by the decoder: a beginning, and then the text
+    batch = {"input_ids": tokens, "attention_mask": (tokens > 0).long(), "labels": torch.tensor([2, 0])}
+    objective = CrossEntropy() + HiddenMSE("transformer.decoder.block.0")
+    teacher = copy.deepcopy(model)
+    with torch.no_grad():
+        teacher.transformer.shared.weight[0] += 1.0  # of what the decoder begins with, and of padding
+        taps = [Taps(one, ["transformer.decoder.block.0"]) for one in (model, teacher)]
+        states = [each(**batch)[1]["transformer.decoder.block.0"] for each in taps]
+    distillation = Distillation(model, teacher, objective)
+    _, terms = distillation(model, batch)
+    assert terms["CrossEntropy"].item() == pytest.approx(model(**batch).loss.item(), rel=1e-5)
+    expected = (states[0] - states[1])[read].square().mean()
+    assert terms["HiddenMSE"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
 def test_of_sound_the_encoders_mask_is_not_known():
     model = transformers.WhisperForConditionalGeneration(
         transformers.WhisperConfig(
@@ -525,6 +550,50 @@ def test_each_head_has_terms_of_its_own():
         ("HardTargets", output.distillation_logits, likeliest),
     ):
         assert terms[name].item() == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_a_teachers_cache_is_columns_of_the_data(tmp_path):
+    """A shuffled data set learns what fit learns of each row, through the collator of transformers."""
+    from kdlab.data import Tokens
+    from kdlab.language import TeacherCache, TeacherColumns, write_cache
+
+    row = torch.randint(V, (8 * 6 + 1,), generator=torch.Generator().manual_seed(0))
+    tokens = Tokens(row.to(torch.int16), 6, torch.ones(V, dtype=torch.long))
+    teacher, student = CausalLM(llama(1, 24)), llama(0)
+    write_cache(tmp_path / "cache", teacher, tokens, kind="top-k-rest", entries=5)
+    cached = TeacherCache(tmp_path / "cache", tokens)
+    columns = cached.columns(tokens)
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)][::-1]
+    reads = TeacherColumns(teacher.vocabulary, rest=True)
+    how = {"teacher": reads, "objective": CrossEntropy() + SparseForwardKL(), "data": rows, "eval_dataset": rows}
+    made = trainer("texts", tmp_path, student=student, **how, per_device_train_batch_size=8)
+    batch = next(iter(made.get_train_dataloader()))
+    _, terms = made.distillation(student, batch)
+    inputs, _, index = next(tokens.batches(8))
+    with torch.no_grad():
+        wanted = sparse_forward_kl(student(inputs).logits[:, :-1], cached(index)[:, :-1])
+    assert terms["SparseForwardKL"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    found = made.evaluate()
+    assert found["eval_accuracy"] >= 0 and "eval_kl_to_teacher" not in found
+
+
+def test_a_teacher_with_a_padded_vocabulary_is_evaluated_beside(tmp_path):
+    """What compares all classes is left out; the student's own measures stay."""
+    objective = CrossEntropy() + SharedVocabulary(ForwardKL(), torch.arange(V))
+    torch.manual_seed(0)
+    shape = {"intermediate_size": 16, "num_attention_heads": 2, "hidden_size": 16, "num_hidden_layers": 1}
+    padded = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=V + 8, **shape))
+    for fused in (False, True):
+        made = KD(
+            llama(0),
+            teacher=padded,
+            objective=objective,
+            fused=fused,
+            args=arguments(tmp_path),
+            eval_dataset=list(texts(4)),
+        )
+        found = made.evaluate()
+        assert found["eval_cross_entropy"] > 0 and "eval_kl_to_teacher" not in found
 
 
 def test_a_teacher_with_a_tokeniser_of_its_own(tmp_path):

@@ -3426,6 +3426,29 @@ def test_a_row_that_has_ended_stays_as_it_is_at_the_end_of_a_context():
     assert found.tolist() == [[1, 1, 1, 1, 2, 3, 4, 5, 0], 9 * [0]]
 
 
+def test_labels_are_shifted_as_the_model_itself_shifts_them():
+    """A causal language model whose class is not named ForCausalLM is one."""
+    import transformers
+
+    from kdlab.huggingface import Distillation
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    models = (
+        transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+        ),
+        transformers.BertLMHeadModel(transformers.BertConfig(vocab_size=20, is_decoder=True, **shape)),
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=20, **shape)),
+    )
+    tokens = torch.randint(20, (2, 6))
+    for model in models:
+        own = model.eval()(input_ids=tokens, labels=tokens).loss
+        distillation = Distillation(model, None, CrossEntropy())
+        found, _ = distillation(model, {"input_ids": tokens, "labels": tokens})
+        assert found.item() == pytest.approx(own.item(), rel=1e-5), type(model).__name__
+
+
 def test_parts_of_a_batch_add_up_in_any_loop():
     """Ragged texts, sentences with one label each, and pictures: losses of parts add up to that of the whole, padding counts nowhere."""
     import transformers

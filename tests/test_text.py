@@ -548,6 +548,15 @@ def test_tokens_that_are_not_of_bytes_are_refused():
         token_bytes(other)
 
 
+def test_texts_end_with_the_end_that_their_tokeniser_names():
+    transformers = pytest.importorskip("transformers")
+    words = "to be or not to be " * 9
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=train_tokeniser([words], 262))
+    wrapped.add_special_tokens({"eos_token": "<end>"})
+    found = tokenise_documents([words, words], wrapped, context=4).labels
+    assert (found == wrapped.eos_token_id).sum() == 2 and found[-1] == wrapped.eos_token_id and not (found == 0).any()
+
+
 def test_texts_of_ones_own_are_tokens():
     documents = ["Zwei Wege, ein Fluß. " * 9, "Ein Weg. " * 9]
     tokeniser = train_tokeniser(documents, 262)

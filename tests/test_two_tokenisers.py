@@ -371,6 +371,14 @@ def test_a_teacher_all_of_whose_tokens_are_shared_has_no_rest():
     assert found.item() == pytest.approx(0.5 * math.log(2))
 
 
+def test_of_a_student_all_of_whose_tokens_are_shared_no_rest_is_asked():
+    """It could give it no probability, and forward KL would be infinite."""
+    p, q = torch.tensor([[0.25, 0.25, 0.5]]), torch.tensor([[0.25, 0.75]])
+    term = SharedVocabulary(ForwardKL(), torch.tensor([0, 1]), rest=True)
+    found, _ = (1.0 * term)(student_logits=q.log(), teacher_logits=p.log())
+    assert found.item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+
+
 def test_a_student_that_leaves_its_head_to_the_losses(two, aligned):
     tokens, teacher = aligned
     head = HeadLogits(

@@ -219,12 +219,17 @@ class _Tapped:
         inputs = {k: v for k, v in batch.items() if k in self.names or (self.takes_any and k not in elsewhere)}
         if "use_cache" in self.names:
             inputs["use_cache"] = False
-        if "decoder_input_ids" in self.names and "decoder_input_ids" not in batch and "labels" in batch:
+        if "decoder_input_ids" in self.names and "decoder_input_ids" not in batch and _are_written(batch):
             inputs["decoder_input_ids"] = _shifted_right(self.inner, batch["labels"])
         kind = next((p.dtype for p in self.inner.parameters() if p.is_floating_point()), None)
         return {
             k: v.to(kind) if isinstance(v, Tensor) and v.is_floating_point() and kind else v for k, v in inputs.items()
         }
+
+
+def _are_written(batch: Mapping[str, Tensor]) -> bool:
+    """Whether labels are a text that a decoder writes: else it reads the encoder's, as T5 and BART do that classify."""
+    return "labels" in batch and batch["labels"].ndim == 2 and not batch["labels"].is_floating_point()
 
 
 def _shifted_right(model: nn.Module, labels: Tensor) -> Tensor:
@@ -258,12 +263,17 @@ def _knows_examples(term: Term) -> bool:
 
 
 def _shifts_labels(model: nn.Module) -> bool:
-    """Whether a model's labels are the tokens that it reads, each predicted from those before it: as ``transformers`` knows it."""
+    """Whether a model's labels are the tokens that it reads, each predicted from those before it: as ``transformers`` knows it.
+
+    That goes by the name of the class, and takes the loss of causal language models where a name says nothing, as GPT2LMHeadModel's.
+    """
     if not hasattr(model, "loss_type"):
         return False
     from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
-    return LOSS_MAPPING.get(model.loss_type) is ForCausalLMLoss and not model.config.is_encoder_decoder
+    asks = inspect.unwrap(type(model).forward).__code__.co_names
+    by_default = ForCausalLMLoss if "loss_function" in asks else None
+    return LOSS_MAPPING.get(model.loss_type, by_default) is ForCausalLMLoss and not model.config.is_encoder_decoder
 
 
 def _labels(batch: Mapping[str, Tensor], shifts: bool) -> tuple[Tensor | None, bool]:
@@ -290,10 +300,15 @@ def _masks(batch: Mapping[str, Tensor], shifts: bool) -> dict[str, Tensor]:
 
 def _parts(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Which tokens each part of a model reads, and what the one sees of the other; of the decoder, those before its labels."""
-    written = batch.get("decoder_attention_mask")
-    if written is None:
-        written = batch["labels"] != IGNORED if "labels" in batch else torch.ones_like(batch["decoder_input_ids"])
-    read, written = batch.get("attention_mask"), written.bool()
+    read, written = batch.get("attention_mask"), batch.get("decoder_attention_mask")
+    if written is None and _are_written(batch):
+        written = batch["labels"] != IGNORED
+    elif written is None and "decoder_input_ids" in batch:
+        written = torch.ones_like(batch["decoder_input_ids"])
+    elif written is None:  # one place later, after its first token
+        same = torch.ones_like(batch["input_ids"]) if read is None else read
+        written = torch.cat([torch.ones_like(same[:, :1]), same[:, :-1]], 1)
+    written = written.bool()
     if read is None and model.main_input_name not in ("input_ids",):  # of sound, say, is not known how long it becomes
         return {"decoder": written}
     read = torch.ones_like(batch["input_ids"]).bool() if read is None else read.bool()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..objectives import AlignedLogits, HeadLogits, Objective, Term, cross_entropy, forward_kl, soften
+from ..objectives import AlignedLogits, HeadLogits, Objective, SparseTargets, Term, cross_entropy, forward_kl, soften
 from ..training.checkpoint import CheckpointError, load_tensors, save_tensors
 from ..training.checks import check_counts
 from ..training.distributed import average
@@ -38,7 +38,7 @@ class Distil:
 
     Beside the loss, each term is logged by its name. Evaluation also gives what :func:`~kdlab.training.measures.measure` says of all
     examples, or tokens, together: ``eval_accuracy``, ``eval_cross_entropy``, ``eval_calibration_error``, and with a teacher
-    ``eval_agreement``, ``eval_kl_to_teacher``; ``eval_loss`` is the mean of the batches' losses.
+    of as many classes ``eval_agreement``, ``eval_kl_to_teacher``; ``eval_loss`` is the mean of the batches' losses.
 
     Args:
         objective: a term or a weighted sum of terms, whose weights are drawn.
@@ -254,7 +254,11 @@ def _by_position(seen: dict) -> Tensor | None:
     mask = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
     right = student.argmax(-1) == labels
     found = [mask, cross_entropy(student, labels, mask=mask, reduction="none"), right, soften(student).amax(-1)]
-    if teacher is not None and not isinstance(teacher, AlignedLogits):  # of another vocabulary
+    if (
+        teacher is not None
+        and not isinstance(teacher, (AlignedLogits, SparseTargets))
+        and teacher.shape == student.shape
+    ):
         teacher = teacher.dense() if isinstance(teacher, HeadLogits) else teacher
         first = teacher.argmax(-1)
         found += [

@@ -1,6 +1,6 @@
 """Language models: tokeniser and text data, generation, speculation, teacher caches, rewards."""
 
-from .caches import CacheError, TeacherCache, write_cache
+from .caches import CacheError, TeacherCache, TeacherColumns, write_cache
 from .generation import draw, generate
 from .rewards import TokenCount, tokens_of
 from .speculative import Drafting, Speculation, speculate, speed_up, tokens_per_call, try_draft
@@ -23,6 +23,7 @@ __all__ = [
     "Retokenised",
     "Speculation",
     "TeacherCache",
+    "TeacherColumns",
     "TokenCount",
     "draw",
     "first_bytes",

@@ -215,8 +215,68 @@ class TeacherCache(nn.Module):
             probabilities *= 1 - torch.from_numpy(self._rest[places]).to(index.device)[..., None]
         return SparseTargets(tokens, probabilities, self.header["vocabulary"], self._rest is not None)
 
+    def columns(self, tokens: Tokens) -> dict[str, list[list]]:
+        """The text and what is kept of the teacher, a row for each block: columns of a ``datasets.Dataset``, for ``Trainer``.
+
+        ``Dataset.from_dict(cached.columns(train))`` may be shuffled, split, filtered and joined as any other: what the teacher said of a row is
+        in that row. :class:`TeacherColumns` reads it. Lists of numbers, all in memory at once.
+
+        Returns:
+            ``input_ids`` and ``labels``, ``(context,)`` each, as ``transformers`` takes them; ``teacher_tokens`` and
+            ``teacher_probabilities``, ``(context, K)`` each.
+
+        Raises:
+            CacheError: for another text.
+        """
+        self.check_text(tokens)
+        names = ("input_ids", "labels", "teacher_tokens", "teacher_probabilities")
+        found: dict[str, list[list]] = {name: [] for name in names}
+        for inputs, _, index in tokens.batches(64):
+            kept = self(index)
+            columns = inputs, inputs, kept.tokens, kept.probabilities
+            for name, values in zip(found, columns, strict=True):
+                found[name].extend(values.tolist())
+        return found
+
     @property
     def bytes_per_token(self) -> float:
         """On disk."""
         parts = [part for part in (self._tokens, self._probabilities, self._rest) if part is not None]
         return sum(part.nbytes for part in parts) / (self.header["blocks"] * self.header["context"])
+
+
+class TeacherColumns(nn.Module):
+    """A teacher whose words are columns of the data: it reads ``teacher_tokens`` and ``teacher_probabilities`` of a batch, ``(B, T, K)`` each.
+
+    In the teacher's place of :class:`~kdlab.huggingface.trainer.Distil`, with :class:`~kdlab.objectives.sparse.SparseForwardKL`; the columns are those of
+    :meth:`TeacherCache.columns`, or of your own: what a server said of each token's successor. A row that is filled up has zeros there.
+
+    Args:
+        vocabulary: how many tokens the teacher has.
+        rest: whether all other tokens share what the kept leave of one, as of a cache of the kind ``"top-k-rest"``.
+
+    >>> teacher = TeacherColumns(vocabulary=5)
+    >>> teacher(torch.tensor([[[4, 2]]]), torch.tensor([[[0.75, 0.25]]])).shape
+    torch.Size([1, 1, 5])
+    """
+
+    def __init__(self, vocabulary: int, *, rest: bool = False) -> None:
+        super().__init__()
+        self.vocabulary, self.rest = vocabulary, rest
+
+    def forward(
+        self, teacher_tokens: Integer[Tensor, "B T K"], teacher_probabilities: Float[Tensor, "B T K"]
+    ) -> SparseTargets:
+        """What the columns say of the teacher.
+
+        Raises:
+            TypeError, ValueError: as :class:`~kdlab.objectives.sparse.SparseTargets`; where probabilities leave something to others, and no rest is said.
+        """
+        targets = SparseTargets(teacher_tokens, teacher_probabilities, self.vocabulary, self.rest)
+        total = teacher_probabilities.sum(-1)
+        if not self.rest and ((total > 0) & (total < 0.999)).any():
+            raise ValueError(
+                f"probabilities of one token sum to {total[total > 0].min():.4g}: what they leave is that of all other tokens, "
+                "TeacherColumns(…, rest=True)."
+            )
+        return targets

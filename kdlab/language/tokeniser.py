@@ -92,7 +92,11 @@ def token_bytes(tokeniser: Any) -> Integer[torch.Tensor, " V"]:
     parts = json.loads(tokeniser.to_str())
     before = parts["pre_tokenizer"] or {}
     if "ByteLevel" not in [part["type"] for part in (before, *before.get("pretokenizers", ())) if part]:
-        raise ValueError("the tokeniser is not byte-level: how many bytes its tokens stand for is not known.")
+        raise ValueError(
+            "the tokeniser is not byte-level: how many bytes its tokens stand for is not known. If they stand for the text as it is, as those of "
+            "Llama 2 and Gemma do, token_texts(tokeniser) says their bytes, and Tokens(numbered(ids, len(sizes)), context, sizes) takes what they "
+            "count to (kdlab.data, kdlab.data.tokens)."
+        )
     added = {token["id"]: token for token in parts["added_tokens"]}
     vocabulary = tokeniser.get_vocab()
     sizes = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.long)
@@ -106,6 +110,8 @@ def token_bytes(tokeniser: Any) -> Integer[torch.Tensor, " V"]:
 
 def tokenise_documents(documents: Iterable[str], tokeniser: Any, context: int) -> Tokens:
     """Texts of your own as what models are trained on and measured on: each is followed by the end of a text, if there is a token for it.
+
+    That is the ``eos_token`` of a tokeniser of ``transformers``, else ``<|endoftext|>``.
 
     Args:
         documents: a text each.
@@ -122,9 +128,9 @@ def tokenise_documents(documents: Iterable[str], tokeniser: Any, context: int) -
     torch.Size([2, 16])
     """
     _check_documents(documents)
-    tokeniser = getattr(tokeniser, "backend_tokenizer", tokeniser)
+    own_end, tokeniser = getattr(tokeniser, "eos_token_id", None), getattr(tokeniser, "backend_tokenizer", tokeniser)
     sizes = token_bytes(tokeniser)
-    ends = [number for number in [tokeniser.token_to_id(END_OF_TEXT)] if number is not None]
+    ends = [number for number in (own_end, tokeniser.token_to_id(END_OF_TEXT)) if number is not None][:1]
     ids = [number for text in documents for number in (*tokeniser.encode(text, add_special_tokens=False).ids, *ends)]
     return Tokens(numbered(ids, len(sizes)), context, sizes)
 

@@ -155,7 +155,7 @@ class _OfClasses(Term):
     """
 
     takes_aligned = True
-    #: Logits of the classes, of those of the ``"student"`` or the ``"teacher"``.
+    #: Logits of the classes, from those of the student and those of the teacher, of which there may be none.
     classes: Any
 
     def __init__(self, term: Term, shown: str, **of_tokens: Tensor) -> None:
@@ -190,8 +190,8 @@ class _OfClasses(Term):
                 student_logits = student_logits.dense()
             count, mask = _count(teacher_logits.read, mask, count), _both(teacher_logits.read, mask)
             teacher_logits = counted_rows(teacher_logits.values, mask)
-        teacher = None if teacher_logits is None else self.classes(teacher_logits, "teacher")
-        seen = {"student_logits": self.classes(student_logits, "student"), "teacher_logits": teacher}
+        student, teacher = self.classes(student_logits, teacher_logits)
+        seen = {"student_logits": student, "teacher_logits": teacher}
         total, _ = (1.0 * self.inner)(**seen, mask=mask, count=count, progress=progress)
         return total
 
@@ -213,7 +213,8 @@ class SharedVocabulary(_OfClasses):
         term: of logits, without labels.
         tokens: different token numbers of the student, of shape ``(k,)``.
         teacher_tokens: what the teacher calls the same tokens; None: the same.
-        rest: as in :func:`restrict_vocabulary`, of both; one whose tokens are all chosen gives it no probability.
+        rest: as in :func:`restrict_vocabulary`, of both. A teacher whose tokens are all chosen gives it no probability. Where those of the
+            student are, which then could give it none, whatever the teacher says, it is left out of both.
 
     Raises:
         TypeError: for a term that looks at labels or layers; and as :func:`restrict_vocabulary`.
@@ -249,13 +250,14 @@ class SharedVocabulary(_OfClasses):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}{', rest=True' if self.rest else ''}"
 
-    def classes(self, logits: AnyLogits, whose: str) -> Float[Tensor, "*batch chosen"] | HeadLogits | SparseTargets:
-        tokens = self.tokens if whose == "student" else self.teacher_tokens
-        if (
-            self.rest and isinstance(logits, Tensor) and len(tokens) == logits.shape[-1]
-        ):  # a rest, of the other one alone
-            return F.pad(logits[..., tokens], (0, 1), value=-torch.inf)
-        return restrict_vocabulary(logits, tokens, rest=self.rest)
+    def classes(
+        self, student: Logits | HeadLogits, teacher: Float[Tensor, "*batch M"] | HeadLogits | SparseTargets | None
+    ) -> tuple[Any, Any]:
+        rest = self.rest and len(self.tokens) < student.shape[-1]
+        chosen = restrict_vocabulary(student, self.tokens, rest=rest)
+        if rest and isinstance(teacher, Tensor) and len(self.tokens) == teacher.shape[-1]:  # the student's rest alone
+            return chosen, F.pad(teacher[..., self.teacher_tokens], (0, 1), value=-torch.inf)
+        return chosen, None if teacher is None else restrict_vocabulary(teacher, self.teacher_tokens, rest=rest)
 
 
 class MergedVocabulary(_OfClasses):
@@ -296,10 +298,13 @@ class MergedVocabulary(_OfClasses):
         super().__init__(term, f"{number} groups", groups=groups, teacher_groups=teacher_groups)
         self.number = number
 
-    def classes(self, logits: Logits | HeadLogits, whose: str) -> Float[Tensor, "*batch groups"]:
-        groups = self.groups if whose == "student" else self.teacher_groups
-        logits = logits.dense() if isinstance(logits, HeadLogits) else logits
-        return merge_vocabulary(logits, groups, self.number)
+    def classes(
+        self, student: Logits | HeadLogits, teacher: Float[Tensor, "*batch M"] | HeadLogits | None
+    ) -> tuple[Any, Any]:
+        def merged(z: Any, groups: Tensor) -> Tensor:
+            return merge_vocabulary(z.dense() if isinstance(z, HeadLogits) else z, groups, self.number)
+
+        return merged(student, self.groups), None if teacher is None else merged(teacher, self.teacher_groups)
 
 
 class SortedProbabilities(Term):
