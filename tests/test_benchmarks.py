@@ -22,6 +22,8 @@ CONTESTANTS = {
     "step": ["by hand", "kdlab", "kdlab, 5 students", "kdlab, 5 students, kept logits"],
     "loop": ["bare loop", "fit"],
     "crd": ["kd", "crd"],
+    "writing": ["transformers", "kdlab"],
+    "trainer": ["bare loop", "Trainer, by hand", "Trainer, Distil"],
     "methods": ["alone", "kd", "dkd", "crd", "at", "rkd", "dist", "standardised", "crd+kd", "fitnet"],
 }
 
@@ -35,6 +37,8 @@ def tiny(**changes):
 @pytest.fixture(autouse=True)
 def _small_memories(monkeypatch):
     monkeypatch.setattr("kdlab.benchmarks.objectives.EXAMPLES", 64)
+    for name, size in (("VOCABULARY", 20), ("CONTEXT", 4), ("NEW", 3), ("WIDTHS", (8, 8))):
+        monkeypatch.setattr(f"kdlab.benchmarks.hugging.{name}", size)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -46,7 +50,8 @@ def test_one_tiny_round(name):
     assert list(found["seconds"]) == list(found["summary"]) == CONTESTANTS[name]
     assert all(len(times) == 1 and times[0] > 0 for times in found["seconds"].values())
     assert found["summary"][found["reference"]]["relative_time"]["median"] == 1
-    assert found["images"] == {n: 20 if "5" in n else 4 for n in CONTESTANTS[name]}
+    each = 8 if name in ("writing", "trainer") else 4
+    assert found["images"] == {n: 20 if "5" in n else each for n in CONTESTANTS[name]}
     lines = table(result).splitlines()
     assert [line.split("  ")[1] for line in lines[-len(CONTESTANTS[name]) :]] == CONTESTANTS[name]
 

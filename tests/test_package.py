@@ -68,6 +68,7 @@ ALLOWED = {  # besides the standard library and the room itself
         "torch",
         "numpy",
         "liger_kernel",
+        "transformers",
         "kdlab.shapes",
         "kdlab.files",
         *(f"kdlab.{room}" for room in ROOMS),
@@ -90,7 +91,7 @@ LAZY = {
         "fontTools",
         "yaml",
     },
-    "benchmarks": {"liger_kernel"},
+    "benchmarks": {"liger_kernel", "transformers"},
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from ..study.records import provenance
 from .bare import loop
 from .by_hand import step
+from .hugging import trainer, writing
 from .objectives import crd, methods
 from .timing import BenchmarkError, Contest, Settings
 
@@ -20,6 +21,8 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Contest]]] = {
     "loop": loop,
     "crd": crd,
     "methods": methods,
+    "writing": writing,
+    "trainer": trainer,
 }
 
 
