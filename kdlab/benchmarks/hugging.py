@@ -99,17 +99,32 @@ def trainer(settings: Settings) -> list[Contest]:
     class KD(Distil, transformers.Trainer):
         pass
 
-    def bare() -> None:
+    class Clock(transformers.TrainerCallback):
+        """From the first step's beginning to the last one's end, without what a trainer prepares."""
+
+        def __init__(self) -> None:
+            self.laps = Laps(settings.device)
+
+        def on_train_begin(self, *_, **__) -> None:
+            self.laps()
+
+        on_step_end = on_train_begin
+
+    def bare() -> float:
         student = _llama(WIDTHS[1], 2).to(settings.device).train()
         optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0)
         loader = torch.utils.data.DataLoader(data, batch_size=rows)  # pyrefly: ignore[bad-argument-type]
+        laps = Laps(settings.device)
+        laps()
         for batch in loader:
             loss = loss_by_hand(student, {name: tensor.to(settings.device) for name, tensor in batch.items()})
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        laps()
+        return laps.last
 
-    def trained(kind: type, folder: str, **options: Any) -> None:
+    def trained(kind: type, folder: str, **options: Any) -> float:
         args = transformers.TrainingArguments(
             folder, per_device_train_batch_size=rows, num_train_epochs=1, learning_rate=1e-3, lr_scheduler_type="constant",
             max_grad_norm=0.0, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
@@ -117,14 +132,16 @@ def trainer(settings: Settings) -> list[Contest]:
         )  # fmt: skip
         made = kind(_llama(WIDTHS[1], 2), args=args, train_dataset=data, **options)
         made.pop_callback(transformers.PrinterCallback)
+        made.add_callback(clock := Clock())
         made.train()
+        return clock.laps.marks[-1] - clock.laps.marks[0]
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
         objective = 0.5 * CrossEntropy() + 0.5 * ForwardKL()
         contestants = {
-            "bare loop": _timed(settings, bare),
-            "Trainer, by hand": _timed(settings, lambda: trained(ByHand, folder)),
-            "Trainer, Distil": _timed(settings, lambda: trained(KD, folder, teacher=teacher, objective=objective)),
+            "bare loop": bare,
+            "Trainer, by hand": lambda: trained(ByHand, folder),
+            "Trainer, Distil": lambda: trained(KD, folder, teacher=teacher, objective=objective),
         }
         images = dict.fromkeys(contestants, settings.steps * rows)
         return [contest("a step of distillation", contestants, settings, reference="bare loop", images=images)]
