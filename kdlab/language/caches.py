@@ -248,7 +248,7 @@ class TeacherCache(nn.Module):
 class TeacherColumns(nn.Module):
     """A teacher whose words are columns of the data: it reads ``teacher_tokens`` and ``teacher_probabilities`` of a batch, ``(B, T, K)`` each.
 
-    In the teacher's place of :class:`~kdlab.huggingface.trainer.Distil`, with :class:`~kdlab.objectives.sparse.SparseForwardKL`; the columns are those of
+    In the teacher's place of :class:`~kdlab.huggingface.trainer.Distil`, with :class:`~kdlab.objectives.terms.SparseForwardKL`; the columns are those of
     :meth:`TeacherCache.columns`, or of your own: what a server said of each token's successor. A row that is filled up has zeros there.
 
     Args:
