@@ -1673,7 +1673,8 @@ display(
 conditional = head_reads.holds and all(statement.holds for statement in same_reads)
 verdict(
     "C1", "depends" if conditional else "not decided",
-    rf"To first order the student's step on any input has the inner product $(J\Delta)^\top F (J\Delta) \ge 0$ with the teacher's way $\Delta$ (positive in {len(along)} of {len(along)} random draws). {same_reads[0]} {head_lacks} But equal weights are not needed where the last layer is the same and many logits are matched: {head_reads} "
+    ("Yes, with few auxiliary logits; with many, other weights learn it too, if the last layer is the teacher's. " if conditional else "")
+    + rf"To first order the student's step on any input has the inner product $(J\Delta)^\top F (J\Delta) \ge 0$ with the teacher's way $\Delta$ (positive in {len(along)} of {len(along)} random draws). {same_reads[0]} {head_lacks} But equal weights are not needed where the last layer is the same and many logits are matched: {head_reads} "
     f"The teachers read {np.mean(teachers_read):.1%}; n = {len(seeds)} seed{'s' * (len(seeds) > 1)}, 8×8 digits, networks of two hidden layers, one learning rate.",
     condition="under a premise" if conditional else None,
 )  # fmt: skip

@@ -1174,7 +1174,8 @@ display(
 # %% tags=["hide-input"]
 verdict(
     "C6", "depends" if by_reward.holds else "not decided",
-    f"On a toy of {len(TEXTS)} texts whose best policy is known and teaches. {by_reward} {by_text} How the teacher is asked decides as well: {by_sample} The texts that it took to find the teacher are not counted ($\\beta={BETA:g}$, {len(SEEDS)} seeds, each way with a learning rate of its own).",
+    ("Yes, where there is a teacher already; then its own text saves drawing, too. " if by_reward.holds and by_text.holds else "")
+    + f"On a toy of {len(TEXTS)} texts whose best policy is known and teaches: {by_reward} {by_text} How the teacher is asked decides as well: {by_sample} The texts that it took to find the teacher are not counted ($\\beta={BETA:g}$, {len(SEEDS)} seeds, each way with a learning rate of its own).",
     condition="under a premise" if by_reward.holds else None,
 )  # fmt: skip
 
