@@ -1649,8 +1649,7 @@ display(
     show(
         figure,
         label="noise",
-        caption=f"Digits read by students that were shown noise alone: each seed, mean and 95 % interval (n = {len(seeds)}). Grey: chance; dotted: their teachers, {np.mean(teachers_read):.0%}. "
-        "With three logits a common beginning decides. With many, a common last layer does as well.",
+        caption=f"Digits read by students that were shown noise alone: each seed, mean and 95 % interval (n = {len(seeds)}). Grey: chance; dotted: their teachers, {np.mean(teachers_read):.0%}.",
         alt="Two panels of dots. "
         + " ".join(
             f"{number} logits: "
@@ -1665,7 +1664,7 @@ display(
 )
 
 # %% [markdown]
-# Both sides of the dispute are right. What passes is in the *weights*, which the logits lead the student's own to follow. That takes a common beginning, and then three logits are enough. Where the last layer is
+# Where the statements above hold, both sides of the dispute are right. What passes is in the *weights*, which the logits lead the student's own to follow. That takes a common beginning, and then three logits are enough. Where the last layer is
 # the same and its logits are many, they determine the layer below. Then matching them is matching that layer, as a hint would ({doc}`08_hidden_states_and_attention`), and the teacher's way of reading digits comes along,
 # whatever the student began with. Students with nothing in common hear nothing either way.
 

@@ -1168,7 +1168,7 @@ display(
 )
 
 # %% [markdown]
-# Two things are easily confused: that there is a *teacher*, and that the student writes. The first is what saves texts, on the student's as on the teacher's own. And it matters how the teacher is asked. A sampled letter is one draw from what the divergence over all letters
+# Two things are easily confused: that there is a *teacher*, and that the student writes. Where the statements above hold, the first is what saves texts, on the student's as on the teacher's own, and it matters how the teacher is asked. A sampled letter is one draw from what the divergence over all letters
 # knows, and that costs no more, since the teacher computes them all. (The baseline here is that divergence; `SampledReverseKL(baseline=True)` is kdlab's.) None of this counts what it took to *have* $q^*$. Somebody has to find it, by a reward. <!-- by definition -->
 
 # %% tags=["hide-input"]
