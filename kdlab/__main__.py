@@ -24,9 +24,11 @@ from .study.records import RecordError, evidence_folder, read_record
 from .study.runner import PlanError, duration, every_spec, missing, plan, run_plan, take, verify
 from .training import CheckpointError, Stopped
 from .training.distributed import processes, rank_and_world
+from .training.memory import keep_freed_memory
 
 # before CUDA begins: by it products give the same bits twice
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+keep_freed_memory()
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="The study of kdlab."

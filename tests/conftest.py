@@ -10,6 +10,10 @@ from hypothesis import settings
 
 typechecked.install()
 
+from kdlab.training.memory import keep_freed_memory  # noqa: E402: typechecked by then
+
+keep_freed_memory()
+
 REAL_DATA = os.environ.get("KDLAB_DATA")  # before any test changes it
 
 settings.register_profile("kdlab", deadline=None, max_examples=40, database=None, derandomize=True)

@@ -50,6 +50,7 @@ from kdlab.training import (
     save_model,
 )
 from kdlab.training.checkpoint import load_tensors, save_tensors
+from kdlab.training.memory import keep_freed_memory
 
 QUICK = Recipe(epochs=3, batch_size=32, learning_rate=0.01, schedule="cosine", warmup_epochs=0.5)
 DISTIL = 0.1 * CrossEntropy() + 0.9 * SoftTargets(temperature=4)
@@ -860,3 +861,21 @@ def test_what_is_drawn_in_workers_is_what_is_drawn_without(linear):
         fit(student, CrossEntropy(), train=loader, recipe=replace(QUICK, batch_size=4, epochs=2))
         found.append(state(student))
     assert_same_state(*found)
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="glibc alone is asked")
+def test_memory_that_a_step_frees_is_the_next_steps():
+    """Its pages are asked for once: 64 MB have 16,384, which glibc by itself gives back and asks for at every step."""
+    resource = pytest.importorskip("resource")
+
+    def step() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24).sum()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert min(step() for _ in range(5)) < 1000
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())  # without mallopt, as musl and macOS are
+    assert not keep_freed_memory()

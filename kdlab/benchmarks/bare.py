@@ -46,9 +46,9 @@ def loop(settings: Settings) -> list[Contest]:
     thus all that differs: looking for layers and numbers that are not finite, seeding each step, the mean of each term,
     and on CUDA the capture of the step as a graph, which pays for itself.
 
-    On a CPU one more thing differs, by accident: how often the C library gives freed memory back to the system, only to ask
-    for it again. That is worth more than all else, for either side. With ``MALLOC_TRIM_THRESHOLD_`` and
-    ``MALLOC_MMAP_THRESHOLD_`` at 4000000000 in the environment glibc keeps it, and the loops alone are compared.
+    On a CPU one more thing would differ, by accident, and be worth more than all else: how often the C library gives freed
+    memory back to the system, only to ask for it again. Here it keeps it, as in every command of kdlab
+    (:func:`kdlab.training.memory.keep_freed_memory`).
     """
     names = settings.pair
     student, teacher = network(names[1]), untrained_teacher(names[0])

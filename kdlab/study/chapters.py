@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..files import atomic_folder
+from ..training.memory import ENVIRONMENT as MEMORY_IS_KEPT
 from .downloads import CSV, RECORDS, sources_are_saved, with_downloads
 from .parameters import declared_in, given_to
 from .records import evidence_folder
@@ -121,7 +122,7 @@ def execute(
         str(Path(__file__).parents[2]),
         *filter(None, [os.environ.get("PYTHONPATH")]),
     ]  # this kdlab, and no other
-    variables = ONE_THREAD | {"PYTHONPATH": os.pathsep.join(paths)} | (environment or {})
+    variables = ONE_THREAD | MEMORY_IS_KEPT | {"PYTHONPATH": os.pathsep.join(paths)} | (environment or {})
     kernel = type("Kernel", (OwnKernel,), {"environment": variables})
     with tempfile.TemporaryDirectory() as folder:
         source, result = Path(folder) / "source.ipynb", Path(folder) / "executed.ipynb"
