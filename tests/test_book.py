@@ -14,7 +14,8 @@ import nbformat
 import pytest
 
 from kdlab.study import read_record, weight
-from kdlab.study.chapters import OwnKernel, read_chapter
+from kdlab.study.chapters import read_chapter
+from kdlab.study.kernels import KernelServer, OwnKernel
 from kdlab.study.parameters import declared_in
 from kdlab.study.records import headline
 from kdlab.study.repository import EXTRAS, Repository
@@ -203,6 +204,29 @@ def test_a_stale_kernel_of_the_same_name_is_not_taken(small_book, tmp_path, monk
     (stale / "kernel.json").write_text('{"argv": ["false"], "display_name": "old", "language": "python"}')
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     build.execute(small_book(f"# %%\nimport sys\nassert sys.executable == {sys.executable!r}\n"), "cpu")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux alone")
+@pytest.mark.filterwarnings("ignore")
+def test_a_forked_kernel_is_as_one_that_was_started(small_book):
+    of_its_own = """
+# %%
+import os, subprocess, sys, time, __main__
+assert "json" in sys.modules and not hasattr(__main__, "serve")
+assert os.environ["OMP_NUM_THREADS"] == "1" and os.environ["KDLAB_TRACE"].endswith("01_a.trace")
+assert os.path.basename(os.getcwd()) == "notebooks" and os.getpgid(0) == os.getpid()
+os.write(1, b"1234\\n")  # nobody takes it for the number of a kernel
+assert subprocess.run([sys.executable, "-c", "raise SystemExit(3)"]).returncode == 3
+while time.process_time() < 1: pass
+"""
+    dying = "# %%\nimport os\nos._exit(1)\n"
+    before = build.processor_seconds()
+    with KernelServer({}, imported=["json", "a_package_that_nobody_has"]) as server:
+        build.execute(small_book(of_its_own), "cpu", server=server)
+        with pytest.raises(build.BuildError, match="02_a"):
+            build.execute(small_book(dying, "02_a"), "cpu", server=server)
+    assert not OwnKernel.running
+    assert build.processor_seconds() - before > 1  # the kernels' time is counted
 
 
 @pytest.mark.filterwarnings("ignore")

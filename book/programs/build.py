@@ -24,6 +24,7 @@ import time
 import tomllib
 import warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,7 +49,6 @@ from kdlab.study.chapters import (
     copy_mathjax,
     jupyter_book,
     read_chapter,
-    stop_kernels,
     without_reports,
     write_page,
 )
@@ -58,6 +58,7 @@ from kdlab.study.downloads import record_links, with_downloads
 from kdlab.study.findings import found as found_in_records
 from kdlab.study.findings import scale
 from kdlab.study.flat import ABOUT, rows
+from kdlab.study.kernels import KernelServer, stop_kernels
 from kdlab.study.parameters import KINDS, ParameterError, declared_in
 from kdlab.study.plans import PLANS
 from kdlab.study.records import headline, record_name
@@ -221,20 +222,25 @@ def unchanged(chapter: Path, profile: str) -> bool:
     return same and made["read"] == fingerprint(resolve(made["read"]))
 
 
-def execute(chapter: Path, profile: str, *, progress: bool = False) -> float:
+#: Variables of every chapter's kernel.
+ENVIRONMENT = {
+    "KDLAB_BOOK": str(EVIDENCE), "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # of transformers: its progress bars, what it says to itself, and a Trainer's default that is for GPUs
+    "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore::FutureWarning,ignore:IProgress,ignore:'pin_memory' argument",
+}  # fmt: skip
+
+
+def execute(chapter: Path, profile: str, *, server: KernelServer | None = None, progress: bool = False) -> float:
     """Execute a chapter; what it took in seconds. Its last good notebook stays where it fails."""
     given = {"profile": profile} if chapter.suffix == ".py" else {}  # pages have no parameters
     key, trace = code_key(chapter, {"profile": profile}), BUILD / "running" / f"{chapter.stem}.trace"
     trace.parent.mkdir(parents=True, exist_ok=True)
     trace.unlink(missing_ok=True)
-    environment = {
-        "KDLAB_TRACE": str(trace), "KDLAB_BOOK": str(EVIDENCE), "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        # of transformers: its progress bars, what it says to itself, and a Trainer's default that is for GPUs
-        "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore::FutureWarning,ignore:IProgress,ignore:'pin_memory' argument",
-    }  # fmt: skip
     origin, started = provenance(), time.time()
     try:
-        executed = execute_chapter(chapter, given, environment=environment, progress=progress)
+        executed = execute_chapter(
+            chapter, given, environment=ENVIRONMENT | {"KDLAB_TRACE": str(trace)}, server=server, progress=progress
+        )
     except (ChapterError, ParameterError) as error:
         raise BuildError(f"{chapter.relative_to(ROOT)}, {error}") from error
     read = trace.read_text(encoding="utf-8").splitlines() if trace.exists() else []
@@ -302,7 +308,7 @@ def execute_all(sources: list[Path], profile: str, jobs: int) -> list[Path]:
 
     def work(chapter):
         begun[chapter] = time.time()
-        return execute(chapter, profile, progress=jobs == 1 and sys.stderr.isatty())
+        return execute(chapter, profile, server=server, progress=jobs == 1 and sys.stderr.isatty())
 
     def left() -> str:
         pace = sum(took.values()) / sum(needed[c] for c in took)
@@ -313,7 +319,9 @@ def execute_all(sources: list[Path], profile: str, jobs: int) -> list[Path]:
     if queue:
         prepare_data()
         say(f"executing {len(queue)} of {len(sources)} chapters, {min(jobs, len(queue))} at a time …")
-    with ThreadPoolExecutor(jobs) as pool:
+    # a server repays what it imports where many are to run
+    server = KernelServer(ENVIRONMENT) if len(queue) > 4 * jobs else None
+    with server or nullcontext(), ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(work, chapter): chapter for chapter in queue}
         try:
             for future in as_completed(futures):

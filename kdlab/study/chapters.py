@@ -1,18 +1,14 @@
 """A chapter from its source to an executed notebook, by papermill, in a kernel of one thread; and to a page of its own."""
 
 import importlib.util
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import ClassVar
 
 from ..files import atomic_folder
-from ..training.memory import ENVIRONMENT as MEMORY_IS_KEPT
 from .downloads import CSV, RECORDS, sources_are_saved, with_downloads
 from .parameters import declared_in, given_to
 from .records import evidence_folder
@@ -23,14 +19,12 @@ try:
     import nbformat
     import papermill
     import yaml
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
     from jupyter_core.utils import ensure_event_loop
+
+    from .kernels import KernelServer, OwnKernel, for_kernels
 except ImportError as error:
     raise ImportError(f"chapters are executed with {error.name}: pip install 'kdlab[book]'.") from None
 
-#: One thread a kernel: two that wait for each other are slower, and sums come out in one order.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 #: What cells say for the ledger and the status page; the browser shows the HTML beside it.
 VERDICT = "application/vnd.kdlab.verdict+json"
 OBSERVATION = "application/vnd.kdlab.observation+json"
@@ -38,43 +32,6 @@ OBSERVATION = "application/vnd.kdlab.observation+json"
 
 class ChapterError(RuntimeError):
     """Which cell of a chapter broke, and how, in a sentence."""
-
-
-class OwnKernel(AsyncKernelManager):
-    """A kernel of the interpreter that asks for it, whatever kernel is named ``python3`` elsewhere on Jupyter's path."""
-
-    environment: ClassVar[dict[str, str]] = {}
-    running: ClassVar[set[int]] = set()
-
-    @property
-    def kernel_spec(self):
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="Python 3", language="python", env=self.environment)
-
-    async def _async_start_kernel(self, **options):
-        await super()._async_start_kernel(**options)
-        self.running.add(self.provisioner.pid)
-
-    start_kernel = _async_start_kernel
-
-    async def _async_interrupt_kernel(self):
-        if not self.shutting_down:  # a kernel that ends has nothing to be interrupted, and would say that it was
-            await super()._async_interrupt_kernel()
-
-    async def _async_cleanup_resources(self, restart=False):
-        self.running.discard(getattr(self.provisioner, "pid", None))
-        await super()._async_cleanup_resources(restart=restart)
-
-    cleanup_resources = _async_cleanup_resources
-
-
-def stop_kernels() -> None:
-    """Kill every kernel that this process runs, so that the threads that wait for them end."""
-    for pid in list(OwnKernel.running):
-        try:
-            os.killpg(pid, signal.SIGKILL)  # a kernel leads its own group, with whatever it started
-        except ProcessLookupError:
-            pass
 
 
 def read_chapter(path: Path) -> nbformat.NotebookNode:
@@ -103,7 +60,12 @@ def failure(notebook) -> str | None:
 
 
 def execute(
-    chapter: Path, parameters: dict, *, environment: dict | None = None, progress: bool = False
+    chapter: Path,
+    parameters: dict,
+    *,
+    environment: dict | None = None,
+    server: KernelServer | None = None,
+    progress: bool = False,
 ) -> nbformat.NotebookNode:
     """Execute a chapter in its own folder, or a page in an empty one, and return the notebook.
 
@@ -111,6 +73,7 @@ def execute(
         chapter: its source, as :func:`read_chapter` reads it.
         parameters: values by name, for those in the cell tagged ``parameters``.
         environment: variables for its kernel, besides one thread.
+        server: which forks the kernel; without one it is started.
         progress: whether to show a bar.
 
     Raises:
@@ -118,12 +81,7 @@ def execute(
         ChapterError: if a cell raises, or the kernel dies.
     """
     parameters = given_to(declared_in(chapter), parameters)
-    paths = [
-        str(Path(__file__).parents[2]),
-        *filter(None, [os.environ.get("PYTHONPATH")]),
-    ]  # this kdlab, and no other
-    variables = ONE_THREAD | MEMORY_IS_KEPT | {"PYTHONPATH": os.pathsep.join(paths)} | (environment or {})
-    kernel = type("Kernel", (OwnKernel,), {"environment": variables})
+    kernel = type("Kernel", (OwnKernel,), {"environment": for_kernels(environment or {}), "server": server})
     with tempfile.TemporaryDirectory() as folder:
         source, result = Path(folder) / "source.ipynb", Path(folder) / "executed.ipynb"
         where = chapter.parent
