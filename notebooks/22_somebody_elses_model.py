@@ -322,12 +322,12 @@ AXES = Quantity("the mean cosine to the teacher", of="cosine_to_teacher")
 if lacking:
     display(
         not_yet_run(
-            f"{lacking} of {planned} runs: thirteen arms, three seeds each, of the plan encoder-small",
+            f"{lacking} of {planned} runs: {len(ARMS)} arms, three seeds each, of the plan encoder-small",
             study.command,
         )
     )
 Markdown(
-    f"Each student reads {LONG.epochs * LONG.epoch_examples:,} sentences in batches of {LONG.batch_size}, with a learning rate that was chosen for its arm on the validation split, from runs of a quarter of the length with a seed of their own. That is far from the end of training; an order of objectives is one at this length."
+    f"Each student reads {LONG.epochs * LONG.epoch_examples:,} sentences in batches of {LONG.batch_size}, with a learning rate that was chosen for its arm on the validation split, from runs with a seed of their own: of a quarter of the length for students cut out of the teacher, of the whole length for drawn weights, none of which has begun to learn after a quarter. That is far from the end of training; an order of objectives is one at this length."
 )
 
 # %% [markdown]
