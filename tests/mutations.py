@@ -791,6 +791,27 @@ MUTATIONS = [
         "test_labels_are_shifted_as_the_model_itself_shifts_them",
     ),
     Mutation(
+        "in Trainer, a cache teaches rows of another text",
+        "language/caches.py",
+        "if input_ids is not None:",
+        "if False:",
+        "test_a_teacher_that_goes_by_places_sees_whose_they_are",
+    ),
+    Mutation(
+        "in Trainer, kept logits teach whatever has their number",
+        DISTILLATION,
+        'if (by_index(teacher) or by_view(teacher)) and "input_ids" not in self.teacher.names:',
+        "if False:",
+        "test_a_teacher_that_goes_by_places_sees_whose_they_are",
+    ),
+    Mutation(
+        "tokens that only fill a vocabulary up are measured",
+        "training/measures.py",
+        "log_q, log_p = (x[:, :number].log_softmax(-1) for x in (log_q, log_p))",
+        "log_q, log_p = (x[:, :number] for x in (log_q, log_p))",
+        "test_a_teacher_that_is_filled_up_is_measured_over_the_texts_tokens",
+    ),
+    Mutation(
         "in Trainer, hidden states are counted by labels",
         DISTILLATION,
         'hidden = masks.get("hidden_mask", examples)',

@@ -1,5 +1,6 @@
 import ast
 import builtins
+import dataclasses
 import importlib
 import inspect
 import os
@@ -11,8 +12,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 import kdlab
+from kdlab.shapes import with_shapes
 
 PACKAGE = Path(kdlab.__file__).parent
 ROOMS = ("objectives", "models", "data", "training", "language", "huggingface", "theory", "study", "benchmarks")
@@ -237,6 +240,33 @@ def untyped(thing):
         )
         if signature.return_annotation is signature.empty and thing.__name__ != "__init__":
             yield "return"
+
+
+def test_data_with_tensors_is_shown_by_their_shapes():
+    """A prompt that shows a text, or logits, shows what they are, and not a screen of numbers."""
+    kinds = [
+        *(param.values[0] for param in public()),
+        *vars(importlib.import_module("kdlab.objectives.sparse")).values(),
+    ]
+    kinds = [kind for kind in kinds if inspect.isclass(kind) and dataclasses.is_dataclass(kind)]
+    held = [kind for kind in kinds if re.search(r"Tensor|Inputs", str([f.type for f in dataclasses.fields(kind)]))]
+    held.remove(kdlab.study.Run)  # a student, what it says of the test split and its record: not data
+    assert len(held) > 9 and not [kind for kind in held if kind.__repr__ is not with_shapes]
+    row = torch.zeros(9, dtype=torch.int16)
+    assert repr(kdlab.data.Tokens(row, 2, torch.ones(3).long())) == (
+        "Tokens(labels=int16 (9,), context=2, token_bytes=int64 (3,), blocks=int64 (4,), stride=2, ahead=0)"
+    )
+    head = kdlab.objectives.HeadLogits(torch.ones(2, 3, device="meta"), torch.ones(4, 3))
+    assert (
+        repr(head)
+        == "HeadLogits(hidden=float32 (2, 3) on meta, weight=float32 (4, 3), bias=None, softcap=None, chunk=None)"
+    )
+    pair = kdlab.data.Examples({"a": torch.ones(2, 3), "b": torch.ones(2)}, torch.ones(2))
+    assert repr(pair) == "Examples(inputs={'a': float32 (2, 3), 'b': float32 (2,)}, labels=float32 (2,))"
+    books = kdlab.data.SentenceData("a", *3 * (kdlab.data.Sentences(pair.inputs, pair.labels),), 3, ("b",) * 99)
+    assert "train=Sentences(inputs=" in repr(books)
+    split = kdlab.data.Split(torch.ones(1, 3, 2, 2), torch.ones(1).long(), (0.5, 0.5, 0.5), (1.0,) * 3, views=(0,) * 10)
+    assert "mean=(0.5, 0.5, 0.5), " in repr(split) and repr(split).endswith("flip=True, views=tuple of 10)")
 
 
 @pytest.mark.parametrize("thing", list(public()))

@@ -2453,7 +2453,7 @@ def test_measures_check_what_losses_check():
     assert measure(words, torch.tensor([1, 0]), words) == measure(z, torch.tensor([1, 0]), z)
     sums = measures.defaultdict(float)
     log_q = log_soften(words)
-    measures._add_up(sums, log_q, torch.tensor([1, 0]), log_q)
+    measures._add_up(sums, log_q, torch.tensor([1, 0]), log_q, 3)
     assert sums["kl_to_teacher"] == 0
 
 
@@ -3447,6 +3447,49 @@ def test_labels_are_shifted_as_the_model_itself_shifts_them():
         distillation = Distillation(model, None, CrossEntropy())
         found, _ = distillation(model, {"input_ids": tokens, "labels": tokens})
         assert found.item() == pytest.approx(own.item(), rel=1e-5), type(model).__name__
+
+
+def test_a_teacher_that_goes_by_places_sees_whose_they_are(tmp_path):
+    """A cache teaches rows of another text, or of an evaluation, what it says of those that have their number in its own."""
+    import transformers
+
+    from kdlab.huggingface import Distillation
+
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    student, text = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=6, **shape)), some_text()
+    caches.write_cache(tmp_path / "cache", few_words(1), text, entries=2)
+    rows, _, index = next(text.batches(4))
+    cache = caches.TeacherCache(tmp_path / "cache", text)
+
+    def taught(teacher, tokens, index, objective=None):
+        objective = objective or SparseForwardKL()
+        batch = {"input_ids": tokens, "labels": tokens, "index": index}
+        try:
+            _, found = Distillation(student, teacher, objective)(student, batch)
+        except (CacheError, ValueError) as error:
+            return str(error)
+        return next(iter(found.values())).item()
+
+    order = torch.tensor([2, 0])
+    known = sparse_forward_kl(student(rows[order]).logits[:, :-1], cache(order)[:, :-1]).item()
+    assert taught(cache, rows[order], order) == pytest.approx(known, rel=1e-5)
+    others = (rows.flip(1), index), (rows, index.flip(0)), (rows[:, :3], index), (rows, index + 1), (rows, index - 1)
+    for tokens, places in others:
+        assert "their index says" in str(taught(cache, tokens, places))
+    assert "cannot be seen without it" in str(taught(caches.TeacherCache(tmp_path / "cache"), rows, index))
+    training.write_logits(tmp_path / "logits", few_words(1), Examples(rows, rows[:, 0]))
+    assert "into a column" in str(taught(training.CachedLogits(tmp_path / "logits"), rows, index, ForwardKL()))
+
+
+def test_a_teacher_that_is_filled_up_is_measured_over_the_texts_tokens():
+    """What it gives to tokens that are none is taken for a difference to the student."""
+    text, student, teacher = some_text(), few_words(0), few_words(1)
+    filled = few_words(1, size=8)
+    with torch.no_grad():
+        filled.load_state_dict({k: x for k, x in teacher.state_dict().items() if "embedding" not in k}, strict=False)
+        filled.embedding.weight[:6] = teacher.embedding.weight
+    (known,), (found,) = (training.measure_tokens([student], text, teacher=t) for t in (teacher, filled))
+    assert found == pytest.approx(known, rel=1e-5)
 
 
 def test_parts_of_a_batch_add_up_in_any_loop():

@@ -20,7 +20,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from kdlab.shapes import Integer, Shaped
+from kdlab.shapes import Integer, Shaped, with_shapes
 
 from .images import batch_indices
 
@@ -42,6 +42,8 @@ class Examples:
         inputs: a tensor; or a dictionary of tensors (``input_ids``, ``attention_mask``, …), which a model gets by their names.
         labels: classes ``(n,)``, or probabilities of the classes ``(n, C)``, such as those of mixed images; of texts one a token.
     """
+
+    __repr__ = with_shapes
 
     inputs: Inputs
     labels: Shaped[Tensor, "n ..."]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlab.shapes import Bool, Float, Integer, Shaped
+from kdlab.shapes import Bool, Float, Integer, Shaped, with_shapes
 
 from ..files import note_read
 from .download import DataError, fetch_archive
@@ -52,6 +52,8 @@ class Split:
         flip: whether a mirrored image keeps its meaning (true of objects, not of digits).
         views: by number, those that augmentation draws from; None: all 81 shifts, mirrored too where ``flip`` says so.
     """
+
+    __repr__ = with_shapes
 
     images: Shaped[Tensor, "n 3 H W"]
     labels: Integer[Tensor, " n"]

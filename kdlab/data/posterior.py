@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kdlab.shapes import Float, Integer
+from kdlab.shapes import Float, Integer, with_shapes
 
 from .examples import Examples
 
@@ -37,6 +37,8 @@ class KnownPosterior:
         superclass_of: int64, shape ``(classes,)``.
         noise: :math:`\sigma`.
     """
+
+    __repr__ = with_shapes
 
     centres: Float[Tensor, "classes D"]
     superclass_of: Integer[Tensor, " classes"]

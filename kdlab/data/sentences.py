@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdlab.shapes import Integer, Shaped
+from kdlab.shapes import Integer, Shaped, with_shapes
 
 from ..files import atomic_write, note_read
 from .download import DataError, folder
@@ -63,6 +63,8 @@ class Sentences(Examples):
 
     Those of a passage stand one after another, and a book's passages do. A batch is as wide as its longest sentence.
     """
+
+    __repr__ = with_shapes
 
     def to(self, device: torch.device | str) -> "Sentences":
         return replace(self, inputs=each(lambda x: x.to(device), self.inputs), labels=self.labels.to(device))

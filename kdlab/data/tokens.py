@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlab.shapes import Integer
+from kdlab.shapes import Integer, with_shapes
 
 from .images import batch_indices
 
@@ -31,6 +31,8 @@ class Tokens:
             token, the third, and so on, −100 where the block ends before them.
         stride: from one block's first token to the next one's; None is :math:`C`. With :math:`C + 1` blocks share no token.
     """
+
+    __repr__ = with_shapes
 
     labels: Integer[Tensor, " tokens"]
     context: int

@@ -11,7 +11,8 @@ from ..objectives import CrossEntropy, Objective, Term
 from ..objectives.checks import IGNORED
 from ..training import Taps, evaluation_mode
 from ..training.distributed import average, rank_and_world
-from ..training.modules import check_two
+from ..training.modules import check_model, check_two
+from ..training.protocols import by_index, by_view
 from .models import CausalLM, unwrapped
 
 
@@ -48,9 +49,9 @@ class Distillation:
             whose head cannot be read gives its logits.
 
     Raises:
-        TypeError: for what is no objective.
-        ValueError: if there is no teacher and one is needed, if training the student would move it, for layers that are not there, or
-            for a student whose head cannot be read.
+        TypeError: for what is no objective, or no model.
+        ValueError: if there is no teacher and one is needed, if training the student would move it, for layers that are not there,
+            for a student whose head cannot be read, or a teacher that knows examples by their places and cannot see whose these are.
 
     >>> from transformers import BertConfig, BertForSequenceClassification
     >>> from kdlab.objectives import CrossEntropy, HiddenMSE, SoftTargets
@@ -66,6 +67,7 @@ class Distillation:
     def __init__(
         self, student: nn.Module, teacher: nn.Module | None, objective: Objective | Term, *, fused: bool = False
     ):
+        check_model(student, "a student")
         if not isinstance(objective, (Objective, Term)):
             raise TypeError(f"the objective is a term or a sum of terms, such as SoftTargets(), not {objective!r}.")
         self.objective = 1.0 * objective if isinstance(objective, Term) else objective
@@ -83,9 +85,15 @@ class Distillation:
         self.student = _Tapped(student, self.objective.student_layers, fused)
         self.teacher = None
         if self.objective.needs_teacher:
+            check_model(teacher, "a teacher")
             check_two(student, teacher)
             readable = fused and _has_plain_head(teacher)
             self.teacher = _Tapped(teacher, self.objective.teacher_layers, readable)
+            if (by_index(teacher) or by_view(teacher)) and "input_ids" not in self.teacher.names:
+                raise ValueError(
+                    f"{type(teacher).__name__} goes by the places of the examples, and a batch does not show whose they are: put what it says of each into a "
+                    "column of the data, say teacher_logits, and give a module whose forward takes teacher_logits and returns it."
+                )
 
     def __call__(
         self,
@@ -201,6 +209,7 @@ class _Tapped:
             "self",
             "labels",
         }
+        self.required = [name for name, p in forward.items() if name in self.names and p.default is p.empty]
         self.takes_any = any(p.kind is p.VAR_KEYWORD for p in forward.values())
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], fused: bool, other: "_Tapped | None"):
@@ -221,6 +230,11 @@ class _Tapped:
             inputs["use_cache"] = False
         if "decoder_input_ids" in self.names and "decoder_input_ids" not in batch and _are_written(batch):
             inputs["decoder_input_ids"] = _shifted_right(self.inner, batch["labels"])
+        if missing := [name for name in self.required if name not in inputs]:
+            raise ValueError(
+                f"{type(self.inner).__name__} reads {', '.join(missing)}, and the batch has {', '.join(batch)}: each is a column of the data; of a "
+                "cache, index is the place of a row in its text."
+            )
         kind = next((p.dtype for p in self.inner.parameters() if p.is_floating_point()), None)
         return {
             k: v.to(kind) if isinstance(v, Tensor) and v.is_floating_point() and kind else v for k, v in inputs.items()

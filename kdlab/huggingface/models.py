@@ -16,6 +16,7 @@ from kdlab.shapes import Float, Integer
 from ..models.gpt import check_tokens
 from ..objectives import HeadLogits
 from ..training import evaluation_mode
+from ..training.modules import check_model
 from .caches import KeysAndValues, Reread
 
 
@@ -29,6 +30,7 @@ class CausalLM(nn.Module):
         model: such as ``AutoModelForCausalLM.from_pretrained(…)``.
 
     Raises:
+        TypeError: for what is no model of ``transformers``.
         ValueError: if the model does not give one row of logits a token, or a token's logits depend on what follows it.
 
     Attributes:
@@ -45,9 +47,16 @@ class CausalLM(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        check_model(model)
         self.model, self._fused, self._goes_on = model, False, None
         self._scale: float | None = None
-        config = unwrapped(model).config.get_text_config()
+        config = getattr(unwrapped(model), "config", None)
+        if not hasattr(config, "get_text_config"):
+            raise TypeError(
+                f"{type(model).__name__} is no model of transformers, whose configuration CausalLM reads: a model of kdlab.models writes, "
+                "teaches and learns as it is, in kdlab.training.fit and kdlab.language.generate."
+            )
+        config = config.get_text_config()
         self.vocabulary = config.vocab_size
         self.context = getattr(config, "max_position_embeddings", None) or 2**31
         if (tokens := self._two_texts()).is_meta:
@@ -277,6 +286,7 @@ class WithoutAdapter(nn.Module):
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
+        check_model(student, "a student")
         self._modules = student._modules  # under the student's own names
         object.__setattr__(self, "_student", student)
         object.__setattr__(self, "_adapted", _adapted(student))

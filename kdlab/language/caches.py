@@ -19,7 +19,9 @@ from ..files import atomic_folder, note_read, sha256
 from ..objectives import SparseTargets, soften
 from ..training import evaluation_mode
 from ..training.measures import all_logits
+from ..training.modules import check_model
 from ..training.precision import autocast
+from ..training.protocols import check_text
 from ..training.state import checksum, state_of
 from ..training.teachers import CacheError
 
@@ -73,6 +75,8 @@ def write_cache(
         ValueError: for another kind, or a number of entries that the vocabulary has not.
         CacheError: if ``path`` exists already.
     """
+    check_model(teacher, "a teacher")
+    check_text(tokens)
     path = Path(path)
     if kind not in KINDS:
         raise ValueError(f"the kind of a cache is one of {', '.join(KINDS)}, not {kind!r}.")
@@ -142,6 +146,8 @@ class TeacherCache(nn.Module):
     """A cache in a teacher's place: ``fit(…, teacher=TeacherCache(path, train))``.
 
     It is asked by the index of the examples, of this text and of no other, and answers with :class:`~kdlab.objectives.sparse.SparseTargets`, mapped from disk.
+    In :class:`~kdlab.huggingface.trainer.Distil`, whose batches need a column ``index``, each row is held against the text that it was given;
+    :meth:`columns` needs no index there.
 
     Args:
         path: what :func:`write_cache` wrote.
@@ -177,9 +183,11 @@ class TeacherCache(nn.Module):
             )
         if damaged:
             raise CacheError(f"{path / damaged[0]} is truncated or was changed; delete {path} to make it anew.")
-        self.path = path
+        self.path, self._text = path, tokens
         if tokens is not None:
             self.check_text(tokens)
+        if teacher is not None:
+            check_model(teacher, "a teacher")
         if teacher is not None and checksum(state_of(teacher).items()) != self.header["teacher"]:
             raise CacheError(f"{path} is the cache of another teacher.")
         shape = tuple(self.header[name] for name in ("blocks", "context", "entries"))
@@ -204,8 +212,35 @@ class TeacherCache(nn.Module):
         """:meth:`check_text`, as ``fit`` asks of every teacher that knows its examples."""
         self.check_text(split)
 
-    def forward(self, index: Integer[Tensor, " B"]) -> SparseTargets:
-        """What is kept of the examples ``index``, ``(B,)``: entries ``(B, context, K)``."""
+    def _check_rows(self, index: Tensor, input_ids: Tensor) -> None:
+        """That rows are the blocks of its text that their index says they are."""
+        if self._text is None:
+            raise CacheError(
+                f"whether these rows are of the text of {self.path} cannot be seen without it: TeacherCache(path, tokens); or put what the teacher "
+                "said beside each row, TeacherCache.columns, read by TeacherColumns."
+            )
+        known = bool((index >= 0).all()) and bool((index < len(self._text)).all())
+        if not known or not torch.equal(
+            next(self._text[index].batches(len(index)))[0], input_ids.to(self._text.labels.device)
+        ):
+            raise CacheError(
+                f"rows are not the blocks of the text of {self.path} that their index says, whole and as they were: of other rows, such as those of an "
+                "evaluation, the teacher said nothing here. What it said stays with a row as columns: TeacherCache.columns, read by TeacherColumns."
+            )
+
+    def forward(
+        self, index: Integer[Tensor, " B"], input_ids: Integer[Tensor, "B context"] | None = None
+    ) -> SparseTargets:
+        """What is kept of the examples ``index``, ``(B,)``: entries ``(B, context, K)``.
+
+        Args:
+            input_ids: the examples themselves, where nobody else sees to it that they are of its text.
+
+        Raises:
+            CacheError: if they are others.
+        """
+        if input_ids is not None:
+            self._check_rows(index.cpu(), input_ids)
         places = index.cpu().numpy()
         tokens = torch.from_numpy(self._tokens[places].astype(np.int64)).to(index.device)
         probabilities = torch.from_numpy(self._probabilities[places].astype(np.float32)).to(index.device)

@@ -12,6 +12,7 @@ from kdlab.shapes import Bool, Float, Integer
 from ..objectives import HeadLogits
 from ..objectives.softening import log_softmax
 from ..training import evaluation_mode
+from ..training.modules import check_model
 from ..training.taps import logits_of
 from .decoding import Step, stays
 
@@ -163,6 +164,7 @@ def check_prompts(
 
 def check_writer(model: object) -> None:
     """That a model can write: it can be called with a cache of its own."""
+    check_model(model)
     if not hasattr(model, "cache") or hasattr(model, "trunk"):
         raise TypeError(
             f"{type(model).__name__} does not write by itself: a model of transformers does as kdlab.huggingface.CausalLM, "

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from kdlab.shapes import Float, Integer
 
+from .tokeniser import backend
+
 
 @dataclass(frozen=True)
 class TokenCount:
@@ -37,13 +39,17 @@ class TokenCount:
 def tokens_of(words: Iterable[str], tokeniser: Any) -> tuple[int, ...]:
     """The tokens that are one of these words, with a space before it or without, in small letters or with a capital.
 
+    Args:
+        tokeniser: a ``tokenizers.Tokenizer``, or a fast one of ``transformers``.
+
     Raises:
+        TypeError: for what is no tokeniser.
         ValueError: for a word of which no form is one token.
     """
-    found = []
+    tokeniser, found = backend(tokeniser), []
     for word in words:
         forms = [" " * space + form for space in (0, 1) for form in (word, word.capitalize())]
-        ids = [tokeniser.encode(form).ids for form in forms]
+        ids = [tokeniser.encode(form, add_special_tokens=False).ids for form in forms]
         alone = [one for one, *rest in ids if not rest]
         if not alone:
             raise ValueError(f"no form of {word!r} is a single token.")

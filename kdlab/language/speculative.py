@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdlab.shapes import Float, Integer
+from kdlab.shapes import Float, Integer, with_shapes
 
 from ..models.multi_token import MultiToken, as_fused
 from ..objectives import HeadLogits
@@ -58,6 +58,8 @@ class Speculation:
         accepted: how many of them it accepted, int64. Of a row's last round all count, those too that lie beyond the text's end.
         expected: how many of them were to be expected, the sum of 1 − TV(p, q).
     """
+
+    __repr__ = with_shapes
 
     text: Integer[Tensor, "B T"]
     calls: Integer[Tensor, " B"]
@@ -147,7 +149,8 @@ def speculate(
         check_writer(model)
     if verifier.vocabulary != draft.vocabulary:
         raise ValueError(
-            f"a draft has the verifier's {verifier.vocabulary} tokens; this one has a vocabulary of {draft.vocabulary}."
+            f"a draft has the verifier's {verifier.vocabulary} tokens; this one has a vocabulary of {draft.vocabulary}. Where those beyond "
+            f"{(n := min(verifier.vocabulary, draft.vocabulary))} only fill the larger up, model.resize_token_embeddings({n}) of transformers takes them off."
         )
     if own and verifier is not draft.trunk:
         raise ValueError(

@@ -15,7 +15,9 @@ from ..data import Tokens
 from ..data.tokens import mapped, width
 from ..files import atomic_write, note_read
 from ..objectives.checks import IGNORED
+from ..training.modules import check_model
 from ..training.precision import autocast
+from ..training.protocols import check_text
 from ..training.state import checksum, state_of
 from .caches import text_checksum
 from .generation import generate, stop_tokens, text_lengths
@@ -137,6 +139,8 @@ def teacher_text(
 
     Source: Kim & Rush (2016), with samples in place of the beam's best.
     """
+    check_model(teacher, "a teacher")
+    check_text(tokens)
     path = Path(path)
     mark = text_name(checksum(state_of(teacher).items()), text_checksum(tokens), prompt, temperature, seed)
     vocabulary = max(len(tokens.token_bytes), getattr(teacher, "vocabulary", 0))

@@ -17,6 +17,7 @@ from ..data import DataError, TextData, Tokens, corpus_or_fallback, folder, load
 from ..data.text import END_OF_TEXT, SPLITS, Corpus
 from ..data.tokens import mapped, numbered, width
 from ..files import atomic_folder, atomic_write, note_read, sha256
+from ..training.modules import named
 
 #: Tokenisers that come with the package, as ``corpus-vocabulary.json``; others are trained and kept in the data folder.
 STORED = Path(__file__).parent / "tokenisers"
@@ -35,6 +36,24 @@ def require_tokenizers() -> Any:
     except ImportError:
         raise ImportError("language models need tokenizers: pip install 'kdlab[language]'.") from None
     return tokenizers
+
+
+def backend(tokeniser: Any) -> Any:
+    """The ``tokenizers.Tokenizer`` that a tokeniser is, or that one of ``transformers`` stands on.
+
+    Raises:
+        TypeError: for what is none, or has none.
+    """
+    found = getattr(tokeniser, "backend_tokenizer", tokeniser)
+    if hasattr(found, "to_str") and hasattr(found, "get_vocab"):
+        return found
+    name = isinstance(tokeniser, (str, PathLike))
+    advice = (
+        f": load it first, such as AutoTokenizer.from_pretrained({str(tokeniser)!r}) of transformers." if name else "."
+    )
+    raise TypeError(
+        f"a tokeniser is a tokenizers.Tokenizer, or a fast one of transformers, not {named(tokeniser)}{advice}"
+    )
 
 
 def train_tokeniser(documents: Iterable[str], vocabulary: int) -> Any:
@@ -88,7 +107,7 @@ def token_bytes(tokeniser: Any) -> Integer[torch.Tensor, " V"]:
     Raises:
         ValueError: for a tokeniser that is not byte-level, whose tokens do not say how many bytes they are.
     """
-    tokeniser = getattr(tokeniser, "backend_tokenizer", tokeniser)
+    tokeniser = backend(tokeniser)
     parts = json.loads(tokeniser.to_str())
     before = parts["pre_tokenizer"] or {}
     if "ByteLevel" not in [part["type"] for part in (before, *before.get("pretokenizers", ())) if part]:
@@ -128,7 +147,7 @@ def tokenise_documents(documents: Iterable[str], tokeniser: Any, context: int) -
     torch.Size([2, 16])
     """
     _check_documents(documents)
-    own_end, tokeniser = getattr(tokeniser, "eos_token_id", None), getattr(tokeniser, "backend_tokenizer", tokeniser)
+    own_end, tokeniser = getattr(tokeniser, "eos_token_id", None), backend(tokeniser)
     sizes = token_bytes(tokeniser)
     ends = [number for number in (own_end, tokeniser.token_to_id(END_OF_TEXT)) if number is not None][:1]
     ids = [number for text in documents for number in (*tokeniser.encode(text, add_special_tokens=False).ids, *ends)]
@@ -217,6 +236,7 @@ def tokenise(corpus: Corpus, tokeniser: Any) -> tuple[Path, str]:
     Raises:
         DataError: if a file is not what was written, or a split has no text.
     """
+    tokeniser = backend(tokeniser)
     identity = hashlib.sha256((corpus.checksum + tokeniser_checksum(tokeniser)).encode()).hexdigest()
     target = folder() / "tokens" / f"{corpus.name}-{tokeniser.get_vocab_size()}-{identity[:12]}"
     if not target.is_dir():

@@ -20,8 +20,9 @@ from kdlab.shapes import Integer, Shaped
 
 from ..objectives.aligned import AlignedLogits
 from ..objectives.vocabulary import HeadLogits
+from ..training.modules import check_model
 from ..training.taps import logits_of
-from .tokeniser import require_tokenizers
+from .tokeniser import backend, require_tokenizers
 
 
 def token_texts(tokeniser: Any) -> list[bytes | None]:
@@ -39,7 +40,7 @@ def token_texts(tokeniser: Any) -> list[bytes | None]:
     >>> texts[0], texts[256:]
     (None, [b'\\xad', b'be', b'to', b' be', b' to', b'no'])
     """
-    tokeniser = _backend(tokeniser)
+    tokeniser = backend(tokeniser)
     parts = json.loads(tokeniser.to_str())
     kinds = re.findall(r'"type": "(\w+)"', json.dumps([parts["decoder"], parts["pre_tokenizer"]]))
     if "ByteLevel" in kinds:
@@ -60,10 +61,6 @@ def token_texts(tokeniser: Any) -> list[bytes | None]:
         elif not added[number]["special"]:
             texts[number] = token.encode()
     return texts
-
-
-def _backend(tokeniser: Any) -> Any:
-    return getattr(tokeniser, "backend_tokenizer", tokeniser)
 
 
 def _alphabet() -> dict[str, int]:
@@ -97,7 +94,7 @@ def shared_tokens(
 
 def _by_text(tokeniser: Any) -> dict[bytes | str, int]:
     """Numbers of tokens, by their bytes; of special ones by their names."""
-    texts, names = token_texts(tokeniser), {number: name for name, number in _backend(tokeniser).get_vocab().items()}
+    texts, names = token_texts(tokeniser), {number: name for name, number in backend(tokeniser).get_vocab().items()}
     found = {}
     for number, text in enumerate(texts):
         if text or number in names:
@@ -161,6 +158,7 @@ class Retokenised(nn.Module):
         self, model: nn.Module, tokeniser: Any, student_tokeniser: Any, *, special: Mapping[str, str] | None = None
     ) -> None:
         super().__init__()
+        check_model(model, "a teacher")
         self.model, self._student, self._teacher = model, _Cut(student_tokeniser), _Cut(tokeniser)
         ends = getattr(student_tokeniser, "eos_token", None), getattr(tokeniser, "eos_token", None)
         self._special: dict[int, list[int]] = {}
@@ -249,7 +247,7 @@ class _Cut:
 
     def __init__(self, tokeniser: Any) -> None:
         self.texts = token_texts(tokeniser)
-        copied = require_tokenizers().Tokenizer.from_str(_backend(tokeniser).to_str())
+        copied = require_tokenizers().Tokenizer.from_str(backend(tokeniser).to_str())
         copied.no_padding()
         copied.no_truncation()
         whole = copied.encode("a").ids

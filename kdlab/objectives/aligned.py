@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdlab.shapes import Bool, Float, Integer
+from kdlab.shapes import Bool, Float, Integer, with_shapes
 
 from .checks import check_logits
 from .softening import full_precision, log_softmax
@@ -33,6 +33,8 @@ class AlignedLogits:
         lengths: of how many of the student's tokens the span is that begins there, int64, shape ``(B, T)``; 0 where none does.
         first, later: the teacher's log-probability of the first of its own tokens of that span, and of all others together, ``(B, T)``.
     """
+
+    __repr__ = with_shapes
 
     values: Float[Tensor, "B T M"]
     read: Bool[Tensor, "B T"]

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlab.shapes import Bool, Float, Integer
+from kdlab.shapes import Bool, Float, Integer, with_shapes
 
 from .checks import _inspectable, check_infinite, check_mask
 from .reduction import reduce
@@ -45,6 +45,8 @@ class SparseTargets:
             beside a rest, of which it keeps no digits.
         ValueError: for shapes that differ, what is no such distribution, tokens out of range, or a rest of which there is none.
     """
+
+    __repr__ = with_shapes
 
     tokens: Integer[Tensor, "*batch K"]
     probabilities: Float[Tensor, "*batch K"]
@@ -229,7 +231,8 @@ def check_targets(student_logits: Any, targets: object) -> None:
     if targets.shape != student_logits.shape:
         n, m = student_logits.shape[-1], targets.vocabulary
         advice = (
-            f"restrict both to the tokens that they share, such as restrict_vocabulary(…, torch.arange({min(n, m)}))"
+            f"restrict both to the tokens that they share, such as restrict_vocabulary(…, torch.arange({min(n, m)})); in an objective, and so in "
+            f"fit, SharedVocabulary(term, torch.arange({min(n, m)}))"
         )
         raise ValueError(
             f"targets that stand for logits of shape {tuple(targets.shape)} do not fit student logits of shape "
@@ -246,6 +249,8 @@ class CountedTargets(SparseTargets):
         mass: :math:`r + \sum \hat p`, shape ``(..., 1)``; zero where all is one class.
         log_probabilities, log_left: :math:`\log\hat p`, shape ``(..., K)``, and :math:`\log r`, shape ``(..., 1)``; zero where these are.
     """
+
+    __repr__ = with_shapes
 
     left: Float[Tensor, "*batch 1"]
     mass: Float[Tensor, "*batch 1"]
@@ -336,6 +341,8 @@ class Slope:
         tokens, entries: shape ``(..., K)``. Of a token that is there twice the entries add up.
     """
 
+    __repr__ = with_shapes
+
     parts: tuple[tuple[Float[Tensor, "*batch N"], Float[Tensor, "*batch 1"] | float], ...]
     tokens: Integer[Tensor, "*batch K"]
     entries: Float[Tensor, "*batch K"]
@@ -358,6 +365,8 @@ def sparse_slope(
 @dataclass(frozen=True, eq=False)
 class Rest:
     """The student's probabilities of all that is not kept, ``others/scale``, which sum to one; and the logarithm of what they sum to."""
+
+    __repr__ = with_shapes
 
     others: Float[Tensor, "*batch N"]
     scale: Float[Tensor, "*batch 1"] | float

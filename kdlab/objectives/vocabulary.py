@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlab.shapes import Bool, Float, Integer
+from kdlab.shapes import Bool, Float, Integer, with_shapes
 
 from .checks import IGNORED, _inspectable, check_count, check_mask, check_same_shape, counted_labels
 from .divergences import minus_log_shared
@@ -64,6 +64,8 @@ class HeadLogits:
     >>> logits.shape, logits[:, :-1].shape
     (torch.Size([2, 3, 10]), torch.Size([2, 2, 10]))
     """
+
+    __repr__ = with_shapes
 
     hidden: Float[Tensor, "*batch d"]
     weight: Float[Tensor, "N d"]
@@ -353,6 +355,8 @@ class TokenLogits:
         progress: of the training, 0 to 1; or None.
         mask: shape ``(n,)``, where tokens are among them that do not count; or None. A term that gives each token's loss need not look.
     """
+
+    __repr__ = with_shapes
 
     student: PerClass
     teacher: PerClass | SparseTargets | None = None

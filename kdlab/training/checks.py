@@ -11,7 +11,7 @@ from ..objectives import Objective, Term
 from .checkpoint import require_safetensors
 from .distributed import rank_and_world
 from .micro_batches import check_positions, counted
-from .modules import check_two, storages
+from .modules import check_model, check_two, storages
 from .protocols import augments, by_index, by_view, check_examples, inputs_of, is_loaded, is_text, labels_of
 from .recipe import Recipe
 from .state import take_apart
@@ -22,20 +22,19 @@ SHARED = ("batch_size", "augment", "precision", "teacher_mode", "epoch_examples"
 
 
 def check_kinds(learners: Sequence, teacher) -> None:
-    """That objectives and teacher are what they have to be.
+    """That students, objectives and teacher are what they have to be.
 
     Raises:
         TypeError: if not.
     """
     for learner in learners:
+        check_model(learner.student, "a student")
         if not isinstance(learner.objective, (Objective, Term)):
             raise TypeError(
                 f"the objective is a term or a sum of terms, such as SoftTargets(), not {learner.objective!r}."
             )
-    if teacher is not None and not isinstance(teacher, nn.Module):
-        raise TypeError(
-            f"a teacher is a torch.nn.Module, not {type(teacher).__name__}; of a function make one: kdlab.training.FunctionTeacher(function, name)."
-        )
+    if teacher is not None:
+        check_model(teacher, "a teacher")
 
 
 def check_run(

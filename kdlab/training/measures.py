@@ -25,8 +25,9 @@ from ..objectives.checks import (
 )
 from ..objectives.softening import classes_last, prepared_alone
 from ..objectives.types import Labels, Logits, Mask, Probabilities
+from .modules import check_model
 from .precision import Precision, autocast
-from .protocols import AnySplit, Device, Measure, by_index, is_text, labels_of
+from .protocols import AnySplit, Device, Measure, by_index, check_text, is_text, labels_of
 from .taps import call, logits_of
 
 
@@ -158,7 +159,12 @@ def _gaps(confidence: Tensor, right: Tensor, bins: int) -> Tensor:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Generator[nn.Module, None, None]:
-    """Put a model in evaluation mode, and after it each of its modules back in the mode that it had."""
+    """Put a model in evaluation mode, and after it each of its modules back in the mode that it had.
+
+    Raises:
+        TypeError: for what is no model.
+    """
+    check_model(model)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -184,6 +190,7 @@ def predict(
     Returns:
         float32, shape ``(len(split), classes)``, on the CPU.
     """
+    check_model(model)
     if device is None:
         device = next((p.device for p in model.parameters()), "cpu")
     logits = []
@@ -285,15 +292,18 @@ def measure_tokens(
 
     Args:
         students: models of one vocabulary.
-        teacher: what they are compared with; its look is shared.
+        teacher: what they are compared with; its look is shared. Where it and a student are filled up to different numbers of tokens, they are compared
+            over those of the text, each distribution given that it is one of them.
 
     Raises:
+        TypeError: for what is no model, or no text.
         ValueError: for a text of more tokens than a model has, or a teacher cache.
 
     Returns:
         For each student ``bits_per_byte``, ``cross_entropy`` (nats a token), ``accuracy`` (of the likeliest token),
         ``calibration_error``; with a teacher ``agreement``, ``kl_to_teacher`` (nats a token) and ``total_variation``.
     """
+    check_text(split)
     if by_index(teacher):
         raise ValueError("a teacher cache knows a few entries of each token: measure beside the teacher itself.")
     sums = [defaultdict(float) for _ in students]
@@ -304,16 +314,12 @@ def measure_tokens(
         for inputs, labels, _ in split.batches(max(tokens_at_once // split.context, 1)):
             inputs, labels = inputs.to(device), labels.to(device).flatten()
             with autocast(device, precision):
-                log_p = None if teacher is None else log_soften(all_logits(teacher(inputs)).flatten(0, 1), 1.0)
+                log_p = None if teacher is None else _said(teacher, inputs, split)
             read += split.token_bytes.to(device)[labels].sum().item()
             for found, model in zip(sums, students, strict=True):
                 with autocast(device, precision):
-                    log_q = log_soften(all_logits(model(inputs)).flatten(0, 1), 1.0)
-                if log_q.shape[-1] < len(split.token_bytes):
-                    raise ValueError(
-                        f"a text of {len(split.token_bytes)} tokens is not for a model of {log_q.shape[-1]}."
-                    )
-                confidence, right = _add_up(found, log_q, labels, log_p)
+                    log_q = _said(model, inputs, split)
+                confidence, right = _add_up(found, log_q, labels, log_p, len(split.token_bytes))
                 found["gaps"] += _gaps(confidence, right, 15)
     measured = []
     for found in sums:
@@ -326,6 +332,14 @@ def measure_tokens(
             }
         )
     return measured
+
+
+def _said(model: nn.Module, inputs: Tensor, text: Any) -> Tensor:
+    """Log-probabilities ``(tokens, V)`` of what follows each token."""
+    log_q = log_soften(all_logits(model(inputs)).flatten(0, 1), 1.0)
+    if log_q.shape[-1] < len(text.token_bytes):
+        raise ValueError(f"a text of {len(text.token_bytes)} tokens is not for a model of {log_q.shape[-1]}.")
+    return log_q
 
 
 @torch.no_grad()
@@ -358,14 +372,14 @@ def measure_further(
             for k, found in enumerate(sums):
                 y = labels[:, k].to(device)
                 known = y != IGNORED
-                _add_up(found, log_q[:, k][known], y[known], log_p[:, k][known])
+                _add_up(found, log_q[:, k][known], y[known], log_p[:, k][known], len(split.token_bytes))
     return [{name: found[name] / found["tokens"] for name in found if name != "tokens"} for found in sums]
 
 
-def _add_up(found, log_q: Tensor, labels: Tensor, log_p: Tensor | None) -> tuple[Tensor, Tensor]:
+def _add_up(found, log_q: Tensor, labels: Tensor, log_p: Tensor | None, number: int) -> tuple[Tensor, Tensor]:
     """Add what some tokens contribute to the sums of a model: by its log-probabilities, and the teacher's; how sure it is, and whether rightly.
 
-    The same as the functions of :mod:`kdlab.objectives` say, with each logarithm taken once.
+    The same as the functions of :mod:`kdlab.objectives` say, with each logarithm taken once. The text has ``number`` tokens, and models may have more.
     """
     confidence, predicted = log_q.max(-1)
     right = predicted == labels
@@ -373,6 +387,9 @@ def _add_up(found, log_q: Tensor, labels: Tensor, log_p: Tensor | None) -> tuple
     found["cross_entropy"] -= log_q.gather(-1, labels[:, None]).sum().item()
     found["accuracy"] += right.sum().item()
     if log_p is not None:
+        if log_q.shape != log_p.shape:
+            log_q, log_p = (x[:, :number].log_softmax(-1) for x in (log_q, log_p))
+            predicted = log_q.argmax(-1)
         p, q = log_p.exp(), log_q.exp()
         found["agreement"] += (predicted == log_p.argmax(-1)).sum().item()
         found["kl_to_teacher"] += p.mul(log_p - log_q).masked_fill_(p == 0, 0.0).sum().item()

@@ -1,11 +1,37 @@
 """What the loop does with models: where they are, in which mode, and whether two of them are two."""
 
 from collections.abc import Iterator
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
 
 from .state import take_apart, unpacked
+
+
+def check_model(model: object, what: str = "a model") -> None:
+    """That it is a model, and not the name of one, its class or a function.
+
+    Raises:
+        TypeError: if not.
+    """
+    if isinstance(model, nn.Module):
+        return
+    advice = "."
+    if isinstance(model, (str, PathLike)):
+        advice = f": load it first, such as AutoModelForCausalLM.from_pretrained({str(model)!r}) of transformers."
+    elif isinstance(model, type):
+        advice = f": make one of it, {model.__name__}(…)."
+    elif callable(model):
+        advice = "; of a function make a teacher: kdlab.training.FunctionTeacher(function, name)."
+    raise TypeError(f"{what} is a torch.nn.Module, not {named(model)}{advice}")
+
+
+def named(given: object) -> str:
+    """What was given in place of something, for a sentence."""
+    if isinstance(given, (str, PathLike)):
+        return f"the name {str(given)!r}"
+    return f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
 
 
 def moved_to(model: nn.Module, device) -> torch.memory_format:

@@ -98,6 +98,18 @@ def is_text(split: object) -> bool:
     return hasattr(split, "token_bytes")
 
 
+def check_text(tokens: object) -> None:
+    """That it is a :class:`Text`.
+
+    Raises:
+        TypeError: if not.
+    """
+    if not is_text(tokens):
+        raise TypeError(
+            f"a text is kdlab.data.Tokens, not {type(tokens).__name__}: kdlab.language.tokenise_documents(texts, tokeniser, context) makes it."
+        )
+
+
 def is_loaded(split: object) -> bool:
     """Whether it is a :class:`LoadedSplit`."""
     return hasattr(split, "loader")

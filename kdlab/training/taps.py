@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from ..objectives import AlignedLogits, HeadLogits, SparseTargets
 from ..objectives.attention import attention_from_qk
 from ..objectives.vocabulary import AnyLogits
+from .modules import check_model
 from .state import plain_names
 
 
@@ -51,6 +52,7 @@ class Taps:
     def __init__(self, model: nn.Module, layers: Iterable[str] = ()) -> None:
         if isinstance(layers, str):
             raise TypeError(f"layers is a list of names: [{layers!r}].")
+        check_model(model)
         self.model, self.layers = model, tuple(layers)
         self._captured, self._running, self._hooks, self._modes = {}, False, [], []
         named = dict(model.named_modules())
