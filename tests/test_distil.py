@@ -6,6 +6,7 @@ import socket
 from functools import cache
 
 import pytest
+import safetensors.torch
 import torch
 
 transformers = pytest.importorskip("transformers")
@@ -283,10 +284,13 @@ def test_a_run_that_is_resumed_is_the_whole_run(tmp_path, adapted):
     assert [e["loss"] for e in steps(whole)][2:] == [e["loss"] for e in steps(resumed)][-2:]
     with pytest.raises(CheckpointError, match="another objective"):
         trained("sentences", tmp_path / "other", student=student(), resume=str(tmp_path / "whole/checkpoint-2"), **how)
-    assert (
-        not [name for name in (tmp_path / "whole/checkpoint-4").iterdir() if name.name == "adapter_model.safetensors"]
-        or adapted
+    saved = safetensors.torch.load_file(
+        tmp_path / f"whole/checkpoint-4/{'adapter_model' if adapted else 'model'}.safetensors"
     )
+    if adapted:  # the adapters, and what was trained beside them
+        assert all("lora_" in name or "classifier" in name for name in saved) and len(saved) == 10
+    else:
+        assert saved.keys() == bert(0).state_dict().keys()
 
 
 def test_what_is_published_is_the_student_alone(tmp_path):
@@ -752,8 +756,31 @@ def on_one_of_two(rank, port, folder, task):
     )  # fmt: skip
     made.train()
     found = {**state(made), "log": steps(made), "measured": made.evaluate()}
+    if task == "texts":
+        found["sharded"] = gradients_of_texts(rank)
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def gradients_of_texts(rank=None):
+    """Of all texts at once; or of one process's half of them, where both models are sharded over two."""
+    student, teacher = llama(0), llama(1, 24)
+    objective = CrossEntropy() + SoftTargets() + AttentionMaps(LAYER + ".self_attn", normalise="queries")
+    distillation = Distillation(student, teacher, objective, fused=True)
+    rows = list(texts())
+    if rank is not None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh, rows = init_device_mesh("cpu", (2,)), rows[rank::2]
+        for model in (student, teacher):
+            for layer in (*model.model.layers, model):
+                fully_shard(layer, mesh=mesh)
+        assert next(teacher.parameters()).to_local().numel() < next(llama(1, 24).parameters()).numel()
+    batch = stacked(rows, "input_ids", "attention_mask", "labels")
+    loss, _ = distillation(student, batch, counts=distillation.counts([batch]))
+    loss.backward()
+    return {name: getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for name, p in student.named_parameters()}
 
 
 SCHEDULE = {"max_grad_norm": 0.05, "weight_decay": 0.1}
@@ -772,6 +799,8 @@ def test_two_processes_are_one(tmp_path, task):
         for name, value in state(one).items():
             torch.testing.assert_close(found[name], value, **ROUNDING, msg=lambda m, name=name: f"{name}: {m}")
         assert found["log"] == [pytest.approx(entry, rel=1e-3) for entry in steps(one)]
+        if task == "texts":
+            torch.testing.assert_close(found["sharded"], gradients_of_texts(), **ROUNDING)
         measured = {
             k: v
             for k, v in found["measured"].items()
