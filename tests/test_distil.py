@@ -577,6 +577,8 @@ def test_a_teachers_cache_is_columns_of_the_data(tmp_path):
     with torch.no_grad():
         wanted = sparse_forward_kl(student(inputs).logits[:, :-1], cached(index)[:, :-1])
     assert terms["SparseForwardKL"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    fused, _ = Distillation(student, reads, how["objective"], fused=True)(student, batch)
+    assert fused.item() == pytest.approx(sum(terms.values()).item(), rel=1e-5)
     found = made.evaluate()
     assert found["eval_accuracy"] >= 0 and "eval_kl_to_teacher" not in found
 

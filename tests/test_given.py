@@ -100,6 +100,13 @@ def test_in_transformers_place_too(thing, sentence):
     ):
         with pytest.raises(TypeError, match=f"^an? \\w+ is a torch.nn.Module, {sentence}"):
             ask(thing)
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    with pytest.raises(TypeError, match="^here the student is the model of transformers itself, .*: student.model"):
+        Distillation(CausalLM(transformers.LlamaForCausalLM(config)), gpt(), SoftTargets())
     with pytest.raises(TypeError, match="^GPT is no model of transformers, .*: a model of kdlab.models writes"):
         CausalLM(gpt())
     with pytest.raises(TypeError, match="^Linear is no model of transformers"):

@@ -99,6 +99,20 @@ def trained(folder, *, rewrite, data=None, resume=False, **how):
     return [p.detach().clone() for p in student.parameters()]
 
 
+def test_what_is_no_batch_of_prompts_is_said():
+    row = torch.tensor([5, 6, 7])
+    for batch in (
+        ["a prompt"],
+        row[None],
+        {"input_ids": row},
+        {"input_ids": [[5, 6]]},
+        {"tokens": row[None]},
+        {"input_ids": row[None] / 2},
+    ):
+        with pytest.raises(TypeError, match=r"^a batch of prompts has input_ids, .*padding=True"):
+            OwnAnswers(2)(torch.nn.Linear(2, 2), batch)
+
+
 def test_a_step_is_one_on_the_text_that_it_would_have_written(tmp_path):
     """And accumulated as whole: answers of one length each, so that micro-batches have other numbers of tokens."""
     own = OwnAnswers(4, temperature=0, stop=3)

@@ -64,8 +64,10 @@ class OwnAnswers:
             generator: what is drawn from, on the student's device.
 
         Raises:
+            TypeError: for what is no batch, or no model.
             ValueError: for an example without a prompt, or what is longer than the student's context.
         """
+        _check_batch(batch)
         device = batch["input_ids"].device
         if self.probability < 1 and torch.rand((), generator=generator, device=device) >= self.probability:
             return dict(batch)
@@ -88,6 +90,16 @@ class OwnAnswers:
             "attention_mask": (places < ends).long(),
             "labels": text.masked_fill(~own, IGNORED),
         }
+
+
+def _check_batch(batch: object) -> None:
+    """That prompts are there as a tokeniser gives them."""
+    tokens = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
+        raise TypeError(
+            "a batch of prompts has input_ids, token numbers of shape (B, P): tokenizer(prompts, return_tensors='pt', padding=True); of one "
+            "prompt, {'input_ids': torch.tensor([ids])}."
+        )
 
 
 def _prompts(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -68,6 +68,10 @@ class Distillation:
         self, student: nn.Module, teacher: nn.Module | None, objective: Objective | Term, *, fused: bool = False
     ):
         check_model(student, "a student")
+        if isinstance(student, CausalLM):
+            raise TypeError(
+                "here the student is the model of transformers itself, as trainers call and save it: student.model, of this CausalLM."
+            )
         if not isinstance(objective, (Objective, Term)):
             raise TypeError(f"the objective is a term or a sum of terms, such as SoftTargets(), not {objective!r}.")
         self.objective = 1.0 * objective if isinstance(objective, Term) else objective
@@ -231,9 +235,9 @@ class _Tapped:
         if "decoder_input_ids" in self.names and "decoder_input_ids" not in batch and _are_written(batch):
             inputs["decoder_input_ids"] = _shifted_right(self.inner, batch["labels"])
         if missing := [name for name in self.required if name not in inputs]:
+            place = "; index, of a cache, is a row's place in its text" if "index" in missing else ""
             raise ValueError(
-                f"{type(self.inner).__name__} reads {', '.join(missing)}, and the batch has {', '.join(batch)}: each is a column of the data; of a "
-                "cache, index is the place of a row in its text."
+                f"{type(self.inner).__name__} reads {', '.join(missing)}, and the batch has {', '.join(batch)}: each is a column of the data{place}."
             )
         kind = next((p.dtype for p in self.inner.parameters() if p.is_floating_point()), None)
         return {
@@ -268,7 +272,7 @@ def _fused(model: nn.Module) -> CausalLM:
 def _has_plain_head(model: nn.Module) -> bool:
     try:
         return _fused(model) is not None
-    except (AttributeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         return False
 
 
