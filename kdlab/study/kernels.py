@@ -4,6 +4,7 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -177,9 +178,9 @@ def become_kernel(arguments: list[str], environment: dict[str, str], folder: str
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    from ipykernel import kernelapp
-
-    sys.exit(kernelapp.launch_new_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"]))
+    sys.argv = ["ipykernel_launcher", *arguments, f"--IPKernelApp.parent_handle={os.getppid()}"]
+    runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
+    sys.exit()
 
 
 if __name__ == "__main__":
