@@ -266,6 +266,33 @@ def test_what_the_theme_leaves_without_a_name_gets_one():
     assert mended.count("aria-label") == 2 and 'role="region"' in mended and 'role="listitem"' in mended
 
 
+def test_a_formula_stays_with_its_brackets_and_a_page_says_what_it_is_without_javascript():
+    formula = r'<span class="math">\(T\)</span>'
+    page = (
+        f'<script src="../mathjax/startup.js"></script><article class="bd-article"><p>At ({formula}), {formula} is.</p>'
+    )
+    badge = '<p class="kd-records kd-badge">seen · 2026-11-30</p>'
+    mended = build.unbroken(page + badge)
+    assert f'At <span class="kd-whole">({formula}),</span> {formula} is.' in mended
+    assert "seen · <time>2026-11-30</time>" in mended and "are shown as their TeX source" in mended
+    assert build.unbroken(badge.replace("2026-11-30", "30")) == badge.replace("2026-11-30", "30")
+
+
+def test_columns_of_words_on_the_status_page_begin_at_the_left(tmp_path):
+    made = {
+        "provenance": build.provenance(),
+        "seconds": 183.4,
+        "finished": "2026-11-30T00:59:01+00:00",
+        "profile": "cpu",
+    }
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A & B")], metadata={"kdlab": made})
+    nbformat.write(notebook, tmp_path / "07_a.ipynb")
+    page = build.status([tmp_path / "07_a.ipynb"])
+    assert '<td><a href="../notebooks/07_a.html">7. A &amp; B</a></td><td>183\xa0s</td>' in page
+    assert '<td class="kd-words"><time>2026-11-30 00:59</time></td><td class="kd-words"><code>' in page
+    assert '<td class="kd-words">not yet</td>' in page
+
+
 def test_a_page_of_the_cookbook_is_executed_in_an_empty_folder(small_book):
     (build.ROOT / "book" / "cookbook").mkdir()
     page = build.ROOT / "book" / "cookbook" / "a.md"

@@ -36,7 +36,7 @@ from scipy.stats import t as student_t
 from kdlab.benchmarks import gpu
 from kdlab.data import DataError, corpus_or_fallback, load_images
 from kdlab.data import folder as data_folder
-from kdlab.figures import explorer, mathematics
+from kdlab.figures import Shown, explorer, mathematics
 from kdlab.figures import table as table_of
 from kdlab.figures.plotted import as_csv
 from kdlab.files import atomic_write, sha256
@@ -666,39 +666,42 @@ def unseen(notebooks) -> list[tuple[Path, str]]:
 
 def status(notebooks, pages=()) -> str:
     """What ran when, how long, on what, from which commit: chapters, and pages of the cookbook; and the records that the book holds."""
-    rows = []
+    executed_rows = []
     executed = [(path, "../notebooks", f"{int(path.stem[:2])}. ") for path in notebooks]
     for path, folder, number in [*executed, *((path, "cookbook", "Cookbook: ") for path in pages)]:
         notebook = read_executed(path)
         made, title = notebook.metadata["kdlab"], f"{number}{title_of(notebook)}"
         origin = made["provenance"]
-        rows.append(
-            f'<tr><td><a href="{folder}/{path.stem}.html">{html.escape(title)}</a></td>'
-            f"<td>{made['seconds']:.0f} s</td><td>{made['finished'][:16].replace('T', ' ')}</td>"
-            f"<td><code>{commit(origin)}</code></td></tr>"
+        executed_rows.append(
+            (
+                Shown(f'<a href="{folder}/{path.stem}.html">{html.escape(title)}</a>'),
+                f"{made['seconds']:.0f} s",
+                Shown(f"<time>{made['finished'][:16].replace('T', ' ')}</time>"),
+                Shown(f"<code>{commit(origin)}</code>"),
+            )
         )
     by_plan = {}
     for record in records(EVIDENCE):
         origin, spec = record["provenance"], record["spec"]
         by_plan.setdefault(spec["study"], []).append(
-            f'<tr><td><a href="../records/{record_name(record)}.json">{spec["arm"]}, seed {record["recipe"]["seed"]}</a></td>'
-            f"<td>{html.escape(headline(record))}</td><td>{record['seconds'] / 60:.0f} min</td>"
-            f"<td>{origin['started'][:10]}</td><td>{html.escape(hardware(origin))}</td>"
-            f"<td><code>{(origin['commit'] or '')[:10]}</code></td></tr>"
+            (
+                Shown(
+                    f'<a href="../records/{record_name(record)}.json">{spec["arm"]}, seed {record["recipe"]["seed"]}</a>'
+                ),
+                headline(record),
+                f"{record['seconds'] / 60:.0f} min",
+                Shown(f"<time>{origin['started'][:10]}</time>"),
+                hardware(origin),
+                Shown(f"<code>{(origin['commit'] or '')[:10]}</code>"),
+            )
         )
-
-    asked = []
-    for what, goal, seen, card in gpu.shown(EVIDENCE / "gpu"):
-        cells = (what, goal, "not yet" if seen is None else seen, card)
-        asked.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-
-    def table(header, body):
-        head = "".join(f'<th scope="col">{h}</th>' for h in header)
-        return f'<div class="kd-table" tabindex="0"><table class="table"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-
+    asked = [
+        (what, goal, "not yet" if seen is None else seen, card)
+        for what, goal, seen, card in gpu.shown(EVIDENCE / "gpu")
+    ]
     header = ["run", "on the test split", "training", "date", "device", "commit"]
     folded = [
-        f'<details class="kd-plan"><summary><code>{plan}</code>: {len(runs)} runs</summary>{table(header, runs)}</details>'
+        f'<details class="kd-plan"><summary><code>{plan}</code>: {len(runs)} runs</summary>{shown(header, runs, f"Plan {plan}.")}</details>'
         for plan, runs in by_plan.items()
     ]
     differs = "\n".join(  # in Markdown, so that Sphinx sees what is mathematics in it
@@ -709,10 +712,12 @@ def status(notebooks, pages=()) -> str:
     text = (ROOT / "book" / "status.md").read_text(encoding="utf-8")
     versions = ", ".join(f"{name} {origin[name]}" for name in ("kdlab", "python", "torch", "numpy"))
     return (
-        text.replace("%CHAPTERS%", table(["chapter", "time", "finished (UTC)", "commit"], rows))
+        text.replace(
+            "%CHAPTERS%", shown(["chapter", "time", "finished (UTC)", "commit"], executed_rows, "What was executed.")
+        )
         .replace("%RECORDS%", "\n".join(folded))
         .replace("%TOTAL%", f"{scale(records(EVIDENCE))}." if by_plan else "None.")
-        .replace("%GPU%", table(["what", "asked", "seen", "card"], asked))
+        .replace("%GPU%", shown(["what", "asked", "seen", "card"], asked, "On a GPU."))
         .replace("%UNSEEN%", differs or "None.")
         .replace("%VERSIONS%", f"profile {made['profile']}; {versions}; {hardware(origin)}; {origin['system']}")
     )
@@ -766,6 +771,34 @@ def accessible(page: str) -> str:
     page = re.sub(r'(<div class="[^"]*\bmath\b[^"]*")(?! tabindex)', r'\1 tabindex="0"', page)
     said = r'<th\1 scope="col"><span class="visually-hidden">\2</span><span aria-hidden="true">\3</span></th>'
     return re.sub(r'<th( class="kd-words[^"]*")? scope="col" aria-label="([^"]*)">(.*?)</th>', said, page)
+
+
+def unbroken(page: str) -> str:
+    """A page on which a formula stays with the brackets and stops beside it, and a date in one line; and which says what stands for a
+    formula where no script runs.
+
+    >>> unbroken('<p>(<span class="math">\\\\(T\\\\)</span>), so</p>')
+    '<p><span class="kd-whole">(<span class="math">\\\\(T\\\\)</span>),</span> so</p>'
+    >>> unbroken('<p class="kd-badge">commit · 2026-11-30</p>')
+    '<p class="kd-badge">commit · <time>2026-11-30</time></p>'
+    """
+
+    def whole(found: re.Match) -> str:
+        return f'<span class="kd-whole">{found[0]}</span>' if found[1] or found[2] else found[0]
+
+    page = re.sub(r'([(\[“]*)<span class="math[^"]*">[^<]*</span>([)\],.;:!?%”’]*)', whole, page)
+    page = re.sub(
+        r'<p class="[^"]*kd-badge[^"]*">.*?</p>',
+        lambda badge: re.sub(r"\b\d{4}-\d\d-\d\d\b", r"<time>\g<0></time>", badge[0]),
+        page,
+        flags=re.DOTALL,
+    )
+    if "/mathjax/" in page:
+        said = (
+            '<noscript><p class="kd-badge">Without JavaScript, formulae are shown as their TeX source.</p></noscript>'
+        )
+        page = page.replace('<article class="bd-article">', f'<article class="bd-article">{said}', 1)
+    return page
 
 
 def for_readers(notebook, where: Repository | None):
@@ -966,7 +999,7 @@ def sphinx(where: Path) -> bool:
     weight.lighten(built)
     for path in built.rglob("*.html"):
         page = path.read_text(encoding="utf-8")
-        if (mended := accessible(page)) != page:
+        if (mended := unbroken(accessible(page))) != page:
             path.write_text(mended, encoding="utf-8")
     check_pages(built)  # before it takes the place of the last good book
     shutil.rmtree(BUILD / "html", ignore_errors=True)

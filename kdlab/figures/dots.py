@@ -27,8 +27,8 @@ def dots(panel, rows: dict, intervals: dict, *, reference: dict | None = None, f
             [place] * len(values),
             "o",
             color=colour,
-            alpha=0.35,
-            markersize=4.5,
+            alpha=0.5,
+            markersize=6.5,
             mew=0,
             label="_run",
         )

@@ -74,13 +74,13 @@
       }
       const rows = [...groups].map(([arm, dots]) => ({ arm, dots, ...summary(dots.map((d) => d.value)) })).sort((a, b) => b.mean - a.mean);
       const count = rows.reduce((a, r) => a + r.n, 0);
-      said.textContent = `${rows.length} arms, ${count} runs of ${runs.length}. ${measure.value[0].toUpperCase()}${measure.value.slice(1).replaceAll("_", " ")}` +
+      said.textContent = `Plan ${plan.value}: ${rows.length} arms, ${count} runs of ${runs.length}. ${measure.value[0].toUpperCase()}${measure.value.slice(1).replaceAll("_", " ")}` +
         (minus.value ? `, minus ${minus.value} at the same seed: mean and 95 % interval of the differences.` : ": mean and 95 % interval.");
       if (!rows.length) return place.replaceChildren(make("p", { textContent: "No run fits." }));
       picture(rows);
     };
     const picture = (rows) => {
-      const left = 230, right = 700, row = 22, height = 30 + row * rows.length;
+      const letters = Math.min(36, Math.max(...rows.map((r) => r.arm.length))), left = 20 + 6.5 * letters, right = 700, row = 22, height = 30 + row * rows.length;
       const ends = rows.flatMap((r) => [...r.dots.map((d) => d.value), ...(r.half === null ? [] : [r.mean - r.half, r.mean + r.half])]);
       if (minus.value) ends.push(0);
       let low = Math.min(...ends), high = Math.max(...ends);

@@ -5,7 +5,13 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
-from .style import BLUE, ORANGE, Shown, mathematics
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+
+from kdlab.study.statistics import summary
+
+from .dots import dots
+from .style import BLUE, ORANGE, Shown, mathematics, show, use_style
 
 
 def explorer(
@@ -20,7 +26,7 @@ def explorer(
     r"""Dots by arm with the mean and its interval, :math:`\bar x \pm t_{n-1} s/\sqrt n`; of values, or of differences paired by seed.
 
     The reader chooses plan, measure, length of training and what is subtracted. Each dot is a link to its record. It asks for nothing from
-    outside; without JavaScript a sentence stands in its place.
+    outside; without JavaScript the picture that it begins with stands in its place.
 
     Args:
         rows: a dict a run: ``plan``, ``arm``, ``seed``, ``length``, ``record`` (a file's name), and its measures by name.
@@ -47,9 +53,44 @@ def explorer(
         "folder": records, "value": BLUE, "difference": ORANGE,
     }  # fmt: skip
     script = files("kdlab.figures").joinpath("explorer.js").read_text(encoding="utf-8")
+    first, runs = next(iter(plans.items()))
+    still = _still(first, measures[first][0], runs, f"{label}-still")
     packed = html.escape(json.dumps(given, ensure_ascii=True, separators=(",", ":")), quote=False)
     return Shown(
         f'<figure class="kd-figure kd-explorer" id="fig-{label}"><template>{packed}</template>'
-        '<p class="kd-dial-off">This figure needs JavaScript; the tables and files below have the same numbers.</p>'
+        f'<div class="kd-dial-off">{still}</div>'
         f"<figcaption>{mathematics(caption)}</figcaption></figure><script>{script}</script>"
     )
+
+
+def _arms(runs: Sequence[Sequence]) -> dict[str, list[float]]:
+    """The first measure of each arm's runs, the highest mean first; by length too where they differ in it.
+
+    >>> _arms([["a", 0, "1 epoch", "", [0.1]], ["b", 0, "2 epochs", "", [0.5]], ["a", 1, "1 epoch", "", [0.3]], ["a", 2, "1 epoch", "", [None]]])
+    {'b, 2 epochs': [0.5], 'a, 1 epoch': [0.1, 0.3]}
+    """
+    kept = [(arm, length, values[0]) for arm, _, length, _, values in runs if values[0] is not None]
+    lengths, found = {length for _, length, _ in kept}, {}
+    for arm, length, value in kept:
+        found.setdefault(f"{arm}, {length}" if len(lengths) > 1 else arm, []).append(value)
+    return dict(sorted(found.items(), key=lambda arm: -summary(arm[1]).mean))
+
+
+def _still(plan: str, measure: str, runs: Sequence[Sequence], label: str) -> str:
+    """What the explorer shows at its start, for readers without JavaScript: markup of a figure with its caption."""
+    arms, measure = _arms(runs), measure.replace("_", " ")
+    if not arms:
+        return f"<p>No run of the plan {html.escape(plan)} has a measure to show.</p>"
+    means = {arm: summary(values) for arm, values in arms.items()}
+    said = f"Plan {plan}, {measure}"
+    with mpl.rc_context():
+        use_style()
+        figure, panel = plt.subplots(figsize=(7, 0.8 + 0.3 * len(arms)))
+        dots(panel, arms, {arm: mean for arm, mean in means.items() if mean.n > 1})
+        panel.set_xlabel(measure)
+        return show(
+            figure,
+            label=label,
+            caption=f"{said}. A dot is a run. Other plans and measures are chosen here with JavaScript; the tables below have them all.",
+            alt=f"{said}: " + "; ".join(f"{arm} {mean:.4g}" for arm, mean in means.items()) + ".",
+        ).markup

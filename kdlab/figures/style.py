@@ -176,16 +176,17 @@ def _together(dots: re.Match) -> str:
 
 
 def _whole(cell: str) -> str:
-    """A cell that may be broken before an interval, and not within it.
+    """A cell that may be broken before an interval, and not within it, nor between a number and its half-width or unit.
 
-    >>> _whole("+0.12 [+0.10, +0.14] *")
-    '+0.12 [+0.10,\\xa0+0.14]\\xa0*'
+    >>> _whole("+0.12 [+0.10, +0.14] *"), _whole("33.0 ± 2.4"), _whole("183 s")
+    ('+0.12 [+0.10,\\xa0+0.14]\\xa0*', '33.0\\xa0±\\xa02.4', '183\\xa0s')
     """
-    return re.sub(r"\[([^\s\[\]]+), ([^\s\[\]]+)\](?: (?=\S$))?", lambda found: found[0].replace(" ", "\xa0"), cell)
+    kept = r"\[([^\s\[\]]+), ([^\s\[\]]+)\](?: (?=\S$))?| [±×] |^[-+−]?[\d.,]+ (?=\S{1,3}$)"
+    return re.sub(kept, lambda found: found[0].replace(" ", "\xa0"), cell)
 
 
-#: How a cell with a number begins; a dash is the want of one.
-_NUMBER = re.compile(r"[-+−±<>≤≥≈~($\\[]*\.?\d|[-–—]?$")
+#: How a cell with a number begins, and what makes words of it; a dash is the want of a number.
+_NUMBER, _WORD = re.compile(r"[-+−±<>≤≥≈~($\\[]*\.?\d|[-–—]?$"), re.compile(r"(?<![\\\w])[^\W\d_]{6}")
 
 
 def _kind(cells) -> str:
@@ -193,10 +194,13 @@ def _kind(cells) -> str:
 
     >>> _kind(["asked", "0.71", "labels alone, 30.48"]), _kind(["–", "+0.12 [+0.10, +0.14]", "3, stops below 0.3"])
     (' class="kd-words"', '')
+    >>> _kind(["1 * CrossEntropy()"]), _kind([Shown("<code>17b38d1222</code>")])
+    (' class="kd-words"', ' class="kd-words"')
     """
-    if 2 * sum(not _NUMBER.match(cell) for cell in cells) <= len(cells):
+    words = [isinstance(cell, Shown) or not _NUMBER.match(cell) or bool(_WORD.search(cell)) for cell in cells]
+    if 2 * sum(words) <= len(words):
         return ""
-    return ' class="kd-words kd-sentences"' if max(map(len, cells)) > 40 else ' class="kd-words"'
+    return ' class="kd-words kd-sentences"' if max(len(str(cell)) for cell in cells) > 40 else ' class="kd-words"'
 
 
 def _header(cell: str, attributes: str = "") -> str:
@@ -217,18 +221,21 @@ def _header(cell: str, attributes: str = "") -> str:
 
 
 def table(header, rows, *, caption: str) -> Shown:
-    """A table with a caption above; numbers line up at the right, words at the left. ``$…$`` is mathematics.
+    """A table with a caption above; numbers line up at the right, words at the left. ``$…$`` is mathematics; a :class:`Shown` cell is HTML.
 
     >>> table(["T", "KL"], [[1, "0.850"]], caption="Two numbers.").markup.count("<td>")
     2
     """
-    rows = [[str(cell) for cell in row] for row in rows]
+    rows = [[cell if isinstance(cell, Shown) else str(cell) for cell in row] for row in rows]
     columns = list(zip(*rows, strict=True)) or [()] * len(header)
     kinds = ["", *map(_kind, columns[1:])]  # the first is at the left anyway
     head = "".join(_header(str(cell), kind) for cell, kind in zip(header, kinds, strict=True))
     body = "".join(
         "<tr>"
-        + "".join(f"<td{kind}>{mathematics(_whole(cell))}</td>" for cell, kind in zip(row, kinds, strict=True))
+        + "".join(
+            f"<td{kind}>{cell.markup if isinstance(cell, Shown) else mathematics(_whole(cell))}</td>"
+            for cell, kind in zip(row, kinds, strict=True)
+        )
         + "</tr>"
         for row in rows
     )
