@@ -503,7 +503,8 @@ if decisive:
     warning = below("permuted", "alone", found)
     given = verdict(
         "A4", "verified" if helps.holds else "depends",
-        f"What hard labels lose is said to be “subtle information about class relationships”. {helps} {warning} "
+        ("Soft targets help, and with the wrong classes permuted they do not. " if helps.holds and warning.holds else "")
+        + f"What hard labels lose is said to be “subtle information about class relationships”. {helps} {warning} "
         + ("So the same confidence with wrong classes that mean nothing does not help, in this training and at these weights: their relations are gone, and the noise of shuffling is added, which chapter 14 takes away. " if helps.holds and warning.holds else "")
         + "The hard labels here are the data's; the article's are the teacher's own predictions. "
         + f"{conditions(found)}.",

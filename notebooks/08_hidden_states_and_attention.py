@@ -279,10 +279,9 @@ show(
 lines = sum(len(getattr(term, "pairs", "1")) for term in everything.terms)
 verdict(
     "A16", "verified",
-    f"Drawn from the objective: {len(everything.terms)} terms, {lines} lines, of which "
-    f"{len(everything.student_layers)} layers of each network were captured in one pass. Logits, hidden states and attention are "
-    "points of transfer, as the article draws them; so are labels and relations between examples, which it leaves out. A term moves "
-    "the modules up to its point and none after it: "
+    "Logits, hidden states and attention are points of transfer, as the article draws them; so are labels and relations between examples, "
+    f"which it leaves out. Drawn from the objective: {len(everything.terms)} terms, {lines} lines, of which "
+    f"{len(everything.student_layers)} layers of each network were captured in one pass. A term moves the modules up to its point and none after it: "
     f"{int((reach == 0).sum())} of {reach.size} gradients are exactly zero, those and no others.",
 )  # fmt: skip
 
@@ -894,8 +893,8 @@ nearer = (
 )
 verdict(
     "A8", "depends" if both_work else "not decided",
-    ("Both losses can be minimised, and it holds on images not trained on: " if both_work else "")
-    + f"with a hint at layer2 its loss there goes from {np.mean(hint_loss['before training']):.3f} to {np.mean(hint_loss['after training']):.3f}, where the teacher's mean of each channel has {spread:.3f} "
+    ("Both losses can be minimised, and it holds on images not trained on. " if both_work else "")
+    + f"With a hint at layer2 its loss on them goes from {np.mean(hint_loss['before training']):.3f} to {np.mean(hint_loss['after training']):.3f}, where the teacher's mean of each channel has {spread:.3f} "
     f"(the trained minus that {short.bracketed('+.3f')}, 95 % interval, {N}: the rest of the fall is offset and scale, which a projector learns without the student); a linear map, fitted to students of labels alone, brings the mean cosine from {np.mean(cosine_before):.2f} to {np.mean(cosine_after):.2f} (the teacher's mean vector, the same for every image, has {cosine_of_mean:.2f}). "
     f"{'Whether the' if 'decided' in nearer else 'The'} student itself {nearer}: after the best linear map, "
     f"{closer.bracketed('+.2f')} against the student alone. And the article has projections “if the student and teacher layers have different hidden sizes”: at equal width, channel for channel and "
@@ -1549,7 +1548,8 @@ transferred = above("attention", ["alone", 0], own_parts, OWN)
 display(transferred, below("alone", everywhere[1], plain_cosines, PLAIN_COSINE))
 verdict(
     "A11", "verified" if transferred.holds else "not decided",
-    f"In a student trained to match its teacher's maps, the part of a map that belongs to the image correlates with the teacher's, on held-out images, "
+    ("The student comes to look where its teacher looks. " if transferred.holds else "")
+    + f"In a student trained to match its teacher's maps, the part of a map that belongs to the image correlates with the teacher's, on held-out images, "
     f"at {alike['attention'][:, :, 1].mean():.2f} in place of {alike['alone'][:, :, 1].mean():.2f}, mean of three stages (paired difference {overall.bracketed('+.2f')}, "
     f"{N}). The plain cosine misleads: a map that is the same everywhere has {everywhere[1]:.2f} at the middle stage. Test accuracy "
     f"changes by {gain.bracketed('+.1f')} points. The paper's norm, with its $\\beta=10^3/HW$, and the released mean of squares, with 1000, differ in every example's gradient by "
@@ -1993,7 +1993,7 @@ class Relations(Term):
         return f"{self.pairs}, heads={self.heads}"
 
     def relations(self, vectors):
-        """Logits (B, relation heads, L, L); what is behind a position is left out."""
+        """Logits (B, relation heads, L, L); what comes after a position is left out."""
         x = vectors.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         scores = x @ x.mT / x.shape[-1] ** 0.5
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)

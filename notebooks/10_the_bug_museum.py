@@ -984,7 +984,7 @@ class Grammar(nn.Module):
         return (kind.unsqueeze(-1) + self.table[:, tokens]).logsumexp(0)
 
     def sample(self, n, generator):
-        """Sentences, and their labels with -100 behind the end."""
+        """Sentences, and their labels with -100 after the end."""
         kind = torch.randint(2, (n,), generator=generator)
         tokens = torch.full((n, LONGEST), START)
         for i in range(1, LONGEST):

@@ -664,7 +664,7 @@ if (study := deciding(map_of)) and study.plan in tuned:
     bought_by = said["left out"]
     given = verdict(
         "A7", "depends",
-        f"“Often requires”, says the article. Over {said['arms']} pairs of temperature and weight of the soft targets test accuracy goes from "
+        f"{'A badly chosen pair costs accuracy' if under else 'No pair is shown to cost accuracy'}; that tuning gains over the default is {'shown' if bought_by.low > 0 else 'not shown'}. “Often requires”, says the article. Over {said['arms']} pairs of temperature and weight of the soft targets test accuracy goes from "
         f"{said['worst'][1]:.2f} % ({spoken(said['worst'][0])}) to {said['best'][1]:.2f} % ({spoken(said['best'][0])}); {len(under)} of {len(gaps)} are below the default and {len(over)} above it"
         f" ({'; '.join(over) or 'none'}; Dunnett). So a bad pair costs up to {said['default'] - said['worst'][1]:.2f} points. Whether tuning gains anything over the default is "
         f"{'shown' if bought_by.excludes_zero else 'not decided'}: choosing on the validation split buys {points(bought_by, 1)}, n = {bought_by.n} left-out seeds. {described(study)}.",
@@ -800,7 +800,7 @@ if (study := deciding(map_of)) and weight_effect(study, 0.5, 0.9) is not None:
     crossed = chance < 0.05 and above_it and below_it
     given = verdict(
         "B2", "depends" if crossed else "not decided",
-        f"Whether 0.9 is ahead {'depends' if crossed else 'is not shown to depend'} on the temperature: F({between}, {inside}) = {ratio:.1f} for their interaction, p = {chance:.2g}. An even split minus $w_{{\\text{{soft}}}}=0.9$, in points of test accuracy: "
+        f"Whether 0.9 is ahead {'depends' if crossed else 'is not shown to depend'} on the temperature. Their interaction has F({between}, {inside}) = {ratio:.1f}, p = {chance:.2g}. An even split minus $w_{{\\text{{soft}}}}=0.9$, in points of test accuracy: "
         + ", ".join(f"{points(i)} at $T={T:g}$" for T, i in turned.items())
         + f" ({2 * len(down)} intervals that hold together, Bonferroni). So 0.9 is ahead at $T$ of {', '.join(below_it) or 'none'} and behind at {', '.join(above_it) or 'none'}. No labels at all minus 0.9: "
         + ", ".join(f"{points(i)} at $T={T:g}$" for T, i in whole.items())
@@ -981,7 +981,7 @@ if (study := deciding(arms_of_widths)) and (difference := widths_apart(study)):
     hot_narrow = differs(study, narrow[cool.index(HOT)], narrow[cool.index(2)], narrow)
     given = verdict(
         "B3", "corrected",
-        "Of four statements, by their sources: (1) 1 to 5 “for most tasks” is not in the paper; it fits its speech (best of 1, 2, 5, 10: 2) and not its MNIST (20; with 300 units a layer all above 8 alike). (2) Intermediate temperatures for a much smaller student: right, 2.5 to 4 with 30 units. "
+        "Of four statements one is not in its source, and one is the reverse of it above 4. By their sources: (1) 1 to 5 “for most tasks” is not in the paper; it fits its speech (best of 1, 2, 5, 10: 2) and not its MNIST (20; with 300 units a layer all above 8 alike). (2) Intermediate temperatures for a much smaller student: right, 2.5 to 4 with 30 units. "
         "(3) Small ones for a capable student: its source is not checked. (4) Large ones, 3 to 10, “essential” for a large gap: above 4 the reverse of the paper that is cited. "
         "Here the temperature with the best validation accuracy is "
         + ", ".join(f"{T:g} ({called(name)})" for name, T in chosen.items())
@@ -1164,6 +1164,7 @@ if study and study.plan in order and (constant := best_constant(study)):
     )["T-falling"]
     given = verdict(
         "B4", "depends",
+        f"A falling temperature is {'' if order[study.plan].low > 0 else 'not shown to be '}ahead of a rising one; that it is ahead of a constant one is {'shown' if d.low > 0 else 'not shown'}. "
         f"Falling from 8 to 1 against rising from 1 to 8: {points(order[study.plan])} points of test accuracy; against the constant that validation picks "
         f"({spoken(constant)}) and has had four tries: {points(d)} ({'beyond noise' if d.excludes_zero else 'not decided'}), n = {d.n}. {described(study)}. The rate falls along a cosine, so the order of the temperatures also decides at which rate each is "
         f"learned. The paper that is cited learns its temperature; it does not let it decay by a plan.",

@@ -579,7 +579,7 @@ continued = generate(verifier, prompts, tokens=WRITTEN, generator=seeded(1))
 
 @torch.no_grad()
 def overlaps(draft, text):
-    """1 − TV at each place behind the prompt, shape (texts, places)."""
+    """1 − TV at each place after the prompt, shape (texts, places)."""
     pair = (model(text[:, :-1])[:, PROMPT - 1 :] for model in (draft, verifier))
     return 1 - total_variation(*pair, reduction="none").cpu().numpy()
 
