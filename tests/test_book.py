@@ -289,7 +289,7 @@ def test_columns_of_words_on_the_status_page_begin_at_the_left(tmp_path):
     nbformat.write(notebook, tmp_path / "07_a.ipynb")
     page = build.status([tmp_path / "07_a.ipynb"])
     assert '<td><a href="../notebooks/07_a.html">7. A &amp; B</a></td><td>183\xa0s</td>' in page
-    assert '<td class="kd-words"><time>2026-11-30 00:59</time></td><td class="kd-words"><code>' in page
+    assert '<td class="kd-words"><time>2026-11-30</time> 00:59</td><td class="kd-words"><code>' in page
     assert '<td class="kd-words">not yet</td>' in page
 
 

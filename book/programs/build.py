@@ -676,7 +676,7 @@ def status(notebooks, pages=()) -> str:
             (
                 Shown(f'<a href="{folder}/{path.stem}.html">{html.escape(title)}</a>'),
                 f"{made['seconds']:.0f} s",
-                Shown(f"<time>{made['finished'][:16].replace('T', ' ')}</time>"),
+                Shown(f"<time>{made['finished'][:10]}</time> {made['finished'][11:16]}"),
                 Shown(f"<code>{commit(origin)}</code>"),
             )
         )

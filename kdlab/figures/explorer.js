@@ -105,7 +105,7 @@
         for (const dot of r.dots) {
           const text = `${r.arm}, seed ${dot.seed}: ${short(dot.value)}`;
           svg.append(draw("a", { href: data.folder + dot.file, "aria-label": `${text}, record` },
-            draw("circle", { cx: x(dot.value), cy: y, r: 4, fill: colour, "fill-opacity": 0.55 }, draw("title", {}, text))));
+            draw("circle", { cx: x(dot.value), cy: y, r: 4, fill: colour, "fill-opacity": 0.7 }, draw("title", {}, text))));
         }
       });
       place.replaceChildren(svg);
