@@ -888,7 +888,7 @@ if complete and ALL:
     display(
         verdict(
             "A17", "depends",
-            ("Different objectives lead different published pairs; in our records no condition that was measured changed the choice. " if len(set(best_of_pair)) > 1 and len(constrained) == 1 else "")
+            ("Different objectives lead different published pairs; in our records no condition that was measured changed the choice, where there is a teacher and calibration is not the aim. " if len(set(best_of_pair)) > 1 and len(constrained) == 1 else "")
             + f"The article names four things on which the choice depends “heavily”: models, data, computational budget, and a trade-off between the student's size, its speed and its fidelity. In our records ({conditions(small)}; published weights, {len(NAMES)} candidates, {len(small.values('kd'))} seeds) two are measured: of the budget the cost of a step, and of the trade-off fidelity alone, since all candidates train one student, of one size and speed. Access to the teacher, which the article does not name, is measured too. {changed}, as long as there is a teacher "
             f"and calibration is not the aim. By measure the best means are {picks}; one temperature fitted afterwards may change the last. The order is one of early learning at one rate, so it is bound to this scale. "
             f"Of models: {len(set(best_of_pair))} different rows lead the {len(best_of_pair)} published pairs (rows known to be of the best epoch lowered to the last), and in {close} of them another row is within noise. Of data: not tested.",
