@@ -12,6 +12,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
+from pybtex.database import parse_file
 
 from kdlab.study import read_record, weight
 from kdlab.study.chapters import read_chapter
@@ -377,6 +378,13 @@ def test_what_the_ledger_cites_is_in_the_bibliography():
     )
     cited = {key for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text) for key in keys.split(",")}
     assert cited and cited <= known
+
+
+def test_names_in_the_bibliography_are_written_as_they_are():
+    """An accent in TeX's spelling would bring the whole name into a label: [SVerdu16]."""
+    entries = parse_file(ROOT / "book" / "references.bib").entries.values()
+    people = [str(person) for entry in entries for person in entry.persons["author"]]
+    assert len(people) > 100 and not [name for name in people if "\\" in name]
 
 
 def said(claim, outcome):
