@@ -4,11 +4,10 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from statistics import fmean, stdev
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-
-from kdlab.study.statistics import summary
 
 from .dots import dots
 from .style import BLUE, ORANGE, Shown, mathematics, show, use_style
@@ -54,7 +53,7 @@ def explorer(
     }  # fmt: skip
     script = files("kdlab.figures").joinpath("explorer.js").read_text(encoding="utf-8")
     first, runs = next(iter(plans.items()))
-    still = _still(first, measures[first][0], runs, f"{label}-still")
+    still = _still(first, measures[first][0], runs, quantiles, f"{label}-still")
     packed = html.escape(json.dumps(given, ensure_ascii=True, separators=(",", ":")), quote=False)
     return Shown(
         f'<figure class="kd-figure kd-explorer" id="fig-{label}"><template>{packed}</template>'
@@ -73,24 +72,40 @@ def _arms(runs: Sequence[Sequence]) -> dict[str, list[float]]:
     lengths, found = {length for _, length, _ in kept}, {}
     for arm, length, value in kept:
         found.setdefault(f"{arm}, {length}" if len(lengths) > 1 else arm, []).append(value)
-    return dict(sorted(found.items(), key=lambda arm: -summary(arm[1]).mean))
+    return dict(sorted(found.items(), key=lambda arm: -fmean(arm[1])))
 
 
-def _still(plan: str, measure: str, runs: Sequence[Sequence], label: str) -> str:
+def _interval(values: Sequence[float], quantiles: Sequence[float]) -> tuple[float, float, float] | None:
+    """The mean and the ends of its interval; None for a single run.
+
+    >>> _interval([1.0, 3.0], [12.0])
+    (2.0, -10.0, 14.0)
+    """
+    if (n := len(values)) < 2:
+        return None
+    mean, half = fmean(values), quantiles[min(n - 2, len(quantiles) - 1)] * stdev(values) / n**0.5
+    return mean, mean - half, mean + half
+
+
+def _still(plan: str, measure: str, runs: Sequence[Sequence], quantiles: Sequence[float], label: str) -> str:
     """What the explorer shows at its start, for readers without JavaScript: markup of a figure with its caption."""
     arms, measure = _arms(runs), measure.replace("_", " ")
     if not arms:
         return f"<p>No run of the plan {html.escape(plan)} has a measure to show.</p>"
-    means = {arm: summary(values) for arm, values in arms.items()}
+    intervals = {arm: _interval(values, quantiles) for arm, values in arms.items()}
+    told = [
+        f"{arm} {fmean(values):.4g}{f' [{found[1]:.4g}, {found[2]:.4g}]' if (found := intervals[arm]) else ''}, n = {len(values)}"
+        for arm, values in arms.items()
+    ]
     said = f"Plan {plan}, {measure}"
     with mpl.rc_context():
         use_style()
         figure, panel = plt.subplots(figsize=(7, 0.8 + 0.3 * len(arms)))
-        dots(panel, arms, {arm: mean for arm, mean in means.items() if mean.n > 1})
+        dots(panel, arms, intervals)
         panel.set_xlabel(measure)
         return show(
             figure,
             label=label,
             caption=f"{said}. A dot is a run. Other plans and measures are chosen here with JavaScript; the tables below have them all.",
-            alt=f"{said}: " + "; ".join(f"{arm} {mean:.4g}" for arm, mean in means.items()) + ".",
+            alt=f"{said}: " + "; ".join(told) + ".",
         ).markup
