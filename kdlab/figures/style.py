@@ -221,7 +221,7 @@ def _header(cell: str, attributes: str = "") -> str:
 
 
 def table(header, rows, *, caption: str) -> Shown:
-    """A table with a caption above; numbers line up at the right, words at the left. ``$…$`` is mathematics; a :class:`Shown` cell is HTML.
+    """A table with a caption above; numbers line up at the right, words at the left. ``$…$`` is mathematics; a ``Shown`` cell is HTML.
 
     >>> table(["T", "KL"], [[1, "0.850"]], caption="Two numbers.").markup.count("<td>")
     2
