@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -381,6 +382,36 @@ def test_the_api_page_shows_all_that_is_public(room):
         if not shown(thing)
     ]
     assert not lacking, f"not in book/api.md: {', '.join(lacking)}"
+
+
+HIDDEN = set(re.findall(r"\w+", " ".join(re.findall(r":exclude-members:(.*)", PAGE))))
+
+
+def on_the_page():
+    """Of everything that the API page shows: its full name, the module that it is shown of, and its docstring."""
+    for name, members in SHOWN.items():
+        module = importlib.import_module(name)
+        yield name, name, module.__doc__
+        for member, thing in vars(module).items():
+            own = getattr(thing, "__module__", name) == name and not member.startswith("_")
+            if isinstance(thing, ModuleType) or (member not in members and (members or not own)):
+                continue
+            yield f"{name}.{member}", name, getattr(thing, "__doc__", None)
+            for part, inner in vars(thing).items() if isinstance(thing, type) else ():
+                if not part.startswith("_") and part not in HIDDEN:
+                    yield f"{name}.{member}.{part}", name, getattr(inner, "__doc__", None)
+
+
+def test_docstrings_refer_to_what_the_api_page_shows():
+    """As Sphinx looks for it: by its whole name, or from the module or the class on."""
+    page = list(on_the_page())
+    names, lacking = {*(name for name, _, _ in page), *re.findall(r"automodule:: ([\w.]+)", PAGE)}, set()
+    for name, module, text in page:
+        for target in re.findall(r":(?:class|func|meth|attr|mod|data|exc):`~?([\w.]+)`", text or ""):
+            outer = name.rpartition(".")[0]
+            if not {target, f"{module}.{target}", f"{outer}.{target}", f"{name}.{target}"} & names:
+                lacking.add(f"{name} refers to {target}")
+    assert not lacking, "not on the API page: " + "; ".join(sorted(lacking))
 
 
 #: What others are called by convention where kdlab is used.
