@@ -23,7 +23,7 @@ CONTESTANTS = {
     "loop": ["bare loop", "fit"],
     "crd": ["kd", "crd"],
     "writing": ["transformers", "kdlab"],
-    "trainer": ["bare loop", "Trainer, by hand", "Trainer, Distil"],
+    "trainer": ["bare loop", "Trainer, by hand", "Trainer, Distil", "Trainer, Distil, fused"],
     "methods": ["alone", "kd", "dkd", "crd", "at", "rkd", "dist", "standardised", "crd+kd", "fitnet"],
 }
 
