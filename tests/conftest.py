@@ -10,15 +10,19 @@ from hypothesis import settings
 
 typechecked.install()
 
-from kdlab.training.memory import keep_freed_memory  # noqa: E402: typechecked by then
-
-keep_freed_memory()
-
 REAL_DATA = os.environ.get("KDLAB_DATA")  # before any test changes it
 
 settings.register_profile("kdlab", deadline=None, max_examples=40, database=None, derandomize=True)
 settings.load_profile("kdlab")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _memory():
+    """Steps of training are shorter so. (Imported here: what does not import is for a test to say.)"""
+    from kdlab.training.memory import keep_freed_memory
+
+    keep_freed_memory()
 
 
 @pytest.fixture(autouse=True)
