@@ -1250,9 +1250,9 @@ PROMPT, WRITTEN = 32, 96
 stored = [
     stored_student(spec, evidence_folder(), V)
     for spec in small.specs
-    if spec.arm == "kd"
+    if spec.arm == "kd" and not data.fallback
 ]
-of_records = not data.fallback and None not in stored
+of_records = bool(stored) and None not in stored
 if not of_records:  # another tokeniser, or nothing recorded yet
     stored = list(students["distilled, equal tokens"].values())
 readers = [student.to(device).eval() for student in stored]
