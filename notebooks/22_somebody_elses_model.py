@@ -327,7 +327,7 @@ if lacking:
         )
     )
 Markdown(
-    f"Each student reads {LONG.epochs * LONG.epoch_examples:,} sentences in batches of {LONG.batch_size}, with a learning rate that was chosen for its arm on the validation split, from runs with a seed of their own: of a quarter of the length for students cut out of the teacher, of the whole length for drawn weights, none of which has begun to learn after a quarter. That is far from the end of training; an order of objectives is one at this length."
+    f"Each student reads {LONG.epochs * LONG.epoch_examples:,} sentences in batches of {LONG.batch_size}, with a learning rate that was chosen for its arm on the validation split, from runs with a seed of their own: of a quarter of the length for students cut out of the teacher, of the whole length for drawn weights, which have everything to learn. That is far from the end of training; an order of objectives is one at this length."
 )
 
 # %% [markdown]
