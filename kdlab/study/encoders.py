@@ -3,7 +3,7 @@
 Seven objectives from the teacher's own layers to three; two of them also from drawn weights, and to two layers. Every arm reads the same
 sentences in the same order, and has a learning rate of its own, chosen on the validation split with a seed that no reported run has: for
 students cut out of the teacher by runs of a quarter of the length; for drawn weights, which have everything to learn, by whole ones.
-(After a quarter the pooled cosine had taught them nothing at any rate, and the rate that changes least looked best.)
+(After a quarter the pooled cosine had taught them nothing at any rate that was tried, and the rate that changes least looked best.)
 """
 
 from collections.abc import Iterator
