@@ -1501,6 +1501,102 @@ for study in studies:
 # The sentences above compare what `reverse-kl` loses, against `kd`, with what `own-text-reverse` loses beyond it. The latter cannot be attributed to the text: `own-text-reverse` is without labels, too, and no arm has the pure reverse KL on the corpus. With the loss the same, other text makes no difference on the books that matters here; but two of these three arms had next to no learning rate left for it, so that nothing follows for on-policy distillation.
 
 # %% [markdown]
+# ### The same with a rate that is left
+#
+# So it is asked again, in the plan *whose-text*: forward and reverse KL, each on three texts, with no labels beside them. All three go on from the same blocks. Each divergence has a learning rate of its own, chosen on the corpus. Own text begins after a quarter of the tokens, when most of the summed rate is still to come. So arms of one divergence differ in the text alone; arms of one text differ in the divergence and its rate. <!-- by definition --> And each student is measured twice: on the test books, and on what it writes itself.
+
+# %% tags=["hide-input"]
+again = results("whose-text")
+DIRECTION = {"forward": "forward KL", "reverse": "reverse KL"}
+SOURCES = {
+    "corpus": "the corpus",
+    "teacher": "the teacher's text",
+    "student": "their own text",
+}
+asked_again = {
+    f"{direction}-{text}": f"{said} on {whose_text}"
+    for direction, said in DIRECTION.items()
+    for text, whose_text in SOURCES.items()
+}  # fmt: skip
+
+
+def on_own_text(measure):
+    """A measure of a record on what the student has written itself."""
+    return lambda record: record["test"]["own_text"][measure]
+
+
+ON_BOOKS = QUANTITIES["bits_per_byte"]
+ON_OWN = {
+    name: Quantity(f"{said} on their own text", "nats a token", better="lower", of=on_own_text(key))
+    for (name, said), key in zip(DIRECTION.items(), ("kl_to_teacher", "reverse_kl"), strict=True)
+}  # fmt: skip
+whose_known = {spec.arm for spec in again.specs} >= set(asked_again)
+whose_done = whose_known and again.complete(list(asked_again))
+
+
+def again_figure():
+    panels_of = {
+        "bits per byte of the books": ON_BOOKS,
+        "forward KL, own text (nats)": ON_OWN["forward"],
+        "reverse KL, own text (nats)": ON_OWN["reverse"],
+    }
+    figure, panels = plt.subplots(1, 3, figsize=(9.2, 2.9), sharey=True)
+    for panel, (title, of) in zip(panels, panels_of.items(), strict=True):
+        rows = {said: again.values(arm, of.of) for arm, said in asked_again.items()}
+        means = {said: again.mean(arm, of.of) for arm, said in asked_again.items()}
+        dots(panel, rows, means, colours={said: ORANGE for said in rows if said.startswith("reverse")})  # fmt: skip
+        panel.set_title(title, fontsize="small")
+        panel.locator_params(axis="x", nbins=4)
+    return show(
+        figure,
+        label="whose-again",
+        caption=f"Two divergences on three texts ({described(again, *asked_again)}): one dot per seed, mean and 95 % interval; further left is better. Own text has {share_of_rate(spec_of(again, 'forward-student')):.0%} of the summed learning rate.",
+        alt="Three panels with six rows: "
+        + "; ".join(
+            f"{said} {ON_BOOKS.level(again.mean(arm, ON_BOOKS.of).mean)}, reverse KL on own text {ON_OWN['reverse'].level(again.mean(arm, ON_OWN['reverse'].of).mean)}"
+            for arm, said in asked_again.items()
+        )
+        + ".",
+    )
+
+
+if whose_done:
+    display(again_figure(), source_note(again.all(asked_again)))
+else:
+    display(
+        not_yet_run("two divergences on three texts, with a rate of their own", again.command)
+    )  # fmt: skip
+
+# %% tags=["hide-input"]
+if whose_done:
+    other_texts = [text for text in SOURCES if text != "corpus"]
+    rows = []
+    for direction in DIRECTION:
+        changed = [
+            again.against(
+                f"{direction}-corpus",
+                of.of,
+                [f"{direction}-{text}" for text in other_texts],
+                pool=list(asked_again),
+            )
+            for of in (ON_BOOKS, *ON_OWN.values())
+        ]
+        for text in other_texts:
+            arm = f"{direction}-{text}"
+            rows.append([asked_again[arm], *(d[arm].bracketed("+.3f") for d in changed)])  # fmt: skip
+    display(
+        table(
+            ["minus the same divergence on the corpus", "bits per byte, books", "forward KL, own text", "reverse KL, own text"],
+            rows,
+            caption=f"What another text changes, the divergence and its rate held equal. Dunnett's intervals over two texts, by a variance that all six arms lend; n = {len(again.values('forward-corpus', ON_BOOKS.of))} seeds. Below zero is better.",
+        ),
+        above("forward-student", "forward-corpus", again, ON_BOOKS, names=asked_again),
+        above("reverse-student", "reverse-corpus", again, ON_BOOKS, names=asked_again),
+        below("reverse-student", "reverse-corpus", again, ON_OWN["reverse"], names=asked_again),
+        below("forward-student", "forward-corpus", again, ON_OWN["forward"], names=asked_again),
+    )  # fmt: skip
+
+# %% [markdown]
 # ### In their own words
 #
 # Each record keeps one text, drawn at $T=1$ after one and the same beginning: the first seed's are below, not chosen. Do not rank them. One sample a model is an illustration; judging text takes many samples, and readers who do not know which is whose.

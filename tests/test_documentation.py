@@ -5,6 +5,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,56 @@ def test_both_models_sharded_over_two_processes_as_the_page_on_engines_says_are_
             torch.testing.assert_close(value, one[name], rtol=1e-4, atol=1e-5)
 
 
+LIGHTNING = """
+import os
+import sys
+
+from kdlab.objectives import CrossEntropy, HiddenMSE, Projector, SoftTargets
+from transformers import BertConfig, BertForSequenceClassification
+
+CODE
+
+
+if __name__ == "__main__":
+    devices, folder = int(sys.argv[1]), sys.argv[2]
+    torch.manual_seed(0)
+    shape = {"vocab_size": 50, "intermediate_size": 8, "num_attention_heads": 2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    student, teacher = (BertForSequenceClassification(BertConfig(num_hidden_layers=n, hidden_size=8 * n, **shape)) for n in (1, 2))
+    hint = HiddenMSE(("bert.encoder.layer.0", "bert.encoder.layer.1"), projector=Projector("linear", 8, 16))
+    model = Distilled(student, teacher, CrossEntropy() + SoftTargets() + hint)
+    lengths = torch.arange(16) % 5 + 2
+    rows = [
+        {"input_ids": torch.randint(50, (6,)), "attention_mask": (torch.arange(6) < n).long(), "labels": n % 2} for n in lengths
+    ]
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    loader = torch.utils.data.DataLoader(rows[rank::devices], batch_size=8 // devices)
+    trainer = pytorch_lightning.Trainer(
+        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=2, use_distributed_sampler=False,
+        default_root_dir=folder, logger=False, enable_progress_bar=False, enable_model_summary=False,
+    )
+    trainer.fit(model, loader)
+    trainer.save_checkpoint(f"{folder}/{devices}.ckpt")
+"""
+
+
+def test_lightning_of_the_page_on_engines_with_two_processes_is_one(tmp_path):
+    code = blocks("book/engines.md")[1]
+    plain = "torch.optim.AdamW(self.parameters(), lr=1e-4)"
+    assert plain in code  # Adam makes rounding of a gradient near zero large
+    code = code.replace(plain, "torch.optim.SGD(self.parameters(), lr=0.1)")
+    script = tmp_path / "train.py"
+    script.write_text(LIGHTNING.replace("CODE", code))
+    quiet = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    found = {}
+    for devices in (1, 2):
+        subprocess.run([sys.executable, script, str(devices), tmp_path], env=quiet, check=True, capture_output=True)
+        found[devices] = torch.load(tmp_path / f"{devices}.ckpt", weights_only=True)["state_dict"]
+    assert not any(name.startswith("teacher") for name in found[1])
+    assert any(name.startswith("objective") for name in found[1])
+    for name, value in found[1].items():
+        torch.testing.assert_close(found[2][name], value, rtol=1e-4, atol=1e-6)
+
+
 def test_the_server_of_the_page_on_engines(monkeypatch):
     """A stand-in answers as vLLM does: of each token but the first, the likeliest rivals, and the token itself."""
     from kdlab.data import Tokens
@@ -213,7 +265,7 @@ def test_the_server_of_the_page_on_engines(monkeypatch):
     train = Tokens(numbered(torch.randint(50, (65,)).tolist(), 50), 8, torch.ones(50).long())
     names = {"url": "http://localhost", "name": "teacher", "vocabulary": 50, "student": student, "train": train}
     names["recipe"] = Recipe(1, 4, augment=False)
-    exec(blocks("book/engines.md")[1], names)
+    exec(blocks("book/engines.md")[2], names)
     tokens = next(train.batches(2))[0]
     said, exact = names["teacher"](tokens), known(tokens).softmax(-1)
     torch.testing.assert_close(said.probabilities, exact.gather(-1, said.tokens))
