@@ -1503,7 +1503,7 @@ for study in studies:
 # %% [markdown]
 # ### The same with a rate that is left
 #
-# So it is asked again, in the plan *whose-text*: forward and reverse KL, each on three texts, with no labels beside them. All three go on from the same blocks. Each divergence has a learning rate of its own, chosen on the corpus. Own text begins after a quarter of the tokens, when most of the summed rate is still to come. So arms of one divergence differ in the text alone; arms of one text differ in the divergence and its rate. <!-- by definition --> And each student is measured twice: on the test books, and on what it writes itself.
+# So it is asked again, in the plan *whose-text*: forward and reverse KL, each on three texts, with no labels beside them. All three go on from the same blocks. Each divergence has a learning rate of its own, chosen on the corpus. Own text begins after a quarter of the tokens; the caption says how much of the summed rate that leaves it. <!-- by definition --> So arms of one divergence differ in the text alone; arms of one text differ in the divergence and its rate. <!-- by definition --> Each student is measured on the test books, and on what it writes itself.
 
 # %% tags=["hide-input"]
 again = results("whose-text")
