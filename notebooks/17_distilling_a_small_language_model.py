@@ -1530,8 +1530,7 @@ ON_OWN = {
     name: Quantity(f"{said} on their own text", "nats a token", better="lower", of=on_own_text(key))
     for (name, said), key in zip(DIRECTION.items(), ("kl_to_teacher", "reverse_kl"), strict=True)
 }  # fmt: skip
-whose_known = {spec.arm for spec in again.specs} >= set(asked_again)
-whose_done = whose_known and again.complete(list(asked_again))
+whose_done = again.complete(list(asked_again))
 
 
 def again_figure():

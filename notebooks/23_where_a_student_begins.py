@@ -281,9 +281,7 @@ table(
 # %% tags=["hide-input"]
 fidelity = results("fidelity")
 BEGUN = {f"share-{share:g}": f"λ = {share:g}" for share in SHARES}
-fidelity_done = {spec.arm for spec in fidelity.specs} >= set(
-    BEGUN
-) and fidelity.complete(list(BEGUN))
+fidelity_done = fidelity.complete(list(BEGUN))
 if fidelity_done:
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 2.6), sharey=True)
     for panel, of in zip(panels, (AGREEMENT, ACCURACY), strict=True):
@@ -322,7 +320,7 @@ photographs = (
 verdict(
     "C2", "depends" if holds else "not decided",
     ("At this scale it is so. " if holds else "")
-    + f"{nearer} {as_good} {examples_help} Students and teachers are networks of two hidden layers of 64, on {task.num_classes} Gaussian classes; {N}; a rate for each beginning, {epochs} epochs.{photographs}",
+    + f"{nearer} {as_good} Students and teachers are networks of two hidden layers of 64, on {task.num_classes} Gaussian classes; {N}; a rate for each beginning, {epochs} epochs.{photographs}",
     condition="bound to a scale" if holds else None,
     parameters=("shares", "epochs", "longer", "more", "seeds"),
 )  # fmt: skip
@@ -446,7 +444,7 @@ CUTS = {
     for name in KEPT
     for kind, said in KINDS.items()
 }
-cut_done = {spec.arm for spec in cut.specs} >= set(CUTS) and cut.complete(list(CUTS))
+cut_done = cut.complete(list(CUTS))
 BITS = QUANTITIES["bits_per_byte"]
 if cut_done:
     figure, axis = plt.subplots(figsize=(6.8, 3.2))

@@ -96,6 +96,14 @@ def test_what_is_not_run_or_diverged_is_no_number(tiny):
     assert found.diverged("alone") == 1 and found.arm("kd") == [] and found.values("alone") == {1: 0.5}
 
 
+def test_of_a_growing_plan_an_arm_that_is_not_known_yet_is_not_complete(tiny):
+    _, book = tiny
+    found = results("tiny", book)
+    assert not replace(found, plan="cut").complete(["drawn-kd"])
+    with pytest.raises(KeyError, match="no arm 'drawn-kd'"):
+        found.complete(["drawn-kd"])
+
+
 def test_what_an_arm_lacks_and_when_it_is_complete(tiny):
     specs, book = tiny
     found = results("tiny", book)

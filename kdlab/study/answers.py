@@ -320,6 +320,13 @@ def whose_text(read: Read) -> Answer:
         "How young: the student’s own text came at the end, when next to no learning rate was left, so nothing follows for on-policy distillation. "
         f"The plan <code>whose-text</code> asks it again with rates of their own; of its runs {_recorded(grown)}."
     )
+    for direction in ("forward", "reverse"):
+        own, corpus = f"{direction}-student", f"{direction}-corpus"
+        if grown.complete([own, corpus]):
+            d = grown.difference(own, corpus, bits.of)
+            evidence.append(
+                f"There, with own text after a quarter of the tokens, {direction} KL on it {moves(d, bits)} on the books, against the corpus (n = {d.n})."
+            )
     records = study.all(list(dict.fromkeys(chain.from_iterable(TEXTS))))
     caption = "Bits per byte on the books, by text (less is better)."
     return Answer(question, short, evidence, ("text", "minus", "difference", "n"), tuple(rows), caption, tuple(records))

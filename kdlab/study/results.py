@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .plans import PLANS
+from .plans import GROWING, PLANS
 from .records import evidence_folder, find_record
 from .spec import Spec
 from .statistics import Difference, Interval, against, at_equal, mean_interval
@@ -66,7 +66,9 @@ class Results:
         return [name for name in names if len(self.arm(name)) - self.diverged(name) > 1]
 
     def complete(self, names: Collection[str]) -> bool:
-        """Whether all runs of these arms are recorded, and each arm has a mean."""
+        """Whether all runs of these arms are recorded, and each arm has a mean. An arm that a growing plan does not know yet lacks all."""
+        if self.plan in GROWING and not {spec.arm for spec in self.specs}.issuperset(names):
+            return False
         return not self.lacking(names) and self.ready(names) == list(names)
 
     def values(self, name: str, measure: Measure = "accuracy") -> dict[int, float]:
