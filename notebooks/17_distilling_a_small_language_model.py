@@ -69,6 +69,7 @@ from kdlab.study import (
 )
 from kdlab.study.display import (
     Findings,
+    arms_shown,
     called,
     data_note,
     device_for,
@@ -1533,34 +1534,23 @@ ON_OWN = {
 whose_done = again.complete(list(asked_again))
 
 
-def again_figure():
-    panels_of = {
-        "bits per byte of the books": ON_BOOKS,
-        "forward KL, own text (nats)": ON_OWN["forward"],
-        "reverse KL, own text (nats)": ON_OWN["reverse"],
-    }
-    figure, panels = plt.subplots(1, 3, figsize=(9.2, 2.9), sharey=True)
-    for panel, (title, of) in zip(panels, panels_of.items(), strict=True):
-        rows = {said: again.values(arm, of.of) for arm, said in asked_again.items()}
-        means = {said: again.mean(arm, of.of) for arm, said in asked_again.items()}
-        dots(panel, rows, means, colours={said: ORANGE for said in rows if said.startswith("reverse")})  # fmt: skip
-        panel.set_title(title, fontsize="small")
-        panel.locator_params(axis="x", nbins=4)
-    return show(
-        figure,
-        label="whose-again",
-        caption=f"Two divergences on three texts ({described(again, *asked_again)}): one dot per seed, mean and 95 % interval; further left is better. Own text has {share_of_rate(spec_of(again, 'forward-student')):.0%} of the summed learning rate.",
-        alt="Three panels with six rows: "
-        + "; ".join(
-            f"{said} {ON_BOOKS.level(again.mean(arm, ON_BOOKS.of).mean)}, reverse KL on own text {ON_OWN['reverse'].level(again.mean(arm, ON_OWN['reverse'].of).mean)}"
-            for arm, said in asked_again.items()
-        )
-        + ".",
-    )
-
-
 if whose_done:
-    display(again_figure(), source_note(again.all(asked_again)))
+    panels = {
+        "bits per byte, books": ON_BOOKS,
+        "forward KL, own text": ON_OWN["forward"],
+        "reverse KL, own text": ON_OWN["reverse"],
+    }
+    display(
+        arms_shown(
+            again,
+            asked_again,
+            panels,
+            label="whose-again",
+            caption=f"Two divergences on three texts ({described(again, *asked_again)}): one dot per seed, mean and 95 % interval; further left is better. Own text has {share_of_rate(spec_of(again, 'forward-student')):.0%} of the summed learning rate.",
+            colours={arm: ORANGE for arm in asked_again if arm.startswith("reverse")},
+        ),
+        source_note(again.all(asked_again)),
+    )
 else:
     display(
         not_yet_run("two divergences on three texts, with a rate of their own", again.command)

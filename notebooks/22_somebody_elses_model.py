@@ -38,13 +38,11 @@ from IPython.display import Markdown, display
 from kdlab.figures import (
     BLUE,
     ORANGE,
-    VERMILION,
     sentence,
     show,
     table,
     use_style,
 )
-from kdlab.figures.dots import dots
 from kdlab.huggingface import all_minilm_l6_v2, load_sentences
 from kdlab.huggingface.encoders import minilm_2, minilm_3
 from kdlab.models import begin_from
@@ -53,6 +51,7 @@ from kdlab.objectives.features import unit
 from kdlab.study import results
 from kdlab.study.display import (
     Findings,
+    arms_shown,
     data_note,
     device_for,
     not_yet_run,
@@ -335,29 +334,21 @@ Markdown(
 
 # %% tags=["hide-input"]
 told = {arm: said for arm, said in OWN.items() if arm in done}
-AXIS = {
-    RECALL: "neighbours shared, %",
-    ORDER: "order of pairs",
-    BOOKS: "books found, %",
-}
 if told:
-    figure, panels = plt.subplots(1, 3, figsize=(9.2, 3.2), sharey=True)
-    for panel, of in zip(panels, (RECALL, ORDER, BOOKS), strict=True):
-        dots(
-            panel,
-            {said: study.values(arm, of.of) for arm, said in told.items()},
-            {said: study.mean(arm, of.of) for arm, said in told.items()},
-            factor=of.scale,
-        )
-        panel.set(xlabel=AXIS[of])
     by_itself = study.mean(next(iter(told)), "teacher_books_found").mean
-    panels[2].axvline(100 * by_itself, color=VERMILION, linestyle="--")
+    panels = {
+        "neighbours shared, %": RECALL,
+        "order of pairs": ORDER,
+        "books found, %": BOOKS,
+    }
     display(
-        show(
-            figure,
+        arms_shown(
+            study,
+            told,
+            panels,
             label="objectives",
             caption=f"Students of three layers that begin with the teacher's own, a dot a run, with 95 % intervals. The dashed line is the teacher itself: it finds {BOOKS.level(by_itself)}.",
-            alt="Three panels with a row for each objective: neighbours shared, order of pairs, books found.",
+            lines={"books found, %": by_itself},
         )
     )
     display(source_note(study.all(told)))

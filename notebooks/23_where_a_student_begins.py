@@ -50,6 +50,7 @@ from kdlab.objectives import CrossEntropy, ForwardKL
 from kdlab.study import book_language_teacher, results
 from kdlab.study.display import (
     Findings,
+    arms_shown,
     conditions,
     data_note,
     device_for,
@@ -283,23 +284,13 @@ fidelity = results("fidelity")
 BEGUN = {f"share-{share:g}": f"λ = {share:g}" for share in SHARES}
 fidelity_done = fidelity.complete(list(BEGUN))
 if fidelity_done:
-    figure, panels = plt.subplots(1, 2, figsize=(8.4, 2.6), sharey=True)
-    for panel, of in zip(panels, (AGREEMENT, ACCURACY), strict=True):
-        rows = {said: fidelity.values(arm, of.of) for arm, said in BEGUN.items()}
-        means = {said: fidelity.mean(arm, of.of) for arm, said in BEGUN.items()}
-        dots(panel, rows, means, factor=of.scale)
-        panel.set_xlabel(f"{of.name} (%)")
     display(
-        show(
-            figure,
+        arms_shown(
+            fidelity,
+            BEGUN,
+            {"agreement, %": AGREEMENT, "accuracy, %": ACCURACY},
             label="fidelity",
             caption=f"A ResNet-8 taught by a ResNet-8 ({conditions(fidelity)}): each seed, mean and 95 % interval; each beginning has its own rate. At λ = 1 the student begins as the teacher.",
-            alt="Two panels of dots by share, agreement and accuracy: "
-            + "; ".join(
-                f"{said} {AGREEMENT.level(fidelity.mean(arm, AGREEMENT.of).mean)}, {ACCURACY.level(fidelity.mean(arm, ACCURACY.of).mean)}"
-                for arm, said in BEGUN.items()
-            )
-            + ".",
         ),
         above("share-0.9", "share-0", fidelity, AGREEMENT, names=BEGUN),
         within("share-0.9", "share-0", 2.0, fidelity, ACCURACY, names=BEGUN),
@@ -447,25 +438,14 @@ CUTS = {
 cut_done = cut.complete(list(CUTS))
 BITS = QUANTITIES["bits_per_byte"]
 if cut_done:
-    figure, axis = plt.subplots(figsize=(6.8, 3.2))
-    dots(
-        axis,
-        {said: cut.values(arm, BITS.of) for arm, said in CUTS.items()},
-        {said: cut.mean(arm, BITS.of) for arm, said in CUTS.items()},
-        colours={said: HUES[arm.split("-")[0]] for arm, said in CUTS.items()},
-    )
-    axis.set_xlabel("bits per byte of the test books")
     display(
-        show(
-            figure,
+        arms_shown(
+            cut,
+            CUTS,
+            {"bits per byte of the test books": BITS},
             label="cut",
             caption=f"Students of two blocks after a million tokens ({conditions(cut)}): each seed, mean and 95 % interval; each arm has its own rate. Further left is better.",
-            alt="Rows of dots: "
-            + "; ".join(
-                f"{said} {cut.mean(arm, BITS.of).mean:.3f}"
-                for arm, said in CUTS.items()
-            )
-            + ".",
+            colours={arm: HUES[arm.split("-")[0]] for arm in CUTS},
         ),
         *(
             below(

@@ -43,3 +43,24 @@ def dots(panel, rows: dict, intervals: dict, *, reference: dict | None = None, f
     panel.set_yticks(range(len(rows)), list(rows))
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.grid(axis="y", visible=False)
+
+
+def dots_side_by_side(
+    panels: Mapping[str, tuple[dict, dict, float]], colours: Mapping[str, str], lines: Mapping[str, float]
+):
+    """A figure of one panel a measure, with the same rows: by its axis, what :func:`dots` takes as rows, intervals and factor.
+
+    ``lines`` are values by axis at which a panel has a dashed line.
+    """
+    import matplotlib.pyplot as plt
+
+    names, *_ = next(iter(panels.values()))
+    size = (3.1 * len(panels) if len(panels) > 1 else 6.8, 0.34 * len(names) + 0.9)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    for axis, (title, (rows, intervals, factor)) in zip(axes[0], panels.items(), strict=True):
+        dots(axis, rows, intervals, factor=factor, colours=colours)
+        axis.set_xlabel(title)
+        axis.locator_params(axis="x", nbins=4)
+        if title in lines:
+            axis.axvline(factor * lines[title], color=VERMILION, linestyle="--")
+    return figure

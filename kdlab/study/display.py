@@ -2,13 +2,14 @@
 
 import html
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
 
 from ..data import ImageData, TextData
-from ..figures import Shown, mathematics
+from ..figures import Shown, mathematics, show
+from ..figures.dots import dots_side_by_side
 from ..language import parse
 from .evidence import QUANTITIES, Quantity
 from .parameters import ParameterError, check_session
@@ -96,6 +97,35 @@ def slots(study: Results, arms: Collection[str], what: str) -> list[Shown]:
     left_out = f"Plan {study.plan}: {diverged} of {study.planned(arms)} runs diverged; they are in no number here."
     notes = [not_yet_run(said, study.command)] if lacking else []
     return notes + ([Shown(f'<p class="kd-badge">{html.escape(left_out)}</p>')] if diverged else [])
+
+
+def arms_shown(
+    study: Results,
+    names: Mapping[str, str],
+    panels: Mapping[str, Quantity],
+    *,
+    label: str,
+    caption: str,
+    colours: Mapping[str, str] | None = None,
+    lines: Mapping[str, float] | None = None,
+) -> Shown:
+    """A figure of recorded arms: a panel a quantity, a row an arm, with each run, the mean and its 95 % interval.
+
+    Args:
+        study: where the records are.
+        names: what the rows are called, by arm.
+        panels: the quantity by what its axis is called.
+        label, caption: of the figure; the alternative text lists the means.
+        colours: of rows, by arm; blue if left out.
+        lines: a dashed line of a panel, by its axis, in the record's own unit: what the arms are held against.
+    """
+    rows, told = {}, []
+    for title, of in panels.items():
+        means = {name: study.mean(arm, of.of) for arm, name in names.items()}
+        rows[title] = {name: study.values(arm, of.of) for arm, name in names.items()}, means, of.scale
+        told.append(f"{title}: " + ", ".join(f"{name} {of.level(mean.mean)}" for name, mean in means.items()))
+    figure = dots_side_by_side(rows, {names[arm]: hue for arm, hue in (colours or {}).items()}, lines or {})
+    return show(figure, label=label, caption=caption, alt=f"Rows of dots. {'; '.join(told)}.")
 
 
 def conditions(study: Results) -> str:
