@@ -23,7 +23,7 @@ class Taps:
     layer is named by module path, as ``named_modules`` does: ``"layer2"`` is the output of ``layer2`` (its first tensor),
     ``"input:fc"`` the first input of ``fc``, and ``"attention:encoder.0.attn"`` the attention maps ``(B, heads, L, S)`` of that
     module: those that it returns, or, where it calls PyTorch's fused attention, which returns none, those recovered from
-    the queries and keys of the call (before dropout).
+    the queries and keys of the call; both before dropout, whose noise would be most of what two models differ by.
 
     The hooks stay until :meth:`close`; they do nothing while the model is called directly. Layers are captured with their
     gradient. Run a teacher under ``torch.no_grad()``.
@@ -88,7 +88,8 @@ class Taps:
         if missing := [layer for layer in self.layers if layer not in captured]:
             raise RuntimeError(
                 f"{type(self.model).__name__} did not run, or gave no tensor at, {', '.join(missing)}. (A module with "
-                "attention returns its maps or calls fused attention; a compiled model is tapped before its first call.)"
+                "attention calls fused attention, or returns its maps, as DeBERTa does with model.config.output_attentions = True; it is the "
+                "tapped model that is called, and no copy of it; a compiled model is tapped before its first call.)"
             )
         # Maps are recovered out here: what is computed inside a checkpointed module would be computed again.
         headless = isinstance(output, Mapping) and "logits" not in output and self.layers
@@ -135,7 +136,9 @@ class Taps:
             if maps is None and isinstance(
                 output, (tuple, list)
             ):  # the module returns its maps; T5's, after a bias of the same shape
-                maps = next((x for x in output[:0:-1] if isinstance(x, Tensor) and x.ndim in (3, 4)), None)
+                maps = mode.before_dropout(
+                    next((x for x in output[:0:-1] if isinstance(x, Tensor) and x.ndim in (3, 4)), None)
+                )
             if isinstance(maps, Tensor) and maps.ndim == 3:  # averaged over heads
                 maps = maps.unsqueeze(1)
             if maps is not None:
@@ -160,12 +163,24 @@ class Taps:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Sees the calls of fused attention; ``maps`` is then a function that computes its maps."""
+    """Sees the calls of fused attention; ``maps`` is then a function that computes its maps. And those of dropout, with what each was given."""
 
     maps = None
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropped = []
+
+    def before_dropout(self, maps):
+        """What they were before dropout, if that is what they come from."""
+        return next((given for dropped, given in self.dropped if dropped is maps), maps)
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if function is F.dropout:
+            dropped = function(*args, **kwargs)
+            self.dropped.append((dropped, args[0] if args else kwargs["input"]))
+            return dropped
         if function is F.multi_head_attention_forward:  # nn.MultiheadAttention: once for maps, once as asked
             asked = {**kwargs, "training": False, "need_weights": True, "average_attn_weights": False}
             self.maps = lambda: function(*args, **asked)[1]
