@@ -9,7 +9,7 @@ from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
 from kdlab.data import Examples
-from kdlab.objectives import AttentionMaps, CrossEntropy, HiddenMSE, attention_from_qk
+from kdlab.objectives import AttentionMaps, CrossEntropy, HiddenMSE, SoftTargets, attention_from_qk, soft_targets
 from kdlab.training import Recipe, Taps, fit
 from kdlab.training.taps import logits_of
 
@@ -247,6 +247,32 @@ def test_logits_in_whatever_a_model_returns():
             TypeError, match="a model must return logits, a tuple that starts with them, or .logits, not"
         ):
             logits_of(output)
+
+
+@pytest.mark.parametrize("inputs", [torch.ones(2, 4, dtype=torch.float64), {"x": torch.ones(2, 4), "n": 3}])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_inputs_are_seen_in_the_models_own_type(kind, inputs):
+    class Named(Model):
+        def forward(self, x, n=None):
+            assert n in (None, 3)
+            return super().forward(x)
+
+    model = Named().to(kind)
+    with Taps(model) as taps:
+        logits, _ = taps(inputs)
+    assert torch.equal(logits, model(torch.ones(2, 4, dtype=kind)))
+
+
+def test_a_teacher_of_pictures_in_half_precision():
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)).bfloat16()
+    student = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
+    train = Examples(torch.randn(4, 1, 4, 4), torch.tensor([0, 1, 2, 0]))
+    recipe = Recipe(1, 4, learning_rate=1e-9, augment=False)
+    (entry,) = fit(student, SoftTargets() + HiddenMSE("0"), teacher=teacher, train=train, recipe=recipe)
+    z, t = student(train.inputs), teacher(train.inputs.bfloat16()).float()
+    assert entry["SoftTargets"] == pytest.approx(soft_targets(z, t).item(), rel=1e-4)
+    assert next(teacher.parameters()).dtype == torch.bfloat16
 
 
 # Attention

@@ -239,10 +239,7 @@ class _Tapped:
             raise ValueError(
                 f"{type(self.inner).__name__} reads {', '.join(missing)}, and the batch has {', '.join(batch)}: each is a column of the data{place}."
             )
-        kind = next((p.dtype for p in self.inner.parameters() if p.is_floating_point()), None)
-        return {
-            k: v.to(kind) if isinstance(v, Tensor) and v.is_floating_point() and kind else v for k, v in inputs.items()
-        }
+        return inputs
 
 
 def _are_written(batch: Mapping[str, Tensor]) -> bool:

@@ -55,7 +55,7 @@ def fit(
     A step is: student and teacher look at one batch, the objective compares them, the optimiser moves the student
     (and whatever the objective learns). Layers that the objective looks at are captured by
     :class:`~kdlab.training.taps.Taps`. The teacher is in evaluation mode (unless the recipe has it otherwise) and gets no
-    gradient; its weights, buffers and modes are left as they were (it is moved to ``device``). With the student it may share what
+    gradient; its weights, buffers and modes are left as they were (it is moved to ``device``), and it sees inputs in its own type, such as bfloat16. With the student it may share what
     training does not move, such as frozen layers.
 
     The student is put in training mode, but for what is frozen: a layer that is in evaluation mode and has parameters, of which none

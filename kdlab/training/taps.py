@@ -1,7 +1,7 @@
 r"""Taps: what the layers of a model compute, captured as it runs, without editing it."""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from .state import plain_names
 class Taps:
     """A model that also says what some of its layers computed.
 
-    Calling it runs the model (with a dictionary, as ``model(**inputs)``) and returns its logits and a dict from each layer's name to what was captured there. A
+    Calling it runs the model (with a dictionary, as ``model(**inputs)``; with inputs in the type of its weights) and returns its logits and a dict from each layer's name to what was captured there. A
     layer is named by module path, as ``named_modules`` does: ``"layer2"`` is the output of ``layer2`` (its first tensor),
     ``"input:fc"`` the first input of ``fc``, and ``"attention:encoder.0.attn"`` the attention maps ``(B, heads, L, S)`` of that
     module: those that it returns, or, where it calls PyTorch's fused attention, which returns none, those recovered from
@@ -207,11 +207,22 @@ def _without_peft(named: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return found
 
 
-def call(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What a model says of inputs; a dictionary of them by their names, as ``model(**inputs)``."""
+def call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What a model says of inputs; a dictionary of them by their names, as ``model(**inputs)``.
+
+    Inputs in floating point are given in the model's own type, that of its first weights, such as bfloat16.
+    """
     if len(args) == 1 and isinstance(args[0], Mapping) and not kwargs:
-        return model(**args[0])
+        args, kwargs = (), dict(args[0])
+    weights = (p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize > 1)
+    if (kind := next(weights, None)) is not None:
+        args = tuple(_in_type(x, kind) for x in args)
+        kwargs = {name: _in_type(x, kind) for name, x in kwargs.items()}
     return model(*args, **kwargs)
+
+
+def _in_type(given: Any, kind: torch.dtype) -> Any:
+    return given.to(kind) if isinstance(given, Tensor) and given.is_floating_point() else given
 
 
 def logits_of(output: Any) -> Any:
