@@ -1052,9 +1052,16 @@ MUTATIONS = [
     Mutation(
         "a dictionary loses its mask on the way",
         "training/taps.py",
-        "return model(**args[0])",
-        'return model(args[0]["input_ids"])',
+        "args, kwargs = (), dict(args[0])",
+        'args, kwargs = (args[0]["input_ids"],), {}',
         "test_a_dictionary_is_read_by_its_names",
+    ),
+    Mutation(
+        "attention maps that a module returns have its dropout's noise",
+        "training/taps.py",
+        "next((given for dropped, given in self.dropped if dropped is maps), maps)",
+        "maps",
+        "test_attention_maps_are_those_before_dropout",
     ),
     Mutation(
         "a micro-batch has the whole of a dictionary",

@@ -1808,6 +1808,28 @@ def read_examples(n=16):
     return Examples(inputs, torch.arange(n) % 3)
 
 
+def test_attention_maps_are_those_before_dropout():
+    """A module that returns its maps returns them after dropout: in training they differ from any other's by noise."""
+
+    class Eager(nn.Module):
+        def forward(self, x):
+            maps = F.dropout((x @ x.mT).softmax(-1), 0.5, training=self.training)
+            return maps @ x, maps
+
+    class First(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = Eager()
+
+        def forward(self, x):
+            return self.attention(x)[0]
+
+    torch.manual_seed(0)
+    model, x = First(), torch.randn(2, 5, 8)
+    _, hidden = ran(lambda: Taps(model, ["attention:attention"])(x))
+    torch.testing.assert_close(hidden["attention:attention"], (x @ x.mT).softmax(-1).unsqueeze(1))
+
+
 def test_a_dictionary_is_read_by_its_names():
     """Inputs that are a dictionary reach the model as one argument, or without some of them."""
     torch.manual_seed(0)
