@@ -9,6 +9,7 @@ from torch import nn
 from kdlab.data import Examples, draw_boxes, resample
 from kdlab.files import sha256
 from kdlab.objectives import (
+    BinaryCrossEntropy,
     CrossEntropy,
     HiddenMSE,
     LogitMSE,
@@ -153,6 +154,33 @@ def test_a_measure_says_numbers_by_name_of_a_validation_split():
         fit(affine(), SquaredError(), train=data, measure=mean_error, recipe=RECIPE)
     with pytest.raises(ValueError, match="say in measure="):
         fit(affine(), SquaredError(), train=data, validation=data, recipe=RECIPE)
+
+
+def test_a_measure_of_what_a_dataloader_loads():
+    data, found = numbers(32), []
+    pairs = torch.utils.data.TensorDataset(data.inputs, data.labels)
+    for validation in (data, torch.utils.data.DataLoader(pairs, batch_size=16)):
+        how = {"validation": validation, "measure": mean_error, "recipe": RECIPE}
+        found.append(fit(affine(), SquaredError(), train=data, **how)[-1]["validation"])
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_several_labels_a_picture_are_refused_where_the_accuracy_of_one_is_measured():
+    """Also where the first batch has one each, and it comes out later."""
+    labels = torch.tensor([[1.0, 0.0]] * 16 + [[1.0, 1.0]] * 16)
+    pairs = torch.utils.data.TensorDataset(numbers(32).inputs, labels)
+    for first in (1, 32):
+        validation = torch.utils.data.DataLoader(pairs, batch_size=first)
+        with pytest.raises(ValueError, match="say in measure="):
+            fit(affine(2), BinaryCrossEntropy(), train=Examples(*pairs.tensors), validation=validation, recipe=RECIPE)
+
+
+def test_what_one_output_and_several_labels_are_learned_by_is_said():
+    with pytest.raises(ValueError, match="SquaredError and LogitMSE; for yes or no, BinaryCrossEntropy"):
+        fit(affine(), CrossEntropy(), train=numbers(), recipe=RECIPE)
+    several = Examples(numbers(16).inputs, torch.ones(16, 2))
+    with pytest.raises(ValueError, match="learn BinaryCrossEntropy and BinarySoftTargets"):
+        fit(affine(2), CrossEntropy(), train=several, recipe=RECIPE)
 
 
 def test_a_measure_sees_the_student_in_evaluation_mode_without_gradient():

@@ -1766,11 +1766,12 @@ def loaded(*tensors):
 
 def test_what_cannot_be_validated_is_known_at_once():
     """A validation that cannot be read fails after a whole epoch."""
-    entries = []
+    steps = []
     for validation, sentence in (
         ([(torch.zeros(1, 6), torch.zeros(1))], "validation is a Split"),
         (Examples(torch.zeros(4, 6), torch.ones(4, 3)), "no probabilities of classes"),
         (loaded(torch.zeros(4, 6), torch.ones(4, 3)), "no probabilities of classes"),
+        (loaded(torch.zeros(4, 6), torch.ones(4)), "no probabilities of classes"),
         (loaded(*[torch.zeros(4, 6)] * 3), "a batch of the DataLoader is"),
     ):
         with pytest.raises(Exception, match=sentence):
@@ -1780,9 +1781,9 @@ def test_what_cannot_be_validated_is_known_at_once():
                 train=flat_examples(),
                 validation=validation,
                 recipe=BRIEF,
-                report=entries.append,
+                after_step=steps.append,
             )
-    assert not entries
+    assert not steps
 
 
 class Reader(nn.Module):

@@ -600,7 +600,7 @@ def test_bad_labels_are_refused():
         ([0.5, 0.7, -0.2], "target is no distribution: it has entries that are negative or NaN"),
         ([0.5, math.nan, 0.5], "target is no distribution: it has entries that are negative or NaN"),
         ([0.5, 0.2, 0.2], r"target is no distribution: a row sums to 1 only within 0\.1"),
-        ([1.0, 1.0, 1.0], "target is no distribution: a row sums to 1 only within 2"),
+        ([1.0, 1.0, 1.0], "target is no distribution: a row sums to 1 only within 2. Of labels .* BinaryCrossEntropy"),
         ([math.inf, 0.0, 0.0], "target is no distribution: a row sums to 1 only within inf"),
     ],
 )

@@ -149,7 +149,7 @@ class Loaded:
         return self.loader.batch_size  # pyrefly: ignore[bad-return] with a BatchSampler there is one
 
     @cached_property
-    def all_labels(self) -> Shaped[Tensor, "n ..."]:
+    def labels(self) -> Shaped[Tensor, "n ..."]:
         """Of all examples in their order; they are loaded once more for it."""
         return torch.cat([labels.cpu() for _, labels, _ in self.batches(self.batch_size)])
 
@@ -237,7 +237,10 @@ def _pair(batch):
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     what = f"a dictionary of {', '.join(batch)}" if isinstance(batch, Mapping) else f"{type(batch).__name__}"
-    raise TypeError(f"a batch of the DataLoader is (inputs, labels), or a dictionary with 'labels', not {what}.")
+    raise TypeError(
+        f"a batch of the DataLoader is (inputs, labels), or a dictionary with 'labels', not {what}: its collate_fn makes it so. Where no "
+        "term looks at labels, any number an example will do."
+    )
 
 
 def as_split(data: Any, name: str) -> Any:

@@ -39,6 +39,11 @@ def check_logits(name: str, logits: object, mask: Tensor | None = None, at_least
         raise ValueError(
             f"{name} needs at least {'two classes' if at_least == 2 else 'one label'} in its last axis, but has shape "
             f"{tuple(logits.shape)}."
+            + (
+                " Of one output for a number there are SquaredError and LogitMSE; for yes or no, BinaryCrossEntropy and BinarySoftTargets."
+                if logits.shape[-1:] == (1,)
+                else ""
+            )
         )
     if not _inspectable(logits):
         return False
@@ -166,7 +171,15 @@ def check_distribution(target: Tensor, logits: Tensor, mask: Tensor | None = Non
             raise ValueError("target is no distribution: it has entries that are negative or NaN.")
         off = (counted.sum(-1, dtype=torch.float64) - 1).abs().amax() if counted.numel() else 0.0
         if not off <= max(1e-3, torch.finfo(target.dtype).eps):  # what the rounding of its entries adds up to
-            raise ValueError(f"target is no distribution: a row sums to 1 only within {off:.3g}.")
+            several = bool(((counted == 0) | (counted == 1)).all())
+            raise ValueError(
+                f"target is no distribution: a row sums to 1 only within {off:.3g}."
+                + (
+                    " Of labels that do not exclude each other learn BinaryCrossEntropy and BinarySoftTargets."
+                    if several
+                    else ""
+                )
+            )
 
 
 def check_mask(mask: object, losses: Tensor, empty: bool = False) -> None:

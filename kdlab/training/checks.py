@@ -4,12 +4,12 @@ import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ..objectives import Objective, Term
 from .checkpoint import require_safetensors
 from .distributed import rank_and_world
+from .measures import check_classes
 from .micro_batches import check_positions, counted
 from .modules import check_model, check_two, storages
 from .protocols import augments, by_index, by_view, check_examples, inputs_of, is_loaded, is_text, labels_of
@@ -152,16 +152,9 @@ def _check_splits(train, validation, recipe: Recipe, measure) -> None:
         return
     labels = labels_of(validation)
     if labels is None and is_loaded(validation):
-        _, labels, _ = next(validation.batches(1))
-    if (
-        labels is not None
-        and labels.is_floating_point()
-        and not torch.allclose(labels.double().sum(-1), torch.ones((), dtype=torch.double), atol=1e-2)
-    ):
-        raise ValueError(
-            "labels of the validation split are no probabilities of classes, and what is measured of it is the accuracy of one: say "
-            "in measure=… what else is."
-        )
+        _, labels, _ = next(iter(validation.batches(validation.batch_size)))
+    if labels is not None:
+        check_classes(labels)
 
 
 def _check_best(learners, validation, measure) -> None:

@@ -79,7 +79,8 @@ def fit(
         validation: a split or DataLoader that is measured after each epoch, in evaluation mode; None measures nothing.
         measure: what is measured of it, where that is not what :func:`~kdlab.training.measures.measure` says: a function of the student,
             in evaluation mode, and the validation split, which returns numbers by their names; such as
-            ``lambda student, split: {"error": (predict(student, split) - split.labels).abs().mean().item()}``.
+            ``lambda student, split: {"error": (predict(student, split).flatten() - split.labels.flatten()).abs().mean().item()}``; a
+            DataLoader is a split there, too.
         device: where to train, such as ``"cuda"``.
         checkpoint: a file that is written after every epoch. If it is there already, the run goes on from it, bit
             for bit as if it had never stopped (on the same device); if it is of another run, it is refused.

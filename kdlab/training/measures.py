@@ -27,7 +27,7 @@ from ..objectives.softening import classes_last, prepared_alone
 from ..objectives.types import Labels, Logits, Mask, Probabilities
 from .modules import check_model
 from .precision import Precision, autocast
-from .protocols import AnySplit, Device, Measure, by_index, check_text, is_text, labels_of
+from .protocols import AnySplit, Device, Measure, by_index, check_text, is_text
 from .taps import call, logits_of
 
 
@@ -241,6 +241,20 @@ def _how(logits: Tensor, labels: Tensor) -> dict:
     return {"mask": labels != IGNORED if fits else None, "class_axis": 1 if beside else None}
 
 
+def check_classes(labels: Tensor) -> None:
+    """That labels of a validation split are classes or probabilities of them, of which :func:`measure` says something.
+
+    Raises:
+        ValueError: for numbers, or classes that do not exclude each other.
+    """
+    one = torch.ones((), dtype=torch.double)
+    if labels.is_floating_point() and (labels.ndim < 2 or not torch.allclose(labels.double().sum(-1), one, atol=1e-2)):
+        raise ValueError(
+            "labels of the validation split are no probabilities of classes, and what is measured of it is the accuracy of one: say "
+            "in measure=… what else is."
+        )
+
+
 def measure_split(
     model: nn.Module, split: Any, *, device: Device = "cpu", precision: Precision = "float32"
 ) -> dict[str, float]:
@@ -250,8 +264,8 @@ def measure_split(
     size = 500 if torch.device(device).type == "cpu" else 2500
     split = as_split(split, "split")
     logits = predict(model, split, batch_size=size, device=device, precision=precision)
-    labels = labels_of(split)
-    labels = split.all_labels if labels is None else labels.cpu()
+    labels = split.labels.cpu()
+    check_classes(labels)
     return measure(logits, labels, **_how(logits, labels))
 
 

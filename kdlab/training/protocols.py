@@ -62,7 +62,7 @@ class LoadedSplit(Split, Protocol):
 
     loader: Any
     batch_size: int
-    all_labels: Tensor
+    labels: Tensor
 
 
 class CachedTeacher(Protocol):
@@ -117,7 +117,7 @@ def is_loaded(split: object) -> bool:
 
 def labels_of(split: object) -> Tensor | None:
     """The labels of all its examples; None where they are known only as they come."""
-    return getattr(split, "labels", None)
+    return None if is_loaded(split) else getattr(split, "labels", None)
 
 
 def inputs_of(split: object) -> Any:
