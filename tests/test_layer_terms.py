@@ -514,3 +514,11 @@ def test_a_model_without_logits_learns_by_its_layers():
     before = (student.body.weight - teacher.body.weight).norm()
     (history,) = fit(student, 1.0 * HiddenMSE("body"), train=train, teacher=teacher, recipe=replace(QUICK, epochs=1))
     assert history["HiddenMSE"] > 0 and (student.body.weight - teacher.body.weight).norm() < before
+
+
+def test_a_projector_of_ones_own_has_weights_of_its_own_for_each_pair():
+    own = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4))
+    first, second = HiddenMSE("a", "b", projector=own).projectors
+    assert torch.equal(first[0].weight, own[0].weight) and not torch.equal(second[2].weight, own[2].weight)
+    with pytest.raises(TypeError, match="a projector is a module, such as Projector"):
+        HiddenMSE("a", projector="linear")

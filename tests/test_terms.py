@@ -481,6 +481,23 @@ def test_what_a_term_lacks_is_said_by_name():
         (1 * SoftTargets())(z, z)
 
 
+@pytest.mark.parametrize(
+    ("term", "options", "sentence"),
+    [
+        (SoftTargets, {"T": 2}, "SoftTargets takes temperature, standardised, class_axis, not T;"),
+        (
+            ReverseKL,
+            {"alpha": 0.5, "T": 2},
+            "ReverseKL takes temperature, class_axis, not T, alpha; a weight is a factor, 0.5",
+        ),
+        (SparseForwardKL, {"temperature": 2}, "SparseForwardKL takes no option, not temperature;"),
+    ],
+)
+def test_an_option_that_a_term_has_not_is_told_those_that_it_has(term, options, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        term(**options)
+
+
 def test_a_term_gives_one_number():
     class Several(Term):
         def forward(self, *, student_logits, **_):

@@ -33,7 +33,7 @@ from .contrastive import ContrastiveMemory, info_nce
 from .features import Projector, as_maps, channels_last, hidden_cosine, hidden_mse, same_size
 from .relational import rkd_angle, rkd_distance, similarity_preserving
 from .softening import counted_rows, full_precision
-from .terms import Term, _shown
+from .terms import Term, _reset, _shown
 from .types import Count, Hidden, Mask, Scalar
 
 # A module path of both, or one of the student and one of the teacher.
@@ -124,13 +124,17 @@ class _Hidden(_LayerTerm):
 
     needs_whole_batch_of = ("images",)  # whose positions it counts itself
 
-    def __init__(self, *layers: Layer, projector: Projector | None = None, mask: Part | None = None) -> None:
+    def __init__(self, *layers: Layer, projector: nn.Module | None = None, mask: Part | None = None) -> None:
         super().__init__(*layers, mask=mask, **({} if projector is None else {"projector": projector}))
         self.projectors: nn.ModuleList | None = None
         if projector is not None:
+            if not isinstance(projector, nn.Module):
+                raise TypeError(
+                    f'a projector is a module, such as Projector("linear", student_width, teacher_width), not {projector!r}.'
+                )
             self.projectors = nn.ModuleList(copy.deepcopy(projector) for _ in self.pairs)
             for copied in self.projectors[1:]:
-                copied.reset_parameters()  # pyrefly: ignore[not-callable]
+                _reset(copied)
 
     def forward(
         self,
@@ -169,7 +173,7 @@ class HiddenMSE(_Hidden):
         layers: module paths, or pairs of them (student, teacher); see
             :func:`~kdlab.objectives.features.match_layers`. Maps of different size are averaged down to the smaller. Beside a map, the tokens
             of a vision transformer are one, too, where their number is a square.
-        projector: where widths differ; every pair gets a copy with weights of its own.
+        projector: where widths differ, a :class:`~kdlab.objectives.features.Projector` or a module of one's own; every pair gets a copy with weights of its own.
         mask: of a model of two parts, whose positions these are; None: by the layers' paths.
     """
 

@@ -362,6 +362,17 @@ class Term(nn.Module):
     #: Whether it takes the logits of a teacher with a tokeniser of its own, :class:`~kdlab.objectives.aligned.AlignedLogits`.
     takes_aligned = False
 
+    def __new__(cls, *_: Any, **options: Any) -> "Term":
+        taken = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        unknown = options.keys() - {p.name for p in taken}
+        if unknown and not any(p.kind is p.VAR_KEYWORD for p in taken):
+            named = [p.name for p in taken if p.kind is not p.VAR_POSITIONAL and p.name != "options"]
+            raise TypeError(
+                f"{cls.__name__} takes {', '.join(named) or 'no option'}, not {', '.join(sorted(unknown))}; a weight is a factor, "
+                f"0.5 * {cls.__name__}(…)."
+            )
+        return super().__new__(cls)
+
     def __init__(self) -> None:
         super().__init__()
 
