@@ -365,6 +365,16 @@ def test_a_teacher_in_half_precision_stays_so(tmp_path, whole, task):
     assert steps(half)[0]["loss"] == pytest.approx(steps(whole(task))[0]["loss"], rel=0.05)
 
 
+def test_a_student_in_half_precision_is_warned_of(tmp_path):
+    """As transformers loads what was saved in it; adapters are trained in float32 beside it."""
+    with pytest.warns(UserWarning, match="LlamaForCausalLM is trained in bfloat16, in which small steps are lost"):
+        trainer("texts", tmp_path, student=llama(0).bfloat16())
+    peft = pytest.importorskip("peft")
+    trainer(
+        "texts", tmp_path, student=peft.get_peft_model(llama(0).bfloat16(), peft.LoraConfig(target_modules=["q_proj"]))
+    )
+
+
 def test_the_teacher_is_the_student_without_its_adapters(tmp_path):
     peft = pytest.importorskip("peft")
     student = peft.get_peft_model(llama(0), peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))

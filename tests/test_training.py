@@ -95,6 +95,15 @@ def test_training_lowers_the_loss(digits, linear, recipe):
     assert history[-1]["loss"] < history[0]["loss"]
 
 
+def test_weights_in_half_precision_are_warned_of():
+    """A step is smaller than what bfloat16 tells apart."""
+    student, train = nn.Linear(2, 2, bias=False).bfloat16(), Examples(torch.eye(2), torch.tensor([0, 1]))
+    nn.init.ones_(student.weight)
+    with pytest.warns(UserWarning, match="Linear is trained in bfloat16, in which small steps are lost"):
+        fit(student, CrossEntropy(), train=train, recipe=Recipe(5, 2, learning_rate=1e-3))
+    assert torch.equal(student.weight.float(), torch.ones(2, 2))
+
+
 def test_bfloat16_trains_too(digits, linear):
     recipe = replace(QUICK, precision="bfloat16", augment=False, epochs=6)
     history = fit(linear(), CrossEntropy(), train=digits.train, recipe=recipe, validation=digits.validation)

@@ -12,6 +12,7 @@ from ..training.checkpoint import CheckpointError, load_tensors, save_tensors
 from ..training.checks import check_counts
 from ..training.distributed import average
 from ..training.measures import _gaps
+from ..training.modules import warn_of_half_precision
 from ..training.seeds import number
 from .distillation import Distillation
 
@@ -89,6 +90,8 @@ class Distil:
             )
         if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and self.rewrite is not None:
             raise ValueError("under FSDP and DeepSpeed the student cannot write: use DistributedDataParallel.")
+        if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:  # which keep weights in float32 themselves
+            warn_of_half_precision(self.model)
         whole = [type(term).__name__ for term in objective.terms if "texts" in term.needs_whole_batch_of]
         if accumulated and whole:
             raise ValueError(f"{', '.join(whole)} compare the examples of a batch: gradient_accumulation_steps=1.")

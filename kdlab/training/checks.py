@@ -11,7 +11,7 @@ from .checkpoint import require_safetensors
 from .distributed import rank_and_world
 from .measures import check_classes
 from .micro_batches import check_positions, counted
-from .modules import check_model, check_two, storages
+from .modules import check_model, check_two, storages, warn_of_half_precision
 from .protocols import augments, by_index, by_view, check_examples, inputs_of, is_loaded, is_text, labels_of
 from .recipe import Recipe
 from .state import take_apart
@@ -96,6 +96,7 @@ def _check_learner(learner, train, teacher, gradient_norms) -> None:
         )
     if teacher is not None:
         check_two(learner.student, teacher)
+    warn_of_half_precision(learner.student)
     if learner.checkpoint is not None:
         require_safetensors()
         take_apart(learner.student.state_dict())  # what cannot be stored is known before the first step

@@ -1,5 +1,6 @@
 """What the loop does with models: where they are, in which mode, and whether two of them are two."""
 
+import warnings
 from collections.abc import Iterator
 from os import PathLike
 
@@ -100,6 +101,21 @@ def check_two(student: nn.Module, teacher: nn.Module) -> None:
                     f"student and teacher share {f'{path}.{name}'.lstrip('.')!r}: training the one would change the other. {advice}; or, if "
                     "the student has adapters of peft, take the model without them, kdlab.huggingface.without_adapter(student)."
                 )
+
+
+def warn_of_half_precision(student: nn.Module) -> None:
+    """Warn of weights that are trained in half precision: a step of less than one part in 256 of a weight, in bfloat16, leaves it as it was.
+
+    ``transformers`` loads a model in the type that it was saved in, which is bfloat16 for most language models.
+    """
+    kinds = {p.dtype for p in student.parameters() if p.requires_grad and p.is_floating_point()}
+    if half := kinds & {torch.bfloat16, torch.float16}:
+        kind = str(half.pop()).removeprefix("torch.")
+        warnings.warn(
+            f"{type(student).__name__} is trained in {kind}, in which small steps are lost to rounding: load it with dtype='float32' "
+            "(student.float()), and let its arithmetic alone be in half precision, by precision= of the recipe or bf16=True of the trainer's arguments.",
+            stacklevel=2,
+        )
 
 
 def share_layers(student: nn.Module, teacher: nn.Module) -> bool:
