@@ -745,6 +745,8 @@ def test_what_does_not_fit_is_refused():
         Distillation(llama(0), None, SoftTargets())
     with pytest.raises(ValueError, match="no causal language model"):
         Distillation(bert(0), bert(1), SoftTargets(), fused=True)
+    with pytest.raises(TypeError, match="a batch is tensors by name, .*, not tuple"):
+        Distillation(bert(0), bert(1), SoftTargets())(bert(0), (torch.ones(1, 2), torch.ones(1)))
 
 
 def on_one_of_two(rank, port, folder, task):

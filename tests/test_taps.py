@@ -9,6 +9,7 @@ from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
 from kdlab.data import Examples
+from kdlab.language import TeacherColumns
 from kdlab.objectives import AttentionMaps, CrossEntropy, HiddenMSE, SoftTargets, attention_from_qk, soft_targets
 from kdlab.training import Recipe, Taps, fit
 from kdlab.training.taps import logits_of
@@ -188,6 +189,8 @@ def test_a_path_that_is_not_there_gets_a_suggestion_and_no_hook(resnet, path):
 def test_paths_that_are_like_no_other_are_refused_too():
     with pytest.raises(ValueError, match="^Sequential has no module 'encoder.layers'.$"):
         Taps(network(), ["encoder.layers"])
+    with pytest.raises(ValueError, match="TeacherColumns has no modules, and so no 'layer': .* not of what is kept"):
+        Taps(TeacherColumns(5), ["layer"])
     with pytest.raises(ValueError, match='a layer is "path", "input:path" or "attention:path", not \'output:0\''):
         Taps(network(), ["output:0"])
 

@@ -572,6 +572,16 @@ def test_texts_of_ones_own_are_tokens():
             makes()
 
 
+@pytest.mark.parametrize("documents", [[{"text": "a"}], [[1, 2]]])
+def test_documents_that_are_no_texts(documents):
+    tokeniser = train_tokeniser(["Ein Weg. "], 262)
+    for call in (lambda: train_tokeniser(documents, 300), lambda: tokenise_documents(documents, tokeniser, 8)):
+        with pytest.raises(
+            TypeError, match=r"a document is a text, not .*: of a data set one column, such as data\['text'\]"
+        ):
+            call()
+
+
 def test_a_text_that_is_too_short_or_of_another_type_is_refused():
     assert len(tokens(5, 4)) == 1
     with pytest.raises(ValueError, match="a text of 4 tokens is too short for one block of 4 and what follows it"):

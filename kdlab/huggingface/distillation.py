@@ -120,6 +120,10 @@ class Distillation:
 
     def look(self, model: nn.Module, batch: Mapping[str, Tensor], *, fused: bool = True) -> dict:
         """What an objective takes: logits, hidden states and labels of a batch, and what of them counts."""
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"a batch is tensors by name, what the models take and labels, not {type(batch).__name__}: {{'input_ids': …, 'labels': …}}."
+            )
         self.objective.train(model.training)
         student, student_hidden = self.student(model, batch, fused, self.teacher)
         teacher, teacher_hidden = None, None

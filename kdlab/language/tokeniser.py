@@ -65,12 +65,12 @@ def train_tokeniser(documents: Iterable[str], vocabulary: int) -> Any:
         a ``tokenizers.Tokenizer``.
 
     Raises:
-        TypeError: for one string in place of several texts.
+        TypeError: for one string in place of several texts, or documents that are none.
         ValueError: for a vocabulary without room for the bytes; for no text, or too little for so many tokens.
     """
     if vocabulary < 257:
         raise ValueError(f"a vocabulary has at least 257 tokens, not {vocabulary}.")
-    _check_documents(documents)
+    documents = _texts(documents)
     tokenizers = require_tokenizers()
     tokeniser = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokeniser.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -87,9 +87,19 @@ def train_tokeniser(documents: Iterable[str], vocabulary: int) -> Any:
     return _literal(tokeniser)
 
 
-def _check_documents(documents):
+def _texts(documents):
+    """The documents, each of which must be a text."""
     if isinstance(documents, str):
         raise TypeError("the documents are several texts, such as [text], not one string.")
+    return map(_text, documents)
+
+
+def _text(document):
+    if not isinstance(document, str):
+        raise TypeError(
+            f"a document is a text, not {type(document).__name__}: of a data set one column, such as data['text']."
+        )
+    return document
 
 
 def _literal(tokeniser):
@@ -138,7 +148,7 @@ def tokenise_documents(documents: Iterable[str], tokeniser: Any, context: int) -
         context: tokens of a block.
 
     Raises:
-        TypeError: for one string in place of several texts.
+        TypeError: for one string in place of several texts, or documents that are none.
         ValueError: for no text, or a tokeniser that does not fit.
 
     >>> text = "To be, or not to be, that is the question. " * 40
@@ -146,7 +156,7 @@ def tokenise_documents(documents: Iterable[str], tokeniser: Any, context: int) -
     >>> next(tokens.batches(2))[0].shape
     torch.Size([2, 16])
     """
-    _check_documents(documents)
+    documents = _texts(documents)
     own_end, tokeniser = getattr(tokeniser, "eos_token_id", None), backend(tokeniser)
     sizes = token_bytes(tokeniser)
     ends = [number for number in (own_end, tokeniser.token_to_id(END_OF_TEXT)) if number is not None][:1]

@@ -222,7 +222,7 @@ class Projector(nn.Module):
         if self.kind in ("conv", "regressor"):
             if features.ndim != 4:
                 raise ValueError(
-                    f"{self!r} takes maps (batch, channels, height, width), not shape {tuple(features.shape)}."
+                    f'{self!r} takes maps (batch, channels, height, width), not shape {tuple(features.shape)}: "linear" takes tokens, and vectors.'
                 )
             return self.map(full_precision(features))
         projected = self.map(channels_last(full_precision(features)))

@@ -64,6 +64,11 @@ class Taps:
             kind, _, path = layer.rpartition(":")
             if kind not in ("", "input", "attention"):
                 raise ValueError(f'a layer is "path", "input:path" or "attention:path", not {layer!r}.')
+            if len(named) == 1 and path:
+                raise ValueError(
+                    f"{type(model).__name__} has no modules, and so no {path!r}: hidden states and attention are those of a model itself, "
+                    "not of what is kept of one, or of a function."
+                )
             if path not in named and path not in plain:
                 near = difflib.get_close_matches(path, plain, n=3, cutoff=0.3)
                 raise ValueError(
