@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from kdlab.data import Tokens
-from kdlab.language import CacheError, OwnText, TeacherCache, TeacherColumns, write_cache
+from kdlab.language import (
+    CacheError,
+    CollateColumns,
+    OwnText,
+    TeacherCache,
+    TeacherColumns,
+    teacher_columns,
+    write_cache,
+)
 from kdlab.language.caches import KINDS, keep
 from kdlab.models import GPT
 from kdlab.objectives import CrossEntropy, ForwardKL, SparseForwardKL, soften
@@ -430,6 +438,46 @@ def test_columns_say_of_each_row_what_the_cache_does(tmp_path, kind):
     assert torch.equal(found.dense(), known.dense()) and found.rest == known.rest == rest
     with pytest.raises(CacheError, match="another text"):
         cached.columns(tokens[torch.arange(4)])
+
+
+@every_kind
+def test_columns_of_a_row_of_ones_own(kind):
+    teacher, row = gpt(), [3, 1, 4, 1, 5]
+    teacher.train()
+    found = teacher_columns(teacher, row, kind=kind, entries=4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        known = keep(soften(teacher(torch.tensor([row]))[0]), kind, 4, torch.Generator().manual_seed(0))
+    assert found == {"teacher_tokens": known.tokens.tolist(), "teacher_probabilities": known.probabilities.tolist()}
+    assert teacher.training
+    with pytest.raises(ValueError, match="keeps 1 to 18 entries of 19, not 19"):
+        teacher_columns(teacher, row, entries=19)
+    with pytest.raises(ValueError, match="not 'topk'"):
+        teacher_columns(teacher, row, kind="topk")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_columns_are_filled_up_as_the_tokens_are(side):
+    def collate(rows):
+        longest = max(len(row["input_ids"]) for row in rows)
+        before = [longest - len(row["input_ids"]) if side == "left" else 0 for row in rows]
+        batch = {name: torch.zeros(len(rows), longest, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+        for i, row in enumerate(rows):
+            assert row.keys() == {"input_ids"}
+            place = slice(before[i], before[i] + len(row["input_ids"]))
+            batch["input_ids"][i, place], batch["attention_mask"][i, place] = torch.tensor(row["input_ids"]), 1
+        return batch
+
+    rows = [
+        {"input_ids": row, **teacher_columns(gpt(), row, kind="top-k", entries=4)} for row in ([3, 1], [4, 1, 5, 9])
+    ]
+    batch = CollateColumns(collate)(rows)
+    assert batch["teacher_tokens"].shape == batch["teacher_probabilities"].shape == (2, 4, 4)
+    for name in ("teacher_tokens", "teacher_probabilities"):
+        read = batch["attention_mask"].bool()
+        assert torch.equal(batch[name][read], torch.cat([torch.tensor(row[name]) for row in rows]))
+        assert not batch[name][~read].any()
+    assert batch["teacher_tokens"].dtype == torch.long
+    TeacherColumns(V)(batch["teacher_tokens"], batch["teacher_probabilities"])
 
 
 def test_columns_that_leave_a_rest_ask_for_it():

@@ -593,6 +593,38 @@ def test_a_teachers_cache_is_columns_of_the_data(tmp_path):
     assert found["eval_accuracy"] >= 0 and "eval_kl_to_teacher" not in found
 
 
+def test_what_is_kept_of_a_teacher_on_rows_of_ones_own(tmp_path):
+    """Of different length, with a prompt that is not learned, filled up by the collator of transformers."""
+    from kdlab.language import CollateColumns, TeacherColumns, teacher_columns
+
+    def collate(rows):
+        fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+        longest = max(len(row["labels"]) for row in rows)
+        return {k: torch.tensor([[*row[k], *[x] * (longest - len(row[k]))] for row in rows]) for k, x in fill.items()}
+
+    teacher, student = llama(1, 24), llama(0)
+    rows = [
+        {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100, *ids[1:]]}
+        for ids in ([3, 1, 4], [1, 5, 9, 2, 6], [5, 3])
+    ]
+    rows = [
+        row | teacher_columns(CausalLM(teacher), row["input_ids"], kind="top-k-rest", entries=V - 1) for row in rows
+    ]
+    how = {"teacher": TeacherColumns(V, rest=True), "objective": 1.0 * SparseForwardKL(), "data": rows}
+    made = trainer(
+        "texts",
+        tmp_path,
+        student=student,
+        **how,
+        how={"data_collator": CollateColumns(collate)},
+        per_device_train_batch_size=3,
+    )
+    batch = next(iter(made.get_train_dataloader()))
+    loss, _ = made.distillation(student, batch)
+    whole, _ = Distillation(student, teacher, 1.0 * ForwardKL())(student, batch)
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-4)
+
+
 def test_a_teacher_with_a_padded_vocabulary_is_evaluated_beside(tmp_path):
     """What compares all classes is left out; the student's own measures stay."""
     objective = CrossEntropy() + SharedVocabulary(ForwardKL(), torch.arange(V))

@@ -1,6 +1,6 @@
 """Language models: tokeniser and text data, generation, speculation, teacher caches, rewards."""
 
-from .caches import CacheError, TeacherCache, TeacherColumns, write_cache
+from .caches import CacheError, CollateColumns, TeacherCache, TeacherColumns, teacher_columns, write_cache
 from .generation import draw, generate
 from .rewards import TokenCount, tokens_of
 from .speculative import Drafting, Speculation, speculate, speed_up, tokens_per_call, try_draft
@@ -18,6 +18,7 @@ from .two_tokenisers import Retokenised, first_bytes, shared_tokens, token_texts
 
 __all__ = [
     "CacheError",
+    "CollateColumns",
     "Drafting",
     "OwnText",
     "Retokenised",
@@ -34,6 +35,7 @@ __all__ = [
     "shared_tokens",
     "speculate",
     "speed_up",
+    "teacher_columns",
     "teacher_text",
     "token_bytes",
     "token_texts",

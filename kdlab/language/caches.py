@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -77,9 +78,8 @@ def write_cache(
     """
     check_model(teacher, "a teacher")
     check_text(tokens)
+    _check_kind(kind)
     path = Path(path)
-    if kind not in KINDS:
-        raise ValueError(f"the kind of a cache is one of {', '.join(KINDS)}, not {kind!r}.")
     if path.exists():
         raise CacheError(f"{path} exists already; delete it to make the cache anew.")
     generator = torch.Generator(device).manual_seed(seed)
@@ -95,8 +95,7 @@ def write_cache(
                 with autocast(device, precision):
                     logits = all_logits(teacher(inputs.to(device)))
                 vocabulary = logits.shape[-1]  # the teacher's, which may have been filled up beyond the tokeniser's
-                if not 1 <= entries < vocabulary:
-                    raise ValueError(f"a cache keeps 1 to {vocabulary - 1} entries of {vocabulary}, not {entries}.")
+                _check_entries(entries, vocabulary)
                 number = np.uint16 if vocabulary <= 2**16 else np.uint32
                 p = soften(logits.float(), class_axis=-1)
                 kept = keep(p, kind, entries, generator)
@@ -120,6 +119,16 @@ def write_cache(
         }
         header["checksum"] = _checksum(header)
         (part / "header.json").write_text(json.dumps(header, indent=1) + "\n")
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"the kind of a cache is one of {', '.join(KINDS)}, not {kind!r}.")
+
+
+def _check_entries(entries: int, vocabulary: int) -> None:
+    if not 1 <= entries < vocabulary:
+        raise ValueError(f"a cache keeps 1 to {vocabulary - 1} entries of {vocabulary}, not {entries}.")
 
 
 def _checksum(header: dict) -> str:
@@ -264,7 +273,7 @@ class TeacherCache(nn.Module):
             CacheError: for another text.
         """
         self.check_text(tokens)
-        names = ("input_ids", "labels", "teacher_tokens", "teacher_probabilities")
+        names = ("input_ids", "labels", *_COLUMNS)
         found: dict[str, list[list]] = {name: [] for name in names}
         for inputs, _, index in tokens.batches(64):
             kept = self(index)
@@ -280,11 +289,75 @@ class TeacherCache(nn.Module):
         return sum(part.nbytes for part in parts) / (self.header["blocks"] * self.header["context"])
 
 
+@torch.no_grad()
+def teacher_columns(
+    teacher: nn.Module,
+    input_ids: Sequence[int] | Integer[Tensor, " T"],
+    *,
+    kind: Literal["sampled", "top-k", "top-k-rest"] = "sampled",
+    entries: int = 12,
+    generator: torch.Generator | None = None,
+) -> dict[str, list[list]]:
+    """What is kept of a teacher on a row of your own data, such as a chat: columns of that row, which :class:`TeacherColumns` reads.
+
+    ``data.map(lambda row: teacher_columns(teacher, row["input_ids"]))``, or of a list ``[row | teacher_columns(teacher, row["input_ids"]) for row in rows]``.
+    Rows of different length: :class:`CollateColumns`.
+
+    Args:
+        teacher: a :class:`~kdlab.huggingface.models.CausalLM`, or any model of tokens ``(B, T)`` that gives logits ``(B, T, V)``.
+        input_ids: the tokens of the row, without padding.
+        kind, entries: as in :func:`write_cache`.
+        generator: of the draws, on the teacher's device.
+
+    Returns:
+        ``teacher_tokens`` and ``teacher_probabilities``, ``(T, entries)`` each.
+
+    Raises:
+        ValueError: as :func:`write_cache`.
+    """
+    check_model(teacher, "a teacher")
+    _check_kind(kind)
+    device = next((p.device for p in teacher.parameters()), None)
+    with evaluation_mode(teacher):
+        logits = all_logits(teacher(torch.as_tensor(input_ids, device=device)[None]))[0]
+    _check_entries(entries, logits.shape[-1])
+    kept = keep(soften(logits.float(), class_axis=-1), kind, entries, generator)
+    return dict(zip(_COLUMNS, (kept.tokens.tolist(), kept.probabilities.tolist()), strict=True))
+
+
+_COLUMNS = ("teacher_tokens", "teacher_probabilities")
+
+
+@dataclass(frozen=True)
+class CollateColumns:
+    """A ``data_collator`` for rows of different length: what the teacher said is filled up with zeros as the tokens are, on either side.
+
+    Attributes:
+        collate: what makes a batch of all other columns, such as ``DataCollatorForSeq2Seq(tokenizer)``; it has to return ``input_ids``, and ``attention_mask`` where it
+            fills them up on the left.
+    """
+
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """A batch; ``teacher_tokens`` and ``teacher_probabilities`` are ``(B, T, entries)``."""
+        batch = dict(self.collate([{k: x for k, x in row.items() if k not in _COLUMNS} for row in rows]))
+        length = batch["input_ids"].shape[1]
+        for name in _COLUMNS:
+            said = [torch.as_tensor(row[name]) for row in rows]
+            filled = said[0].new_zeros(len(rows), length, said[0].shape[-1])
+            for i, entries in enumerate(said):
+                first = length - len(entries) if "attention_mask" in batch and not batch["attention_mask"][i, 0] else 0
+                filled[i, first : first + len(entries)] = entries
+            batch[name] = filled
+        return batch
+
+
 class TeacherColumns(nn.Module):
     """A teacher whose words are columns of the data: it reads ``teacher_tokens`` and ``teacher_probabilities`` of a batch, ``(B, T, K)`` each.
 
     In the teacher's place of :class:`~kdlab.huggingface.trainer.Distil`, with :class:`~kdlab.objectives.terms.SparseForwardKL`; the columns are those of
-    :meth:`TeacherCache.columns`, or of your own: what a server said of each token's successor. A row that is filled up has zeros there.
+    :meth:`TeacherCache.columns`, of :func:`teacher_columns`, or of your own: what a server said of each token's successor. A row that is filled up has zeros there.
 
     Args:
         vocabulary: how many tokens the teacher has.
