@@ -337,7 +337,7 @@ class CollateColumns:
             fills them up on the left.
     """
 
-    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A batch; ``teacher_tokens`` and ``teacher_probabilities`` are ``(B, T, entries)``."""
