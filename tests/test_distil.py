@@ -625,6 +625,55 @@ def test_what_is_kept_of_a_teacher_on_rows_of_ones_own(tmp_path):
     assert loss.item() == pytest.approx(whole.item(), rel=1e-4)
 
 
+def test_spans_are_the_positions_that_a_module_of_ones_own_returns():
+    """Question answering: two distributions over the tokens, none of them padding."""
+
+    class Spans(torch.nn.Module):
+        def __init__(own, model):
+            super().__init__()
+            own.model = model
+
+        def forward(own, input_ids, attention_mask):
+            found = own.model(input_ids=input_ids, attention_mask=attention_mask)
+            logits = torch.stack([found.start_logits, found.end_logits], 1)
+            return logits.masked_fill(attention_mask[:, None] == 0, -torch.inf)
+
+    shape = {
+        "vocab_size": V,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    student, teacher = (
+        Spans(transformers.BertForQuestionAnswering(transformers.BertConfig(**shape))).eval() for _ in "st"
+    )
+    batch = {"input_ids": torch.tensor([[3, 1, 4], [1, 5, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
+    batch["labels"] = torch.tensor([[0, 2], [1, 1]])
+    _, terms = Distillation(student, teacher, CrossEntropy() + SoftTargets())(student, batch)
+    z = student(batch["input_ids"], batch["attention_mask"])
+    wanted = sum(torch.nn.functional.cross_entropy(z[:, i], batch["labels"][:, i]) for i in (0, 1)) / 2
+    assert terms["CrossEntropy"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert terms["SoftTargets"].isfinite()
+
+
+def test_a_teacher_of_another_tokeniser_reads_tokens_of_its_own():
+    class Other(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, teacher_input_ids, teacher_attention_mask):
+            return self.model(input_ids=teacher_input_ids, attention_mask=teacher_attention_mask)
+
+    student, teacher, own = bert(0).eval(), bert(1, 24).eval(), torch.tensor([[2, 7, 1, 8]])
+    batch = {"input_ids": torch.tensor([[3, 1]]), "attention_mask": torch.ones(1, 2), "labels": torch.tensor([0])}
+    batch |= {"teacher_input_ids": own, "teacher_attention_mask": torch.ones(1, 4)}
+    _, terms = Distillation(student, Other(teacher), LogitMSE())(student, batch)
+    wanted = student(batch["input_ids"]).logits - teacher(own).logits
+    assert terms["LogitMSE"].item() == pytest.approx(wanted.square().mean().item(), rel=1e-5)
+
+
 def test_a_teacher_with_a_padded_vocabulary_is_evaluated_beside(tmp_path):
     """What compares all classes is left out; the student's own measures stay."""
     objective = CrossEntropy() + SharedVocabulary(ForwardKL(), torch.arange(V))

@@ -252,6 +252,16 @@ def test_logits_in_whatever_a_model_returns():
             logits_of(output)
 
 
+def test_how_the_logits_of_another_output_are_returned_is_said():
+    logits = torch.zeros(2, 3)
+    with pytest.raises(TypeError, match=r"a module of your own around it does: output\['out'\]\.$"):
+        logits_of({"out": logits})
+    with pytest.raises(
+        TypeError, match=r": torch.stack\(\[output.start_logits, output.end_logits\], 1\), beside labels"
+    ):
+        logits_of(SimpleNamespace(start_logits=logits, end_logits=logits))
+
+
 @pytest.mark.parametrize("inputs", [torch.ones(2, 4, dtype=torch.float64), {"x": torch.ones(2, 4), "n": 3}])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_inputs_are_seen_in_the_models_own_type(kind, inputs):

@@ -212,11 +212,9 @@ class _Tapped:
             if self.head is not None and part is self.inner.get_decoder()
         ][:1]
         self.taps = Taps(self.inner, dict.fromkeys([*layers, *self.body]))
-        forward = inspect.signature(type(self.inner).forward).parameters
-        self.names = {name for name, p in forward.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {
-            "self",
-            "labels",
-        }
+        _, *taken = inspect.signature(type(self.inner).forward).parameters.items()
+        forward = dict(taken)
+        self.names = {name for name, p in taken if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"labels"}
         self.required = [name for name, p in forward.items() if name in self.names and p.default is p.empty]
         self.takes_any = any(p.kind is p.VAR_KEYWORD for p in forward.values())
 

@@ -238,8 +238,12 @@ def logits_of(output: Any) -> Any:
         return output.logits
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
         return output[0]
+    such = f": output[{next(iter(output))!r}]" if isinstance(output, Mapping) and output else ""
+    if hasattr(output, "start_logits"):
+        such = ": torch.stack([output.start_logits, output.end_logits], 1), beside labels of the two places"
     raise TypeError(
-        f"a model must return logits, a tuple that starts with them, or .logits, not {type(output).__name__}."
+        f"a model must return logits, a tuple that starts with them, or .logits, not {type(output).__name__}; a module of your own around it "
+        f"does{such}."
     )
 
 
