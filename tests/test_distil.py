@@ -657,6 +657,17 @@ def test_spans_are_the_positions_that_a_module_of_ones_own_returns():
     assert terms["SoftTargets"].isfinite()
 
 
+def test_labels_that_are_none_are_no_labels():
+    """As DataCollatorForSeq2Seq has them where the data have none."""
+    batch = {"input_ids": torch.tensor([[3, 1, 4]]), "attention_mask": torch.ones(1, 3)}
+    student, teacher = llama(0), llama(1)
+    distillation = Distillation(student, teacher, ForwardKL())
+    assert distillation.counts([batch]) == distillation.counts([{**batch, "labels": None}])
+    assert torch.equal(distillation(student, batch)[0], distillation(student, {**batch, "labels": None})[0])
+    with pytest.raises(TypeError, match="CrossEntropy needs labels"):
+        Distillation(student, teacher, CrossEntropy())(student, {**batch, "labels": None})
+
+
 def test_a_teacher_of_another_tokeniser_reads_tokens_of_its_own():
     class Other(torch.nn.Module):
         def __init__(self, model):

@@ -1882,8 +1882,10 @@ def test_padding_of_a_text_with_one_label_is_not_matched():
 def test_labels_that_are_the_tokens_themselves_are_refused():
     """transformers shifts labels inside its models; here a token would be learned from itself."""
     ids = torch.tensor([[1, 2, 3], [4, 5, 0]])
-    with pytest.raises(ValueError, match="labels are the input_ids themselves"):
+    with pytest.raises(ValueError, match="labels are the tokens themselves"):
         Examples({"input_ids": ids}, ids.masked_fill(ids == 0, -100))
+    with pytest.raises(ValueError, match="labels are the tokens themselves"):
+        Examples(ids, ids)
     assert len(Examples({"input_ids": ids[:, :-1]}, ids[:, 1:])) == 2
 
 

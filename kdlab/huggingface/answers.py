@@ -106,7 +106,7 @@ def _prompts(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Prompts ``(B, P)``, moved to the left, and how long they are, ``(B,)``."""
     tokens = batch["input_ids"]
     read = batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(tokens, dtype=torch.bool)
-    if "labels" in batch:
+    if batch.get("labels") is not None:
         read = read & ((batch["labels"] != IGNORED).long().cumsum(1) == 0)
     order = torch.argsort((~read).long(), dim=1, stable=True)
     lengths = read.sum(1)

@@ -120,10 +120,7 @@ class Distillation:
 
     def look(self, model: nn.Module, batch: Mapping[str, Tensor], *, fused: bool = True) -> dict:
         """What an objective takes: logits, hidden states and labels of a batch, and what of them counts."""
-        if not isinstance(batch, Mapping):
-            raise TypeError(
-                f"a batch is tensors by name, what the models take and labels, not {type(batch).__name__}: {{'input_ids': …, 'labels': …}}."
-            )
+        batch = _given(batch)
         self.objective.train(model.training)
         student, student_hidden = self.student(model, batch, fused, self.teacher)
         teacher, teacher_hidden = None, None
@@ -159,6 +156,7 @@ class Distillation:
 
         On several processes the mean over them, since their gradients are averaged; every process asks.
         """
+        batches = [_given(batch) for batch in batches]
         numbers = torch.stack([self._numbers(batch) for batch in batches]).sum(0)
         count, examples, *hidden = average(numbers)
         if self.two_parts is None:
@@ -242,6 +240,19 @@ class _Tapped:
                 f"{type(self.inner).__name__} reads {', '.join(missing)}, and the batch has {', '.join(batch)}: each is a column of the data{place}."
             )
         return inputs
+
+
+def _given(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A batch without what is None, as some collators have labels where there are none.
+
+    Raises:
+        TypeError: for what is no batch.
+    """
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"a batch is tensors by name, what the models take and labels, not {type(batch).__name__}: {{'input_ids': …, 'labels': …}}."
+        )
+    return {name: value for name, value in batch.items() if value is not None}
 
 
 def _are_written(batch: Mapping[str, Tensor]) -> bool:
