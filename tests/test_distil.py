@@ -546,6 +546,16 @@ def test_a_regression_head_of_one_output():
     torch.testing.assert_close(sum(distillation(student, part, counts=counts)[0] for part in parts), whole)
 
 
+def test_a_collator_that_gives_no_labels_gives_none():
+    """DataCollatorForSeq2Seq, say, gives None."""
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4).long()}
+    student = llama(0)
+    distillation = Distillation(student, llama(1), 1.0 * ForwardKL())
+    assert torch.equal(distillation(student, batch | {"labels": None})[0], distillation(student, batch)[0])
+    with pytest.raises(TypeError, match="CrossEntropy needs labels"):
+        Distillation(student, None, CrossEntropy())(student, batch | {"labels": None})
+
+
 def test_each_head_has_terms_of_its_own():
     """DeiT: labels go to the one, the teacher's likeliest class to the other."""
     torch.manual_seed(0)

@@ -77,7 +77,7 @@ def test_an_answer_that_is_there_gives_its_place_to_the_students():
     known = OwnAnswers(4, temperature=0)(llama(0), padded(PROMPTS[:2], "left"))
     assert all(torch.equal(found[name], known[name]) for name in found)
     assert OwnAnswers(4, probability=0.0)(llama(0), batch) == batch
-    with pytest.raises(ValueError, match="an example has no prompt"):
+    with pytest.raises(ValueError, match="^an example has no prompt: .*of prompts alone there are none"):
         OwnAnswers(4)(llama(0), {**batch, "labels": batch["input_ids"]})
 
 
@@ -131,3 +131,29 @@ def test_what_is_drawn_goes_by_the_step(tmp_path):
     assert all(map(torch.equal, whole, again))
     other = trained(tmp_path / "b", rewrite=OwnAnswers(4), seed=1)
     assert not all(map(torch.equal, whole, other))
+
+
+def test_examples_in_one_row_are_not_gone_on_from():
+    """Else all but the first would be left out, without a word."""
+    packed = {"input_ids": torch.tensor([[5, 6, 7, 8, 9]]), "position_ids": torch.tensor([[0, 1, 2, 0, 1]])}
+    with pytest.raises(ValueError, match="^several examples are packed into one row, .*packing=False"):
+        OwnAnswers(2)(llama(0), packed)
+    padded_left = padded(PROMPTS[:2], "left") | {"position_ids": torch.tensor([[0, 1, 2], [1, 1, 0]])}
+    assert OwnAnswers(2)(llama(0), padded_left)["input_ids"].shape == (2, 5)
+
+
+def test_a_collator_that_gives_no_labels_gives_none():
+    batch = padded(PROMPTS[:2], "left")
+    found, known = (OwnAnswers(2, temperature=0)(llama(0), batch | more) for more in ({}, {"labels": None}))
+    assert all(torch.equal(found[name], known[name]) for name in found)
+
+
+def test_a_student_writes_no_token_that_its_teacher_does_not_have(tmp_path):
+    args = TrainingArguments(tmp_path, use_cpu=True, report_to="none")
+    student, teacher = llama(0), llama(1)
+    student.resize_token_embeddings(V + 3)
+    how = {"teacher": teacher, "objective": 1.0 * ReverseKL(), "args": args, "rewrite": OwnAnswers(2)}
+    with pytest.raises(ValueError, match=rf"may write any of {V + 3} tokens, .*resize_token_embeddings\({V}\)"):
+        KD(student, **how)
+    student.resize_token_embeddings(V)
+    KD(student, **how)

@@ -65,7 +65,7 @@ class OwnAnswers:
 
         Raises:
             TypeError: for what is no batch, or no model.
-            ValueError: for an example without a prompt, or what is longer than the student's context.
+            ValueError: for an example without a prompt, examples that were packed into one row, or what is longer than the student's context.
         """
         _check_batch(batch)
         device = batch["input_ids"].device
@@ -74,7 +74,10 @@ class OwnAnswers:
         writer = student if isinstance(student, CausalLM) else CausalLM(student)
         prompts, lengths = _prompts(batch)
         if not int(lengths.min()):
-            raise ValueError("an example has no prompt: its first token is a label already, or all is padding.")
+            raise ValueError(
+                "an example has no prompt: its first token is a label already, or all is padding. Labels are −100 on a prompt; of prompts alone there are "
+                "none, as DataCollatorWithPadding leaves them."
+            )
         stop = self.stop if self.stop is not None else _ends_of(writer)
         with torch.no_grad(), evaluation_mode(writer):
             text = generate(
@@ -99,6 +102,11 @@ def _check_batch(batch: object) -> None:
         raise TypeError(
             "a batch of prompts has input_ids, token numbers of shape (B, P): tokenizer(prompts, return_tensors='pt', padding=True); of one "
             "prompt, {'input_ids': torch.tensor([ids])}."
+        )
+    places = batch.get("position_ids")
+    if isinstance(places, Tensor) and "attention_mask" not in batch and bool((places.diff(dim=-1) < 0).any()):
+        raise ValueError(
+            "several examples are packed into one row, of which the student would go on from the first alone: packing=False, padding_free=False."
         )
 
 

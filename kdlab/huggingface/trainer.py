@@ -14,7 +14,9 @@ from ..training.distributed import average
 from ..training.measures import _gaps
 from ..training.modules import warn_of_half_precision
 from ..training.seeds import number
+from .answers import OwnAnswers
 from .distillation import Distillation
+from .models import unwrapped
 
 # From student, batch and generator to another batch.
 Rewrite = Callable[[nn.Module, Mapping[str, Tensor], torch.Generator], Mapping[str, Tensor]]
@@ -52,7 +54,7 @@ class Distil:
         arguments, options: the trainer's own.
 
     Raises:
-        ValueError: for options of the trainer's that would be ignored; for terms that need each batch as a whole, or gradient norms, where gradients are
+        ValueError: for options of the trainer's that would be ignored; a student that may write tokens which the teacher does not have; for terms that need each batch as a whole, or gradient norms, where gradients are
             accumulated; several GPUs in one process; or an objective that learns under FSDP or DeepSpeed.
     """
 
@@ -92,6 +94,8 @@ class Distil:
             raise ValueError("under FSDP and DeepSpeed the student cannot write: use DistributedDataParallel.")
         if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:  # which keep weights in float32 themselves
             warn_of_half_precision(self.model)
+        if isinstance(self.rewrite, OwnAnswers) and self.distillation.teacher is not None:
+            _check_readable(self.model, self.distillation.teacher.model)
         whole = [type(term).__name__ for term in objective.terms if "texts" in term.needs_whole_batch_of]
         if accumulated and whole:
             raise ValueError(f"{', '.join(whole)} compare the examples of a batch: gradient_accumulation_steps=1.")
@@ -241,6 +245,19 @@ def _placed(teacher: nn.Module, device) -> None:
     places = {p.device for p in teacher.parameters()}
     if len(places) == 1 and places != {torch.device(device)} and getattr(teacher, "hf_device_map", None) is None:
         teacher.to(device)
+
+
+def _check_readable(student: nn.Module, teacher: nn.Module) -> None:
+    """That a teacher of transformers reads whatever the student may write."""
+    written, read = (
+        getattr(getattr(unwrapped(model), "config", None), "get_text_config", lambda: None)()
+        for model in (student, teacher)
+    )
+    if written is not None and read is not None and written.vocab_size > read.vocab_size:
+        raise ValueError(
+            f"the student may write any of {written.vocab_size} tokens, of which the teacher reads {read.vocab_size}: where the others only fill its vocabulary "
+            f"up, student.resize_token_embeddings({read.vocab_size}) takes them off. Of another tokeniser, kdlab.language.Retokenised reads them."
+        )
 
 
 def _by_position(seen: dict) -> Tensor | None:

@@ -80,7 +80,8 @@ def check_same_classes(student_logits: Any, teacher_logits: Any) -> None:
             f"student and teacher must share one set of classes, but the student has {n} and the teacher {m}. If the first "
             f"{min(n, m)} are the same, and the {larger}'s others fill it up to a round number: "
             f"restrict_vocabulary({larger}_logits, torch.arange({min(n, m)})); in an objective, and so in fit, "
-            f"SharedVocabulary(term, torch.arange({min(n, m)})). Otherwise restrict both to the tokens that they share (restrict_vocabulary)."
+            f"SharedVocabulary(term, torch.arange({min(n, m)})); of a model of transformers, resize_token_embeddings({min(n, m)}) takes them off. "
+            "Otherwise restrict both to the tokens that they share (restrict_vocabulary)."
         )
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
