@@ -9,6 +9,7 @@ each ends at one byte, both have read the same text, and what the teacher says t
 import itertools
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -132,7 +133,8 @@ class Retokenised(nn.Module):
         KD(student, teacher=teacher, objective=objective, args=args, train_dataset=data).train()
 
     Special tokens become those of the same name, the student's end of text the teacher's, and what begins a text whatever the teacher's tokeniser
-    puts there. Bytes that are no text, as an untrained student writes them, become the teacher's tokens of single bytes. Where the
+    puts there. Bytes that are no text, as an untrained student writes them, become the teacher's tokens of single bytes. A letter and its accent that
+    the teacher's tokeniser makes one, as those of Qwen and Pythia do (Unicode's NFC), are read together. Where the
     text is cut off, its last token is not what the whole text's would be, and nothing is read behind it; the tokens that lead there are those of the cut text.
 
     Args:
@@ -221,7 +223,7 @@ class Retokenised(nn.Module):
                 new_sizes = [1] * len(new)
             own += new
             student_ends += (at + np.cumsum(sizes, dtype=np.int64)).tolist()
-            own_ends += (at + np.cumsum(new_sizes, dtype=np.int64)).tolist()
+            own_ends += (at + np.cumsum(new_sizes, dtype=np.float64)).tolist()
         shared = np.intersect1d(student_ends, own_ends)
         if len(tokens) and student.is_text(tokens[-1]):
             shared = shared[:-1]  # the text was cut off there
@@ -235,6 +237,11 @@ class Retokenised(nn.Module):
             return []
         if found is None:
             name = self._student.special.get(token, str(token))
+            if token >= len(self._student.texts):
+                raise ValueError(
+                    f"token {token} is none of the student's tokeniser, whose last is {len(self._student.texts) - 1}: the text is of another, or the student, "
+                    f"whose vocabulary was filled up, has written it; student.resize_token_embeddings({len(self._student.texts)}) takes the others off."
+                )
             raise ValueError(
                 f"the teacher's tokeniser has no special token {name!r}, as the student's has: say what it reads in its place, "
                 f"special={{{name!r}: …}}, which may be nothing, ''."
@@ -270,7 +277,7 @@ class _Cut:
             return text[1:], [sizes[0] - 1, *sizes[1:]]
         return text, sizes
 
-    def encode(self, text: bytes) -> tuple[list[int], list[int]]:
+    def encode(self, text: bytes) -> tuple[list[int], list[float]]:
         """Tokens of a text, and how many of its bytes each is.
 
         Raises:
@@ -285,15 +292,16 @@ class _Cut:
                 raise ValueError(
                     "the tokeniser has no tokens for bytes that are no text, and the student wrote some."
                 ) from None
-            said = [len(self.texts[token] or b"") for token in new]
-            if self._bytes(new) == b" " + raw and self.adds_space:
-                said[0] -= 1
-            elif self._bytes(new) != raw:
+            said, made = [len(self.texts[token] or b"") for token in new], self._bytes(new)
+            forms = [raw, _composed(part).encode()] if _is_text(raw) else [raw]
+            if self.adds_space and made in [b" " + form for form in forms]:
+                said[0], made = said[0] - 1, made[1:]
+            if made not in forms:
                 raise ValueError(
                     f"the tokeniser changes the text: of {_shown(raw)} its tokens make {_shown(self._bytes(new))}. Tokens of two "
-                    "tokenisers are compared where both keep the text as it is."
+                    "tokenisers are compared where both keep the text as it is; leave such texts out: Retokenised.cut(tokens) raises this for each."
                 )
-            tokens, sizes = tokens + new, sizes + said
+            tokens, sizes = tokens + new, sizes + (said if made == raw else _as_written(part, said))
         return tokens, sizes
 
     def _singles(self, raw: bytes) -> list[int]:
@@ -308,6 +316,38 @@ class _Cut:
 
     def is_text(self, token: int) -> bool:
         return token < len(self.texts) and self.texts[token] is not None
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _as_written(text: str, sizes: Sequence[int]) -> list[float]:
+    r"""Of tokens of a text's composed form (NFC), with their sizes, those in the text as it is. One that ends within what was composed ends
+    half a byte before it does, where no token of the text itself ends.
+
+    >>> _as_written("e\u0301a", [1, 1, 1])  # é is two bytes, of which each is a token, and was three
+    [2.5, 0.5, 1.0]
+    """
+    pieces: list[str] = []
+    for character in text:
+        before = pieces[-1] if pieces else ""
+        if before and (
+            unicodedata.combining(character)
+            or _composed(before + character) != _composed(before) + _composed(character)
+        ):
+            pieces[-1] += character
+        else:
+            pieces.append(character)
+    ends, at = [0.0], 0  # of each byte of the composed form
+    for piece in pieces:
+        raw, composed = piece.encode(), _composed(piece).encode()
+        within = (
+            [at + n for n in range(1, len(raw))] if raw == composed else [at + len(raw) - 0.5] * (len(composed) - 1)
+        )
+        at += len(raw)
+        ends += [*within, at]
+    return np.diff([ends[end] for end in itertools.accumulate(sizes, initial=0)]).tolist()
 
 
 def _is_text(raw: bytes) -> bool:
