@@ -201,6 +201,21 @@ def test_a_draft_is_tried_on_each_prompt_in_each_way():
     json.dumps(found)
 
 
+def test_a_draft_is_tried_up_to_the_end_of_an_answer():
+    """And on prompts of any length: each call brings what it accepts and one token more, whatever ends the text."""
+    model, drafting = gpt(0), Drafting(prompt=9, tokens=8, rounds=((3, 0.0),), temperature=0)
+    prompts = [text(1, 5), text(1, 2)]
+    (whole,) = try_draft(model, model, prompts, drafting)["rounds"]
+    assert whole["calls"] == [2, 2] and whole["accepted"] == [6, 6]
+    end = generate(model, prompts[0], tokens=2, temperature=0)[0, -1].item()
+    (short,) = try_draft(model, model, prompts[:1], drafting, stop=end)["rounds"]
+    assert short["calls"] == [1] or short["calls"] == [0]  # it may be the first token already
+    with pytest.raises(
+        TypeError, match=r"prompts are token numbers, int64 of shape \(batch, length\), not .* of shape \(5,\)"
+    ):
+        try_draft(model, model, prompts[0], drafting)
+
+
 @given(st.floats(0, 1), st.integers(0, 9))
 def test_tokens_per_call_is_the_mean_of_a_geometric_series(acceptance, draft_length):
     by_hand = 1 + sum(acceptance**k for k in range(1, draft_length + 1))

@@ -243,7 +243,7 @@ class Drafting:
 
     Attributes:
         prompts: how many.
-        prompt, tokens: how long they are, and what is written after them.
+        prompt, tokens: how long they are, at most, and what is written after them.
         rounds: the ways to propose, each a ``draft_length`` and a ``stop_below``.
         temperature: of both models.
     """
@@ -262,17 +262,22 @@ def try_draft(
     drafting: Drafting,
     *,
     seed: int = 0,
+    stop: int | Sequence[int] | None = None,
 ) -> dict:
     """What :func:`speculate` counts and takes with this draft, prompt by prompt, and what plain decoding takes beside it.
 
     Args:
-        prompts: each ``(1, P)``, at least ``drafting.prompt`` tokens, on the models' device; all that there are are used.
+        prompts: each ``(1, P)``, on the models' device; all that there are are used, each up to ``drafting.prompt`` of its tokens.
+        stop: as for ``generate``: what is written behind the end of an answer says nothing of the draft.
 
     Returns:
         ``plain_seconds``, one a prompt; and of each of ``drafting.rounds`` the columns ``calls``, ``tested``, ``accepted``,
-        ``expected`` and ``seconds``. The time of reading the prompt is in all of them.
+        ``expected`` and ``seconds``. The time of reading the prompt is in all of them. Each call brings what it accepted, and one token more.
+
+    Raises:
+        TypeError, ValueError: as :func:`speculate`.
     """
-    how = {"tokens": drafting.tokens, "temperature": drafting.temperature}
+    how = {"tokens": drafting.tokens, "temperature": drafting.temperature, "stop": stop}
 
     def timed(write, *models, **options):
         begun = time.perf_counter()
@@ -287,6 +292,7 @@ def try_draft(
 
     plain, rounds = [], [defaultdict(list) for _ in drafting.rounds]
     for row in prompts:
+        check_prompts(row, None, drafting.tokens, drafting.temperature)
         generator = torch.Generator(row.device).manual_seed(seed + len(plain))
         if not plain:
             tried()  # to warm up
