@@ -786,6 +786,12 @@ def test_what_is_no_data_or_no_objective_is_refused_in_a_sentence(linear):
         fit(linear(), cross_entropy, train=data, recipe=Recipe(epochs=1))
     with pytest.raises(ValueError, match="3 inputs have 2 labels"):
         Examples(torch.zeros(3, 5), torch.zeros(2))
+    with pytest.raises(
+        TypeError, match="labels must be a tensor, not NoneType; .*, and labels of what has none are zeros"
+    ):
+        Examples(torch.zeros(3, 5), None)
+    with pytest.raises(ValueError, match="3 inputs have one labels"):
+        Examples(torch.zeros(3, 5), torch.tensor(0))
 
 
 def test_a_narrow_convolution_with_stride_is_not_trained_with_its_channels_last():

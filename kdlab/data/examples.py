@@ -40,7 +40,8 @@ class Examples:
 
     Attributes:
         inputs: a tensor; or a dictionary of tensors (``input_ids``, ``attention_mask``, …), which a model gets by their names.
-        labels: classes ``(n,)``, or probabilities of the classes ``(n, C)``, such as those of mixed images; of texts one a token.
+        labels: classes ``(n,)``, or probabilities of the classes ``(n, C)``, such as those of mixed images; of texts one a token. Zeros,
+            where nothing is labelled.
     """
 
     __repr__ = with_shapes
@@ -85,13 +86,16 @@ def check_batch(inputs: Any, labels: Any) -> None:
         ValueError: for other numbers of inputs than labels, or labels that are the tokens themselves.
     """
     named = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}
-    for name, value in {**named, "labels": labels}.items():
+    every = {**named, "labels": labels}
+    for name, value in every.items():
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"{name} must be a tensor, not {type(value).__name__}; inputs may be a dictionary of tensors."
+                f"{name} must be a tensor, not {type(value).__name__}; inputs may be a dictionary of tensors, and labels of what has none are zeros."
             )
-        if value.ndim == 0 or len(value) != len(labels):
-            raise ValueError(f"{len(value) if value.ndim else 'one'} {name} have {len(labels)} labels.")
+    for name, value in every.items():
+        if value.ndim == 0 or labels.ndim == 0 or len(value) != len(labels):
+            count = ["one" if x.ndim == 0 else len(x) for x in (value, labels)]
+            raise ValueError(f"{count[0]} {name} have {count[1]} labels.")
     if not named:
         raise ValueError("an empty dictionary is no input.")
     tokens = named.get("input_ids", named.get("inputs"))
