@@ -37,7 +37,8 @@ class Distil:
     spread over processes (``torchrun``, ``accelerate launch``):
     means over tokens, hidden states and examples divide by the numbers of the whole. What the objective learns is trained and clipped with the student,
     and kept in each checkpoint beside it, never in it: ``save_pretrained`` writes the student alone. A schedule follows the trainer's
-    steps. The trainer's columns also keep what the teacher reads, and ``index``.
+    steps. The trainer's columns also keep what the teacher reads, and ``index``. Its ``distillation``, called with the student and a batch, says the loss
+    of any other batch, such as one of the student's own answers to prompts that were held out.
 
     Beside the loss, each term is logged by its name. Evaluation also gives what :func:`~kdlab.training.measures.measure` says of all
     examples, or tokens, together: ``eval_accuracy``, ``eval_cross_entropy``, ``eval_calibration_error``, and with a teacher
