@@ -109,6 +109,12 @@ def test_in_transformers_place_too(thing, sentence):
         Distillation(CausalLM(transformers.LlamaForCausalLM(config)), gpt(), SoftTargets())
     with pytest.raises(TypeError, match="^GPT is no model of transformers, .*: a model of kdlab.models writes"):
         CausalLM(gpt())
+    t5 = transformers.T5Config(vocab_size=9, d_model=8, d_ff=8, d_kv=8, num_layers=1, num_heads=1)
+    with pytest.raises(
+        ValueError,
+        match="^T5ForConditionalGeneration has an encoder and a decoder, .*: Distil and Distillation take it",
+    ):
+        OwnAnswers(2)(transformers.T5ForConditionalGeneration(t5), batch)
     with pytest.raises(TypeError, match="^Linear is no model of transformers"):
         OwnAnswers(2)(nn.Linear(2, 2), batch)
     with pytest.raises(ValueError, match="^GPT reads tokens, and the batch has input_ids: each is a column"):

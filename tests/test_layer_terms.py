@@ -294,6 +294,11 @@ def test_widths_that_differ_ask_for_a_projector(seen):
         InfoNCE("a")(**seen)
     with pytest.raises(ValueError, match=r"Projector\('conv', 4, 5\) takes features of width 4"):
         HiddenMSE("a", projector=Projector("conv", 4, 5))(**seen)
+    with pytest.raises(
+        ValueError,
+        match=r"a term's projector=Projector\('linear', n, m\) brings vectors of n numbers to m, and 'conv' channels\.$",
+    ):
+        HiddenMSE("a")(**seen)
     assert HiddenMSE("a", projector=Projector("conv", 3, 5))(**seen).isfinite()
 
 

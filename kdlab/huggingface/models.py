@@ -31,7 +31,7 @@ class CausalLM(nn.Module):
 
     Raises:
         TypeError: for what is no model of ``transformers``.
-        ValueError: if the model does not give one row of logits a token, or a token's logits depend on what follows it.
+        ValueError: if the model does not give one row of logits a token, a token's logits depend on what follows it, or it is an encoder with a decoder.
 
     Attributes:
         vocabulary, context: how many logits a token has, and how many tokens the model reads (of its text configuration).
@@ -55,6 +55,11 @@ class CausalLM(nn.Module):
             raise TypeError(
                 f"{type(model).__name__} is no model of transformers, whose configuration CausalLM reads: a model of kdlab.models writes, "
                 "teaches and learns as it is, in kdlab.training.fit and kdlab.language.generate."
+            )
+        if getattr(config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"{type(unwrapped(model)).__name__} has an encoder and a decoder, and here texts are gone on from by causal language models alone: Distil and "
+                "Distillation take it as it is, with labels, such as those that generate() of the teacher has written."
             )
         config = config.get_text_config()
         self.vocabulary = config.vocab_size

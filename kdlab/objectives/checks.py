@@ -263,7 +263,7 @@ def check_features(
     if same_width and student.shape[1:] != teacher.shape[1:]:
         raise ValueError(
             f"{names[0]} of shape {tuple(student.shape)} and {names[1]} of shape {tuple(teacher.shape)} differ in size: "
-            "give a projector, or choose layers of one size."
+            "give a projector, or choose layers of one size; a term's projector=Projector('linear', n, m) brings vectors of n numbers to m, and 'conv' channels."
         )
     if student.ndim == 0 or teacher.ndim == 0 or student.shape[0] != teacher.shape[0]:
         raise ValueError(
