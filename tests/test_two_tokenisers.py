@@ -221,6 +221,7 @@ def test_special_tokens_become_those_of_the_same_name(two):
     assert names[:2] == ["<begin>", "<of>"] and names[-1] == "<turn>"
     # After the whole of what begins; and, since a special token ended it, after the text.
     assert (places[0], own_places[0]) == (0, 1) and places[-1] == len(ids) - 1 and own_places[-1] == len(own) - 1
+    assert own == Retokenised(Bigram(330), many, few, others="<begin><of>").cut(ids)[0]
     own, places, own_places = Retokenised(Bigram(330), many, few, special={"<s>": ""}).cut(ids)
     assert "<begin>" not in [many.id_to_token(i) for i in own] and len(places)
 

@@ -141,6 +141,8 @@ class Retokenised(nn.Module):
         model: called with its own tokens, int64, ``(B, T')``, padded on the right, it gives logits ``(B, T', M)``: what follows a token has no influence on it.
         tokeniser, student_tokeniser: as in :func:`token_texts`.
         special: what the teacher reads for a special token of the student's, by its name, such as ``{"<|im_start|>": "<start_of_turn>"}``.
+        others: what it reads for all that it does not have and ``special`` does not name, such as ``""``, nothing, where a student writes, which may write
+            any; None: an error.
 
     Raises:
         ValueError: for tokenisers whose tokens do not say which bytes they are; called, for a special token that the teacher does not have, and for a
@@ -157,8 +159,9 @@ class Retokenised(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, tokeniser: Any, student_tokeniser: Any, *, special: Mapping[str, str] | None = None
-    ) -> None:
+        self, model: nn.Module, tokeniser: Any, student_tokeniser: Any, *,
+        special: Mapping[str, str] | None = None, others: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         check_model(model, "a teacher")
         self.model, self._student, self._teacher = model, _Cut(student_tokeniser), _Cut(tokeniser)
@@ -170,6 +173,8 @@ class Retokenised(nn.Module):
                 self._special[number] = self._teacher.with_special(special[name])
             elif known in self._teacher.number:
                 self._special[number] = [self._teacher.number[known]]
+            elif others is not None:
+                self._special[number] = self._teacher.with_special(others)
 
     @torch.no_grad()
     def forward(
@@ -244,7 +249,7 @@ class Retokenised(nn.Module):
                 )
             raise ValueError(
                 f"the teacher's tokeniser has no special token {name!r}, as the student's has: say what it reads in its place, "
-                f"special={{{name!r}: …}}, which may be nothing, ''."
+                f"special={{{name!r}: …}}, which may be nothing, ''; others='' is nothing for all that are not named."
             )
         return found
 
