@@ -1,5 +1,8 @@
 """Writing text: what is written is what the whole model says, row by row, and drawn as its softmax."""
 
+import re
+
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -225,3 +228,13 @@ def test_prompts_are_token_numbers(prompts, sentence):
 def test_a_model_that_cannot_write_says_how_it_could():
     with pytest.raises(TypeError, match=r"Linear does not write by itself: a model of transformers does as .*CausalLM"):
         generate(torch.nn.Linear(2, 2), text(1, 3), tokens=4)
+
+
+@pytest.mark.parametrize("stop", ["<end>", [], [3, None], ["<end>"], -1, True, np.int64(3)])
+def test_what_ends_no_text_is_called_what_it_is(stop):
+    """And of the name of a token, how its number is asked for."""
+    sentence = r"^stop is the number of a token that ends a text, or several, not " + re.escape(repr(stop))
+    advice = r": tokenizer.convert_tokens_to_ids\('<end>'\)\.$" if stop == "<end>" else r"\.$"
+    with pytest.raises(TypeError, match=sentence + advice):
+        generation.stop_tokens(stop)
+    assert generation.stop_tokens([3]).tolist() == generation.stop_tokens(3).tolist() == [3]

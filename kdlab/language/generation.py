@@ -105,10 +105,13 @@ def stop_tokens(
     """
     if stop is None or isinstance(stop, Tensor):
         return stop
-    stop = (stop,) if isinstance(stop, int) else tuple(stop)
-    if not stop or not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in stop):
-        raise TypeError(f"stop is the number of a token that ends a text, or several, not {stop!r}.")
-    return torch.tensor(stop, device=device)
+    several = tuple(stop) if isinstance(stop, Sequence) and not isinstance(stop, str) else (stop,)
+    if not several or not all(
+        isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in several
+    ):
+        advice = f": tokenizer.convert_tokens_to_ids({stop!r})" if isinstance(stop, str) else ""
+        raise TypeError(f"stop is the number of a token that ends a text, or several, not {stop!r}{advice}.")
+    return torch.tensor(several, device=device)
 
 
 def one_of(tokens: Integer[Tensor, "*shape"], some: Integer[Tensor, " n"]) -> Bool[Tensor, "*shape"]:
