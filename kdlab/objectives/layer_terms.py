@@ -159,10 +159,11 @@ class _Hidden(_LayerTerm):
             student = _counted(student, counted)  # before a projector, whose gradient is a product with it
             student = student if self.projectors is None else self.projectors[i](student)
             student, teacher = map(channels_last, same_size(*as_maps(full_precision(student), full_precision(teacher))))
-            if self.projectors is None and student.shape[-1] != (wide := teacher.shape[-1]):
+            if self.projectors is None and (narrow := student.shape[-1]) != (wide := teacher.shape[-1]):
+                kind = "conv" if student.ndim == 4 else "linear"
                 raise ValueError(
-                    f"{layer!r} of the student is {student.shape[-1]} wide, and {self.teacher_layers[i]!r} of the teacher {wide}: give a projector, "
-                    f'projector=Projector("linear", {student.shape[-1]}, {wide}), or choose layers of one size.'
+                    f"{layer!r} of the student is {narrow} wide, and {self.teacher_layers[i]!r} of the teacher {wide}: give a projector, "
+                    f'projector=Projector("{kind}", {narrow}, {wide}), or choose layers of one size.'
                 )
             losses.append(type(self).function(student, teacher, mask=counted, count=count))
         return _total(losses)
