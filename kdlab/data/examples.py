@@ -98,13 +98,12 @@ def check_batch(inputs: Any, labels: Any) -> None:
             raise ValueError(f"{count[0]} {name} have {count[1]} labels.")
     if not named:
         raise ValueError("an empty dictionary is no input.")
-    tokens = named.get("input_ids", named.get("inputs"))
-    whole = not labels.is_floating_point() and tokens is not None and not tokens.is_floating_point()
-    if whole and tokens.shape == labels.shape and tokens.ndim > 1:
+    tokens = named.get("input_ids")
+    if tokens is not None and tokens.shape == labels.shape and tokens.ndim > 1 and not labels.is_floating_point():
         counted = labels != -100
         if counted.any() and torch.equal(labels[counted], tokens[counted]):
             raise ValueError(
-                "labels are the tokens themselves, as transformers takes them, which shifts them inside its models: here the label "
+                "labels are the input_ids themselves, as transformers takes them, which shifts them inside its models: here the label "
                 "of a token is the one that follows it: input_ids[:, :-1] with labels[:, 1:]."
             )
 
