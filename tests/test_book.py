@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import os
 import re
 import shutil
 import sys
@@ -228,6 +229,15 @@ while time.process_time() < 1: pass
             build.execute(small_book(dying, "02_a"), "cpu", server=server)
     assert not OwnKernel.running
     assert build.processor_seconds() - before > 1  # the kernels' time is counted
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux alone")
+def test_what_forks_kernels_has_one_thread(tmp_path):
+    """Threads that hold a lock are not there in the copy, and the lock is."""
+    pytest.importorskip("pyarrow")
+    with KernelServer({}, imported=["pyarrow"]) as server:
+        server.fork(["--version"], {}, str(tmp_path))  # what it answers, once it has imported
+        assert len(os.listdir(f"/proc/{server.process.pid}/task")) == 1
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -29,6 +29,9 @@ IMPORTED = (
     "kdlab.huggingface",
 )  # fmt: skip
 
+#: The allocator of pyarrow, which ``transformers`` may bring, would start a thread; a process that forks has one.
+NO_THREAD_OF_ITS_OWN = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
+
 
 def for_kernels(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of a kernel: these, one thread, memory that is kept, and this kdlab before any other."""
@@ -69,7 +72,8 @@ class KernelServer:
         figures = {
             "MPLBACKEND": "module://matplotlib_inline.backend_inline"
         }  # as kernels have it, before matplotlib looks
-        self.environment, self.imported = os.environ | figures | for_kernels(environment), imported
+        self.environment = os.environ | figures | NO_THREAD_OF_ITS_OWN | for_kernels(environment)
+        self.imported = imported
         self.process, self.turn = None, threading.Lock()
 
     def __enter__(self):
