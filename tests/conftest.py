@@ -10,6 +10,9 @@ from hypothesis import settings
 
 typechecked.install()
 
+# Tests fork: pyarrow, which transformers brings, is to start no thread (it looks when it is loaded).
+os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
+
 REAL_DATA = os.environ.get("KDLAB_DATA")  # before any test changes it
 
 settings.register_profile("kdlab", deadline=None, max_examples=40, database=None, derandomize=True)
