@@ -46,7 +46,7 @@ from kdlab.figures import (
 )
 from kdlab.language import load_text_data
 from kdlab.models import GPT, begin_from, mlp
-from kdlab.objectives import CrossEntropy, ForwardKL
+from kdlab.objectives import CrossEntropy, ForwardKL, forward_kl
 from kdlab.study import book_language_teacher, results
 from kdlab.study.display import (
     Findings,
@@ -163,11 +163,7 @@ def learn(teacher, share, rates, seed, length=1, split=train):
 
 def apart(student, teacher, split):
     """Mean divergence from the teacher, in nats."""
-    losses = {
-        "student_logits": predict(student, split),
-        "teacher_logits": predict(teacher, split),
-    }
-    return (1.0 * ForwardKL())(**losses)[0].item()
+    return forward_kl(predict(student, split), predict(teacher, split)).item()
 
 
 tuning_seed = max(seeds) + 100
