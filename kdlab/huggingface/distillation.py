@@ -257,8 +257,7 @@ def _given(batch: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _are_written(batch: Mapping[str, Tensor]) -> bool:
     """Whether labels are a text that a decoder writes: else it reads the encoder's, as T5 and BART do that classify."""
-    labels = batch.get("labels")
-    return labels is not None and labels.ndim == 2 and not labels.is_floating_point()
+    return "labels" in batch and batch["labels"].ndim == 2 and not batch["labels"].is_floating_point()
 
 
 def _shifted_right(model: nn.Module, labels: Tensor) -> Tensor:
@@ -309,8 +308,7 @@ def _labels(batch: Mapping[str, Tensor], shifts: bool) -> tuple[Tensor | None, b
     """The labels of a batch, and whether they are still to be shifted."""
     if "shift_labels" in batch:
         return batch["shift_labels"], False
-    labels = batch.get("labels")  # of a collator, None where the data have none
-    return labels, shifts and labels is not None
+    return batch.get("labels"), shifts and "labels" in batch
 
 
 def _masks(batch: Mapping[str, Tensor], shifts: bool) -> dict[str, Tensor]:
