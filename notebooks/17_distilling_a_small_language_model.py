@@ -41,7 +41,6 @@ import numpy as np
 import torch
 from IPython.display import Markdown, display
 from matplotlib.ticker import LogLocator
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdlab import models
 from kdlab.figures import (
@@ -59,7 +58,13 @@ from kdlab.figures import (
 )
 from kdlab.language import generate, load_text_data, parse
 from kdlab.language.text import written
-from kdlab.models import count_parameters, gpt_64x2, gpt_96x3, gpt_224x4
+from kdlab.models import (
+    count_parameters,
+    gpt_64x2,
+    gpt_96x3,
+    gpt_224x4,
+    multiply_adds,
+)
 from kdlab.objectives import CrossEntropy, ForwardKL, forward_kl, reverse_kl
 from kdlab.study import (
     book_language_teacher,
@@ -189,13 +194,6 @@ made = {
 
 
 # %%
-def multiply_adds(model, context):
-    """Of one forward pass at one token, on average over a context."""
-    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
-    width, layers = model.embedding.weight.shape[1], len(model.blocks)
-    return matrices + layers * 2 * width * (context + 1) / 2
-
-
 def per_token(student, teacher=None, *, context=256):
     """Multiply-adds of one training step, a token."""
     looked = 0 if teacher is None else multiply_adds(teacher, context)
@@ -203,13 +201,6 @@ def per_token(student, teacher=None, *, context=256):
 
 
 # %% tags=["hide-input"]
-with FlopCounterMode(display=False) as counter:
-    made["student"](torch.zeros(2, 256, dtype=torch.long))
-products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
-assert products / 2 / 512 == sum(
-    p.numel() for p in made["student"].parameters() if p.ndim == 2
-)
-
 table(
     ["", "parameters", "heads", "forward pass", "step alone", "step with teacher", "ratio"],
     [

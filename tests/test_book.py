@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -229,6 +230,18 @@ while time.process_time() < 1: pass
             build.execute(small_book(dying, "02_a"), "cpu", server=server)
     assert not OwnKernel.running
     assert build.processor_seconds() - before > 1  # the kernels' time is counted
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere kernels have ports")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_kernel_takes_no_port_and_leaves_no_socket(small_book, tmp_path, monkeypatch, forked):
+    """A port that was free when it was chosen may be another kernel's when this one binds it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = "# %%\nfrom ipykernel.kernelapp import IPKernelApp\nassert IPKernelApp.instance().transport == 'ipc'\n"
+    with KernelServer({}, imported=["ipykernel.kernelapp"]) as server:
+        build.execute(small_book(own), "cpu", server=server if forked else None)
+    assert not list(tmp_path.glob("kernel-*"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux alone")

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdlab import models
-from kdlab.models import GPT, count_parameters
+from kdlab.models import GPT, count_parameters, multiply_adds
 from kdlab.models.gpt import rotate, rotation
 from kdlab.objectives import HeadLogits
 from kdlab.training import Taps, load_model, save_model
@@ -201,6 +202,16 @@ def test_models_have_the_sizes_that_they_say(name):
     assert found == vocabulary * width + width + layers * (4 * width**2 + 3 * width * inner + 2 * width)
     last = 10.0 ** -len(said[4].partition(".")[2])  # what the last digit counts
     assert abs(found / 1e6 - float(said[4])) <= 0.5 * last
+
+
+@pytest.mark.parametrize("name", ["gpt_64x2", "gpt_96x3"])
+def test_multiply_adds_are_those_that_torch_counts(name):
+    model = getattr(models, name)(512)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, 64, dtype=torch.long))
+    products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]  # attention's own are counted elsewhere
+    attention = len(model.blocks) * 2 * model.embedding.embedding_dim * 65 / 2
+    assert multiply_adds(model, 64) - attention == products / 2 / 128
 
 
 @pytest.mark.parametrize("layers", [1, 4])

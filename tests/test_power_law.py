@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kdlab.study.power_law import fit_power_law
+from kdlab.study.power_law import fit_power_law, worth
 
 LENGTHS = np.repeat([0.25, 1.0, 4.0, 16.0], 3)
 
@@ -39,3 +39,37 @@ def test_what_says_nothing_of_a_law_is_refused():
     ):
         with pytest.raises(ValueError, match=sentence):
             fit_power_law(tokens, losses)
+
+
+def test_the_tokens_of_a_loss_are_where_the_law_has_it():
+    law = fit_power_law(LENGTHS, 1.7 + 0.6 * LENGTHS**-0.4)
+    assert law(law.tokens(2.0)) == pytest.approx(2.0)
+    assert list(law.tokens([1.6, law(8.0)])) == pytest.approx([np.inf, 8.0])
+
+
+@pytest.mark.parametrize("unit", [1, 2**20])
+def test_what_a_token_is_worth_is_known_of_laws_that_are(unit):
+    """a/n with a teacher that leaves the part ρ of it, and has an error as large as n_T tokens leave of the rest."""
+    rho, read = 0.1, 64.0
+    alone = fit_power_law(unit * LENGTHS, 3 + 1 / LENGTHS)
+    distilled = fit_power_law(unit * LENGTHS, 3 + (1 - rho) / read + rho / LENGTHS)
+    for n in (1.0, 16.0, read, 256.0):
+        assert worth(distilled, alone, unit * n).mean == pytest.approx(1 / (rho + (1 - rho) * n / read), rel=1e-3)
+
+
+def test_what_a_token_is_worth_lies_in_its_interval_as_often_as_it_says():
+    drawn, within = np.random.default_rng(0), []
+    true = (0.5 * 4.0**-0.5 / 0.6) ** (-1 / 0.5) / 4.0
+    for _ in range(200):
+        noise = 0.005 * drawn.normal(size=(2, len(LENGTHS)))
+        distilled, alone = (
+            fit_power_law(LENGTHS, 1.7 + b * LENGTHS**-0.5 + e) for b, e in zip((0.5, 0.6), noise, strict=True)
+        )
+        found = worth(distilled, alone, 4.0, draws=400)
+        within.append(found.low <= true <= found.high)
+    assert 0.88 <= np.mean(within) <= 0.99
+
+
+def test_a_loss_that_a_student_alone_does_not_reach_is_worth_infinitely_many():
+    alone, distilled = (fit_power_law(LENGTHS, floor + 0.6 * LENGTHS**-0.4) for floor in (1.7, 1.0))
+    assert worth(distilled, alone, 16.0).mean == np.inf

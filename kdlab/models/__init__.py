@@ -7,7 +7,17 @@ last layer, whose input is the embedding.
 
 from .beginning import begin_from
 from .bottleneck import resnet50
-from .gpt import GPT, gpt_64x2, gpt_96x3, gpt_192x4, gpt_224x2, gpt_224x4, gpt_320x6, gpt_704x13
+from .gpt import (
+    GPT,
+    gpt_64x2,
+    gpt_96x3,
+    gpt_192x4,
+    gpt_224x2,
+    gpt_224x4,
+    gpt_320x6,
+    gpt_704x13,
+    multiply_adds,
+)
 from .mlp import mlp
 from .mobilenet import mobilenet_v2
 from .multi_token import (
@@ -58,6 +68,7 @@ __all__ = [
     "heads_side_by_side_704x13",
     "mlp",
     "mobilenet_v2",
+    "multiply_adds",
     "resnet",
     "resnet110",
     "resnet14",

@@ -224,6 +224,20 @@ def rotate(x: Float[Tensor, "B heads T d"], rotated: Float[Tensor, "... T 2 half
     return torch.cat([a * cosine - b * sine, a * sine + b * cosine], -1)
 
 
+def multiply_adds(model: GPT, context: int = 256) -> float:
+    """Of one forward pass at one token, on average over a context.
+
+    An entry of a weight matrix is one (of the embedding once, as the output layer); attention adds two products with all tokens up to
+    this one, half a context on average. A backward pass is taken for twice as many.
+
+    >>> multiply_adds(gpt_64x2(4096)) / 1e6
+    0.393472
+    """
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    width = model.embedding.embedding_dim
+    return matrices + len(model.blocks) * 2 * width * (context + 1) / 2
+
+
 def gpt_64x2(vocabulary: int) -> GPT:
     """Width 64, 2 layers; with 4,096 tokens 0.36 M parameters."""
     return GPT(vocabulary, width=64, layers=2, heads=2)

@@ -8,12 +8,14 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
+from uuid import uuid4
 
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -107,6 +109,15 @@ class OwnKernel(AsyncKernelManager):
     environment: ClassVar[dict[str, str]] = {}
     server: ClassVar[KernelServer | None] = None
     running: ClassVar[set[int]] = set()
+
+    def _transport_default(self):
+        """Sockets of files: a port that is free when it is chosen may be another's when the kernel binds it."""
+        return "ipc" if sys.platform == "linux" else "tcp"
+
+    def _ip_default(self):
+        if self.transport == "tcp":
+            return super()._ip_default()
+        return str(Path(tempfile.gettempdir()) / f"kernel-{uuid4().hex}")  # followed by -1 to -5
 
     @property
     def kernel_spec(self):

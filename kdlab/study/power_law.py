@@ -1,7 +1,8 @@
 r"""How a loss falls with what was read: :math:`L(D) = E + B D^{-β}`, fitted, with an interval for a length that was not run.
 
 The form of Hoffmann et al. (2022) for one size of model, which Busbridge et al. (2025) extend to distillation. With three parameters, a fit says
-nothing of fewer than three lengths, and its extrapolation is to be predicted before it is run.
+nothing of fewer than three lengths, and its extrapolation is to be predicted before it is run. Two laws say what a token of the one is
+:func:`worth` in tokens of the other.
 """
 
 from dataclasses import dataclass
@@ -43,6 +44,49 @@ class PowerLaw:
         error = np.sqrt(slope @ self.covariance @ slope + self.deviation**2)
         half, mean = stdtrit(self.runs - 3, (1 + level) / 2) * error, float(self(tokens))
         return Interval(mean, float(mean - half), float(mean + half), self.runs)
+
+    def tokens(self, loss):
+        """How many tokens bring the loss down to this, a number or an array: infinitely many at the floor and below.
+
+        >>> D = np.array([1.0, 1.0, 4.0, 16.0, 64.0])
+        >>> law = fit_power_law(D, 2 + 3 / np.sqrt(D))
+        >>> round(float(law.tokens(2.15))), float(law.tokens(1.9))
+        (400, inf)
+        """
+        return _inverse(np.asarray(loss, dtype=float), self.floor, self.scale, self.exponent) * self.unit
+
+
+def worth(distilled: PowerLaw, alone: PowerLaw, tokens: float, *, level: float = 0.95, draws: int = 4000) -> Interval:
+    r"""What a token of a distilled student is worth after so many of them, in tokens of a student alone: :math:`L_a^{-1}(L_d(D)) / D`.
+
+    Above one, distilling is ahead at equal tokens; above the price of a token, it is ahead at equal compute.
+
+    The interval has the quantiles of laws drawn from the two fits' normal distributions, :math:`(E, B, β)` with their covariance; it ends at
+    infinity where the floor of the student alone may lie above the distilled one's loss.
+
+    Args:
+        distilled, alone: fitted laws, of lengths in one unit.
+        tokens: :math:`D`, that the distilled student has read.
+        level: of confidence.
+        draws: of pairs of laws.
+
+    >>> D = np.array([1.0, 1.0, 4.0, 16.0, 64.0])
+    >>> alone, distilled = (fit_power_law(D, 2 + scale / np.sqrt(D)) for scale in (3, 1.5))
+    >>> f"{worth(distilled, alone, 16).mean:.2f}"
+    '4.00'
+    """
+    generator = np.random.default_rng(0)
+    ours, theirs = (
+        generator.multivariate_normal((law.floor, law.scale, law.exponent), law.covariance, draws).T
+        for law in (distilled, alone)
+    )
+    floor, scale, exponent = ours
+    losses = floor + scale * (tokens / distilled.unit) ** -exponent
+    ends = np.quantile(
+        _inverse(losses, *theirs) * alone.unit / tokens, [(1 - level) / 2, (1 + level) / 2], method="closest_observation"
+    )
+    mean = float(alone.tokens(distilled(tokens))) / tokens
+    return Interval(mean, *(float(end) for end in ends), min(distilled.runs, alone.runs))
 
 
 def fit_power_law(tokens, losses) -> PowerLaw:
@@ -103,6 +147,13 @@ def fit_power_law(tokens, losses) -> PowerLaw:
         float(np.sqrt(variance)),
         len(x),
     )
+
+
+def _inverse(loss, floor, scale, exponent) -> np.ndarray:
+    """In units of the law: where it has this loss."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        above = np.maximum((loss - floor) / scale, 0.0)
+        return above ** (-1 / exponent)
 
 
 def _slopes(x: np.ndarray, scale: float, exponent: float) -> np.ndarray:

@@ -1,0 +1,667 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # When does distilling pay?
+#
+# A student that reads with its teacher learns more from a token, and the token costs more. {doc}`17_distilling_a_small_language_model` weighs the two at *one* length of training, and the answer is about that length. <!-- by definition --> Here the length is the question: what is a token with a teacher worth, in tokens without one? How long does the lead last? And what does it cost?
+#
+# **At the end you will know** how to read a lead in loss as tokens; why it ends, in a world that can be worked out by hand; at which price distilling pays; and what becomes of it with language models, whose law is fitted first and then held against a length that it has not seen.
+#
+# *Needs: one CPU core and under a minute. What takes hours is recorded.*
+
+# %% tags=["parameters"]
+profile = "cpu"  # or "gpu"; nothing here takes long
+groups: int = 8  # of contexts, which a student tells apart
+contexts: int = 8  # of each group, which the teacher tells apart, too
+symbols: int = 12  # that may follow
+spread: float = (
+    0.8  # of the contexts of one group; 0: the teacher knows no more than the student
+)
+teacher_tokens: int = 16384  # that the teacher has read
+sharing: int = 6  # students that learn beside one look of their teacher
+seed: int = 0  # of the world and of what is drawn from it
+
+# %% tags=["hide-input"]
+import matplotlib.pyplot as plt
+import numpy as np
+import sympy as sp
+import torch
+from IPython.display import display
+
+from kdlab import models
+from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, show, table, use_style
+from kdlab.language import parse
+from kdlab.models import multiply_adds
+from kdlab.study import results
+from kdlab.study.display import (
+    Findings,
+    arms_shown,
+    called,
+    conditions,
+    device_for,
+    not_yet_run,
+    source_note,
+)
+from kdlab.study.evidence import QUANTITIES, Quantity, listed
+from kdlab.study.parameters import require
+from kdlab.study.power_law import fit_power_law, worth
+from kdlab.study.statements import below, crosses, within
+from kdlab.study.when_it_pays import HELD_OUT, LENGTHS, STUDENTS, arm_name
+
+use_style()
+device_for(profile)
+require(
+    groups >= 1 and contexts >= 2 and symbols >= 2,
+    "groups must be 1 or more, contexts and symbols 2 or more.",
+)
+require(spread > 0, "spread must be above 0: else there is nothing to be taught.")
+require(
+    teacher_tokens >= 64 * groups * contexts,
+    "teacher_tokens must be at least 64 for each context, so that counts are estimates.",
+)
+require(sharing >= 1, "sharing must be 1 or more.")
+
+# %% tags=["hide-input"]
+findings = Findings()
+
+# %% [markdown]
+# ## A world that can be counted
+#
+# A text is a sequence of contexts, each followed by a symbol. The contexts come in groups. The *teacher* is large: it tells all contexts apart, and keeps a distribution of symbols for each. The *student* is small: it sees the group alone, and keeps one distribution a group. Both learn by counting.
+#
+# Alone, a student counts the symbols that follow. Distilled, it reads the same text and takes, at each token, the teacher's whole distribution in place of the symbol. <!-- by definition --> That is the minimum of the forward KL over what such a student can say ({doc}`07_divergences`).
+
+
+# %%
+drawn = np.random.default_rng(seed)
+
+
+def softmax(z):
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+of_groups = drawn.normal(size=(groups, 1, symbols))
+of_contexts = spread * drawn.normal(size=(groups, contexts, symbols))
+truth = softmax(of_groups + of_contexts)  # p(symbol | context), contexts equally likely
+mixed = truth.mean(1)  # p(symbol | group): the best that a student can say
+
+
+def read(tokens):
+    """A text of so many tokens, as counts of context and symbol."""
+    joint = truth / (groups * contexts)
+    return drawn.multinomial(tokens, joint.ravel()).reshape(truth.shape)
+
+
+def estimate(counts):
+    """Probabilities from counts, half a count added to each."""
+    return (counts + 0.5) / (counts + 0.5).sum(-1, keepdims=True)
+
+
+def alone(text):
+    return estimate(text.sum(1))
+
+
+def distilled(text, teacher):
+    seen = text.sum(-1)  # how often each context came
+    return np.einsum("gc,gcv->gv", seen, teacher) / seen.sum(1, keepdims=True)
+
+
+def excess(student):
+    """Bits a token above the best that a student can say."""
+    return (mixed * np.log2(mixed / student)).sum(-1).mean()
+
+
+# %% [markdown]
+# ## What the teacher takes away
+#
+# How far is an estimate from the truth after $n$ tokens? To second order the excess is half the variance of each probability over that probability, summed. <!-- by definition --> Alone, the variance is that of a symbol. By the law of total variance it has two parts, within the contexts of a group and between them:
+#
+# $$\underbrace{\operatorname{Var}(1_y\mid g)}_{\text{a symbol}}=\underbrace{\mathbb E_c\bigl[p(y\mid c)\,(1-p(y\mid c))\bigr]}_{\text{which symbol follows this context}}+\underbrace{\operatorname{Var}_c\bigl(p(y\mid c)\bigr)}_{\text{which context it is}}.$$
+#
+# A perfect teacher takes the first part away: it says the whole distribution where the text says one symbol. The second part stays, since which contexts come is still drawn. Call $\rho$ the share that stays, each probability weighed by one over itself as the excess does:
+#
+# $$\rho=\frac1{V-1}\sum_y\frac{\operatorname{Var}_c\bigl(p(y\mid c)\bigr)}{p(y\mid g)}.$$
+#
+# So the excess is $a/n$ alone, with $a=\tfrac12\,G\,(V-1)/\ln2$ bits for $G$ groups, and $\rho\,a/n$ with a perfect teacher: its token is worth $1/\rho$ tokens, for ever.
+#
+# No teacher is perfect. One that has itself counted $n_T$ tokens has an error in each context, and a student averages these over the contexts of a group. What is left is the first part again, after $n_T$ tokens, and reading on does not remove it:
+#
+# $$L_{\text{alone}}(n)=H+\frac an,\qquad L_{\text{distilled}}(n)=H+\frac{\rho\,a}n+\frac{(1-\rho)\,a}{n_T}.$$
+#
+# How many tokens alone give the loss of $n$ tokens with the teacher? Set the two equal:
+
+# %%
+n, m, a, rho, n_T = sp.symbols("n m a rho n_T", positive=True)
+by_itself, with_teacher = a / (m * n), rho * a / n + (1 - rho) * a / n_T
+(worth_of,) = sp.solve(sp.Eq(by_itself, with_teacher), m)
+as_derived = 1 / (rho + (1 - rho) * n / n_T)
+assert sp.simplify(worth_of - as_derived) == 0
+assert worth_of.subs(n, n_T).equals(1)  # whatever ρ
+sp.Eq(sp.Symbol("m"), as_derived)
+
+# %% [markdown]
+# At first a token is worth $1/\rho$; at $n=n_T$ it is worth *one*, whatever $\rho$ is. In this world the lead ends where the student has read as much as its teacher had, and beyond that the teacher is a burden: it insists on its errors, and the text would not have. <!-- by definition -->
+#
+# Is it so? Draw texts, count, and compare.
+
+# %% tags=["hide-input"]
+kept = float((truth.var(1) / mixed).sum() / (groups * (symbols - 1)))
+scale = groups * (symbols - 1) / 2 / np.log(2)
+entropy = float(-(mixed * np.log2(mixed)).sum(-1).mean())
+PARTS = 2.0 ** np.arange(-5, 4)  # n / n_T
+lengths = np.round(PARTS * teacher_tokens).astype(int)
+BLOCKS, TEXTS = 5, 40  # means of so many texts, for intervals
+
+by_length = {length: np.zeros((BLOCKS, 2)) for length in lengths}
+for block in range(BLOCKS):
+    for _ in range(TEXTS):
+        teacher = estimate(read(teacher_tokens))
+        for length in lengths:
+            text = read(length)
+            both = excess(alone(text)), excess(distilled(text, teacher))
+            by_length[length][block] += np.array(both) / TEXTS
+
+tokens_alone = np.array([by_length[length].mean(0)[0] for length in lengths])
+tokens_distilled = np.array([by_length[length].mean(0)[1] for length in lengths])
+N_TEXTS = f"{BLOCKS} × {TEXTS} texts and teachers"
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
+left.plot(lengths, entropy + tokens_alone, "o", color=ORANGE, label="alone")
+left.plot(lengths, entropy + tokens_distilled, "o", color=BLUE, label="distilled")
+fine = np.geomspace(lengths[0], lengths[-1], 200)
+left.plot(fine, entropy + scale / fine, color=ORANGE, label="_alone, derived")
+stays = (1 - kept) * scale / teacher_tokens
+left.plot(fine, entropy + kept * scale / fine + stays, color=BLUE, label="_derived")
+left.axhline(entropy, color="grey", linestyle=":", linewidth=1)
+left.set(xscale="log", xlabel="tokens read, $n$", ylabel="bits a token")
+left.legend()
+right.plot(PARTS, scale / tokens_distilled / lengths, "o", color=BLUE, label="counted")
+right.plot(
+    fine / teacher_tokens,
+    1 / (kept + (1 - kept) * fine / teacher_tokens),
+    color=BLUE,
+    label="derived",
+)
+right.axhline(1, color="grey", linestyle=":", linewidth=1)
+right.set(
+    xscale="log", yscale="log", xlabel="$n/n_T$", ylabel="worth in tokens alone, $m$"
+)
+right.legend()
+show(
+    figure,
+    label="counted",
+    caption=f"Students that count, alone and with a teacher that has counted {teacher_tokens:,} tokens (means over {N_TEXTS}; lines: the formulae above). Dotted, left: the best that a student can say; right: a token is worth one token. Here $\\rho={kept:.3f}$, so that a token is worth up to {1 / kept:.0f}.",
+    alt=f"Left: bits a token fall with tokens read; the distilled student's fall early and then stay level, those of the student alone fall on and pass below. Right: worth of a token falls from {scale / tokens_distilled[0] / lengths[0]:.1f} at {PARTS[0]:g} of the teacher's tokens to {scale / tokens_distilled[-1] / lengths[-1]:.2f} at {PARTS[-1]:g} times as many.",
+)
+
+# %% tags=["hide-input"]
+LEAD = Quantity("lead of the distilled student", "bits a token", digits=4)
+lead = {"distilled": (PARTS, tokens_alone - tokens_distilled)}
+ends = crosses(lead, LEAD, "times the teacher's tokens")
+early = len(PARTS) // 2 - 2
+OVER = Quantity("worth of a token, counted over derived", digits=2)
+derived = 1 / (kept + (1 - kept) * PARTS[early])
+counted = {
+    "counted": [
+        scale / x[1] / lengths[early] / derived for x in by_length[lengths[early]]
+    ]
+}
+agrees = within(
+    "counted",
+    1.0,
+    0.2,
+    counted,
+    OVER,
+    names={"counted": f"n = {PARTS[early]:g} times the teacher's tokens"},
+)
+display(ends, agrees)
+
+# %% [markdown]
+# Two things of this world are not of ours. Its teacher has no other way to know a context than to have counted it, where a network's knowledge of one context is also one of its neighbours; so a real teacher may know contexts that it has not read. And its student has learned all that its text says, where a network learns by steps, and has a learning rate.
+#
+# ## What it costs
+#
+# A step of a student is three of its forward passes, $3c_S$ multiply-adds a token; the teacher's look is one more, $c_T$. A distilled token then has the cost of
+#
+# $$1+\frac{c_T}{3\,c_S\,k}$$
+#
+# tokens alone, where $k$ is the number of students, or of epochs, that share a look. <!-- by definition --> Distilling pays at equal compute where a token's worth is above this price. With a cache, only the first look is paid ({doc}`18_memory_and_caches`). If the teacher's own training on $D_T$ tokens is on the bill, it adds $3c_TD_T$ in all, which is $\frac{c_T D_T}{c_S\,k\,D}$ a token of the student: little for a long training, and never little for a short one.
+
+# %% tags=["hide-input"]
+pays, beyond = results("when-it-pays"), results("when-it-pays-held-out")
+TEACHER = "gpt_224x4"
+vocabulary, context = parse(pays.specs[0].data)[1:]
+READ_BY_TEACHER = 6.0  # million (2²⁰) tokens
+with torch.device("meta"):
+    passes = {
+        name: multiply_adds(getattr(models, name)(vocabulary), context)
+        for name in (*STUDENTS, TEACHER)
+    }
+
+
+def price(student, *, shared=1, tokens=None):
+    """Of a distilled token, in tokens alone; with the teacher's training on the bill of so many tokens."""
+    ratio = passes[TEACHER] / passes[student]
+    training = 0 if tokens is None else ratio * READ_BY_TEACHER / tokens
+    return 1 + (ratio / 3 + training) / shared
+
+
+table(
+    ["student", "own look", f"shared by {sharing}", "from a cache"]
+    + [f"with the teacher's training, {tokens:g}M tokens" for tokens in (1, 16)],
+    [
+        [
+            called(student),
+            f"{price(student):.2f}",
+            f"{price(student, shared=sharing):.2f}",
+            "1",
+            *(f"{price(student, tokens=tokens):.2f}" for tokens in (1, 16)),
+        ]
+        for student in STUDENTS
+    ],
+    caption=f"What a token costs with the teacher {called(TEACHER)}, in tokens alone, by multiply-adds. A cache costs what reading it does, which is not arithmetic. The teacher's training is that of {READ_BY_TEACHER:g} million tokens, and one student pays for it.",
+)
+
+# %% [markdown]
+# ## On books
+#
+# The plan *when-it-pays* asks it of language models: two sizes, alone and distilled, from a quarter of a million tokens to sixteen million. <!-- by definition --> Every length is a whole training with its own cosine, and has a learning rate of its own, chosen on the validation split with a seed that no reported run has; the longest takes over that of the one before it. <!-- by definition -->
+#
+# Three numbers describe a curve: $L(D)=E+B\,(D/D_0)^{-\beta}$ {cite}`hoffmann2022training`. They are fitted to single runs. The held-out length, twice the longest of the fit, is predicted with an interval *before* it is run: a fit may look good because it was made to. <!-- by definition -->
+
+# %% tags=["hide-input"]
+BITS, HUES = QUANTITIES["bits_per_byte"], {"alone": ORANGE, "kd": BLUE}
+SAID = {"alone": "alone", "kd": "distilled"}
+MEGA = 2**20
+known = {spec.arm for spec in pays.specs}
+
+
+def complete(student, kind):
+    """The lengths of which all runs of an arm are recorded."""
+    arms = {m: arm_name(student, kind, m) for m in LENGTHS}
+    return [m for m in LENGTHS if arms[m] in known and pays.complete([arms[m]])]
+
+
+def runs(student, kind, millions):
+    return list(pays.values(arm_name(student, kind, millions), BITS.of).values())
+
+
+series = {(s, k): complete(s, k) for s in STUDENTS for k in SAID}
+laws = {
+    (student, kind): fit_power_law(
+        [m for m in lengths_of for _ in runs(student, kind, m)],
+        [bits for m in lengths_of for bits in runs(student, kind, m)],
+    )
+    for (student, kind), lengths_of in series.items()
+    if len(lengths_of) > 2
+}
+lacking = pays.missing
+arms_of_lengths = [arm_name(s, k, m) for (s, k), ms in series.items() for m in ms]
+
+if any(series.values()):
+    figure, panels = plt.subplots(1, len(STUDENTS), figsize=(8.4, 3.4), sharey=True)
+    told = []
+    for panel, student in zip(panels, STUDENTS, strict=True):
+        for kind, said in SAID.items():
+            for millions in series[student, kind]:
+                bits = runs(student, kind, millions)
+                panel.plot(
+                    [millions] * len(bits),
+                    bits,
+                    "o",
+                    color=HUES[kind],
+                    alpha=0.6,
+                    label=said if millions == series[student, kind][0] else "_run",
+                )
+                told.append(
+                    f"{called(student)} {said} at {millions:g}M {np.mean(bits):.2f}"
+                )
+            if law := laws.get((student, kind)):
+                fine = np.geomspace(LENGTHS[0], HELD_OUT, 100)
+                panel.plot(fine, law(fine), color=HUES[kind], label="_law")
+                band = law.predict(HELD_OUT)
+                panel.plot(
+                    [HELD_OUT] * 2,
+                    [band.low, band.high],
+                    color=HUES[kind],
+                    linewidth=3,
+                    alpha=0.4,
+                    label="_predicted",
+                )
+        panel.set(xscale="log", xlabel="tokens read (millions)", title=called(student))
+        panel.legend()
+    panels[0].set_ylabel("bits per byte of the test books")
+    display(
+        show(
+            figure,
+            label="law",
+            caption=f"Each dot a run, each line a fitted law, each bar at {HELD_OUT:g} million the interval that the law predicts for one run there; {conditions(pays)}."
+            + (f" {lacking} runs of the plan are not recorded yet." if lacking else ""),
+            alt=f"Two panels of points that fall with tokens read. {'; '.join(told)}.",
+        ),
+        source_note(pays.all(arms_of_lengths)),
+    )
+else:
+    display(
+        not_yet_run("students of two sizes at four lengths of training", pays.command)
+    )
+
+# %% tags=["hide-input"]
+RELATIVE = []  # how far predictions were off
+
+
+def seen(student, kind):
+    """What the held-out length gave, beside its prediction."""
+    arm = arm_name(student, kind, HELD_OUT)
+    if arm not in {spec.arm for spec in beyond.specs} or not beyond.arm(arm):
+        return "not yet run"
+    (bits,) = beyond.values(arm, BITS.of).values()
+    band = laws[student, kind].predict(HELD_OUT)
+    RELATIVE.append(abs(bits / band.mean - 1))
+    return f"{bits:.3f}, {'inside' if band.low <= bits <= band.high else 'outside'}"
+
+
+if laws:
+    display(
+        table(
+            ["", "$E$", "$B$", r"$\beta$", f"{HELD_OUT:g} million, predicted", "run"],
+            [
+                [
+                    f"{called(student)}, {SAID[kind]}",
+                    *(
+                        f"{value:.3f} ± {error:.3f}"
+                        for value, error in zip(
+                            (law.floor, law.scale, law.exponent),
+                            np.sqrt(np.diag(law.covariance)),
+                            strict=True,
+                        )
+                    ),
+                    law.predict(HELD_OUT).bracketed(".3f"),
+                    seen(student, kind),
+                ]
+                for (student, kind), law in laws.items()
+            ],
+            caption="Fitted laws with standard errors, in bits per byte; $B$ is at the geometric mean of the lengths. The last columns: one run of a length that the fit has not seen.",
+        ),
+        *(
+            [source_note(beyond.all({spec.arm for spec in beyond.specs} - {TEACHER}))]
+            if RELATIVE
+            else []
+        ),
+    )
+else:
+    display(not_yet_run("a law takes three lengths", pays.command))
+
+# %% [markdown]
+# ### Read as tokens
+#
+# A lead of so many bits per byte says little. How many tokens would the student alone have to read for the same loss? That is $m$ again, now $L_{\text{alone}}^{-1}(L_{\text{distilled}}(D))/D$ from the fitted laws, and it can be held against the price.
+
+# %% tags=["hide-input"]
+both = [s for s in STUDENTS if {(s, "alone"), (s, "kd")} <= laws.keys()]
+WAYS = {
+    "own look": lambda student, _: price(student),
+    f"shared by {sharing}": lambda student, _: price(student, shared=sharing),
+    "from a cache": lambda student, _: 1.0,
+    "with the teacher's training": lambda student, tokens: price(
+        student, tokens=tokens
+    ),
+}
+token_worth = {
+    (student, millions): worth(
+        laws[student, "kd"], laws[student, "alone"], float(millions)
+    )
+    for student in both
+    for millions in LENGTHS
+    if millions in series[student, "kd"]
+}
+if both:
+    CAP = 30.0
+    figure, panels = plt.subplots(
+        1, len(both), figsize=(4.2 * len(both), 3.2), sharey=True, squeeze=False
+    )
+    for panel, student in zip(panels[0], both, strict=True):
+        for millions in LENGTHS:
+            if found := token_worth.get((student, millions)):
+                panel.plot(
+                    [millions] * 2,
+                    [max(found.low, 0.05), min(found.high, CAP)],
+                    color=BLUE,
+                    linewidth=2.2,
+                    label="_interval",
+                )
+                if found.mean < CAP:
+                    panel.plot(millions, found.mean, "o", color=BLUE, label="_worth")
+        fine = np.geomspace(LENGTHS[0], LENGTHS[-1], 60)
+        for (way, cost), hue in zip(
+            WAYS.items(), (ORANGE, GREEN, PURPLE, VERMILION), strict=True
+        ):
+            prices = [min(cost(student, x), CAP) for x in fine]
+            panel.plot(fine, prices, "--", color=hue, label=way)
+        panel.set(
+            xscale="log",
+            yscale="log",
+            xlabel="tokens read (millions)",
+            title=called(student),
+        )
+    panels[0][0].set_ylabel("worth of a token, and its price")
+    panels[0][-1].legend(fontsize="x-small")
+    display(
+        show(
+            figure,
+            label="worth",
+            caption=f"What a distilled token is worth in tokens alone (dots, with 95 % intervals from the laws' uncertainty, cut at {CAP:g}), and what it costs (dashed). Where a dot is above a line, distilling is ahead at equal compute by that way of paying.",
+            alt="Dots of a token's worth by tokens read, and dashed lines of its price. "
+            + "; ".join(
+                f"{called(s)} at {x:g}M: worth {w.mean:.2g}"
+                for (s, x), w in token_worth.items()
+            )
+            + ".",
+        ),
+        table(
+            ["", "worth", *WAYS],
+            [
+                [
+                    f"{called(student)}, {millions:g}M",
+                    found.bracketed(".2f"),
+                    *(
+                        "pays"
+                        if found.low > cost(student, millions)
+                        else "does not pay"
+                        if found.high < cost(student, millions)
+                        else "not decided"
+                        for cost in WAYS.values()
+                    ),
+                ]
+                for (student, millions), found in token_worth.items()
+            ],
+            caption="Whether a distilled token is worth its price: the whole interval above it, below it, or neither. “With the teacher's training”: all of it, and its looks, paid by one student.",
+        ),
+    )
+else:
+    display(not_yet_run("what a token is worth", pays.command))
+
+# %% tags=["hide-input"]
+SHRINKS = Quantity("lead of the distilled student", "bits per byte", digits=3)
+shrinking = []
+for student in STUDENTS:
+    leads = {
+        f"{m:g} million tokens": {
+            s: -d
+            for s, d in pays.differences(
+                arm_name(student, "kd", m), arm_name(student, "alone", m), BITS.of
+            ).items()
+        }
+        for m in series[student, "kd"]
+        if m in series[student, "alone"]
+    }
+    if len(leads) == len(LENGTHS):
+        first, *_, last = leads
+        named = {arm: f"{called(student)} after {arm}" for arm in leads}
+        shrinking.append(below(last, first, leads, SHRINKS, names=named))
+display(*shrinking) if shrinking else display(
+    not_yet_run("whether the lead shrinks with the length of training", pays.command)
+)
+
+# %% [markdown]
+# ## A better teacher
+#
+# Is a better teacher a better teacher? Three of one size that have read a quarter of six million tokens, six million, and four times as many, and one of a smaller size; the student is the smallest, at four million tokens, with one learning rate. <!-- by definition -->
+
+# %% tags=["hide-input"]
+SOURCES = {
+    "alone": "no teacher",
+    "kd-from-gpt_96x3-6M": "GPT 96×3, 6M tokens",
+    f"kd-from-{TEACHER}-1.5M": "GPT 224×4, 1.5M tokens",
+    "kd": "GPT 224×4, 6M tokens",
+    f"kd-from-{TEACHER}-24M": "GPT 224×4, 24M tokens",
+}
+taught = {arm_name(STUDENTS[0], kind, 4.0): said for kind, said in SOURCES.items()}
+ages_done = pays.complete(list(taught))
+if ages_done:
+    old, usual, young = (
+        arm_name(STUDENTS[0], kind, 4.0)
+        for kind in (f"kd-from-{TEACHER}-24M", "kd", f"kd-from-{TEACHER}-1.5M")
+    )
+    display(
+        arms_shown(
+            pays,
+            taught,
+            {"bits per byte of the test books": BITS},
+            label="teachers",
+            caption=f"{called(STUDENTS[0])} at four million tokens, by its teacher: each seed, mean and 95 % interval; further left is better.",
+        ),
+        below(usual, young, pays, BITS, names=taught),
+        below(old, usual, pays, BITS, names=taught),
+        source_note(pays.all(taught)),
+    )
+else:
+    display(not_yet_run("teachers of three ages and two sizes", pays.command))
+
+# %% [markdown]
+# ## Beside the law of the field
+#
+# Busbridge and co-workers fitted such laws to hundreds of models, up to four orders of magnitude larger than these {cite}`busbridge2025distillation`. Theirs has the student's loss as a function of its size, its tokens and the *teacher's loss*. Ours has two sizes of students, and these questions can be asked of it.
+
+# %% tags=["hide-input"]
+EMPTY = "not yet run"
+at_longest = {s: token_worth.get((s, LENGTHS[-1])) for s in both}
+decided = [
+    f"{called(s)} {'pays' if w.low > price(s) else 'does not pay' if w.high < price(s) else 'is not decided'} after {LENGTHS[-1]:g} million tokens"
+    for s, w in at_longest.items()
+    if w is not None
+]
+trained_for_one = [
+    f"{called(s)} after {x:g} million: {'pays' if w.low > price(s, tokens=x) else 'does not pay' if w.high < price(s, tokens=x) else 'not decided'}"
+    for (s, x), w in token_worth.items()
+    if x in (LENGTHS[0], LENGTHS[-1])
+]
+table(
+    ["they find", "here"],
+    [
+        [
+            "A law that is fitted to shorter trainings predicts longer ones, to about one per cent.",
+            f"At twice the longest length off by {max(RELATIVE):.1%} at most."
+            if RELATIVE
+            else EMPTY,
+        ],
+        [
+            "With a teacher that is there, distilling is ahead at equal compute, up to a bound.",
+            (f"With its own look, {listed(decided)}." if decided else EMPTY),
+        ],
+        [
+            "If one student is wanted and its teacher has to be trained for it, train the student alone.",
+            (f"{'; '.join(trained_for_one)}." if trained_for_one else EMPTY),
+        ],
+        [
+            "A stronger teacher may be a worse one, for a student far below it.",
+            (below(old, usual, pays, BITS, names=taught).text if ages_done else EMPTY),
+        ],
+    ],
+    caption="What Busbridge and co-workers find, in our words, and what these records say.",
+)
+
+# %% tags=["hide-input"]
+first_worth = scale / tokens_distilled[0] / lengths[0]
+findings.show(
+    f"In a world that can be counted, a token with a teacher is worth {first_worth:.1f} tokens alone at {PARTS[0]:g} of what the teacher has read, and {scale / tokens_distilled[-1] / lengths[-1]:.2f} at {PARTS[-1]:g} times as much; derived: $1/(\\rho+(1-\\rho)\\,n/n_T)$, which is one where the student has read as much as its teacher.",
+    ends,
+    f"A token with the teacher costs {price(STUDENTS[0]):.1f} tokens alone for {called(STUDENTS[0])} and {price(STUDENTS[1]):.1f} for {called(STUDENTS[1])}; {price(STUDENTS[0], shared=sharing):.1f} and {price(STUDENTS[1], shared=sharing):.1f} if {sharing} students share a look.",
+    *(
+        [
+            "On books it is worth "
+            + listed(
+                [f"{w.mean:.2g} ({called(s)}, {x:g} million)" for (s, x), w in token_worth.items() if x in (LENGTHS[0], max(m for t, m in token_worth if t == s))]
+            )
+            + "."
+        ]
+        if token_worth
+        else [f"On books: {len(pays.specs) - lacking} of {len(pays.specs)} runs that are known so far are recorded; a law takes three lengths."]
+    ),
+)  # fmt: skip
+
+# %% [markdown]
+# ## Limits
+#
+# - **Counting is not learning by gradients.** The derivation has a student without optimiser, and a teacher that knows nothing of a context but what it has counted.
+# - **Small models, few tokens.** The openings of the books are about eight million tokens; longer trainings read them again.
+# - **Three numbers from four lengths.** A law of three parameters leaves one degree of freedom to the *shape*; its intervals are to first order, and assume that the shape is right. The held-out length is there for that.
+# - **Compute is multiply-adds.** Time is another thing, which {doc}`17_distilling_a_small_language_model` measures.
+# - **One objective**, and one batch size.
+#
+# ## To take away
+#
+# **Formulae.** $m=L_{\text{alone}}^{-1}(L_{\text{distilled}}(D))/D$; price $1+c_T/(3c_Sk)$; distilling pays at equal compute where $m$ is above the price. For students that count, $m=1/(\rho+(1-\rho)\,n/n_T)$.
+#
+# **What to set.** Share the look: several students, several epochs, or a cache. It lowers the price without touching the worth.
+#
+# **What to watch for.** A comparison at one length says nothing of another. Say how much the teacher has read, and who paid for it.
+#
+# ## Exercises
+#
+# ```{exercise}
+# :label: ex-same-text
+#
+# The teacher counts a text, and the student is distilled on *the same* text. What does the teacher add, if it keeps its counts without anything added to them?
+# ```
+#
+# ````{solution} ex-same-text
+# :class: dropdown
+#
+# Nothing at all: the mean of the teacher's frequencies over the contexts of a group, each as often as it came, is the frequency of the group. What it has learned of a context is what the student reads there. A teacher helps by what it has read elsewhere, or by knowing something of contexts that it has not counted.
+#
+# ```python
+# text = read(teacher_tokens)
+# frequencies = text / text.sum(-1, keepdims=True)
+# own = text.sum(1) / text.sum((1, 2))[:, None]
+# print(np.abs(distilled(text, frequencies) - own).max())
+# ```
+# ````
+#
+# ```{exercise}
+# :label: ex-price-of-two
+#
+# Up to which share of its teacher's tokens does distilling pay in the counted world, if the price of a token is $1+r$? And with $r=0$, from a cache?
+# ```
+#
+# ````{solution} ex-price-of-two
+# :class: dropdown
+#
+# Where $m>1+r$: $n/n_T<\bigl(\tfrac1{1+r}-\rho\bigr)/(1-\rho)$, nowhere if $1+r\ge1/\rho$. From a cache it is one.
+#
+# ```python
+# r = sp.Symbol("r", positive=True)
+# (bound,) = sp.solve(sp.Eq(as_derived, 1 + r), n)
+# print(sp.simplify(bound / n_T))
+# for student in STUDENTS:
+#     paid = price(student) - 1
+#     print(called(student), f"{float((bound / n_T).subs({r: paid, rho: kept})):.2f}")
+# ```
+# ````
