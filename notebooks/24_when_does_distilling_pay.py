@@ -28,6 +28,8 @@ sharing: int = 6  # students that learn beside one look of their teacher
 seed: int = 0  # of the world and of what is drawn from it
 
 # %% tags=["hide-input"]
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import sympy as sp
@@ -48,7 +50,7 @@ from kdlab.study.display import (
     not_yet_run,
     source_note,
 )
-from kdlab.study.evidence import QUANTITIES, Quantity, listed
+from kdlab.study.evidence import QUANTITIES, Quantity, evidence, listed
 from kdlab.study.parameters import require
 from kdlab.study.power_law import fit_power_law, worth
 from kdlab.study.statements import below, crosses, within
@@ -170,6 +172,7 @@ for block in range(BLOCKS):
 
 tokens_alone = np.array([by_length[length].mean(0)[0] for length in lengths])
 tokens_distilled = np.array([by_length[length].mean(0)[1] for length in lengths])
+counted_worth = scale / tokens_distilled / lengths
 N_TEXTS = f"{BLOCKS} × {TEXTS} texts and teachers"
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
@@ -182,7 +185,7 @@ left.plot(fine, entropy + kept * scale / fine + stays, color=BLUE, label="_deriv
 left.axhline(entropy, color="grey", linestyle=":", linewidth=1)
 left.set(xscale="log", xlabel="tokens read, $n$", ylabel="bits a token")
 left.legend()
-right.plot(PARTS, scale / tokens_distilled / lengths, "o", color=BLUE, label="counted")
+right.plot(PARTS, counted_worth, "o", color=BLUE, label="counted")
 right.plot(
     fine / teacher_tokens,
     1 / (kept + (1 - kept) * fine / teacher_tokens),
@@ -198,13 +201,14 @@ show(
     figure,
     label="counted",
     caption=f"Students that count, alone and with a teacher that has counted {teacher_tokens:,} tokens (means over {N_TEXTS}; lines: the formulae above). Dotted, left: the best that a student can say; right: a token is worth one token. Here $\\rho={kept:.3f}$, so that a token is worth up to {1 / kept:.0f}.",
-    alt=f"Left: bits a token fall with tokens read; the distilled student's fall early and then stay level, those of the student alone fall on and pass below. Right: worth of a token falls from {scale / tokens_distilled[0] / lengths[0]:.1f} at {PARTS[0]:g} of the teacher's tokens to {scale / tokens_distilled[-1] / lengths[-1]:.2f} at {PARTS[-1]:g} times as many.",
+    alt=f"Left: bits a token fall with tokens read; the distilled student's fall early and then stay level, those of the student alone fall on and pass below. Right: worth of a token falls from {counted_worth[0]:.1f} at {PARTS[0]:g} of the teacher's tokens to {counted_worth[-1]:.2f} at {PARTS[-1]:g} times as many.",
 )
 
 # %% tags=["hide-input"]
-LEAD = Quantity("lead of the distilled student", "bits a token", digits=4)
-lead = {"distilled": (PARTS, tokens_alone - tokens_distilled)}
-ends = crosses(lead, LEAD, "times the teacher's tokens")
+WORTH = Quantity("worth of a token with the teacher", "tokens alone", digits=0)
+ends = crosses(
+    {"counted": (PARTS, counted_worth)}, WORTH, "times the teacher's tokens", level=1
+)
 early = len(PARTS) // 2 - 2
 OVER = Quantity("worth of a token, counted over derived", digits=2)
 derived = 1 / (kept + (1 - kept) * PARTS[early])
@@ -443,8 +447,10 @@ if both:
         for (way, cost), hue in zip(
             WAYS.items(), (ORANGE, GREEN, PURPLE, VERMILION), strict=True
         ):
-            prices = [min(cost(student, x), CAP) for x in fine]
-            panel.plot(fine, prices, "--", color=hue, label=way)
+            prices = np.array([cost(student, x) for x in fine])
+            panel.plot(
+                fine, np.where(prices < CAP, prices, np.nan), "--", color=hue, label=way
+            )
         panel.set(
             xscale="log",
             yscale="log",
@@ -505,7 +511,8 @@ for student in STUDENTS:
     if len(leads) == len(LENGTHS):
         first, *_, last = leads
         named = {arm: f"{called(student)} after {arm}" for arm in leads}
-        shrinking.append(below(last, first, leads, SHRINKS, names=named))
+        recorded = replace(evidence(leads, SHRINKS, names=named), source="records")
+        shrinking.append(below(last, first, recorded, SHRINKS))
 display(*shrinking) if shrinking else display(
     not_yet_run("whether the lead shrinks with the length of training", pays.command)
 )
@@ -589,9 +596,8 @@ table(
 )
 
 # %% tags=["hide-input"]
-first_worth = scale / tokens_distilled[0] / lengths[0]
 findings.show(
-    f"In a world that can be counted, a token with a teacher is worth {first_worth:.1f} tokens alone at {PARTS[0]:g} of what the teacher has read, and {scale / tokens_distilled[-1] / lengths[-1]:.2f} at {PARTS[-1]:g} times as much; derived: $1/(\\rho+(1-\\rho)\\,n/n_T)$, which is one where the student has read as much as its teacher.",
+    f"In a world that can be counted, a token with a teacher is worth {counted_worth[0]:.1f} tokens alone at {PARTS[0]:.2g} of what the teacher has read, and {counted_worth[-1]:.2f} at {PARTS[-1]:g} times as much; derived: $1/(\\rho+(1-\\rho)\\,n/n_T)$, which is one where the student has read as much as its teacher.",
     ends,
     f"A token with the teacher costs {price(STUDENTS[0]):.1f} tokens alone for {called(STUDENTS[0])} and {price(STUDENTS[1]):.1f} for {called(STUDENTS[1])}; {price(STUDENTS[0], shared=sharing):.1f} and {price(STUDENTS[1], shared=sharing):.1f} if {sharing} students share a look.",
     *(

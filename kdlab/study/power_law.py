@@ -83,7 +83,9 @@ def worth(distilled: PowerLaw, alone: PowerLaw, tokens: float, *, level: float =
     floor, scale, exponent = ours
     losses = floor + scale * (tokens / distilled.unit) ** -exponent
     ends = np.quantile(
-        _inverse(losses, *theirs) * alone.unit / tokens, [(1 - level) / 2, (1 + level) / 2], method="closest_observation"
+        _inverse(losses, *theirs) * alone.unit / tokens,
+        [(1 - level) / 2, (1 + level) / 2],
+        method="closest_observation",
     )
     mean = float(alone.tokens(distilled(tokens))) / tokens
     return Interval(mean, *(float(end) for end in ends), min(distilled.runs, alone.runs))
