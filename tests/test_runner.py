@@ -244,6 +244,16 @@ def test_one_at_a_time_the_records_are_the_same(whole, tmp_path):
     assert_as_whole(tmp_path, whole)
 
 
+@pytest.mark.parametrize(("fast", "said"), [("float32", 1), ("bfloat16", 0)])
+def test_runs_in_a_precision_that_the_processor_emulates_say_so_once(taught, tmp_path, monkeypatch, fast, said):
+    monkeypatch.setattr(runner, "fast_precision", lambda device: fast)
+    teacher, *_ = tiny_plan()
+    specs = [replace(spec, recipe=replace(spec.recipe, precision="bfloat16")) for spec in tiny_plan()[1:4]]
+    lines = []
+    run_plan([teacher, *specs], book=taught, out=tmp_path, limit=1, say=lines.append)
+    assert lines.count(runner.SLOWLY) == said
+
+
 def test_results_go_to_another_folder_than_the_teachers(taught, whole, tmp_path):
     before = contents(taught)
     assert run_plan(plan("tiny"), book=taught, out=tmp_path / "out", say=silent) == 9

@@ -14,6 +14,7 @@ import torch
 from ..files import remove, sha256, writable
 from ..training import Stopped
 from ..training.distributed import anywhere, by_the_first, rank_and_world
+from ..training.precision import fast_precision
 from .named import load, own_code
 from .plans import PLANS, specs_of
 from .records import RecordError, find_record, headline, read_record, record_path, write_taken
@@ -207,6 +208,7 @@ def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say, dat
 
     for line in by_the_first(recorded_before):
         say(line)
+    slow = False
     while True:
         specs = by_the_first(known)
         taught = {spec.teacher.hash for spec in specs if spec.teacher}
@@ -227,6 +229,8 @@ def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say, dat
                 if first.teacher.hash not in teachers:
                     teachers = {first.teacher.hash: _teacher(first.teacher, places, data[first.data].num_classes)}
                 teacher = teachers[first.teacher.hash]
+            if not slow and (slow := emulated(first.recipe.precision, device)):
+                say(SLOWLY)
             say(f"{len(group)} beside each other: {', '.join(f'{s.arm} (seed {s.recipe.seed})' for s in group)}")
             progress = Progress(group, still_open, say)
             done = run_together(
@@ -246,6 +250,18 @@ def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say, dat
             for spec, finished in zip(group, done, strict=True):
                 say(f"{spec.name}: {headline(finished.record)}")
             written += len(done)
+
+
+#: What is said, once, of runs whose precision the device has no instructions for.
+SLOWLY = (
+    "These runs are in bfloat16, for which this processor has no instructions: they take several times as long here. Runs in float32, "
+    "such as those of the plans when-it-pays, whose-text and cut, do not."
+)
+
+
+def emulated(precision: str, device="cpu") -> bool:
+    """Whether a device computes in this precision more slowly than in float32."""
+    return precision == "bfloat16" and fast_precision(device) == "float32"
 
 
 def _other_code(specs, places) -> list[str]:
