@@ -22,6 +22,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")  # it forks: as in conftest.py
+
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "kdlab"
 SECONDS = 300  # that a child may take
@@ -1642,6 +1644,20 @@ MUTATIONS = [
         'views[seed] if view == "own" else batches[seed][0]',
         "batches[seed][0]",
         "test_every_field_of_a_recipe_is_seen_from_inside[teacher_view]",
+    ),
+    Mutation(
+        "recipe: nothing is mixed",
+        GROUP,
+        "if recipe.mixup:",
+        "if False:",
+        "test_every_field_of_a_recipe_is_seen_from_inside[mixup]",
+    ),
+    Mutation(
+        "recipe: a teacher with a view of its own sees another mixture",
+        "training/mixup.py",
+        'generator(seed, epoch, step, "mixup")',
+        "torch.Generator().manual_seed(torch.seed() % 2**63)",
+        "test_every_field_of_a_recipe_is_seen_from_inside[mixup]",
     ),
     Mutation(
         "recipe: the teacher is always in evaluation mode",

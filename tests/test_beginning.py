@@ -7,7 +7,7 @@ import torch
 
 from kdlab.models import GPT, begin_from, resnet8
 from kdlab.study.spec import Spec
-from kdlab.study.surprises import KEPT, SHARES, cut, fidelity, fidelity_teacher
+from kdlab.study.surprises import KEPT, PATIENCE, SHARES, SHOWN, cut, fidelity, fidelity_teacher, patient
 
 
 def gpt(layers, seed):
@@ -64,8 +64,9 @@ def test_what_does_not_fit_changes_nothing(blocks, share, sentence):
 
 
 def test_arms_of_a_plan_differ_in_their_beginning_alone():
+    """Or, of *patient*, in what is shown and for how long; the rate of an arm is one for all lengths."""
     found = {}
-    for plan, arms in ((fidelity, len(SHARES)), (cut, 2 * len(KEPT))):
+    for plan, arms in ((fidelity, len(SHARES)), (cut, 2 * len(KEPT)), (patient, len(SHOWN) * len(PATIENCE))):
         look = lambda spec: found.get(spec.hash)  # noqa: E731
         tries = plan(look)
         for spec in tries:
@@ -81,11 +82,14 @@ def test_arms_of_a_plan_differ_in_their_beginning_alone():
                 )
         asked = [spec for spec in tries if spec.study == plan.__name__ and not spec.arm.startswith("tune-")]
         assert len(asked) == 3 * arms and len({spec.arm for spec in asked}) == arms
+        shown = {"learning_rate": 1.0, "seed": 0, "teacher_view": "same", "mixup": False}
         alike = {
-            replace(s, arm="x", from_teacher=False, blocks=(), recipe=replace(s.recipe, learning_rate=1.0, seed=0)).hash
-            for s in asked
+            replace(s, arm="x", from_teacher=False, blocks=(), recipe=replace(s.recipe, **shown)).hash for s in asked
         }
-        assert len(alike) == (1 if plan is fidelity else 2)  # cut: labels alone, and beside the teacher
+        # cut: labels alone, and beside the teacher; patient: its lengths
+        assert len(alike) == {fidelity: 1, cut: 2, patient: len(PATIENCE)}[plan]
+        if plan is patient:
+            assert len({(s.arm.rsplit("-", 1)[0], s.recipe.learning_rate) for s in asked}) == len(SHOWN)
 
 
 def test_a_spec_says_what_it_begins_with():

@@ -2926,6 +2926,24 @@ def _teacher_view():
     return all(alike("same")) and not any(alike("own"))
 
 
+def _mixup():
+    """Each picture lies between two of the data, and the teacher sees the same mixture, in its own view, too."""
+
+    def between(seen):
+        flat, ends = seen.plain.flatten(1), torch.cat([inputs for inputs, *_ in seen.student]).flatten(1)
+        way = flat[:, None] - flat[None]
+        share = ((ends[:, None, None] - flat[None, None]) * way).sum(-1) / way.square().sum(-1).clamp(min=1e-9)
+        left = (flat + share[..., None] * way - ends[:, None, None]).abs().amax(-1)
+        good = (left < 1e-3) & (share >= 0) & (share <= 1)
+        return bool(good.flatten(1).any(1).all()) and not _plain_pictures(seen, seen.student)
+
+    def alike(view):
+        seen = inside(SoftTargets(temperature=4), mixup=True, teacher_view=view, epochs=1)
+        return between(seen) and all(near(a, b) for (a, *_), (b, *_) in zip(seen.student, seen.teacher, strict=True))
+
+    return alike("same") and alike("own")
+
+
 def _teacher_mode():
     return all(
         {mode for *_, mode in inside(teacher_mode=name, epochs=1).teacher} == {name == "train"}
@@ -2973,6 +2991,7 @@ FROM_INSIDE = {
     "seed": _seed,
     "teacher_view": _teacher_view,
     "teacher_mode": _teacher_mode,
+    "mixup": _mixup,
     "epoch_examples": lambda: len(inside(epoch_examples=16).steps) == 4 and _order_is_new_each_epoch_and_whole(),
     "micro_batches": _micro_batches,
     "max_gradient_norm": _clipping,

@@ -17,17 +17,20 @@ from kdlab.objectives import (
     CrossEntropy,
     DecoupledKD,
     HiddenMSE,
+    InfoNCE,
     LearnedTemperature,
     Linear,
     PermutedSoftTargets,
     Projector,
     RKDAngle,
     RKDDistance,
+    SmoothedLabels,
     SoftTargets,
     Term,
 )
 from kdlab.training import CheckpointError, Learner, Recipe, Stopped, Taps, fit, fit_together
 from kdlab.training.checkpoint import load_tensors, save_tensors
+from kdlab.training.mixup import mixed
 
 RECIPE = Recipe(epochs=2, batch_size=32, learning_rate=0.01, schedule="cosine", warmup_epochs=0.5)
 KD = 0.1 * CrossEntropy() + 0.9 * SoftTargets(temperature=4)
@@ -146,6 +149,58 @@ def test_a_teacher_with_its_own_view_sees_other_crops_of_the_same_images():
         assert not torch.equal(student, teacher)
 
 
+SOFT = 1.0 * SoftTargets(temperature=4)
+
+
+@pytest.mark.parametrize("view", ["same", "own"])
+def test_mixup_shows_both_the_same_mixture_of_two_examples(view):
+    """Pictures of one shade each: a mixture's shade says of which two, by which share."""
+    shade = torch.arange(96, dtype=torch.uint8).view(96, 1, 1, 1).expand(96, 3, 32, 32)
+    shade = (shade.long() ** 2 // 40).to(torch.uint8).contiguous()
+    plain = Split(shade, torch.arange(96) % 10, (0.0,) * 3, (1.0,) * 3)
+    students, teachers = [], []
+    fit(
+        inputs_of(pooled(), students), SOFT, train=plain, teacher=inputs_of(pooled(1), teachers),
+        recipe=replace(RECIPE, teacher_view=view, mixup=True, augment=view == "own"),
+    )  # fmt: skip
+    assert len(students) == 2 * STEPS
+    for student, teacher in zip(students, teachers, strict=True):
+        middle = (..., slice(8, 24), slice(8, 24))  # which no crop leaves out
+        assert torch.allclose(student[middle], teacher[middle], atol=1e-6)
+        assert torch.equal(student, teacher) == (view == "same")
+    shades = torch.cat([x[:, 0, 16, 16] for x in students])
+    assert 0 <= shades.min() < shades.max() <= 1 and len(shades.unique()) > 100
+
+
+def test_mixup_resumes_bit_for_bit(digits, tmp_path):
+    """What is drawn hangs on the batch's number alone."""
+    recipe = replace(RECIPE, mixup=True)
+    options = {"train": digits.train, "teacher": pooled(1)}
+    whole, parted = (Learner(pooled(), SOFT, recipe, tmp_path / name) for name in ("whole", "parted"))
+    fit_together([whole], **options)
+    asked = iter(range(1000))
+    with pytest.raises(Stopped):
+        fit_together([parted], **options, stop=lambda: next(asked) == STEPS + 1, checkpoint_seconds=0)
+    again = Learner(pooled(), SOFT, recipe, tmp_path / "parted")
+    fit_together([again], **options)
+    assert_same(whole, again)
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [(KD, "CrossEntropy"), (crd(), "CrossEntropy"), (1.0 * DecoupledKD(), "DecoupledKD"), (1.0 * SmoothedLabels(0.1), "SmoothedLabels"),
+     (1.0 * InfoNCE("input:2", same_class=False), "InfoNCE")],
+)  # fmt: skip
+def test_what_asks_for_labels_is_no_objective_of_mixtures(digits, objective, name):
+    with pytest.raises(ValueError, match=f"{name} asks for labels, and a mixture of two examples has none"):
+        fit(pooled(), objective, train=digits.train, teacher=pooled(1), recipe=replace(RECIPE, mixup=True))
+
+
+def test_tokens_are_not_mixed():
+    with pytest.raises(TypeError, match=r"these are torch.int64: pictures or vectors"):
+        next(mixed(iter([(torch.zeros(2, 3, dtype=torch.long), None)]), 0, 0))
+
+
 def test_a_teacher_in_training_mode_teaches_otherwise_and_is_left_as_it_was(digits):
     teacher = pooled(1)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
@@ -225,7 +280,7 @@ def test_all_may_diverge(digits):
 def test_students_that_do_not_fit_each_other_are_refused(digits, change):
     with pytest.raises(
         ValueError,
-        match=r"students that train side by side share batch_size, augment, precision, teacher_mode, epoch_examples\.",
+        match=r"students that train side by side share batch_size, augment, mixup, precision, teacher_mode, epoch_examples\.",
     ):
         fit_together([learner("kd"), learner("alone", **change)], train=digits.train, teacher=pooled(1))
 

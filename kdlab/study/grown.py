@@ -43,18 +43,14 @@ CONTROLS = ("permuted", "spread")
 EPOCHS = 60
 
 
-def scaled_recipe(
-    epochs: int, learning_rate: float = PUBLISHED_RATE, precision: str = "bfloat16", **options
-) -> Recipe:
+def scaled_recipe(epochs: int, learning_rate: float = PUBLISHED_RATE, precision: str = "bfloat16", **options) -> Recipe:
     """The published recipe with its milestones at the same parts of so many epochs, in bfloat16 unless said otherwise.
 
     >>> scaled_recipe(240, precision="float32") == Recipe(), scaled_recipe(60).milestones
     (True, (37.5, 45.0, 52.5))
     """
     milestones = tuple(epochs * part for part in (5 / 8, 3 / 4, 7 / 8))
-    return Recipe(
-        epochs=epochs, learning_rate=learning_rate, milestones=milestones, precision=precision, **options
-    )
+    return Recipe(epochs=epochs, learning_rate=learning_rate, milestones=milestones, precision=precision, **options)
 
 
 def objective(method: str, weight: float = 1.0, *, student: str = "resnet8", teacher: str = "resnet20") -> Objective:

@@ -36,7 +36,7 @@ from .language_plans import (
 )
 from .records import RecordError, evidence_folder, find_record
 from .spec import Spec
-from .surprises import cut, fidelity
+from .surprises import cut, fidelity, patient
 from .tuning import Found
 from .when_it_pays import drafts_grown, held_out, when_it_pays, whose_text
 
@@ -87,6 +87,7 @@ GROWING: dict[str, Callable[[Found], list[Spec]]] = {
     "drafts-grown": drafts_grown,
     "fidelity": fidelity,
     "cut": cut,
+    "patient": patient,
     "encoder-small": encoder_small,
 }
 

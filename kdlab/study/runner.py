@@ -78,7 +78,7 @@ def beside(first: Spec, others: Sequence[Spec], *, device) -> list[Spec]:
         recipe = spec.recipe
         return (
             spec.examples, spec.teacher and spec.teacher.hash, recipe.epochs, recipe.epoch_examples,
-            recipe.batch_size, recipe.augment, recipe.precision, recipe.teacher_mode,
+            recipe.batch_size, recipe.augment, recipe.mixup, recipe.precision, recipe.teacher_mode,
             recipe.seed if torch.device(device).type == "cpu" else None,
         )  # fmt: skip
 

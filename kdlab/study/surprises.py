@@ -1,8 +1,9 @@
-"""Plans of short studies about where a student begins: *fidelity* near its teacher, and *cut* out of it.
+"""Plans of short studies: where a student begins, *fidelity* near its teacher and *cut* out of it; and *patient*, how it is shown what to learn.
 
 Each arm has a learning rate of its own, chosen on the validation split with a seed that no reported run has.
 """
 
+from dataclasses import replace
 from functools import partial
 
 from ..objectives import CrossEntropy, Objective, SoftTargets
@@ -39,6 +40,35 @@ def fidelity(found: Found) -> list[Spec]:
     arms = {f"share-{share:g}": partial(begun, share) for share in SHARES}
     tuning = partial(Tuning, weighted=False, rates=(0.005, 0.015, 0.05), epochs=(5,))
     return [source, *at_own_rates(found, arms, tuning, scaled_recipe(5), scaled_recipe(10))]
+
+
+# ---------------------------------------------------------------- patient
+
+#: Epochs over ``FEW`` photographs; the shortest chooses each arm's rate.
+PATIENCE, FEW = (20, 80, 320), 5000
+
+#: Who sees what: the teacher's view, and whether pictures are mixed.
+SHOWN = {"same": ("same", False), "own": ("own", False), "same-mixed": ("same", True), "own-mixed": ("own", True)}
+
+
+def patient(found: Found) -> list[Spec]:
+    """Does a student learn more from a teacher that sees what it sees, of pictures that are mixed, and for very long?
+
+    A ResNet-8 of half the width learns the soft targets of a ResNet-8 on five thousand photographs, without labels. Whatever the teacher sees,
+    its seeds have one order of the photographs and the same crops of the student's.
+
+    Source: Beyer et al. (2022): the same view for both, mixup, and long schedules.
+    """
+    source = fidelity_teacher()
+
+    def shown(view: str, mixed: bool, arm: str, how: Recipe) -> Spec:
+        soft, how = 1.0 * SoftTargets(temperature=4), replace(how, teacher_view=view, mixup=mixed)
+        return Spec("patient", arm, source.data, "resnet8_width8", soft, how, source, train_examples=FEW)
+
+    arms = {name: partial(shown, *what) for name, what in SHOWN.items()}
+    tuning = partial(Tuning, weighted=False, rates=(0.015, 0.05, 0.15), epochs=(PATIENCE[0],))
+    lengths = {f"-{epochs}": scaled_recipe(epochs) for epochs in PATIENCE}
+    return [source, *at_own_rates(found, arms, tuning, scaled_recipe(PATIENCE[0]), lengths)]
 
 
 # ---------------------------------------------------------------- cut

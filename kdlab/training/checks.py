@@ -18,7 +18,7 @@ from .state import take_apart
 from .views import Views
 
 #: What students that train side by side have in common: it makes the batches, or what the teacher says of them.
-SHARED = ("batch_size", "augment", "precision", "teacher_mode", "epoch_examples")
+SHARED = ("batch_size", "augment", "mixup", "precision", "teacher_mode", "epoch_examples")
 
 
 def check_kinds(learners: Sequence, teacher) -> None:
@@ -94,12 +94,40 @@ def _check_learner(learner, train, teacher, gradient_norms) -> None:
         raise ValueError(
             f'{type(train).__name__} are not augmented, so a teacher has no view of its own of them: teacher_view="same".'
         )
+    if learner.recipe.mixup:
+        _check_mixup(learner, teacher)
     if teacher is not None:
         check_two(learner.student, teacher)
     warn_of_half_precision(learner.student)
     if learner.checkpoint is not None:
         require_safetensors()
         take_apart(learner.student.state_dict())  # what cannot be stored is known before the first step
+
+
+def _check_mixup(learner, teacher) -> None:
+    if learner.rewrite is not None or by_index(teacher) or by_view(teacher):
+        raise ValueError(
+            "a mixture is seen by a teacher that looks at it: mixup=True is neither for kept logits nor for batches that are rewritten."
+        )
+    for term in _terms(learner.objective):
+        asked = _asked(term)
+        needs_labels = "labels" in asked and asked["labels"].default is inspect.Parameter.empty
+        same_class = getattr(term, "options", {}).get("same_class", True)
+        if needs_labels or "index" in asked or not same_class:
+            raise ValueError(
+                f"{type(term).__name__} asks for labels, and a mixture of two examples has none: with mixup=True learn from the teacher alone, "
+                "such as 1.0 * SoftTargets(temperature=4), or leave mixup out."
+            )
+
+
+def _asked(term: Term) -> dict[str, inspect.Parameter]:
+    """What a term's forward takes, those that it goes on to among it."""
+    return {
+        name: parameter
+        for kind in reversed(type(term).__mro__)
+        if "forward" in vars(kind)
+        for name, parameter in inspect.signature(kind.forward).parameters.items()
+    }
 
 
 def _check_parts(objective, parts: int, train) -> None:
@@ -123,13 +151,7 @@ def check_counts(objective: Objective | Term, parts: int) -> None:
         ValueError: for a term that takes no count.
     """
     for term in objective.terms if isinstance(objective, Objective) else [objective]:
-        named = {
-            name
-            for kind in type(term).__mro__
-            if "forward" in vars(kind)
-            for name in inspect.signature(kind.forward).parameters
-        }
-        if not named & _COUNTS:
+        if not _asked(term).keys() & _COUNTS:
             raise ValueError(
                 f"{type(term).__name__} takes no count, so that it would weigh {parts} times as much in {parts} micro-batches: let its forward take "
                 "count=None and divide its sum over examples by it where it is given, or run each batch as one (micro_batches=1, gradient_accumulation_steps=1)."

@@ -8,6 +8,7 @@ import torch
 from ..data.examples import each
 from .distributed import anywhere, rank_and_world
 from .graphs import GraphedStep, graphable
+from .mixup import mixed
 from .modules import share_layers, training_mode
 from .protocols import asks_elsewhere, by_index, by_view
 from .recipe import Recipe
@@ -131,6 +132,8 @@ class Group:
             start=start,
             **told,
         )
+        if recipe.mixup:
+            stream = mixed(stream, seed, epoch, start)
         rank, world = rank_and_world()
         if world > 1:
             return (tuple(each(lambda x: x[rank::world], part) for part in batch) for batch in stream)

@@ -24,6 +24,8 @@ class Recipe:
         augment: random crop and flip, of images alone; vectors and texts stay as they are.
         teacher_view: ``"same"``: the teacher sees the student's crops (consistent teaching, Beyer et al. 2022);
             ``"own"``: it sees crops of its own of the same images.
+        mixup: student and teacher see each example mixed with another of its batch, by a share that is uniform on [0, 1]; for objectives
+            that ask no labels (Beyer et al. 2022).
         teacher_mode: ``"eval"``; or ``"train"``, the well-known mistake, for measuring it: batch normalisation by the batch.
         precision: ``"float32"``; or of autocast, ``"bfloat16"``, or ``"float16"`` with a gradient scaler, for GPUs before Ampere
             (T4, V100), which have no fast bfloat16. A step whose gradients overflow is left out, and the scale halved.
@@ -63,6 +65,7 @@ class Recipe:
     ema_decay: float = 0.0
     best_by: str | None = None
     patience: int | None = None
+    mixup: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (
