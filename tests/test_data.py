@@ -591,3 +591,11 @@ def test_examples_make_the_same_kind_of_batches_as_images(n, size, seed):
     assert all(torch.equal(inputs[:, 0].long(), labels) for inputs, labels, _ in shuffled)
     assert torch.equal(torch.cat([labels for _, labels, _ in examples.batches(size)]), torch.arange(n))
     assert len(examples.to("cpu")) == n
+
+
+def test_a_split_of_ones_own_stays_one_where_it_is_moved():
+    class Own(Examples):
+        augments = True
+
+    own = Own(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
+    assert type(own.to("cpu")) is type(own[:1]) is Own

@@ -61,7 +61,7 @@ class Examples:
         return replace(self, inputs=each(lambda x: x[index], self.inputs), labels=self.labels[index])
 
     def to(self, device: torch.device | str) -> "Examples":
-        return Examples(each(lambda x: x.to(device), self.inputs), self.labels.to(device))
+        return replace(self, inputs=each(lambda x: x.to(device), self.inputs), labels=self.labels.to(device))
 
     def batches(
         self,

@@ -1,0 +1,417 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Patient and consistent
+#
+# A student sees a picture through crops, flips and noise, another one each time. What does its teacher see? The same crop, one of its own, or the picture as it is: code for distillation does all three, and often does not say which. Beyer and co-workers hold that it matters, and that with the right answer one should mix pictures and train for very long: “a good teacher is patient and consistent” {cite}`beyer2022knowledge`. <!-- by definition -->
+#
+# **At the end you will know** what a student learns from a teacher that sees something else; what mixing adds, and when; and why the three belong together.
+#
+# *Needs: one CPU core and a minute. What takes hours is recorded.*
+
+# %% tags=["parameters"]
+profile = "cpu"  # or "gpu"
+steepness: float = 3.0  # of the teacher on a line
+shaking: float = 0.3  # σ, of the noise that a view adds
+few: int = 200  # examples that students are shown
+lengths: list[int] = [20, 80, 320]  # epochs; the first chooses the learning rates
+seeds: list[int] = [0, 1, 2, 3, 4]  # of students, and of what they are shown
+
+# %% tags=["hide-input"]
+import math
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython.display import display
+
+from kdlab.data import Examples, KnownPosterior
+from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, show, table, use_style
+from kdlab.models import mlp
+from kdlab.objectives import CrossEntropy, ForwardKL, forward_kl
+from kdlab.study import results
+from kdlab.study.display import (
+    Findings,
+    arms_shown,
+    conditions,
+    device_for,
+    not_yet_run,
+    source_note,
+    verdict,
+)
+from kdlab.study.evidence import QUANTITIES, Quantity
+from kdlab.study.findings import moves
+from kdlab.study.parameters import require
+from kdlab.study.statements import above
+from kdlab.study.statistics import summary
+from kdlab.study.surprises import FEW, PATIENCE, SHOWN
+from kdlab.training import (
+    Learner,
+    Recipe,
+    accuracy,
+    agreement,
+    fit,
+    fit_together,
+    predict,
+)
+
+use_style()
+device_for(profile)
+require(shaking > 0, "shaking must be above 0: else all views are one.")
+require(steepness > 0, "steepness must be above 0.")
+require(few >= 20, "few must be 20 or more.")
+require(
+    len(lengths) > 1 and sorted(set(lengths)) == lengths and lengths[0] >= 1,
+    "lengths are two or more, rising, of 1 epoch or more.",
+)
+
+# %% tags=["hide-input"]
+findings = Findings()
+
+# %% [markdown]
+# ## What a student learns from another view
+#
+# The student sees a view $v$ of an example and is told what the teacher says of a view $v'$ of the same example. If $v'$ is drawn anew, the student cannot know it. What is the best that it can say? By the expected forward KL it is the mean of what it is told ({doc}`07_divergences`):
+#
+# $$q^*(v)=\mathbb E\bigl[\,p(v')\mid v\,\bigr].$$
+#
+# With one view for both, $q^*(v)=p(v)$: the teacher, as a function. With a view of its own, it is the teacher *blurred* by the views. <!-- by definition --> How much, can be worked out on a line. Let the teacher be $p(x)=\Phi(a\,x)$, the examples spread evenly, and views add noise of deviation $\sigma$. Given the student's view, the teacher's lies about it with variance $2\sigma^2$, once $\sigma^2$ from $v$ back to the example and once from there to $v'$. A normal distribution function that is blurred by a normal distribution is one again, less steep:
+#
+# $$q^*(v)=\Phi\!\left(\frac{a\,v}{\sqrt{1+2a^2\sigma^2}}\right).$$
+
+
+# %%
+def phi(x):
+    return 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def blurred(v, variance):
+    """What is said on average of a view whose own view lies about v with this variance."""
+    return phi(steepness * v / math.sqrt(1 + steepness**2 * variance))
+
+
+drawn_noise = np.random.default_rng(0)
+width = 20 * (shaking + 1 / steepness)  # of the line: far beyond the step
+example = drawn_noise.uniform(-width / 2, width / 2, 400_000)
+of_student, of_teacher = (
+    example + shaking * drawn_noise.normal(size=len(example)) for _ in range(2)
+)
+told = phi(steepness * of_teacher)
+at = np.linspace(-1, 1, 9) * 2 * (shaking + 1 / steepness)
+half = np.diff(at)[0] / 8
+counted = np.array([told[np.abs(of_student - v) < half].mean() for v in at])
+off = np.abs(counted - blurred(at, 2 * shaking**2)).max()
+assert off < 0.03
+
+# %% tags=["hide-input"]
+line = np.linspace(at[0], at[-1], 200)
+figure, axis = plt.subplots(figsize=(6.4, 2.8))
+axis.plot(
+    line, phi(steepness * line), color=BLUE, label="one view for both: the teacher"
+)
+axis.plot(line, blurred(line, shaking**2), color=GREEN, label="teacher sees the example as it is")  # fmt: skip
+axis.plot(line, blurred(line, 2 * shaking**2), color=ORANGE, label="teacher has a view of its own")  # fmt: skip
+axis.plot(at, counted, "o", color=ORANGE, label="counted")
+axis.set(xlabel="what the student sees, $v$", ylabel="what it learns to say")
+axis.legend(fontsize="x-small")
+less_steep = math.sqrt(1 + 2 * steepness**2 * shaking**2)
+show(
+    figure,
+    label="blurred",
+    caption=f"What the best student says, by what its teacher sees ($a={steepness:g}$, $\\sigma={shaking:g}$): with views of its own a teacher is passed on {less_steep:.2f} times less steep. Dots: means over {len(example):,} drawn pairs of views.",
+    alt=f"Three rising curves from 0 to 1: the steepest where both see one view, less steep where the teacher sees the example as it is, least steep where it has a view of its own; dots lie on the last one, to {off:.3f}.",
+)
+
+# %% [markdown]
+# The blurred teacher has its step at the same place. So first choices may agree where probabilities do not; but a steep step that is blurred is also learned from blurred examples, and at a border between several classes places move, too. How much that is worth has to be measured.
+#
+# ## Four ways to be shown
+#
+# The twenty Gaussian classes of {doc}`01_what_a_teacher_knows` again, with the teacher of {doc}`23_where_a_student_begins`. The students are half as wide, have no labels, and see few examples, each time under new noise. <!-- by definition --> The teacher sees the same noisy example, or a noisy one of its own; and both see examples, or mixtures of two, $\lambda x_i+(1-\lambda)x_j$ with a uniform share {cite}`zhang2018mixup`. <!-- by definition --> The mixture is one for both, whatever noise there is.
+
+
+# %%
+class Shaken(Examples):
+    """Examples under noise, drawn anew each time they are shown."""
+
+    augments = True
+
+    def batches(self, batch_size, *, augment=False, generator=None, **how):
+        stream = super().batches(batch_size, generator=generator, **how)
+        for x, labels, index in stream:
+            if augment:
+                x = x + shaking * torch.randn(x.shape, generator=generator)
+            yield x, labels, index
+
+
+task = KnownPosterior.draw()
+generator = torch.Generator().manual_seed(1)
+train, validation, test = (
+    task.sample(n, generator=generator) for n in (2000, 2000, 4000)
+)
+shown = Shaken(train.inputs[:few], train.labels[:few])
+plain = Recipe(
+    epochs=60, epoch_examples=len(train), batch_size=128, optimizer="adam", learning_rate=3e-3,
+    schedule="cosine", weight_decay=0.0, augment=False,
+)  # fmt: skip
+torch.manual_seed(0)
+teacher = mlp(16, task.num_classes, width=64)
+fit(teacher, CrossEntropy(), train=train, recipe=plain)
+
+WAYS = {
+    "same view": {"teacher_view": "same"},
+    "own view": {"teacher_view": "own"},
+    "same view, mixed": {"teacher_view": "same", "mixup": True},
+    "own view, mixed": {"teacher_view": "own", "mixup": True},
+}
+
+
+def learn(way, epochs, rates, seed):
+    """Students that are shown examples in this way, one a rate."""
+    how = replace(
+        plain, epochs=epochs, epoch_examples=few, batch_size=min(100, few // 2), augment=True, seed=seed, **WAYS[way]
+    )  # fmt: skip
+    learners = []
+    for rate in rates:
+        torch.manual_seed(1000 + seed)
+        student = mlp(16, task.num_classes, width=32)
+        recipe = replace(how, learning_rate=rate)
+        learners.append(Learner(student, 1.0 * ForwardKL(), recipe))
+    fit_together(learners, train=shown, teacher=teacher)
+    return [learner.student for learner in learners]
+
+
+# %% tags=["hide-input"]
+RATES = (3e-3, 1e-2, 3e-2)
+said, said_before = predict(teacher, test), predict(teacher, validation)
+tuning_seed = max(seeds) + 100
+rates = {}
+for way in WAYS:
+    tried = learn(way, lengths[0], RATES, tuning_seed)
+    divergences = [
+        forward_kl(predict(s, validation), said_before).item() for s in tried
+    ]
+    rates[way] = RATES[int(np.argmin(divergences))]
+agreed, apart, correct = ({way: {} for way in WAYS} for _ in range(3))
+for way in WAYS:
+    for epochs in lengths:
+        logits = [
+            predict(learn(way, epochs, [rates[way]], seed)[0], test) for seed in seeds
+        ]
+        agreed[way][epochs] = [agreement(z, said) for z in logits]
+        apart[way][epochs] = [forward_kl(z, said).item() for z in logits]
+        correct[way][epochs] = [accuracy(z, test.labels) for z in logits]
+
+# %% tags=["hide-input"]
+N = f"n = {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+HUES = dict(zip(WAYS, (BLUE, ORANGE, GREEN, PURPLE), strict=True))
+figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.2))
+for way, hue in HUES.items():
+    for panel, values, factor in zip(panels, (agreed, apart), (100, 1), strict=True):
+        means = [factor * np.mean(values[way][e]) for e in lengths]
+        panel.plot(
+            lengths, means, "--" if "mixed" in way else "-", color=hue, label=way
+        )
+        for e in lengths:
+            panel.plot(
+                [e] * len(seeds),
+                factor * np.array(values[way][e]),
+                "o",
+                color=hue,
+                alpha=0.5,
+                markersize=4,
+                label="_run",
+            )
+for panel, what in zip(
+    panels,
+    ("agreement with the teacher (%)", "KL from the teacher (nats)"),
+    strict=True,
+):
+    panel.set(xscale="log", xlabel="epochs", ylabel=what)
+    panel.set_xticks(lengths, [str(e) for e in lengths])
+    panel.minorticks_off()
+panels[1].set_yscale("log")
+panels[0].legend(fontsize="x-small")
+first, last = lengths[0], lengths[-1]
+show(
+    figure,
+    label="patience",
+    caption=f"Students on {len(test):,} new examples, by how long they learned from {few} and what they were shown; each run and the mean ({N}); a learning rate for each way, chosen at {first} epochs.",
+    alt="Two panels of curves by epochs. Agreement: "
+    + "; ".join(
+        f"{way} from {100 * np.mean(values[first]):.0f} to {100 * np.mean(values[last]):.0f} %"
+        for way, values in agreed.items()
+    )
+    + ".",
+)
+
+# %% tags=["hide-input"]
+AGREEMENT, ACCURACY = QUANTITIES["agreement"], QUANTITIES["accuracy"]
+
+
+def after(epochs, values):
+    """The four ways after so many epochs, as a sentence names them."""
+    return {f"{way} ({epochs} epochs)": values[way][epochs] for way in WAYS}
+
+
+long, short = after(last, agreed), after(first, agreed)
+same, own, same_mixed, own_mixed = long
+same_mixed_first = list(short)[2]
+consistent = above(same, own, long, AGREEMENT)
+consistent_mixed = above(same_mixed, own_mixed, long, AGREEMENT)
+mixing_helps = above(same_mixed, same, long, AGREEMENT)
+GAIN = Quantity("what mixing adds to the agreement", "points", 100, 2)
+gains = {
+    f"after {e} epochs": [
+        b - a
+        for a, b in zip(
+            agreed["same view"][e], agreed["same view, mixed"][e], strict=True
+        )
+    ]
+    for e in (first, last)
+}
+mixing_is_late = above(*reversed(gains), gains, GAIN)
+patient = above(same_mixed, same_mixed_first, long | short, AGREEMENT)
+display(consistent, consistent_mixed, mixing_helps, mixing_is_late, patient)
+
+# %% tags=["hide-input"]
+table(
+    ["", "rate"]
+    + [f"{what}, {e} epochs" for what in ("agreement, %", "accuracy, %") for e in (first, last)],
+    [
+        [way, f"{rates[way]:g}"]
+        + [
+            (100 * summary(values[way][e])).bracketed(".1f")
+            for values in (agreed, correct)
+            for e in (first, last)
+        ]
+        for way in WAYS
+    ],
+    caption=f"The same with accuracy; means with 95 % intervals, {N}. The teacher has {accuracy(said, test.labels):.1%}.",
+)  # fmt: skip
+
+# %% [markdown]
+# Where all five statements hold, the words of the claim belong together. *Consistent*: in a long training the blur is what is left, when all else has been learned. *Mixed*: mixtures ask the teacher between the examples, and are more to learn; a long training has the time for it. *Patient* is what brings both out. So a table at one length says of either what its length makes of it.
+#
+# ### On photographs
+#
+# The plan *patient* asks the same of CIFAR-100: a ResNet-8 of half the width learns a ResNet-8's soft targets on five thousand photographs. <!-- by definition -->
+
+# %% tags=["hide-input"]
+study = results("patient")
+CALLED = dict(zip(SHOWN, WAYS, strict=True))
+asked = {
+    f"{name}-{epochs}": f"{CALLED[name]}, {epochs} epochs"
+    for epochs in PATIENCE
+    for name in SHOWN
+}
+done = study.complete(list(asked))
+if done:
+    longest = {name: f"{name}-{PATIENCE[-1]}" for name in SHOWN}
+    display(
+        arms_shown(
+            study,
+            asked,
+            {"agreement, %": AGREEMENT, "accuracy, %": ACCURACY},
+            label="photographs",
+            caption=f"By what is shown, and for how long, on {FEW:,} photographs ({conditions(study)}): each seed, mean and 95 % interval.",
+            colours={arm: HUES[CALLED[arm.rsplit("-", 1)[0]]] for arm in asked},
+        ),
+        above(longest["same"], longest["own"], study, AGREEMENT, names=asked),
+        above(longest["same-mixed"], longest["same"], study, AGREEMENT, names=asked),
+        source_note(study.all(asked)),
+    )
+else:
+    display(not_yet_run("photographs in four ways, at three lengths", study.command))
+
+# %% tags=["hide-input"]
+holds = all(s.holds for s in (consistent, consistent_mixed, mixing_helps, patient))
+photographs = (
+    f" On CIFAR-100 the teacher's view, after {PATIENCE[-1]} epochs, {moves(study.difference(longest['same'], longest['own'], 'agreement'), AGREEMENT)}."
+    if done
+    else ""
+)
+verdict(
+    "C3", "depends" if holds else "not decided",
+    ("At this scale it is so, of a long training. " if holds else "")
+    + f"{consistent} {mixing_helps} {mixing_is_late} Students are networks of two hidden layers of 32 on {task.num_classes} Gaussian classes; {N}; a rate for each way.{photographs}",
+    condition="bound to a scale" if holds else None,
+    parameters=("shaking", "few", "lengths", "seeds"),
+)  # fmt: skip
+
+# %% tags=["hide-input"]
+findings.show(
+    f"With a view of its own a teacher is learned as blurred by the views: on a line, {less_steep:.2f} times less steep at $a={steepness:g}$, $\\sigma={shaking:g}$.",
+    f"Few examples and {last} epochs: students agree with the teacher on {np.mean(agreed['same view'][last]):.1%} of new examples, on {np.mean(agreed['own view'][last]):.1%} if it has a view of its own; with mixtures on {np.mean(agreed['same view, mixed'][last]):.1%} and {np.mean(agreed['own view, mixed'][last]):.1%} ({N}).",
+    f"Mixing is for long trainings: after {first} epochs {np.mean(agreed['same view, mixed'][first]):.1%} with it and {np.mean(agreed['same view'][first]):.1%} without.",
+)
+
+# %% [markdown]
+# ## Limits
+#
+# - **Noise is not a crop.** A crop leaves things out, and a teacher that sees another crop may see what the student cannot; here both see all of it.
+# - **Few examples, a small teacher.** With many examples there is less between them that mixtures could ask.
+# - **Rates are chosen at the first length**, and kept for the others.
+# - **One objective**: the forward KL at temperature one, without labels. Labels say nothing of a mixture, unless they are mixed, too.
+#
+# ## To take away
+#
+# **Formulae.** $q^*(v)=\mathbb E[p(v')\mid v]$: one view for both gives $p$; a view of its own gives the blurred teacher.
+#
+# **What to set.** `Recipe(teacher_view="same")`, the default, and `mixup=True` where the training is long. A cache of the teacher's answers keeps the views that they were made of ({doc}`18_memory_and_caches`).
+#
+# **What to watch for.** A teacher's answers that were stored once, without augmentation, beside a student that is augmented: that is the green line.
+#
+# ## Exercises
+#
+# ```{exercise}
+# :label: ex-as-it-is
+#
+# The teacher sees each example as it is, as one whose answers were stored once; the student sees it under noise. Between which of the two others should it lie? Train it.
+# ```
+#
+# ````{solution} ex-as-it-is
+# :class: dropdown
+#
+# The teacher's view lies about the student's with variance $\sigma^2$ in place of $2\sigma^2$: it is blurred, and less.
+#
+# ```python
+# def shaken(x, generator):
+#     return x + shaking * torch.randn(x.shape, generator=generator)
+#
+#
+# torch.manual_seed(1000)
+# student = mlp(16, task.num_classes, width=32)
+# how = replace(plain, epochs=last, epoch_examples=few, batch_size=min(100, few // 2), learning_rate=rates["own view"])
+# fit(student, ForwardKL(), train=train[:few], teacher=teacher, recipe=how, student_view=shaken)
+# print(f"agreement {agreement(predict(student, test), said):.1%}, KL {forward_kl(predict(student, test), said).item():.3f}")
+# for way in ("same view", "own view"):
+#     print(f"{way}: KL {np.mean(apart[way][last]):.3f}")
+# ```
+# ````
+#
+# ```{exercise}
+# :label: ex-mixed-labels
+#
+# Why does `mixup=True` refuse an objective that asks for labels? What would you have to give it?
+# ```
+#
+# ````{solution} ex-mixed-labels
+# :class: dropdown
+#
+# The label of $x_i$ is not that of a mixture. Soft labels would be: $\lambda$ for the one class and $1-\lambda$ for the other, which is what mixup is without a teacher.
+#
+# ```python
+# try:
+#     fit(mlp(16, task.num_classes), CrossEntropy(), train=shown, recipe=replace(plain, mixup=True))
+# except ValueError as error:
+#     print(error)
+# ```
+# ````
