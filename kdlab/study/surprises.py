@@ -44,7 +44,7 @@ def fidelity(found: Found) -> list[Spec]:
 
 # ---------------------------------------------------------------- patient
 
-#: Epochs over ``FEW`` photographs; the shortest chooses each arm's rate.
+#: Epochs over ``FEW`` photographs. Each arm's rate is chosen at the first, and at the second, for the third too.
 PATIENCE, FEW = (20, 80, 320), 5000
 
 #: Who sees what: the teacher's view, and whether pictures are mixed.
@@ -60,15 +60,19 @@ def patient(found: Found) -> list[Spec]:
     Source: Beyer et al. (2022): the same view for both, mixup, and long schedules.
     """
     source = fidelity_teacher()
+    specs = [source]
 
     def shown(view: str, mixed: bool, arm: str, how: Recipe) -> Spec:
         soft, how = 1.0 * SoftTargets(temperature=4), replace(how, teacher_view=view, mixup=mixed)
+        arm = f"{arm}-{how.epochs}"
         return Spec("patient", arm, source.data, "resnet8_width8", soft, how, source, train_examples=FEW)
 
     arms = {name: partial(shown, *what) for name, what in SHOWN.items()}
-    tuning = partial(Tuning, weighted=False, rates=(0.015, 0.05, 0.15), epochs=(PATIENCE[0],))
-    lengths = {f"-{epochs}": scaled_recipe(epochs) for epochs in PATIENCE}
-    return [source, *at_own_rates(found, arms, tuning, scaled_recipe(PATIENCE[0]), lengths)]
+    short, middle, long = map(scaled_recipe, PATIENCE)
+    for tried, asked in ((short, (short,)), (middle, (middle, long))):
+        tuning = partial(Tuning, weighted=False, rates=(0.015, 0.05, 0.15), epochs=(tried.epochs,))
+        specs += at_own_rates(found, arms, tuning, tried, *asked)
+    return specs
 
 
 # ---------------------------------------------------------------- cut

@@ -135,17 +135,9 @@ Arm = Callable[[str, Recipe], Spec]
 
 
 def at_own_rates(
-    found: Found,
-    arms: dict[str, Arm],
-    tuning: Callable[[Callable], Tuning],
-    short: Recipe,
-    long: Recipe | dict[str, Recipe],
+    found: Found, arms: dict[str, Arm], tuning: Callable[[Callable], Tuning], short: Recipe, *long: Recipe
 ) -> Iterator[Spec]:
-    """The runs that choose each arm's rate, by the short recipe; then three seeds of all arms whose rate is known, by the long one.
-
-    Of several long recipes each has the end that it gives the names of its arms.
-    """
-    lengths = {"": long} if isinstance(long, Recipe) else long
+    """The runs that choose each arm's rate, by the short recipe; then three seeds of all arms whose rate is known, by the long one, or each of them."""
 
     def at(how: Recipe, rate: float, seed: int) -> Recipe:
         return replace(how, learning_rate=float(f"{rate:.3g}"), seed=seed)
@@ -160,7 +152,7 @@ def at_own_rates(
     for tuned in tunings.values():
         yield from tuned.specs(found)
     for seed in range(3):
-        for end, how in lengths.items():
+        for how in long:
             for arm, spec in arms.items():
                 if (choice := tunings[arm].chosen(found)) is not None:
-                    yield spec(arm + end, at(how, choice.learning_rate, seed))
+                    yield spec(arm, at(how, choice.learning_rate, seed))
