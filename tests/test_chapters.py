@@ -70,6 +70,7 @@ OTHER = {
     },
     22: {"query": 3, "neighbours": 3, "live_sentences": 16, "tested_sentences": 24, "learning_rate": 1e-4, "seed": 3},
     23: {"shares": [0.0, 0.8], "epochs": 4, "longer": 2, "more": 2, "seeds": [3], "read_blocks": 16},
+    26: {"teacher_examples": 200, "sizes": [40, 400], "shown": 800, "seeds": [3]},
     25: {"steepness": 2.0, "shaking": 0.5, "few": 60, "lengths": [2, 6], "seeds": [3]},
     24: {"groups": 4, "contexts": 6, "symbols": 8, "spread": 0.6, "teacher_tokens": 4096, "sharing": 2, "seed": 3},
 }
