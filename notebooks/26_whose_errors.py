@@ -81,7 +81,7 @@ of_teacher, validation, plenty, test = (
     task.sample(n, generator=generator)
     for n in (teacher_examples, 2000, sizes[-1], 8000)
 )
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 OBJECTIVES = {"alone": CrossEntropy(), "distilled": ForwardKL()}
 
 
@@ -208,6 +208,8 @@ for panel, what in zip(
 ):
     panel.axvline(teacher_examples, color="grey", linewidth=0.8)
     panel.set(xscale="log", xlabel="examples", ylabel=what)
+    panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    panel.minorticks_off()
 panels[0].legend(fontsize="x-small")
 panels[2].legend(fontsize="x-small")
 few, many = sizes[0], sizes[-1]
@@ -222,9 +224,11 @@ show(
 SHARE = Quantity("share of errors among what was taken over", "points", 100, 0, level_unit="%")  # fmt: skip
 NAMES = {size: f"with {size:,} examples" for size in sizes}
 by_size = {NAMES[size]: list(share[size]) for size in sizes}
-mostly_right = above("half", NAMES[few], {"half": [0.5] * len(seeds)} | by_size, SHARE)
+mostly_right = above(
+    "one half", NAMES[few], {"one half": [0.5] * len(seeds)} | by_size, SHARE
+)
 mostly_errors = above(
-    NAMES[many], "half", {"half": [0.5] * len(seeds)} | by_size, SHARE
+    NAMES[many], "one half", {"one half": [0.5] * len(seeds)} | by_size, SHARE
 )
 LEAD = Quantity("lead of the distilled student in accuracy", "points", 100, 1)
 lead = {
