@@ -60,13 +60,15 @@ from kdlab.study import (
 )
 from kdlab.study.display import (
     Findings,
+    arms_shown,
     conditions,
     device_for,
     not_yet_run,
     source_note,
 )
-from kdlab.study.evidence import Among, Quantity
+from kdlab.study.evidence import QUANTITIES, Among, Quantity
 from kdlab.study.findings import methods as methods_found
+from kdlab.study.grown import EPOCHS, LENGTHS_ASKED, arm_name
 from kdlab.study.parameters import require
 from kdlab.study.published import chance_gap, deviation_of_runs, published_results
 from kdlab.study.statements import above, leads
@@ -968,6 +970,135 @@ if learned is not None and len(compared) == 9:
 
 # %% [markdown]
 # One student at one moment is no proof of a cause, and this one has been trained with KD, so that the gradient of KD is that of a student which has followed it. But where steps differ so much in length and all methods share one rate, a comparison cannot tell an objective from its rate. It needs a rate for each method, chosen in the same number of tries.
+
+# %% [markdown]
+# ### With a rate of its own, and to the end
+#
+# That is the plan *grown*: each method has as many tries, on the learning rate first and the weight of what the teacher says second, by a short training and a longer one of the best, on the validation split and with a seed of its own. Then five methods learn for several lengths, each a whole schedule, with that rate and with the published one; and all of them to the end. <!-- by definition --> If an order is one of methods, it is the same at all lengths and at both rates.
+
+# %% tags=["hide-input"]
+grown = results("grown")
+GROWN = {
+    "alone": "labels alone", "kd": "KD", "dkd": "DKD", "fitnet": "FitNet", "dist": "DIST",
+    "standardised": "standardised", "at": "AT", "fitnet-regressor": "FitNet, regressor",
+    "dist+fitnet": "DIST + FitNet", "crd+kd": "CRD + KD", "crd": "CRD", "rkd": "RKD",
+    "smoothed": "smoothed labels", "permuted": "KD, permuted", "spread": "KD, spread",
+}  # fmt: skip
+SERIES = {"own": "rate of its own", "published": "published rate"}
+
+
+def recorded_lengths(rate):
+    """The lengths at which all five methods are recorded."""
+    lengths = (5, 15) if rate == "published" else (5, 15, EPOCHS)
+    return [
+        e
+        for e in lengths
+        if grown.complete([arm_name(m, e, rate) for m in LENGTHS_ASKED], at_least=3)
+    ]
+
+
+lengths_of = {rate: recorded_lengths(rate) for rate in SERIES}
+if any(lengths_of.values()):
+    figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.4), sharey=True)
+    hues = dict(zip(LENGTHS_ASKED, (PURPLE, BLUE, SKY, GREEN, VERMILION), strict=True))
+    shown_arms, orders = [], {}
+    for panel, (rate, titled) in zip(panels, SERIES.items(), strict=True):
+        for method in LENGTHS_ASKED:
+            arms_of = [arm_name(method, e, rate) for e in lengths_of[rate]]
+            shown_arms += arms_of
+            means = [100 * grown.mean(arm).mean for arm in arms_of]
+            panel.plot(
+                lengths_of[rate], means, "-", color=hues[method], label=GROWN[method]
+            )
+            for e, arm in zip(lengths_of[rate], arms_of, strict=True):
+                values = [100 * v for v in grown.values(arm).values()]
+                panel.plot(
+                    [e] * len(values),
+                    values,
+                    "o",
+                    color=hues[method],
+                    alpha=0.5,
+                    markersize=4,
+                    label="_run",
+                )
+        for e in lengths_of[rate]:
+            best_first = sorted(
+                LENGTHS_ASKED, key=lambda m: -grown.mean(arm_name(m, e, rate)).mean
+            )
+            orders[f"{e} epochs, {titled}"] = best_first
+        panel.set(xscale="log", xlabel="epochs", title=titled)
+        panel.set_xticks(
+            lengths_of[rate] or [5], [str(e) for e in lengths_of[rate] or [5]]
+        )
+        panel.minorticks_off()
+    panels[0].set_ylabel("test accuracy (%)")
+    panels[0].legend(fontsize="x-small")
+    display(
+        show(
+            figure,
+            label="lengths",
+            caption=f"Five methods by the length of their training; each run and the mean. {conditions(grown)}; at the published rate the weights are the published ones, too.",
+            alt="Two panels of rising curves. Best first: "
+            + "; ".join(
+                f"{when}: {', '.join(GROWN[m] for m in order)}"
+                for when, order in orders.items()
+            )
+            + ".",
+        ),
+        table(
+            ["", *(str(place) for place in range(1, len(LENGTHS_ASKED) + 1))],
+            [[when, *(GROWN[m] for m in order)] for when, order in orders.items()],
+            caption="The order of the five by mean accuracy, best first. What is told apart, the statements say.",
+        ),
+        source_note(grown.all(shown_arms)),
+    )
+else:
+    display(
+        not_yet_run(
+            "five methods at three lengths, with rates of their own and the published one",
+            grown.command,
+        )
+    )
+
+# %% tags=["hide-input"]
+if EPOCHS in lengths_of["own"]:
+    five = {arm_name(m, EPOCHS): f"{GROWN[m]} ({EPOCHS} epochs)" for m in LENGTHS_ASKED}
+    of_five = Among("the five, to the end and with rates of their own", five)
+    display(leads(arm_name("dist", EPOCHS), grown, among=of_five, names=five))
+    if 5 in lengths_of["published"]:
+        young = {
+            arm_name(m, 5, "published"): f"{GROWN[m]} (5 epochs)" for m in LENGTHS_ASKED
+        }
+        display(
+            leads(
+                arm_name("dist", 5, "published"),
+                grown,
+                among=Among("the five after 5 epochs at the published rate", young),
+                names=young,
+            )
+        )
+
+# %% tags=["hide-input"]
+to_the_end = {arm_name(m, EPOCHS): said for m, said in GROWN.items()}
+if grown.complete(list(to_the_end), at_least=3):
+    ACCURACY = QUANTITIES["accuracy"]
+    display(
+        arms_shown(
+            grown, to_the_end, {"test accuracy, %": ACCURACY}, label="to-the-end",
+            caption=f"All methods and two controls after {EPOCHS} epochs: each seed, mean and 95 % interval. {conditions(grown)}.",
+            lines={"test accuracy, %": grown.mean(arm_name("alone", EPOCHS)).mean},
+        ),
+        source_note(grown.all(to_the_end)),
+    )  # fmt: skip
+else:
+    known = [arm for arm in to_the_end if arm in {spec.arm for spec in grown.specs}]
+    done = sum(grown.complete([arm], at_least=3) for arm in known)
+    display(
+        not_yet_run(
+            f"{done} of {len(to_the_end)} methods and controls are recorded after {EPOCHS} epochs",
+            grown.command,
+        )
+    )
 
 # %% [markdown]
 # ### Does the order survive?

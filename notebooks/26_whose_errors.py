@@ -275,7 +275,7 @@ table(
 # %% tags=["hide-input"]
 study = results("grown")
 asked = [arm_name(method, EPOCHS) for method in LENGTHS_ASKED]
-done = study.complete(asked)
+done = study.complete(asked, at_least=3)
 if done:
 
     def beyond(arm, where):

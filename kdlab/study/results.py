@@ -65,10 +65,17 @@ class Results:
         """Those of the arms that have a mean: at least two runs that did not diverge."""
         return [name for name in names if len(self.arm(name)) - self.diverged(name) > 1]
 
-    def complete(self, names: Collection[str]) -> bool:
-        """Whether all runs of these arms are recorded, and each arm has a mean. An arm that a growing plan does not know yet lacks all."""
+    def complete(self, names: Collection[str], at_least: int | None = None) -> bool:
+        """Whether all runs of these arms are recorded, and each arm has a mean. An arm that a growing plan does not know yet lacks all.
+
+        Args:
+            names: of the arms.
+            at_least: so many runs of each that did not diverge are enough, where a plan comes back to an arm with further seeds.
+        """
         if self.plan in GROWING and not {spec.arm for spec in self.specs}.issuperset(names):
             return False
+        if at_least is not None:
+            return all(len(self.arm(name)) - self.diverged(name) >= at_least for name in names)
         return not self.lacking(names) and self.ready(names) == list(names)
 
     def values(self, name: str, measure: Measure = "accuracy") -> dict[int, float]:
