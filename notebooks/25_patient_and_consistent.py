@@ -141,14 +141,8 @@ show(
 class Shaken(Examples):
     """Examples under noise, drawn anew each time they are shown."""
 
-    augments = True
-
-    def batches(self, batch_size, *, augment=False, generator=None, **how):
-        stream = super().batches(batch_size, generator=generator, **how)
-        for x, labels, index in stream:
-            if augment:
-                x = x + shaking * torch.randn(x.shape, generator=generator)
-            yield x, labels, index
+    def augmented(self, inputs, generator):
+        return inputs + shaking * torch.randn(inputs.shape, generator=generator)
 
 
 task = KnownPosterior.draw()

@@ -595,7 +595,23 @@ def test_examples_make_the_same_kind_of_batches_as_images(n, size, seed):
 
 def test_a_split_of_ones_own_stays_one_where_it_is_moved():
     class Own(Examples):
-        augments = True
+        def augmented(self, inputs, generator):
+            return inputs + torch.rand(inputs.shape, generator=generator)
 
     own = Own(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
     assert type(own.to("cpu")) is type(own[:1]) is Own
+    assert own.augments and not Examples(own.inputs, own.labels).augments
+
+
+def test_a_view_of_examples_hangs_on_the_batch_and_not_on_those_before_it():
+    class Own(Examples):
+        def augmented(self, inputs, generator):
+            return inputs + torch.rand(inputs.shape, generator=generator)
+
+    own, seeded = Own(torch.zeros(6, 3), torch.zeros(6)), lambda: torch.Generator().manual_seed(2**63 - 1)
+    how = {"augment": True, "order": torch.arange(6)}
+    whole = [x for x, *_ in own.batches(2, generator=seeded(), **how)]
+    assert len({tuple(x.flatten().tolist()) for x in whole}) == 3
+    later = [x for x, *_ in own.batches(2, generator=seeded(), start=2, **how)]
+    assert torch.equal(later[0], whole[2])
+    assert all(not x.any() for x, *_ in own.batches(2, generator=seeded(), order=torch.arange(6)))

@@ -214,6 +214,17 @@ def test_multiply_adds_are_those_that_torch_counts(name):
     assert multiply_adds(model, 64) - attention == products / 2 / 128
 
 
+def test_multiply_adds_are_of_passes_not_of_parameters():
+    shared = models.gpt_64x2(512)
+    whole = multiply_adds(shared)
+    shared.blocks[1] = shared.blocks[0]
+    assert multiply_adds(shared) == whole
+    with pytest.raises(TypeError, match="those of a kdlab.models.GPT, not of ResNet"):
+        multiply_adds(models.resnet8())
+    with pytest.raises(ValueError, match="the context is from 1 to 256 tokens, not 300"):
+        multiply_adds(shared, 300)
+
+
 @pytest.mark.parametrize("layers", [1, 4])
 def test_at_first_every_token_is_as_likely_as_any_other(layers):
     torch.manual_seed(0)

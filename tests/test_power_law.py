@@ -70,6 +70,40 @@ def test_what_a_token_is_worth_lies_in_its_interval_as_often_as_it_says():
     assert 0.88 <= np.mean(within) <= 0.99
 
 
+@pytest.mark.parametrize("runs", [4, 6])
+def test_with_few_runs_the_interval_of_the_worth_is_as_wide_as_they_ask(runs):
+    lengths = np.array([0.25, 1.0, 4.0, 16.0, 0.25, 16.0])[:runs]
+    drawn, within, true = np.random.default_rng(0), [], (0.5 * 4.0**-0.5 / 0.6) ** (-1 / 0.5) / 4.0
+    for _ in range(100):
+        noise = 0.003 * drawn.normal(size=(2, runs))
+        try:
+            fits = [fit_power_law(lengths, 1.7 + b * lengths**-0.5 + e) for b, e in zip((0.5, 0.6), noise, strict=True)]
+            found = worth(*fits, 4.0, draws=400)
+        except ValueError:  # too loose
+            continue
+        within.append(found.low <= true <= found.high)
+    assert len(within) > 80 and 0.88 <= np.mean(within)
+
+
+def test_what_does_not_fall_has_no_law_and_what_is_no_length_no_worth():
+    law = fit_power_law(LENGTHS, 1.7 + 0.6 * LENGTHS**-0.4)
+    for losses, sentence in (
+        (3.0 + 0 * LENGTHS, "the losses do not fall"),
+        (3.0 - 0.5 * LENGTHS**-0.4, "the losses do not fall"),
+        (5.0 - 0.02 * LENGTHS, "its exponent would be below 0.01"),
+        (1.0 + LENGTHS**-9.0, "its exponent would be above 5"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            fit_power_law(LENGTHS, losses)
+    for tokens in (0, -1.0, np.inf, np.nan, np.array([1.0, 2.0])):
+        for call in (lambda x: worth(law, law, x), law.predict):
+            with pytest.raises(ValueError, match="a length is one number, positive and finite"):
+                call(tokens)
+    for level in (0, 95, -1):
+        with pytest.raises(ValueError, match="a level is between 0 and 1"):
+            worth(law, law, 1.0, level=level)
+
+
 def test_a_loss_that_a_student_alone_does_not_reach_is_worth_infinitely_many():
     alone, distilled = (fit_power_law(LENGTHS, floor + 0.6 * LENGTHS**-0.4) for floor in (1.7, 1.0))
     assert worth(distilled, alone, 16.0).mean == np.inf

@@ -120,9 +120,10 @@ def test_what_an_arm_lacks_and_when_it_is_complete(tiny):
     assert found.complete(["alone", "alone"]) and not found.lacking(["alone", "alone"]), "named twice it is one arm"
     assert not found.complete(["alone", "kd"]) and found.ready(["alone", "kd"]) == ["alone"]
     assert found.complete(["alone"], at_least=2) and not found.complete(["alone"], at_least=3)
-    assert not found.complete(["alone", "kd"], at_least=1)
+    with pytest.raises(ValueError, match="at_least is 2 or more"):
+        found.complete(["alone"], at_least=1)
     note(specs[4], book, 0.4)
-    assert results("tiny", book).complete(["kd"], at_least=1), "further seeds may be missing"
+    assert not results("tiny", book).complete(["alone", "kd"], at_least=2), "one seed in common"
     assert results("tiny", book).differences("kd", "alone") == {0: pytest.approx(0.3)}
     for spec in specs[5:]:
         note(spec, book, None)

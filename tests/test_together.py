@@ -196,8 +196,51 @@ def test_what_asks_for_labels_is_no_objective_of_mixtures(digits, objective, nam
         fit(pooled(), objective, train=digits.train, teacher=pooled(1), recipe=replace(RECIPE, mixup=True))
 
 
+class HiddenLabels(DecoupledKD):
+    """Its labels are optional, and those of the class that it goes on to are not."""
+
+    def forward(self, *, labels=None, **seen):
+        return super().forward(labels=labels, **seen)
+
+
+class AskedInPassing(Term):
+    def forward(self, *, student_logits, **seen):
+        return nn.functional.cross_entropy(student_logits, seen["labels"])
+
+
+def test_labels_that_a_term_asks_for_in_passing_are_none_of_a_mixture(digits):
+    options = {"train": digits.train, "teacher": pooled(1), "recipe": replace(RECIPE, mixup=True)}
+    with pytest.raises(ValueError, match="HiddenLabels asks for labels"):
+        fit(pooled(), 1.0 * HiddenLabels(), **options)
+    with pytest.raises(TypeError, match="NoneType"):
+        fit(pooled(), 1.0 * AskedInPassing(), **options)
+
+
+def test_what_cannot_be_mixed_is_refused(digits):
+    recipe = replace(RECIPE, mixup=True)
+    with pytest.raises(ValueError, match="a batch has two or more"):
+        fit(pooled(), SOFT, train=digits.train, teacher=pooled(1), recipe=replace(recipe, batch_size=1))
+    left_out = replace(digits.train, labels=torch.full_like(digits.train.labels, -100))
+    with pytest.raises(ValueError, match="some labels of -100 leave theirs out"):
+        fit(pooled(), SOFT, train=left_out, teacher=pooled(1), recipe=recipe)
+    for value in (0.2, "no", 1):
+        with pytest.raises(TypeError, match="mixup is True or False, not .*; the shares of a mixture are uniform"):
+            replace(RECIPE, mixup=value)
+
+
+def test_nothing_is_mixed_with_itself():
+    for n in (2, 3, 64):
+        ((seen, _),) = mixed(iter([(torch.eye(n), None)]), 0, 0)
+        assert (seen > 0).sum(1).eq(2).all() and torch.allclose(seen.sum(1), torch.ones(n))
+
+
+def test_a_view_that_changes_its_inputs_in_place_is_refused(digits):
+    with pytest.raises(ValueError, match="student_view changes its inputs in place"):
+        fit(pooled(), SOFT, train=digits.train, teacher=pooled(1), recipe=RECIPE, student_view=lambda x, _: x.mul_(2))
+
+
 def test_tokens_are_not_mixed():
-    with pytest.raises(TypeError, match=r"these are torch.int64: pictures or vectors"):
+    with pytest.raises(TypeError, match=r"these are torch.int64: give pictures or vectors in floating point"):
         next(mixed(iter([(torch.zeros(2, 3, dtype=torch.long), None)]), 0, 0))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,8 +48,20 @@ class Examples:
 
     inputs: Inputs
     labels: Shaped[Tensor, "n ..."]
-    #: Whether batches are cropped and flipped where the recipe says so.
-    augments: ClassVar[bool] = False
+
+    @property
+    def augments(self) -> bool:
+        """Whether batches are augmented where the recipe says so: those of a class of one's own that has a method :meth:`augmented`."""
+        return type(self).augmented is not Examples.augmented
+
+    def augmented(self, inputs: Inputs, generator: torch.Generator) -> Inputs:
+        """A view of a batch's inputs, drawn with this generator; a class of one's own says which.
+
+        >>> class Shaken(Examples):
+        ...     def augmented(self, inputs, generator):
+        ...         return inputs + 0.1 * torch.randn(inputs.shape, generator=generator)
+        """
+        return inputs
 
     def __post_init__(self) -> None:
         check_batch(self.inputs, self.labels)
@@ -72,10 +84,14 @@ class Examples:
         order: Integer[Tensor, " N"] | None = None,
         start: int = 0,
     ) -> Iterator[tuple[Inputs, Shaped[Tensor, "n ..."], Integer[Tensor, " n"]]]:
-        """Batches of (inputs, labels, indices), as :meth:`kdlab.data.images.Split.batches`; there is nothing to augment."""
+        """Batches of (inputs, labels, indices), as :meth:`kdlab.data.images.Split.batches`; augmented by what :meth:`augmented` says."""
+        seed = 0 if generator is None else generator.initial_seed()
         for number, index in enumerate(batch_indices(len(self), batch_size, generator, order, self.labels.device)):
             if number >= start:
-                yield each(lambda x, index=index: x[index], self.inputs), self.labels[index], index
+                inputs = each(lambda x, index=index: x[index], self.inputs)
+                if augment and self.augments:  # drawn for each batch by itself, so that a run may begin with any
+                    inputs = self.augmented(inputs, torch.Generator().manual_seed((seed + number) % 2**63))
+                yield inputs, self.labels[index], index
 
 
 def check_batch(inputs: Any, labels: Any) -> None:

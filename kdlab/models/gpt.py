@@ -230,12 +230,21 @@ def multiply_adds(model: GPT, context: int = 256) -> float:
     An entry of a weight matrix is one (of the embedding once, as the output layer); attention adds two products with all tokens up to
     this one, half a context on average. A backward pass is taken for twice as many.
 
+    Raises:
+        TypeError: for what is no GPT.
+        ValueError: for a context that it does not take.
+
     >>> multiply_adds(gpt_64x2(4096)) / 1e6
-    0.393472
+    0.389248
     """
-    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    if not isinstance(model, GPT):
+        raise TypeError(f"multiply_adds counts those of a kdlab.models.GPT, not of {type(model).__name__}.")
+    if not 1 <= context <= model.context:
+        raise ValueError(f"the context is from 1 to {model.context} tokens, not {context}.")
     width = model.embedding.embedding_dim
-    return matrices + len(model.blocks) * 2 * width * (context + 1) / 2
+    attention = 2 * width * (context + 1) / 2
+    matrices = [p.numel() for block in model.blocks for p in block.parameters() if p.ndim == 2]
+    return model.embedding.weight.numel() + sum(matrices) + len(model.blocks) * attention
 
 
 def gpt_64x2(vocabulary: int) -> GPT:

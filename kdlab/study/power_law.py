@@ -37,9 +37,14 @@ class PowerLaw:
         return self.floor + self.scale * (np.asarray(tokens, dtype=float) / self.unit) ** -self.exponent
 
     def predict(self, tokens: float, level: float = 0.95) -> Interval:
-        """The loss of one further run of this length: the law's own uncertainty, to first order, and a run's deviation from it."""
+        """The loss of one further run of this length: the law's own uncertainty, to first order, and a run's deviation from it.
+
+        Raises:
+            ValueError: for a length that is not positive and finite, or a level outside (0, 1).
+        """
         from scipy.special import stdtrit
 
+        _check(tokens, level)
         slope = _slopes(np.array([tokens / self.unit]), self.scale, self.exponent)[0]
         error = np.sqrt(slope @ self.covariance @ slope + self.deviation**2)
         half, mean = stdtrit(self.runs - 3, (1 + level) / 2) * error, float(self(tokens))
@@ -55,14 +60,22 @@ class PowerLaw:
         """
         return _inverse(np.asarray(loss, dtype=float), self.floor, self.scale, self.exponent) * self.unit
 
+    def drawn(self, generator: np.random.Generator, draws: int) -> np.ndarray:
+        """Floors, scales and exponents that the runs allow, shape ``(3, draws)``: Student's t about the fit, of its degrees of freedom."""
+        free = self.runs - 3
+        about = generator.multivariate_normal(np.zeros(3), self.covariance, draws).T
+        return np.array([[self.floor], [self.scale], [self.exponent]]) + about * np.sqrt(
+            free / generator.chisquare(free, draws)
+        )
+
 
 def worth(distilled: PowerLaw, alone: PowerLaw, tokens: float, *, level: float = 0.95, draws: int = 4000) -> Interval:
-    r"""What a token of a distilled student is worth after so many of them, in tokens of a student alone: :math:`L_a^{-1}(L_d(D)) / D`.
+    r"""What a token of a distilled student is worth, on average over so many, in tokens of a student alone: :math:`L_a^{-1}(L_d(D)) / D`.
 
     Above one, distilling is ahead at equal tokens; above the price of a token, it is ahead at equal compute.
 
-    The interval has the quantiles of laws drawn from the two fits' normal distributions, :math:`(E, B, β)` with their covariance; it ends at
-    infinity where the floor of the student alone may lie above the distilled one's loss.
+    The interval has the quantiles over laws that the two fits allow (:meth:`PowerLaw.drawn`, those that fall); it ends at infinity where
+    the floor of the student alone may lie above the distilled one's loss.
 
     Args:
         distilled, alone: fitted laws, of lengths in one unit.
@@ -70,25 +83,33 @@ def worth(distilled: PowerLaw, alone: PowerLaw, tokens: float, *, level: float =
         level: of confidence.
         draws: of pairs of laws.
 
+    Raises:
+        ValueError: for a length that is not positive and finite, a level outside (0, 1), or fits so loose that half of what they allow does not fall.
+
     >>> D = np.array([1.0, 1.0, 4.0, 16.0, 64.0])
     >>> alone, distilled = (fit_power_law(D, 2 + scale / np.sqrt(D)) for scale in (3, 1.5))
     >>> f"{worth(distilled, alone, 16).mean:.2f}"
     '4.00'
     """
+    _check(tokens, level)
     generator = np.random.default_rng(0)
-    ours, theirs = (
-        generator.multivariate_normal((law.floor, law.scale, law.exponent), law.covariance, draws).T
-        for law in (distilled, alone)
-    )
-    floor, scale, exponent = ours
+    ours, theirs = (law.drawn(generator, draws) for law in (distilled, alone))
+    falling = (ours[1:] > 0).all(0) & (theirs[1:] > 0).all(0)
+    if falling.mean() < 0.5:
+        raise ValueError("the two fits say too little of what a token is worth: run more lengths, or more seeds.")
+    floor, scale, exponent = ours[:, falling]
     losses = floor + scale * (tokens / distilled.unit) ** -exponent
-    ends = np.quantile(
-        _inverse(losses, *theirs) * alone.unit / tokens,
-        [(1 - level) / 2, (1 + level) / 2],
-        method="closest_observation",
-    )
+    found = _inverse(losses, *theirs[:, falling]) * alone.unit / tokens
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], method="closest_observation")
     mean = float(alone.tokens(distilled(tokens))) / tokens
-    return Interval(mean, *(float(end) for end in ends), min(distilled.runs, alone.runs))
+    return Interval(mean, float(low), float(high), min(distilled.runs, alone.runs))
+
+
+def _check(tokens: float, level: float) -> None:
+    if np.ndim(tokens) or not 0 < tokens < np.inf:
+        raise ValueError(f"a length is one number, positive and finite, not {tokens!r}.")
+    if not 0 < level < 1:
+        raise ValueError(f"a level is between 0 and 1, such as 0.95, not {level!r}.")
 
 
 def fit_power_law(tokens, losses) -> PowerLaw:
@@ -101,7 +122,8 @@ def fit_power_law(tokens, losses) -> PowerLaw:
         losses: of the same runs.
 
     Raises:
-        ValueError: for what is not finite or not positive, fewer than three lengths, or fewer than four runs.
+        ValueError: for what is not finite or not positive, fewer than three lengths, or fewer than four runs; for losses that do not fall, or
+            that fall without an exponent from 0.01 to 5 that fits them best.
 
     >>> D = np.array([1.0, 1.0, 4.0, 16.0, 64.0])
     >>> law = fit_power_law(D, 2 + 3 / np.sqrt(D))
@@ -138,6 +160,13 @@ def fit_power_law(tokens, losses) -> PowerLaw:
     )
     exponent = float(found.x)
     (floor, scale), squares = linear(exponent)
+    if scale <= 1e-9 * np.abs(losses).max():
+        raise ValueError("no law of this form: the losses do not fall as the lengths grow.")
+    if not 1.001 * grid[0] < exponent < 0.999 * grid[-1]:
+        raise ValueError(
+            f"no law of this form: its exponent would be {'below' if exponent < 1 else 'above'} {grid[0] if exponent < 1 else grid[-1]:g}, "
+            "so that its floor is anybody's guess; run more lengths, further apart."
+        )
     variance = squares / (len(x) - 3)
     slopes = _slopes(x, scale, exponent)
     return PowerLaw(
@@ -152,10 +181,9 @@ def fit_power_law(tokens, losses) -> PowerLaw:
 
 
 def _inverse(loss, floor, scale, exponent) -> np.ndarray:
-    """In units of the law: where it has this loss."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        above = np.maximum((loss - floor) / scale, 0.0)
-        return above ** (-1 / exponent)
+    """In units of the law, which falls: where it has this loss."""
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.maximum((loss - floor) / scale, 0.0) ** (-1 / exponent)
 
 
 def _slopes(x: np.ndarray, scale: float, exponent: float) -> np.ndarray:

@@ -70,12 +70,17 @@ class Results:
 
         Args:
             names: of the arms.
-            at_least: so many runs of each that did not diverge are enough, where a plan comes back to an arm with further seeds.
+            at_least: so many seeds that all of these arms have, none of them diverged, are enough, where a plan comes back to arms with
+                further seeds.
         """
+        names = [names] if isinstance(names, str) else list(names)
+        if at_least is not None and at_least < 2:
+            raise ValueError(f"at_least is 2 or more, of which an arm has a mean, not {at_least}.")
         if self.plan in GROWING and not {spec.arm for spec in self.specs}.issuperset(names):
             return False
         if at_least is not None:
-            return all(len(self.arm(name)) - self.diverged(name) >= at_least for name in names)
+            seeds = [{r["recipe"]["seed"] for r in self.arm(name) if r["test"] is not None} for name in names]
+            return len(set.intersection(*seeds)) >= at_least
         return not self.lacking(names) and self.ready(names) == list(names)
 
     def values(self, name: str, measure: Measure = "accuracy") -> dict[int, float]:

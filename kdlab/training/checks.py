@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..objectives import Objective, Term
 from .checkpoint import require_safetensors
 from .distributed import rank_and_world
-from .measures import check_classes
+from .measures import IGNORED, check_classes
 from .micro_batches import check_positions, counted
 from .modules import check_model, check_two, storages, warn_of_half_precision
 from .protocols import augments, by_index, by_view, check_examples, inputs_of, is_loaded, is_text, labels_of
@@ -95,7 +95,7 @@ def _check_learner(learner, train, teacher, gradient_norms) -> None:
             f'{type(train).__name__} are not augmented, so a teacher has no view of its own of them: teacher_view="same".'
         )
     if learner.recipe.mixup:
-        _check_mixup(learner, teacher)
+        _check_mixup(learner, train, teacher)
     if teacher is not None:
         check_two(learner.student, teacher)
     warn_of_half_precision(learner.student)
@@ -104,30 +104,37 @@ def _check_learner(learner, train, teacher, gradient_norms) -> None:
         take_apart(learner.student.state_dict())  # what cannot be stored is known before the first step
 
 
-def _check_mixup(learner, teacher) -> None:
+def _check_mixup(learner, train, teacher) -> None:
+    """What can be told before the first step; what else asks for labels, or which example it is, finds None."""
     if learner.rewrite is not None or by_index(teacher) or by_view(teacher):
         raise ValueError(
             "a mixture is seen by a teacher that looks at it: mixup=True is neither for kept logits nor for batches that are rewritten."
         )
+    if min(learner.recipe.batch_size, len(train)) < 2:
+        raise ValueError("a mixture takes two examples: with mixup=True a batch has two or more.")
+    labels = labels_of(train)
+    if labels is not None and not labels.is_floating_point() and (labels == IGNORED).any():
+        raise ValueError(
+            f"a mixture is of two examples, and some labels of {IGNORED} leave theirs out: give zeros, or leave these examples out."
+        )
     for term in _terms(learner.objective):
-        asked = _asked(term)
-        needs_labels = "labels" in asked and asked["labels"].default is inspect.Parameter.empty
-        same_class = getattr(term, "options", {}).get("same_class", True)
-        if needs_labels or "index" in asked or not same_class:
+        options = getattr(term, "options", None)
+        same_class = not isinstance(options, dict) or options.get("same_class", True)
+        if _requires_labels(term) or not same_class:
             raise ValueError(
                 f"{type(term).__name__} asks for labels, and a mixture of two examples has none: with mixup=True learn from the teacher alone, "
                 "such as 1.0 * SoftTargets(temperature=4), or leave mixup out."
             )
 
 
-def _asked(term: Term) -> dict[str, inspect.Parameter]:
-    """What a term's forward takes, those that it goes on to among it."""
-    return {
-        name: parameter
-        for kind in reversed(type(term).__mro__)
-        if "forward" in vars(kind)
-        for name, parameter in inspect.signature(kind.forward).parameters.items()
-    }
+def _asked(term: Term) -> list[inspect.Parameter]:
+    """What a term's forward takes, and those that it goes on to."""
+    forwards = [kind.forward for kind in type(term).__mro__ if "forward" in vars(kind)]
+    return [parameter for forward in forwards for parameter in inspect.signature(forward).parameters.values()]
+
+
+def _requires_labels(term: Term) -> bool:
+    return any(p.name == "index" or (p.name == "labels" and p.default is p.empty) for p in _asked(term))
 
 
 def _check_parts(objective, parts: int, train) -> None:
@@ -151,7 +158,7 @@ def check_counts(objective: Objective | Term, parts: int) -> None:
         ValueError: for a term that takes no count.
     """
     for term in objective.terms if isinstance(objective, Objective) else [objective]:
-        if not _asked(term).keys() & _COUNTS:
+        if not {p.name for p in _asked(term)} & _COUNTS:
             raise ValueError(
                 f"{type(term).__name__} takes no count, so that it would weigh {parts} times as much in {parts} micro-batches: let its forward take "
                 "count=None and divide its sum over examples by it where it is given, or run each batch as one (micro_batches=1, gradient_accumulation_steps=1)."

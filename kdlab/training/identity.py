@@ -32,9 +32,13 @@ def shared_identity(train, teacher: nn.Module | None, views: Views | None, *, in
 
 
 def plain(recipe: Recipe) -> dict:
-    """A recipe as JSON gives it back; what came later only where it is used, so that earlier checkpoints go on."""
+    """A recipe as JSON gives it back; what came later only where it is used, so that earlier checkpoints go on.
+
+    >>> plain(Recipe()).keys() & {"mixup", "ema_decay"}, plain(Recipe(mixup=True))["mixup"]
+    (set(), True)
+    """
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()}
-    return {k: v for k, v in values.items() if v or k not in ("ema_decay", "best_by", "patience")}
+    return {k: v for k, v in values.items() if v or k not in ("ema_decay", "best_by", "patience", "mixup")}
 
 
 def _labels_checksum(train) -> str:

@@ -9,7 +9,7 @@ from .seeds import generator
 
 
 def mixed(batches: Iterator[tuple], seed: int, epoch: int, start: int = 0) -> Iterator[tuple]:
-    r"""Batches whose inputs are :math:`\lambda_i x_i + (1 - \lambda_i) x_{\pi(i)}`, with a permutation :math:`\pi` and uniform shares.
+    r"""Batches whose inputs are :math:`\lambda_i x_i + (1 - \lambda_i) x_{\pi(i)}`, with a cyclic order :math:`\pi` and uniform shares.
 
     :math:`\lambda_i \sim U[0, 1]` is drawn for each example, from the seed, the epoch and the number of the batch: whoever else looks at these examples,
     in crops of its own, sees the same mixture of them. Labels stay those of :math:`x_i`: a mixture has none of its own.
@@ -26,8 +26,11 @@ def mixed(batches: Iterator[tuple], seed: int, epoch: int, start: int = 0) -> It
     for step, (inputs, *others) in enumerate(batches, start):
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             what = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
-            raise TypeError(f"mixup=True adds inputs up, and these are {what}: pictures or vectors alone can be mixed.")
+            raise TypeError(
+                f"mixup=True adds inputs up, and these are {what}: give pictures or vectors in floating point, such as pictures.float() / 255."
+            )
         drawn, n = generator(seed, epoch, step, "mixup"), len(inputs)
-        partner = torch.randperm(n, generator=drawn).to(inputs.device)
+        order = torch.randperm(n, generator=drawn)
+        partner = torch.empty_like(order).scatter_(0, order, order.roll(1)).to(inputs.device)  # never itself
         share = torch.rand(n, *[1] * (inputs.ndim - 1), generator=drawn).to(inputs)
         yield (torch.lerp(inputs[partner], inputs, share), *others)

@@ -77,6 +77,10 @@ class Recipe:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+        for name in ("augment", "mixup"):
+            if not isinstance(getattr(self, name), bool):
+                more = "; the shares of a mixture are uniform on [0, 1]" if name == "mixup" else ""
+                raise TypeError(f"{name} is True or False, not {getattr(self, name)!r}{more}.")
         for name in ("epochs", "batch_size", "micro_batches", "epoch_examples", "patience"):
             value = getattr(self, name)
             if name in ("epoch_examples", "patience") and value is None:

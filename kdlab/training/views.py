@@ -84,7 +84,10 @@ def _described(view) -> str:
 
 
 def _looked(view: Callable, inputs, generator, who: str) -> tuple:
+    before = _versions(inputs)
     found = view(inputs, generator)
+    if _versions(inputs) != before:
+        raise ValueError(f"{who}_view changes its inputs in place, which others see, too: return new ones.")
     seen, boxes = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     n, of = _size(inputs), _size(seen)
     if of != n:
@@ -98,6 +101,11 @@ def _looked(view: Callable, inputs, generator, who: str) -> tuple:
         if not ((boxes[:, :2] >= -1e-6) & (boxes[:, :2] < boxes[:, 2:]) & (boxes[:, 2:] <= 1 + 1e-6)).all():
             raise ValueError("boxes are parts of a picture, from 0 to 1: top < bottom, left < right.")
     return seen, boxes
+
+
+def _versions(inputs) -> list[int]:
+    """How often each tensor was changed in place."""
+    return [x._version for x in (inputs.values() if isinstance(inputs, Mapping) else [inputs]) if isinstance(x, Tensor)]
 
 
 def _size(inputs) -> int | None:
