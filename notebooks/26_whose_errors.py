@@ -11,25 +11,31 @@
 #
 # A student that agrees with its teacher agrees with its errors, too. Mason-Williams and co-workers find that, where anything is passed on, it is the errors above all {cite}`masonwilliams2025functional`. <!-- by definition --> That sounds like a reproach, and may be arithmetic: where the teacher is right, the labels say the same, and a student without a teacher learns it as well.
 #
-# **At the end you will know** how to tell what was taken over from what any student would know; when that is mostly errors, and when it is mostly what is right; and what it has to do with the number of examples.
+# **At the end you will know** how to tell what was taken over from what any student would know; why “mostly errors” is one thing by number and another by rate; and what it has to do with the number of examples.
 #
 # *Needs: one CPU core and a minute.*
 
 # %% tags=["parameters"]
 profile = "cpu"  # or "gpu"
 teacher_examples: int = 1000  # that the teacher has learned from
-sizes: list[int] = [125, 500, 2000, 8000]  # examples that students learn from
+sizes: list[int] = [125, 500, 1000, 2000, 8000]  # examples that students learn from
 shown: int = 40000  # examples that a training shows, the same ones again and again
-seeds: list[int] = [0, 1, 2]  # of teachers and students
+seeds: list[int] = [
+    0,
+    1,
+    2,
+]  # of teachers' and students' weights and order; the examples are the same for all
 
 # %% tags=["hide-input"]
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import display
 
 from kdlab.data import KnownPosterior
-from kdlab.figures import BLUE, GREEN, ORANGE, VERMILION, show, table, use_style
+from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, show, table, use_style
 from kdlab.models import mlp
 from kdlab.objectives import CrossEntropy, ForwardKL, cross_entropy, forward_kl
 from kdlab.study import results
@@ -41,13 +47,12 @@ from kdlab.study.display import (
     source_note,
     verdict,
 )
-from kdlab.study.evidence import Quantity
+from kdlab.study.evidence import QUANTITIES, Quantity
 from kdlab.study.grown import EPOCHS, LENGTHS_ASKED, arm_name
 from kdlab.study.parameters import require
-from kdlab.study.statements import above, crosses
+from kdlab.study.statements import above, below
 from kdlab.study.statistics import summary
-from kdlab.training import Learner, Recipe, accuracy, fit, fit_together, predict
-from kdlab.training.measures import measure
+from kdlab.training import Learner, Recipe, fit, fit_together, predict
 
 use_style()
 device_for(profile)
@@ -70,9 +75,9 @@ findings = Findings()
 #
 # $$\Delta = a_T\,\Delta_{\text{right}}+(1-a_T)\,\Delta_{\text{wrong}} .$$
 #
-# The second term over the sum is the **share of errors** among what was taken over. <!-- by definition -->
+# The second term over the sum is the **share of errors** among what was taken over. <!-- by definition --> What would it be if a student copied without preference, as much where the teacher is right as where it is wrong? Then $\Delta_{\text{right}}=\Delta_{\text{wrong}}$, and the share is $1-a_T$: so many errors there are. One half is the line between *mostly right* and *mostly wrong*; $1-a_T$ is the line of no preference.
 #
-# Where the teacher is right its first choice *is* the label. So the more labels a student has, the more of that it knows without a teacher, and the less is left to be taken over there. Where the teacher is wrong nobody else says so. If this is all, the share of errors has to rise with the number of examples.
+# Where the teacher is right its first choice *is* the label. So the more labels a student has, the more of that it knows without a teacher, and the less is left to be taken over there. Where the teacher errs there are two cases. Some of its errors are those that the best possible guess makes as well: there labels teach the same choice. <!-- by definition --> The others are its own, and nobody else says them. In this task the two can be told apart.
 
 # %%
 task = KnownPosterior.draw()
@@ -83,6 +88,7 @@ of_teacher, validation, plenty, test = (
 )
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 OBJECTIVES = {"alone": CrossEntropy(), "distilled": ForwardKL()}
+best_guess = task.posterior_logits(test.inputs).argmax(-1)
 
 
 def recipe(examples, rate, seed, times=1):
@@ -93,12 +99,16 @@ def recipe(examples, rate, seed, times=1):
     )  # fmt: skip
 
 
-def taught(seed):
+def taught(seed, rate):
     """A teacher that learned from its own examples."""
     torch.manual_seed(seed)
     teacher = mlp(16, task.num_classes, width=64)
-    how = recipe(teacher_examples, 3e-3, seed, 2)
-    fit(teacher, CrossEntropy(), train=of_teacher, recipe=how)
+    fit(
+        teacher,
+        CrossEntropy(),
+        train=of_teacher,
+        recipe=recipe(teacher_examples, rate, seed),
+    )
     return teacher
 
 
@@ -115,64 +125,88 @@ def learn(teacher, name, examples, rates, seed):
 
 
 # %% [markdown]
-# The examples are the twenty Gaussian classes of {doc}`01_what_a_teacher_knows`; those of students are not those of the teacher. A student has labels alone, or the teacher alone, and a learning rate chosen for it and for the number of examples, on a validation split, with a seed of its own.
+# The examples are the twenty Gaussian classes of {doc}`01_what_a_teacher_knows`; those of students are not those of the teacher. A student has labels alone, or the teacher alone. Teacher and students have a learning rate each, students one for each number of examples, chosen on a validation split with a seed of its own.
 
 # %% tags=["hide-input"]
 tuning_seed = max(seeds) + 100
-tuner = taught(tuning_seed)
-said = predict(tuner, validation)
-rates = {}
+
+
+def best_of(tried, loss):
+    """The rate whose predictions on the validation split have the smallest loss."""
+    losses = [loss(predict(model, validation)).item() for model in tried]
+    return RATES[int(np.argmin(losses))]
+
+
+def by_labels(logits):
+    return cross_entropy(logits, validation.labels)
+
+
+rates = {"teacher": best_of([taught(tuning_seed, r) for r in RATES], by_labels)}
+tuner = taught(tuning_seed, rates["teacher"])
+told = predict(tuner, validation)
 for size in sizes:
     for name in OBJECTIVES:
-        tried = [
-            predict(s, validation) for s in learn(tuner, name, size, RATES, tuning_seed)
-        ]
-        scores = [
-            cross_entropy(z, validation.labels)
-            if name == "alone"
-            else forward_kl(z, said)
-            for z in tried
-        ]
-        rates[name, size] = RATES[int(np.argmin([score.item() for score in scores]))]
-measured = {}
-teachers_right = {}
+        tried = learn(tuner, name, size, RATES, tuning_seed)
+        loss = by_labels if name == "alone" else lambda z: forward_kl(z, told)
+        rates[name, size] = best_of(tried, loss)
+
+PARTS = ("right", "wrong as the best guess", "wrong by itself")
+weight, shared, correct = {}, {}, {}
 for seed in seeds:
-    teacher = taught(seed)
-    said = predict(teacher, test)
-    teachers_right[seed] = accuracy(said, test.labels)
+    teacher = taught(seed, rates["teacher"])
+    choice = predict(teacher, test).argmax(-1)
+    is_right, is_best = choice == test.labels, choice == best_guess
+    parts = dict(
+        zip(PARTS, (is_right, ~is_right & is_best, ~is_right & ~is_best), strict=True)
+    )
+    weight[seed] = {part: of.float().mean().item() for part, of in parts.items()}
     for size in sizes:
         for name in OBJECTIVES:
             (student,) = learn(teacher, name, size, [rates[name, size]], seed)
-            measured[seed, size, name] = measure(
-                predict(student, test), test.labels, said
-            )
+            own = predict(student, test).argmax(-1)
+            correct[name, size, seed] = (own == test.labels).float().mean().item()
+            for part, of in parts.items():
+                shared[name, size, seed, part] = (
+                    (own == choice)[of].float().mean().item()
+                )
 
 
-def taken(seed, size, where):
-    """Agreement of the distilled student, less that of the one alone, where the teacher is right or wrong."""
-    return float(
-        np.subtract(
-            *(
-                measured[seed, size, name][f"agreement_where_teacher_{where}"]
-                for name in ("distilled", "alone")
-            )
-        )
-    )
+def taken(seed, size, part):
+    """Agreement of the distilled student, less that of the one alone, over a part of the examples."""
+    return shared["distilled", size, seed, part] - shared["alone", size, seed, part]
+
+
+def by_size(what):
+    return {size: [what(seed, size) for seed in seeds] for size in sizes}
+
+
+def over_errors(seed, size):
+    """Taken over where the teacher is wrong, on average over all its errors."""
+    parts = PARTS[1:]
+    total = sum(weight[seed][part] for part in parts)
+    return sum(weight[seed][part] * taken(seed, size, part) for part in parts) / total
+
+
+def share_of(*parts):
+    """Of what was taken over in number, the share of these parts."""
+
+    def share(seed, size):
+        number = {part: weight[seed][part] * taken(seed, size, part) for part in PARTS}
+        return sum(number[part] for part in parts) / sum(number.values())
+
+    return share
 
 
 right, wrong = (
-    {size: [taken(seed, size, where) for seed in seeds] for size in sizes}
-    for where in ("right", "wrong")
+    by_size(lambda seed, size: taken(seed, size, "right")),
+    by_size(over_errors),
 )
-a_T = np.array([teachers_right[seed] for seed in seeds])
-share = {
-    size: (1 - a_T) * wrong[size] / ((1 - a_T) * wrong[size] + a_T * right[size])
-    for size in sizes
-}
-correct = {
-    name: {size: [measured[seed, size, name]["accuracy"] for seed in seeds] for size in sizes}
+share, share_own = by_size(share_of(*PARTS[1:])), by_size(share_of(PARTS[2]))
+a_T = np.array([weight[seed]["right"] for seed in seeds])
+accuracies = {
+    name: by_size(lambda seed, size, name=name: correct[name, size, seed])
     for name in OBJECTIVES
-}  # fmt: skip
+}
 
 # %% tags=["hide-input"]
 N = f"n = {len(seeds)} seed{'s' * (len(seeds) > 1)}"
@@ -196,10 +230,13 @@ def curve(panel, values, colour, label, factor=100):
 
 curve(panels[0], right, BLUE, "teacher right")
 curve(panels[0], wrong, VERMILION, "teacher wrong")
-curve(panels[1], share, GREEN, "share of errors")
+curve(panels[1], share, GREEN, "errors")
+curve(panels[1], share_own, PURPLE, "errors of its own")
 panels[1].axhline(50, color="grey", linestyle=":", linewidth=1)
+panels[1].axhline(100 * (1 - a_T.mean()), color="grey", linestyle="--", linewidth=1)
+panels[1].legend(fontsize="x-small")
 for name, hue in (("alone", ORANGE), ("distilled", BLUE)):
-    curve(panels[2], correct[name], hue, name)
+    curve(panels[2], accuracies[name], hue, name)
 panels[2].axhline(100 * a_T.mean(), color="grey", linestyle=":", linewidth=1)
 for panel, what in zip(
     panels,
@@ -216,33 +253,47 @@ few, many = sizes[0], sizes[-1]
 show(
     figure,
     label="errors",
-    caption=f"What a distilled student shares with its teacher beyond a student of the labels alone, on {len(test):,} new examples, by how many both learned from; each run and the mean ({N}). Vertical line: the teacher's own examples. Dotted: one half, and the teachers' accuracy, {a_T.mean():.1%}.",
-    alt=f"Three panels by examples. Taken over where the teacher is right: {100 * np.mean(right[few]):.0f} points with {few:,} examples, {100 * np.mean(right[many]):.0f} with {many:,}; where it is wrong: {100 * np.mean(wrong[few]):.0f} and {100 * np.mean(wrong[many]):.0f}. Errors among it: {100 * np.mean(share[few]):.0f} and {100 * np.mean(share[many]):.0f} %. Accuracy alone {100 * np.mean(correct['alone'][few]):.0f} and {100 * np.mean(correct['alone'][many]):.0f} %, distilled {100 * np.mean(correct['distilled'][few]):.0f} and {100 * np.mean(correct['distilled'][many]):.0f} %.",
+    caption=f"What a distilled student shares with its teacher beyond a student of the labels alone, on {len(test):,} new examples, by how many both learned from; each run and the mean ({N}). Vertical line: the teacher's own examples. Dotted: one half, and the teachers' accuracy, {a_T.mean():.1%}; dashed: the share of errors without preference, {1 - a_T.mean():.1%}.",
+    alt=f"Three panels by examples. Taken over where the teacher is right: {100 * np.mean(right[few]):.0f} points with {few:,} examples, {100 * np.mean(right[many]):.0f} with {many:,}; where it is wrong: {100 * np.mean(wrong[few]):.0f} and {100 * np.mean(wrong[many]):.0f}. Errors among it: {100 * np.mean(share[few]):.0f} and {100 * np.mean(share[many]):.0f} %. Accuracy alone {100 * np.mean(accuracies['alone'][few]):.0f} and {100 * np.mean(accuracies['alone'][many]):.0f} %, distilled {100 * np.mean(accuracies['distilled'][few]):.0f} and {100 * np.mean(accuracies['distilled'][many]):.0f} %.",
 )
 
 # %% tags=["hide-input"]
 SHARE = Quantity("share of errors among what was taken over", "points", 100, 0, level_unit="%")  # fmt: skip
 NAMES = {size: f"with {size:,} examples" for size in sizes}
-by_size = {NAMES[size]: list(share[size]) for size in sizes}
-mostly_right = above(
-    "one half", NAMES[few], {"one half": [0.5] * len(seeds)} | by_size, SHARE
+lines = {"one half": [0.5] * len(seeds), "a copy without preference": list(1 - a_T)}
+shares = lines | {NAMES[size]: share[size] for size in sizes}
+mostly_right = below(NAMES[few], "one half", shares, SHARE)
+mostly_errors = above(NAMES[many], "one half", shares, SHARE)
+
+
+def by_rate(size):
+    """What was taken over at a number of examples, by whether the teacher is right."""
+    of = Quantity(f"agreement taken over {NAMES[size]}", "points", 100, 1)
+    return {
+        "where it is wrong": wrong[size],
+        "where the teacher is right": right[size],
+    }, of
+
+
+prefers_few, prefers_many = (
+    above("where it is wrong", "where the teacher is right", *by_rate(size))
+    for size in (few, many)
 )
-mostly_errors = above(
-    NAMES[many], "one half", {"one half": [0.5] * len(seeds)} | by_size, SHARE
+ACCURACY = QUANTITIES["accuracy"]
+ahead, behind = (
+    {name: accuracies[name][size] for name in OBJECTIVES} for size in (few, many)
 )
-LEAD = Quantity("lead of the distilled student in accuracy", "points", 100, 1)
-lead = {
-    "mean over seeds": (
-        np.array(sizes) / teacher_examples,
-        [np.mean(np.subtract(correct["distilled"][n], correct["alone"][n])) for n in sizes],
-    )
-}  # fmt: skip
-ends = crosses(lead, LEAD, "times the teacher's examples")
-display(mostly_right, mostly_errors, ends)
+helps = above(
+    "distilled", "alone", ahead, replace(ACCURACY, name=f"accuracy {NAMES[few]}")
+)
+hurts = below(
+    "distilled", "alone", behind, replace(ACCURACY, name=f"accuracy {NAMES[many]}")
+)
+display(mostly_right, mostly_errors, prefers_few, prefers_many, helps, hurts)
 
 # %% tags=["hide-input"]
 table(
-    ["examples", "rates, alone and distilled", "where right, points", "where wrong, points", "errors among it, %", "accuracy alone, %", "distilled, %"],
+    ["examples", "rates", "where right, points", "where wrong, points", "errors among it, %", "its own errors, %", "accuracy alone, %", "distilled, %"],
     [
         [
             f"{size:,}",
@@ -253,20 +304,23 @@ table(
                     (right[size], "+.1f"),
                     (wrong[size], "+.1f"),
                     (share[size], ".0f"),
-                    (correct["alone"][size], ".1f"),
-                    (correct["distilled"][size], ".1f"),
+                    (share_own[size], ".0f"),
+                    (accuracies["alone"][size], ".1f"),
+                    (accuracies["distilled"][size], ".1f"),
                 )
             ),
         ]
         for size in sizes
     ],
-    caption=f"The same; means with 95 % intervals, {N}. Rates were chosen among {', '.join(f'{rate:g}' for rate in RATES)}.",
+    caption=f"The same; means with 95 % intervals, {N}. Rates, alone and distilled, were chosen among {', '.join(f'{rate:g}' for rate in RATES)}; the teacher's is {rates['teacher']:g}.",
 )  # fmt: skip
 
 # %% [markdown]
-# Where the statements hold, the claim is right of a student that has many labels, and wrong of one that has few. And the student alone overtakes the distilled one about where it has as many examples as the teacher had, as in the counted world of {doc}`24_when_does_distilling_pay`: from there on what a teacher adds is what the labels would have corrected.
+# Where the statements hold, there are two answers. *By number*, what was taken over is mostly right where the student has few labels, and mostly wrong where it has many: the labels have taught it the rest. *By rate*, errors are taken over with preference, with few labels, too. The errors that are the teacher's own show it without the noise of the task: see the other curve of the middle panel.
 #
-# So a share of errors is no property of a method. It says how much the student knew without its teacher.
+# And a student alone passes the distilled one between two of these numbers of examples, as in the counted world of {doc}`24_when_does_distilling_pay`.
+#
+# So a share of errors is no property of a method. It depends on how much the student knew without its teacher, on how often the teacher errs, and on how many of its errors are those of chance.
 #
 # ### On photographs
 #
@@ -299,20 +353,26 @@ else:
     )
 
 # %% tags=["hide-input"]
-holds = mostly_right.holds and mostly_errors.holds
+holds = all(s.holds for s in (mostly_right, mostly_errors, prefers_few, prefers_many))
 verdict(
     "C7", "depends" if holds else "not decided",
-    ("It depends on how much the student knows without its teacher. " if holds else "")
-    + f"{mostly_right} {mostly_errors} Students are networks of two hidden layers of 32 on {task.num_classes} Gaussian classes, the teacher has learned from {teacher_examples:,} others; {N}; a rate for each student and number of examples.",
+    ("By rate it is so; by number it takes a student with many labels. " if holds else "")
+    + f"{mostly_right} {mostly_errors} {prefers_few} {prefers_many} Students are networks of two hidden layers of 32 on {task.num_classes} Gaussian classes, the teacher has learned from {teacher_examples:,} others; {N}; rates of their own.",
     condition="under a premise" if holds else None,
     parameters=("teacher_examples", "sizes", "shown", "seeds"),
 )  # fmt: skip
 
 # %% tags=["hide-input"]
+passed = next((size for size in sizes if np.mean(accuracies["alone"][size]) > np.mean(accuracies["distilled"][size])), None)  # fmt: skip
 findings.show(
-    f"Of what a distilled student shares with its teacher beyond a student of the labels alone, {np.mean(share[few]):.0%} are errors with {few:,} examples, and {np.mean(share[many]):.0%} with {many:,}; the teacher had {teacher_examples:,} ({N}).",
-    ends,
-    f"With {many:,} examples the student alone is right on {np.mean(correct['alone'][many]):.1%}, its teacher on {a_T.mean():.1%}, and the distilled student on {np.mean(correct['distilled'][many]):.1%}.",
+    f"Of what a distilled student shares with its teacher beyond a student of the labels alone, {np.mean(share[few]):.0%} are errors with {few:,} examples, and {np.mean(share[many]):.0%} with {many:,}; without preference it would be {1 - a_T.mean():.0%} ({N}).",
+    f"Errors that the best guess would not make are {np.mean(share_own[few]):.0%} and {np.mean(share_own[many]):.0%} of it.",
+    f"With {many:,} examples the student alone is right on {np.mean(accuracies['alone'][many]):.1%}, its teacher on {a_T.mean():.1%}, and the distilled student on {np.mean(accuracies['distilled'][many]):.1%}"
+    + (
+        f"; of the sizes tried, {passed:,} is the first with which the student alone is ahead, and the teacher had {teacher_examples:,}."
+        if passed
+        else "."
+    ),
 )
 
 # %% [markdown]
@@ -320,6 +380,7 @@ findings.show(
 #
 # - **First choices alone.** Two models that rank one class first may believe very different things.
 # - **The teacher alone.** Distilled students have no labels here; with both, a student can be told where its teacher errs.
+# - **One task, one set of examples.** Intervals are over initial weights and the order of examples.
 # - **Another teacher, another share.** With the true posterior as teacher, errors are those of chance: the first exercise.
 #
 # ## To take away
@@ -345,6 +406,8 @@ findings.show(
 #
 # ```python
 # from kdlab.data import ExactTeacher
+# from kdlab.training import accuracy
+# from kdlab.training.measures import measure
 #
 # best = ExactTeacher(task)
 # said = predict(best, test)
@@ -374,7 +437,9 @@ findings.show(
 # Labels say where the teacher errs, as often as such an example comes.
 #
 # ```python
-# teacher = taught(seeds[0])
+# from kdlab.training.measures import measure
+#
+# teacher = taught(seeds[0], rates["teacher"])
 # said = predict(teacher, test)
 # OBJECTIVES["both"] = 0.5 * CrossEntropy() + 0.5 * ForwardKL()
 # for name in OBJECTIVES:
