@@ -1,6 +1,7 @@
 """Plans of short studies: where a student begins, *fidelity* near its teacher and *cut* out of it; and *patient*, how it is shown what to learn.
 
-Each arm has a learning rate of its own, chosen on the validation split with a seed that no reported run has.
+Each arm has a learning rate of its own, chosen on the validation split with a seed that no reported run has; of *patient*, the longest arm has the rate of
+the middle one.
 """
 
 from dataclasses import replace
