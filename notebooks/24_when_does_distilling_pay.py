@@ -28,6 +28,7 @@ sharing: int = 6  # students that learn beside one look of their teacher
 seed: int = 0  # of the world and of what is drawn from it
 
 # %% tags=["hide-input"]
+from contextlib import suppress
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -75,7 +76,7 @@ findings = Findings()
 # %% [markdown]
 # ## A world that can be counted
 #
-# A text is a sequence of contexts, each followed by a symbol. The contexts come in groups. The *teacher* is large: it tells all contexts apart, and keeps a distribution of symbols for each. The *student* is small: it sees the group alone, and keeps one distribution a group. Both learn by counting.
+# A text is a sequence of contexts $c$, each followed by one of $V$ symbols $y$. The contexts come in groups $g$. The *teacher* is large: it tells all contexts apart, and keeps a distribution of symbols for each. The *student* is small: it sees the group alone, and keeps one distribution a group. Both learn by counting.
 #
 # Alone, a student counts the symbols that follow. Distilled, it reads the same text and takes, at each token, the teacher's whole distribution in place of the symbol. <!-- by definition --> That is the minimum of the forward KL over what such a student can say ({doc}`07_divergences`).
 
@@ -127,13 +128,13 @@ def excess(student):
 #
 # $$\underbrace{\operatorname{Var}(1_y\mid g)}_{\text{a symbol}}=\underbrace{\mathbb E_c\bigl[p(y\mid c)\,(1-p(y\mid c))\bigr]}_{\text{which symbol follows this context}}+\underbrace{\operatorname{Var}_c\bigl(p(y\mid c)\bigr)}_{\text{which context it is}}.$$
 #
-# A perfect teacher takes the first part away: it says the whole distribution where the text says one symbol. The second part stays, since which contexts come is still drawn. Call $\rho$ the share that stays, each probability weighed by one over itself as the excess does:
+# A perfect teacher takes the first part away: it says the whole distribution where the text says one symbol. The second part stays, since which contexts come is still drawn. Call $\rho$ the share that stays, each probability weighed by one over itself as the excess does, on average over groups:
 #
-# $$\rho=\frac1{V-1}\sum_y\frac{\operatorname{Var}_c\bigl(p(y\mid c)\bigr)}{p(y\mid g)}.$$
+# $$\rho=\mathbb E_g\,\frac1{V-1}\sum_y\frac{\operatorname{Var}_c\bigl(p(y\mid c)\bigr)}{p(y\mid g)}.$$
 #
-# So the excess is $a/n$ alone, with $a=\tfrac12\,G\,(V-1)/\ln2$ bits for $G$ groups, and $\rho\,a/n$ with a perfect teacher: its token is worth $1/\rho$ tokens, for ever.
+# So the excess is $a/n$ alone, with $a=\tfrac12\,G\,(V-1)/\ln2$ bits for $G$ groups, and $\rho\,a/n$ with a perfect teacher: its tokens are worth $1/\rho$ each, for ever.
 #
-# No teacher is perfect. One that has itself counted $n_T$ tokens has an error in each context, and a student averages these over the contexts of a group. What is left is the first part again, after $n_T$ tokens, and reading on does not remove it:
+# No teacher is perfect. One that has itself counted $n_T$ tokens of another text has an error in each context, and a student averages these over the contexts of a group. What is left is the first part again, after $n_T$ tokens, and reading on does not remove it; $H$ is the entropy of a symbol given its group, the floor of such students:
 #
 # $$L_{\text{alone}}(n)=H+\frac an,\qquad L_{\text{distilled}}(n)=H+\frac{\rho\,a}n+\frac{(1-\rho)\,a}{n_T}.$$
 #
@@ -146,10 +147,12 @@ by_itself, with_teacher = a / (m * n), rho * a / n + (1 - rho) * a / n_T
 as_derived = 1 / (rho + (1 - rho) * n / n_T)
 assert sp.simplify(worth_of - as_derived) == 0
 assert worth_of.subs(n, n_T).equals(1)  # whatever ρ
+next_one = sp.diff(n * as_derived, n)  # tokens alone for one more with the teacher
+assert sp.simplify(next_one - rho / (rho + (1 - rho) * n / n_T) ** 2) == 0
 sp.Eq(sp.Symbol("m"), as_derived)
 
 # %% [markdown]
-# At first a token is worth $1/\rho$; at $n=n_T$ it is worth *one*, whatever $\rho$ is. In this world the lead ends where the student has read as much as its teacher had, and beyond that the teacher is a burden: it insists on its errors, and the text would not have. <!-- by definition -->
+# A few tokens are worth $1/\rho$ each; $n=n_T$ of them are worth *one* each, whatever $\rho$ is. In this world the lead ends where the student has read as much as its teacher had. <!-- by definition --> And $m$ is a mean over all tokens read: the *next* one is worth less, $\rho/(\rho+(1-\rho)\,n/n_T)^2$ of those alone at the loss that has been reached, so that the lead begins to shrink long before it ends. <!-- by definition -->
 #
 # Is it so? Draw texts, count, and compare.
 
@@ -200,7 +203,7 @@ right.legend()
 show(
     figure,
     label="counted",
-    caption=f"Students that count, alone and with a teacher that has counted {teacher_tokens:,} tokens (means over {N_TEXTS}; lines: the formulae above). Dotted, left: the best that a student can say; right: a token is worth one token. Here $\\rho={kept:.3f}$, so that a token is worth up to {1 / kept:.0f}.",
+    caption=f"Students that count, alone and with a teacher that has counted {teacher_tokens:,} tokens (means over {N_TEXTS}; lines: the formulae above, of second order; the half counts that are added cost a little more). Dotted, left: the best that a student can say; right: a token is worth one token. Right, the dots: losses with the teacher, read as tokens by the formula for a student alone. Here $\\rho={kept:.3f}$, so that a token is worth up to {1 / kept:.0f}.",
     alt=f"Left: bits a token fall with tokens read; the distilled student's fall early and then stay level, those of the student alone fall on and pass below. Right: worth of a token falls from {counted_worth[0]:.1f} at {PARTS[0]:g} of the teacher's tokens to {counted_worth[-1]:.2f} at {PARTS[-1]:g} times as many.",
 )
 
@@ -209,26 +212,30 @@ WORTH = Quantity("worth of a token with the teacher", "tokens alone", digits=0)
 ends = crosses(
     {"counted": (PARTS, counted_worth)}, WORTH, "times the teacher's tokens", level=1
 )
-early = len(PARTS) // 2 - 2
 OVER = Quantity("worth of a token, counted over derived", digits=2)
-derived = 1 / (kept + (1 - kept) * PARTS[early])
-counted = {
-    "counted": [
-        scale / x[1] / lengths[early] / derived for x in by_length[lengths[early]]
-    ]
-}
+EARLY = PARTS <= 1
 agrees = within(
     "counted",
     1.0,
-    0.2,
-    counted,
+    0.1,
+    {
+        "counted": [
+            np.mean(
+                [
+                    scale / by_length[n][block, 1] / n * (kept + (1 - kept) * part)
+                    for n, part in zip(lengths[EARLY], PARTS[EARLY], strict=True)
+                ]
+            )
+            for block in range(BLOCKS)
+        ]
+    },
     OVER,
-    names={"counted": f"n = {PARTS[early]:g} times the teacher's tokens"},
+    names={"counted": "the mean up to the teacher's tokens"},
 )
 display(ends, agrees)
 
 # %% [markdown]
-# Two things of this world are not of ours. Its teacher has no other way to know a context than to have counted it, where a network's knowledge of one context is also one of its neighbours; so a real teacher may know contexts that it has not read. And its student has learned all that its text says, where a network learns by steps, and has a learning rate.
+# Four things of this world are not of ours. Its teacher has no other way to know a context than to have counted it, where a network's knowledge of one context is also one of its neighbours; so a real teacher may know contexts that it has not read. And its student has learned all that its text says, where a network learns by steps, and has a learning rate. Its two texts are independent, where on books both read the same openings (the first exercise says what that may cost). And its student has the teacher alone, where on books a tenth of the loss is from labels. <!-- by definition -->
 #
 # ## What it costs
 #
@@ -236,7 +243,7 @@ display(ends, agrees)
 #
 # $$1+\frac{c_T}{3\,c_S\,k}$$
 #
-# tokens alone, where $k$ is the number of students, or of epochs, that share a look. <!-- by definition --> Distilling pays at equal compute where a token's worth is above this price. With a cache, only the first look is paid ({doc}`18_memory_and_caches`). If the teacher's own training on $D_T$ tokens is on the bill, it adds $3c_TD_T$ in all, which is $\frac{c_T D_T}{c_S\,k\,D}$ a token of the student: little for a long training, and never little for a short one.
+# tokens alone, where $k$ is the number of students, or of epochs over one text, that share a look. <!-- by definition --> Distilling pays at equal compute where a token's worth is above this price. From a cache that others have filled, the look is free ({doc}`18_memory_and_caches`). If the teacher's own training on $D_T$ tokens is on the bill of $s$ students, it adds $3c_TD_T$ in all, which is $\frac{c_T D_T}{c_S\,s\,D}$ a token.
 
 # %% tags=["hide-input"]
 pays, beyond = results("when-it-pays"), results("when-it-pays-held-out")
@@ -258,7 +265,7 @@ def price(student, *, shared=1, tokens=None):
 
 
 table(
-    ["student", "own look", f"shared by {sharing}", "from a cache"]
+    ["student", "own look", f"shared by {sharing}", "from a cache that is there"]
     + [f"with the teacher's training, {tokens:g}M tokens" for tokens in (1, 16)],
     [
         [
@@ -270,17 +277,18 @@ table(
         ]
         for student in STUDENTS
     ],
-    caption=f"What a token costs with the teacher {called(TEACHER)}, in tokens alone, by multiply-adds. A cache costs what reading it does, which is not arithmetic. The teacher's training is that of {READ_BY_TEACHER:g} million tokens, and one student pays for it.",
+    caption=f"What a token costs with the teacher {called(TEACHER)}, in tokens alone, by multiply-adds. A cache whose looks others have paid costs what reading it does, which is not arithmetic. The teacher's training is that of {READ_BY_TEACHER:g} million tokens, and one student pays for it.",
 )
 
 # %% [markdown]
 # ## On books
 #
-# The plan *when-it-pays* asks it of language models: two sizes, alone and distilled, from a quarter of a million tokens to sixteen million. <!-- by definition --> Every length is a whole training with its own cosine, and has a learning rate of its own, chosen on the validation split with a seed that no reported run has; the longest takes over that of the one before it. <!-- by definition -->
+# The plan *when-it-pays* asks it of language models: two sizes, alone and distilled, from a quarter of a million tokens to sixteen million. <!-- by definition --> Every length is a whole training with its own cosine, and has a learning rate of its own, chosen on the validation split with a seed that no reported run has; the longest, and the length that is held out, take over that of the third. <!-- by definition -->
 #
 # Three numbers describe a curve: $L(D)=E+B\,(D/D_0)^{-\beta}$ {cite}`hoffmann2022training`. They are fitted to single runs. The held-out length, twice the longest of the fit, is predicted with an interval *before* it is run: a fit may look good because it was made to. <!-- by definition -->
 
 # %% tags=["hide-input"]
+rates_chosen = conditions(pays).split(", ")[-1]
 BITS, HUES = QUANTITIES["bits_per_byte"], {"alone": ORANGE, "kd": BLUE}
 SAID = {"alone": "alone", "kd": "distilled"}
 MEGA = 2**20
@@ -298,14 +306,14 @@ def runs(student, kind, millions):
 
 
 series = {(s, k): complete(s, k) for s in STUDENTS for k in SAID}
-laws = {
-    (student, kind): fit_power_law(
-        [m for m in lengths_of for _ in runs(student, kind, m)],
-        [bits for m in lengths_of for bits in runs(student, kind, m)],
-    )
-    for (student, kind), lengths_of in series.items()
-    if len(lengths_of) > 2
-}
+laws = {}
+for (student, kind), lengths_of in series.items():
+    if len(lengths_of) > 2:
+        read_and_lost = [
+            (m, bits) for m in lengths_of for bits in runs(student, kind, m)
+        ]
+        with suppress(ValueError):  # losses that no such law describes
+            laws[student, kind] = fit_power_law(*zip(*read_and_lost, strict=True))
 lacking = pays.missing
 arms_of_lengths = [arm_name(s, k, m) for (s, k), ms in series.items() for m in ms]
 
@@ -346,7 +354,7 @@ if any(series.values()):
         show(
             figure,
             label="law",
-            caption=f"Each dot a run, each line a fitted law, each bar at {HELD_OUT:g} million the interval that the law predicts for one run there; {conditions(pays)}."
+            caption=f"Each dot a run, each line a fitted law, each bar at {HELD_OUT:g} million the interval that the law predicts for one run there. Taught by {called(TEACHER)}; {rates_chosen}."
             + (f" {lacking} runs of the plan are not recorded yet." if lacking else ""),
             alt=f"Two panels of points that fall with tokens read. {'; '.join(told)}.",
         ),
@@ -413,7 +421,7 @@ both = [s for s in STUDENTS if {(s, "alone"), (s, "kd")} <= laws.keys()]
 WAYS = {
     "own look": lambda student, _: price(student),
     f"shared by {sharing}": lambda student, _: price(student, shared=sharing),
-    "from a cache": lambda student, _: 1.0,
+    "from a cache that is there": lambda student, _: 1.0,
     "with the teacher's training": lambda student, tokens: price(
         student, tokens=tokens
     ),
@@ -463,7 +471,7 @@ if both:
         show(
             figure,
             label="worth",
-            caption=f"What a distilled token is worth in tokens alone (dots, with 95 % intervals from the laws' uncertainty, cut at {CAP:g}), and what it costs (dashed). Where a dot is above a line, distilling is ahead at equal compute by that way of paying.",
+            caption=f"What a distilled token is worth in tokens alone (dots, with 95 % intervals from the laws' uncertainty, cut at {CAP:g}; a dot beyond is not drawn), and what it costs (dashed). Where worth times tokens is beyond {LENGTHS[-1]:g} million, the law of the student alone is extrapolated. Where a dot is above a line, distilling is ahead at equal compute by that way of paying.",
             alt="Dots of a token's worth by tokens read, and dashed lines of its price. "
             + "; ".join(
                 f"{called(s)} at {x:g}M: worth {w.mean:.2g}"
@@ -520,7 +528,7 @@ display(*shrinking) if shrinking else display(
 # %% [markdown]
 # ## A better teacher
 #
-# Is a better teacher a better teacher? Three of one size that have read a quarter of six million tokens, six million, and four times as many, and one of a smaller size; the student is the smallest, at four million tokens, with one learning rate. <!-- by definition -->
+# Is a better teacher a better teacher? Three of one size that have read a quarter of six million tokens, six million, and four times as many, and one of a smaller size; the student is the smallest, at four million tokens, at the rate that was chosen with the teacher of six million (alone: its own). <!-- by definition -->
 
 # %% tags=["hide-input"]
 SOURCES = {
@@ -555,7 +563,7 @@ else:
 # %% [markdown]
 # ## Beside the law of the field
 #
-# Busbridge and co-workers fitted such laws to hundreds of models, up to four orders of magnitude larger than these {cite}`busbridge2025distillation`. Theirs has the student's loss as a function of its size, its tokens and the *teacher's loss*. Ours has two sizes of students, and these questions can be asked of it.
+# Busbridge and co-workers fitted such laws to models of 143 million to 12.6 billion parameters, four orders of magnitude larger than these {cite}`busbridge2025distillation`. Theirs has the student's loss as a function of its size, its tokens and the *teacher's loss*. Ours has two sizes of students, and these questions can be asked of it.
 
 # %% tags=["hide-input"]
 EMPTY = "not yet run"
@@ -574,8 +582,8 @@ table(
     ["they find", "here"],
     [
         [
-            "A law that is fitted to shorter trainings predicts longer ones, to about one per cent.",
-            f"At twice the longest length off by {max(RELATIVE):.1%} at most."
+            "A law that is fitted to weaker students predicts stronger ones, to about one per cent.",
+            f"Of one size and by length alone: at twice the longest length off by {max(RELATIVE):.1%} at most."
             if RELATIVE
             else EMPTY,
         ],
@@ -617,16 +625,16 @@ findings.show(
 # ## Limits
 #
 # - **Counting is not learning by gradients.** The derivation has a student without optimiser, and a teacher that knows nothing of a context but what it has counted.
-# - **Small models, few tokens.** The openings of the books are about eight million tokens; longer trainings read them again.
-# - **Three numbers from four lengths.** A law of three parameters leaves one degree of freedom to the *shape*; its intervals are to first order, and assume that the shape is right. The held-out length is there for that.
+# - **Small models, few tokens.** Each epoch draws its blocks anew from the openings of the books, so that blocks come again, in long trainings often.
+# - **Three numbers from four lengths.** A law of three parameters leaves one degree of freedom to the *shape*; its intervals are to first order, and assume that the shape is right, and that runs of all lengths scatter alike. The held-out length is there for that, and its own rate, chosen at a shorter length, cannot be told from the shape.
 # - **Compute is multiply-adds.** Time is another thing, which {doc}`17_distilling_a_small_language_model` measures.
-# - **One objective**, and one batch size.
+# - **One objective**, one batch size, and rates of students that were chosen beside one teacher: the other teachers were given no choice.
 #
 # ## To take away
 #
 # **Formulae.** $m=L_{\text{alone}}^{-1}(L_{\text{distilled}}(D))/D$; price $1+c_T/(3c_Sk)$; distilling pays at equal compute where $m$ is above the price. For students that count, $m=1/(\rho+(1-\rho)\,n/n_T)$.
 #
-# **What to set.** Share the look: several students, several epochs, or a cache. It lowers the price without touching the worth.
+# **What to set.** Share the look: several students, several epochs over one text, or a cache. It lowers the price without touching the worth.
 #
 # **What to watch for.** A comparison at one length says nothing of another. Say how much the teacher has read, and who paid for it.
 #

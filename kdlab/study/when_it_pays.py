@@ -4,8 +4,8 @@
 a schedule of its own and a rate chosen for it; teachers of three ages and two sizes. *when-it-pays-held-out*: the same at 32 million tokens,
 which no fit may have seen. *whose-text*: two divergences on three texts. *drafts-grown*: drafts that read four times the tokens.
 
-In float32, which every processor has. The texts are the openings of the books, about eight million tokens: longer trainings read them more
-than once.
+In float32, which every processor has. The texts are the openings of the books, about ten million tokens, of which each epoch draws its blocks
+anew: long trainings read many of them more than once.
 """
 
 from collections.abc import Iterator
