@@ -45,7 +45,7 @@ from kdlab.figures import (
     use_style,
 )
 from kdlab.language import load_text_data
-from kdlab.models import GPT, begin_from, mlp
+from kdlab.models import GPT, begin_from, mlp, multiply_adds
 from kdlab.objectives import CrossEntropy, ForwardKL, forward_kl
 from kdlab.study import book_language_teacher, results
 from kdlab.study.display import (
@@ -463,9 +463,40 @@ else:
     )  # fmt: skip
 
 # %% tags=["hide-input"]
+if cut_done:
+    price = 1 + multiply_adds(teacher) / (3 * multiply_adds(halves["outer"]))
+    reached = {
+        arm: np.mean([r["epochs"]["validation.bits_per_byte"] for r in cut.arm(arm)], 0)
+        for arm in CUTS
+    }
+    goal = reached["drawn-kd"][-1]
+    first = int(np.argmax(reached["outer-alone"] <= goal)) + 1
+    cheaper = below("outer-kd", ["drawn-alone", "drawn-kd"], cut, BITS, names=CUTS)
+    cheaper_alone = below(
+        "outer-alone", ["drawn-alone", "drawn-kd"], cut, BITS, names=CUTS
+    )
+    adds = below("outer-kd", "outer-alone", cut, BITS, names=CUTS)
+    display(cheaper, cheaper_alone, adds)
+    holds = cheaper.holds and cheaper_alone.holds
+    judged = verdict(
+        "C5", "depends" if holds else "not decided",
+        ("At this scale it is so, of a teacher that is there already. " if holds else "")
+        + f"{cheaper} {adds} The validation text is as well predicted by the first and last block, trained on labels alone, after {first} of {len(reached['outer-alone'])} epochs as by drawn weights with the teacher after all of them; a token with the teacher costs {price:.2f} tokens alone. {conditions(cut)}.",
+        data=data, condition="bound to a scale" if holds else None,
+    )  # fmt: skip
+    display(judged)
+
+# %% tags=["hide-input"]
 findings.show(
     f"A student of its teacher's own architecture, with drawn weights, ends at {np.mean(correct[DRAWN]):.1%} accuracy, its teacher has {np.mean(teachers_correct):.1%}; they agree on {np.mean(agreed[DRAWN]):.1%} of new examples, and on {np.mean(agreed[PLENTY]):.1%} after {longer} times as long a training on {more} times the examples. One that begins at {max(shares):g} of the teacher's weights agrees on {np.mean(agreed[NEAREST]):.1%} ({N}).",
     f"Two blocks of a language model of {blocks} need {untrained['first']:.2f} bits per byte as they are cut out (the first two), and {trained['first']:.2f} after {tokens[-1]:,} tokens; drawn weights {trained['drawn']:.2f} after as many, the whole teacher {untrained['teacher']:.2f} (n = 1).",
+    *(
+        [
+            f"After a million tokens, with a rate of its own for each: first and last block and the teacher {cut.mean('outer-kd', BITS.of).mean:.2f} bits per byte of the test books, drawn weights and the teacher {cut.mean('drawn-kd', BITS.of).mean:.2f} (n = {len(cut.values('outer-kd', BITS.of))} seeds)."
+        ]
+        if cut_done
+        else []
+    ),
 )
 
 # %% [markdown]
