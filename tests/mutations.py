@@ -1699,7 +1699,7 @@ MUTATIONS = [
     Mutation(
         "a term without a count runs in micro-batches",
         CHECKS,
-        "if not named & _COUNTS:",
+        "if not {p.name for p in _asked(term)} & _COUNTS:",
         "if False:",
         "test_a_term_that_ignores_the_count_has_no_micro_batches",
     ),

@@ -235,13 +235,17 @@ while time.process_time() < 1: pass
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere kernels have ports")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("forked", [False, True])
-def test_a_kernel_takes_no_port_and_leaves_no_socket(small_book, tmp_path, monkeypatch, forked):
-    """A port that was free when it was chosen may be another kernel's when this one binds it."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    own = "# %%\nfrom ipykernel.kernelapp import IPKernelApp\nassert IPKernelApp.instance().transport == 'ipc'\n"
-    with KernelServer({}, imported=["ipykernel.kernelapp"]) as server:
-        build.execute(small_book(own), "cpu", server=server if forked else None)
-    assert not list(tmp_path.glob("kernel-*"))
+@pytest.mark.parametrize(("name", "transport"), [("a", "ipc"), ("a" * 80, "tcp")])
+def test_a_kernel_takes_no_port_and_leaves_no_socket(small_book, monkeypatch, forked, name, transport):
+    """A port that was free when it was chosen may be another kernel's when this one binds it. In a folder of a long name it takes ports."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        folder = Path(short) / name
+        folder.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        own = f"# %%\nfrom ipykernel.kernelapp import IPKernelApp\nassert IPKernelApp.instance().transport == {transport!r}\n"
+        with KernelServer({}, imported=["ipykernel.kernelapp"]) as server:
+            build.execute(small_book(own), "cpu", server=server if forked else None)
+        assert not list(folder.glob("kernel-*"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux alone")

@@ -111,13 +111,13 @@ class OwnKernel(AsyncKernelManager):
     running: ClassVar[set[int]] = set()
 
     def _transport_default(self):
-        """Sockets of files: a port that is free when it is chosen may be another's when the kernel binds it."""
-        return "ipc" if sys.platform == "linux" else "tcp"
+        """Sockets of files: a port that is free when it is chosen may be another's when the kernel binds it. Their names have an end: 107 bytes."""
+        return "ipc" if sys.platform == "linux" and len(os.fsencode(_socket())) < 100 else "tcp"
 
     def _ip_default(self):
         if self.transport == "tcp":
             return super()._ip_default()
-        return str(Path(tempfile.gettempdir()) / f"kernel-{uuid4().hex}")  # followed by -1 to -5
+        return _socket()  # followed by -1 to -5
 
     @property
     def kernel_spec(self):
@@ -151,6 +151,11 @@ class OwnKernel(AsyncKernelManager):
         await super()._async_cleanup_resources(restart=restart)
 
     cleanup_resources = _async_cleanup_resources
+
+
+def _socket() -> str:
+    """Where a kernel is reached, in the temporary folder."""
+    return str(Path(tempfile.gettempdir()) / f"kernel-{uuid4().hex[:12]}")
 
 
 def stop_kernels() -> None:
