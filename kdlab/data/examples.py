@@ -51,7 +51,7 @@ class Examples:
 
     @property
     def augments(self) -> bool:
-        """Whether batches are augmented where the recipe says so: those of a class of one's own that has a method :meth:`augmented`."""
+        """Whether batches are augmented where the recipe says so, as those of a class with its own :meth:`augmented` are."""
         return type(self).augmented is not Examples.augmented
 
     def augmented(self, inputs: Inputs, generator: torch.Generator) -> Inputs:
