@@ -419,7 +419,7 @@ display(
 )
 
 # %% [markdown]
-# One run a beginning, so that an order of the three cuts is not shown here. What the figure does show is how a cut behaves. Untrained, it is a poor model, since no block was trained to read what now arrives; the loss then falls fast, since what each block knows is still there.
+# One run a beginning, so that an order of the three cuts is not shown here. What the figure does show is how a cut behaves. No block was trained to read what now arrives: untrained, such a model may be a poor one or a usable one, by which blocks are left. What each block knows is still there, and training goes on from it.
 #
 # Whether that lasts is a question of length. A million tokens, a rate for each arm, labels alone or the teacher beside them, and three seeds are the plan *cut*.
 
