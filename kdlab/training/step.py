@@ -202,10 +202,10 @@ def compare(
             seen = seen.hidden.detach().sum() + seen.weight.detach().square().sum()
         s.check_finite({"student logits": seen.detach().sum().item()})
     masks = _masks(inputs, labels, student_logits)
+    # Products with a head that are left to the objective are made as the model's own. On a CPU they stay in float32, as in all records.
     lower = isinstance(student_logits, HeadLogits) and labels.device.type != "cpu"
     if s.recipe.mixup:  # of a mixture nobody knows
         labels = index = None
-    # Products with a head that are left to the objective are made as the model's own. On a CPU they stay in float32, as in all records.
     with autocast(s.device, s.recipe.precision) if lower else nullcontext():
         return s.objective(
             student_logits=student_logits,
