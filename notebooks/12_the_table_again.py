@@ -48,6 +48,7 @@ from kdlab.figures import (
     table,
     use_style,
 )
+from kdlab.figures.dots import runs_along
 from kdlab.models import mlp
 from kdlab.objectives import CrossEntropy
 from kdlab.study import (
@@ -1006,21 +1007,13 @@ if any(lengths_of.values()):
         for method in LENGTHS_ASKED:
             arms_of = [arm_name(method, e, rate) for e in lengths_of[rate]]
             shown_arms += arms_of
-            means = [100 * grown.mean(arm).mean for arm in arms_of]
-            panel.plot(
-                lengths_of[rate], means, "-", color=hues[method], label=GROWN[method]
+            at_lengths = {
+                e: grown.values(arm).values()
+                for e, arm in zip(lengths_of[rate], arms_of, strict=True)
+            }
+            runs_along(
+                panel, at_lengths, colour=hues[method], label=GROWN[method], factor=100
             )
-            for e, arm in zip(lengths_of[rate], arms_of, strict=True):
-                values = [100 * v for v in grown.values(arm).values()]
-                panel.plot(
-                    [e] * len(values),
-                    values,
-                    "o",
-                    color=hues[method],
-                    alpha=0.5,
-                    markersize=4,
-                    label="_run",
-                )
         for e in lengths_of[rate]:
             best_first = sorted(
                 LENGTHS_ASKED, key=lambda m: -grown.mean(arm_name(m, e, rate)).mean

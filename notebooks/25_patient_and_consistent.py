@@ -40,6 +40,7 @@ from IPython.display import display
 
 from kdlab.data import Examples, KnownPosterior
 from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, sentence, show, table, use_style
+from kdlab.figures.dots import runs_along
 from kdlab.models import mlp
 from kdlab.objectives import CrossEntropy, ForwardKL, forward_kl
 from kdlab.study import results
@@ -225,20 +226,10 @@ HUES = dict(zip(WAYS, (BLUE, ORANGE, GREEN, PURPLE), strict=True))
 figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.2))
 for way, hue in HUES.items():
     for panel, values, factor in zip(panels, (agreed, apart), (100, 1), strict=True):
-        means = [factor * np.mean(values[way][e]) for e in lengths]
-        panel.plot(
-            lengths, means, "--" if "mixed" in way else "-", color=hue, label=way
+        style = "--" if "mixed" in way else "-"
+        runs_along(
+            panel, values[way], colour=hue, label=way, factor=factor, style=style
         )
-        for e in lengths:
-            panel.plot(
-                [e] * len(seeds),
-                factor * np.array(values[way][e]),
-                "o",
-                color=hue,
-                alpha=0.5,
-                markersize=4,
-                label="_run",
-            )
 for panel, what in zip(
     panels,
     ("agreement with the teacher (%)", "KL from the teacher (nats)"),

@@ -36,6 +36,7 @@ from IPython.display import display
 
 from kdlab.data import KnownPosterior
 from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, show, table, use_style
+from kdlab.figures.dots import runs_along
 from kdlab.models import mlp
 from kdlab.objectives import CrossEntropy, ForwardKL, cross_entropy, forward_kl
 from kdlab.study import results
@@ -212,31 +213,15 @@ accuracies = {
 N = f"n = {len(seeds)} seed{'s' * (len(seeds) > 1)}"
 figure, panels = plt.subplots(1, 3, figsize=(9.6, 3.0))
 
-
-def curve(panel, values, colour, label, factor=100):
-    means = [factor * np.mean(values[size]) for size in sizes]
-    panel.plot(sizes, means, color=colour, label=label)
-    for size in sizes:
-        panel.plot(
-            [size] * len(seeds),
-            factor * np.array(values[size]),
-            "o",
-            color=colour,
-            alpha=0.5,
-            markersize=4,
-            label="_run",
-        )
-
-
-curve(panels[0], right, BLUE, "teacher right")
-curve(panels[0], wrong, VERMILION, "teacher wrong")
-curve(panels[1], share, GREEN, "errors")
-curve(panels[1], share_own, PURPLE, "errors of its own")
+runs_along(panels[0], right, colour=BLUE, label="teacher right", factor=100)
+runs_along(panels[0], wrong, colour=VERMILION, label="teacher wrong", factor=100)
+runs_along(panels[1], share, colour=GREEN, label="errors", factor=100)
+runs_along(panels[1], share_own, colour=PURPLE, label="errors of its own", factor=100)
 panels[1].axhline(50, color="grey", linestyle=":", linewidth=1)
 panels[1].axhline(100 * (1 - a_T.mean()), color="grey", linestyle="--", linewidth=1)
 panels[1].legend(fontsize="x-small")
 for name, hue in (("alone", ORANGE), ("distilled", BLUE)):
-    curve(panels[2], accuracies[name], hue, name)
+    runs_along(panels[2], accuracies[name], colour=hue, label=name, factor=100)
 panels[2].axhline(100 * a_T.mean(), color="grey", linestyle=":", linewidth=1)
 for panel, what in zip(
     panels,

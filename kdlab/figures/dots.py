@@ -45,6 +45,21 @@ def dots(panel, rows: dict, intervals: dict, *, reference: dict | None = None, f
     panel.grid(axis="y", visible=False)
 
 
+def runs_along(panel, values: Mapping, *, colour: str, label: str, factor: float = 1.0, style: str = "-") -> None:
+    """Draw runs along an axis into a Matplotlib panel: each as a faint dot at its place, and their means as a line.
+
+    Args:
+        values: from the place to the values there, one a run.
+        colour, label, style: of the line.
+        factor: what values are multiplied by, such as 100 for per cent.
+    """
+    means = [factor * sum(there) / len(there) for there in values.values()]
+    panel.plot(list(values), means, style, color=colour, label=label)
+    for place, there in values.items():
+        runs = [factor * value for value in there]
+        panel.plot([place] * len(runs), runs, "o", color=colour, alpha=0.5, markersize=4, label="_run")
+
+
 def dots_side_by_side(
     panels: Mapping[str, tuple[dict, dict, float]], colours: Mapping[str, str], lines: Mapping[str, float]
 ):
