@@ -1144,6 +1144,13 @@ MUTATIONS = [
         "test_every_arm_is_treated_alike",
     ),
     Mutation(
+        "the table asks a spec for what it leaves to a default",
+        "study/flat.py",
+        'spec, how, origin = record["spec"], record["recipe"], record',
+        'spec, how, origin = record["spec"], record["spec"]["recipe"] | {"seed": 0}, record',
+        "test_what_a_spec_leaves_to_a_default_is_in_the_row",
+    ),
+    Mutation(
         "a default of attention transfer crashes",
         "objectives/attention.py",
         '    form: Form = "released",',

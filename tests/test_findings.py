@@ -78,7 +78,8 @@ def test_the_scale_is_that_of_the_records():
         return {
             "seconds": 3600,
             "provenance": {"device": device},
-            "spec": {"teacher": teacher, "data": data, "recipe": recipe},
+            "spec": {"teacher": teacher, "data": data},
+            "recipe": recipe,
         }
 
     cpu = record("Some CPU, 1 threads", "cifar100", teacher={}, epochs=5)

@@ -134,8 +134,7 @@ def scale(records: Collection[dict]) -> str:
     )
     hours = sum(record["seconds"] for record in records) / 3600
     epochs, tokens, sentences = set(), set(), set()
-    for spec in (record["spec"] for record in records if record["spec"]["teacher"] is not None):
-        how = spec["recipe"]
+    for spec, how in ((r["spec"], r["recipe"]) for r in records if r["spec"]["teacher"] is not None):
         if context := re.fullmatch(r"\w[\w-]*-\d+-(\d+)", spec["data"]):
             tokens.add(how["epochs"] * how["epoch_examples"] * int(context[1]) / 1e6)
         elif "-sentences-" in spec["data"]:

@@ -15,8 +15,8 @@ def row(record: dict, networks: Mapping[str, str] = MappingProxyType({})) -> dic
     ``length`` says how long its student learned, in words; ``record`` is the name of its file; ``teacher`` its network, by the hash of
     its spec in ``networks``, else the first letters of the hash.
     """
-    spec, origin = record["spec"], record["provenance"]
-    how, context = spec["recipe"], re.fullmatch(r"\w[\w-]*-\d+-(\d+)", spec["data"])
+    spec, how, origin = record["spec"], record["recipe"], record["provenance"]  # a spec does not say what is a default
+    context = re.fullmatch(r"\w[\w-]*-\d+-(\d+)", spec["data"])
     taught = spec["teacher"] or ""
     length = f"{how['epochs']} epochs"
     if context:
@@ -26,7 +26,7 @@ def row(record: dict, networks: Mapping[str, str] = MappingProxyType({})) -> dic
     return {
         "plan": spec["study"],
         "arm": spec["arm"],
-        "seed": record["recipe"]["seed"],
+        "seed": how["seed"],
         "length": length,
         "student": spec["student"],
         "teacher": networks.get(taught, taught[:8]),
