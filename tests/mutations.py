@@ -1755,8 +1755,8 @@ MUTATIONS = [
     Mutation(
         "pictures in Examples are not cropped, silently",
         CHECKS,
-        "if recipe.augment and not augments(train)",
-        "if False",
+        "if recipe.augment and isinstance(pictures",
+        "if False and isinstance(pictures",
         "test_what_is_not_augmented_says_so",
     ),
     Mutation(
@@ -1826,9 +1826,23 @@ MUTATIONS = [
     Mutation(
         "kept logits of whole pictures teach crops",
         TEACHERS,
-        "if not self.whole_pictures and augments(split)",
-        "if False",
+        "if not self.whole_pictures and (loaded",
+        "if False and (loaded",
         "test_kept_logits_are_of_what_the_student_sees",
+    ),
+    Mutation(
+        "kept logits of one drawing teach another, of a DataLoader",
+        TEACHERS,
+        "(loaded or any(recipe",
+        "(any(recipe",
+        "test_kept_logits_are_of_what_the_student_sees",
+    ),
+    Mutation(
+        "a data set that draws nothing is taken for one that draws",
+        EXAMPLES,
+        "return any(not torch.equal(x, other[name])",
+        "return any(True",
+        "test_a_data_set_that_draws_is_told_from_one_that_does_not",
     ),
     Mutation(
         "what an optimiser keeps comes back in another memory layout",

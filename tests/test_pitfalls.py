@@ -25,6 +25,7 @@ from kdlab import files, objectives, training
 from kdlab.benchmarks import acceptance, by_hand, timing
 from kdlab.benchmarks import training as training_rounds
 from kdlab.data import DataError, Examples, Split, Tokens, images
+from kdlab.data.examples import Loaded
 from kdlab.data.tokens import mapped, numbered
 from kdlab.huggingface import CausalLM, without_adapter
 from kdlab.language import CacheError, OwnText, TeacherCache, caches, generate, speculate, text, write_cache
@@ -3134,6 +3135,27 @@ def test_each_epoch_is_reported_once(tmp_path, way, monkeypatch):
     assert epochs == [1, 2, 3]
 
 
+class Noisy(torch.utils.data.Dataset):
+    """Pairs that draw noise, as dictionaries or as tuples; with none, they draw nothing."""
+
+    def __init__(self, noise=1.0, named=False):
+        self.pairs, self.noise, self.named = flat_examples(), noise, named
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        x, y = self.pairs.inputs[index], self.pairs.labels[index]
+        x = x + self.noise * torch.randn(x.shape) if self.noise else x
+        return {"x": x, "labels": y} if self.named else (x, y)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_data_set_that_draws_is_told_from_one_that_does_not(named):
+    for noise in (0.0, 1.0):
+        assert Loaded(torch.utils.data.DataLoader(Noisy(noise, named), 8)).augments == bool(noise)
+
+
 def test_what_is_not_augmented_says_so():
     """Pictures in Examples are not cropped, and a teacher of vectors has no view of its own; both say nothing."""
     pictures = Examples(torch.zeros(8, 3, 4, 4), torch.arange(8) % 3)
@@ -3144,6 +3166,13 @@ def test_what_is_not_augmented_says_so():
 
     assert said(ValueError, "neither cropped nor flipped: say augment=False", run(pictures, 48, augment=True))
     assert said(ValueError, "a teacher has no view of its own", run(flat_examples(), 6, teacher_view="own"))
+    still = torch.utils.data.TensorDataset(flat_examples().inputs, flat_examples().labels)
+    assert said(
+        ValueError,
+        "examples for which the DataLoader",
+        run(torch.utils.data.DataLoader(still, 8), 6, teacher_view="own"),
+    )
+    run(torch.utils.data.DataLoader(Noisy(), 8), 6, teacher_view="own")()
 
 
 def test_labels_with_two_axes_are_not_taken_for_a_text():
@@ -3200,6 +3229,14 @@ def test_kept_logits_are_of_what_the_student_sees(tmp_path):
         "holds what the teacher says of whole pictures",
         lambda: kept.check_examples(split, [replace(BRIEF, augment=True)]),
     )
+    for noise in (0.0, 1.0):
+        split = Loaded(torch.utils.data.DataLoader(Noisy(noise), 8))
+        teachers.write_logits(tmp_path / f"of {noise}", nn.Linear(6, 3), split)
+        check = partial(teachers.CachedLogits(tmp_path / f"of {noise}").check_examples, split, [BRIEF])
+        if noise:
+            assert said(ValueError, "the DataLoader's data set draws others", check)
+        else:
+            check()
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])

@@ -173,6 +173,14 @@ class Loaded:
         """Of all examples in their order; they are loaded once more for it."""
         return torch.cat([labels.cpu() for _, labels, _ in self.batches(self.batch_size)])
 
+    @cached_property
+    def augments(self) -> bool:
+        """Whether the data set draws at random: its first batch is loaded twice, from two seeds."""
+        indices = [list(range(min(self.batch_size, len(self))))]
+        drawn = (_pair(*self._loaded(indices, seed, in_this_process=True))[0] for seed in (0, 1))
+        one, other = (inputs if isinstance(inputs, Mapping) else {"": inputs} for inputs in drawn)
+        return any(not torch.equal(x, other[name]) for name, x in one.items())
+
     @property
     def identity(self) -> str:
         """The checksum of the first and the last example, by which data sets of one length are told apart."""

@@ -91,8 +91,11 @@ def _check_learner(learner, train, teacher, gradient_norms) -> None:
     if learner.recipe.micro_batches > 1:
         _check_parts(objective, learner.recipe.micro_batches, train)
     if learner.recipe.teacher_view == "own" and not augments(train):
+        named = (
+            "examples for which the DataLoader's data set draws nothing" if is_loaded(train) else type(train).__name__
+        )
         raise ValueError(
-            f'{type(train).__name__} are not augmented, so a teacher has no view of its own of them: teacher_view="same".'
+            f'{named} are not augmented, so a teacher has no view of its own of them: teacher_view="same".'
         )
     if learner.recipe.mixup:
         _check_mixup(learner, train, teacher)
@@ -172,7 +175,7 @@ def _check_splits(train, validation, recipe: Recipe, measure) -> None:
             f"the DataLoader has batches of {train.batch_size} and the recipe of {recipe.batch_size}: say the same in both."
         )
     pictures = inputs_of(train)
-    if recipe.augment and not augments(train) and isinstance(pictures, Tensor) and pictures.ndim == 4:
+    if recipe.augment and isinstance(pictures, Tensor) and pictures.ndim == 4 and not augments(train):
         raise ValueError(
             f"pictures in {type(train).__name__} are neither cropped nor flipped: say augment=False in the recipe, or give a kdlab.data.Split of images."
         )
