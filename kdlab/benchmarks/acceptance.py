@@ -54,6 +54,7 @@ from ..study.records import provenance
 from ..training import Learner, LogitsOfViews, Recipe, Stopped, fit_together
 from ..training import group as training_group
 from ..training.graphs import WARM_UP, GraphedStep
+from ..training.mixup import mixed
 
 #: Of the synthetic data: classes, words, and examples.
 CLASSES, WORDS, EXAMPLES = 10, 48, 48
@@ -327,18 +328,30 @@ def draws(device) -> list[str]:
     return wrong
 
 
+def mixtures(device) -> list[str]:
+    """Of mixed examples, too, the graph gives what its steps give, and a run that was stopped and resumed the whole one."""
+    wrong, objectives, names = [], [lambda: 1.0 * SoftTargets(4.0)], ["of mixtures"]
+    graphed, plain = (Trained(device, objectives, mixup=True, graphs=graphs) for graphs in (True, False))
+    wrong += apart(plain.weights, graphed.weights, names, "the graph gives other weights than its steps")
+    with tempfile.TemporaryDirectory() as folder:
+        Trained(device, objectives, mixup=True, folder=folder, steps=5)
+        resumed = Trained(device, objectives, mixup=True, folder=folder)
+    wrong += apart(plain.weights, resumed.weights, names, "resumed is not the whole")
+    return wrong if not on_cuda(device) or graphed.steps[0][1] else [*wrong, "nothing was captured"]
+
+
 def waiting(device) -> list[str]:
     """A term that waits for the device is reported, leaves those beside it captured, and harms nothing that comes after."""
-    mixed = Trained(device, [lambda: 1.0 * Waiting(), kd])
+    beside = Trained(device, [lambda: 1.0 * Waiting(), kd])
     after = Trained(device, [kd])
     plain = Trained(device, [kd], graphs=False)
-    wrong = apart(plain.weights, mixed.weights[1:], ["kd"], "beside it, other weights")
+    wrong = apart(plain.weights, beside.weights[1:], ["kd"], "beside it, other weights")
     wrong += apart(plain.weights, after.weights, ["kd"], "after it, other weights")
     if on_cuda(device):
-        wrong += [] if mixed.steps[0][1:] == (True, {0}) else [f"of two, {mixed.steps[0][2]} were not captured"]
+        wrong += [] if beside.steps[0][1:] == (True, {0}) else [f"of two, {beside.steps[0][2]} were not captured"]
         wrong += (
             []
-            if any("Waiting" in said and "waits for the device" in said for said in mixed.said)
+            if any("Waiting" in said and "waits for the device" in said for said in beside.said)
             else ["nobody was told"]
         )
         wrong += [] if after.steps[0][1:] == (True, set()) else ["after it nothing is captured"]
@@ -350,8 +363,10 @@ def replays(device) -> list[str]:
     if not on_cuda(device):
         return []
     steps = Trained(device, [kd, IMAGES["dkd"]], seeds=[0, 1], epochs=5, strict=True).steps
-    for name, split in (("images", images()), ("texts", text())):
-        batches = split.to(device).batches(8, generator=torch.Generator().manual_seed(0), augment=name == "images")
+    for split, mixup in ((images(), False), (images(), True), (text(), False)):
+        augment = isinstance(split, Split)
+        batches = split.to(device).batches(8, generator=torch.Generator().manual_seed(0), augment=augment)
+        batches = mixed(batches, seed=0, epoch=0) if mixup else batches
         next(batches)  # an epoch's indices and augmentation are copied to the device
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -473,7 +488,7 @@ def other_device(device) -> list[str]:
 CHECKS: dict[str, Callable[[str], list[str]]] = {
     check.__name__.replace("_", " "): check
     for check in (
-        resume, image_objectives, text_objectives, draws, waiting, replays, memory, training_mode_teacher, kept_views, products,
+        resume, image_objectives, text_objectives, draws, mixtures, waiting, replays, memory, training_mode_teacher, kept_views, products,
         speculation, decoding, other_device,
     )
 }  # fmt: skip

@@ -31,6 +31,7 @@ def mixed(batches: Iterator[tuple], seed: int, epoch: int, start: int = 0) -> It
             )
         drawn, n = generator(seed, epoch, step, "mixup"), len(inputs)
         order = torch.randperm(n, generator=drawn)
-        partner = torch.empty_like(order).scatter_(0, order, order.roll(1)).to(inputs.device)  # never itself
-        share = torch.rand(n, *[1] * (inputs.ndim - 1), generator=drawn).to(inputs)
-        yield (torch.lerp(inputs[partner], inputs, share), *others)
+        partner = torch.empty_like(order).scatter_(0, order, order.roll(1))  # never itself
+        share = torch.rand(n, *[1] * (inputs.ndim - 1), generator=drawn)
+        partner, share = (x.to(inputs.device, non_blocking=True) for x in (partner, share))
+        yield (torch.lerp(inputs[partner], inputs, share.to(inputs)), *others)

@@ -1,4 +1,4 @@
-"""An emulated CUDA device on a PyTorch without CUDA: tensors that say they are on ``cuda:0``, and compute on the CPU.
+"""An emulated CUDA device where there is none: tensors that say they are on ``cuda:0``, and compute on the CPU.
 
 With ``guard.cpp`` preloaded, PyTorch's own autograd engine, autocast and fused optimisers run as they would there. The emulation
 
@@ -12,6 +12,7 @@ It knows nothing of the numerics and speed of kernels, of races between streams,
 """
 
 import contextlib
+import ctypes
 import threading
 import warnings
 import weakref
@@ -322,6 +323,15 @@ def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=Non
     return scores.softmax(-1).to(v.dtype) @ v
 
 
+def rms_norm(x, normalized_shape, weight=None, eps=None):
+    """By its formula: the fused one has no derivative on a CPU."""
+    axes, wide = tuple(range(-len(normalized_shape), 0)), x.float()
+    scaled = (
+        wide * (wide.square().mean(axes, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()
+    )
+    return (scaled if weight is None else scaled * weight).to(x.dtype)
+
+
 def _set_mode(mode) -> None:
     state.mode = {"default": 0, "warn": 1, "error": 2}.get(mode, mode)
 
@@ -343,6 +353,7 @@ def _allocated(*_) -> int:
 def install() -> Mode:
     """Put the emulation in the place of ``torch.cuda``; within what it returns, ``"cuda"`` is the emulated device."""
     global default
+    ctypes.CDLL(None).stand_in()
     default = torch.Generator("cuda")
     told = {
         "_lazy_init": lambda: None, "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
@@ -358,7 +369,7 @@ def install() -> Mode:
     }  # fmt: skip
     for name, value in told.items():
         setattr(torch.cuda, name, value)
-    torch.nn.functional.scaled_dot_product_attention = attention
+    torch.nn.functional.scaled_dot_product_attention, torch.nn.functional.rms_norm = attention, rms_norm
     torch.optim.Optimizer._accelerator_graph_capture_health_check = lambda self: None
     torch._C._set_only_lift_cpu_tensors(True)
     torch.__future__.set_overwrite_module_params_on_conversion(True)
