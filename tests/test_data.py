@@ -27,6 +27,7 @@ from kdlab.data import (
     load_digits,
     load_images,
 )
+from kdlab.data.examples import as_split
 from kdlab.objectives import soften
 from kdlab.training import expected_calibration_error
 
@@ -615,3 +616,11 @@ def test_a_view_of_examples_hangs_on_the_batch_and_not_on_those_before_it():
     later = [x for x, *_ in own.batches(2, generator=seeded(), start=2, **how)]
     assert torch.equal(later[0], whole[2])
     assert all(not x.any() for x, *_ in own.batches(2, generator=seeded(), order=torch.arange(6)))
+
+
+def test_an_earlier_name_of_the_labels_warns():
+    loaded = as_split(
+        torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(4, 2), torch.arange(4)), 2), "train"
+    )
+    with pytest.warns(DeprecationWarning, match="is labels since"):
+        assert loaded.all_labels.tolist() == [0, 1, 2, 3]

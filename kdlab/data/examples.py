@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -172,6 +173,16 @@ class Loaded:
     def labels(self) -> Shaped[Tensor, "n ..."]:
         """Of all examples in their order; they are loaded once more for it."""
         return torch.cat([labels.cpu() for _, labels, _ in self.batches(self.batch_size)])
+
+    @property
+    def all_labels(self) -> Shaped[Tensor, "n ..."]:
+        """The earlier name of ``labels``."""
+        warnings.warn(
+            "kdlab.data.examples.Loaded.all_labels is labels since 0.3.0, and ends with 0.5.0.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.labels
 
     @cached_property
     def augments(self) -> bool:
