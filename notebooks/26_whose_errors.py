@@ -229,8 +229,8 @@ for panel, what in zip(
     strict=True,
 ):
     panel.axvline(teacher_examples, color="grey", linewidth=0.8)
-    panel.set(xscale="log", xlabel="examples", ylabel=what)
-    panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    panel.set(xscale="log", xlabel="thousands of examples", ylabel=what)
+    panel.set_xticks(sizes, [f"{size / 1000:.3g}" for size in sizes])
     panel.minorticks_off()
 panels[0].legend(fontsize="x-small")
 panels[2].legend(fontsize="x-small")
