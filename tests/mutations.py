@@ -1838,6 +1838,20 @@ MUTATIONS = [
         "test_kept_logits_are_of_what_the_student_sees",
     ),
     Mutation(
+        "a model that cannot read its inputs says so in PyTorch's words",
+        "training/taps.py",
+        'if "indices" not in said and',
+        "if True or",
+        "test_inputs_of_a_type_that_the_model_cannot_read_are_said",
+    ),
+    Mutation(
+        "an error inside a model is laid to its inputs",
+        "training/taps.py",
+        'if "indices" not in said and',
+        "if False and",
+        "test_an_error_inside_a_model_is_its_own",
+    ),
+    Mutation(
         "a data set that draws nothing is taken for one that draws",
         EXAMPLES,
         "return any(not torch.equal(x, other[name])",

@@ -140,6 +140,7 @@ from kdlab.training import (
     teachers,
     views,
 )
+from kdlab.training.taps import call
 
 QUICK = Recipe(epochs=3, batch_size=32, learning_rate=0.01, schedule="cosine")
 
@@ -3681,3 +3682,29 @@ def test_of_what_an_attention_module_returns_maps_are_the_last():
     x = torch.randn(1, 2, 3, 3)
     with training.Taps(model, ["attention:0"]) as taps:
         assert torch.equal(taps(x)[1]["attention:0"], x.softmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (nn.Conv2d(3, 2, 1), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)),
+        (nn.Conv2d(3, 2, 1, bias=False), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)),
+        (nn.Linear(3, 2), torch.zeros(2, 3, dtype=torch.int64)),
+        (nn.Linear(3, 2), torch.zeros(2, 3, dtype=torch.bool)),
+        (nn.Embedding(3, 2), torch.zeros(2, 3)),
+    ],
+    ids=["pictures", "pictures, no bias", "whole numbers", "booleans", "tokens"],
+)
+def test_inputs_of_a_type_that_the_model_cannot_read_are_said(model, inputs):
+    """A picture in uint8 ends in “expected scalar type Byte but found Float”."""
+    assert said(TypeError, f"{type(model).__name__} cannot read inputs of {inputs.dtype}", lambda: call(model, inputs))
+
+
+def test_an_error_inside_a_model_is_its_own():
+    halves = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).bfloat16())
+    for inputs, sentence in (
+        (torch.zeros(2, 3), "Float and BFloat16"),
+        (torch.zeros(2, 4), "shapes cannot be multiplied"),
+    ):
+        with pytest.raises(RuntimeError, match=sentence):
+            call(halves, inputs)

@@ -3,7 +3,7 @@
 import resource
 import sys
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Run:
     """What :func:`run` leaves behind: the trained student, its test logits (None if it diverged, or of a text), and the record."""
 
     student: nn.Module
-    test_logits: Tensor | None
+    test_logits: Tensor | None = field(repr=False)
     record: dict
 
 

@@ -1,6 +1,7 @@
 r"""Taps: what the layers of a model compute, captured as it runs, without editing it."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -216,6 +217,9 @@ def call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """What a model says of inputs; a dictionary of them by their names, as ``model(**inputs)``.
 
     Inputs in floating point are given in the model's own type, that of its first weights, such as bfloat16.
+
+    Raises:
+        TypeError: for inputs of a type that it cannot read, such as pictures in uint8.
     """
     if len(args) == 1 and isinstance(args[0], Mapping) and not kwargs:
         args, kwargs = (), dict(args[0])
@@ -223,7 +227,24 @@ def call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if (kind := next(weights, None)) is not None:
         args = tuple(_in_type(x, kind) for x in args)
         kwargs = {name: _in_type(x, kind) for name, x in kwargs.items()}
-    return model(*args, **kwargs)
+    try:
+        return model(*args, **kwargs)
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+        kinds = {x.dtype for x in (*args, *kwargs.values()) if isinstance(x, Tensor)}
+        if "indices" not in said and not any(re.search(rf"\b({WHOLE.get(kind, '$.')})\b", said) for kind in kinds):
+            raise
+        raise TypeError(
+            f"{type(model).__name__} cannot read inputs of {' and '.join(sorted(map(str, kinds)))} ({said}): pictures are floats, such as "
+            "pictures.float() / 255, normalised as it expects, or a kdlab.data.Split; tokens are int64."
+        ) from error
+
+
+#: What PyTorch's errors call types that are no floating point.
+WHOLE = {
+    torch.bool: "Bool|bool", torch.uint8: "Byte|unsigned char", torch.int8: "Char|char", torch.int16: "Short|short",
+    torch.int32: "Int|int", torch.int64: "Long|long",
+}  # fmt: skip
 
 
 def _in_type(given: Any, kind: torch.dtype) -> Any:
