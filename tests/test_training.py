@@ -845,7 +845,11 @@ def test_what_a_loader_cannot_say_again_is_refused(linear):
             TypeError,
             "an IterableDataset has no order that a run could go on in",
         ),
-        (torch.utils.data.DataLoader(data, 4, sampler=weighted), TypeError, "not with WeightedRandomSampler"),
+        (
+            torch.utils.data.DataLoader(data, 4, sampler=weighted),
+            TypeError,
+            r"not with WeightedRandomSampler.*Subset\(dataset, list\(sampler\)\)",
+        ),
         (torch.utils.data.DataLoader(data, 8), ValueError, "the DataLoader has batches of 8 and the recipe of 4"),
         (
             torch.utils.data.DataLoader(data, 4, collate_fn=len),

@@ -156,7 +156,8 @@ class Loaded:
             which = loader.sampler if not sampled else loader.batch_sampler
             raise TypeError(
                 f"a DataLoader is taken with batches in order or shuffled, not with {type(which).__name__}: fit draws the order from the "
-                "recipe's seed and spreads it over processes itself."
+                "recipe's seed and spreads it over processes itself. For a choice of examples, or some of them more often, give the loader "
+                "torch.utils.data.Subset(dataset, list(sampler)) as its data set."
             )
 
     def __len__(self) -> int:
