@@ -27,12 +27,6 @@ def test_a_row_has_what_was_trained_and_every_number_of_its_test():
     assert text["length"] == "1.05 million tokens" and "sample" not in text
 
 
-def test_what_a_spec_leaves_to_a_default_is_in_the_row():
-    record = one("teacher.resnet8-30.seed0")
-    assert "learning_rate" not in record["spec"]["recipe"]
-    assert row(record)["learning_rate"] == record["recipe"]["learning_rate"] == 0.05
-
-
 def test_a_run_that_diverged_has_no_measure():
     assert set(row(one("small.kd.seed0") | {"test": None})) == set(ABOUT)
 

@@ -8,7 +8,7 @@ import math
 import os
 import random
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +115,8 @@ from kdlab.objectives import (
 from kdlab.objectives.conventions import CONVENTIONS
 from kdlab.study import Spec, plans, run, runner, statements
 from kdlab.study.evidence import Quantity, evidence
+from kdlab.study.flat import row as row_of
+from kdlab.study.records import provenance
 from kdlab.theory import reference
 from kdlab.training import (
     LogitsOfViews,
@@ -3139,22 +3141,39 @@ def test_each_epoch_is_reported_once(tmp_path, way, monkeypatch):
 class Noisy(torch.utils.data.Dataset):
     """Pairs that draw noise, as dictionaries or as tuples; with none, they draw nothing."""
 
-    def __init__(self, noise=1.0, named=False):
-        self.pairs, self.noise, self.named = flat_examples(), noise, named
+    def __init__(self, noise=1.0, named=False, drawn_by=None):
+        self.pairs, self.noise, self.named, self.drawn_by = flat_examples(), noise, named, drawn_by
 
     def __len__(self):
         return len(self.pairs)
 
     def __getitem__(self, index):
         x, y = self.pairs.inputs[index], self.pairs.labels[index]
-        x = x + self.noise * torch.randn(x.shape) if self.noise else x
+        if self.noise and index >= len(self) // 2:  # the first batch does not show it
+            x = -x if torch.rand(1, generator=self.drawn_by) < self.noise else x
         return {"x": x, "labels": y} if self.named else (x, y)
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_a_data_set_that_draws_is_told_from_one_that_does_not(named):
-    for noise in (0.0, 1.0):
-        assert Loaded(torch.utils.data.DataLoader(Noisy(noise, named), 8)).augments == bool(noise)
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_data_set_that_draws_is_told_from_one_that_does_not(named, batch_size):
+    """Also one that draws seldom, or from a generator of its own; and the generators stay where they are."""
+    own = torch.Generator().manual_seed(0)
+    before = torch.get_rng_state()
+    for data, drawn in (
+        (Noisy(0.0, named), False),
+        (Noisy(1e-9, named), True),
+        (Noisy(0.5, named, drawn_by=own), True),
+    ):
+        data.pairs.inputs[0, 0] = math.nan  # which is not equal to itself
+        assert Loaded(torch.utils.data.DataLoader(data, batch_size)).augments == drawn
+    noise = torch.utils.data.DataLoader(
+        Noisy(0.0), 8, collate_fn=lambda pairs: (torch.randn(len(pairs), 6), torch.zeros(len(pairs)))
+    )
+    assert Loaded(noise).augments
+    assert torch.equal(torch.get_rng_state(), before)
+    words = torch.utils.data.DataLoader([("a", 0), ("b", 1)], 2)
+    assert said(TypeError, "inputs must be a tensor", lambda: Loaded(words).augments)
 
 
 def test_what_is_not_augmented_says_so():
@@ -3684,27 +3703,50 @@ def test_of_what_an_attention_module_returns_maps_are_the_last():
         assert torch.equal(taps(x)[1]["attention:0"], x.softmax(-1))
 
 
-@pytest.mark.parametrize(
-    ("model", "inputs"),
-    [
-        (nn.Conv2d(3, 2, 1), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)),
-        (nn.Conv2d(3, 2, 1, bias=False), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)),
-        (nn.Linear(3, 2), torch.zeros(2, 3, dtype=torch.int64)),
-        (nn.Linear(3, 2), torch.zeros(2, 3, dtype=torch.bool)),
-        (nn.Embedding(3, 2), torch.zeros(2, 3)),
-    ],
-    ids=["pictures", "pictures, no bias", "whole numbers", "booleans", "tokens"],
-)
-def test_inputs_of_a_type_that_the_model_cannot_read_are_said(model, inputs):
+@pytest.mark.parametrize("bias", [True, False])
+def test_pictures_that_a_model_cannot_read_are_said(bias):
     """A picture in uint8 ends in “expected scalar type Byte but found Float”."""
-    assert said(TypeError, f"{type(model).__name__} cannot read inputs of {inputs.dtype}", lambda: call(model, inputs))
+    pictures = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    for model in (nn.Conv2d(3, 2, 1, bias=bias), nn.Sequential(nn.Flatten(), nn.Linear(12, 2, bias=bias))):
+        try:
+            call(model, pictures)
+        except Exception as error:
+            found = error
+        assert type(found) is TypeError and "cannot read pictures in uint8: give floats" in str(found)
 
 
 def test_an_error_inside_a_model_is_its_own():
+    def fails(sentence):
+        def raises(x):
+            raise RuntimeError(sentence)
+
+        return teachers.FunctionTeacher(raises, "it")
+
     halves = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).bfloat16())
-    for inputs, sentence in (
-        (torch.zeros(2, 3), "Float and BFloat16"),
-        (torch.zeros(2, 4), "shapes cannot be multiplied"),
+    for model, inputs, sentence in (
+        (halves, torch.zeros(2, 3), "Float and BFloat16"),
+        (nn.Linear(3, 2), torch.zeros(2, 3, dtype=torch.int64), "Long and Float"),
+        (fails("Byte-sized answers only"), torch.zeros(2, 3), "Byte-sized"),
+        (fails("too long to answer"), torch.zeros(2, 3, dtype=torch.uint8), "too long"),
     ):
-        with pytest.raises(RuntimeError, match=sentence):
-            call(halves, inputs)
+        try:
+            call(model, inputs)
+        except Exception as error:
+            found = error
+        assert type(found) is RuntimeError and sentence in str(found)
+
+
+def test_what_a_spec_leaves_to_a_default_is_in_the_table():
+    """A spec says what is not a default: a rate that is one was asked for in vain."""
+    recipe = Recipe(epochs=3)
+    spec = Spec("mine", "alone", "digits", "resnet8", 1.0 * CrossEntropy(), recipe)
+    record = {
+        "spec": spec.describe(),
+        "spec_hash": spec.hash,
+        "recipe": asdict(recipe),
+        "seconds": 1.0,
+        "test": {},
+        "provenance": provenance(),
+    }
+    assert "learning_rate" not in record["spec"]["recipe"]
+    assert row_of(record)["learning_rate"] == recipe.learning_rate

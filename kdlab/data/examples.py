@@ -16,6 +16,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -154,10 +155,17 @@ class Loaded:
         )
         if not sampled or type(loader.batch_sampler) is not BatchSampler:
             which = loader.sampler if not sampled else loader.batch_sampler
+            advice = (
+                ""
+                if sampled or isinstance(which, DistributedSampler)
+                else (
+                    " For a choice of examples, or some of them more often, the data set is torch.utils.data.Subset(dataset, list(sampler)), of a sampler "
+                    "with a seed: generator=torch.Generator().manual_seed(0)."
+                )
+            )
             raise TypeError(
                 f"a DataLoader is taken with batches in order or shuffled, not with {type(which).__name__}: fit draws the order from the "
-                "recipe's seed and spreads it over processes itself. For a choice of examples, or some of them more often, give the loader "
-                "torch.utils.data.Subset(dataset, list(sampler)) as its data set."
+                f"recipe's seed and spreads it over processes itself.{advice}"
             )
 
     def __len__(self) -> int:
@@ -187,22 +195,26 @@ class Loaded:
 
     @cached_property
     def augments(self) -> bool:
-        """Whether the data set draws at random: its first batch is loaded twice, from two seeds."""
-        indices = [list(range(min(self.batch_size, len(self))))]
-        drawn = (_pair(*self._loaded(indices, seed, in_this_process=True))[0] for seed in (0, 1))
-        one, other = (inputs if isinstance(inputs, Mapping) else {"": inputs} for inputs in drawn)
-        return any(not torch.equal(x, other[name]) for name, x in one.items())
+        """Whether its data set, or ``collate_fn``, draws at random: asked of 32 examples, spread over it.
+
+        What is drawn is seen by the generators, and if it is drawn from others, by what is loaded twice.
+        """
+        spread = range(0, len(self), max(1, len(self) // 32))
+
+        def load():
+            with _drawn_from(0):
+                before = _generators()
+                pair = _pair(self.loader.collate_fn([self.loader.dataset[index] for index in spread]))
+                return _checksum([pair]), _generators() != before
+
+        (first, drew), (again, _) = load(), load()
+        return drew or first != again
 
     @property
     def identity(self) -> str:
         """The checksum of the first and the last example, by which data sets of one length are told apart."""
-        digest = hashlib.sha256()
-        for index in (0, len(self) - 1):
-            (batch,) = self._loaded([[index]], 0, in_this_process=True)
-            inputs, labels = _pair(batch)
-            for tensor in [*(inputs.values() if isinstance(inputs, Mapping) else [inputs]), labels]:
-                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        places = [0], [len(self) - 1]
+        return _checksum(_pair(batch) for place in places for batch in self._loaded([place], 0, in_this_process=True))
 
     def batches(
         self,
@@ -268,6 +280,22 @@ def _drawn_from(*what):
         yield
     finally:
         random.setstate(before[0]), np.random.set_state(before[1]), torch.set_rng_state(before[2])
+
+
+def _generators() -> tuple:
+    """Where they stand."""
+    numpys = np.random.get_state(legacy=False)
+    return random.getstate(), repr(numpys), torch.get_rng_state().numpy().tobytes()
+
+
+def _checksum(pairs) -> str:
+    """Of the numbers in pairs of inputs and labels."""
+    digest = hashlib.sha256()
+    for inputs, labels in pairs:
+        check_batch(inputs, labels)
+        for tensor in [*(inputs.values() if isinstance(inputs, Mapping) else [inputs]), labels]:
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _pair(batch):

@@ -130,6 +130,11 @@ def augments(split: object) -> bool:
     return getattr(split, "augments", True)
 
 
+def draws(split: object) -> bool:
+    """Whether its data set draws views by itself, whatever the recipe says: a loaded split that says so."""
+    return is_loaded(split) and getattr(split, "augments", False)
+
+
 def identity_of(split: object) -> str | None:
     """Its own word on what it is; None where its content says it."""
     return getattr(split, "identity", None)

@@ -20,7 +20,7 @@ from .checkpoint import CheckpointError, load_tensors, save_tensors
 from .measures import all_logits, evaluation_mode, predict
 from .modules import moved_to
 from .precision import Precision, autocast
-from .protocols import AnySplit, Device, augments, by_index, is_loaded
+from .protocols import AnySplit, Device, augments, by_index, draws
 from .state import checksum, state_of
 
 GIVES = ("logits", "log-probabilities", "probabilities")
@@ -201,20 +201,17 @@ class CachedLogits(nn.Module):
         """
         if split_checksum(split) != self.header["split"]:
             raise CacheError(f"{self.path} is the cache of other examples, or of these in another order.")
-        loaded = is_loaded(split)
-        if not self.whole_pictures and (loaded or any(recipe.augment for recipe in recipes)) and augments(split):
-            holds, others, instead = (
-                (
-                    "one drawing of each example",
-                    "the DataLoader's data set draws others",
-                    "a data set that draws nothing",
-                )
-                if loaded
-                else ("whole pictures", "the recipe crops and mirrors them", "augment=False")
-            )
+        if self.whole_pictures:
+            return
+        other = "CachedLogits(…, whole_pictures=True), which is a teacher that does not see what the student sees."
+        if draws(split):
             raise ValueError(
-                f"{self.path} holds what the teacher says of {holds}, and {others}: {instead}, or "
-                "CachedLogits(…, whole_pictures=True), which is a teacher that does not see what the student sees."
+                f"{self.path} holds what the teacher says of one drawing of each example, and the DataLoader's data set draws others: a data "
+                f"set that draws nothing, or {other}"
+            )
+        if augments(split) and any(recipe.augment for recipe in recipes):
+            raise ValueError(
+                f"{self.path} holds what the teacher says of whole pictures, and the recipe crops and mirrors them: augment=False, or {other}"
             )
 
     def forward(self, index: Integer[Tensor, " B"]) -> Float[Tensor, "B *positions N"]:
