@@ -1859,6 +1859,13 @@ MUTATIONS = [
         "test_an_error_inside_a_model_is_its_own",
     ),
     Mutation(
+        "a file that a question opened is shared by all workers",
+        EXAMPLES,
+        "generator=torch.Generator(), **self._workers(1))",
+        "generator=torch.Generator())",
+        "test_workers_do_not_share_a_file_that_a_question_opened",
+    ),
+    Mutation(
         "a data set that draws nothing is taken for one that draws",
         EXAMPLES,
         "return drew or first != again",

@@ -3176,6 +3176,31 @@ def test_a_data_set_that_draws_is_told_from_one_that_does_not(named, batch_size)
     assert said(TypeError, "inputs must be a tensor", lambda: Loaded(words).augments)
 
 
+class Opened(torch.utils.data.Dataset):
+    """A file of numbers that is opened by whoever reads it first, as data sets for workers are."""
+
+    def __init__(self, path, n):
+        self.path, self.n, self.file = path, n, None
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        if self.file is None:
+            self.file = open(self.path, "rb", buffering=0)
+        self.file.seek(8 * index)
+        return torch.tensor([float(np.frombuffer(self.file.read(8), dtype=np.int64)[0])]), index
+
+
+def test_workers_do_not_share_a_file_that_a_question_opened(tmp_path):
+    """What is asked of a data set before its workers are forked opens its file for all of them: they read each other's examples."""
+    np.arange(64).tofile(tmp_path / "numbers")
+    data = Opened(tmp_path / "numbers", 64)
+    loaded = Loaded(torch.utils.data.DataLoader(data, 8, num_workers=2))
+    assert loaded.identity and not loaded.augments and data.file is None
+    assert all(torch.equal(inputs[:, 0].long(), labels) for inputs, labels, _ in loaded.batches(8))
+
+
 def test_what_is_not_augmented_says_so():
     """Pictures in Examples are not cropped, and a teacher of vectors has no view of its own; both say nothing."""
     pictures = Examples(torch.zeros(8, 3, 4, 4), torch.arange(8) % 3)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -195,26 +195,13 @@ class Loaded:
 
     @cached_property
     def augments(self) -> bool:
-        """Whether its data set, or ``collate_fn``, draws at random: asked of 32 examples, spread over it.
-
-        What is drawn is seen by the generators, and if it is drawn from others, by what is loaded twice.
-        """
-        spread = range(0, len(self), max(1, len(self) // 32))
-
-        def load():
-            with _drawn_from(0):
-                before = _generators()
-                pair = _pair(self.loader.collate_fn([self.loader.dataset[index] for index in spread]))
-                return _checksum([pair]), _generators() != before
-
-        (first, drew), (again, _) = load(), load()
-        return drew or first != again
+        """Whether its data set, or ``collate_fn``, draws at random: asked of 32 examples, spread over it."""
+        return self._asked(_draws)
 
     @property
     def identity(self) -> str:
         """The checksum of the first and the last example, by which data sets of one length are told apart."""
-        places = [0], [len(self) - 1]
-        return _checksum(_pair(batch) for place in places for batch in self._loaded([place], 0, in_this_process=True))
+        return self._asked(_ends)
 
     def batches(
         self,
@@ -237,22 +224,61 @@ class Loaded:
                 labels, index = labels.to(self.device, non_blocking=True), index.to(self.device)
             yield inputs, labels, index
 
-    def _loaded(self, batches: list[list[int]], seed: int, in_this_process: bool = False) -> DataLoader:
+    def _loaded(self, batches: list[list[int]], seed: int) -> DataLoader:
         loader = self.loader
-        workers = {}
-        if loader.num_workers and not in_this_process:
-            workers = {
-                name: getattr(loader, name)
-                for name in ("num_workers", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")
-            }
         return DataLoader(
             _Seeded(loader.dataset, seed),
             batch_sampler=batches,
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
             generator=torch.Generator(),  # else it would draw from the caller's
-            **workers,
+            **self._workers(),
         )
+
+    def _asked(self, question: Callable) -> Any:
+        """The answer of data set and ``collate_fn``, given where examples are loaded: a file that is opened for it is not shared by all workers."""
+        asked = _Asked(partial(question, self.loader.dataset, self.loader.collate_fn))
+        (answer,) = DataLoader(asked, batch_size=None, generator=torch.Generator(), **self._workers(1))
+        return answer
+
+    def _workers(self, most: int | None = None) -> dict[str, Any]:
+        if not (workers := self.loader.num_workers):
+            return {}
+        others = "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor"
+        return {"num_workers": min(most or workers, workers)} | {name: getattr(self.loader, name) for name in others}
+
+
+@dataclass(frozen=True)
+class _Asked(Dataset[Any]):
+    """A data set of one example, the answer to a question."""
+
+    question: Callable
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index):
+        return self.question()
+
+
+def _ends(dataset, collate) -> str:
+    """The checksum of the first and the last example."""
+    seeded = _Seeded(dataset, 0)
+    return _checksum(_pair(collate([seeded[index]])) for index in (0, len(dataset) - 1))
+
+
+def _draws(dataset, collate) -> bool:
+    """Whether anything is drawn: seen by the generators, or, where it is drawn from others, by what is loaded twice."""
+    spread = range(0, len(dataset), max(1, len(dataset) // 32))
+
+    def load():
+        with _drawn_from(0):
+            before = _generators()
+            pair = _pair(collate([dataset[index] for index in spread]))
+            return _checksum([pair]), _generators() != before
+
+    (first, drew), (again, _) = load(), load()
+    return drew or first != again
 
 
 @dataclass(frozen=True)
