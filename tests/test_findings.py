@@ -74,16 +74,19 @@ def test_each_finding_is_of_a_chapter_that_there_is():
 
 
 def test_the_scale_is_that_of_the_records():
-    def record(device, data, teacher=None, **recipe):
+    def record(device, data, teacher=None, examples=None, **recipe):
         return {
             "seconds": 3600,
             "provenance": {"device": device},
-            "spec": {"teacher": teacher, "data": data},
+            "spec": {"teacher": teacher, "data": data, "train_examples": examples},
             "recipe": recipe,
         }
 
     cpu = record("Some CPU, 1 threads", "cifar100", teacher={}, epochs=5)
     assert scale([cpu]) == "1 runs on CPUs, 1 hours of training: students of images learn for 5 epochs"
+    assert scale([cpu, record("Some CPU, 1 threads", "cifar100", teacher={}, examples=5000, epochs=80)]).endswith(
+        "learn for 5 epochs"
+    )
     text = record("NVIDIA H200", "book-openings-4096-256", teacher={}, epochs=8, epoch_examples=512)
     teacher = record("NVIDIA H200", "cifar100", epochs=200)
     assert scale([cpu, text, teacher]) == (

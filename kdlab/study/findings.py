@@ -139,7 +139,7 @@ def scale(records: Collection[dict]) -> str:
             tokens.add(how["epochs"] * how["epoch_examples"] * int(context[1]) / 1e6)
         elif "-sentences-" in spec["data"]:
             sentences.add(how["epochs"] * how["epoch_examples"])
-        else:
+        elif spec["train_examples"] is None:  # an epoch of a part is less
             epochs.add(how["epochs"])
     seen = []
     if epochs:
