@@ -59,7 +59,6 @@ from kdlab.study.display import (
     verdict,
 )
 from kdlab.study.evidence import QUANTITIES, Quantity
-from kdlab.study.findings import moves
 from kdlab.study.parameters import require
 from kdlab.study.statements import above, below, within
 from kdlab.study.statistics import summary
@@ -320,7 +319,7 @@ else:
 # %% tags=["hide-input"]
 holds = nearer.holds and nearer_shown.holds and as_good.holds
 photographs = (
-    f" On CIFAR-100, after ten epochs, a ResNet-8 that begins at λ = 0.9 of another {moves(fidelity.difference('share-0.9', 'share-0', 'agreement'), AGREEMENT)} against drawn weights, which are not as good by then."
+    f" On CIFAR-100 ({conditions(fidelity)}): {nearer_here} {worse_here}"
     if fidelity_done
     else ""
 )
@@ -510,6 +509,13 @@ if cut_done:
 findings.show(
     f"A student of its teacher's own architecture, with drawn weights, ends at {np.mean(correct[DRAWN]):.1%} accuracy, its teacher has {np.mean(teachers_correct):.1%}; they agree on {np.mean(agreed[DRAWN]):.1%} of new examples, and on {np.mean(agreed[PLENTY]):.1%} after {longer} times as long a training on {more} times the examples. One that begins at {max(shares):g} of the teacher's weights agrees on {np.mean(agreed[NEAREST]):.1%} ({N}).",
     f"Two blocks of a language model of {blocks} need {untrained['first']:.2f} bits per byte as they are cut out (the first two), and {trained['first']:.2f} after {tokens[-1]:,} tokens; drawn weights {trained['drawn']:.2f} after as many, the whole teacher {untrained['teacher']:.2f} (n = 1).",
+    *(
+        [
+            f"A ResNet-8 that is taught by a ResNet-8 on CIFAR-100 ({conditions(fidelity)}) agrees with it on {fidelity.mean('share-0', 'agreement').mean:.1%} of the test photographs from drawn weights, on {fidelity.mean('share-0.5', 'agreement').mean:.1%} from half of the teacher's, and on {fidelity.mean('share-1', 'agreement').mean:.1%} if it begins as the teacher (n = {len(fidelity.values('share-0', 'agreement'))} seeds)."
+        ]
+        if fidelity_done
+        else []
+    ),
     *(
         [
             f"After a million tokens, with a rate of its own for each: first and last block and the teacher {cut.mean('outer-kd', BITS.of).mean:.2f} bits per byte of the test books, drawn weights and the teacher {cut.mean('drawn-kd', BITS.of).mean:.2f} (n = {len(cut.values('outer-kd', BITS.of))} seeds)."
