@@ -314,7 +314,7 @@ else:
     )  # fmt: skip
 
 # %% [markdown]
-# This is no second answer to the first question. Where the fourth statement holds, drawn weights are not as good by then, and what such a student does not share with its teacher is in part what it does not know; the errors that both make say more. <!-- by definition --> What the photographs add is the line. Where the third statement holds, half of the teacher's weights is much of the way. And a student that begins *as* its teacher does not stay there: while it learns, its batch norms take mean and variance from the batch, the teacher's from their running means, so that two copies do not say the same, and the loss does not begin at zero. <!-- by definition -->
+# This is no second answer to the first question. Where the fourth statement holds, drawn weights are not as good by then, and what such a student does not share with its teacher is in part what it does not know; the errors that both make say more. <!-- by definition --> What the photographs add is the line, of which the third statement has the middle. And a student that begins *as* its teacher does not stay there: while it learns, its batch norms take mean and variance from the batch, the teacher's from their running means, so that two copies do not say the same, and the loss does not begin at zero. <!-- by definition -->
 
 # %% tags=["hide-input"]
 holds = nearer.holds and nearer_shown.holds and as_good.holds
