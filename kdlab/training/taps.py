@@ -231,7 +231,7 @@ def call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)
     except RuntimeError as error:
         given = {x.dtype for x in (*args, *kwargs.values()) if isinstance(x, Tensor)}
-        if torch.uint8 not in given or not re.search(r"\b(Byte|unsigned char)\b", str(error)):
+        if torch.uint8 not in given or not re.search(r"\b(Byte|unsigned char)", str(error)):
             raise
         raise TypeError(
             f"{type(model).__name__} cannot read pictures in uint8: give floats, such as pictures.float() / 255, normalised as it expects, or a "

@@ -325,10 +325,9 @@ def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=Non
 
 def rms_norm(x, normalized_shape, weight=None, eps=None):
     """By its formula: the fused one has no derivative on a CPU."""
-    axes, wide = tuple(range(-len(normalized_shape), 0)), x.float()
-    scaled = (
-        wide * (wide.square().mean(axes, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()
-    )
+    axes, wide = tuple(range(-len(normalized_shape), 0)), x.to(torch.promote_types(x.dtype, torch.float32))
+    least = torch.finfo(wide.dtype).eps if eps is None else eps
+    scaled = wide * (wide.square().mean(axes, keepdim=True) + least).rsqrt()
     return (scaled if weight is None else scaled * weight).to(x.dtype)
 
 
