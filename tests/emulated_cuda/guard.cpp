@@ -24,6 +24,8 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void synchronizeStream(const c10::Stream&) const override {}
 };
 
+c10::impl::DeviceGuardImplRegistrar registered(c10::DeviceType::CUDA, new Guard());
+
 struct Generator final : at::CPUGeneratorImpl {
   Generator() : at::CPUGeneratorImpl(c10::default_rng_seed_val) { device_ = here; }
 };
