@@ -200,7 +200,8 @@ def show(record: Annotated[Path, typer.Argument(help="A record's file.")]):
         typer.echo(f"{spec['study']}: {spec['arm']}, seed {found['recipe']['seed']}")
         typer.echo(f"  student    {spec['student']}, {found['parameters']:,} parameters; data {spec['data']}")
         typer.echo(f"  objective  {spec['objective']}")
-        typer.echo(f"  device     {origin['device']}; torch {origin['torch']}; {origin['started']}")
+        products = f"; products by {origin['products']}" if "products" in origin else ""
+        typer.echo(f"  device     {origin['device']}; torch {origin['torch']}{products}; {origin['started']}")
         typer.echo(
             f"  code       kdlab {origin['kdlab']}, commit {origin['commit']}{' and changes' if origin['dirty'] else ''}"
         )

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -21,6 +23,7 @@ from kdlab.study import again, read_record, runner
 from kdlab.study.again import compared, lines, run_again
 from kdlab.study.plans import PLANS
 from kdlab.study.records import checksum, record_path
+from kdlab.study.runner import run_plan
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +56,20 @@ def test_every_record_of_a_plan_is_equal_when_it_is_trained_again(spec, whole): 
     assert all(m["difference"] == 0 for m in found["measures"].values())
     assert found["outcome"]["recorded"] == found["outcome"]["again"]
     assert contents(whole) == before
+
+
+@pytest.mark.parametrize("by", [None, "oneDNN"])
+def test_products_are_made_as_they_were(by, whole, tmp_path, monkeypatch):  # noqa: F811
+    running = sys.modules["kdlab.study.run"]
+    monkeypatch.setattr(running, "widest_products", lambda device: nullcontext(by))
+    asked, (teacher, *_) = [], tiny_plan()
+    run_plan([teacher], book=tmp_path, say=asked.append)
+    path = record_path(teacher, tmp_path / "records")
+    assert read_record(path)["provenance"].get("products") == by
+    monkeypatch.setattr(running, "widest_products", lambda device: nullcontext("others"))
+    found = run_again(path, book=whole, say=asked.append)
+    assert found["here"].get("products") == (by and "others")
+    assert any("other products" in line for line in lines(found | {"equal": False})) is bool(by)
 
 
 def test_what_is_trained_again_is_said_before_it_is(whole):  # noqa: F811

@@ -80,6 +80,7 @@ def run_again(
             report=progress,
             stands=progress.stands,
             stop=clock,
+            widest="products" in origin,
         )
     if resume is not None:
         (Path(resume) / f"{spec.name}.safetensors").unlink(missing_ok=True)
@@ -229,7 +230,7 @@ def _origin(origin: dict) -> str:
 
 def _what_to_expect(then: dict, here: dict) -> str:
     """What may lie behind a difference."""
-    if other := [name for name in ("device", "torch", "system") if then[name] != here[name]]:
+    if other := [name for name in ("device", "torch", "system", "products") if then.get(name) != here.get(name)]:
         return (
             f"Between processors: other {' and '.join(other)}, so sums are rounded otherwise, and training multiplies the difference until it is "
             "one as between seeds."

@@ -3,6 +3,7 @@
 import resource
 import sys
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..models import count_parameters
 from ..models.beginning import begin_from
 from ..training import Learner, fit_together, save_model
 from ..training.distributed import rank_and_world
+from ..training.products import widest_products
 from ..training.stopping import Interruptible
 from .named import network, own_code
 from .records import RecordError, columns, find_record, provenance, write_record
@@ -63,6 +65,7 @@ def run_together(
     stop: Callable[[], bool] | None = None,
     stands: Callable[[int, int, int], None] | None = None,
     graphs: bool = True,
+    widest: bool = False,
 ) -> list[Run]:
     """Train the students of ``specs`` side by side, and write the record of each.
 
@@ -76,6 +79,7 @@ def run_together(
         device, checkpoint_seconds: as in :func:`~kdlab.training.loop.fit`.
         stop: as there, and asked between the batches of the test split too, and of what a teacher writes before the first step.
         stands, graphs: as in :func:`~kdlab.training.loop.fit_together`.
+        widest: whether to train within :func:`~kdlab.training.products.widest_products`; the record says if that changed anything.
         resume: folder for the checkpoints of running training; each is removed when its record is written.
         report: called with a spec and an epoch's entry.
 
@@ -94,20 +98,21 @@ def run_together(
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     how = {"device": device, "precision": first.recipe.precision}
-    histories = fit_together(
-        learners,
-        train=train,
-        teacher=source,
-        validation=validation,
-        measure=task.validated(data, teacher, how),
-        device=device,
-        checkpoint_seconds=checkpoint_seconds,
-        stop=stop,
-        stands=stands,
-        graphs=graphs,
-    )
+    with widest_products(device) if widest else nullcontext() as products:
+        histories = fit_together(
+            learners,
+            train=train,
+            teacher=source,
+            validation=validation,
+            measure=task.validated(data, teacher, how),
+            device=device,
+            checkpoint_seconds=checkpoint_seconds,
+            stop=stop,
+            stands=stands,
+            graphs=graphs,
+        )
     shared = {
-        "provenance": origin,
+        "provenance": origin | ({} if products is None else {"products": products}),
         "data": {
             "name": data.name,
             "checksum": data.checksum,

@@ -246,6 +246,7 @@ def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say, dat
                 stands=progress.stands,
                 stop=stopping,
                 graphs=graphs,
+                widest=True,
             )
             for spec, finished in zip(group, done, strict=True):
                 say(f"{spec.name}: {headline(finished.record)}")
