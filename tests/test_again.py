@@ -24,6 +24,7 @@ from kdlab.study.again import compared, lines, run_again
 from kdlab.study.plans import PLANS
 from kdlab.study.records import checksum, record_path
 from kdlab.study.runner import run_plan
+from kdlab.training.products import Made
 
 
 @pytest.fixture(autouse=True)
@@ -61,12 +62,12 @@ def test_every_record_of_a_plan_is_equal_when_it_is_trained_again(spec, whole): 
 @pytest.mark.parametrize("by", [None, "oneDNN"])
 def test_products_are_made_as_they_were(by, whole, tmp_path, monkeypatch):  # noqa: F811
     running = sys.modules["kdlab.study.run"]
-    monkeypatch.setattr(running, "widest_products", lambda device: nullcontext(by))
+    monkeypatch.setattr(running, "widest_products", lambda device: nullcontext(Made(by or "", 1 if by else 0)))
     asked, (teacher, *_) = [], tiny_plan()
     run_plan([teacher], book=tmp_path, say=asked.append)
     path = record_path(teacher, tmp_path / "records")
     assert read_record(path)["provenance"].get("products") == by
-    monkeypatch.setattr(running, "widest_products", lambda device: nullcontext("others"))
+    monkeypatch.setattr(running, "widest_products", lambda device: nullcontext(Made("others", 1)))
     found = run_again(path, book=whole, say=asked.append)
     assert found["here"].get("products") == (by and "others")
     assert any("other products" in line for line in lines(found | {"equal": False})) is bool(by)

@@ -1,5 +1,7 @@
 """Large products by oneDNN: the same numbers but for the last bits, and nothing else changed."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -10,10 +12,7 @@ from kdlab.training.products import LARGE, by_onednn, left_idle, widest_products
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
 
-@pytest.fixture
-def idle(monkeypatch):
-    """As on a processor of AMD with AVX-512."""
-    monkeypatch.setattr(products, "left_idle", lambda: True)
+SPACE = torch.zeros(200, 400)
 
 
 def factors(m=200, k=300, n=400):
@@ -22,10 +21,10 @@ def factors(m=200, k=300, n=400):
 
 
 def layouts(x):
-    """The same numbers as rows, as columns and as every second row of something larger."""
-    wide = x.new_zeros(2 * len(x), x.shape[1])
-    wide[::2] = x
-    return x, x.t().contiguous().t(), wide[::2]
+    """The same numbers as rows, as columns, as every second row or column of something larger."""
+    wide, apart = x.new_zeros(2 * len(x), x.shape[1]), x.new_zeros(len(x), 2 * x.shape[1])
+    wide[::2], apart[:, ::2] = x, x
+    return x, x.t().contiguous().t(), wide[::2], apart[:, ::2]
 
 
 def near(found, a, b):
@@ -36,7 +35,8 @@ def test_products_of_all_layouts_are_the_products():
     a, b = factors()
     total = torch.ones(200, 400)
     assert a.numel() * b.shape[1] >= LARGE
-    with by_onednn():
+    with by_onednn(), warnings.catch_warnings():
+        warnings.simplefilter("error")
         for x in layouts(a):
             for y in layouts(b):
                 assert near(x @ y, a, b) and (x @ y).is_contiguous()
@@ -46,12 +46,54 @@ def test_products_of_all_layouts_are_the_products():
                 assert near((total.clone().addmm_(x, y, beta=3, alpha=2) - 3) / 2, a, b)
 
 
-def test_it_is_onednn_that_multiplies():
+@pytest.mark.parametrize(
+    "multiply", [torch.mm, lambda a, b: torch.mm(a, b, out=SPACE), lambda a, b: SPACE.addmm_(a, b)]
+)
+def test_it_is_onednn_that_multiplies(multiply):
     a, b = factors()
     with by_onednn(), torch.profiler.profile() as seen:
-        a @ b
-        a.t().contiguous().t() @ b
+        multiply(a, b)
+        multiply(a.t().contiguous().t(), b)
     assert sum(event.name == "mkldnn::_linear_pointwise" for event in seen.events()) == 2
+
+
+def test_of_a_transpose_the_smaller_is_copied():
+    z, h = torch.randn(256, 4096), torch.randn(256, 64)
+    with by_onednn(), torch.profiler.profile(record_shapes=True) as seen:
+        z.t() @ h
+    (made,) = (event for event in seen.events() if event.name == "mkldnn::_linear_pointwise")
+    assert made.input_shapes[0] == [64, 256]
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 3), (1, 3), (0, 1), (1, 0)])
+def test_what_onednn_cannot_describe_is_pytorchs(strides):
+    x, w = torch.randn(3000).as_strided((300, 300), strides), factors(300, 300)[0]
+    outside = x @ w, w @ x
+    with by_onednn():
+        assert torch.equal(x @ w, outside[0]) and torch.equal(w @ x, outside[1])
+
+
+def test_a_refused_product_leaves_its_place_as_it_was():
+    place = torch.ones(2, 2)
+    with by_onednn(), pytest.raises(RuntimeError):
+        torch.mm(torch.randn(4, 5), torch.randn(4, 5), out=place)
+    assert place.shape == (2, 2)
+
+
+def test_an_interrupted_beginning_changes_nothing(monkeypatch):
+    a, b = factors()
+    before, real, calls = a @ b, torch.library.Library.impl, []
+
+    def interrupted(self, name, *rest):
+        calls.append(name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, name, *rest)
+
+    monkeypatch.setattr(torch.library.Library, "impl", interrupted)
+    with pytest.raises(KeyboardInterrupt), by_onednn():
+        pass
+    assert torch.equal(a @ b, before) and not products._within
 
 
 @pytest.mark.parametrize(
@@ -79,9 +121,13 @@ def test_other_products_are_pytorchs(multiply):
         lambda a, b: a @ a,
         lambda a, b: a @ b.double(),
         lambda a, b: torch.zeros(3, 3).addmm_(a, b),
+        lambda a, b: torch.zeros(200, 400, dtype=torch.float64).addmm_(a, b),
+        lambda a, b: torch.mm(a[0], b),
+        lambda a, b: torch.mm(a[None], b),
+        lambda a, b: torch.mm(a, b, out=torch.empty(200, 400, dtype=torch.float64)),
         lambda a, b: torch.mm(a, b, out=torch.empty(200, 400, dtype=torch.int32)),
     ],
-    ids=["shapes", "dtypes", "sum", "out"],
+    ids=["shapes", "dtypes", "sum", "sum's dtype", "one axis", "three axes", "out's dtype", "out of integers"],
 )
 def test_wrong_products_are_refused_within_as_outside(multiply):
     with pytest.raises(RuntimeError):
@@ -126,25 +172,40 @@ def test_afterwards_all_is_as_before():
     assert torch.equal(a @ b, before) and not products._within
 
 
-def test_on_other_devices_and_processors_nothing_is_changed(monkeypatch):
-    monkeypatch.setattr(products, "left_idle", lambda: False)
-    with widest_products("cpu") as name:
-        assert name is None and not products._within
-    monkeypatch.setattr(products, "left_idle", lambda: True)
-    with widest_products("cuda") as name:
-        assert name is None and not products._within
-    with widest_products() as name:
-        assert name == "oneDNN" and products._within
+@pytest.mark.parametrize(
+    ("device", "there", "count"), [("cpu", True, 1), ("cpu", False, 0), ("cuda", True, 0)], ids=["idle", "busy", "cuda"]
+)
+def test_products_are_counted_where_they_are_made_otherwise(monkeypatch, device, there, count):
+    monkeypatch.setattr(products, "left_idle", lambda: there)
+    a, b = factors()
+    with widest_products(device) as made:
+        a @ b
+        a[:20] @ b[:, :20]
+    assert (made.by, made.count) == ("oneDNN", count) and not products._within
+
+
+AMD, INTEL = "vendor_id\t: AuthenticAMD", "vendor_id\t: GenuineIntel"
 
 
 @pytest.mark.parametrize(
-    ("capability", "both", "said"), [("AVX512", True, True), ("AVX2", True, False), ("AVX512", False, False)]
+    ("capability", "mkl", "onednn", "processor", "said"),
+    [
+        ("AVX512", True, True, AMD, True),
+        ("AVX2", True, True, AMD, False),
+        ("AVX512", False, True, AMD, False),
+        ("AVX512", True, False, AMD, False),
+        ("AVX512", True, True, INTEL, False),
+        ("AVX512", True, True, None, False),
+    ],
 )
-def test_where_mkl_leaves_half_idle(monkeypatch, capability, both, said):
+def test_where_mkl_leaves_half_idle(monkeypatch, tmp_path, capability, mkl, onednn, processor, said):
+    cpuinfo = tmp_path / "cpuinfo"
+    if processor is not None:
+        cpuinfo.write_text(processor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: both)
-    monkeypatch.setattr(products.Path, "exists", lambda _: True)
-    monkeypatch.setattr(products.Path, "read_text", lambda _: "vendor_id\t: AuthenticAMD")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    monkeypatch.setattr(products, "Path", lambda _: cpuinfo)
     left_idle.cache_clear()
     try:
         assert left_idle() is said

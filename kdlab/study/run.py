@@ -18,7 +18,7 @@ from ..models import count_parameters
 from ..models.beginning import begin_from
 from ..training import Learner, fit_together, save_model
 from ..training.distributed import rank_and_world
-from ..training.products import widest_products
+from ..training.products import Made, widest_products
 from ..training.stopping import Interruptible
 from .named import network, own_code
 from .records import RecordError, columns, find_record, provenance, write_record
@@ -79,7 +79,8 @@ def run_together(
         device, checkpoint_seconds: as in :func:`~kdlab.training.loop.fit`.
         stop: as there, and asked between the batches of the test split too, and of what a teacher writes before the first step.
         stands, graphs: as in :func:`~kdlab.training.loop.fit_together`.
-        widest: whether to train within :func:`~kdlab.training.products.widest_products`; the record says if that changed anything.
+        widest: whether to train within :func:`~kdlab.training.products.widest_products`; the record says if that
+            changed anything; of a training that was taken up again, since then.
         resume: folder for the checkpoints of running training; each is removed when its record is written.
         report: called with a spec and an epoch's entry.
 
@@ -98,7 +99,7 @@ def run_together(
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     how = {"device": device, "precision": first.recipe.precision}
-    with widest_products(device) if widest else nullcontext() as products:
+    with widest_products(device) if widest else nullcontext(Made()) as products:
         histories = fit_together(
             learners,
             train=train,
@@ -112,7 +113,7 @@ def run_together(
             graphs=graphs,
         )
     shared = {
-        "provenance": origin | ({} if products is None else {"products": products}),
+        "provenance": origin | ({"products": products.by} if products.count else {}),
         "data": {
             "name": data.name,
             "checksum": data.checksum,
