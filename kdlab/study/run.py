@@ -79,7 +79,7 @@ def run_together(
         device, checkpoint_seconds: as in :func:`~kdlab.training.loop.fit`.
         stop: as there, and asked between the batches of the test split too, and of what a teacher writes before the first step.
         stands, graphs: as in :func:`~kdlab.training.loop.fit_together`.
-        widest: whether to train within :func:`~kdlab.training.products.widest_products`; the record says if that
+        widest: whether to train within ``kdlab.training.products.widest_products``; the record says if that
             changed anything; of a training that was taken up again, since then.
         resume: folder for the checkpoints of running training; each is removed when its record is written.
         report: called with a spec and an epoch's entry.
