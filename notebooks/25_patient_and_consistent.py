@@ -52,9 +52,9 @@ from kdlab.study.display import (
     source_note,
     verdict,
 )
-from kdlab.study.evidence import QUANTITIES, Quantity
+from kdlab.study.evidence import QUANTITIES, Quantity, evidence
 from kdlab.study.parameters import require
-from kdlab.study.statements import above, below
+from kdlab.study.statements import above, below, undecided
 from kdlab.study.statistics import summary
 from kdlab.study.surprises import FEW, PATIENCE, SHOWN
 from kdlab.training import (
@@ -324,7 +324,7 @@ table(
 )  # fmt: skip
 
 # %% [markdown]
-# Where these statements hold, *patience* brings out *consistency*: the fifth statement is that the teacher's view counts for more after a long training. So a table at one length says of the view what its length makes of it. Mixing and the same view are no team: each makes new questions for the teacher, the one between examples, the other by new noise, and by the last statement each makes up for the other in part. The blur alone, the dotted line, does not explain what a view of its own costs here: few examples have few answers. <!-- by definition -->
+# Where these statements hold, *patience* brings out *consistency*: the fourth statement is that the teacher's view counts for more after a long training. So a table at one length says of the view what its length makes of it. Mixing and the same view are no team: each makes new questions for the teacher, the one between examples, the other by new noise, and by the last statement each makes up for the other in part. The blur alone, the dotted line, does not explain what a view of its own costs here: few examples have few answers. <!-- by definition -->
 #
 # ### On photographs
 #
@@ -356,6 +356,11 @@ def recorded(measure):
     }
 
 
+def of_records(values, quantity):
+    """What was computed of records, as statements take it."""
+    return replace(evidence(values, quantity), source="records"), quantity
+
+
 if done:
     as_taught, as_labelled = recorded("agreement"), recorded("accuracy")
     n = len(study.values(next(iter(asked))))
@@ -367,47 +372,54 @@ if done:
             )
     along(panels, ("agreement with the teacher (%)", "accuracy (%)"), PATIENCE)
     panels[0].legend(fontsize="x-small")
-    show(
+    drawn = show(
         figure,
         label="photographs",
         caption=f"The same of {FEW:,} photographs of CIFAR-100, on its test split, by how long the students learned ({conditions(study)}); each run and the mean, n = {n} seeds; a rate for each way.",
         alt=f"Two panels of curves by epochs. {told(as_taught, shortest, longest)}",
     )
-    display(source_note(study.all(list(asked))))
+    display(drawn, source_note(study.all(list(asked))))
 else:
     display(not_yet_run("photographs in four ways, at three lengths", study.command))
 
 # %% tags=["hide-input"]
 if done:
-    same_arm, own_arm, mixed_arm, _ = (f"{name}-{longest}" for name in SHOWN)
+    same_arm, own_arm, same_mixed_arm, own_mixed_arm = (
+        f"{name}-{longest}" for name in SHOWN
+    )
     begun, ended = f"after {shortest} epochs", f"after {longest} epochs"
     there = {"lengths": (shortest, longest), "values": as_taught}
-    of_photographs = (
-        above(same_arm, own_arm, study, AGREEMENT, names=asked),
-        above(ended, begun, *added("the same view", "own view", "same view", **there)),
-        below(mixed_arm, same_arm, study, AGREEMENT, names=asked),
-        above(ended, begun, *added("mixing", "same view", "same view, mixed", **there)),
+    gained_mixed, gain = added(
+        "the same view", "own view, mixed", "same view, mixed", **there
     )
-    display(*of_photographs)
-    table(
-        ["", *(f"{what}, {e} epochs" for what in ("agreement, %", "accuracy, %") for e in PATIENCE)],
+    gained, _ = added("the same view", "own view", "same view", **there)
+    mixing, change = added("mixing", "same view", "same view, mixed", **there)
+    gains = {"with mixing": gained_mixed[ended], "without": gained[ended]}
+    of_photographs = (
+        above(same_mixed_arm, own_mixed_arm, study, AGREEMENT, names=asked),
+        undecided(same_arm, own_arm, 1, study, AGREEMENT, names=asked),
+        undecided("with mixing", "without", 1, *of_records(gains, gain)),
+        below(same_mixed_arm, same_arm, study, AGREEMENT, names=asked),
+        above(ended, begun, *of_records(mixing, change)),
+    )
+    as_numbers = table(
+        ["", *(f"{what}, {e} epochs" for what in ("agreement, %", "accuracy, %") for e in (shortest, longest))],
         [
-            [way, *((100 * summary(values[way][e])).bracketed(".1f") for values in (as_taught, as_labelled) for e in PATIENCE)]
+            [way, *((100 * summary(values[way][e])).bracketed(".1f") for values in (as_taught, as_labelled) for e in (shortest, longest))]
             for way in WAYS
         ],
-        caption=f"The same as numbers: means with 95 % intervals over n = {n} seeds, each arm's by itself. Statements pool the variance over arms.",
+        caption=f"The same as numbers: means with 95 % intervals over n = {n} seeds, each arm's by itself; where a statement pools the variance over arms, it says so.",
     )  # fmt: skip
+    display(*of_photographs, as_numbers)
 
 # %% tags=["hide-input"]
 brought = []
 if done:
-    gained, _ = added("the same view", "own view", "same view", **there)
-    mixing, _ = added("mixing", "same view", "same view, mixed", **there)
-    early, late = (
-        [100 * np.mean(of[when]) for of in (gained, mixing)] for when in (begun, ended)
-    )
+    with_mixtures, without = (100 * np.mean(of[ended]) for of in (gained_mixed, gained))
+    taken = [-100 * np.mean(mixing[when]) for when in (begun, ended)]
+    apart_from_none = " (not told apart from none)" if of_photographs[1].holds else ""
     brought = [
-        f"On {FEW:,} photographs the same view adds {early[0]:+.1f} points of agreement after {shortest} epochs and {late[0]:+.1f} after {longest}; mixing changes it by {early[1]:+.1f} and {late[1]:+.1f} (n = {n} seeds)."
+        f"On {FEW:,} photographs, after {longest} epochs, the same view adds {with_mixtures:.1f} points of agreement to students of mixtures, and {without:.1f} to others{apart_from_none}. Mixing takes {taken[0]:.1f} points after {shortest} epochs, and {taken[1]:.1f} after {longest} (n = {n} seeds)."
     ]
 
 # %% tags=["hide-input"]
@@ -439,6 +451,7 @@ findings.show(
 # ## Limits
 #
 # - **Noise is not a crop.** A crop leaves things out, and a teacher that sees another crop may see what the student cannot; here both see all of it.
+# - **Whether mixtures bring out the view of photographs is not decided, and why is not asked.** One guess: of a photograph that it has learned a teacher says much the same in every crop, and of two laid over each other what depends on how they lie. In the noise above it is the other way round. <!-- by definition -->
 # - **Patience has no end here.** Beyer and co-workers' best student of ImageNet learned for 9,600 epochs, twelve billion views {cite}`beyer2022knowledge`; 320 epochs of five thousand photographs are 1.6 million. <!-- by definition -->
 # - **One teacher and one set of examples.** Intervals are over students, and the noise and mixtures that they see.
 # - **Few examples, a small teacher.** With many examples there is less between them that mixtures could ask.

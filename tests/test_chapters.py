@@ -2,12 +2,15 @@
 
 import ast
 import html
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 from conftest import REAL_DATA
 
+from kdlab import figures
+from kdlab.study import display, statements, verdicts
 from kdlab.study.chapters import execute, find_chapter, read_chapter
 from kdlab.study.parameters import declared_in
 
@@ -145,6 +148,53 @@ def test_a_verdict_that_depends_says_on_what(chapter):
     ):
         if getattr(call.func, "id", "") == "verdict" and "depends" in ast.unparse(call.args[1]):
             assert "condition" in {given.arg for given in call.keywords}, ast.literal_eval(call.args[0])
+
+
+#: What makes something to be seen, and returns it.
+SEEN = {
+    name
+    for module in (figures, display, statements, verdicts)
+    for name, thing in vars(module).items()
+    if inspect.isfunction(thing)
+    and re.search(r"Shown|Statement|Verdict", str(inspect.signature(thing).return_annotation))
+}
+
+
+def unseen(code: str) -> list[str]:
+    """Of a cell: what it makes to be seen and drops, since Jupyter shows the last expression alone, and none of a block."""
+    tree = ast.parse(code)
+    dropped = [node for node in ast.walk(tree) if isinstance(node, ast.Expr) and node is not tree.body[-1]]
+    return [
+        ast.unparse(node.value.func)
+        for node in dropped
+        if isinstance(node.value, ast.Call) and getattr(node.value.func, "id", "") in SEEN
+    ]
+
+
+@pytest.mark.parametrize("chapter", sorted((BOOK.parents[1] / "notebooks").glob("*.py")), ids=lambda c: c.stem)
+def test_nothing_is_made_to_be_seen_and_dropped(chapter):
+    for cell in read_chapter(chapter).cells:
+        if cell.cell_type == "code":
+            assert not unseen(cell.source), (
+                f"{', '.join(unseen(cell.source))} in a block or before the last line: display(…)"
+            )
+
+
+@pytest.mark.parametrize(
+    ("code", "dropped"),
+    [
+        ("table(a, b)", []),
+        ("table(a, b)\nx = 1", ["table"]),
+        ("if x:\n    show(figure)", ["show"]),
+        ("if x:\n    display(show(figure))", []),
+        ("for x in y:\n    sentence(x)\ntable(a)", ["sentence"]),
+        ("with x:\n    verdict('A1', 'true')", ["verdict"]),
+        ("x = above(a, b)", []),
+        ("above(a, b)\nabove(b, c)", ["above"]),
+    ],
+)
+def test_what_is_dropped(code, dropped):
+    assert unseen(code) == dropped
 
 
 class Assigned(ast.NodeVisitor):
