@@ -1831,7 +1831,7 @@ if study := decisive(lambda study: (*chain(study), "kd")):
 # ## The teacher's crop and mode
 #
 # Two settings of the teacher are easily overlooked. *Does it see the same crop as the student?* Beyer and co-workers argue that it must: distillation is the matching of two
-# functions, and functions are matched at the same input {cite}`beyer2022knowledge`. In the arm `own-view` it sees a crop of its own of the same image. And *is it in evaluation mode?* In the arm
+# functions, and functions are matched at the same input {cite}`beyer2022knowledge`. In the arm `own-view` it sees a crop of its own of the same image; {doc}`25_patient_and_consistent` asks the same at three lengths of training. And *is it in evaluation mode?* In the arm
 # `teacher-in-training-mode` its batch normalisation uses the statistics of the batch, a mistake that is made easily and crashes nothing.
 #
 # Both arms weaken the statement that a target makes about *this* input and leave its classes and confidence plausible.
