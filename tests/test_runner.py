@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import defaultdict
 from dataclasses import replace
 from functools import cache
 from itertools import count
@@ -31,7 +32,7 @@ from kdlab.objectives import (
     SparseTargets,
 )
 from kdlab.study import RecordError, Spec, read_record, runner
-from kdlab.study.plans import PLANS
+from kdlab.study.plans import GROWING, PLANS
 from kdlab.study.runner import PlanError, beside, claimed, every_spec, plan, run_plan, take, verify
 from kdlab.study.spec import Pretrained
 from kdlab.study.stored import checkpoint_path
@@ -747,10 +748,23 @@ def test_shards_partition_a_plan(name):
     assert [s.hash for s in plan(name, "01/1")] == [s.hash for s in specs]
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_plan_names_each_run_once_and_teachers_before_those_whom_they_teach(name):
-    specs = plan(name)
-    assert len({s.hash for s in specs}) == len({s.name for s in specs}) == len(specs)
+def nothing_recorded(spec):
+    return None
+
+
+def all_recorded(spec):
+    """Of any run the same, so that of rates the first counts as the best, and a plan that grows has grown to its end."""
+    return {"test": {}, "epochs": defaultdict(lambda: [0.5])}
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [(name, None) for name in ALL] + [(name, found) for name in GROWING for found in (nothing_recorded, all_recorded)],
+)
+def test_a_plan_names_each_run_once_and_teachers_before_those_whom_they_teach(name, found):
+    """Whatever of it has been recorded: nothing, all, or what the book has."""
+    specs = plan(name) if found is None else GROWING[name](found)
+    assert len({s.hash for s in specs}) == len({s.name for s in specs}) == len(specs) > 0
     seen = set()
     for spec in specs:
         assert spec.teacher is None or isinstance(spec.teacher, Pretrained) or spec.teacher.hash in seen

@@ -121,7 +121,8 @@ def _at(found: Found, student: str, millions: float, seeds) -> Iterator[Spec]:
 
 def held_out(found: Found) -> list[Spec]:
     """The length that is predicted before it is run: one run of each, at twice the longest of the fit."""
-    return [spec for student in STUDENTS for spec in _at(found, student, HELD_OUT, range(1))]
+    students = [spec for student in STUDENTS for spec in _at(found, student, HELD_OUT, range(1))]
+    return [language_teacher(), *students]
 
 
 # ---------------------------------------------------------------- whose text
