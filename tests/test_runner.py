@@ -752,18 +752,27 @@ def nothing_recorded(spec):
     return None
 
 
-def all_recorded(spec):
-    """Of any run the same, so that of rates the first counts as the best, and a plan that grows has grown to its end."""
-    return {"test": {}, "epochs": defaultdict(lambda: [0.5])}
+def all_recorded(sign):
+    """Whatever is asked for, the worse or the better the later: plans grow to their end, and their grids as far as they may, down or up."""
+    seen = {}
+
+    def found(spec):
+        place = seen.setdefault(spec.hash, len(seen))
+        return {"test": {}, "epochs": defaultdict(lambda: [sign * place])}
+
+    return found
+
+
+FOUND = {"nothing": nothing_recorded, "earlier is better": all_recorded(-1), "later is better": all_recorded(1)}
 
 
 @pytest.mark.parametrize(
     ("name", "found"),
-    [(name, None) for name in ALL] + [(name, found) for name in GROWING for found in (nothing_recorded, all_recorded)],
+    [(name, None) for name in ALL] + [(name, found) for name in GROWING for found in FOUND],
 )
 def test_a_plan_names_each_run_once_and_teachers_before_those_whom_they_teach(name, found):
     """Whatever of it has been recorded: nothing, all, or what the book has."""
-    specs = plan(name) if found is None else GROWING[name](found)
+    specs = plan(name) if found is None else GROWING[name](FOUND[found])
     assert len({s.hash for s in specs}) == len({s.name for s in specs}) == len(specs) > 0
     seen = set()
     for spec in specs:

@@ -56,8 +56,8 @@ def scaled_recipe(epochs: int, learning_rate: float = PUBLISHED_RATE, precision:
 def objective(method: str, weight: float = 1.0, *, student: str = "resnet8", teacher: str = "resnet20") -> Objective:
     """A method's objective, the published weight of what the teacher says times ``weight``.
 
-    Where labels and teacher are weighted to sum to one, the odds of the teacher are what is multiplied; of smoothed labels, it is
-    the smoothing.
+    Where labels and teacher are weighted to sum to one, the odds of the teacher are what is multiplied; so are those of the even
+    distribution in smoothed labels.
 
     >>> objective("kd", 3.0)
     0.035714 * CrossEntropy() + 0.964286 * SoftTargets(temperature=4)
@@ -69,10 +69,9 @@ def objective(method: str, weight: float = 1.0, *, student: str = "resnet8", tea
         "spread": SpreadSoftTargets(temperature=4),
     }
     if method in beside:
-        odds = 9 * weight
-        return beside_labels(beside[method], float(f"{odds / (1 + odds):.6g}"))
+        return beside_labels(beside[method], _share(9 * weight))
     if method == "smoothed":
-        return 1.0 * SmoothedLabels(float(f"{0.1 * weight:.6g}"))
+        return 1.0 * SmoothedLabels(_share(weight / 9))
     if method == "alone":
         return published[method]
     if method == "fitnet-regressor":
@@ -85,6 +84,15 @@ def objective(method: str, weight: float = 1.0, *, student: str = "resnet8", tea
         labels = label_weight * label
         teaching = sum(w * term for w, term in zip(weights, terms, strict=True))
     return labels + (teaching if weight == 1 else float(f"{weight:.6g}") * teaching)
+
+
+def _share(odds: float) -> float:
+    """What has these odds, as a part of one.
+
+    >>> _share(9), _share(1 / 9)
+    (0.9, 0.1)
+    """
+    return float(f"{odds / (1 + odds):.6g}")
 
 
 _shared = cache(objective)  # by all runs of a plan: each trains a fresh copy
