@@ -54,6 +54,20 @@ def note(spec, book, accuracy):
     write_record(spec, book / "records", {"recipe": {"seed": spec.recipe.seed}, "test": test})
 
 
+def test_some_arms_under_other_names_keep_their_records_and_no_others(tiny):
+    specs, book = tiny
+    for spec in specs[1:]:
+        note(spec, book, 0.1 * (1 + spec.recipe.seed) + (spec.arm == "kd"))
+    whole = results("tiny", book)
+    part = whole.renamed({"kd": "taught", "unknown": "nobody"})
+    assert [(s.arm, s.recipe.seed) for s in part.specs] == [("taught", 0), ("taught", 1), ("taught", 2)]
+    assert part.values("taught") == whole.values("kd") and part.command == whole.command
+    assert part.complete(["taught"]) and not part.missing and len(part.records) == 3
+    assert part.all(["taught"]) == whole.all(["kd"])
+    with pytest.raises(KeyError, match="no arm 'alone'"):
+        part.arm("alone")
+
+
 def test_arms_are_read_in_the_order_of_their_seeds_and_paired_by_them(tiny):
     specs, book = tiny
     for spec, accuracy in zip(reversed(specs[1:4]), (0.3, 0.2, 0.1), strict=True):

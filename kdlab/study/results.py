@@ -1,7 +1,7 @@
 """What a plan's records say, arm by arm: values by seed, means with intervals, differences paired by seed."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .plans import GROWING, PLANS
@@ -82,6 +82,16 @@ class Results:
             seeds = [{r["recipe"]["seed"] for r in self.arm(name) if r["test"] is not None} for name in names]
             return len(set.intersection(*seeds)) >= at_least
         return not self.lacking(names) and self.ready(names) == list(names)
+
+    def renamed(self, names: Mapping[str, str]) -> "Results":
+        """These arms of the plan alone, under other names, such as those of one length of training, called as another plan calls its own.
+
+        Args:
+            names: the new names by the plan's; an arm that a growing plan does not know yet is left out.
+        """
+        specs = [(spec, replace(spec, arm=names[spec.arm])) for spec in self.specs if spec.arm in names]
+        records = {new.hash: self.records[old.hash] for old, new in specs if old.hash in self.records}
+        return replace(self, specs=tuple(new for _, new in specs), records=records)
 
     def values(self, name: str, measure: Measure = "accuracy") -> dict[int, float]:
         """A measure of an arm by seed; runs that diverged have none."""
