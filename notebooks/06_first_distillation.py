@@ -59,6 +59,7 @@ from kdlab.study.display import (
     verdict,
 )
 from kdlab.study.evidence import Quantity
+from kdlab.study.grown import EPOCHS, arm_name
 from kdlab.study.parameters import require
 from kdlab.study.runner import plan, run_plan
 from kdlab.study.statements import above, below, leads, undecided
@@ -187,12 +188,16 @@ ARMS = ("alone", "kd", "permuted")
 COLOURS = dict(zip(ARMS, (PURPLE, BLUE, ORANGE), strict=True))
 
 
+def arm_of(record):
+    """Which of the three; the plan `grown` adds the length of training."""
+    return record["spec"]["arm"].removesuffix(arm_name("", EPOCHS))
+
+
 def by_arm(records, value):
     """The values of each arm, ordered by seed."""
     ordered = sorted(records, key=lambda record: record["recipe"]["seed"])
     return {
-        arm: np.array([value(r) for r in ordered if r["spec"]["arm"] == arm])
-        for arm in ARMS
+        arm: np.array([value(r) for r in ordered if arm_of(r) == arm]) for arm in ARMS
     }
 
 
@@ -266,7 +271,7 @@ def differences(records):
         arm: {
             r["recipe"]["seed"]: 100 * r["test"]["accuracy"]
             for r in records
-            if r["spec"]["arm"] == arm
+            if arm_of(r) == arm
         }
         for arm in ARMS
     }
@@ -286,9 +291,8 @@ def differences(records):
     )  # fmt: skip
 
 
-def of_seeds(name):
+def of_seeds(found):
     """A plan's records, of this chapter's seeds."""
-    found = results(name)
     return replace(
         found, specs=tuple(spec for spec in found.specs if spec.recipe.seed in seeds)
     )
@@ -320,7 +324,7 @@ def of_which(records):
     return f"seed{'s' if len(named) > 1 else ''} {', '.join(map(str, named))}"
 
 
-cpu_plan = of_seeds("first-distillation-cpu")
+cpu_plan = of_seeds(results("first-distillation-cpu"))
 recorded = whole_seeds(cpu_plan)
 runs = len(recorded) // len(ARMS)
 if not recorded:
@@ -367,7 +371,7 @@ if runs > 1:
 # The others are needed: this share rises with accuracy even among students of labels alone, as a sentence below says. So the permuted student is also compared with a narrower one that learned from labels alone; {doc}`14_what_is_transferred` compares all arms at equal accuracy.
 
 # %% tags=["hide-input"]
-elsewhere, narrow = of_seeds("small"), "resnet8_width4-alone"
+elsewhere, narrow = of_seeds(results("small")), "resnet8_width4-alone"
 if whole_seeds(elsewhere) and len(elsewhere.ready((*ARMS, narrow))) == 4:
     reached = {
         arm: f"{100 * elsewhere.mean(arm).mean:.1f} %" for arm in (narrow, "permuted")
@@ -473,6 +477,35 @@ show(
 )
 
 # %% [markdown]
+# ### To the end, with a rate of its own
+#
+# Those records are of short trainings at one rate. In the plan `grown` the same pair is trained to the end; labels alone have a rate of their own, soft targets a rate and a weight, and the control has those of the soft targets, so that it differs from them in what the teacher says alone ({doc}`12_the_table_again`). <!-- by definition -->
+
+# %% tags=["hide-input"]
+grown = of_seeds(results("grown").renamed({arm_name(arm, EPOCHS): arm for arm in ARMS}))
+to_the_end = whole_seeds(grown)
+if len(to_the_end) > len(ARMS):
+    display(
+        source_note(to_the_end),
+        curve_and_points(
+            to_the_end,
+            label="to-the-end",
+            caption=f"Recorded: {conditions(grown)}; {of_which(to_the_end)}. Left: mean and range over seeds. Right: each dot a run, lines join the runs of one seed.",
+            alt="Left: validation curves of the three arms. Right: test accuracy of each run, joined by seed.",
+        ),
+        measures(to_the_end, f"To the end: {told(to_the_end)}."),
+        differences(to_the_end),
+        above("kd", ["alone", "permuted"], grown),
+        below("permuted", "alone", grown),
+    )
+else:
+    display(
+        not_yet_run(
+            f"the same three arms after {EPOCHS} epochs", results("grown").command
+        )
+    )
+
+# %% [markdown]
 # ### On a GPU, by the published recipe
 #
 # ResNet-56 to ResNet-20, 240 epochs, five seeds: the row of the literature's table that this pair belongs to. <!-- by definition --> With the
@@ -481,7 +514,7 @@ show(
 # %% tags=["hide-input"]
 if profile == "gpu" and not data.fallback:
     run_plan(plan("first-distillation-gpu"), book=evidence_folder(), device=device)
-gpu_plan = of_seeds("first-distillation-gpu")
+gpu_plan = of_seeds(results("first-distillation-gpu"))
 on_gpu = whole_seeds(gpu_plan)
 if gpu_plan.missing:
     display(
@@ -496,9 +529,15 @@ if on_gpu:
 # ## Verdict
 
 # %% tags=["hide-input"]
-decisive = on_gpu if len(on_gpu) >= 9 else recorded if runs >= 3 else None
-if decisive:
-    found = gpu_plan if decisive is on_gpu else cpu_plan
+found = next(
+    (
+        study
+        for study, records in ((gpu_plan, on_gpu), (grown, to_the_end), (cpu_plan, recorded))
+        if len(records) >= 3 * len(ARMS)
+    ),
+    None,
+)  # fmt: skip
+if found:
     helps = above("kd", ["alone", "permuted"], found)
     warning = below("permuted", "alone", found)
     given = verdict(
@@ -507,6 +546,7 @@ if decisive:
         + f"What hard labels lose is said to be “subtle information about class relationships”. {helps} {warning} "
         + ("So the same confidence with wrong classes that mean nothing does not help, in this training and at these weights: their relations are gone, and the noise of shuffling is added, which chapter 14 takes away. " if helps.holds and warning.holds else "")
         + "The hard labels here are the data's; the article's are the teacher's own predictions. "
+        + (f"After the short training at one rate: {above('kd', ['alone', 'permuted'], cpu_plan)} " if found is grown and runs >= 3 else "")
         + f"{conditions(found)}.",
         data=data, condition=None if helps.holds else "bound to a scale",
     )  # fmt: skip
@@ -538,8 +578,8 @@ else:
 # %% [markdown]
 # ## Limits
 #
-# - One pair of networks, one data set, one temperature, one weight and one learning rate, none of them chosen for any arm.
-#   The trainings are short, which favours whatever speeds up learning: a gain here may be one of early learning, and a rate of its own for each arm may change its size.
+# - One pair of networks, one data set, one temperature; in the short trainings one weight and one learning rate, too, none of them chosen for any arm.
+#   A short training favours whatever speeds up learning: a gain may be one of early learning, and a rate of its own for each arm may change its size. What has been trained to the end says which.
 # - The control shuffles anew at every step, so it adds noise to the targets as well as taking their structure. Its expectation is a
 #   smoothed label; training on that, without the noise, is the first exercise, and chapter 14 has it as an arm of the study.
 # - Seeds bound the noise of initialisation and order, not that of the data or of the teacher: there is one teacher. The live part has one seed.
