@@ -116,7 +116,7 @@ findings = Findings()
 #
 # The plan `small` asks every question at the scale of a CPU: a ResNet-20 teaches a ResNet-8, for a few epochs, with three seeds. The plan `grown` asks some of them again of the same pair, trained to the end, each method with a learning rate and a weight of its own ({doc}`12_the_table_again`). The plan
 # `questions` asks all by the published recipe on a GPU: a ResNet-56 teaches a ResNet-20, with five seeds. All hold out a validation split, and
-# touch the test split once, after the last epoch. An *arm* is one way to teach; its name is that of the plan. Verdicts rest on the longest training that has been recorded.
+# touch the test split once, after the last epoch. An *arm* is one way to teach; its name is that of the plan. Verdicts rest on the longest training that has been recorded. <!-- by definition -->
 #
 # **All arms of `small` were trained briefly and at one learning rate, which was tuned for none of them.** Objectives differ in the length of their gradient, so a comparison of methods
 # is one of rates, too ({doc}`12_the_table_again` measures by how much); the contrasts between targets of one loss, below, are less exposed to that.
