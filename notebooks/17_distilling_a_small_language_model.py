@@ -93,6 +93,7 @@ from kdlab.study.records import evidence_folder
 from kdlab.study.run import stored_student
 from kdlab.study.statements import above, below, leads, undecided, within
 from kdlab.study.statistics import smallest_p, summary
+from kdlab.study.when_it_pays import LENGTHS, STUDENTS, arm_name
 from kdlab.training import (
     Learner,
     Recipe,
@@ -854,6 +855,73 @@ table(
     timed,
     caption="One core of this machine; the last two columns relative to training alone.",
 )
+
+# %% [markdown]
+# ### The same, at other lengths
+#
+# All this is of one length of training, at one rate. In the plan `when-it-pays` every length has a whole schedule and a rate of its own ({doc}`24_when_does_distilling_pay` fits laws to it). <!-- by definition --> Here its runs are held against each other as they are. At equal tokens: the distilled student and the one alone. And nearly at equal compute: the lengths grow by four, and beside each distilled run of the smaller student stands one alone that read four times as much. <!-- by definition --> The cell says what a distilled token costs.
+
+# %% tags=["hide-input"]
+pays = results("when-it-pays")
+BITS = QUANTITIES["bits_per_byte"]
+
+
+def both(student, millions):
+    return [arm_name(student, kind, millions) for kind in ("alone", "kd")]
+
+
+at_lengths = {
+    student: [m for m in LENGTHS if pays.complete(both(student, m), at_least=3)]
+    for student in STUDENTS
+}
+longest, neighbours = [], []
+if any(at_lengths.values()):
+    named = {
+        name: f"{called(student)} {how}, {millions:g}M tokens"
+        for student in STUDENTS
+        for millions in LENGTHS
+        for name, how in zip(both(student, millions), ("alone", "distilled"), strict=True)
+    }  # fmt: skip
+    pool = [a for s, known in at_lengths.items() for m in known for a in both(s, m)]
+    rows = []
+    for student, known in at_lengths.items():
+        for millions in known:
+            alone, kd = both(student, millions)
+            lead = pays.against(alone, "bits_per_byte", [kd], None, pool)[kd]
+            rows.append(
+                [
+                    f"{called(student)}, {millions:g}M",
+                    *(
+                        f"{pays.mean(arm, 'bits_per_byte').mean:.3f}"
+                        for arm in (alone, kd)
+                    ),
+                    lead.bracketed("+.3f"),
+                    f"{mean_interval(gap_closed(pays, alone, kd)):.0%}",
+                    lead.n,
+                ]
+            )
+        if known:
+            alone, kd = both(student, known[-1])
+            longest.append(below(kd, alone, pays, BITS, names=named))
+    small_one = STUDENTS[0]
+    price = cost(pays, both(small_one, LENGTHS[0])[1]) / cost(
+        pays, both(small_one, LENGTHS[0])[0]
+    )
+    for millions in at_lengths[small_one]:
+        if 4 * millions in at_lengths[small_one]:
+            alone, kd = both(small_one, 4 * millions)[0], both(small_one, millions)[1]
+            neighbours.append(below(alone, kd, pays, BITS, names=named))
+    display(
+        table(
+            ["", "alone", "distilled", "distilled minus alone", "of the gap", "$n$"],
+            rows,
+            caption=f"Bits per byte of the test text by millions (of $2^{{20}}$) of tokens, at equal tokens; differences with 95 % intervals, over a variance pooled over all of them. Taught by {called(pays.specs[0].student)}; learning rates chosen on the validation split. Of the gap to the teacher, the part that the distilled student closes.",
+        ),
+        *longest,
+        Markdown(f"A distilled token of {called(small_one)} costs {price:.2f} alone."),
+        *neighbours,
+        source_note(pays.all(pool)),
+    )  # fmt: skip
 
 # %% [markdown]
 # ## The same question in a small training on this page
@@ -1670,10 +1738,17 @@ if decides is not None:
             for alone, kd in others(decides)
         ]
     )
+    older = (
+        f" At other lengths and rates of their own: {' '.join(map(str, longest))}"
+        if longest
+        else ""
+    )
+    if neighbours:
+        older += f" At nearly equal compute: {' '.join(map(str, neighbours[-1:]))}"
     given = verdict(
         "B12", "depends",
         f"Small language models can be distilled from larger ones; how much it brings depends on what is held equal. At equal tokens, distillation closes this part of the gap to the teacher in bits per byte ({described(decides, *(kd for _, kd in others(decides)))}): " + "; ".join(said)
-        + f". A step with the teacher costs {dearer} the multiply-adds of one alone unless the teacher's forward passes are kept, and the teacher has to be trained first. All these students are young, and all learned at one rate, found for the student alone. Of the article's example the literature says less than the article: Llama 3's smaller models were pre-trained on text and improved by the flagship in post-training; logits of larger models were used for Llama 3.2 1B and 3B and for Gemma 2 2B and 9B.",
+        + f". A step with the teacher costs {dearer} the multiply-adds of one alone unless the teacher's forward passes are kept, and the teacher has to be trained first. All these students are young, and all learned at one rate, found for the student alone.{older} Of the article's example the literature says less than the article: Llama 3's smaller models were pre-trained on text and improved by the flagship in post-training; logits of larger models were used for Llama 3.2 1B and 3B and for Gemma 2 2B and 9B.",
         data=data, condition="bound to a scale",
     )  # fmt: skip
     display(given)
@@ -1712,7 +1787,7 @@ findings.show(*sentences)
 # - **Scale.** A teacher of a few million parameters that has read a few million tokens is a long way from what is called a language model today. Nothing is said here of instruction, reasoning, or of students that were trained long before they were distilled.
 # - **One teacher, one run.** The gap is measured to one teacher. Another seed of it, a better one or a larger one may give another answer ({doc}`14_what_is_transferred`).
 # - **Equal compute** counts multiply-adds of a step, not seconds, and not what the teacher's own training cost.
-# - **One learning rate for all**, found for the student alone with a quarter of its tokens; weights of hidden states and attention untuned. Differences of a few hundredths of a bit may be the rate's.
+# - **One learning rate for all** in most plans, found for the student alone with a quarter of its tokens (`when-it-pays` has one for each length); weights of hidden states and attention untuned. Differences of a few hundredths of a bit may be the rate's.
 # - **Intervals** are over three seeds of the student, on one test text; in the live part over initialisations alone, and in the figure of positions over texts, student by student.
 # - **On-policy distillation is tried from drawn weights**, and not from a student that can write already, as papers do; in the first three plans its phase came when the learning rate had all but gone.
 # - **Text quality is not measured.** Bits per byte of books, agreement and divergence are what can be computed without readers.

@@ -1414,7 +1414,7 @@ for study in studies:
 #
 # ### Drafts that have read four times as much
 #
-# The plan `drafts-grown` asks again at four million tokens. Each draft has a whole schedule and a rate that was chosen at this length on the validation text: the draft alone one for students alone, the distilled ones that of forward KL; those that follow another divergence have the same and were not tuned further. <!-- by definition --> The draft's own text begins after a quarter of the training, where the cosine has most of its rate before it. And the draft alone at equal compute speculates, too. <!-- by definition -->
+# The plan `drafts-grown` asks again at four million tokens. Each draft has a whole schedule and a rate that was chosen at this length on the validation text: the draft alone one for students alone, the distilled ones that of forward KL; those that follow another divergence have the same and were not tuned further. <!-- by definition --> The draft's own text begins after a quarter of the training, and the draft alone at equal compute speculates, too. <!-- by definition -->
 
 # %% tags=["hide-input"]
 GROWN = {
@@ -1541,8 +1541,8 @@ findings.show(*sentences)
 #
 # - **Scale.** Verifier and drafts are of a few million parameters or less, and read books. A large verifier with narrower distributions, on code or dialogue, may be agreed with more often. The acceptance measured here does not carry over; the mathematics does.
 # - **The clock.** On a CPU, one text at a time, at sizes where Python and drawing count. On a GPU with a large verifier one expects $w$ near zero and small overheads, and in large batches a $w$ that grows and a gain that shrinks; none of it is measured here.
-# - **Young drafts.** Those of most figures have read about a million tokens or, at equal compute, a few; those of `drafts-grown` four times as many. What drafts gain that have read until it helps no more is another question.
-# - **On-policy training** came late in a falling schedule among the young drafts, and after a quarter of it among the grown ones.
+# - **Young drafts.** All are of a few million tokens at most. What drafts gain that have read until it helps no more is another question.
+# - **On-policy training** came late in a falling schedule among the young drafts; the plan `drafts-grown` begins it earlier.
 # - **One temperature.** All at $T=1$, which draft and verifier share, and drafts trained for it. At others acceptance is another function of the same logits; an exercise looks at the extremes.
 # - **Texts without end.** A fixed number of tokens is written; none of them is treated as the end of a text, at which a program would stop.
 # - **One verifier.** Intervals over seeds are over trainings of drafts for it. Another may be agreed with more or less.
