@@ -66,6 +66,7 @@ from kdlab.study.display import (
     device_for,
     not_yet_run,
     source_note,
+    verdict,
 )
 from kdlab.study.evidence import QUANTITIES, Among, Quantity
 from kdlab.study.findings import methods as methods_found
@@ -1070,6 +1071,61 @@ if EPOCHS in lengths_of["own"]:
                 names=young,
             )
         )
+
+# %% [markdown]
+# Claim C8 is about the order itself. Take every pair of the five under every one of these conditions, and ask which of the two is ahead: with intervals that hold together over all pairs and conditions (Bonferroni). If a pair that is told apart under one condition is told apart the other way round under another, the order is not one of methods. If all that is told apart at the end stands under every condition, it is. <!-- by definition -->
+
+
+# %% tags=["hide-input"]
+def ahead_under(rate, epochs, level):
+    """The pairs of methods, the first of which is ahead."""
+    values = {m: grown.values(arm_name(m, epochs, rate)) for m in LENGTHS_ASKED}
+    return {
+        (one, other)
+        for other in LENGTHS_ASKED
+        for one, gap in against(values, other, correction=None, level=level).items()
+        if gap.low > 0
+    }
+
+
+asked_at = {"own": [5, 15, EPOCHS], "published": [5, 15]}
+if lengths_of == asked_at:
+    under_which = {
+        f"{e} epochs, {SERIES[rate]}": (rate, e)
+        for rate, es in asked_at.items()
+        for e in es
+    }
+    pairs = len(LENGTHS_ASKED) * (len(LENGTHS_ASKED) - 1) // 2
+    level = 1 - 0.05 / (pairs * len(under_which))
+    ahead = {name: ahead_under(*how, level) for name, how in under_which.items()}
+    turned = {
+        frozenset(pair): (pair, one, other)
+        for one, found in ahead.items()
+        for pair in sorted(found)
+        for other in ahead
+        if pair[::-1] in ahead[other]
+    }
+    at_the_end = ahead[f"{EPOCHS} epochs, {SERIES['own']}"]
+    stands = all(at_the_end <= found for found in ahead.values())
+    display(
+        verdict(
+            "C8",
+            "refuted" if turned else "verified" if at_the_end and stands else "not decided",
+            (
+                f"Of the {pairs} pairs of five methods {len(turned)} are told apart one way under one condition and the other way round under another: "
+                + "; ".join(
+                    f"{GROWN[pair[0]]} is ahead of {GROWN[pair[1]]} after {one}, and behind it after {other}"
+                    for pair, one, other in turned.values()
+                )
+                + "."
+                if turned
+                else f"Of the {pairs} pairs of five methods none is told apart one way under one condition and the other way round under another; "
+                f"of the {len(at_the_end)} that are told apart at the end {len(set.intersection(*ahead.values()) & at_the_end)} are so under every condition."
+            )
+            + f" {conditions(grown)}, or the published rate; intervals over {pairs} pairs and {len(ahead)} conditions hold together (Bonferroni); n = {grown.mean(arm_name('kd', EPOCHS)).n} at the end.",
+            data=data,
+        )
+    )  # fmt: skip
 
 # %% tags=["hide-input"]
 to_the_end = {arm_name(m, EPOCHS): said for m, said in GROWN.items()}

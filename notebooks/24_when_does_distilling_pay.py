@@ -38,7 +38,17 @@ import torch
 from IPython.display import display
 
 from kdlab import models
-from kdlab.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, show, table, use_style
+from kdlab.figures import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    sentence,
+    show,
+    table,
+    use_style,
+)
 from kdlab.language import parse
 from kdlab.models import multiply_adds
 from kdlab.study import results
@@ -50,10 +60,11 @@ from kdlab.study.display import (
     device_for,
     not_yet_run,
     source_note,
+    verdict,
 )
 from kdlab.study.evidence import QUANTITIES, Quantity, evidence, listed
 from kdlab.study.parameters import require
-from kdlab.study.power_law import fit_power_law, worth
+from kdlab.study.power_law import fit_power_law, measured_curve, worth
 from kdlab.study.statements import below, crosses, within
 from kdlab.study.when_it_pays import HELD_OUT, LENGTHS, STUDENTS, arm_name
 
@@ -285,7 +296,7 @@ table(
 #
 # The plan *when-it-pays* asks it of language models: two sizes, alone and distilled, from a quarter of a million tokens to sixteen million. <!-- by definition --> Every length is a whole training with its own cosine, and has a learning rate of its own, chosen on the validation split with a seed that no reported run has; the longest, and the length that is held out, take over that of the third. <!-- by definition -->
 #
-# Three numbers describe a curve: $L(D)=E+B\,(D/D_0)^{-\beta}$ {cite}`hoffmann2022training`. They are fitted to single runs. The held-out length, twice the longest of the fit, is predicted with an interval *before* it is run: a fit may look good because it was made to. <!-- by definition -->
+# Three numbers describe a curve: $L(D)=E+B\,(D/D_0)^{-\beta}$ {cite}`hoffmann2022training`. They are fitted to single runs. Young models may fall otherwise: where no such law goes through all lengths, the shortest is left out, and the table says so. <!-- by definition --> The held-out length, twice the longest of the fit, is predicted with an interval *before* it is run: a fit may look good because it was made to. <!-- by definition -->
 
 # %% tags=["hide-input"]
 rates_chosen = conditions(pays).split(", ")[-1]
@@ -305,15 +316,24 @@ def runs(student, kind, millions):
     return list(pays.values(arm_name(student, kind, millions), BITS.of).values())
 
 
+def of_lengths(student, kind, lengths):
+    """What each run read, and what it lost."""
+    each = [(m, bits) for m in lengths for bits in runs(student, kind, m)]
+    return zip(*each, strict=True)
+
+
 series = {(s, k): complete(s, k) for s in STUDENTS for k in SAID}
-laws = {}
-for (student, kind), lengths_of in series.items():
-    if len(lengths_of) > 2:
-        read_and_lost = [
-            (m, bits) for m in lengths_of for bits in runs(student, kind, m)
-        ]
-        with suppress(ValueError):  # losses that no such law describes
-            laws[student, kind] = fit_power_law(*zip(*read_and_lost, strict=True))
+curves, laws, begins, refused = {}, {}, {}, {}
+for key, lengths_of in series.items():
+    if len(lengths_of) > 1:
+        curves[key] = measured_curve(*of_lengths(*key, lengths_of))
+    for first in range(max(0, min(2, len(lengths_of) - 2))):  # all, or all but one
+        try:
+            laws[key] = fit_power_law(*of_lengths(*key, lengths_of[first:]))
+            begins[key] = lengths_of[first]
+            break
+        except ValueError as error:
+            refused[key] = str(error)
 lacking = pays.missing
 arms_of_lengths = [arm_name(s, k, m) for (s, k), ms in series.items() for m in ms]
 
@@ -336,7 +356,7 @@ if any(series.values()):
                     f"{called(student)} {said} at {millions:g}M {np.mean(bits):.2f}"
                 )
             if law := laws.get((student, kind)):
-                fine = np.geomspace(LENGTHS[0], HELD_OUT, 100)
+                fine = np.geomspace(begins[student, kind], HELD_OUT, 100)
                 panel.plot(fine, law(fine), color=HUES[kind], label="_law")
                 band = law.predict(HELD_OUT)
                 panel.plot(
@@ -366,7 +386,10 @@ else:
     )
 
 # %% tags=["hide-input"]
-RELATIVE = []  # how far predictions were off
+RELATIVE, INSIDE = (
+    [],
+    [],
+)  # how far predictions were off; whether the interval has the run
 
 
 def seen(student, kind):
@@ -377,16 +400,26 @@ def seen(student, kind):
     (bits,) = beyond.values(arm, BITS.of).values()
     band = laws[student, kind].predict(HELD_OUT)
     RELATIVE.append(abs(bits / band.mean - 1))
-    return f"{bits:.3f}, {'inside' if band.low <= bits <= band.high else 'outside'}"
+    INSIDE.append(band.low <= bits <= band.high)
+    return f"{bits:.3f}, {'inside' if INSIDE[-1] else 'outside'}"
 
 
 if laws:
     display(
         table(
-            ["", "$E$", "$B$", r"$\beta$", f"{HELD_OUT:g} million, predicted", "run"],
+            [
+                "",
+                "from",
+                "$E$",
+                "$B$",
+                r"$\beta$",
+                f"{HELD_OUT:g} million, predicted",
+                "run",
+            ],
             [
                 [
                     f"{called(student)}, {SAID[kind]}",
+                    f"{begins[student, kind]:g}M",
                     *(
                         f"{value:.3f} ± {error:.3f}"
                         for value, error in zip(
@@ -400,7 +433,7 @@ if laws:
                 ]
                 for (student, kind), law in laws.items()
             ],
-            caption="Fitted laws with standard errors, in bits per byte; $B$ is at the geometric mean of the lengths. The last columns: one run of a length that the fit has not seen.",
+            caption="Fitted laws with standard errors, in bits per byte, and the shortest length that each goes through; $B$ is at the geometric mean of the lengths. The last columns: one run of a length that the fit has not seen.",
         ),
         *(
             [source_note(beyond.all({spec.arm for spec in beyond.specs} - {TEACHER}))]
@@ -408,16 +441,20 @@ if laws:
             else []
         ),
     )
-else:
+elif not refused:
     display(not_yet_run("a law takes three lengths", pays.command))
+if without := [key for key in refused if key not in laws]:
+    which = listed([f"{called(student)} {SAID[kind]}" for student, kind in without])
+    reasons = listed(list(dict.fromkeys(refused[key] for key in without)))
+    display(sentence(f"No law so far of {which}: {reasons}"))
 
 # %% [markdown]
 # ### Read as tokens
 #
-# A lead of so many bits per byte says little. How many tokens would the student alone have to read for the same loss? That is $m$ again, now $L_{\text{alone}}^{-1}(L_{\text{distilled}}(D))/D$ from the fitted laws, and it can be held against the price.
+# A lead of so many bits per byte says little. How many tokens would the student alone have to read for the same loss? That is $m$ again, $L_{\text{alone}}^{-1}(L_{\text{distilled}}(D))/D$, and it can be held against the price. Between the lengths that were run it takes no law: the student alone is read off a line between the means of its neighbouring lengths, over the logarithm of the tokens. Where the distilled student is ahead of all that alone has been run for, the fitted laws have to say, if there are such. <!-- by definition -->
 
 # %% tags=["hide-input"]
-both = [s for s in STUDENTS if {(s, "alone"), (s, "kd")} <= laws.keys()]
+both = [s for s in STUDENTS if {(s, "alone"), (s, "kd")} <= curves.keys()]
 WAYS = {
     "own look": lambda student, _: price(student),
     f"shared by {sharing}": lambda student, _: price(student, shared=sharing),
@@ -426,14 +463,33 @@ WAYS = {
         student, tokens=tokens
     ),
 }
-token_worth = {
-    (student, millions): worth(
-        laws[student, "kd"], laws[student, "alone"], float(millions)
-    )
-    for student in both
-    for millions in LENGTHS
-    if millions in series[student, "kd"]
-}
+
+
+def worth_of(student, millions):
+    """What a distilled token is worth, and how that is known."""
+    found = worth(curves[student, "kd"], curves[student, "alone"], millions)
+    by_law = {(student, "kd"), (student, "alone")} <= laws.keys()
+    if np.isfinite(found.mean) or not by_law or millions < begins[student, "kd"]:
+        return found, "measured"
+    return worth(laws[student, "kd"], laws[student, "alone"], millions), "by the laws"
+
+
+token_worth, known_by = {}, {}
+for student in both:
+    for millions in series[student, "kd"]:
+        with suppress(ValueError):  # runs that say too little
+            token_worth[student, millions], known_by[student, millions] = worth_of(
+                student, millions
+            )
+
+
+def said_of(found, cost):
+    """Whether a token is worth its price."""
+    if found.low >= cost:
+        return "pays"
+    return "does not pay" if found.high < cost else "not decided"
+
+
 if both:
     CAP = 30.0
     figure, panels = plt.subplots(
@@ -450,7 +506,15 @@ if both:
                     label="_interval",
                 )
                 if found.mean < CAP:
-                    panel.plot(millions, found.mean, "o", color=BLUE, label="_worth")
+                    measured = known_by[student, millions] == "measured"
+                    panel.plot(
+                        millions,
+                        found.mean,
+                        "o",
+                        color=BLUE,
+                        mfc=BLUE if measured else "white",
+                        label="_worth",
+                    )
         fine = np.geomspace(LENGTHS[0], LENGTHS[-1], 60)
         for (way, cost), hue in zip(
             WAYS.items(), (ORANGE, GREEN, PURPLE, VERMILION), strict=True
@@ -471,7 +535,7 @@ if both:
         show(
             figure,
             label="worth",
-            caption=f"What a distilled token is worth in tokens alone (dots, with 95 % intervals from the laws' uncertainty, cut at {CAP:g}; a dot beyond is not drawn), and what it costs (dashed). Where worth times tokens is beyond {LENGTHS[-1]:g} million, the law of the student alone is extrapolated. Where a dot is above a line, distilling is ahead at equal compute by that way of paying.",
+            caption=f"What a distilled token is worth in tokens alone (full dots: measured; hollow: by the laws, beyond what was run alone), with 95 % intervals, cut at {CAP:g}; a dot beyond is not drawn. Dashed: what it costs. Where a dot is above a line, distilling is ahead at equal compute by that way of paying. {rates_chosen[0].upper()}{rates_chosen[1:]}.",
             alt="Dots of a token's worth by tokens read, and dashed lines of its price. "
             + "; ".join(
                 f"{called(s)} at {x:g}M: worth {w.mean:.2g}"
@@ -480,25 +544,19 @@ if both:
             + ".",
         ),
         table(
-            ["", "worth", *WAYS],
+            ["", "worth", "known", *WAYS],
             [
                 [
                     f"{called(student)}, {millions:g}M",
                     found.bracketed(".2f"),
-                    *(
-                        "pays"
-                        if found.low > cost(student, millions)
-                        else "does not pay"
-                        if found.high < cost(student, millions)
-                        else "not decided"
-                        for cost in WAYS.values()
-                    ),
+                    known_by[student, millions],
+                    *(said_of(found, cost(student, millions)) for cost in WAYS.values()),
                 ]
                 for (student, millions), found in token_worth.items()
             ],
-            caption="Whether a distilled token is worth its price: the whole interval above it, below it, or neither. “With the teacher's training”: all of it, and its looks, paid by one student.",
+            caption="Whether a distilled token is worth its price: the whole interval above it, below it, or neither; inf: more than the student alone was run for, which is the lower end. “With the teacher's training”: all of it, and its looks, paid by one student.",
         ),
-    )
+    )  # fmt: skip
 else:
     display(not_yet_run("what a token is worth", pays.command))
 
@@ -569,12 +627,12 @@ else:
 EMPTY = "not yet run"
 at_longest = {s: token_worth.get((s, LENGTHS[-1])) for s in both}
 decided = [
-    f"{called(s)} {'pays' if w.low > price(s) else 'does not pay' if w.high < price(s) else 'is not decided'} after {LENGTHS[-1]:g} million tokens"
+    f"{called(s)}: {said_of(w, price(s))} after {LENGTHS[-1]:g} million tokens"
     for s, w in at_longest.items()
     if w is not None
 ]
 trained_for_one = [
-    f"{called(s)} after {x:g} million: {'pays' if w.low > price(s, tokens=x) else 'does not pay' if w.high < price(s, tokens=x) else 'not decided'}"
+    f"{called(s)} after {x:g} million: {said_of(w, price(s, tokens=x))}"
     for (s, x), w in token_worth.items()
     if x in (LENGTHS[0], LENGTHS[-1])
 ]
@@ -603,6 +661,37 @@ table(
     caption="What Busbridge and co-workers find, in our words, and what these records say.",
 )
 
+# %% [markdown]
+# Claim C4 has two halves. That what distilling brings *follows a law* is judged by the length that was held out: the intervals of all four laws have their run. That it pays *up to a bound* is judged by the lead: it shrinks from the shortest to the longest length, for both students. <!-- by definition -->
+
+# %% tags=["hide-input"]
+if len(shrinking) == len(STUDENTS) and not lacking and not beyond.missing:
+    law = len(INSIDE) == len(series) and all(INSIDE)
+    bound = all(said.holds for said in shrinking)
+    display(
+        verdict(
+            "C4",
+            "verified" if law and bound else "depends" if law or bound else "not decided",
+            (
+                f"At {HELD_OUT:g} million tokens, predicted before they were run, {sum(INSIDE)} of {len(series)} runs lie in their intervals, off by {max(RELATIVE):.1%} at most. "
+                if INSIDE
+                else f"No law of the form $E+B\\,D^{{-\\beta}}$ goes through the losses of these young models ({len(laws)} of {len(series)} curves have one). "
+            )
+            + " ".join(map(str, shrinking))
+            + " At the longest length a distilled token is worth "
+            + listed([f"{w.bracketed('.2g')} tokens alone ({called(s)}, price {price(s):.1f})" for s, w in at_longest.items() if w is not None])
+            + f". Of teachers: {below(old, usual, pays, BITS, names=taught)} Losses in bits per byte of books; {rates_chosen}.",
+            condition="bound to a scale" if law != bound else None,
+        )
+    )  # fmt: skip
+else:
+    display(
+        not_yet_run(
+            f"the verdict on C4: {lacking} runs up to {LENGTHS[-1]:g} million tokens, and {beyond.missing} of the length that is held out",
+            pays.command,
+        )
+    )
+
 # %% tags=["hide-input"]
 findings.show(
     f"In a world that can be counted, a token with a teacher is worth {counted_worth[0]:.1f} tokens alone at {PARTS[0]:.2g} of what the teacher has read, and {counted_worth[-1]:.2f} at {PARTS[-1]:g} times as much; derived: $1/(\\rho+(1-\\rho)\\,n/n_T)$, which is one where the student has read as much as its teacher.",
@@ -612,12 +701,12 @@ findings.show(
         [
             "On books it is worth "
             + listed(
-                [f"{w.mean:.2g} ({called(s)}, {x:g} million)" for (s, x), w in token_worth.items() if x in (LENGTHS[0], max(m for t, m in token_worth if t == s))]
+                [f"{w.mean:.2g} ({called(s)}, {x:g} million)" for (s, x), w in token_worth.items() if np.isfinite(w.mean) and x in (LENGTHS[0], max(m for (t, m), v in token_worth.items() if t == s and np.isfinite(v.mean)))]
             )
             + "."
         ]
         if token_worth
-        else [f"On books: {len(pays.specs) - lacking} of {len(pays.specs)} runs that are known so far are recorded; a law takes three lengths."]
+        else [f"On books: {len(pays.specs) - lacking} of {len(pays.specs)} runs that are known so far are recorded."]
     ),
 )  # fmt: skip
 
@@ -626,7 +715,7 @@ findings.show(
 #
 # - **Counting is not learning by gradients.** The derivation has a student without optimiser, and a teacher that knows nothing of a context but what it has counted.
 # - **Small models, few tokens.** Each epoch draws its blocks anew from the openings of the books, so that blocks come again, in long trainings often.
-# - **Three numbers from four lengths.** A law of three parameters leaves one degree of freedom to the *shape*; its intervals are to first order, and assume that the shape is right, and that runs of all lengths scatter alike. The held-out length is there for that, and its own rate, chosen at a shorter length, cannot be told from the shape.
+# - **Three numbers from four lengths.** A law of three parameters leaves at most one degree of freedom to the *shape*; its intervals are to first order, and assume that the shape is right, and that runs of all lengths scatter alike. The held-out length is there for that, and its own rate, chosen at a shorter length, cannot be told from the shape.
 # - **Compute is multiply-adds.** Time is another thing, which {doc}`17_distilling_a_small_language_model` measures.
 # - **One objective**, one batch size, and rates of students that were chosen beside one teacher: the other teachers were given no choice.
 #

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kdlab.study.power_law import fit_power_law, worth
+from kdlab.study.power_law import fit_power_law, measured_curve, worth
 
 LENGTHS = np.repeat([0.25, 1.0, 4.0, 16.0], 3)
 
@@ -107,3 +107,63 @@ def test_what_does_not_fall_has_no_law_and_what_is_no_length_no_worth():
 def test_a_loss_that_a_student_alone_does_not_reach_is_worth_infinitely_many():
     alone, distilled = (fit_power_law(LENGTHS, floor + 0.6 * LENGTHS**-0.4) for floor in (1.7, 1.0))
     assert worth(distilled, alone, 16.0).mean == np.inf
+
+
+def test_a_measured_curve_goes_through_its_means_and_inverts_between_them():
+    curve = measured_curve(np.repeat([1.0, 4.0, 16.0], 2), [3.1, 2.9, 2.6, 2.4, 1.4, 1.6])
+    assert list(curve.means) == pytest.approx([3.0, 2.5, 1.5]) and list(curve.counts) == [2, 2, 2]
+    assert curve.deviation == pytest.approx(0.1 * 2**0.5) and curve.runs == 6
+    assert [curve(n) for n in (1, 2, 8, 16)] == pytest.approx([3.0, 2.75, 2.0, 1.5])
+    assert np.isnan([curve(0.9), curve(17)]).all()
+    assert list(curve.tokens([3.0, 2.75, 2.5, 2.0, 1.5])) == pytest.approx([1, 2, 4, 8, 16])
+    assert list(curve.tokens([3.5, 1.4])) == pytest.approx([0.25, np.inf])
+
+
+@pytest.mark.parametrize("unit", [1, 2**20])
+def test_what_a_token_is_worth_needs_no_shape_between_the_lengths_that_were_run(unit):
+    """Straight over the logarithm, and twice the tokens ahead: worth two, at every length but those that alone has not reached."""
+    lengths, drawn = unit * np.repeat([0.25, 1.0, 4.0, 16.0], 3), 1e-9 * np.random.default_rng(0).normal(size=(2, 12))
+    alone, distilled = (
+        measured_curve(lengths, 3 - 0.2 * np.log(ahead * lengths / unit) + noise)
+        for ahead, noise in zip((1, 2), drawn, strict=True)
+    )
+    for n in (0.25, 1.0, 3.0, 4.0):
+        found = worth(distilled, alone, unit * n)
+        assert found.mean == pytest.approx(2) and found.high - found.low < 1e-6
+    unknown = worth(distilled, alone, 16.0 * unit)  # more than was run alone: one, and nobody knows how much more
+    assert unknown.low == 1 and unknown.mean == unknown.high == np.inf
+    assert worth(alone, distilled, 16.0 * unit).mean == pytest.approx(0.5)
+
+
+def test_a_measured_worth_lies_in_its_interval_as_often_as_it_says():
+    lengths, drawn, within = np.repeat([0.25, 1.0, 4.0, 16.0], 3), np.random.default_rng(0), []
+    for _ in range(200):
+        alone, distilled = (
+            measured_curve(lengths, 3 - 0.2 * np.log(ahead * lengths) + 0.03 * drawn.normal(size=12))
+            for ahead in (1, 2)
+        )
+        found = worth(distilled, alone, 1.0, draws=400)
+        within.append(found.low <= 2 <= found.high)
+    assert 0.91 <= np.mean(within) <= 0.99
+
+
+def test_a_law_and_a_measured_curve_can_be_held_against_each_other():
+    lengths = np.repeat([1.0, 2.0, 4.0, 8.0, 16.0], 2)
+    losses = 1.7 + 0.6 * lengths**-0.5
+    law, measured = fit_power_law(lengths, losses), measured_curve(lengths, losses)
+    for pair in ((law, measured), (measured, law)):
+        assert worth(*pair, 4.0).mean == pytest.approx(1, rel=1e-6)
+
+
+def test_what_is_no_measured_curve_is_refused():
+    for tokens, losses, sentence in (
+        ([1, 1, 1], [3, 2, 1], "takes two lengths, and two runs of one of them, not 1 of 3 runs"),
+        ([1, 4], [3, 2], "not 2 of 2 runs"),
+        ([1, 1, 4], [2.0, 2.2, 2.2], "the losses do not fall from each length to the next"),
+        ([0, 1, 1], [3, 2, 1], "one positive length"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            measured_curve(tokens, losses)
+    curve = measured_curve([1, 1, 4], [3.0, 3.1, 2.0])
+    with pytest.raises(ValueError, match="measured from 1 to 4 tokens, and not at 8"):
+        worth(curve, curve, 8.0)

@@ -1,7 +1,8 @@
-r"""How a loss falls with what was read: :math:`L(D) = E + B D^{-β}`, fitted, with an interval for a length that was not run.
+r"""How a loss falls with what was read: :math:`L(D) = E + B D^{-β}`, fitted, with an interval for a length that was not run; or as it was measured.
 
-The form of Hoffmann et al. (2022) for one size of model, which Busbridge et al. (2025) extend to distillation. With three parameters, a fit says
-nothing of fewer than three lengths, and its extrapolation is to be predicted before it is run. Two laws say what a token of the one is
+The form is that of Hoffmann et al. (2022) for one size of model, which Busbridge et al. (2025) extend to distillation. With three parameters, a fit says
+nothing of fewer than three lengths, and its extrapolation is to be predicted before it is run. Young models fall in other ways: a
+:class:`MeasuredCurve` assumes no shape, and says nothing beyond its last length. Two curves of either kind say what a token of the one is
 :func:`worth` in tokens of the other.
 """
 
@@ -68,23 +69,116 @@ class PowerLaw:
             free / generator.chisquare(free, draws)
         )
 
+    @property
+    def _reach(self):
+        """Up to how many tokens something is known of it."""
+        return np.inf
 
-def worth(distilled: PowerLaw, alone: PowerLaw, tokens: float, *, level: float = 0.95, draws: int = 4000) -> Interval:
+    def _falling(self, drawn):
+        return (drawn[1:] > 0).all(0)
+
+    def _losses(self, drawn, tokens):
+        floor, scale, exponent = drawn
+        return floor + scale * (tokens / self.unit) ** -exponent
+
+    def _tokens(self, drawn, losses):
+        return _inverse(losses, *drawn) * self.unit
+
+
+@dataclass(frozen=True)
+class MeasuredCurve:
+    """A loss as it was measured: its mean at each length that was run, and between them a straight line over the logarithm of the tokens.
+
+    Attributes:
+        lengths: that were run, rising, shape ``(lengths,)``.
+        means: the losses there.
+        counts: how many runs each length has.
+        deviation: of single runs about their length's mean, pooled over the lengths.
+    """
+
+    lengths: np.ndarray
+    means: np.ndarray
+    counts: np.ndarray
+    deviation: float
+
+    @property
+    def runs(self) -> int:
+        return int(self.counts.sum())
+
+    def tokens(self, loss):
+        """How many tokens bring the loss down to this, a number or an array; left of the first length along the first line, and infinitely many
+        beyond the last, of which nothing is known.
+
+        >>> curve = measured_curve([1, 1, 4, 4], [3.1, 2.9, 2.1, 1.9])
+        >>> round(float(curve.tokens(2.5)), 6), float(curve.tokens(1.9))
+        (2.0, inf)
+        """
+        return self._tokens(self.means[:, None], np.ravel(loss)).reshape(np.shape(loss))
+
+    def __call__(self, tokens):
+        """The loss after so many tokens; NaN outside the lengths that were run."""
+        return np.interp(np.log(tokens), np.log(self.lengths), self.means, left=np.nan, right=np.nan)
+
+    def drawn(self, generator: np.random.Generator, draws: int) -> np.ndarray:
+        """Means that the runs allow, shape ``(lengths, draws)``: Student's t about those measured, of the pooled degrees of freedom."""
+        free = self.runs - len(self.lengths)
+        about = generator.normal(size=(len(self.lengths), draws)) * self.deviation / np.sqrt(self.counts)[:, None]
+        return self.means[:, None] + about * np.sqrt(free / generator.chisquare(free, draws))
+
+    @property
+    def _reach(self):
+        return self.lengths[-1]
+
+    def _falling(self, drawn):
+        return (np.diff(drawn, axis=0) < 0).all(0)
+
+    def _losses(self, drawn, tokens):
+        if not self.lengths[0] <= tokens <= self.lengths[-1]:
+            raise ValueError(
+                f"measured from {self.lengths[0]:g} to {self.lengths[-1]:g} tokens, and not at {tokens:g}."
+            )
+        place = np.interp(np.log(tokens), np.log(self.lengths), np.arange(len(self.lengths)))
+        piece = min(int(place), len(self.lengths) - 2)
+        return drawn[piece] + (place - piece) * (drawn[piece + 1] - drawn[piece])
+
+    def _tokens(self, drawn, losses):
+        """Of each column of means that fall, where it has the loss of that column; or of one column, where it has each loss."""
+        piece = np.clip((losses < drawn).sum(0) - 1, 0, len(drawn) - 2)
+        upper, lower = (
+            np.take_along_axis(np.broadcast_to(drawn, (len(drawn), len(losses))), i[None], 0)[0]
+            for i in (piece, piece + 1)
+        )
+        logs = np.log(self.lengths)
+        part = (upper - losses) / (upper - lower)
+        found = np.exp(logs[piece] + part * (logs[piece + 1] - logs[piece]))
+        return np.where(losses < drawn[-1], np.inf, found)
+
+
+def worth(
+    distilled: PowerLaw | MeasuredCurve,
+    alone: PowerLaw | MeasuredCurve,
+    tokens: float,
+    *,
+    level: float = 0.95,
+    draws: int = 4000,
+) -> Interval:
     r"""What a token of a distilled student is worth, on average over so many, in tokens of a student alone: :math:`L_a^{-1}(L_d(D)) / D`.
 
     Above one, distilling is ahead at equal tokens; above the price of a token, it is ahead at equal compute.
 
-    The interval has the quantiles over laws that the two fits allow (:meth:`PowerLaw.drawn`, those that fall); it ends at infinity where
-    the floor of the student alone may lie above the distilled one's loss.
+    The interval has the quantiles over curves that the runs allow (:meth:`PowerLaw.drawn`, :meth:`MeasuredCurve.drawn`; those that fall); it
+    ends at infinity where the student alone may not come down to the distilled one's loss, or not within the lengths that were measured; of
+    these the last is then what its lower end counts.
 
     Args:
-        distilled, alone: fitted laws, of lengths in one unit.
+        distilled, alone: fitted laws or measured curves, of lengths in one unit.
         tokens: :math:`D`, that the distilled student has read.
         level: of confidence.
-        draws: of pairs of laws.
+        draws: of pairs of curves.
 
     Raises:
-        ValueError: for a length that is not positive and finite, a level outside (0, 1), or fits so loose that half of what they allow does not fall.
+        ValueError: for a length that is not positive and finite, or not among those of a measured curve; a level outside (0, 1); runs so loose
+            that half of what they allow does not fall.
 
     >>> D = np.array([1.0, 1.0, 4.0, 16.0, 64.0])
     >>> alone, distilled = (fit_power_law(D, 2 + scale / np.sqrt(D)) for scale in (3, 1.5))
@@ -94,13 +188,14 @@ def worth(distilled: PowerLaw, alone: PowerLaw, tokens: float, *, level: float =
     _check(tokens, level)
     generator = np.random.default_rng(0)
     ours, theirs = (law.drawn(generator, draws) for law in (distilled, alone))
-    falling = (ours[1:] > 0).all(0) & (theirs[1:] > 0).all(0)
+    falling = distilled._falling(ours) & alone._falling(theirs)
     if falling.mean() < 0.5:
-        raise ValueError("the two fits say too little of what a token is worth: run more lengths, or more seeds.")
-    floor, scale, exponent = ours[:, falling]
-    losses = floor + scale * (tokens / distilled.unit) ** -exponent
-    found = _inverse(losses, *theirs[:, falling]) * alone.unit / tokens
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], method="closest_observation")
+        raise ValueError("the two curves say too little of what a token is worth: run more lengths, or more seeds.")
+    found = alone._tokens(theirs[:, falling], distilled._losses(ours[:, falling], tokens)) / tokens
+    low, high = (
+        np.quantile(of, part, method="closest_observation")
+        for of, part in ((np.minimum(found, alone._reach / tokens), (1 - level) / 2), (found, (1 + level) / 2))
+    )
     mean = float(alone.tokens(distilled(tokens))) / tokens
     return Interval(mean, float(low), float(high), min(distilled.runs, alone.runs))
 
@@ -110,6 +205,45 @@ def _check(tokens: float, level: float) -> None:
         raise ValueError(f"a length is one number, positive and finite, not {tokens!r}.")
     if not 0 < level < 1:
         raise ValueError(f"a level is between 0 and 1, such as 0.95, not {level!r}.")
+
+
+def _runs(tokens, losses) -> tuple[np.ndarray, np.ndarray]:
+    """One length and one loss for each run."""
+    tokens, losses = (np.asarray(x, dtype=float) for x in (tokens, losses))
+    if (
+        tokens.ndim != 1
+        or tokens.shape != losses.shape
+        or not np.isfinite(losses).all()
+        or not (np.isfinite(tokens) & (tokens > 0)).all()
+    ):
+        raise ValueError("a curve is made of one positive length and one finite loss for each run.")
+    return tokens, losses
+
+
+def measured_curve(tokens, losses) -> MeasuredCurve:
+    """The means at each length, and the deviation of runs that they share.
+
+    Args:
+        tokens: how much each run read, shape ``(runs,)``, positive.
+        losses: of the same runs.
+
+    Raises:
+        ValueError: for what is not finite or not positive, fewer than two lengths, or no length with two runs; for means that do not fall.
+
+    >>> float(measured_curve([1, 1, 4, 4], [3.1, 2.9, 2.1, 1.9])(2.0))
+    2.5
+    """
+    tokens, losses = _runs(tokens, losses)
+    lengths, which, counts = np.unique(tokens, return_inverse=True, return_counts=True)
+    if len(lengths) < 2 or len(tokens) == len(lengths):
+        raise ValueError(
+            f"a measured curve takes two lengths, and two runs of one of them, not {len(lengths)} of {len(tokens)} runs."
+        )
+    means = np.bincount(which, losses) / counts
+    if (np.diff(means) >= 0).any():
+        raise ValueError("the losses do not fall from each length to the next: run more seeds.")
+    deviation = np.sqrt(np.square(losses - means[which]).sum() / (len(tokens) - len(lengths)))
+    return MeasuredCurve(lengths, means, counts, float(deviation))
 
 
 def fit_power_law(tokens, losses) -> PowerLaw:
@@ -132,14 +266,7 @@ def fit_power_law(tokens, losses) -> PowerLaw:
     """
     from scipy.optimize import minimize_scalar
 
-    tokens, losses = (np.asarray(x, dtype=float) for x in (tokens, losses))
-    if (
-        tokens.ndim != 1
-        or tokens.shape != losses.shape
-        or not np.isfinite(losses).all()
-        or not (np.isfinite(tokens) & (tokens > 0)).all()
-    ):
-        raise ValueError("a law is fitted to one positive length and one finite loss for each run.")
+    tokens, losses = _runs(tokens, losses)
     if len(set(tokens)) < 3 or len(tokens) < 4:
         raise ValueError(
             f"a law of three parameters takes at least three lengths and four runs, not {len(set(tokens))} and {len(tokens)}."
