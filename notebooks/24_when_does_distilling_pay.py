@@ -662,7 +662,7 @@ table(
 )
 
 # %% [markdown]
-# Claim C4 has two halves. That what distilling brings *follows a law* is judged by the length that was held out: the intervals of all four laws have their run. That it pays *up to a bound* is judged by the lead: it shrinks from the shortest to the longest length, for both students. <!-- by definition -->
+# Claim C4 has two halves: that what distilling brings *follows a law* is judged by the length that was held out, where the intervals of all four laws have to have their run; that it pays *up to a bound* is judged by the lead, which has to shrink from the shortest length to the longest, for both students. <!-- by definition -->
 
 # %% tags=["hide-input"]
 if len(shrinking) == len(STUDENTS) and not lacking and not beyond.missing:
