@@ -322,6 +322,13 @@ def of_lengths(student, kind, lengths):
     return zip(*each, strict=True)
 
 
+def on_lengths(panel, lengths=LENGTHS):
+    """The lengths as the ticks of a logarithmic axis."""
+    panel.set(xscale="log", xlabel="tokens read (millions)")
+    panel.set_xticks(lengths, [f"{m:g}" for m in lengths])
+    panel.minorticks_off()
+
+
 series = {(s, k): complete(s, k) for s in STUDENTS for k in SAID}
 curves, laws, begins, refused = {}, {}, {}, {}
 for key, lengths_of in series.items():
@@ -367,14 +374,21 @@ if any(series.values()):
                     alpha=0.4,
                     label="_predicted",
                 )
-        panel.set(xscale="log", xlabel="tokens read (millions)", title=called(student))
+        on_lengths(panel, (*LENGTHS, HELD_OUT) if laws else LENGTHS)
+        panel.set_title(called(student))
         panel.legend()
     panels[0].set_ylabel("bits per byte of the test books")
     display(
         show(
             figure,
             label="law",
-            caption=f"Each dot a run, each line a fitted law, each bar at {HELD_OUT:g} million the interval that the law predicts for one run there. Taught by {called(TEACHER)}; {rates_chosen}."
+            caption="Each dot a run"
+            + (
+                f", each line a fitted law, each bar at {HELD_OUT:g} million the interval that the law predicts for one run there"
+                if laws
+                else ""
+            )
+            + f". Taught by {called(TEACHER)}; {rates_chosen}."
             + (f" {lacking} runs of the plan are not recorded yet." if lacking else ""),
             alt=f"Two panels of points that fall with tokens read. {'; '.join(told)}.",
         ),
@@ -523,12 +537,11 @@ if both:
             panel.plot(
                 fine, np.where(prices < CAP, prices, np.nan), "--", color=hue, label=way
             )
-        panel.set(
-            xscale="log",
-            yscale="log",
-            xlabel="tokens read (millions)",
-            title=called(student),
-        )
+        on_lengths(panel)
+        panel.set(yscale="log", title=called(student))
+        ticks = [t for t in (0.5, 1, 2, 5, 10, 20) if panel.get_ylim()[0] <= t <= CAP]
+        panel.set_yticks(ticks, [f"{t:g}" for t in ticks])
+        panel.minorticks_off()
     panels[0][0].set_ylabel("worth of a token, and its price")
     panels[0][-1].legend(fontsize="x-small")
     display(
