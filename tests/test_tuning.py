@@ -172,7 +172,7 @@ def test_the_published_recipe_is_scaled_and_its_weight_multiplied():
         one, three = objective(method), objective(method, 3.0)
         labels = lambda o: sum(w for w, t in zip(o.weights, o.terms, strict=True) if isinstance(t, CrossEntropy))  # noqa: E731
         if method == "smoothed":
-            assert (one.terms[0].smoothing, three.terms[0].smoothing) == (0.1, 0.3)
+            assert (one.terms[0].smoothing, three.terms[0].smoothing) == (0.1, 0.25)
         elif method in ("kd", *CONTROLS):
             assert sum(three.weights) == pytest.approx(1, abs=1e-5)
             assert three.weights[1] / three.weights[0] == pytest.approx(27, rel=1e-4)

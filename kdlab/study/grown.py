@@ -13,6 +13,7 @@ from ..objectives import (
     DIST,
     CrossEntropy,
     HiddenMSE,
+    LearnedTemperature,
     Linear,
     Objective,
     PermutedSoftTargets,
@@ -170,10 +171,13 @@ def _asked_of_kd(choice: Try, seeds=range(3)) -> Iterator[Spec]:
     yield from (patient, hasty)
     asked = {
         f"kd-T{t:g}-soft{w:g}": (beside_labels(SoftTargets(t), w), source, {})
-        for t in (1.0, 2.0, 8.0)
+        for t in (1.0, 2.0, 4.0, 8.0)
         for w in (0.5, 0.9, 1.0)
     }
     asked["kd-T-falling"] = beside_labels(SoftTargets(Linear(8.0, 1.0))), source, {}
+    asked["kd-T-rising"] = beside_labels(SoftTargets(Linear(1.0, 8.0))), source, {}
+    asked["kd-T-learned"] = beside_labels(SoftTargets(LearnedTemperature(1, 21))), source, {}
+    asked["kd-soft-falling"] = Linear(0.0, 1.0) * CrossEntropy() + Linear(1.0, 0.0) * SoftTargets(4.0), source, {}
     asked["kd-own-view"] = objective("kd", choice.weight), source, {"teacher_view": "own"}
     asked["kd-long-teacher"] = objective("kd", choice.weight), patient, {}
     asked["kd-short-teacher"] = objective("kd", choice.weight), hasty, {}
