@@ -888,6 +888,7 @@ if any(at_lengths.values()):
         for millions in known:
             alone, kd = both(student, millions)
             lead = pays.against(alone, "bits_per_byte", [kd], None, pool)[kd]
+            basis = lead.basis
             rows.append(
                 [
                     f"{called(student)}, {millions:g}M",
@@ -896,13 +897,18 @@ if any(at_lengths.values()):
                         for arm in (alone, kd)
                     ),
                     lead.bracketed("+.3f"),
-                    f"{mean_interval(gap_closed(pays, alone, kd)):.0%}",
+                    (100 * mean_interval(gap_closed(pays, alone, kd))).bracketed(".0f"),
                     lead.n,
                 ]
             )
         if known:
             alone, kd = both(student, known[-1])
             longest.append(below(kd, alone, pays, BITS, names=named))
+    at_one_rate = [
+        f"{called(spec_of(small, alone).student)} {small.difference(kd, alone, BITS.of).bracketed('+.3f')}"
+        for alone, kd in others(small)
+        if small.complete([alone, kd])
+    ]
     small_one = STUDENTS[0]
     price = cost(pays, both(small_one, LENGTHS[0])[1]) / cost(
         pays, both(small_one, LENGTHS[0])[0]
@@ -913,9 +919,12 @@ if any(at_lengths.values()):
             neighbours.append(below(alone, kd, pays, BITS, names=named))
     display(
         table(
-            ["", "alone", "distilled", "distilled minus alone", "of the gap", "$n$"],
+            ["", "alone", "distilled", "distilled minus alone", "of the gap, %", "$n$"],
             rows,
-            caption=f"Bits per byte of the test text by millions (of $2^{{20}}$) of tokens, at equal tokens; differences with 95 % intervals, over a variance pooled over all of them. Taught by {called(pays.specs[0].student)}; learning rates chosen on the validation split. Of the gap to the teacher, the part that the distilled student closes.",
+            caption=f"Bits per byte of the test text by millions (of $2^{{20}}$) of tokens, at equal tokens; differences with 95 % intervals ({basis}). Taught by {called(pays.specs[0].student)}; learning rates chosen on the validation split. Of the gap to the teacher, the part that the distilled student closes.",
+        ),
+        Markdown(
+            f"One rate for all, found for a student alone, gave the same difference as {listed(at_one_rate or ['not yet run'])} ({described(small, *(kd for _, kd in others(small)))})."
         ),
         *longest,
         Markdown(f"A distilled token of {called(small_one)} costs {price:.2f} alone."),
