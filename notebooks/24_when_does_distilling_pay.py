@@ -567,7 +567,7 @@ if both:
                 ]
                 for (student, millions), found in token_worth.items()
             ],
-            caption="Whether a distilled token is worth its price: the whole interval above it, below it, or neither; inf: more than the student alone was run for, which is the lower end. “With the teacher's training”: all of it, and its looks, paid by one student.",
+            caption="Whether a distilled token is worth its price: the whole interval above it, below it, or neither; inf: more than the student alone was run for, which is the lower end. The scatter of runs is pooled over the lengths of a curve, unless Bartlett's test says that it differs. “With the teacher's training”: all of it, and its looks, paid by one student.",
         ),
     )  # fmt: skip
 else:

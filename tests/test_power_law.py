@@ -112,7 +112,7 @@ def test_a_loss_that_a_student_alone_does_not_reach_is_worth_infinitely_many():
 def test_a_measured_curve_goes_through_its_means_and_inverts_between_them():
     curve = measured_curve(np.repeat([1.0, 4.0, 16.0], 2), [3.1, 2.9, 2.6, 2.4, 1.4, 1.6])
     assert list(curve.means) == pytest.approx([3.0, 2.5, 1.5]) and list(curve.counts) == [2, 2, 2]
-    assert curve.deviation == pytest.approx(0.1 * 2**0.5) and curve.runs == 6
+    assert curve.pooled and list(curve.deviations) == pytest.approx([0.1 * 2**0.5] * 3) and curve.runs == 6
     assert [curve(n) for n in (1, 2, 8, 16)] == pytest.approx([3.0, 2.75, 2.0, 1.5])
     assert np.isnan([curve(0.9), curve(17)]).all()
     assert list(curve.tokens([3.0, 2.75, 2.5, 2.0, 1.5])) == pytest.approx([1, 2, 4, 8, 16])
@@ -145,6 +145,15 @@ def test_a_measured_worth_lies_in_its_interval_as_often_as_it_says():
         found = worth(distilled, alone, 1.0, draws=400)
         within.append(found.low <= 2 <= found.high)
     assert 0.91 <= np.mean(within) <= 0.99
+
+
+def test_runs_of_one_length_that_scatter_more_than_those_of_another_widen_what_is_told_of_it_alone():
+    lengths, calm, wild = np.repeat([1.0, 4.0, 16.0], 4), 0.001 * np.tile([-1, 1], 2), 0.1 * np.tile([-1, 1], 2)
+    curve = measured_curve(lengths, np.concatenate([3 + calm, 2 + wild, 1 + calm]))
+    assert not curve.pooled and list(curve.deviations) == pytest.approx([0.001154701, 0.1154701, 0.001154701], rel=1e-5)
+    drawn = curve.drawn(np.random.default_rng(0), 4000)
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=1)
+    assert (high - low) / 2 == pytest.approx(3.182 * curve.deviations / 2, rel=0.1)  # Student's t of three degrees
 
 
 def test_a_law_and_a_measured_curve_can_be_held_against_each_other():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .statistics import Interval
+from .statistics import UNEQUAL, Interval, _bartlett
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,15 @@ class MeasuredCurve:
         lengths: that were run, rising, shape ``(lengths,)``.
         means: the losses there.
         counts: how many runs each length has.
-        deviation: of single runs about their length's mean, pooled over the lengths.
+        deviations: of single runs about their length's mean, shape ``(lengths,)``; one number where it is pooled.
+        pooled: over the lengths, unless Bartlett's test says that they differ, as in :func:`~kdlab.study.statistics.against`.
     """
 
     lengths: np.ndarray
     means: np.ndarray
     counts: np.ndarray
-    deviation: float
+    deviations: np.ndarray
+    pooled: bool
 
     @property
     def runs(self) -> int:
@@ -120,10 +122,14 @@ class MeasuredCurve:
         return np.interp(np.log(tokens), np.log(self.lengths), self.means, left=np.nan, right=np.nan)
 
     def drawn(self, generator: np.random.Generator, draws: int) -> np.ndarray:
-        """Means that the runs allow, shape ``(lengths, draws)``: Student's t about those measured, of the pooled degrees of freedom."""
-        free = self.runs - len(self.lengths)
-        about = generator.normal(size=(len(self.lengths), draws)) * self.deviation / np.sqrt(self.counts)[:, None]
-        return self.means[:, None] + about * np.sqrt(free / generator.chisquare(free, draws))
+        """Means that the runs allow, shape ``(lengths, draws)``: Student's t about those measured, of the degrees of freedom of their deviation."""
+        k = len(self.lengths)
+        free = np.array([[self.runs - k]]) if self.pooled else self.counts[:, None] - 1
+        error = (self.deviations / np.sqrt(self.counts))[:, None]
+        about = (
+            error * generator.normal(size=(k, draws)) * np.sqrt(free / generator.chisquare(free, (len(free), draws)))
+        )
+        return self.means[:, None] + about
 
     @property
     def _reach(self):
@@ -221,7 +227,7 @@ def _runs(tokens, losses) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measured_curve(tokens, losses) -> MeasuredCurve:
-    """The means at each length, and the deviation of runs that they share.
+    """The means at each length, and the deviation of runs about them.
 
     Args:
         tokens: how much each run read, shape ``(runs,)``, positive.
@@ -242,8 +248,14 @@ def measured_curve(tokens, losses) -> MeasuredCurve:
     means = np.bincount(which, losses) / counts
     if (np.diff(means) >= 0).any():
         raise ValueError("the losses do not fall from each length to the next: run more seeds.")
-    deviation = np.sqrt(np.square(losses - means[which]).sum() / (len(tokens) - len(lengths)))
-    return MeasuredCurve(lengths, means, counts, float(deviation))
+    groups = [losses[which == place] for place in range(len(lengths))]
+    if pooled := counts.min() == 1 or _bartlett(groups) >= UNEQUAL or not np.ptp(losses - means[which]):
+        deviations = np.full(
+            len(lengths), np.sqrt(np.square(losses - means[which]).sum() / (len(tokens) - len(lengths)))
+        )
+    else:
+        deviations = np.array([group.std(ddof=1) for group in groups])
+    return MeasuredCurve(lengths, means, counts, deviations, bool(pooled))
 
 
 def fit_power_law(tokens, losses) -> PowerLaw:
