@@ -112,7 +112,7 @@ def test_a_loss_that_a_student_alone_does_not_reach_is_worth_infinitely_many():
 def test_a_measured_curve_goes_through_its_means_and_inverts_between_them():
     curve = measured_curve(np.repeat([1.0, 4.0, 16.0], 2), [3.1, 2.9, 2.6, 2.4, 1.4, 1.6])
     assert list(curve.means) == pytest.approx([3.0, 2.5, 1.5]) and list(curve.counts) == [2, 2, 2]
-    assert curve.pooled and list(curve.deviations) == pytest.approx([0.1 * 2**0.5] * 3) and curve.runs == 6
+    assert list(curve.deviations) == pytest.approx([0.1 * 2**0.5] * 3) and curve.runs == 6
     assert [curve(n) for n in (1, 2, 8, 16)] == pytest.approx([3.0, 2.75, 2.0, 1.5])
     assert np.isnan([curve(0.9), curve(17)]).all()
     assert list(curve.tokens([3.0, 2.75, 2.5, 2.0, 1.5])) == pytest.approx([1, 2, 4, 8, 16])
@@ -135,22 +135,24 @@ def test_what_a_token_is_worth_needs_no_shape_between_the_lengths_that_were_run(
     assert worth(alone, distilled, 16.0 * unit).mean == pytest.approx(0.5)
 
 
-def test_a_measured_worth_lies_in_its_interval_as_often_as_it_says():
+@pytest.mark.parametrize("scatter", [(0.02, 0.02, 0.02, 0.02), (0.005, 0.01, 0.04, 0.02), (0.04, 0.02, 0.01, 0.002)])
+def test_a_measured_worth_lies_in_its_interval_as_often_as_it_says(scatter):
+    """Whatever of the lengths scatters most; with three runs of each the interval may be wider than need be."""
     lengths, drawn, within = np.repeat([0.25, 1.0, 4.0, 16.0], 3), np.random.default_rng(0), []
     for _ in range(200):
         alone, distilled = (
-            measured_curve(lengths, 3 - 0.2 * np.log(ahead * lengths) + 0.03 * drawn.normal(size=12))
+            measured_curve(lengths, 3 - 0.2 * np.log(ahead * lengths) + np.repeat(scatter, 3) * drawn.normal(size=12))
             for ahead in (1, 2)
         )
         found = worth(distilled, alone, 1.0, draws=400)
         within.append(found.low <= 2 <= found.high)
-    assert 0.91 <= np.mean(within) <= 0.99
+    assert np.mean(within) >= 0.92
 
 
 def test_runs_of_one_length_that_scatter_more_than_those_of_another_widen_what_is_told_of_it_alone():
     lengths, calm, wild = np.repeat([1.0, 4.0, 16.0], 4), 0.001 * np.tile([-1, 1], 2), 0.1 * np.tile([-1, 1], 2)
     curve = measured_curve(lengths, np.concatenate([3 + calm, 2 + wild, 1 + calm]))
-    assert not curve.pooled and list(curve.deviations) == pytest.approx([0.001154701, 0.1154701, 0.001154701], rel=1e-5)
+    assert list(curve.deviations) == pytest.approx([0.001154701, 0.1154701, 0.001154701], rel=1e-5)
     drawn = curve.drawn(np.random.default_rng(0), 4000)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=1)
     assert (high - low) / 2 == pytest.approx(3.182 * curve.deviations / 2, rel=0.1)  # Student's t of three degrees
@@ -166,13 +168,16 @@ def test_a_law_and_a_measured_curve_can_be_held_against_each_other():
 
 def test_what_is_no_measured_curve_is_refused():
     for tokens, losses, sentence in (
-        ([1, 1, 1], [3, 2, 1], "takes two lengths, and two runs of one of them, not 1 of 3 runs"),
-        ([1, 4], [3, 2], "not 2 of 2 runs"),
-        ([1, 1, 4], [2.0, 2.2, 2.2], "the losses do not fall from each length to the next"),
+        ([1, 1, 1], [3, 2, 1], "takes two lengths and two runs of each, not 1, one of them with 3"),
+        ([1, 1, 4], [3, 2, 1], "not 2, one of them with 1"),
+        ([], [], "not 0, one of them with 0"),
+        ([1, 1, 4, 4], [2.0, 2.2, 2.2, 2.1], "the losses do not fall from each length to the next"),
         ([0, 1, 1], [3, 2, 1], "one positive length"),
     ):
         with pytest.raises(ValueError, match=sentence):
             measured_curve(tokens, losses)
-    curve = measured_curve([1, 1, 4], [3.0, 3.1, 2.0])
+    curve = measured_curve([1, 1, 4, 4], [3.0, 3.1, 2.0, 1.9])
+    with pytest.raises(ValueError, match="100 draws or more, not 0"):
+        worth(curve, curve, 1.0, draws=0)
     with pytest.raises(ValueError, match="measured from 1 to 4 tokens, and not at 8"):
         worth(curve, curve, 8.0)

@@ -66,6 +66,8 @@ def test_some_arms_under_other_names_keep_their_records_and_no_others(tiny):
     assert part.all(["taught"]) == whole.all(["kd"])
     with pytest.raises(KeyError, match="no arm 'alone'"):
         part.arm("alone")
+    with pytest.raises(ValueError, match="two arms under one name would be counted as one"):
+        whole.renamed({"alone": "x", "kd": "x"})
 
 
 def test_arms_are_read_in_the_order_of_their_seeds_and_paired_by_them(tiny):
@@ -133,7 +135,8 @@ def test_what_an_arm_lacks_and_when_it_is_complete(tiny):
     assert "1 of 3 runs diverged" in left_out._repr_html_()
     assert found.complete(["alone", "alone"]) and not found.lacking(["alone", "alone"]), "named twice it is one arm"
     assert not found.complete(["alone", "kd"]) and found.ready(["alone", "kd"]) == ["alone"]
-    assert found.complete(["alone"], at_least=2) and not found.complete(["alone"], at_least=3)
+    assert found.complete(["alone"], at_least=3), "a run that diverged is recorded, and will not come again"
+    assert not found.complete(["alone"], at_least=4) and not found.complete([], at_least=2)
     with pytest.raises(ValueError, match="at_least is 2 or more"):
         found.complete(["alone"], at_least=1)
     note(specs[4], book, 0.4)

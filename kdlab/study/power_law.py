@@ -2,7 +2,7 @@ r"""How a loss falls with what was read: :math:`L(D) = E + B D^{-β}`, fitted, w
 
 The form is that of Hoffmann et al. (2022) for one size of model, which Busbridge et al. (2025) extend to distillation. With three parameters, a fit says
 nothing of fewer than three lengths, and its extrapolation is to be predicted before it is run. Young models fall in other ways: a
-:class:`MeasuredCurve` assumes no shape, and says nothing beyond its last length. Two curves of either kind say what a token of the one is
+:class:`MeasuredCurve` goes straight from length to length, and says nothing beyond its last. Two curves of either kind say what a token of the one is
 :func:`worth` in tokens of the other.
 """
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .statistics import UNEQUAL, Interval, _bartlett
+from .statistics import Interval
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PowerLaw:
     r"""A fitted :math:`L(D) = E + B (D/D_0)^{-β}`.
 
@@ -85,23 +85,24 @@ class PowerLaw:
         return _inverse(losses, *drawn) * self.unit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MeasuredCurve:
     """A loss as it was measured: its mean at each length that was run, and between them a straight line over the logarithm of the tokens.
+
+    The line is an assumption, too: where the loss falls ever more slowly it lies above it, so that too many tokens seem to be needed (for lengths
+    a factor of four apart, and a loss that falls as :math:`D^{-1/2}`, up to an eighth too many).
 
     Attributes:
         lengths: that were run, rising, shape ``(lengths,)``.
         means: the losses there.
-        counts: how many runs each length has.
-        deviations: of single runs about their length's mean, shape ``(lengths,)``; one number where it is pooled.
-        pooled: over the lengths, unless Bartlett's test says that they differ, as in :func:`~kdlab.study.statistics.against`.
+        counts: how many runs each length has, two or more.
+        deviations: of single runs about their length's mean; each length has its own, since longer trainings may scatter more, or less.
     """
 
     lengths: np.ndarray
     means: np.ndarray
     counts: np.ndarray
     deviations: np.ndarray
-    pooled: bool
 
     @property
     def runs(self) -> int:
@@ -118,18 +119,17 @@ class MeasuredCurve:
         return self._tokens(self.means[:, None], np.ravel(loss)).reshape(np.shape(loss))
 
     def __call__(self, tokens):
-        """The loss after so many tokens; NaN outside the lengths that were run."""
+        """The loss after so many tokens, a number or an array, positive; NaN outside the lengths that were run."""
         return np.interp(np.log(tokens), np.log(self.lengths), self.means, left=np.nan, right=np.nan)
 
     def drawn(self, generator: np.random.Generator, draws: int) -> np.ndarray:
-        """Means that the runs allow, shape ``(lengths, draws)``: Student's t about those measured, of the degrees of freedom of their deviation."""
-        k = len(self.lengths)
-        free = np.array([[self.runs - k]]) if self.pooled else self.counts[:, None] - 1
+        """Means that the runs allow, shape ``(lengths, draws)``: Student's t about those measured, of the degrees of freedom of their length."""
+        free = self.counts[:, None] - 1
         error = (self.deviations / np.sqrt(self.counts))[:, None]
-        about = (
-            error * generator.normal(size=(k, draws)) * np.sqrt(free / generator.chisquare(free, (len(free), draws)))
+        shape = len(self.lengths), draws
+        return self.means[:, None] + error * generator.normal(size=shape) * np.sqrt(
+            free / generator.chisquare(free, shape)
         )
-        return self.means[:, None] + about
 
     @property
     def _reach(self):
@@ -156,7 +156,8 @@ class MeasuredCurve:
         )
         logs = np.log(self.lengths)
         part = (upper - losses) / (upper - lower)
-        found = np.exp(logs[piece] + part * (logs[piece + 1] - logs[piece]))
+        with np.errstate(over="ignore"):
+            found = np.exp(logs[piece] + part * (logs[piece + 1] - logs[piece]))
         return np.where(losses < drawn[-1], np.inf, found)
 
 
@@ -180,10 +181,10 @@ def worth(
         distilled, alone: fitted laws or measured curves, of lengths in one unit.
         tokens: :math:`D`, that the distilled student has read.
         level: of confidence.
-        draws: of pairs of curves.
+        draws: of pairs of curves, 100 or more.
 
     Raises:
-        ValueError: for a length that is not positive and finite, or not among those of a measured curve; a level outside (0, 1); runs so loose
+        ValueError: for too few draws; for a length that is not positive and finite, or not among those of a measured curve; a level outside (0, 1); runs so loose
             that half of what they allow does not fall.
 
     >>> D = np.array([1.0, 1.0, 4.0, 16.0, 64.0])
@@ -192,6 +193,8 @@ def worth(
     '4.00'
     """
     _check(tokens, level)
+    if draws < 100:
+        raise ValueError(f"an interval takes 100 draws or more, not {draws!r}.")
     generator = np.random.default_rng(0)
     ours, theirs = (law.drawn(generator, draws) for law in (distilled, alone))
     falling = distilled._falling(ours) & alone._falling(theirs)
@@ -234,28 +237,22 @@ def measured_curve(tokens, losses) -> MeasuredCurve:
         losses: of the same runs.
 
     Raises:
-        ValueError: for what is not finite or not positive, fewer than two lengths, or no length with two runs; for means that do not fall.
+        ValueError: for what is not finite or not positive, fewer than two lengths, or a length without two runs; for means that do not fall.
 
     >>> float(measured_curve([1, 1, 4, 4], [3.1, 2.9, 2.1, 1.9])(2.0))
     2.5
     """
     tokens, losses = _runs(tokens, losses)
     lengths, which, counts = np.unique(tokens, return_inverse=True, return_counts=True)
-    if len(lengths) < 2 or len(tokens) == len(lengths):
+    if len(lengths) < 2 or counts.min() < 2:
         raise ValueError(
-            f"a measured curve takes two lengths, and two runs of one of them, not {len(lengths)} of {len(tokens)} runs."
+            f"a measured curve takes two lengths and two runs of each, not {len(lengths)}, one of them with {min(counts, default=0)}."
         )
     means = np.bincount(which, losses) / counts
     if (np.diff(means) >= 0).any():
         raise ValueError("the losses do not fall from each length to the next: run more seeds.")
-    groups = [losses[which == place] for place in range(len(lengths))]
-    if pooled := counts.min() == 1 or _bartlett(groups) >= UNEQUAL or not np.ptp(losses - means[which]):
-        deviations = np.full(
-            len(lengths), np.sqrt(np.square(losses - means[which]).sum() / (len(tokens) - len(lengths)))
-        )
-    else:
-        deviations = np.array([group.std(ddof=1) for group in groups])
-    return MeasuredCurve(lengths, means, counts, deviations, bool(pooled))
+    deviations = np.array([losses[which == place].std(ddof=1) for place in range(len(lengths))])
+    return MeasuredCurve(lengths, means, counts, deviations)
 
 
 def fit_power_law(tokens, losses) -> PowerLaw:

@@ -70,8 +70,7 @@ class Results:
 
         Args:
             names: of the arms.
-            at_least: so many seeds that all of these arms have, none of them diverged, are enough, where a plan comes back to arms with
-                further seeds.
+            at_least: so many seeds of which all of these arms are recorded are enough, where a plan comes back to arms with further seeds.
         """
         names = [names] if isinstance(names, str) else list(names)
         if at_least is not None and at_least < 2:
@@ -79,16 +78,21 @@ class Results:
         if self.plan in GROWING and not {spec.arm for spec in self.specs}.issuperset(names):
             return False
         if at_least is not None:
-            seeds = [{r["recipe"]["seed"] for r in self.arm(name) if r["test"] is not None} for name in names]
-            return len(set.intersection(*seeds)) >= at_least
-        return not self.lacking(names) and self.ready(names) == list(names)
+            seeds = [{r["recipe"]["seed"] for r in self.arm(name)} for name in names]
+            return bool(names) and len(set.intersection(*seeds)) >= at_least and self.ready(names) == names
+        return not self.lacking(names) and self.ready(names) == names
 
     def renamed(self, names: Mapping[str, str]) -> "Results":
         """These arms of the plan alone, under other names, such as those of one length of training, called as another plan calls its own.
 
         Args:
             names: the new names by the plan's; an arm that a growing plan does not know yet is left out.
+
+        Raises:
+            ValueError: for one name of two arms.
         """
+        if len(set(names.values())) < len(names):
+            raise ValueError("two arms under one name would be counted as one: give each a name of its own.")
         specs = [(spec, replace(spec, arm=names[spec.arm])) for spec in self.specs if spec.arm in names]
         records = {new.hash: self.records[old.hash] for old, new in specs if old.hash in self.records}
         return replace(self, specs=tuple(new for _, new in specs), records=records)
