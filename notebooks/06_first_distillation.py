@@ -302,9 +302,7 @@ def whole_seeds(found):
     """The records of those seeds that every arm has."""
     if not {spec.arm for spec in found.specs}.issuperset(ARMS):
         return []
-    common = set.intersection(
-        *({r["recipe"]["seed"] for r in found.arm(a)} for a in ARMS)
-    )
+    common = set.intersection(*(set(found.values(a)) for a in ARMS))
     return [r for r in found.all(ARMS) if r["recipe"]["seed"] in common]
 
 

@@ -353,7 +353,7 @@ display(
 #
 # ## The records
 #
-# The plan `small` asks the questions of this part of the book at a CPU's scale. The plan `grown` asks some of them of the same pair after 60 epochs, all at the rate that was chosen for distillation at its default. <!-- by definition --> The plan `questions` asks the same ones by the published
+# The plan `small` asks the questions of this part of the book at a CPU's scale. The plan `grown` asks some of them of the same pair after 60 epochs, all at one rate, that which was chosen for distillation together with a weight of its own. <!-- by definition --> The plan `questions` asks the same ones by the published
 # recipe, on a GPU. Verdicts rest on the longest training that has been recorded. <!-- by definition --> Three rules hold throughout.
 #
 # - **One learning rate.** Except for some arms on the factor $N$ ({doc}`04_the_one_over_n_question`), which the captions count, all arms of `small` (an *arm* is one way to teach) have the rate that the captions below give, which was tuned for none of them, and were trained briefly. What another rate is worth beside temperature and weight is not in these records.
@@ -1340,7 +1340,7 @@ findings.show(*sentences)
 # ## Limits
 #
 # - The small study is *short*. A few epochs reward whatever speeds up learning, and a hot, soft target may do that only for a while. Read the map as one of early training.
-# - One teacher, one data set, **one learning rate for the whole map** (in `grown` that of its default, else chosen for none), although the soft term's pull is
+# - One teacher, one data set, **one learning rate for the whole map** (in `grown` that of distillation with the weight that was chosen with it, else chosen for none), although the soft term's pull is
 #   not the same at every $T$ (the first figure) nor at every weight. How the map would look with its own rate at each
 #   point is open.
 # - A grid of powers of two cannot see a narrow optimum; the gradients of the first section are the reason to expect none.

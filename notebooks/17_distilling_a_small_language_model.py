@@ -897,7 +897,6 @@ if any(at_lengths.values()):
                         for arm in (alone, kd)
                     ),
                     lead.bracketed("+.3f"),
-                    (100 * mean_interval(gap_closed(pays, alone, kd))).bracketed(".0f"),
                     lead.n,
                 ]
             )
@@ -919,9 +918,9 @@ if any(at_lengths.values()):
             neighbours.append(below(alone, kd, pays, BITS, names=named))
     display(
         table(
-            ["", "alone", "distilled", "distilled minus alone", "of the gap, %", "$n$"],
+            ["", "alone", "distilled", "distilled minus alone", "$n$"],
             rows,
-            caption=f"Bits per byte of the test text by millions (of $2^{{20}}$) of tokens, at equal tokens; differences with 95 % intervals ({basis}). Taught by {called(pays.specs[0].student)}; learning rates chosen on the validation split. Of the gap to the teacher, the part that the distilled student closes.",
+            caption=f"Bits per byte of the test text by millions (of $2^{{20}}$) of tokens, at equal tokens; differences with 95 % intervals ({basis}). Taught by {called(pays.specs[0].student)}; learning rates chosen on the validation split.",
         ),
         Markdown(
             f"One rate for all, found for a student alone, gave the same difference as {listed(at_one_rate or ['not yet run'])} ({described(small, *(kd for _, kd in others(small)))})."

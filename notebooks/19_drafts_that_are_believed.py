@@ -1414,7 +1414,7 @@ for study in studies:
 #
 # ### Drafts that have read four times as much
 #
-# The plan `drafts-grown` asks again at four million tokens. Each draft has a whole schedule and a rate that was chosen at this length on the validation text: the draft alone one for students alone, the distilled ones that of forward KL; those that follow another divergence have the same and were not tuned further. <!-- by definition --> The draft's own text begins after a quarter of the training, and the draft alone at equal compute speculates, too. <!-- by definition -->
+# The plan `drafts-grown` asks again at four million tokens. Each draft has a whole schedule and a rate that was chosen at this length on the validation text: the drafts alone one for students alone (at equal compute, of longer training, the same), the distilled ones that of forward KL; those that follow another divergence have the same and were not tuned further. <!-- by definition --> The draft's own text begins after a quarter of the training, and the draft alone at equal compute speculates, too. <!-- by definition -->
 
 # %% tags=["hide-input"]
 GROWN = {
@@ -1508,7 +1508,7 @@ if decides is not None:
         f"A draft is accepted with probability one minus its total variation from the verifier, so it depends on what it learns. {grown_said}At equal tokens ({described(decides)}, $\\gamma=4$, $T=1$, n = {control.n} paired seeds) the draft alone is accepted {control.mean:.3f} of the time; distillation adds "
         + "; ".join(f"{i.bracketed()} by {ARMS[arm]}" for arm, i in gains.items())
         + against
-        + " The text is the verifier's in any case, and whether time is saved is another question: on the machine of these records the fastest of all drafts and ways to propose "
+        + " The text is the verifier's in any case, and whether time is saved is another question: on the machine of these records the fastest of the young drafts and ways to propose "
         + f"({ARMS[arm]}, $\\gamma={length}$" + (f", stops below {stop:g}" if stop else "") + f") is {clocks[best]:.2f} times as fast as plain decoding. {'These' if has_grown else 'All'} drafts learned at one rate, chosen for a student alone.",
         data=data, condition="bound to a scale" if outcome == "depends" else None,
     )  # fmt: skip

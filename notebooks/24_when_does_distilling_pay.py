@@ -674,11 +674,12 @@ table(
 )
 
 # %% [markdown]
-# Claim C4 has two halves. That what distilling brings *follows a law* is judged by the length that was held out: all four laws have intervals of at most ±5 % there, and each has its run. <!-- by definition --> That it *pays up to a bound* is judged by the price: for both students there is a way of paying by which a token pays at some length and does not at the longest. <!-- by definition --> A law in the *sizes* of student and teacher would take more of them than there are: more than *depends* the verdict cannot be. <!-- by definition -->
+# That what distilling brings *follows a law*, as claim C4 has it, is judged by the length that was held out: all four laws have narrow intervals there (`NARROW`), and each has its run. <!-- by definition --> That it *pays up to a bound* is judged by the price: for both students there is a way of paying by which a token pays at some length and does not at the longest. <!-- by definition --> A law in the *sizes* of student and teacher would take more of them than there are: more than *depends* the verdict cannot be. <!-- by definition -->
 
 # %% tags=["hide-input"]
+NARROW = 0.05  # of the loss, to either side
 narrow = [
-    (band.high - band.low) / 2 <= 0.05 * band.mean
+    (band.high - band.low) / 2 <= NARROW * band.mean
     for band in (law.predict(HELD_OUT, level=TOGETHER) for law in laws.values())
 ]
 
@@ -702,7 +703,7 @@ if not lacking and not beyond.missing:
         verdict(
             "C4",
             "depends" if law or bound else "not decided",
-            f"Of {len(series)} curves {len(laws)} have a law of the form $E+B\\,D^{{-\\beta}}$, {sum(narrow)} of them an interval of at most ±5 % at {HELD_OUT:g} million tokens, and {sum(INSIDE)} of {len(INSIDE)} runs there, predicted before they were run, lie in theirs"
+            f"Of {len(series)} curves {len(laws)} have a law of the form $E+B\\,D^{{-\\beta}}$, {sum(narrow)} of them an interval of at most ±{NARROW:.0%} at {HELD_OUT:g} million tokens, and {sum(INSIDE)} of {len(INSIDE)} runs there, predicted before they were run, lie in theirs"
             + (f", off by {max(RELATIVE):.1%} at most. " if RELATIVE else ". ")
             + "; ".join(
                 f"{called(s)} has {listed(ways) if ways else 'no way of paying'} by which a token pays at some length and not at the longest"
