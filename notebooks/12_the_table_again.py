@@ -1129,7 +1129,6 @@ if lengths_of == asked_at:
                 f"of the {len(at_the_end)} that are told apart at the end {len(set.intersection(*ahead.values()) & at_the_end)} are so under every condition."
             )
             + f" {conditions(grown.renamed({a: a for a in asked_arms}))}, or the published rate; intervals over {pairs} pairs and {len(ahead)} conditions hold together (Bonferroni); n = {fewest} or more of each.",
-            data=data,
         )
     )  # fmt: skip
 else:
