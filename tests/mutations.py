@@ -1539,6 +1539,34 @@ MUTATIONS = [
         'if self.source == "theory" else f"this build',
         "test_records_are_not_blamed_on_the_processor",
     ),
+    Mutation(
+        "a plan forgets the teacher of its students",
+        "study/when_it_pays.py",
+        "return [language_teacher(), *students]",
+        "return students",
+        "test_a_plan_brings_the_teacher_of_its_students",
+    ),
+    Mutation(
+        "smoothing is multiplied, and not its odds",
+        "study/grown.py",
+        "SmoothedLabels(_share(weight / 9))",
+        "SmoothedLabels(min(1.0, 0.1 * weight))",
+        "test_smoothing_stays_below_one_however_far_its_grid_grows",
+    ),
+    Mutation(
+        "what no run has reached is taken for infinitely much",
+        "study/power_law.py",
+        "np.minimum(found, alone._reach / tokens)",
+        "found",
+        "test_what_no_run_has_reached_counts_as_the_longest_that_was_run",
+    ),
+    Mutation(
+        "a run that diverged is waited for",
+        "study/results.py",
+        'seeds = [{r["recipe"]["seed"] for r in self.arm(name)} for name in names]',
+        'seeds = [{r["recipe"]["seed"] for r in self.arm(name) if r["test"]} for name in names]',
+        "test_a_run_that_diverged_is_not_waited_for",
+    ),
     # Every field of a recipe
     Mutation(
         "recipe: the student runs without autocast",

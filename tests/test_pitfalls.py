@@ -113,10 +113,13 @@ from kdlab.objectives import (
     weight_factor,
 )
 from kdlab.objectives.conventions import CONVENTIONS
-from kdlab.study import Spec, plans, run, runner, statements
+from kdlab.study import Spec, grown, plans, run, runner, statements
 from kdlab.study.evidence import Quantity, evidence
 from kdlab.study.flat import row as row_of
+from kdlab.study.power_law import measured_curve, worth
 from kdlab.study.records import provenance
+from kdlab.study.results import Results
+from kdlab.study.when_it_pays import held_out
 from kdlab.theory import reference
 from kdlab.training import (
     LogitsOfViews,
@@ -2807,6 +2810,36 @@ def test_a_statement_is_tried_on_evidence_to_the_contrary():
     except statements.Survivor as survivor:
         refused.append(str(survivor))
     assert refused and "exchanged" in refused[0] and "signs turned" in refused[0] and "added" in refused[0]
+
+
+def of_all_runs(spec):
+    """A record that any run has, by which all that a plan may grow to is known."""
+    return {"test": {}, "epochs": {name: [0.5] for name in ("validation.bits_per_byte", "validation.accuracy")}}
+
+
+def test_a_plan_brings_the_teacher_of_its_students():
+    specs = held_out(of_all_runs)
+    assert {spec.teacher.hash for spec in specs if spec.teacher} <= {spec.hash for spec in specs}
+
+
+def test_smoothing_stays_below_one_however_far_its_grid_grows():
+    smoothings = [grown.objective("smoothed", 3.0**steps).terms[0].smoothing for steps in range(3)]
+    assert smoothings == [0.1, 0.25, 0.5]  # the odds are multiplied: one to nine, to three, to one
+
+
+def test_what_no_run_has_reached_counts_as_the_longest_that_was_run():
+    tokens = [1, 1, 4, 4]
+    alone, distilled = measured_curve(tokens, [3.0, 3.01, 2.0, 2.01]), measured_curve(tokens, [2.0, 2.01, 1.0, 1.01])
+    found = worth(distilled, alone, 4.0)
+    assert found.low == 1 and found.high == math.inf
+
+
+def test_a_run_that_diverged_is_not_waited_for():
+    specs = [plans.first_distillation_live("digits", "float32", seed=seed)[0] for seed in range(3)]
+    ended = {
+        s.hash: {"recipe": {"seed": s.recipe.seed}, "test": {"accuracy": 0.5} if s.recipe.seed else None} for s in specs
+    }
+    assert Results("of one's own", tuple(specs), ended).complete([specs[0].arm], at_least=3)
 
 
 def test_who_leads_is_judged_over_all_arms():
