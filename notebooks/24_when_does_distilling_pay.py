@@ -62,7 +62,7 @@ from kdlab.study.display import (
     source_note,
     verdict,
 )
-from kdlab.study.evidence import QUANTITIES, Quantity, evidence, listed
+from kdlab.study.evidence import QUANTITIES, Curves, Quantity, evidence, listed
 from kdlab.study.parameters import require
 from kdlab.study.power_law import fit_power_law, measured_curve, worth
 from kdlab.study.statements import below, crosses, within
@@ -591,6 +591,19 @@ for student in STUDENTS:
 display(*shrinking) if shrinking else display(
     not_yet_run("whether the lead shrinks with the length of training", pays.command)
 )
+if len(shrinking) == len(STUDENTS) == len(both):
+    fine = np.geomspace(LENGTHS[0], LENGTHS[-1], 200)
+    along = {
+        called(s): (fine, curves[s, "alone"](fine) - curves[s, "kd"](fine))
+        for s in both
+    }
+    over = "million tokens"
+    display(
+        crosses(Curves(along, SHRINKS, over, "records"), SHRINKS, over),
+        sentence(
+            f"The teacher has read {READ_BY_TEACHER:g} million tokens; in the counted world the lead ends where the student has read as many."
+        ),
+    )
 
 # %% [markdown]
 # ## A better teacher
