@@ -925,9 +925,9 @@ if any(at_lengths.values()):
         Markdown(
             f"One rate for all, found for a student alone, gave the same difference as {listed(at_one_rate or ['not yet run'])} ({described(small, *(kd for _, kd in others(small)))})."
         ),
-        *longest,
+        Markdown(" ".join(said.text for said in longest)),
         Markdown(f"A distilled token of {called(small_one)} costs {price:.2f} alone."),
-        *neighbours,
+        Markdown(" ".join(said.text for said in neighbours)),
         source_note(pays.all(pool)),
     )  # fmt: skip
 
