@@ -418,17 +418,9 @@ def spoken(name):
     return f"$T={found[1]}$, {found[2]}" if found else name
 
 
-def has(study, arms):
-    """Whether a study's plan has these arms."""
-    return {spec.arm for spec in study.specs} >= set(arms)
-
-
 def deciding(arms_of):
     """The plan whose records decide: the longest that has them all; None where none has."""
-    return next(
-        (s for s in reversed(studies) if has(s, arms_of(s)) and s.complete(arms_of(s))),
-        None,
-    )
+    return next((s for s in reversed(studies) if s.complete(arms_of(s))), None)
 
 
 def paired(study, arms, control, measure="accuracy"):

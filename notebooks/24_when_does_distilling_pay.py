@@ -343,7 +343,8 @@ for key, lengths_of in series.items():
         except ValueError as error:
             refused[key] = str(error)
 lacking = pays.missing
-TOGETHER = 1 - 0.05 / len(series)  # Bonferroni: the intervals of all laws hold at once
+together = 1 - 0.05 / len(series)  # Bonferroni: the intervals of all laws hold at once
+predicted = {key: law.predict(HELD_OUT, level=together) for key, law in laws.items()}
 arms_of_lengths = [arm_name(s, k, m) for (s, k), ms in series.items() for m in ms]
 
 if any(series.values()):
@@ -367,7 +368,7 @@ if any(series.values()):
             if law := laws.get((student, kind)):
                 fine = np.geomspace(begins[student, kind], HELD_OUT, 100)
                 panel.plot(fine, law(fine), color=HUES[kind], label="_law")
-                band = law.predict(HELD_OUT, level=TOGETHER)
+                band = predicted[student, kind]
                 panel.plot(
                     [HELD_OUT] * 2,
                     [band.low, band.high],
@@ -414,7 +415,7 @@ def seen(student, kind):
     if beyond.diverged(arm):
         return "diverged"
     (bits,) = beyond.values(arm, BITS.of).values()
-    band = laws[student, kind].predict(HELD_OUT, level=TOGETHER)
+    band = predicted[student, kind]
     RELATIVE.append(abs(bits / band.mean - 1))
     INSIDE.append(band.low <= bits <= band.high)
     return f"{bits:.3f}, {'inside' if INSIDE[-1] else 'outside'}"
@@ -444,7 +445,7 @@ if laws:
                             strict=True,
                         )
                     ),
-                    law.predict(HELD_OUT, level=TOGETHER).bracketed(".3f"),
+                    predicted[student, kind].bracketed(".3f"),
                     seen(student, kind),
                 ]
                 for (student, kind), law in laws.items()
@@ -692,8 +693,7 @@ table(
 # %% tags=["hide-input"]
 NARROW = 0.05  # of the loss, to either side
 narrow = [
-    (band.high - band.low) / 2 <= NARROW * band.mean
-    for band in (law.predict(HELD_OUT, level=TOGETHER) for law in laws.values())
+    (band.high - band.low) / 2 <= NARROW * band.mean for band in predicted.values()
 ]
 
 
