@@ -525,11 +525,12 @@ quoted = {name: f"“{title}”" for name, title in TIMES_N.items()}
 for study in (results("small"), results("questions")):
     display(*slots(study, list(TIMES_N), "the factor N in a deep network"))
     if study.complete(list(TIMES_N)):
+        adams = study.arm("timesN-adam")[0]["recipe"]["learning_rate"]
         display(
             below("timesN-sgd", "T4-soft1", study, names=quoted),
             undecided("timesN-sgd-scaled", "T4-soft1", margin, study, names=quoted),
             undecided("timesN-adam", "times1-adam", margin, study, names=quoted),
-            Markdown(f"{conditions(study)}."),
+            Markdown(f"{conditions(study)}; with Adam {adams:g}."),
             source_note(study.all(TIMES_N)),
         )
 

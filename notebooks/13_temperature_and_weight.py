@@ -356,7 +356,7 @@ display(
 # The plan `small` asks the questions of this part of the book at a CPU's scale. The plan `grown` asks some of them of the same pair after 60 epochs, all at one rate, that which was chosen for distillation together with a weight of its own. <!-- by definition --> The plan `questions` asks the same ones by the published
 # recipe, on a GPU. Verdicts rest on the longest training that has been recorded. <!-- by definition --> Three rules hold throughout.
 #
-# - **One learning rate.** Except for some arms on the factor $N$ ({doc}`04_the_one_over_n_question`), which the captions count, all arms of `small` (an *arm* is one way to teach) have the rate that the captions below give, which was tuned for none of them, and were trained briefly. What another rate is worth beside temperature and weight is not in these records.
+# - **One learning rate.** Except for some arms on the factor $N$, which only {doc}`04_the_one_over_n_question` shows, all arms of `small` (an *arm* is one way to teach) have the rate that the captions below give, which was tuned for none of them, and were trained briefly. What another rate is worth beside temperature and weight is not in these records.
 # - **One deviation.** Runs of one seed share their initial weights (at one width) and their batches. Three seeds leave a difference two degrees of freedom, so one deviation is pooled over the arms that are compared, and
 #   differences to one control have intervals that hold together (Dunnett's). The table under the map says how much the seeds share.
 # - **The validation split chooses, the test split reports.** Both are measured on the last epoch.

@@ -11,7 +11,7 @@
 #
 # A student that agrees with its teacher agrees with its errors, too. Mason-Williams and co-workers find that, where anything is passed on, it is the errors above all {cite}`masonwilliams2025functional`. <!-- by definition --> That sounds like a reproach, and may be arithmetic: where the teacher is right, the labels say the same, and a student without a teacher learns it as well.
 #
-# **At the end you will know** how to tell what was taken over from what any student would know; why “mostly errors” is one thing by number and another by rate; and what it has to do with the number of examples.
+# **At the end you will know** how to tell what was taken over from what any student would know; three ways of counting it, and why “mostly errors” is true by one and false by another; and what it has to do with the number of examples.
 #
 # *Needs: one CPU core and a minute.*
 
@@ -76,7 +76,11 @@ findings = Findings()
 #
 # $$\Delta = a_T\,\Delta_{\text{right}}+(1-a_T)\,\Delta_{\text{wrong}} .$$
 #
-# The second term over the sum is the **share of errors** among what was taken over. <!-- by definition --> What would it be if a student copied without preference, as much where the teacher is right as where it is wrong? Then $\Delta_{\text{right}}=\Delta_{\text{wrong}}$, and the share is $1-a_T$: so many errors there are. One half is the line between *mostly right* and *mostly wrong*; $1-a_T$ is the line of no preference.
+# Which of the two is larger can be asked in three ways.
+#
+# - **By number.** The second term over the sum is the *share of errors* among what was taken over. <!-- by definition --> One half is the line between mostly right and mostly wrong.
+# - **By rate.** $\Delta_{\text{wrong}}$ against $\Delta_{\text{right}}$: for a hundred examples of each kind, how many more are shared? Where the two are equal the share of errors is $1-a_T$, since so many errors there are.
+# - **Of what was left.** With $A$ for the agreement of the student alone, only $1-A$ was left to take over, and $\Delta/(1-A)$ is the part of it that was taken. A student that knows nearly all that the teacher is right about cannot take over much of it: the rate alone would call that a preference for errors.
 #
 # Where the teacher is right its first choice *is* the label. So the more labels a student has, the more of that it knows without a teacher, and the less is left to be taken over there. Where the teacher errs there are two cases. Some of its errors are those that the best possible guess makes as well: there labels teach the same choice. <!-- by definition --> The others are its own, and nobody else says them. In this task the two can be told apart.
 
@@ -198,12 +202,24 @@ def share_of(*parts):
     return share
 
 
+def left(seed, size, *parts):
+    """Of the agreement that the student alone did not have over some parts, how much was taken over."""
+    room = sum(weight[seed][p] * (1 - shared["alone", size, seed, p]) for p in parts)
+    return sum(weight[seed][part] * taken(seed, size, part) for part in parts) / room
+
+
 right, wrong = (
     by_size(lambda seed, size: taken(seed, size, "right")),
     by_size(over_errors),
 )
+left_right, left_wrong = (
+    by_size(lambda seed, size, parts=parts: left(seed, size, *parts))
+    for parts in (PARTS[:1], PARTS[1:])
+)
 share, share_own = by_size(share_of(*PARTS[1:])), by_size(share_of(PARTS[2]))
-a_T = np.array([weight[seed]["right"] for seed in seeds])
+a_T, own_errors = (
+    np.array([weight[seed][part] for seed in seeds]) for part in (PARTS[0], PARTS[2])
+)
 accuracies = {
     name: by_size(lambda seed, size, name=name: correct[name, size, seed])
     for name in OBJECTIVES
@@ -211,59 +227,74 @@ accuracies = {
 
 # %% tags=["hide-input"]
 N = f"n = {len(seeds)} seed{'s' * (len(seeds) > 1)}"
-figure, panels = plt.subplots(1, 3, figsize=(9.6, 3.0))
+figure, panels = plt.subplots(2, 2, figsize=(8.0, 6.0), layout="constrained")
+panels = panels.flatten()
 
-runs_along(panels[0], right, colour=BLUE, label="teacher right", factor=100)
-runs_along(panels[0], wrong, colour=VERMILION, label="teacher wrong", factor=100)
-runs_along(panels[1], share, colour=GREEN, label="errors", factor=100)
-runs_along(panels[1], share_own, colour=PURPLE, label="errors of its own", factor=100)
-panels[1].axhline(50, color="grey", linestyle=":", linewidth=1)
-panels[1].axhline(100 * (1 - a_T.mean()), color="grey", linestyle="--", linewidth=1)
-panels[1].legend(fontsize="x-small")
+runs_along(panels[0], share, colour=GREEN, label="errors", factor=100)
+runs_along(panels[0], share_own, colour=PURPLE, label="errors of its own", factor=100)
+panels[0].axhline(50, color="grey", linestyle=":", linewidth=1)
+for equal, hue in ((1 - a_T, GREEN), (own_errors, PURPLE)):
+    panels[0].axhline(100 * equal.mean(), color=hue, linestyle="--", linewidth=1)
+for panel, of_right, of_wrong in (
+    (panels[1], right, wrong),
+    (panels[2], left_right, left_wrong),
+):
+    runs_along(panel, of_right, colour=BLUE, label="teacher right", factor=100)
+    runs_along(panel, of_wrong, colour=VERMILION, label="teacher wrong", factor=100)
 for name, hue in (("alone", ORANGE), ("distilled", BLUE)):
-    runs_along(panels[2], accuracies[name], colour=hue, label=name, factor=100)
-panels[2].axhline(100 * a_T.mean(), color="grey", linestyle=":", linewidth=1)
-for panel, what in zip(
+    runs_along(panels[3], accuracies[name], colour=hue, label=name, factor=100)
+panels[3].axhline(100 * a_T.mean(), color="grey", linestyle=":", linewidth=1)
+for panel, title, what in zip(
     panels,
-    ("agreement taken over (points)", "errors among it (%)", "accuracy (%)"),
+    ("by number", "by rate", "of what was left", "and is it any good?"),
+    (
+        "errors among what was taken over (%)",
+        "agreement taken over (points)",
+        "part of it that was taken over (%)",
+        "accuracy (%)",
+    ),
     strict=True,
 ):
+    panel.set_title(title)
+    panel.legend(fontsize="x-small")
     panel.axvline(teacher_examples, color="grey", linewidth=0.8)
     panel.set(xscale="log", xlabel="thousands of examples", ylabel=what)
     panel.set_xticks(sizes, [f"{size / 1000:.3g}" for size in sizes])
     panel.minorticks_off()
-panels[0].legend(fontsize="x-small")
-panels[2].legend(fontsize="x-small")
 few, many = sizes[0], sizes[-1]
 show(
     figure,
     label="errors",
-    caption=f"What a distilled student shares with its teacher beyond a student of the labels alone, on {len(test):,} new examples, by how many both learned from; each run and the mean ({N}). Vertical line: the teacher's own examples. Dotted: one half, and the teachers' accuracy, {a_T.mean():.1%}; dashed: the share of errors without preference, {1 - a_T.mean():.1%}.",
-    alt=f"Three panels by examples. Taken over where the teacher is right: {100 * np.mean(right[few]):.0f} points with {few:,} examples, {100 * np.mean(right[many]):.0f} with {many:,}; where it is wrong: {100 * np.mean(wrong[few]):.0f} and {100 * np.mean(wrong[many]):.0f}. Errors among it: {100 * np.mean(share[few]):.0f} and {100 * np.mean(share[many]):.0f} %. Accuracy alone {100 * np.mean(accuracies['alone'][few]):.0f} and {100 * np.mean(accuracies['alone'][many]):.0f} %, distilled {100 * np.mean(accuracies['distilled'][few]):.0f} and {100 * np.mean(accuracies['distilled'][many]):.0f} %.",
+    caption=f"What a distilled student shares with its teacher beyond a student of the labels alone, on {len(test):,} new examples, by how many both learned from; each run and the mean ({N}). Vertical line: the teacher's own examples. Dotted: one half, and the teachers' accuracy, {a_T.mean():.1%}. Dashed: the shares at equal rates, {1 - a_T.mean():.1%} of errors and {own_errors.mean():.1%} of errors that the best guess would not make.",
+    alt=f"Four panels by examples, {few:,} and {many:,} at their ends. Errors among what was taken over: {100 * np.mean(share[few]):.0f} and {100 * np.mean(share[many]):.0f} %. Taken over where the teacher is right: {100 * np.mean(right[few]):.0f} and {100 * np.mean(right[many]):.0f} points; where it is wrong: {100 * np.mean(wrong[few]):.0f} and {100 * np.mean(wrong[many]):.0f}. Of what was left: {100 * np.mean(left_right[few]):.0f} and {100 * np.mean(left_right[many]):.0f} % where it is right, {100 * np.mean(left_wrong[few]):.0f} and {100 * np.mean(left_wrong[many]):.0f} % where it is wrong. Accuracy alone {100 * np.mean(accuracies['alone'][few]):.0f} and {100 * np.mean(accuracies['alone'][many]):.0f} %, distilled {100 * np.mean(accuracies['distilled'][few]):.0f} and {100 * np.mean(accuracies['distilled'][many]):.0f} %.",
 )
 
 # %% tags=["hide-input"]
 SHARE = Quantity("share of errors among what was taken over", "points", 100, 0, level_unit="%")  # fmt: skip
 NAMES = {size: f"with {size:,} examples" for size in sizes}
-lines = {"one half": [0.5] * len(seeds), "a copy without preference": list(1 - a_T)}
-shares = lines | {NAMES[size]: share[size] for size in sizes}
+shares = {NAMES[size]: share[size] for size in sizes} | {"one half": [0.5] * len(seeds)}
 mostly_right = below(NAMES[few], "one half", shares, SHARE)
 mostly_errors = above(NAMES[many], "one half", shares, SHARE)
+
+
+WRONG, RIGHT = "where the teacher is wrong", "where it is right"
 
 
 def by_rate(size):
     """What was taken over at a number of examples, by whether the teacher is right."""
     of = Quantity(f"agreement taken over {NAMES[size]}", "points", 100, 1)
-    return {
-        "where it is wrong": wrong[size],
-        "where the teacher is right": right[size],
-    }, of
+    return {WRONG: wrong[size], RIGHT: right[size]}, of
 
 
-prefers_few, prefers_many = (
-    above("where it is wrong", "where the teacher is right", *by_rate(size))
-    for size in (few, many)
-)
+def of_the_left(size):
+    """The same as a part of what the student alone did not share."""
+    of = Quantity(f"part taken over {NAMES[size]}, of what was left", "points", 100, 1)
+    return {WRONG: left_wrong[size], RIGHT: left_right[size]}, of
+
+
+rate_few, rate_many = (above(WRONG, RIGHT, *by_rate(size)) for size in (few, many))
+left_few = below(WRONG, RIGHT, *of_the_left(few))
+left_many = above(WRONG, RIGHT, *of_the_left(many))
 ACCURACY = QUANTITIES["accuracy"]
 ahead, behind = (
     {name: accuracies[name][size] for name in OBJECTIVES} for size in (few, many)
@@ -274,22 +305,23 @@ helps = above(
 hurts = below(
     "distilled", "alone", behind, replace(ACCURACY, name=f"accuracy {NAMES[many]}")
 )
-display(mostly_right, mostly_errors, prefers_few, prefers_many, helps, hurts)
+counted = (mostly_right, mostly_errors, rate_few, rate_many, left_few, left_many)
+display(*counted, helps, hurts)
 
 # %% tags=["hide-input"]
 table(
-    ["examples", "rates", "where right, points", "where wrong, points", "errors among it, %", "its own errors, %", "accuracy alone, %", "distilled, %"],
+    ["examples", "errors, %", "where right, points", "where wrong, points", "of what was left where right, %", "where wrong, %", "accuracy alone, %", "distilled, %"],
     [
         [
             f"{size:,}",
-            f"{rates['alone', size]:g}, {rates['distilled', size]:g}",
             *(
                 (100 * summary(values)).bracketed(spec)
                 for values, spec in (
+                    (share[size], ".0f"),
                     (right[size], "+.1f"),
                     (wrong[size], "+.1f"),
-                    (share[size], ".0f"),
-                    (share_own[size], ".0f"),
+                    (left_right[size], ".0f"),
+                    (left_wrong[size], ".0f"),
                     (accuracies["alone"][size], ".1f"),
                     (accuracies["distilled"][size], ".1f"),
                 )
@@ -297,15 +329,15 @@ table(
         ]
         for size in sizes
     ],
-    caption=f"The same; means with 95 % intervals, {N}. Rates, alone and distilled, were chosen among {', '.join(f'{rate:g}' for rate in RATES)}; the teacher's is {rates['teacher']:g}.",
+    caption=f"The same; means with 95 % intervals, {N}. Rates were chosen among {', '.join(f'{rate:g}' for rate in RATES)}: the teacher's is {rates['teacher']:g}; alone and distilled, {'; '.join(f"with {size:,} examples {rates['alone', size]:g} and {rates['distilled', size]:g}" for size in sizes)}.",
 )  # fmt: skip
 
 # %% [markdown]
-# Where the statements hold, there are two answers. *By number*, what was taken over is mostly right where the student has few labels, and mostly wrong where it has many: the labels have taught it the rest. *By rate*, errors are taken over with preference, with few labels, too. The errors that are the teacher's own show it without the noise of the task: see the other curve of the middle panel.
+# Where the statements hold, there are three answers. *By number*, what was taken over is mostly right where the student has few labels, and mostly wrong where it has many: the labels have taught it the rest. *By rate*, errors lead at both ends. *Of what was left* it turns round: with few labels the student takes over what is right sooner than what is wrong, and what made errors lead by rate was that of the right there was little left to take. <!-- by definition --> With many labels errors lead here, too. The errors that are the teacher's own show the same without the noise of the task: see the other curve of the first panel.
 #
 # And a student alone passes the distilled one between two of these numbers of examples, as in the counted world of {doc}`24_when_does_distilling_pay`.
 #
-# So a share of errors is no property of a method. It depends on how much the student knew without its teacher, on how often the teacher errs, and on how many of its errors are those of chance.
+# So a share of errors is no property of a method. It depends on how much the student knew without its teacher, on how often the teacher errs, on how many of its errors are those of chance, and on which of the three is meant.
 #
 # ### On photographs
 #
@@ -318,16 +350,20 @@ done = study.complete(asked, at_least=3)
 if done:
 
     def beyond(arm, where):
-        """What an arm shares beyond labels alone, by seed."""
-        found = study.differences(
-            arm, asked[0], f"agreement_where_teacher_{where}"
-        ).values()
-        return (100 * summary(found)).bracketed("+.1f")
+        """What an arm shares beyond labels alone: in points, and of what those left."""
+        measure = f"agreement_where_teacher_{where}"
+        more = study.differences(arm, asked[0], measure)
+        alone = study.values(asked[0], measure)
+        of_left = [more[seed] / (1 - alone[seed]) for seed in more]
+        return (
+            (100 * summary(more.values())).bracketed("+.1f"),
+            (100 * summary(of_left)).bracketed(".0f"),
+        )
 
     display(
         table(
-            ["", "where right, points", "where wrong, points"],
-            [[arm, beyond(arm, "right"), beyond(arm, "wrong")] for arm in asked[1:]],
+            ["", "where right, points", "of what was left, %", "where wrong, points", "of what was left, %"],
+            [[arm, *beyond(arm, "right"), *beyond(arm, "wrong")] for arm in asked[1:]],
             caption=f"Agreement with the teacher beyond that of labels alone ({conditions(study)}), with 95 % intervals.",
         ),
         source_note(study.all(asked)),
@@ -338,11 +374,11 @@ else:
     )
 
 # %% tags=["hide-input"]
-holds = all(s.holds for s in (mostly_right, mostly_errors, prefers_few, prefers_many))
+holds = all(statement.holds for statement in counted)
 verdict(
     "C7", "depends" if holds else "not decided",
-    ("By rate it is so; by number it takes a student with many labels. " if holds else "")
-    + f"{mostly_right} {mostly_errors} {prefers_few} {prefers_many} Students are networks of two hidden layers of 32 on {task.num_classes} Gaussian classes, the teacher has learned from {teacher_examples:,} others; {N}; rates of their own.",
+    ("By rate it is so; by number, and of what was left to take over, it takes a student with many labels. " if holds else "")
+    + f"{' '.join(map(str, counted))} Students are networks of two hidden layers of 32 on {task.num_classes} Gaussian classes, the teacher has learned from {teacher_examples:,} others; {N}; rates of their own.",
     condition="under a premise" if holds else None,
     parameters=("teacher_examples", "sizes", "shown", "seeds"),
 )  # fmt: skip
@@ -350,8 +386,8 @@ verdict(
 # %% tags=["hide-input"]
 passed = next((size for size in sizes if np.mean(accuracies["alone"][size]) > np.mean(accuracies["distilled"][size])), None)  # fmt: skip
 findings.show(
-    f"Of what a distilled student shares with its teacher beyond a student of the labels alone, {np.mean(share[few]):.0%} are errors with {few:,} examples, and {np.mean(share[many]):.0%} with {many:,}; without preference it would be {1 - a_T.mean():.0%} ({N}).",
-    f"Errors that the best guess would not make are {np.mean(share_own[few]):.0%} and {np.mean(share_own[many]):.0%} of it.",
+    f"Of what a distilled student shares with its teacher beyond a student of the labels alone, {np.mean(share[few]):.0%} are errors with {few:,} examples, and {np.mean(share[many]):.0%} with {many:,} ({N}).",
+    f"Of what was left to take over it took {np.mean(left_right[few]):.0%} where the teacher is right and {np.mean(left_wrong[few]):.0%} where it is wrong with {few:,} examples, and {np.mean(left_right[many]):.0%} and {np.mean(left_wrong[many]):.0%} with {many:,}.",
     f"With {many:,} examples the student alone is right on {np.mean(accuracies['alone'][many]):.1%}, its teacher on {a_T.mean():.1%}, and the distilled student on {np.mean(accuracies['distilled'][many]):.1%}"
     + (
         f"; of the sizes tried, {passed:,} is the first with which the student alone is ahead, and the teacher had {teacher_examples:,}."
@@ -363,6 +399,7 @@ findings.show(
 # %% [markdown]
 # ## Limits
 #
+# - **Net.** What was taken over is a difference of two agreements; a distilled student may also have lost what one alone shares.
 # - **First choices alone.** Two models that rank one class first may believe very different things.
 # - **The teacher alone.** Distilled students have no labels here; with both, a student can be told where its teacher errs.
 # - **One task, one set of examples.** Intervals are over initial weights and the order of examples.
@@ -370,7 +407,7 @@ findings.show(
 #
 # ## To take away
 #
-# **Formulae.** $\Delta=a_T\,\Delta_{\text{right}}+(1-a_T)\,\Delta_{\text{wrong}}$, each against a student of the labels alone.
+# **Formulae.** $\Delta=a_T\,\Delta_{\text{right}}+(1-a_T)\,\Delta_{\text{wrong}}$, each against a student of the labels alone; $\Delta/(1-A)$ of what that one left.
 #
 # **What to set.** `measure(student_logits, labels, teacher_logits)` gives agreement where the teacher is right and where it is wrong.
 #

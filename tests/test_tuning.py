@@ -190,6 +190,7 @@ def test_the_grid_is_the_same_for_every_method():
 def test_conditions_say_how_a_plan_chose_its_learning_rates():
     tuned = conditions(Results("grown", tuple(grown(by_rate)), {}))
     assert tuned == "ResNet-20 to ResNet-8, 5 to 240 epochs, learning rates chosen on the validation split"
-    asked = conditions(results("small"))
-    assert "one untuned learning rate, 0.1 (3 of 53 arms have another)" in asked
+    # Adam's rate and the one that the factor N divides are no exceptions; MobileNet's is
+    assert conditions(results("small")).endswith("5 epochs, one untuned learning rate, 0.1")
+    assert "one untuned learning rate, 0.05 (" in conditions(results("table"))
     assert conditions(results("language-small")).endswith("one untuned learning rate, 0.002")

@@ -6,7 +6,7 @@ an arm added that beats all) as it is made, and one that would say the same of t
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,6 +43,7 @@ class Said:
         holds: whether that is what the author expected.
         pairs: arms that it puts in an order; of curves, the names of those that it gives a direction.
         rival: on which side an arm must be added that changes it.
+        lead, basis: with what the text begins and ends that others of its quantity begin and end with.
     """
 
     text: str
@@ -50,6 +51,8 @@ class Said:
     holds: bool
     pairs: tuple = ()
     rival: int = 1
+    lead: str = ""
+    basis: str = ""
 
 
 class Survivor(AssertionError):
@@ -69,6 +72,7 @@ class Statement(Shown):
     def __init__(self, said: Said, expected: str, source: str):
         self.text, self.holds, self.claim = said.text, bool(said.holds), said.claim
         self.short, self.source = expected, source
+        self.lead, self.basis = said.lead, said.basis
         records = source == "records"
         if self.holds:
             seen = "The records show" if records else "Seen in this build"
@@ -106,6 +110,24 @@ class Statement(Shown):
         statement = self.text if self.holds else f"{self.unseen} {self.text}"
         said = {"statement": statement, "holds": self.holds, "source": self.source}
         return {"text/html": self.markup, "application/vnd.kdlab.observation+json": said}
+
+
+def together(statements: Iterable[Statement]) -> list[str]:
+    """Their texts; neighbours about one quantity and of one basis become one sentence, which says both once.
+
+    >>> quantity, few = Quantity("error", "points", better="lower"), {"a": [1.0, 2.0], "b": [4.0, 5.1], "c": [8.0, 9.0]}
+    >>> print(*together([below("a", "b", few, quantity), below("b", "c", few, quantity)]))
+    In error, a is below b (-3.05 points [-3.69, -2.41]); b is below c (-3.95 points [-4.59, -3.31]) (each its own 95 % interval; paired by seed; n = 2).
+    """
+    texts = []
+    for (lead, basis), same in itertools.groupby(statements, key=lambda s: (s.lead, s.basis)):
+        same = list(same)
+        if len(same) == 1 or not lead:
+            texts += [statement.text for statement in same]
+            continue
+        bodies = [statement.text.removeprefix(lead).removesuffix(f"{basis}.") for statement in same]
+        texts.append(f"{lead}{'; '.join(bodies)}{basis.replace('(95 % interval;', '(each its own 95 % interval;')}.")
+    return texts
 
 
 def survivors(rule: Callable, of: Evidence | Curves, level: float = 0.0) -> Iterator[str]:
@@ -200,11 +222,12 @@ def _against(arm: str, others: tuple[str, ...] | None, margin, expected: str, fa
         else:
             who = listed([f"{of.name(o)} ({_numbers(of, arm, o, plain[o])})" for o in group])
         parts.append(words[kind].format(who))
-    text = f"In {q.name}, {name} is {'; '.join(parts)}{_basis(of, plain)}."
+    lead, basis = f"In {q.name}, ", _basis(of, plain)
+    text = f"{lead}{name} is {'; '.join(parts)}{basis}."
     claim = frozenset((arm, outcomes[o], o) for o in fixed)
     decided = tuple((arm, o) for o in fixed if outcomes[o] in ("above", "below") and held is of)
     rival = -1 if set(outcomes.values()) == {"below"} else 1
-    return Said(text, claim, set(outcomes.values()) == {expected}, decided, rival)
+    return Said(text, claim, set(outcomes.values()) == {expected}, decided, rival, lead, basis)
 
 
 def _numbers(of: Evidence, arm: str, other: str, d: Interval) -> str:

@@ -1,10 +1,12 @@
 """What becomes of the claims: verdicts, each earned by the executed cells above it."""
 
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Iterable
 
 from ..data import ImageData, TextData
 from ..figures import Shown, mathematics
 from .parameters import changed
+from .statements import Statement, together
 
 #: What can become of a claim.
 VERDICTS = {
@@ -24,21 +26,34 @@ CONDITIONS = ("true in a limit", "bound to a scale", "under a premise", "undecid
 class Verdict(Shown):
     """A claim's verdict as an executed cell gives it; the ledger is made from these."""
 
-    def __init__(self, claim: str, outcome: str, finding: str, condition: str | None = None):
-        self.claim, self.outcome, self.finding, self.condition = claim, outcome, finding, condition
+    def __init__(self, claim: str, outcome: str, finding: Iterable[str | Statement], condition: str | None = None):
+        text, shown = _told(finding)
+        self.claim, self.outcome, self.finding, self.condition = claim, outcome, text, condition
         more = f" ({condition})" if condition else ""
-        said = {"claim": claim, "outcome": outcome, "finding": finding}
+        said = {"claim": claim, "outcome": outcome, "finding": text}
         super().__init__(
             f'<aside class="kd-verdict kd-{outcome.replace(" ", "-")}" id="claim-{claim.lower()}">'
-            f"<strong>Claim {claim}: {outcome}{more}.</strong> {mathematics(finding)}</aside>",
+            f"<strong>Claim {claim}: {outcome}{more}.</strong> {shown}</aside>",
             {"application/vnd.kdlab.verdict+json": said | ({"condition": condition} if condition else {})},
         )
+
+
+def _told(finding: Iterable[str | Statement]) -> tuple[str, str]:
+    """Words and statements as text, and as HTML, where statements that follow each other are a list."""
+    texts, markup = [], []
+    said = [part for part in finding if part != ""]
+    for stated, parts in itertools.groupby(said, key=lambda part: isinstance(part, Statement)):
+        lines = (together if stated else list)(parts)
+        shown = [f"<li>{mathematics(line)}</li>" if stated else mathematics(line) for line in lines]
+        texts += lines
+        markup += ["<ul>", *shown, "</ul>"] if stated else shown
+    return " ".join(texts), " ".join(markup)
 
 
 def verdict(
     claim: str,
     outcome: str,
-    finding: str,
+    finding: str | Statement | Iterable[str | Statement],
     *,
     data: ImageData | TextData | None = None,
     condition: str | None = None,
@@ -49,7 +64,8 @@ def verdict(
     Args:
         claim: its id in the ledger, such as ``"A1"``.
         outcome: one of ``VERDICTS``.
-        finding: what was found, in a sentence or two; ``$…$`` is mathematics.
+        finding: what was found, in a sentence or two; ``$…$`` is mathematics. Or several, and the statements that it rests on, which
+            are shown as a list.
         data: what it was measured on, if anything: on the fall-back the verdict becomes "not measured".
         condition: of "depends" alone, if it is one of ``CONDITIONS``.
         parameters: those of the chapter that the finding was computed with, by name; None: any of them may have been.
@@ -62,12 +78,14 @@ def verdict(
         raise ValueError(
             f'"depends" has one of the conditions {", ".join(CONDITIONS)}; others have none: {condition!r}.'
         )
-    finding = str(finding)
+    finding = [finding] if isinstance(finding, str | Statement) else list(finding)
     if data is not None and data.fallback:
         outcome, condition = "not measured", None
-        finding = f"This build had no {data.wanted}; the cells above ran on the fall-back ({data.title}), which settles nothing."
+        finding = [
+            f"This build had no {data.wanted}; the cells above ran on the fall-back ({data.title}), which settles nothing."
+        ]
     if others := _others(parameters):
-        finding = f"{finding} {others}"
+        finding.append(others)
     return Verdict(claim, outcome, finding, condition)
 
 
