@@ -292,8 +292,8 @@ table(
 #
 # Two numbers for one method differ because of the seed. A number can also be *picked*: the best of the epochs, the best of the
 # runs. <!-- by definition --> What picking adds is a matter of arithmetic. Of $k$ independent numbers with the same mean and standard deviation $\sigma$,
-# the largest is expected above the mean by at most $\sigma\sqrt{2\ln k}$, if they are normal; for thirty numbers it is about $2\sigma$. <!-- by definition --> The
-# method is the same.
+# the largest is expected above the mean by at most $\sigma\sqrt{2\ln k}$, if they are normal; for thirty numbers it is about $2\sigma$, <!-- by definition --> though
+# the method has not improved.
 #
 # On CIFAR-100 one cannot see how much of a picked number is luck, since its test images are all there are. On a task
 # whose examples can be drawn at will, one can. Below, one and the same method, a small network on labels alone, is
@@ -976,7 +976,7 @@ if learned is not None and len(compared) == 9:
 # %% [markdown]
 # ### With a rate of its own, and to the end
 #
-# That is the plan *grown*: each method has as many tries, on the learning rate first and the weight of what the teacher says second, by a short training and a longer one of the best, on the validation split and with a seed of its own. Then five methods learn for several lengths, each a whole schedule, with that rate and with the published one; and all of them to the end. <!-- by definition --> If an order is one of methods, it is the same at all lengths and at both rates.
+# That is the plan *grown*: each method has as many tries, on the learning rate first and the weight of what the teacher says second, by a short training and a longer one of the best, on the validation split and with a seed of its own. Then five methods learn for several lengths, each a whole schedule, with that rate and with the published one; and all of them to the end, each with its own rate. <!-- by definition --> If an order is one of methods, it is the same at all lengths, and at both rates where both are run.
 
 # %% tags=["hide-input"]
 grown = results("grown")
@@ -1470,7 +1470,7 @@ seeds_dial(
 # %% tags=["hide-input"]
 sentences = [
     f"Two single runs of one method differ by less than {by_chance_of[1]:.2f} points in 95 of 100 cases (DIST's deviations); {inside[1]:.0%} of the published differences to KD are smaller.",
-    f"Picking the best epoch on a small test set adds {promised['step'].mean():.2f} points there and {kept['step'].mean():.2f} in truth (step schedule, {epochs} epochs, n = {len(seeds)} seed{'s' * (len(seeds) > 1)}).",
+    f"Picking the best epoch on a small test set changes accuracy by {promised['step'].mean():+.2f} points there, and by {kept['step'].mean():+.2f} in truth (step schedule, {epochs} epochs, n = {len(seeds)} seed{'s' * (len(seeds) > 1)}).",
 ]
 if said := methods_found(small):
     sentences.append(said)

@@ -283,8 +283,8 @@ assert (agree >= right + also - 1 - 1e-12).all()
 
 # %% [markdown]
 # Every arm whose student has the full width is a point below. (Left out are the arms that change the optimiser or its rate by a factor of a hundred:
-# they ask another question.) Read the figure from left to right for accuracy and upwards for fidelity. If imitating
-# and being right were two different things, the points would not lie on one curve.
+# they ask another question.) Read the figure from left to right for accuracy and upwards for fidelity. Above the curve of the others lie arms that
+# agree beyond what their accuracy brings with it.
 
 # %% tags=["hide-input"]
 FAMILIES = {
@@ -892,7 +892,7 @@ answer(
 # %% tags=["hide-input"]
 if study := decisive(lambda study: (*kd_map(study), *OUTPUTS[1:], *layers_of(study))):
     over_kd, over_map, outputs = layers_and_outputs(study)
-    a_layer, hint = over_kd.holds, f"{over_kd} {over_map}"
+    a_layer, hint = over_kd.holds, [over_kd, over_map]
     if study is grown:
         gaps = against(
             {arm: study.values(arm) for arm in like(study, "kd")},
@@ -900,7 +900,9 @@ if study := decisive(lambda study: (*kd_map(study), *OUTPUTS[1:], *layers_of(stu
             layers_of(study),
         )
         a_layer = any(gap.low > 0 for gap in gaps.values())
-        hint = f"Minus kd, in points of test accuracy ({scale_of(study)}; Dunnett): {'; '.join(f'{arm} {points(gap)}' for arm, gap in gaps.items())}."
+        hint = [
+            f"Minus kd, in points of test accuracy ({scale_of(study)}; Dunnett): {'; '.join(f'{arm} {points(gap)}' for arm, gap in gaps.items())}."
+        ]
     outcome = (
         "depends" if a_layer and outputs.holds
         else "verified" if a_layer and (study is grown or over_map.holds)
@@ -910,13 +912,25 @@ if study := decisive(lambda study: (*kd_map(study), *OUTPUTS[1:], *layers_of(stu
     weights = "The objectives on layers and DIST have labels at weight 1, kd at 0.1 (0 to 0.5 in its map), which no arm takes apart from the rest."
     if study is grown:
         young = layers_and_outputs(small)
-        unsaid = f"Each method has a rate and a weight of its own, chosen in six tries. Young students, at one rate for all, said: {young[0]} {young[2]}"
+        unsaid = [
+            "Each method has a rate and a weight of its own, chosen in six tries. Young students, at one rate for all, said:",
+            young[0],
+            young[2],
+        ]
     else:
-        unsaid = f"{weights} Weights are the published ones; the order may be one of rates, and another with a rate of its own for each method."
+        unsaid = [
+            f"{weights} Weights are the published ones, the hint's with a regressor that is not quite the published one; the order may be one of rates, and another with a rate of its own for each method."
+        ]
     display(verdict(
         "A9", outcome,
-        ("Against plain KD it does, against another objective on outputs it does not. " if outcome == "depends" else "")
-        + f"“Can provide stronger guidance”: {hint} But by another objective on outputs: {outputs} {unsaid}",
+        [
+            "Against plain KD it does, against another objective on outputs it does not." if outcome == "depends" else "",
+            "“Can provide stronger guidance”:",
+            *hint,
+            "But by another objective on outputs:",
+            outputs,
+            *unsaid,
+        ],
         condition="bound to a scale" if outcome == "depends" else None,
     ))  # fmt: skip
 
@@ -1215,14 +1229,20 @@ if study := decisive(
         else "three weights for each"
     )
     rest = (
-        " Two combinations are tried, each tuned as its parts were."
+        "Two combinations are tried, each tuned as its parts were."
         if study is grown
-        else " Two combinations are tried, neither of which has DIST or FitNet in it."
+        else "Two combinations are tried, neither of which has DIST or FitNet in it."
     )  # fmt: skip
     display(verdict(
         "A15", outcome,
-        ("A combination can be ahead of its own parts, but one objective alone is ahead of each that was tried. " if outcome == "depends" else "")
-        + f"“The most effective”, held against all single objectives: {ahead if outcome == 'verified' else single} Held against its own parts, {tries}: " + " ".join(map(str, gains)) + rest,
+        [
+            "A combination can be ahead of its own parts, but one objective alone is ahead of each that was tried." if outcome == "depends" else "",
+            "“The most effective”, held against all single objectives:",
+            ahead if outcome == "verified" else single,
+            f"Held against its own parts, {tries}:",
+            *gains,
+            rest,
+        ],
         condition="bound to a scale" if outcome == "depends" else None,
     ))  # fmt: skip
 
@@ -1565,32 +1585,39 @@ answer(
 )
 
 # %% tags=["hide-input"]
-said, on_images = "", None
+said, on_images = [], None
 if study := decisive(lambda study: (*OMITTED, "kd", "spread")):
     plain, raised_too = (
         study.difference("omitted-soft", "omitted-alone", unseen_part(name))
         for name in ("accuracy", "accuracy_with_bias")
     )
     on_images = above("kd", "spread", study)
-    said = (
-        f" On CIFAR-100 ({scale_of(study)}) naming the likely wrong classes is held against the same targets with the wrong classes made alike: {on_images} With ten classes omitted there is no such control; omitted-soft − omitted-alone is "
+    said = [
+        f"On CIFAR-100 ({scale_of(study)}) naming the likely wrong classes is held against the same targets with the wrong classes made alike:",
+        on_images,
+        f"With ten classes omitted there is no such control; omitted-soft − omitted-alone is "
         f"{points(plain)} points on them as it is, and {points(raised_too)} with one bias raised (n = {plain.n}, paired): "
         + (
             "the latter is not decided."
             if not raised_too.excludes_zero
             else "the latter excludes zero."
-        )
-    )
+        ),
+    ]
 heard, deaf = (summary(of_omitted(arm)).mean for arm in ("soft", "spread"))
 holds = (
     told_which.holds and told_whether.holds and (on_images is None or on_images.holds)
 )
 verdict(
     "B16", "verified" if holds else "depends",
-    ("Students recognise classes that they never saw, by the shares of the wrong classes alone. " if holds else "")
-    + f"On a task whose posterior is known, students that never saw five of twenty classes recognise {heard:.1%} of their examples when taught by the whole distribution (the true posterior: "
-    f"{np.mean(truth_rates):.1%}), and {deaf:.1%} when the wrong classes are made alike and all else is kept. {told_whether} {told_which}" + said
-    + " The experiment with MNIST and its omitted 3 is Hinton's et al. (2015, section 3); that run is not repeated here.",
+    [
+        "Students recognise classes that they never saw, by the shares of the wrong classes alone." if holds else "",
+        f"On a task whose posterior is known, students that never saw five of twenty classes recognise {heard:.1%} of their examples when taught by the whole distribution (the true posterior: "
+    f"{np.mean(truth_rates):.1%}), and {deaf:.1%} when the wrong classes are made alike and all else is kept.",
+        told_whether,
+        told_which,
+        *said,
+        "The experiment with MNIST and its omitted 3 is Hinton's et al. (2015, section 3); that run is not repeated here.",
+    ],
     condition=None if holds else "bound to a scale",
 )  # fmt: skip
 
@@ -1608,7 +1635,7 @@ verdict(
 # $$\nabla_{\theta_S} D_{\mathrm{KL}}(p_T\,\|\,p_S) = -J^\top F J \Delta + O(\Delta^2), \qquad F = \operatorname{diag}(p) - p\,p^\top .$$
 #
 # The student's step $-\eta\nabla$ has the inner product $\eta\,(J\Delta)^\top F\,(J\Delta) \ge 0$ with $\Delta$. **Whatever** inputs are shown and **whatever** the logits mean, it goes the teacher's way, or
-# not at all. If $\Delta$ was a step that lowers a loss, the student's step lowers it as well, to first order. Nothing of this holds for a student that began elsewhere: $\Delta$ is no direction of its own. Here is the inner product, for networks,
+# not at all. If $\Delta$ was a step of gradient descent on some loss, however short, the student's step does not raise that loss, to first order: $\Delta\propto-\nabla L$, and the inner product is that of both steps. Nothing of this holds for a student that began elsewhere: $\Delta$ is no direction of its own. Here is the inner product, for networks,
 # noise and directions that were drawn at random:
 
 # %%
@@ -1773,15 +1800,21 @@ display(
 # %% [markdown]
 # Where the statements above hold, both sides of the dispute are right. What passes is in the *weights*, which the logits lead the student's own to follow. That takes a common beginning, and then three logits are enough. Where the last layer is
 # the same and its logits are many, they determine the layer below. Then matching them is matching that layer, as a hint would ({doc}`08_hidden_states_and_attention`), and the teacher's way of reading digits comes along,
-# whatever the student began with. Students with nothing in common hear nothing either way.
+# whatever the student began with. Students with nothing in common are not shown to hear anything; the figure has how much is not excluded.
 
 # %% tags=["hide-input"]
 conditional = head_reads.holds and all(statement.holds for statement in same_reads)
 verdict(
     "C1", "depends" if conditional else "not decided",
-    ("Yes, with few auxiliary logits; with many, other weights learn it too, if the last layer is the teacher's. " if conditional else "")
-    + rf"To first order the student's step on any input has the inner product $(J\Delta)^\top F (J\Delta) \ge 0$ with the teacher's way $\Delta$ (positive in {len(along)} of {len(along)} random draws). {same_reads[0]} {head_lacks} But equal weights are not needed where the last layer is the same and many logits are matched: {head_reads} "
-    f"The teachers read {np.mean(teachers_read):.1%}; n = {len(seeds)} seed{'s' * (len(seeds) > 1)}, 8×8 digits, networks of two hidden layers, one learning rate.",
+    [
+        "Yes, with few auxiliary logits; with many, other weights learn it too, if the last layer is the teacher's." if conditional else "",
+        rf"To first order the student's step on any input has the inner product $(J\Delta)^\top F (J\Delta) \ge 0$ with the teacher's way $\Delta$ (positive in {len(along)} of {len(along)} random draws).",
+        same_reads[0],
+        head_lacks,
+        "But equal weights are not needed where the last layer is the same and many logits are matched:",
+        head_reads,
+        f"The teachers read {np.mean(teachers_read):.1%}; n = {len(seeds)} seed{'s' * (len(seeds) > 1)}, 8×8 digits, networks of two hidden layers, one learning rate.",
+    ],
     condition="under a premise" if conditional else None,
 )  # fmt: skip
 
@@ -1917,16 +1950,20 @@ if study := decisive(lambda study: (*chain(study), "kd")):
     helps = undecided("assisted", direct, margin, study, names=named)
     taught = above(direct, alone, study, names=named)
     measured_agreement = (
-        f" Agreement with the large teacher: {', '.join(f'{v:.1%}' for v in assisted_agrees.values())} with an assistant (from the stored students), "
-        f"{', '.join(f'{v:.1%}' for v in study.values(direct, 'agreement').values())} taught directly."
+        f"Agreement with the large teacher: {', '.join(f'{v:.1%}' for v in assisted_agrees.values())} with an assistant (from the stored students), "
+        f"{', '.join(f'{v:.1%}' for v in study.values(direct, 'agreement').values())} taught directly. "
         if study is small and assisted_agrees
         else ""
     )
     display(verdict(
         "B17", "not decided" if helps.holds else "depends",
-        ("One chain neither shows that an assistant helps nor excludes it. " if helps.holds else "")
-        + f"A claim of the paper that article B cites, not of the article. One chain, {called(study.specs[0].student)} → {called(STUDENT[study.plan])} → {called(NARROWER[study.plan])}. {helps} {taught}"
-        f"{measured_agreement} Trained for {length_and_rate(study)}; one set of sizes, whose gap may not be large in the paper's sense.",
+        [
+            "One chain neither shows that an assistant helps nor excludes it." if helps.holds else "",
+            f"A claim of the paper that article B cites, not of the article. One chain, {called(study.specs[0].student)} → {called(STUDENT[study.plan])} → {called(NARROWER[study.plan])}.",
+            helps,
+            taught,
+            f"{measured_agreement}Trained for {length_and_rate(study)}; one set of sizes, whose gap may not be large in the paper's sense.",
+        ],
         condition=None if helps.holds else "bound to a scale",
     ))  # fmt: skip
 
@@ -2071,7 +2108,7 @@ findings.show(*sentences)
 #
 # **What to set.** The controls are objectives: `SpreadSoftTargets` makes all wrong classes alike, `PermutedSoftTargets` shuffles them. Give each method as many tries as its rival, and choose on the validation split.
 #
-# **What to watch for.** Agreement is not a second witness beside accuracy. *kd − spread* is what the named classes do; it is not a share of what distillation gains over labels. Show teacher and student the same crop, and put the teacher into evaluation mode.
+# **What to watch for.** Among arms that differ much in accuracy, agreement says little beyond it; at equal accuracy it says a good deal ({doc}`26_whose_errors`). *kd − spread* is what the named classes do; it is not a share of what distillation gains over labels. Show teacher and student the same crop, and put the teacher into evaluation mode: as a precaution, since after so short a training neither need show ({doc}`25_patient_and_consistent` has longer ones).
 #
 # ## Exercises
 #

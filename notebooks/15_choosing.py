@@ -288,7 +288,7 @@ Markdown(
         for arm, name in NAMES.items()
         if ACCESS[arm] != "nothing"
     )
-    + "."
+    + f". Rounds scatter from {spread[0]:+.2f} to {spread[1]:+.2f} about these medians."
 )
 
 # %% [markdown]

@@ -874,7 +874,7 @@ at_lengths = {
     student: [m for m in LENGTHS if pays.complete(both(student, m), at_least=3)]
     for student in STUDENTS
 }
-longest, neighbours = [], []
+longest, neighbours, by_length, turns = [], [], "", False
 if any(at_lengths.values()):
     named = {
         name: f"{called(student)} {how}, {millions:g}M tokens"
@@ -883,12 +883,12 @@ if any(at_lengths.values()):
         for name, how in zip(both(student, millions), ("alone", "distilled"), strict=True)
     }  # fmt: skip
     pool = [a for s, known in at_lengths.items() for m in known for a in both(s, m)]
-    rows = []
+    rows, leads_at = [], {student: {} for student in at_lengths}
     for student, known in at_lengths.items():
         for millions in known:
             alone, kd = both(student, millions)
             lead = pays.against(alone, "bits_per_byte", [kd], None, pool)[kd]
-            basis = lead.basis
+            leads_at[student][millions], basis = lead, lead.basis
             rows.append(
                 [
                     f"{called(student)}, {millions:g}M",
@@ -908,6 +908,17 @@ if any(at_lengths.values()):
         for alone, kd in others(small)
         if small.complete([alone, kd])
     ]
+    by_length = "; ".join(
+        f"{called(student)} "
+        + ", ".join(
+            f"{lead.bracketed('+.3f')} at {millions:g}M"
+            for millions, lead in leads.items()
+        )
+        for student, leads in leads_at.items()
+        if leads
+    )
+    every_lead = [lead for leads in leads_at.values() for lead in leads.values()]
+    turns = any(d.high < 0 for d in every_lead) and any(d.low > 0 for d in every_lead)
     small_one = STUDENTS[0]
     price = cost(pays, both(small_one, LENGTHS[0])[1]) / cost(
         pays, both(small_one, LENGTHS[0])[0]
@@ -923,7 +934,7 @@ if any(at_lengths.values()):
             caption=f"Bits per byte of the test text by millions (of $2^{{20}}$) of tokens, at equal tokens; differences with 95 % intervals ({basis}). Taught by {called(pays.specs[0].student)}; learning rates chosen on the validation split.",
         ),
         Markdown(
-            f"One rate for all, found for a student alone, gave the same difference as {listed(at_one_rate or ['not yet run'])} ({described(small, *(kd for _, kd in others(small)))})."
+            f"At one rate for all, found for a student alone, the differences were {listed(at_one_rate or ['not yet run'])} ({described(small, *(kd for _, kd in others(small)))})."
         ),
         Markdown(" ".join(said.text for said in longest)),
         Markdown(f"A distilled token of {called(small_one)} costs {price:.2f} alone."),
@@ -1492,7 +1503,7 @@ Markdown(
 )
 
 # %% [markdown]
-# The sentences above say how much of the premise holds, for its level and for its growth along the text. It need not hold: a student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. Then its own text is the easier one. What counts as a loss by exposure depends on the yardstick. {cite:t}`arora2022exposure` compare, as we remember their definition (not checked against the paper), what is lost on one's own contexts with the length times the error of a step on the
+# The sentences above say how much of the premise holds, for its level and for its growth along the text. It need not hold: a student writes what is frequent, and two models can agree about what follows frequent words, or after nonsense where neither can know much. Then its own text is the easier one. What counts as a loss by exposure depends on the yardstick. {cite:t}`arora2022exposure` compare, in their excess accumulated error, what is lost on one's own contexts with the length times the error of a step on the
 # *expert's* contexts. By such a yardstick a level counts in full, whether or not it grows; the expert is the teacher here, and the last sentence above has the excess in per cent. Nor is a small divergence on one's own text a merit. A student that always wrote the same safe sentence, as the teacher would after such a sentence, would have a very small one.
 #
 # ### What training on other text does
@@ -1614,7 +1625,7 @@ if whose_done:
             asked_again,
             panels,
             label="whose-again",
-            caption=f"Two divergences on three texts ({described(again, *asked_again)}): one dot per seed, mean and 95 % interval; further left is better. Own text has {share_of_rate(spec_of(again, 'forward-student')):.0%} of the summed learning rate.",
+            caption=f"Two divergences on three texts ({described(again, 'forward-corpus')}; reverse KL {spec_of(again, 'reverse-corpus').recipe.learning_rate:g}): one dot per seed, mean and 95 % interval; further left is better. Own text has {share_of_rate(spec_of(again, 'forward-student')):.0%} of the summed learning rate.",
             colours={arm: ORANGE for arm in asked_again if arm.startswith("reverse")},
         ),
         source_note(again.all(asked_again)),
@@ -1738,7 +1749,7 @@ if decides is not None:
         longer = decides.difference(equal, kd, "bits_per_byte")
         said.append(
             f"{called(spec_of(decides, alone).student)}, {share:.0%}"
-            + f", while one alone that spends the same arithmetic on more tokens ends {longer.bracketed()} bits per byte from the distilled one"
+            + f", while one alone that spends the same arithmetic on more tokens ends {longer.bracketed()} bits per byte beyond the distilled one (less is better)"
         )
     dearer = listed(
         [
@@ -1747,16 +1758,24 @@ if decides is not None:
         ]
     )
     older = (
-        f" At other lengths and rates of their own: {' '.join(map(str, longest))}"
+        [
+            f"With rates of their own the difference, distilled minus alone, is {by_length}. At the longest:",
+            *longest,
+        ]
         if longest
-        else ""
+        else []
     )
     if neighbours:
-        older += f" At nearly equal compute: {' '.join(map(str, neighbours[-1:]))}"
+        older += ["At nearly equal compute:", neighbours[-1]]
     given = verdict(
         "B12", "depends",
-        f"Small language models can be distilled from larger ones; how much it brings depends on what is held equal. At equal tokens, distillation closes this part of the gap to the teacher in bits per byte ({described(decides, *(kd for _, kd in others(decides)))}): " + "; ".join(said)
-        + f". A step with the teacher costs {dearer} the multiply-adds of one alone unless the teacher's forward passes are kept, and the teacher has to be trained first. All these students are young, and all learned at one rate, found for the student alone.{older} Of the article's example the literature says less than the article: Llama 3's smaller models were pre-trained on text and improved by the flagship in post-training; logits of larger models were used for Llama 3.2 1B and 3B and for Gemma 2 2B and 9B.",
+        [
+            f"Small language models can be distilled from larger ones; how much it brings depends on what is held equal{', and on the length: at equal tokens, too, there are lengths at which the student alone is ahead' if turns else ''}.",
+            f"At equal tokens, distillation closes this part of the gap to the teacher in bits per byte ({described(decides, *(kd for _, kd in others(decides)))}): " + "; ".join(said) + ".",
+            f"A step with the teacher costs {dearer} the multiply-adds of one alone unless the teacher's forward passes are kept, and the teacher has to be trained first. All these students are young, and all learned at one rate, found for the student alone.",
+            *older,
+            "Of the article's example the literature says less than the article: Llama 3's smaller models were pre-trained on text and improved by the flagship in post-training; logits of larger models were used for Llama 3.2 1B and 3B and for Gemma 2 2B and 9B.",
+        ],
         data=data, condition="bound to a scale",
     )  # fmt: skip
     display(given)
@@ -1779,10 +1798,15 @@ sentences = [
 if said_of_students := language_found(small):
     sentences.append(said_of_students)
     sentences.append(
-        f"In place of forward KL, reverse KL {moves(small.difference('reverse-kl', 'kd', 'bits_per_byte'), QUANTITIES['bits_per_byte'])}."
+        f"In place of forward KL, reverse KL {moves(small.difference('reverse-kl', 'kd', 'bits_per_byte'), QUANTITIES['bits_per_byte'])} ({described(small)})."
         if small.complete(["reverse-kl", "kd"])
         else f"All this is of {described(small)}."
     )
+    if whose_done:
+        d = again.against("forward-corpus", ON_BOOKS.of, ["reverse-corpus"])["reverse-corpus"]  # fmt: skip
+        sentences.append(
+            f"With a rate of its own for each, and no labels, reverse KL in place of forward KL {moves(d, ON_BOOKS)} (the same length, n = {d.n})."
+        )
 own = of_students(0, overall)
 sentences.append(
     f"Forward KL from the teacher is {own[OWN].mean():.2f} nats a token on the student's own text and {own[BOOKS].mean():.2f} on the books ({len(readers)} students, {len(prompts)} prompts)."

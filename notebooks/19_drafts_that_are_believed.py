@@ -979,14 +979,22 @@ speed_up_dial(sets, draft_cost=c, token_cost=w, label="turn", caption=caption)
 # A draft is worth what is accepted of it, and that is $1-\mathrm{TV}$. Then why not minimise total variation itself, or, since acceptances multiply along a round, $-\log\alpha$? DistillSpec names two choices as crucial, "utilizing on-policy data generation from the draft model, and tailoring the divergence function to the task and decoding strategy", and finds no single best divergence {cite}`zhou2024distillspec`. Later work
 # reports gains from acceptance as an objective, and warns of the gradients of total variation {cite}`samarin2026lk`. How do these gradients behave?
 #
-# Let $A=\{i:q_i>p_i\}$ be the tokens to which the draft gives too much, and $Q=q(A)$ its mass on them. From the gradient in {doc}`07_divergences`, $\partial\,\mathrm{TV}/\partial z_i=\tfrac12q_i(s_i-\sum_kq_ks_k)$ with $s=\operatorname{sign}(q-p)$ and, if no $q_k$ equals $p_k$ (there the sign is zero), $\sum_kq_ks_k=2Q-1$: it is $q_i(1-Q)$ on $A$ and $-q_iQ$ outside. Add the absolute values,
+# **Lengths.** Let $A=\{i:q_i>p_i\}$ be the tokens to which the draft gives too much, and $Q=q(A)$ its mass on them. From the gradient in {doc}`07_divergences`, $\partial\,\mathrm{TV}/\partial z_i=\tfrac12q_i(s_i-\sum_kq_ks_k)$ with $s=\operatorname{sign}(q-p)$ and, if no $q_k$ equals $p_k$ (there the sign is zero), $\sum_kq_ks_k=2Q-1$: it is $q_i(1-Q)$ on $A$ and $-q_iQ$ outside. Add the absolute values,
 # and do the same for forward KL, whose gradient is $q-p$:
 #
 # $$ \|\nabla D_{\mathrm{KL}}(p\Vert q)\|_1=2\,\mathrm{TV}=2(1-\alpha),\qquad \|\nabla\,\mathrm{TV}\|_1=2Q(1-Q)\le2\alpha,\qquad \|\nabla(-\log\alpha)\|_1=\frac{2Q(1-Q)}{\alpha}\le2. $$
 #
-# The bound holds because outside $A$ the draft's mass is shared: $1-Q\le\alpha=(1-Q)+p(A)$. So where the two share little, the gradient of total variation vanishes with what they share, just where it is needed. That of forward KL is then at its largest. <!-- by definition --> And that of $-\log\alpha$ has lost the factor: it is $2Q$ times the part $(1-Q)/\alpha$ of the shared mass that
-# lies outside $A$. It does *not vanish* if the two halves of the shared mass are of one size; the figure shows how that is before training. It vanishes after all for a draft that is sure of a token that the verifier holds unlikely but possible, while it gives the rest far less than that: then
-# $1-Q\ll p(A)$. "Does not vanish" is true of the typical case, not of all.
+# **Where the two share little**, $\alpha\to0$:
+#
+# | loss | length of its gradient | as $\alpha\to0$ |
+# |---|---|---|
+# | forward KL | $2(1-\alpha)$ | goes to 2, its largest |
+# | total variation | at most $2\alpha$ | vanishes, just where it is needed |
+# | $-\log\alpha$ | $2Q$ times $(1-Q)/\alpha$ | does not vanish as a rule |
+#
+# The bound of total variation holds because outside $A$ the draft's mass is shared: $1-Q\le\alpha=(1-Q)+p(A)$.
+#
+# **The exception.** $(1-Q)/\alpha$ is the part of the shared mass that lies outside $A$. The gradient of $-\log\alpha$ does not vanish if the two parts are of one size; the figure shows how that is before training. It vanishes after all where $1-Q\ll p(A)$: a draft is sure of a token that the verifier holds unlikely but possible, and gives the rest far less than that. <!-- by definition -->
 #
 # The gradient of reverse KL is weighted by the draft's own probabilities, and has no such closed length; it is in the figure for comparison.
 #
@@ -1524,7 +1532,8 @@ if decides is not None:
     sentences.append(
         f"In the records ({described(decides)}, n = {control.n} paired seeds), a draft that was trained alone has {100 * control.mean:.1f} % accepted ($\\gamma=4$). Distilled on as many tokens it has "
         + ", ".join(
-            f"{100 * i.mean:+.1f} points by {ARMS[name]}" for name, i in gains.items()
+            f"{(100 * i).bracketed('+.1f')} points by {ARMS[name]}"
+            for name, i in gains.items()
         )
         + "."
     )

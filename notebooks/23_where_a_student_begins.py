@@ -319,14 +319,19 @@ else:
 # %% tags=["hide-input"]
 holds = nearer.holds and nearer_shown.holds and as_good.holds
 photographs = (
-    f" On CIFAR-100 ({conditions(fidelity)}): {nearer_here} {worse_here}"
+    [f"On CIFAR-100 ({conditions(fidelity)}):", nearer_here, worse_here]
     if fidelity_done
-    else ""
+    else []
 )
 verdict(
     "C2", "depends" if holds else "not decided",
-    ("At this scale it is so. " if holds else "")
-    + f"{nearer} {as_good} Students and teachers are networks of two hidden layers of 64, on {task.num_classes} Gaussian classes; {N}; a rate for each beginning, {epochs} epochs.{photographs}",
+    [
+        "At this scale it is so." if holds else "",
+        nearer,
+        as_good,
+        f"Students and teachers are networks of two hidden layers of 64, on {task.num_classes} Gaussian classes; {N}; a rate for each beginning, {epochs} epochs.",
+        *photographs,
+    ],
     condition="bound to a scale" if holds else None,
     parameters=("shares", "epochs", "longer", "more", "seeds"),
 )  # fmt: skip
@@ -499,8 +504,12 @@ if cut_done:
     holds = cheaper.holds and cheaper_alone.holds
     judged = verdict(
         "C5", "depends" if holds else "not decided",
-        ("At this scale it is so, of a teacher that is there already. " if holds else "")
-        + f"{cheaper} {adds} The validation text is as well predicted by the first and last block, trained on labels alone, after {first} of {len(reached['outer-alone'])} epochs as by drawn weights with the teacher after all of them; a token with the teacher costs {price:.2f} tokens alone. {conditions(cut)}.",
+        [
+            "At this scale it is so, of a teacher that is there already." if holds else "",
+            cheaper,
+            adds,
+            f"The validation text is as well predicted by the first and last block, trained on labels alone, after {first} of {len(reached['outer-alone'])} epochs as by drawn weights with the teacher after all of them; a token with the teacher costs {price:.2f} tokens alone. {conditions(cut)}.",
+        ],
         data=data, condition="bound to a scale" if holds else None,
     )  # fmt: skip
     display(judged)

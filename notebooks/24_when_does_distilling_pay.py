@@ -497,8 +497,14 @@ for student in both:
 
 def told(student, millions):
     """The worth at a length, in words."""
-    w = token_worth[student, millions]
-    return f"more than {w.low:.2g}" if np.isinf(w.mean) else w.bracketed(".2g")
+    return in_words(token_worth[student, millions], ".2g")
+
+
+def in_words(found, spec):
+    """A worth with its interval; of one beyond what the student alone was run for, where it begins."""
+    if np.isfinite(found.mean):
+        return found.bracketed(spec).replace("inf", "∞")
+    return f"more than was run alone ({found.low:{spec}} or more)"
 
 
 def said_of(found, cost):
@@ -523,8 +529,8 @@ if both:
                     ends_at = [max(found.low, 0.05), min(found.high, CAP)]
                     x = millions * beside
                     panel.plot([x, x], ends_at, color=BLUE, lw=2.2, label="_interval")
-                    if found.mean < CAP:
-                        panel.plot(x, found.mean, "o", color=BLUE, mfc=fill, label="_worth")  # fmt: skip
+                    mark = "o" if found.mean < CAP else "^"
+                    panel.plot(x, min(found.mean, CAP), mark, color=BLUE, mfc=fill, label="_worth")  # fmt: skip
         fine = np.geomspace(LENGTHS[0], LENGTHS[-1], 60)
         for (way, cost), hue in zip(
             WAYS.items(), (ORANGE, GREEN, PURPLE, VERMILION), strict=True
@@ -544,10 +550,10 @@ if both:
         show(
             figure,
             label="worth",
-            caption=f"What a distilled token is worth in tokens alone (full dots: measured; hollow: by the laws, where that is beyond what was run alone), with 95 % intervals, cut at {CAP:g}; a dot beyond is not drawn. Dashed: what it costs. Where a dot is above a line, distilling is ahead at equal compute by that way of paying. {rates_chosen[0].upper()}{rates_chosen[1:]}.",
+            caption=f"What a distilled token is worth in tokens alone (full dots: measured; hollow: by the laws, where that is beyond what was run alone), with 95 % intervals, cut at {CAP:g}; a triangle there: more than that, or than the student alone was run for. Dashed: what it costs. Where a dot is above a line, distilling is ahead at equal compute by that way of paying. {rates_chosen[0].upper()}{rates_chosen[1:]}.",
             alt="Dots of a token's worth by tokens read, and dashed lines of its price. "
             + "; ".join(
-                f"{called(s)} at {x:g}M: worth {w.mean:.2g}"
+                f"{called(s)} at {x:g}M: worth {in_words(w, '.2g')}"
                 for (s, x), w in token_worth.items()
             )
             + ".",
@@ -557,14 +563,14 @@ if both:
             [
                 [
                     f"{called(student)}, {millions:g}M",
-                    found.bracketed(".2f"),
+                    in_words(found, ".2f"),
                     known_by,
                     *(said_of(found, cost(student, millions)) for cost in WAYS.values()),
                 ]
                 for known_by, ways in (("measured", token_worth), ("by the laws", by_law))
                 for (student, millions), found in ways.items()
             ],
-            caption="Whether a distilled token is worth its price: the whole interval above it, below it, or neither; inf: more than the student alone was run for, whose longest training then counts at the lower end. “With the teacher's training”: all of it, and its looks, paid by one student. Each length scatters by itself.",
+            caption="Whether a distilled token is worth its price: the whole interval above it, below it, or neither. Where it is more than the student alone was run for, its longest training counts at the lower end. “With the teacher's training”: all of it, and its looks, paid by one student. Each length scatters by itself.",
         ),
     )  # fmt: skip
 else:
@@ -572,7 +578,7 @@ else:
 
 # %% tags=["hide-input"]
 SHRINKS = Quantity("lead of the distilled student", "bits per byte", digits=3)
-shrinking = []
+shrinking, by_length = [], []
 for student in STUDENTS:
     leads = {
         f"{m:g} million tokens": {
@@ -584,11 +590,16 @@ for student in STUDENTS:
         for m in series[student, "kd"]
         if m in series[student, "alone"]
     }
+    if leads:
+        means = ", ".join(f"{np.mean([*d.values()]):.3f} after {arm}" for arm, d in leads.items())  # fmt: skip
+        by_length.append(f"{called(student)} {means}")
     if len(leads) == len(LENGTHS) and min(map(len, leads.values())) > 1:
         first, *_, last = leads
         named = {arm: f"{called(student)} after {arm}" for arm in leads}
         recorded = replace(evidence(leads, SHRINKS, names=named), source="records")
         shrinking.append(below(last, first, recorded, SHRINKS))
+if by_length:
+    display(sentence(f"Mean lead in bits per byte: {'; '.join(by_length)}."))
 display(*shrinking) if shrinking else display(
     not_yet_run("whether the lead shrinks with the length of training", pays.command)
 )
@@ -658,7 +669,6 @@ unfitted = f"{len(laws)} of {len(series)} curves have a law of this form"
 trained_for_one = [
     f"{called(s)} after {x:g} million: {said_of(w, price(s, tokens=x))}"
     for (s, x), w in token_worth.items()
-    if x in (LENGTHS[0], LENGTHS[-1])
 ]
 table(
     ["they find", "here"],
@@ -716,21 +726,21 @@ if not lacking and not beyond.missing:
         verdict(
             "C4",
             "depends" if law or bound else "not decided",
-            f"Of {len(series)} curves {len(laws)} have a law of the form $E+B\\,D^{{-\\beta}}$, {sum(narrow)} of them an interval of at most ±{NARROW:.0%} at {HELD_OUT:g} million tokens, and {sum(INSIDE)} of {len(INSIDE)} runs there, predicted before they were run, lie in theirs"
+            [f"Of {len(series)} curves {len(laws)} have a law of the form $E+B\\,D^{{-\\beta}}$, {sum(narrow)} of them an interval of at most ±{NARROW:.0%} at {HELD_OUT:g} million tokens, and {sum(INSIDE)} of {len(INSIDE)} runs there, predicted before they were run, lie in theirs"
             + (f", off by {max(RELATIVE):.1%} at most. " if RELATIVE else ". ")
             + "; ".join(
                 f"{called(s)} has {listed(ways) if ways else 'no way of paying'} by which a token pays at some length and not at the longest"
                 for s, ways in bounded.items()
             )
-            + ". "
-            + " ".join(map(str, shrinking))
-            + "".join(
-                f" At {x:g} million tokens a distilled token of {called(s)} is worth {told(s, x)}, and costs {price(s):.1f} with its own look."
+            + ".",
+            *shrinking,
+            *(
+                f"At {x:g} million tokens a distilled token of {called(s)} is worth {told(s, x)}, and costs {price(s):.1f} with its own look."
                 for s, x in token_worth
                 if x in (LENGTHS[0], LENGTHS[-1])
-            )
-            + (f" Of teachers: {below(old, usual, pays, BITS, names=taught)}" if ages_done else "")
-            + f" Sizes are two of students and two of teachers, which no law is fitted to. {rates_chosen[0].upper()}{rates_chosen[1:]}.",
+            ),
+            *(["Of teachers:", below(old, usual, pays, BITS, names=taught)] if ages_done else []),
+            f"Sizes are two of students and two of teachers, which no law is fitted to. {rates_chosen[0].upper()}{rates_chosen[1:]}."],
             condition="bound to a scale" if law or bound else None,
         )
     )  # fmt: skip

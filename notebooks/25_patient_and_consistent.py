@@ -325,7 +325,7 @@ table(
 )  # fmt: skip
 
 # %% [markdown]
-# Where these statements hold, *patience* brings out *consistency* in this small world: the fourth statement is that the teacher's view counts for more after a long training. So a table at one length says of the view what its length makes of it. Mixing and the same view are no team here: each makes new questions for the teacher, the one between examples, the other by new noise, and by the last statement each makes up for the other in part. The blur alone, the dotted line, does not explain what a view of its own costs; perhaps it is that few examples have few answers. <!-- by definition -->
+# Where these statements hold, *patience* brings out *consistency* in this small world: the teacher's view counts for more after a long training. So a table at one length says of the view what its length makes of it. Mixing and the same view are no team here: each makes new questions for the teacher, the one between examples, the other by new noise, and each makes up for the other in part. The blur alone, the dotted line, does not explain what a view of its own costs; perhaps it is that few examples have few answers. <!-- by definition -->
 #
 # ### On photographs
 #
@@ -457,15 +457,23 @@ in_short = (
     else ""
 )
 photographs = (
-    f" On {FEW:,} photographs of CIFAR-100 (rates of the longest training are those of the middle one): {in_short}{' '.join(map(str, of_photographs))}"
+    [
+        f"On {FEW:,} photographs of CIFAR-100 (rates of the longest training are those of the middle one): {in_short}".strip(),
+        *of_photographs,
+        "Whether mixing brings out the view, by the four arms of that sum alone, without the deviation of the rest:",
+        of_two_arms,
+    ]
     if done
-    else ""
+    else []
 )
 verdict(
     "C3", "depends" if holds else "not decided",
-    ("Of a few examples of Gaussian classes it is so, after a long training. " if holds else "")
-    + " ".join(map(str, parts))
-    + f" Students are networks of two hidden layers of 32 on {task.num_classes} Gaussian classes; {N}; a rate for each way and length. Whether labels alone go on gaining is not asked.{photographs}",
+    [
+        "Of a few examples of Gaussian classes it is so, after a long training." if holds else "",
+        *parts,
+        f"Students are networks of two hidden layers of 32 on {task.num_classes} Gaussian classes; {N}; a rate for each way and length. Whether labels alone go on gaining is not asked.",
+        *photographs,
+    ],
     condition="bound to a scale" if holds else None,
     parameters=("shaking", "few", "lengths", "seeds"),
 )  # fmt: skip

@@ -76,7 +76,7 @@ findings = Findings()
 #
 # $$\Delta = a_T\,\Delta_{\text{right}}+(1-a_T)\,\Delta_{\text{wrong}} .$$
 #
-# Which of the two is larger can be asked in three ways.
+# The two can be compared in three ways.
 #
 # - **By number.** The second term over the sum is the *share of errors* among what was taken over. <!-- by definition --> One half is the line between mostly right and mostly wrong.
 # - **By rate.** $\Delta_{\text{wrong}}$ against $\Delta_{\text{right}}$: for a hundred examples of each kind, how many more are shared? Where the two are equal the share of errors is $1-a_T$, since so many errors there are.
@@ -309,6 +309,10 @@ counted = (mostly_right, mostly_errors, rate_few, rate_many, left_few, left_many
 display(*counted, helps, hurts)
 
 # %% tags=["hide-input"]
+chosen_rates = "; ".join(
+    f"with {size:,} examples {rates['alone', size]:g} and {rates['distilled', size]:g}"
+    for size in sizes
+)
 table(
     ["examples", "errors, %", "where right, points", "where wrong, points", "of what was left where right, %", "where wrong, %", "accuracy alone, %", "distilled, %"],
     [
@@ -329,7 +333,7 @@ table(
         ]
         for size in sizes
     ],
-    caption=f"The same; means with 95 % intervals, {N}. Rates were chosen among {', '.join(f'{rate:g}' for rate in RATES)}: the teacher's is {rates['teacher']:g}; alone and distilled, {'; '.join(f"with {size:,} examples {rates['alone', size]:g} and {rates['distilled', size]:g}" for size in sizes)}.",
+    caption=f"The same; means with 95 % intervals, {N}. Rates were chosen among {', '.join(f'{rate:g}' for rate in RATES)}: the teacher's is {rates['teacher']:g}; alone and distilled, {chosen_rates}.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -362,7 +366,13 @@ if done:
 
     display(
         table(
-            ["", "where right, points", "of what was left, %", "where wrong, points", "of what was left, %"],
+            [
+                "",
+                "where right, points",
+                "of what was left, %",
+                "where wrong, points",
+                "of what was left, %",
+            ],
             [[arm, *beyond(arm, "right"), *beyond(arm, "wrong")] for arm in asked[1:]],
             caption=f"Agreement with the teacher beyond that of labels alone ({conditions(study)}), with 95 % intervals.",
         ),
@@ -377,8 +387,11 @@ else:
 holds = all(statement.holds for statement in counted)
 verdict(
     "C7", "depends" if holds else "not decided",
-    ("By rate it is so; by number, and of what was left to take over, it takes a student with many labels. " if holds else "")
-    + f"{' '.join(map(str, counted))} Students are networks of two hidden layers of 32 on {task.num_classes} Gaussian classes, the teacher has learned from {teacher_examples:,} others; {N}; rates of their own.",
+    [
+        "By rate it is so; by number, and of what was left to take over, it takes a student with many labels." if holds else "",
+        *counted,
+        f"Students are networks of two hidden layers of 32 on {task.num_classes} Gaussian classes, the teacher has learned from {teacher_examples:,} others; {N}; rates of their own.",
+    ],
     condition="under a premise" if holds else None,
     parameters=("teacher_examples", "sizes", "shown", "seeds"),
 )  # fmt: skip

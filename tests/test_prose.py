@@ -13,7 +13,7 @@ CHAPTERS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
 
 #: How many a chapter may have. They only shrink, and all are under ten: definitions and quotations.
 CEILINGS = {
-    1: 4, 2: 5, 3: 3, 4: 4, 5: 4, 6: 1, 7: 6, 8: 2, 9: 1, 10: 4, 11: 4, 12: 9, 13: 8, 14: 1, 15: 3, 16: 7, 17: 9, 18: 8, 19: 9, 20: 8, 21: 8, 22: 3, 23: 2, 24: 1, 25: 0, 26: 0,
+    1: 4, 2: 5, 3: 3, 4: 4, 5: 4, 6: 1, 7: 6, 8: 2, 9: 1, 10: 4, 11: 4, 12: 9, 13: 8, 14: 1, 15: 3, 16: 7, 17: 9, 18: 8, 19: 7, 20: 8, 21: 8, 22: 3, 23: 2, 24: 1, 25: 0, 26: 0,
 }  # fmt: skip
 
 

@@ -184,6 +184,23 @@ def test_a_verdict_can_be_not_decided_and_depend_on_something(book):
             verdict("B9", outcome, "…", condition=condition)
 
 
+def test_a_verdict_lists_its_statements_and_says_once_what_they_share():
+    from kdlab.study.display import verdict
+
+    low, high = {0: 1.0, 1: 2.0, 2: 1.4}, {0: 5.0, 1: 6.1, 2: 5.2}
+    few = {"a": low, "b": high}
+    ahead, behind = above("b", "a", few, POINTS), below("a", "b", few, POINTS)
+    elsewhere = above("b", "a", few, replace(POINTS, name="recall"))
+    said = verdict("B9", "depends", ["It depends.", ahead, behind, elsewhere, "", "Three seeds."])
+    assert said.markup.count("<li>") == 2 and "It depends. <ul>" in said.markup and "</ul> Three seeds." in said.markup
+    body = behind.text.removeprefix(behind.lead).removesuffix(f"{behind.basis}.")
+    assert f"; {body} (each its own 95 % interval; " in said.finding and said.finding.count(ahead.lead) == 1
+    for part in (ahead, behind, elsewhere):
+        assert part.text.startswith(part.lead) and part.text.endswith(f"{part.basis}.")
+    assert verdict("B9", "depends", ahead).finding == ahead.text  # one alone as it is
+    assert verdict("B9", "depends", [elsewhere, ahead]).finding == f"{elsewhere} {ahead}"
+
+
 def test_records_that_are_missing_or_not_measured_are_named(book):
     with pytest.raises(ValueError, match="the plan tiny has no arm at"):
         above("kd", "at", book)

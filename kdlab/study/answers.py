@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 from .display import called, conditions
@@ -11,6 +11,8 @@ from .evidence import QUANTITIES, Quantity, listed
 from .findings import DRAFTS, METHODS, moves
 from .grown import EPOCHS, arm_name
 from .results import Results, results
+from .when_it_pays import LENGTHS, STUDENTS
+from .when_it_pays import arm_name as of_length
 
 #: From a plan's name to its results.
 Read = Callable[[str], Results]
@@ -222,6 +224,20 @@ def language(read: Read) -> Answer:
         f"How young: the distilled students read {read:.1f} million tokens. The plan "
         f"<code>when-it-pays</code> asks where distilling begins to pay, by length and size; of its runs {_recorded(pays)}."
     )
+    leads, ahead = [], []
+    for student, millions in product(STUDENTS, LENGTHS):
+        alone, kd = (of_length(student, kind, millions) for kind in ("alone", "kd"))
+        if pays.complete([alone, kd], at_least=3):
+            d = pays.against(alone, bits.of, [kd])[kd]
+            leads.append(f"{called(student)} {bits.shift(d)} at {millions:g} million tokens")
+            ahead += [f"{called(student)} at {millions:g} million"] if d.low > 0 else []
+            records += pays.all([alone, kd])
+    if leads:
+        evidence.append(
+            f"There, at equal tokens, with a rate and a schedule of its own for every length, distilled minus alone: {'; '.join(leads)}."
+        )
+    if ahead:
+        short += f" It turns with the length: at equal tokens, too, the student alone is ahead in the end ({listed(ahead)})."
     caption = "Bits per byte, distilled minus alone (less is better)."
     return Answer(
         question,
@@ -323,7 +339,7 @@ def whose_text(read: Read) -> Answer:
     for direction in ("forward", "reverse"):
         own, corpus = f"{direction}-student", f"{direction}-corpus"
         if grown.complete([own, corpus]):
-            d = grown.difference(own, corpus, bits.of)
+            d = grown.against(corpus, bits.of, [own])[own]  # as chapter 17 has it
             evidence.append(
                 f"There, with own text after a quarter of the tokens, {direction} KL on it {moves(d, bits)} on the books, against the corpus (n = {d.n})."
             )

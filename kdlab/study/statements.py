@@ -115,9 +115,9 @@ class Statement(Shown):
 def together(statements: Iterable[Statement]) -> list[str]:
     """Their texts; neighbours about one quantity and of one basis become one sentence, which says both once.
 
-    >>> quantity, few = Quantity("error", "points", better="lower"), {"a": [1.0, 2.0], "b": [4.0, 5.1], "c": [8.0, 9.0]}
-    >>> print(*together([below("a", "b", few, quantity), below("b", "c", few, quantity)]))
-    In error, a is below b (-3.05 points [-3.69, -2.41]); b is below c (-3.95 points [-4.59, -3.31]) (each its own 95 % interval; paired by seed; n = 2).
+    >>> error, few = Quantity("error", "points", digits=1, better="lower"), {"a": [1.0, 2.0], "b": [4.0, 5.1], "c": [8.0, 9.0]}
+    >>> print(*together([below("a", "b", few, error), below("b", "c", few, error)]))
+    In error, a is below b (-3.0 points [-3.2, -2.9]); b is below c (-4.0 points [-4.1, -3.8]) (each its own 95 % interval; variance pooled over 3 arms, paired by seed; n = 2).
     """
     texts = []
     for (lead, basis), same in itertools.groupby(statements, key=lambda s: (s.lead, s.basis)):
