@@ -62,6 +62,7 @@ from kdlab.figures import (
 )
 from kdlab.objectives import SmoothedLabels
 from kdlab.study import plans, results
+from kdlab.study.answers import leaders
 from kdlab.study.display import (
     Findings,
     called,
@@ -72,7 +73,7 @@ from kdlab.study.display import (
     under,
     verdict,
 )
-from kdlab.study.evidence import Among
+from kdlab.study.evidence import Among, Quantity, listed
 from kdlab.study.grown import EPOCHS, arm_name
 from kdlab.study.parameters import ParameterError
 from kdlab.study.published import chance_gap, published_results
@@ -343,12 +344,17 @@ def better(arm, other, measure):
 
 
 def leader(measure, arms):
-    """The arm with the best mean, and those that it does not beat."""
+    """The arm with the best mean, and those not shown to be worse: the intervals hold together."""
     key, _, larger, _ = MEASURES[measure]
-    arms = [arm for arm in arms if arm in ran]
-    first = (max if larger else min)(arms, key=lambda arm: study.mean(arm, key).mean)
-    ties = [arm for arm in arms if arm != first and not better(first, arm, measure)]
-    return first, ties
+    of = Quantity(measure, better="higher" if larger else "lower", of=key)
+    return leaders(study, of, [arm for arm in arms if arm in ran])
+
+
+def level_with(ties):
+    """What is not told from the best mean, in words."""
+    if not ties:
+        return "all others are shown to be worse"
+    return f"not told apart from it: {listed([NAMES[arm] for arm in ties])}"
 
 
 def beaten_by(arm, measure):
@@ -500,7 +506,7 @@ if compared:
 # ## By what is wanted
 #
 # The same records, asked the other way round: for each wish, the candidate with the best mean among those that qualify, and all
-# those that it does not beat. <!-- by definition --> Of several that cannot be told apart, the cheapest is marked. <!-- by definition -->
+# those that are not shown to be worse than it, by intervals that hold together (Tukey's, since the best was picked). <!-- by definition --> Of several that cannot be told apart, the cheapest is marked. <!-- by definition -->
 
 # %% tags=["hide-input"]
 LOGITS = [arm for arm in NAMES if ACCESS[arm] != "layers"]
@@ -901,7 +907,7 @@ complete = all(len(study.values(arm)) + study.diverged(arm) >= 3 for arm in NAME
 if complete and ALL:
     by = {measure: leader(measure, list(NAMES)) for measure in MEASURES}
     picks = "; ".join(
-        f"{measure}: {NAMES[first]} (cannot be told from it: {len(ties)} of {len(NAMES) - 1})"
+        f"{measure}: {NAMES[first]} ({level_with(ties)})"
         for measure, (first, ties) in by.items()
     )
     constrained = {first_of[wish] for wish in with_teacher}
@@ -958,7 +964,7 @@ if len(ran) > 2:
         first, ties = leader(wish, ran)
         key, factor, _, form = MEASURES[wish]
         sentences.append(
-            f"Best mean {wish} of {len(ran)} candidates: {NAMES[first]}, {form.format(factor * study.mean(first, key).mean)} %; of the {len(ran) - 1} others {len(ties)} cannot be told from it (n = {len(study.values(first))} seeds)."
+            f"Best mean {wish} of {len(ran)} candidates: {NAMES[first]}, {form.format(factor * study.mean(first, key).mean)} %; {level_with(ties)} (n = {len(study.values(first))} seeds)."
         )
     sentences.append(
         f"All candidates were trained under the same conditions: {conditions(study)}."

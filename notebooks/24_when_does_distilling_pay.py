@@ -219,7 +219,7 @@ show(
 )
 
 # %% tags=["hide-input"]
-WORTH = Quantity("worth of a token with the teacher", "tokens alone", digits=0)
+WORTH = Quantity("worth of a token with the teacher, in tokens alone", "", digits=0)
 ends = crosses(
     {"counted": (PARTS, counted_worth)}, WORTH, "times the teacher's tokens", level=1
 )
