@@ -9,7 +9,9 @@ from .results import Measure, Results, results
 from .statistics import Interval
 
 #: The methods of chapter 12 besides plain distillation, each at its published weight.
-METHODS = {"dkd": "DKD", "dist": "DIST", "fitnet": "FitNet", "at": "AT", "rkd": "RKD", "crd": "CRD"}
+METHODS = {
+    "dkd": "DKD", "dist": "DIST", "standardised": "KD (standardised)", "fitnet": "FitNet", "at": "AT", "rkd": "RKD", "crd": "CRD", "crd+kd": "CRD + KD",
+}  # fmt: skip
 
 #: The drafts of chapter 19 besides the one that was trained alone, by what they learn.
 DRAFTS = {
