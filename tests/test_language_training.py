@@ -12,7 +12,7 @@ from ranks import on_ranks
 from torch import nn
 
 from kdlab.data import Examples, TextData, Tokens
-from kdlab.language import Drafting
+from kdlab.language import Drafting, OwnText
 from kdlab.models import GPT
 from kdlab.objectives import (
     DIST,
@@ -33,7 +33,7 @@ from kdlab.objectives import (
 from kdlab.study import RecordError, Spec, read_record, run
 from kdlab.study.named import load
 from kdlab.study.runner import run_plan
-from kdlab.study.texts import PROMPT
+from kdlab.study.texts import PROMPT, language_data
 from kdlab.training import (
     CheckpointError,
     Learner,
@@ -532,6 +532,18 @@ def test_a_draft_is_tried_after_its_training():
         run(draft, data, teacher=teacher, stop=lambda: asked.pop() and len(asked) == 0)
     with pytest.raises(ValueError, match="a draft and a copy need a teacher"):
         replace(TEACHER, drafting=drafting)
+
+
+@pytest.mark.parametrize("taught_by", ["text", "cache"])
+def test_what_a_teacher_wrote_in_another_precision_is_another_text(taught_by, tmp_path):
+    """A run in float32 read what one in bfloat16 had left, and the other way round."""
+    how = {"text": "teacher", "own_text": OwnText(4)} if taught_by == "text" else {"kept": ("top-k", 3)}
+    teacher, data = GPT(512, width=16, layers=1, heads=2), python_text()
+    for precision in ("float32", "bfloat16", "float32"):
+        spec = replace(STUDENT, recipe=replace(STUDENT.recipe, precision=precision), **how)
+        language_data(spec, data.train, teacher, "cpu")
+    (kept,) = (folder for folder in (tmp_path / "data").iterdir() if folder.name in ("written", "caches"))
+    assert len([path for path in kept.iterdir() if not path.name.startswith(".")]) == 2
 
 
 def test_the_same_run_says_the_same():

@@ -75,7 +75,7 @@ def language_data(spec: Spec, train: Tokens, teacher, device, stop=None) -> tupl
     if teacher is None or (spec.text != "teacher" and spec.kept is None):
         return train, teacher
     precision = spec.recipe.precision
-    identity = checksum(state_of(teacher).items()), text_checksum(train)
+    identity = checksum(state_of(teacher).items()), text_checksum(train), precision, torch.device(device).type
     if spec.text == "teacher":
         own = spec.own_text
         path = folder() / "written" / f"{text_name(*identity, own)}.bin"
