@@ -94,5 +94,9 @@ def test_the_scale_is_that_of_the_records():
     )
     encoder = record("Some CPU, 1 threads", "books-sentences-24", teacher="of nobody", epochs=4, epoch_examples=4096)
     assert scale([encoder]).endswith("1 hours of training: sentence encoders read 16,384 sentences")
+    side = {**cpu, "students_in_process": 3}
+    assert scale([cpu, *3 * [side]]).startswith("4 runs on CPUs, 2 hours of training")
+    diverged = {name: what for name, what in side.items() if name != "seconds"}
+    assert scale([cpu, diverged]).startswith("2 runs on CPUs, 1 hours of training")
     records = [json.loads(path.read_text()) for path in (BOOK / "records").glob("*.json")]
     assert scale(records).startswith(f"{len(records)} runs on CPUs")

@@ -6,7 +6,7 @@ from functools import cache
 from itertools import chain, product
 from pathlib import Path
 
-from .display import called, conditions
+from .display import called, conditions, tokens_read
 from .evidence import QUANTITIES, Quantity, listed
 from .findings import DRAFTS, METHODS, moves
 from .grown import EPOCHS, arm_name
@@ -219,9 +219,8 @@ def language(read: Read) -> Answer:
     short = f"At equal tokens, {_advice(decided['tokens'])}; at equal compute, {_advice(decided['compute'])}."
     pays = read("when-it-pays")
     spec = next(spec for spec in study.specs if spec.arm == "kd")
-    read = spec.recipe.epochs * spec.recipe.epoch_examples * 256 / 1e6
     evidence.append(
-        f"How young: the distilled students read {read:.1f} million tokens. The plan "
+        f"How young: the distilled students read {tokens_read(spec):.1f} million tokens. The plan "
         f"<code>when-it-pays</code> asks where distilling begins to pay, by length and size; of its runs {_recorded(pays)}."
     )
     leads, ahead = [], []
@@ -281,7 +280,7 @@ def draft(read: Read) -> Answer:
     spec = next(spec for spec in study.specs if spec.arm == first)
     grown = read("drafts-grown")
     evidence.append(
-        f"How young: {called(spec.teacher.student)} verifies {called(spec.student)} that read {spec.recipe.epochs * spec.recipe.epoch_examples * 256 / 1e6:.1f} million "
+        f"How young: {called(spec.teacher.student)} verifies {called(spec.student)} that read {tokens_read(spec):.1f} million "
         f"tokens; of longer ones (plan <code>drafts-grown</code>) {_recorded(grown)}."
     )
     header, rows = _rows(study, "alone", names, [ACCEPTANCE])

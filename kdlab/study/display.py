@@ -165,14 +165,20 @@ def called(model: str) -> str:
     return re.sub(r"resnet(\d+)", r"ResNet-\1", name).replace("_width", ", width ")
 
 
-def tokens_read(spec: Spec) -> float:
-    """Millions of tokens that a language model reads in its training.
+def tokens_read(run: Spec | Mapping) -> float | None:
+    """Millions of tokens that a language model reads in its training, by its spec or its record; None of other students.
 
     >>> from kdlab.study import results
     >>> f"{tokens_read(results('drafts-small').specs[-1]):.3f}"
     '1.049'
     """
-    return spec.recipe.epochs * spec.recipe.epoch_examples * parse(spec.data)[2] / 1e6
+    of_spec = isinstance(run, Spec)
+    data, how = (run.data, vars(run.recipe)) if of_spec else (run["spec"]["data"], run["recipe"])
+    try:
+        _, _, context = parse(data)
+    except ValueError:  # no name of a text
+        return None
+    return how["epochs"] * how["epoch_examples"] * context / 1e6
 
 
 def under(study: Results, measure: str) -> Quantity:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 
-from .display import called
+from .display import called, tokens_read
 from .evidence import QUANTITIES, Quantity, listed
 from .results import Measure, Results, results
 from .statistics import Interval
@@ -134,11 +134,13 @@ def scale(records: Collection[dict]) -> str:
     on = sorted(
         {"CPUs" if re.search(r"\bthreads?\b", record["provenance"]["device"]) else "GPUs" for record in records}
     )
-    hours = sum(record["seconds"] for record in records) / 3600
+    # what trains side by side takes its time once; a run that diverged has none
+    hours = sum(r.get("seconds", 0.0) / r.get("students_in_process", 1) for r in records) / 3600
     epochs, tokens, sentences = set(), set(), set()
-    for spec, how in ((r["spec"], r["recipe"]) for r in records if r["spec"]["teacher"] is not None):
-        if context := re.fullmatch(r"\w[\w-]*-\d+-(\d+)", spec["data"]):
-            tokens.add(how["epochs"] * how["epoch_examples"] * int(context[1]) / 1e6)
+    for record in (record for record in records if record["spec"]["teacher"] is not None):
+        spec, how = record["spec"], record["recipe"]
+        if (read := tokens_read(record)) is not None:
+            tokens.add(read)
         elif "-sentences-" in spec["data"]:
             sentences.add(how["epochs"] * how["epoch_examples"])
         elif spec["train_examples"] is None:  # an epoch of a part is less

@@ -1,10 +1,10 @@
 """All records as one table: a row a run, a column a measure."""
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from statistics import fmean
 from types import MappingProxyType
 
+from .display import tokens_read
 from .encoders import TEACHER
 from .records import record_name
 
@@ -16,11 +16,10 @@ def row(record: dict, networks: Mapping[str, str] = MappingProxyType({})) -> dic
     its spec in ``networks``, else the first letters of the hash.
     """
     spec, how, origin = record["spec"], record["recipe"], record["provenance"]  # a spec does not say what is a default
-    context = re.fullmatch(r"\w[\w-]*-\d+-(\d+)", spec["data"])
     taught = spec["teacher"] or ""
     length = f"{how['epochs']} epochs"
-    if context:
-        length = f"{how['epochs'] * how['epoch_examples'] * int(context[1]) / 1e6:.3g} million tokens"
+    if (read := tokens_read(record)) is not None:
+        length = f"{read:.3g} million tokens"
     elif "-sentences-" in spec["data"]:
         length = f"{how['epochs'] * how['epoch_examples']:,} sentences"
     return {
@@ -32,7 +31,7 @@ def row(record: dict, networks: Mapping[str, str] = MappingProxyType({})) -> dic
         "teacher": networks.get(taught, taught[:8]),
         "data": spec["data"],
         "learning_rate": how["learning_rate"],
-        "seconds": record["seconds"],
+        "seconds": record.get("seconds"),
         "device": origin["device"],
         "commit": (origin["commit"] or "")[:10],
         "started": origin["started"][:10],
