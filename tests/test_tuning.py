@@ -87,6 +87,14 @@ def test_a_run_that_diverged_is_the_worst():
     assert chosen == Try(0.05)
 
 
+def test_of_runs_that_all_diverged_none_is_chosen():
+    """The lowest rate was, and three seeds of it would have been trained."""
+    with pytest.warns(
+        UserWarning, match="nothing is chosen by x and the others: all of them diverged; try lower rates"
+    ):
+        assert Tuning(make).chosen(answers(lambda r, w, _: None)) is None
+
+
 @given(draw=st.randoms())
 def test_no_other_finalist_is_better_whatever_the_runs_say(draw):
     seen = {}

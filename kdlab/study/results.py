@@ -157,14 +157,20 @@ class Results:
         return at_equal(*({a: self.values(a, m) for a in arms} for m in (measure, held)))
 
     def measured(self, measure: Measure) -> list[str]:
-        """The arms that have a mean of a measure, in the plan's order."""
-        found = []
+        """The arms that have a mean of a measure, in the plan's order.
+
+        Raises:
+            KeyError: for a function that looks for what no arm has.
+        """
+        found, missed = [], None
         for arm in self.ready(list(dict.fromkeys(spec.arm for spec in self.specs))):
             try:
                 self.values(arm, measure)
-            except (KeyError, TypeError):
-                continue
-            found.append(arm)
+                found.append(arm)
+            except KeyError as error:
+                missed = error
+        if callable(measure) and missed is not None and not found:  # a mistake of the function's, and not of the arms
+            raise missed
         return found
 
 

@@ -1,5 +1,6 @@
 """As many tries for every method: a learning rate first, a weight second, chosen on the validation split by successive halving."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -108,11 +109,18 @@ class Tuning:
         return sorted(tries, key=score, reverse=True)[: len(self.epochs)]
 
     def chosen(self, found: Found) -> Try | None:
-        """The better of the two by the second round; None before it is recorded."""
-        finalists = self.second(found)
-        if not finalists or not self._recorded(found, finalists, self.epochs[-1]):
+        """The better of the two by the second round; None before it is recorded, and, with a warning, where all of it diverged."""
+        finalists, epochs = self.second(found), self.epochs[-1]
+        if not finalists or not self._recorded(found, finalists, epochs):
             return None
-        return self._best(found, finalists, self.epochs[-1])
+        best = self._best(found, finalists, epochs)
+        if self._score(found, best, epochs=epochs) == -inf:
+            arm = self.spec(best, epochs).arm
+            warnings.warn(
+                f"nothing is chosen by {arm} and the others: all of them diverged; try lower rates.", stacklevel=2
+            )
+            return None
+        return best
 
     def specs(self, found: Found) -> list[Spec]:
         """The runs that are known so far: those of the first round, then of the second."""
