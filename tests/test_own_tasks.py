@@ -1,5 +1,6 @@
 """Tasks, teachers, views and networks of a user's own, each with what `fit` takes for it."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -672,3 +673,20 @@ def test_a_study_of_ones_own_networks_and_data(tmp_path, monkeypatch):
     for student, sentence in (("digits_of_mine:large", "cannot be imported"), ("resnet9", "named by its import path")):
         with pytest.raises(ValueError, match=sentence):
             run(replace(spec, student=student), replace(load("digits_of_mine:digits"), name=spec.data))
+
+
+@pytest.mark.parametrize("student", ["nets_of_mine:narrow", "nets_of_mine:kept"])
+def test_a_network_of_ones_own_may_be_wrapped(student, tmp_path, monkeypatch, digits):
+    """The file of a ``partial`` or of a cached function was asked for, in vain, when the training was over."""
+    wrapped = "\n\nfrom functools import cache, partial\nimport kdlab.models as m\nnarrow = partial(m.resnet8_width4)\nkept = cache(small)\n"
+    (tmp_path / "nets_of_mine.py").write_text(OWN + wrapped)
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = Spec("mine", "alone", "digits", student, CrossEntropy(), Recipe(epochs=1, batch_size=48, augment=False))
+    assert run(spec, digits).record["own_code"] == {student: sha256(tmp_path / "nets_of_mine.py")}
+
+
+def test_what_is_in_no_file_of_python_is_said_before_the_training(digits, monkeypatch):
+    monkeypatch.setattr(sys.modules["kdlab.study.run"], "fit_together", lambda *_, **__: pytest.fail("it trains"))
+    spec = Spec("mine", "alone", "digits", "math:sqrt", CrossEntropy(), Recipe(epochs=1))
+    with pytest.raises(ValueError, match="'math:sqrt' is written in no file of Python"):
+        run(spec, digits)

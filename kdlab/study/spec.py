@@ -95,6 +95,11 @@ class Spec:
             raise ValueError(f"a copy of {self.teacher.student} is no {self.student}.")
         if isinstance(self.objective, Term):
             object.__setattr__(self, "objective", 1.0 * self.objective)
+        if found := re.search(r" at 0x|\btensor\(", repr(self.objective)):
+            raise ValueError(
+                f"an objective is known by its repr, and {found[0].strip()!r} in that of {self.arm} does not tell it from others: give that part of it a __repr__ "
+                "that says all that it computes."
+            )
         for name in (self.study, self.arm):
             if not re.fullmatch(r"[\w.+-]+", name):
                 raise ValueError(f"study and arm name files: letters, digits, and . + - _ alone, not {name!r}.")

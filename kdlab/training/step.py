@@ -161,7 +161,7 @@ def learn(
             large = {name: s.scaled(value) for name, value in terms.items()}
             found = s.objective.gradient_norms(large, s.model.parameters(), progress)
             scale = 1.0 if s.scaler is None else s.scaler.get_scale()
-            s.norms |= {f"{name}.gradient_norm": norm.item() / scale for name, norm in found.items()}
+            s.norms |= {f"{name}.gradient_norm": _finite(norm.item() / scale) for name, norm in found.items()}
         with deterministic_attention(labels):
             s.scaled(loss).backward()
         for name, value in {"loss": loss, **terms}.items():
@@ -171,7 +171,7 @@ def learn(
         s.scaler.unscale_(s.optimizer)
     if s.step == 0:
         lengths = [p.grad.norm() for p in s.model.parameters() if p.grad is not None]
-        s.norms |= {"gradient_norm": torch.stack(lengths).norm().item()} if lengths else {}
+        s.norms |= {"gradient_norm": _finite(torch.stack(lengths).norm().item())} if lengths else {}
     if s.recipe.max_gradient_norm:
         nn.utils.clip_grad_norm_(s.parameters(), s.recipe.max_gradient_norm)
     if s.scaler is None:
@@ -180,6 +180,11 @@ def learn(
         s.scaler.step(s.optimizer)
         s.scaler.update()
     s.note(sums)
+
+
+def _finite(x: float) -> float | None:
+    """A number, as a record may hold it: none where float16 had no room for it, and the step is left out."""
+    return x if math.isfinite(x) else None
 
 
 def compare(
