@@ -13,13 +13,15 @@ from test_runner import (  # noqa: F401
     at_step,
     cli,
     contents,
+    copy,
+    of_another_teacher,
     patterns,
     terminate,
     tiny_plan,
     whole,
 )
 
-from kdlab.study import again, read_record, runner
+from kdlab.study import RecordError, again, read_record, runner
 from kdlab.study.again import compared, lines, run_again
 from kdlab.study.plans import PLANS
 from kdlab.study.records import checksum, record_path
@@ -57,6 +59,14 @@ def test_every_record_of_a_plan_is_equal_when_it_is_trained_again(spec, whole): 
     assert all(m["difference"] == 0 for m in found["measures"].values())
     assert found["outcome"]["recorded"] == found["outcome"]["again"]
     assert contents(whole) == before
+
+
+def test_a_record_is_not_trained_again_beside_another_teacher(whole, tmp_path):  # noqa: F811
+    copy(whole, tmp_path)
+    of_another_teacher(tmp_path)
+    run_again(record_path(tiny_plan()[1], tmp_path / "records"), book=tmp_path, say=lambda line: None)
+    with pytest.raises(RecordError, match="learned from other weights of its teacher"):
+        run_again(record_path(tiny_plan()[2], tmp_path / "records"), book=tmp_path, say=lambda line: None)
 
 
 @pytest.mark.parametrize("by", [None, "oneDNN"])

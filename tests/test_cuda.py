@@ -147,6 +147,15 @@ def test_a_rehearsal_on_a_cpu_leaves_all_files(tmp_path, monkeypatch):
     assert "cifar100" in found["records"]["left_out"] and found["records"]["written"] == 0
 
 
+def test_plans_of_texts_that_cannot_be_had_are_left_out_and_named(tmp_path):
+    """They were trained on what stands in for the books, and recorded as if on these."""
+    (tmp_path / "book" / "records").mkdir(parents=True)
+    where = {"book": tmp_path / "book", "measurements": tmp_path / "none.json", "names": ["language-small"]}
+    found = records.spend("cpu", 60.0, tmp_path / "gpu", **where)
+    assert (found["written"], found["ended"]) == (0, "all that can be run here is recorded")
+    assert "no record is made of what stands in for it" in found["left_out"]["book-openings-4096-256"]
+
+
 def test_a_part_that_dies_takes_no_other_with_it(tmp_path, monkeypatch):
     programs = {"acceptance": "pass", "measurements": "import os; os.kill(os.getpid(), 9)", "records": "pass"}
     begun, said = [], []

@@ -116,9 +116,12 @@ from kdlab.objectives.conventions import CONVENTIONS
 from kdlab.study import Spec, grown, plans, run, runner, statements
 from kdlab.study.evidence import Quantity, evidence
 from kdlab.study.flat import row as row_of
+from kdlab.study.named import load
 from kdlab.study.power_law import measured_curve, worth
-from kdlab.study.records import provenance
+from kdlab.study.records import RecordError, provenance, write_record
 from kdlab.study.results import Results
+from kdlab.study.runner import PlanError
+from kdlab.study.stored import checkpoint_path, weights_checksum
 from kdlab.study.when_it_pays import held_out
 from kdlab.theory import reference
 from kdlab.training import (
@@ -1705,6 +1708,17 @@ def test_gradients_are_scaled_back_before_they_are_used():
         found.append((student.weight.detach(), history[0]["CrossEntropy.gradient_norm"]))
     assert near(*(weight for weight, _ in found), rtol=0.01, atol=0.01)
     assert near(*(norm for _, norm in found), rtol=0.01, atol=0.01)
+
+
+def test_a_gradient_without_room_in_float16_has_no_length(digits, tmp_path):
+    """The step is left out and the scale halved; an infinite length kept the record from being written, after the training."""
+    recipe = replace(HALF, batch_size=16, learning_rate=1e-6, schedule="constant")
+    spec = Spec("tests", "alone", "digits", "resnet8_width4", 1e2 * CrossEntropy(), recipe, train_examples=96)
+    try:
+        said = run(spec, digits, book=tmp_path).record["epochs"]["gradient_norm"]
+    except RecordError as error:
+        said = str(error)
+    assert said[0] is None and said[-1] > 0
 
 
 def test_a_run_in_float16_goes_on_with_its_scale(tmp_path):
@@ -3808,3 +3822,81 @@ def test_what_a_spec_leaves_to_a_default_is_in_the_table():
     }
     assert "learning_rate" not in record["spec"]["recipe"]
     assert row_of(record)["learning_rate"] == recipe.learning_rate
+
+
+# What is recorded, of what and beside whom
+
+ALONE = Spec(
+    "teacher", "alone", "digits", "resnet8_width4", 1.0 * CrossEntropy(), replace(BRIEF, epochs=1, augment=False)
+)
+TAUGHT = replace(ALONE, study="tests", arm="kd", objective=1.0 * SoftTargets(), teacher=ALONE)
+
+
+def written_by(specs, book, digits, **how):
+    """How many were recorded, or why none was."""
+    try:
+        return runner.run_plan(specs, book=book, data={"digits": digits}, say=lambda line: None, **how)
+    except (DataError, RecordError, PlanError) as error:
+        return f"{error}"
+
+
+def test_no_record_is_made_of_what_stands_in_for_the_data(digits, tmp_path):
+    """Where the books could not be had, runs on other texts were recorded under their name."""
+    said = written_by([ALONE], tmp_path, replace(digits, fallback=True, reason="it is not here."))
+    assert said == "digits cannot be had, and no record is made of what stands in for it: it is not here."
+
+
+def test_what_a_spec_names_is_not_what_stands_in_for_it():
+    try:
+        found = load("books-300-16").name
+    except DataError as error:
+        found = f"{error}"
+    assert "books-300-16 cannot be had, and no record is made of what stands in for it: " in found
+
+
+def test_students_of_two_teachers_are_not_one_arm(tmp_path):
+    """Another machine had trained the teacher once more, to other weights."""
+    for number, place in enumerate(("one", "other")):
+        model = nn.Linear(2, 2)
+        nn.init.constant_(model.weight, number)
+        save_model(checkpoint_path(ALONE, tmp_path / place), model, {})
+        weights = weights_checksum(model.state_dict())
+        write_record(TAUGHT, tmp_path / place / "records", {"teacher_weights": weights})
+    (tmp_path / "one" / "records" / f"{TAUGHT.name}.json").unlink()
+    try:
+        said = runner.take(tmp_path / "other", tmp_path / "one", [ALONE, TAUGHT])
+    except RecordError as error:
+        said = f"{error}"
+    assert f"learned from other weights of its teacher {ALONE.name} than those here" in said
+
+
+def test_a_teacher_without_its_checkpoint_is_trained_again(digits, tmp_path):
+    """It had its record, and so nothing made its checkpoint again; its students waited for ever."""
+    assert written_by([ALONE], tmp_path, digits) == 1
+    path = checkpoint_path(ALONE, tmp_path)
+    before = path.read_bytes()
+    path.unlink()
+    assert written_by([ALONE, TAUGHT], tmp_path, digits) == 1
+    assert path.read_bytes() == before and runner.verify(tmp_path, [ALONE, TAUGHT]) == []
+
+
+def test_a_teacher_that_is_trained_again_is_the_recorded_one(digits, tmp_path):
+    """To its record came the weights of another training."""
+    assert written_by([ALONE], tmp_path, digits) == 1
+    checkpoint_path(ALONE, tmp_path).unlink()
+    other = replace(digits, train=digits.train[torch.arange(len(digits.train)).flip(0)])
+    assert "trained again it comes to other numbers here" in f"{written_by([ALONE, TAUGHT], tmp_path, other)}"
+    assert not checkpoint_path(ALONE, tmp_path).exists()
+
+
+@pytest.mark.parametrize("recorded_in", ["book", "out"])
+def test_a_process_removes_no_lock_and_checkpoint_of_another(recorded_in, digits, tmp_path):
+    """A record elsewhere said that they are needless, or the other process was just writing it."""
+    out = tmp_path / "out"
+    with runner.claimed([ALONE] if recorded_in == "out" else [], out / "running"):
+        kept = out / "running" / f"{ALONE.name}.safetensors"
+        kept.touch()
+        write_record(ALONE, tmp_path / recorded_in / "records", {"test": {}})
+        there = sorted((out / "running").iterdir())
+        assert written_by([ALONE], tmp_path / "book", digits, out=out) == 0
+        assert sorted((out / "running").iterdir()) == there

@@ -16,7 +16,7 @@ from kdlab.study.display import conditions, slots, under
 from kdlab.study.drafts import acceptance_rate, call_yield, times_as_fast
 from kdlab.study.published import chance_gap, deviation_of_runs, published_results
 from kdlab.study.records import columns, find_record
-from kdlab.study.runner import plan
+from kdlab.study.runner import PlanError, plan
 from kdlab.training import Recipe
 
 RECIPE = Recipe(epochs=1, batch_size=32, schedule="constant", learning_rate=0.01, augment=False)
@@ -94,6 +94,19 @@ def test_every_arm_against_one_with_the_variance_of_all(tiny):
     assert (d.mean, d.low, d.high, d.n) == pytest.approx((want.mean, want.low, want.high, 3))
     with pytest.raises(ValueError, match="four arms"):
         found.at_equal("accuracy")
+
+
+def test_a_mistake_in_a_measure_is_no_missing_measure(tiny):
+    specs, book = tiny
+    for spec in specs[1:]:
+        note(spec, book, 0.1 * (1 + spec.recipe.seed))
+    found = results("tiny", book)
+    of_one = lambda record: record["test"]["accuracy" if record["spec"]["arm"] == "kd" else "kl"]  # noqa: E731
+    assert found.measured(of_one) == ["kd"] and found.measured("acuracy") == []
+    with pytest.raises(KeyError, match="acuracy"):
+        found.measured(lambda record: record["test"]["acuracy"])
+    with pytest.raises(TypeError):
+        found.measured(lambda record: record["test"]["accuracy"] + None)
 
 
 def test_a_spec_takes_a_term_and_names_that_are_files():
@@ -260,6 +273,12 @@ def test_the_command_spreads_too(tiny, digits, monkeypatch, tmp_path):
     assert said.exit_code == 0 and f"{len(specs)} records came back" in said.output
     said = CliRunner().invoke(app, ["run", "tiny", "--ray", "2", "--shard", "1/2", *where])
     assert said.exit_code == 1 and "--ray makes its own shards" in said.output
+
+
+def test_a_plan_that_grows_is_not_spread(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", OnThisMachine())
+    with pytest.raises(PlanError, match="the plan cut grows by all of its records"):
+        spread("cut", 2, book=tmp_path, out=tmp_path, device="cpu")
 
 
 def test_without_ray_it_says_how_to_get_it(tiny, monkeypatch, tmp_path):

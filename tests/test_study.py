@@ -1,3 +1,4 @@
+import functools
 import importlib
 import json
 import math
@@ -59,6 +60,18 @@ def book(tmp_path):
 
 
 # Specs
+
+
+@pytest.mark.parametrize("made_of", [{"inner": object()}, {"weights": torch.ones(3)}], ids=["at 0x", "tensor("])
+def test_what_no_repr_tells_apart_is_refused_in_a_spec(made_of):
+    class Of(CrossEntropy):
+        def __repr__(self):
+            return f"Of({made_of})"
+
+    with pytest.raises(
+        ValueError, match=r"known by its repr, and '(at 0x|tensor\()' in that of teacher does not tell it"
+    ):
+        replace(TEACHER, objective=Of())
 
 
 def test_hash_is_the_same_in_every_process():
@@ -233,7 +246,35 @@ def test_provenance_says_where_and_with_what():
 
 def test_provenance_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(records, "_code", records._code.__wrapped__)
     assert provenance()["commit"] is None and provenance()["dirty"] is None
+
+
+def test_within_another_project_there_is_no_commit(tmp_path, monkeypatch):
+    """Installed in a folder of somebody else's checkout, kdlab gave their commit for its own."""
+    for command in (
+        ["init"],
+        ["-c", "user.name=n", "-c", "user.email=e", "commit", "--allow-empty", "--message", "theirs"],
+    ):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True, capture_output=True)
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "site-packages" / "kdlab" / "study" / "records.py"))
+    monkeypatch.setattr(records, "_code", records._code.__wrapped__)
+    assert (provenance()["commit"], provenance()["dirty"]) == (None, None)
+
+
+def test_a_process_names_the_commit_that_it_began_with(monkeypatch):
+    said = iter(["", "the first", "", "the second"])
+    monkeypatch.setattr(records, "git", lambda *_: next(said))
+    monkeypatch.setattr(records, "_code", functools.cache(records._code.__wrapped__))
+    assert [provenance()["commit"] for _ in range(2)] == ["the first", "the first"]
+
+
+def test_the_study_is_there_where_no_system_tells_of_memory():
+    code = "import sys; sys.modules['resource'] = None; from kdlab.study import run_together; import kdlab.study.run; print(sys.modules['kdlab.study.run'].peak_memory('cpu'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]
+    )
+    assert done.stdout == "None\n", done.stderr
 
 
 def test_the_evidence_folder(monkeypatch, tmp_path, book):
@@ -277,7 +318,7 @@ def test_a_run_leaves_its_record(finished, digits):
     assert record == json.loads(json.dumps(student.record))
     assert set(record) == {
         "schema", "spec", "spec_hash", "provenance", "data", "recipe", "selection", "parameters", "seconds",
-        "examples_per_second", "epochs", "test", "students_in_process", "peak_memory_bytes", "sha256",
+        "examples_per_second", "epochs", "test", "students_in_process", "peak_memory_bytes", "teacher_weights", "sha256",
     }  # fmt: skip
     assert record["provenance"].keys() == provenance().keys()
     split = {"train": 64, "validation": 48, "test": 64}

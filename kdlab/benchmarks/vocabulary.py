@@ -163,7 +163,7 @@ def _mark() -> int:
         status = Path("/proc/self/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     except OSError:  # not Linux
-        return peak_memory("cpu")
+        return peak_memory("cpu") or 0
 
 
 def extra_peak(way: Callable, size: Size) -> int:

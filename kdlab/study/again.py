@@ -7,17 +7,13 @@ from pathlib import Path
 
 import torch
 
+from ..training.state import state_of
 from .named import load
-from .records import RecordError, find_record, headline, read_record
+from .records import RecordError, find_record, headline, is_number, leaves, numbers, read_record, same_numbers
 from .run import run_together
 from .runner import Clock, Progress, duration, every_spec
 from .spec import Spec
-from .stored import checkpoint_path, stored_in
-
-#: What is measured of the machine and not of the run.
-PASSING = (
-    "seconds", "plain_seconds", "examples_per_second", "sentences_per_second", "teacher_sentences_per_second"
-)  # fmt: skip
+from .stored import checkpoint_path, stored_in, weights_checksum
 
 
 def run_again(
@@ -48,7 +44,8 @@ def run_again(
         record's code drew the student's weights after what its objective learns.
 
     Raises:
-        RecordError: if the record is damaged or of no plan, its data are others, or its teacher is not there.
+        RecordError: if the record is damaged or of no plan, its data or its teacher's weights are others, or its teacher is not there.
+        DataError: if its data cannot be had.
         Stopped: at the end of the budget.
     """
     recorded, places = read_record(path), [Path(book), Path(path).resolve().parents[1]]
@@ -65,6 +62,8 @@ def run_again(
             f"that of the data here {data.checksum[:12]}…."
         )
     teacher = None if spec.teacher is None else _teacher(spec, places, data.num_classes)
+    if teacher is not None and recorded.get("teacher_weights") not in (None, weights_checksum(state_of(teacher))):
+        raise RecordError(f"{path} learned from other weights of its teacher {spec.teacher.name} than those here.")
     if torch.device(device).type == "cuda":
         torch.backends.cudnn.deterministic = True
     say(f"{spec.name} is trained again{_before(recorded, spec)}.")
@@ -147,17 +146,14 @@ def compared(recorded: dict, again: dict, seeds: list[dict]) -> dict:
         training, how many are ``equal``, and how many there are in ``all``; ``equal``: whether all of both, and texts, are; ``only``: the names
         of what one of the two alone recorded.
     """
-    ours, theirs = (
-        dict(_leaves({"test": record["test"] or {}, "epochs": record.get("epochs", {})}))
-        for record in (recorded, again)
-    )
+    ours, theirs = numbers(recorded), numbers(again)
     both = [name for name in ours if name in theirs]
     course = [ours[name] == theirs[name] for name in both if name.startswith("epochs.")]
     alone = ours.keys() ^ theirs.keys()
-    then, now, *spread = (dict(_leaves(record["test"] or {}, mean=True)) for record in (recorded, again, *seeds))
+    then, now, *spread = (dict(leaves(record["test"] or {}, mean=True)) for record in (recorded, again, *seeds))
     measures = {}
-    for name in (name for name in then if _number(then[name]) and _number(now.get(name))):
-        values = [rows[name] for rows in spread if _number(rows.get(name))]
+    for name in (name for name in then if is_number(then[name]) and is_number(now.get(name))):
+        values = [rows[name] for rows in spread if is_number(rows.get(name))]
         measures[name] = {
             "recorded": then[name],
             "again": now[name],
@@ -166,33 +162,11 @@ def compared(recorded: dict, again: dict, seeds: list[dict]) -> dict:
             "seeds": len(values),
         }
     return {
-        "equal": all(ours[name] == theirs[name] for name in both) and recorded.get("diverged") == again.get("diverged"),
+        "equal": same_numbers(recorded, again),
         "measures": measures,
         "epochs": {"equal": sum(course), "all": len(course)},
         "only": sorted({name.partition("[")[0] for name in alone}),
     }
-
-
-def _number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _leaves(tree, name: str = "", *, mean: bool = False) -> Iterator[tuple[str, object]]:
-    """The values of nested JSON by their paths, ``fitted.temperature``, ``modules[0].total_variation``; times left out.
-
-    Of a list of numbers all, or their mean.
-    """
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            if key not in PASSING:
-                yield from _leaves(value, f"{name}.{key}" if name else key, mean=mean)
-    elif mean and isinstance(tree, list) and tree and all(map(_number, tree)):
-        yield name, statistics.fmean(tree)
-    elif isinstance(tree, list):
-        for place, value in enumerate(tree):
-            yield from _leaves(value, f"{name}[{place}]", mean=mean)
-    else:
-        yield name, tree
 
 
 def lines(found: dict) -> Iterator[str]:

@@ -36,6 +36,7 @@ def spread(
 
     Raises:
         ImportError: without Ray.
+        PlanError: for a plan that cannot be split.
         RecordError: if a record came back damaged.
     """
     try:
@@ -43,6 +44,7 @@ def spread(
     except ImportError:
         raise ImportError("spreading a plan needs Ray, in your cluster's version: pip install ray.") from None
 
+    plan(name, f"1/{workers}", [book, Path(out)])  # one that cannot be split is said here, and not by a worker
     needs = {"num_cpus": 1} if device == "cpu" else {"num_gpus": 1}
 
     @ray.remote(**needs, max_retries=3)

@@ -3,10 +3,12 @@
 import json
 import os
 import platform
-import subprocess
+import statistics
 import sys
 import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from os import PathLike
 from pathlib import Path
@@ -15,8 +17,9 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..files import atomic_write, note_read
+from ..files import atomic_write, note_read, sha256
 from ..training.distributed import rank_and_world
+from .repository import git
 from .spec import Spec, spec_hash
 
 #: 2 has the epochs as columns, and a checksum of the whole; 1 is still read.
@@ -59,19 +62,16 @@ def book_folder() -> Path:
     return evidence_folder()
 
 
-def _git(*arguments) -> str | None:
-    try:
-        where = Path(__file__).parent
-        return subprocess.run(
-            ["git", *arguments], cwd=where, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+@cache
+def _code() -> dict[str, Any]:
+    """The commit of kdlab's own checkout, and whether it has changes: as a process was when it first asked, whatever is committed later."""
+    root = Path(__file__).resolve().parents[2]
+    status = git(root, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": git(root, "rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Where and with what a run happens: commit, versions, hardware."""
-    status = _git("status", "--porcelain", "--untracked-files=no")
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         names = [
@@ -82,8 +82,7 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
     hardware = f"{cpu}, {torch.get_num_threads()} threads" if on_cpu else torch.cuda.get_device_name(device)
     _, world = rank_and_world()
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if status is None else bool(status),
+        **_code(),
         "kdlab": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -144,6 +143,16 @@ def write_record(spec: Spec, folder: Path, content: dict) -> dict:
         record = json.loads(json.dumps(record, allow_nan=False))
     except ValueError:
         raise RecordError(f"the record of {spec.name} holds NaN or infinity, and is not written.") from None
+    return _written(record, path)
+
+
+def name_checkpoint(spec: Spec, folder: Path, record: dict, checkpoint: Path) -> dict:
+    """Write the record of ``spec`` once more, with the name of a checkpoint that it did not have; all else stays."""
+    named = {"file": checkpoint.name, "sha256": sha256(checkpoint)}
+    return _written({**record, "schema": SCHEMA, "checkpoint": named}, record_path(spec, folder))
+
+
+def _written(record: dict, path: Path) -> dict:
     record["sha256"] = checksum(record)
     with atomic_write(path) as part:
         part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -172,6 +181,47 @@ def read_record(path: str | PathLike[str]) -> dict[str, Any]:
     if record["schema"] == 1 and isinstance(record.get("epochs"), list):
         record["epochs"] = columns(record["epochs"])
     return record
+
+
+#: What is measured of the machine and not of the run.
+PASSING = (
+    "seconds", "plain_seconds", "examples_per_second", "sentences_per_second", "teacher_sentences_per_second"
+)  # fmt: skip
+
+
+def is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def leaves(tree, name: str = "", *, mean: bool = False) -> Iterator[tuple[str, object]]:
+    """The values of nested JSON by their paths, ``fitted.temperature``, ``modules[0].total_variation``; times left out.
+
+    Of a list of numbers all, or their mean.
+    """
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key not in PASSING:
+                yield from leaves(value, f"{name}.{key}" if name else key, mean=mean)
+    elif mean and isinstance(tree, list) and tree and all(map(is_number, tree)):
+        yield name, statistics.fmean(tree)
+    elif isinstance(tree, list):
+        for place, value in enumerate(tree):
+            yield from leaves(value, f"{name}[{place}]", mean=mean)
+    else:
+        yield name, tree
+
+
+def numbers(record: dict) -> dict[str, object]:
+    """What a record says of the test split and of the epochs, by its path, without what is measured of the machine."""
+    return dict(leaves({"test": record["test"] or {}, "epochs": record.get("epochs", {})}))
+
+
+def same_numbers(one: dict, other: dict) -> bool:
+    """Whether two records of one spec agree in all that both say."""
+    ours, theirs = (numbers(json.loads(json.dumps(record))) for record in (one, other))
+    return all(ours[name] == theirs[name] for name in ours.keys() & theirs.keys()) and (
+        one.get("diverged") == other.get("diverged")
+    )
 
 
 def headline(record: dict) -> str:

@@ -94,11 +94,11 @@ class Repository:
 def repository(root: Path, environment: Mapping[str, str] = os.environ) -> Repository | None:
     """The repository of the checkout at ``root``; None where neither CI, remote nor pyproject.toml names one."""
     root = Path(root)
-    url = _of_ci(environment) or address(_git(root, "remote", "get-url", "origin") or "") or _of_project(root)
+    url = _of_ci(environment) or address(git(root, "remote", "get-url", "origin") or "") or _of_project(root)
     if url is None:
         return None
     tag = environment.get("GITHUB_REF_NAME") if environment.get("GITHUB_REF_TYPE") == "tag" else None
-    return Repository(url, _git(root, "rev-parse", "HEAD"), tag)
+    return Repository(url, git(root, "rev-parse", "HEAD"), tag)
 
 
 def address(remote: str) -> str | None:
@@ -163,7 +163,7 @@ def _of_project(root: Path) -> str | None:
     return address(stated.get("project", {}).get("urls", {}).get("Repository", ""))
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def git(root: Path, *arguments: str) -> str | None:
     """What git says in the checkout whose top is ``root``; None in no checkout, or within another's."""
     try:
         said = [

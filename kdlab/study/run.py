@@ -1,6 +1,5 @@
 """From specs to their records: how a run is trained, measured once, and written down."""
 
-import resource
 import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
@@ -12,6 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 from ..data import ImageData, SentenceData, TextData
 from ..files import sha256
 from ..models import count_parameters
@@ -19,11 +23,12 @@ from ..models.beginning import begin_from
 from ..training import Learner, fit_together, save_model
 from ..training.distributed import rank_and_world
 from ..training.products import Made, widest_products
+from ..training.state import state_of
 from ..training.stopping import Interruptible
-from .named import network, own_code
+from .named import network, no_stand_in, own_code
 from .records import RecordError, columns, find_record, provenance, write_record
 from .spec import Spec
-from .stored import checkpoint_path, stored_student  # noqa: F401 (the public name is of this module)
+from .stored import checkpoint_path, stored_student, weights_checksum  # noqa: F401 (stored_student is public here)
 from .tasks import task_of
 from .texts import measured_own_text, measured_policy  # noqa: F401 (the same)
 
@@ -75,7 +80,7 @@ def run_together(
         teacher: the trained model of their teacher's spec; where a spec has none, a model passed here is only
             compared with.
         book: folder whose ``records`` receive the records; None writes nothing.
-        keep: names of specs whose students are stored in ``book/evidence/checkpoints`` too, named in their records.
+        keep: names of specs whose students are stored in ``book/checkpoints`` too, named in their records.
         device, checkpoint_seconds: as in :func:`~kdlab.training.loop.fit`.
         stop: as there, and asked between the batches of the test split too, and of what a teacher writes before the first step.
         stands, graphs: as in :func:`~kdlab.training.loop.fit_together`.
@@ -86,6 +91,7 @@ def run_together(
 
     Raises:
         ValueError: if the specs do not fit each other, the data are not theirs, or their teacher is not given.
+        DataError: with a ``book``, if the data stand in for others.
         RecordError: if a record exists already.
         Stopped: if ``stop`` said so; what was done is in ``resume``.
     """
@@ -93,7 +99,7 @@ def run_together(
     for spec in specs:
         check(spec, first, data, teacher, book)
     origin = provenance(device)
-    learners = [_learner(spec, data, teacher, resume, report) for spec in specs]
+    learners = [_learner(spec, data, teacher, resume, report, origin) for spec in specs]
     students = [learner.student for learner in learners]
     train, validation, source = task.lesson(first, data, students, teacher, device, stop)
     if torch.device(device).type == "cuda":
@@ -112,8 +118,8 @@ def run_together(
             stands=stands,
             graphs=graphs,
         )
+    origin |= {"products": products.by} if products.count else {}
     shared = {
-        "provenance": origin | ({"products": products.by} if products.count else {}),
         "data": {
             "name": data.name,
             "checksum": data.checksum,
@@ -127,6 +133,8 @@ def run_together(
         "students_in_process": len(specs),
         "peak_memory_bytes": peak_memory(device),
     }
+    if teacher is not None:
+        shared["teacher_weights"] = weights_checksum(state_of(teacher))
     writes = book is not None and rank_and_world()[0] == 0
     data = replace(data, test=Interruptible(data.test, stop), validation=Interruptible(data.validation, stop))
     ended = [
@@ -139,7 +147,8 @@ def run_together(
     for spec, learner, history in zip(specs, learners, histories, strict=True):
         diverged = isinstance(history, FloatingPointError)
         logits, found = (None, None) if diverged else next(outcomes)
-        content = {**shared, **_described(spec, learner.student), **_trained(history), "test": found}
+        content = {"provenance": _origin(origin, learner.origins[:-1])}
+        content |= {**shared, **_described(spec, learner.student), **_trained(history), "test": found}
         record = {"spec": spec.describe(), "spec_hash": spec.hash, **content}
         if writes:
             if spec.name in keep and not diverged:
@@ -158,13 +167,17 @@ def check(spec: Spec, first: Spec, data: ImageData | TextData | SentenceData, te
 
     Raises:
         ValueError: if it cannot.
+        DataError: if it would be recorded of data that stand in for others.
         RecordError: if it has a record.
     """
     if data.name != spec.data:
         raise ValueError(f"the spec asks for {spec.data}, but the data are {data.name}.")
+    if book is not None:
+        no_stand_in(data)
     if spec.teacher is not None and teacher is None:
         raise ValueError(f"the spec asks for the teacher {spec.teacher.name}, but none was given.")
     network(spec.student)
+    own_code(spec)
     task_of(data).check(spec)
     if spec.examples != first.examples:
         raise ValueError(f"{spec.name} and {first.name} have other training data.")
@@ -175,7 +188,12 @@ def check(spec: Spec, first: Spec, data: ImageData | TextData | SentenceData, te
 
 
 def _learner(
-    spec: Spec, data: ImageData | TextData | SentenceData, teacher: nn.Module | None, resume: Path | None, report
+    spec: Spec,
+    data: ImageData | TextData | SentenceData,
+    teacher: nn.Module | None,
+    resume: Path | None,
+    report,
+    origin,
 ) -> Learner:
     """The student of a spec before its first step, what it minimises, and where its checkpoint is."""
     torch.manual_seed(spec.recipe.seed)
@@ -187,7 +205,19 @@ def _learner(
     path = None if resume is None else Path(resume) / f"{spec.name}.safetensors"
     tell = None if report is None else lambda entry: report(spec, entry)
     rewrite = spec.own_text if spec.text == "student" else None
-    return Learner(student, objective, spec.recipe, path, tell, rewrite)
+    return Learner(student, objective, spec.recipe, path, tell, rewrite, origins=[origin])
+
+
+def _origin(origin: dict, before: list[dict]) -> dict:
+    """Where a run came to its end; and, if parts of it were trained elsewhere or by other code, ``earlier``: each of these once."""
+
+    def kept(said: dict) -> dict:
+        return {name: what for name, what in said.items() if name not in ("command", "started", "products")}
+
+    earlier = [
+        said for place, said in enumerate(before) if kept(said) not in [kept(x) for x in (origin, *before[:place])]
+    ]
+    return origin | ({"earlier": earlier} if earlier else {})
 
 
 def _described(spec: Spec, student: nn.Module) -> dict:
@@ -213,9 +243,12 @@ def _trained(history: list[dict] | FloatingPointError) -> dict:
     }
 
 
-def peak_memory(device) -> int:
-    """The most that was in use, in bytes: of the device, or of this process where that is a CPU."""
+def peak_memory(device) -> int | None:
+    """The most that was in use, in bytes: of the device since this was last reset, or, where that is a CPU, of this process since it began, with
+    what it trained before; None where no system tells."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -3,24 +3,37 @@
 import fcntl
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 
+from .. import models
 from ..files import remove, sha256, writable
-from ..training import Stopped
+from ..training import CheckpointError, Stopped, save_model
+from ..training.checkpoint import load_tensors
 from ..training.distributed import anywhere, by_the_first, rank_and_world
 from ..training.precision import fast_precision
-from .named import load, own_code
-from .plans import PLANS, specs_of
-from .records import RecordError, find_record, headline, read_record, record_path, write_taken
-from .run import run_together
+from ..training.protocols import depth_of
+from .named import load, network, own_code
+from .plans import GROWING, PLANS, specs_of
+from .records import (
+    RecordError,
+    find_record,
+    headline,
+    name_checkpoint,
+    read_record,
+    record_path,
+    same_numbers,
+    write_taken,
+)
+from .run import Run, run_together
 from .spec import Pretrained, Spec
-from .stored import checkpoint_path, stored_in
+from .stored import checkpoint_path, stored_in, weights_checksum
 
 #: A run is stopped so many seconds before its budget ends, to write its checkpoint.
 MARGIN = 4.0
@@ -40,13 +53,18 @@ def plan(name: str, shard: str | None = None, books: Sequence[Path] = ()) -> lis
             A teacher of the whole plan is in the first part, which is run before the others.
 
     Raises:
-        PlanError: for a plan or shard that there is not.
+        PlanError: for a plan or shard that there is not, and for a shard of a plan that grows.
     """
     if name not in PLANS:
         raise PlanError(f"there is no plan {name!r}; there are {', '.join(PLANS)}.")
     specs = list({spec.hash: spec for spec in specs_of(name, *books)}.values())
     if shard is None:
         return specs
+    if name in GROWING:
+        raise PlanError(
+            f"the plan {name} grows by all of its records, of which a shard sees its own: start kdlab run {name} several times with one --out "
+            "instead, and each takes what no other holds."
+        )
     part, _, parts = shard.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise PlanError(f'a shard is "i/n", such as "1/4", not {shard!r}.')
@@ -70,8 +88,8 @@ def missing(specs: Sequence[Spec], book: Path) -> list[Spec]:
 def beside(first: Spec, others: Sequence[Spec], *, device) -> list[Spec]:
     """``first`` and those of ``others`` that can train beside it.
 
-    They share data, teacher and what of the recipe fixes batches and their number; on a CPU, where one look of the teacher
-    serves only one batch, also the seed.
+    They share data, teacher, how many further tokens they predict, and what of the recipe fixes batches and their number; on a CPU,
+    where one look of the teacher serves only one batch, also the seed.
     """
 
     def key(spec):
@@ -82,7 +100,19 @@ def beside(first: Spec, others: Sequence[Spec], *, device) -> list[Spec]:
             recipe.seed if torch.device(device).type == "cpu" else None,
         )  # fmt: skip
 
-    return [first, *(spec for spec in others if spec is not first and key(spec) == key(first))]
+    def fits(spec):
+        return key(spec) == key(first) and _further(spec.student) == _further(first.student)
+
+    return [first, *(spec for spec in others if spec is not first and fits(spec))]
+
+
+@cache
+def _further(student: str) -> int:
+    """How many further tokens a network of kdlab predicts, as one without numbers tells."""
+    if not hasattr(models, student):
+        return 0
+    with torch.device("meta"):
+        return depth_of(network(student)(100))
 
 
 @contextmanager
@@ -129,7 +159,10 @@ class Clock:
 
     @contextmanager
     def listening(self):
-        """Within the block, SIGTERM and SIGINT ask to stop and no more."""
+        """Within the block, SIGTERM and SIGINT ask to stop and no more; in the main thread, which alone may say so."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
 
         def ask(*_):
             self.asked = True
@@ -175,6 +208,7 @@ def run_plan(
 
     Raises:
         PlanError: if a teacher is missing that the specs do not make.
+        DataError: if data cannot be had: of what stands in for them there are no records.
         OSError: before any training, if ``out`` cannot be written.
         Stopped: at the end of the budget, or when ``stop`` said so.
     """
@@ -202,24 +236,30 @@ def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say, dat
         return clock() or (stop is not None and stop())
 
     def recorded_before() -> list[str]:
-        recorded = [spec for spec in known() if _recorded(spec, places)]
-        _tidy(recorded, out)
+        specs = known()
+        recorded, still = [spec for spec in specs if _recorded(spec, places)], _still_open(specs, places)
+        done = [spec for spec in recorded if spec.hash not in still]
+        if left := [spec for spec in done if _left(spec, out) and find_record(spec, out / "records")]:
+            with claimed(left, running) as mine:  # another process may just be writing the record
+                _tidy(mine, out)
         return _other_code(recorded, places)
 
     for line in by_the_first(recorded_before):
         say(line)
-    slow = False
+    slow, failed = False, {}
     while True:
         specs = by_the_first(known)
         taught = {spec.teacher.hash for spec in specs if spec.teacher}
         with ExitStack() as claims:
-            chosen, still_open = by_the_first(partial(_claim, specs, places, device, limit, claims))
-            if not chosen:
+            group, still_open = by_the_first(partial(_claim, specs, failed, places, device, limit, claims))
+            if not group and failed:
+                raise next(iter(failed.values()))
+            if not group:
                 return written
             if anywhere(stopping()):
                 raise Stopped
-            group = [specs[place] for place in chosen]
             first = group[0]
+            again = by_the_first(partial(_recorded, first, places))
             if not written:
                 by_the_first(lambda: [writable(out / folder) for folder in ("records", "checkpoints")])
             if first.data not in data:
@@ -233,24 +273,54 @@ def _run(known, places, clock, stop, device, limit, checkpoint_seconds, say, dat
                 say(SLOWLY)
             say(f"{len(group)} beside each other: {', '.join(f'{s.arm} (seed {s.recipe.seed})' for s in group)}")
             progress = Progress(group, still_open, say)
-            done = run_together(
-                group,
-                data[first.data],
-                teacher=teacher,
-                book=out,
-                keep=[s.name for s in group if s.hash in taught or _assisted(s) or s.study == "teacher"],
-                device=device,
-                resume=running,
-                checkpoint_seconds=checkpoint_seconds,
-                report=progress,
-                stands=progress.stands,
-                stop=stopping,
-                graphs=graphs,
-                widest=True,
-            )
+            try:
+                done = run_together(
+                    group,
+                    data[first.data],
+                    teacher=teacher,
+                    book=None if again else out,
+                    keep=[s.name for s in group if s.hash in taught or _assisted(s) or s.study == "teacher"],
+                    device=device,
+                    resume=running,
+                    checkpoint_seconds=checkpoint_seconds,
+                    report=progress,
+                    stands=progress.stands,
+                    stop=stopping,
+                    graphs=graphs,
+                    widest=True,
+                )
+            except CheckpointError as error:  # of one of them, which it names: the others go on without it
+                theirs = [spec for spec in group if spec.name in str(error)]
+                if not theirs:
+                    raise
+                failed |= {spec.hash: error for spec in theirs}
+                continue
             for spec, finished in zip(group, done, strict=True):
                 say(f"{spec.name}: {headline(finished.record)}")
-            written += len(done)
+                if again:
+                    try:
+                        by_the_first(partial(_made_again, spec, finished, places))
+                    except RecordError as error:
+                        failed[spec.hash] = error
+            written += 0 if again else len(done)
+
+
+def _made_again(spec: Spec, finished: Run, places) -> None:
+    """The checkpoint of a run whose record has lost it, or never had it, from the same training once more.
+
+    Raises:
+        RecordError: if that has come to other numbers.
+    """
+    out, path = places[0], checkpoint_path(spec, places[0])
+    recorded = next(filter(None, (find_record(spec, place / "records") for place in places)))
+    (out / "running" / path.name).unlink(missing_ok=True)
+    if not same_numbers(recorded, finished.record):
+        raise RecordError(
+            f"{spec.name} is recorded without its checkpoint, and trained again it comes to other numbers here: bring {path.name} from where the "
+            "record was made, or move the record away, and it and its students are trained anew."
+        )
+    save_model(path, finished.student, {"spec_hash": spec.hash})
+    name_checkpoint(spec, out / "records", recorded, path)
 
 
 #: What is said, once, of runs whose precision the device has no instructions for.
@@ -276,25 +346,26 @@ def _other_code(specs, places) -> list[str]:
     ]
 
 
-def _claim(specs, places, device, limit, claims: ExitStack) -> tuple[list[int], int]:
-    """The places in ``specs`` of what to run next, claimed until ``claims`` closes, and how many have no record.
+def _claim(specs, failed, places, device, limit, claims: ExitStack) -> tuple[list[Spec], int]:
+    """What to run next, claimed until ``claims`` closes, and how many are open.
 
-    No place where other processes run or make all that is left.
+    Nothing where other processes run or make all that is left.
 
     Raises:
         PlanError: if all that is left needs a teacher that nobody makes.
     """
-    open_specs = [spec for spec in specs if not _recorded(spec, places)]
+    made = _still_open(specs, places)
+    open_specs = [spec for spec in made.values() if spec.hash not in failed]
     waiting = [spec for spec in open_specs if not _taught(spec, places)]
     ready = [spec for spec in open_specs if spec not in waiting]
     while ready:
-        alike = beside(ready[0], ready, device=device)
+        again = _recorded(ready[0], places)
+        alike = [spec for spec in beside(ready[0], ready, device=device) if _recorded(spec, places) == again]
         group = claims.enter_context(claimed(alike, places[0] / "running", limit))
-        if group := [spec for spec in group if not _recorded(spec, places)]:  # not finished meanwhile
-            _tidy(group, places[0], "")
-            return [specs.index(spec) for spec in group], len(open_specs)
+        if group := [spec for spec in group if _open(spec, places, kept=again)]:  # not finished meanwhile
+            _tidy(group, places[0], HALF)
+            return group, len(open_specs)
         ready = [spec for spec in ready if spec not in alike]
-    made = {spec.hash for spec in open_specs}
     if lost := [spec for spec in waiting if spec.teacher.hash not in made]:
         raise PlanError(
             f"{lost[0].name} needs its teacher {lost[0].teacher.name}, which is not in {places[-1] / 'checkpoints'}; "
@@ -303,16 +374,43 @@ def _claim(specs, places, device, limit, claims: ExitStack) -> tuple[list[int], 
     return [], len(open_specs)
 
 
-def _tidy(specs, out: Path, needless: str = "running/{}.*") -> None:
-    """Remove what killed processes left of runs that none is running: files half written, and what is ``needless``."""
+def _still_open(specs, places) -> dict[str, Spec]:
+    """What is to be trained, by its hash: specs without a record, and of those with one, who teaches another of these, or whose record names
+    a checkpoint, where that is not there."""
+    found = {spec.hash: spec for spec in specs if _open(spec, places)}
+    for spec in list(found.values()):
+        while not _taught(spec, places) and _recorded(spec := spec.teacher, places, to_its_end=True):
+            found[spec.hash] = spec
+    return found
+
+
+#: What a killed process leaves of a run half written, and what is needless once it is recorded.
+HALF, NEEDLESS = ("running/.{}.*", "records/.{}.*", "checkpoints/.{}.*"), ("running/{}.*",)
+
+
+def _left(spec: Spec, out: Path, patterns: Sequence[str] = HALF + NEEDLESS) -> list[Path]:
+    """What is left of a run, its lock too."""
+    return [path for pattern in patterns for path in out.glob(pattern.format(spec.name))]
+
+
+def _tidy(specs, out: Path, patterns: Sequence[str] = HALF + NEEDLESS) -> None:
+    """Remove what killed processes left of runs that this process has claimed; not its claim."""
     for spec in specs:
-        for pattern in filter(None, ("running/.{}.*", "records/.{}.*", "checkpoints/.{}.*", needless)):
-            for path in out.glob(pattern.format(spec.name)):
+        for path in _left(spec, out, patterns):
+            if path.suffix != ".lock":
                 remove(path)
 
 
-def _recorded(spec: Spec, places) -> bool:
-    return any(find_record(spec, place / "records") for place in places)
+def _recorded(spec: Spec, places, *, to_its_end: bool = False) -> bool:
+    """Whether it has a record; with ``to_its_end``, one of a run that did not diverge."""
+    found = filter(None, (find_record(spec, place / "records") for place in places))
+    return any(record["test"] is not None or not to_its_end for record in found)
+
+
+def _open(spec: Spec, places, *, kept: bool = False) -> bool:
+    """Whether it has no record, or none with the checkpoint that it names; with ``kept``, none with a checkpoint at all."""
+    found = [(find_record(spec, place / "records"), checkpoint_path(spec, place)) for place in places]
+    return not any(path.exists() if "checkpoint" in record else not kept for record, path in found if record)
 
 
 def _assisted(spec: Spec) -> bool:
@@ -321,14 +419,7 @@ def _assisted(spec: Spec) -> bool:
 
 
 def _taught(spec: Spec, places) -> bool:
-    return (
-        spec.teacher is None
-        or isinstance(spec.teacher, Pretrained)
-        or any(
-            find_record(spec.teacher, place / "records") and checkpoint_path(spec.teacher, place).exists()
-            for place in places
-        )
-    )
+    return spec.teacher is None or isinstance(spec.teacher, Pretrained) or not _open(spec.teacher, places, kept=True)
 
 
 def _teacher(spec: Spec, places, num_classes: int):
@@ -390,9 +481,9 @@ def take(source: Path, book: Path, known: Sequence[Spec]) -> list[str]:
     Nothing is taken unless all of it is whole. A record that the book has already is left as it is.
 
     Raises:
-        RecordError: if a record is damaged, of no plan, or its checkpoint is not the one that it names.
+        RecordError: if a record is damaged, of no plan, its checkpoint is not the one that it names, or its teacher not the one that is here.
     """
-    source, book = Path(source), Path(book)
+    source, book, teachers = Path(source), Path(book), {}
     by_name = {spec.name: spec for spec in known}
     found = sorted((source / "records").glob("*.json"))
     if not found:
@@ -405,10 +496,35 @@ def take(source: Path, book: Path, known: Sequence[Spec]) -> list[str]:
         if record["spec_hash"] != spec.hash:
             raise RecordError(f"{path.name} is the record of another spec.")
         if not record_path(spec, book / "records").exists():
-            new.append((spec, path, checked_checkpoint(record, path)))
-    for spec, path, stored in new:
+            new.append((spec, path, checked_checkpoint(record, path), record))
+    for spec, path, _, record in new:
+        check_teacher(spec, record, path, teachers, [book, source])
+    for spec, path, stored, _ in new:
         write_taken(spec, path, book, stored)
     return [spec.name for spec, *_ in new]
+
+
+def check_teacher(spec: Spec, record: dict, file: Path, known: dict[str, str], places: Sequence[Path]) -> None:
+    """That a record, read from ``file``, is of a student of the teacher that is stored, and of that of the records before it.
+
+    Args:
+        known: checksums of teachers' weights by the hashes of their specs, which grows; records that are older have none.
+        places: where checkpoints are, the first that has the teacher's counts.
+
+    Raises:
+        RecordError: if it learned from other weights.
+    """
+    if spec.teacher is None or (weights := record.get("teacher_weights")) is None:
+        return
+    teacher = spec.teacher.hash
+    if teacher not in known:
+        stored = [path for place in places if (path := checkpoint_path(spec.teacher, place)).exists()]
+        known[teacher] = weights_checksum(load_tensors(stored[0])[0]) if stored else weights
+    if known[teacher] != weights:
+        raise RecordError(
+            f"{file} learned from other weights of its teacher {spec.teacher.name} than those here: students of two teachers are not one arm; "
+            "train it anew beside the teacher that is here."
+        )
 
 
 def checked_checkpoint(record: dict, file: Path) -> Path | None:
@@ -431,7 +547,7 @@ def checked_checkpoint(record: dict, file: Path) -> Path | None:
 
 def verify(book: Path, known: Sequence[Spec]) -> list[str]:
     """What is wrong with the records and checkpoints of a book, a sentence each; none if all is well."""
-    book, wrong, named = Path(book), [], set()
+    book, wrong, named, contents, teachers = Path(book), [], set(), {}, {}
     by_name = {spec.name: spec for spec in known}
     for path in sorted((book / "records").glob("*.json")):
         try:
@@ -440,11 +556,18 @@ def verify(book: Path, known: Sequence[Spec]) -> list[str]:
                 wrong.append(f"{path} is a record of no plan.")
             elif by_name[path.stem].hash != record["spec_hash"]:
                 wrong.append(f"{path} is the record of another spec.")
+            name, content = record["data"]["name"], record["data"]["checksum"]
+            if contents.setdefault(name, content) != content:
+                wrong.append(
+                    f"{path} was trained on other data of the name {name} than the records before it: {content[:12]}…, not {contents[name][:12]}…."
+                )
             if stored := checked_checkpoint(record, path):
                 named.add(stored.name)
-        except RecordError as error:
+            if path.stem in by_name:
+                check_teacher(by_name[path.stem], record, path, teachers, [book])
+        except (RecordError, CheckpointError) as error:
             wrong.append(str(error))
-    for path in sorted((book / "checkpoints").glob("*")):
+    for path in sorted((book / "checkpoints").glob("[!.]*")):  # not what another process is writing
         if path.name not in named:
             wrong.append(f"{path} is named by no record.")
     return wrong

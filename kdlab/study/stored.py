@@ -1,11 +1,14 @@
 """Students that were kept, in the ``checkpoints`` of a book."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from ..files import sha256
 from ..training import load_model
+from ..training.state import checksum
 from .named import network
 from .records import RecordError, find_record
 from .spec import Pretrained, Spec
@@ -13,6 +16,11 @@ from .spec import Pretrained, Spec
 
 def checkpoint_path(spec: Spec, book: Path) -> Path:
     return Path(book) / "checkpoints" / f"{spec.name}.safetensors"
+
+
+def weights_checksum(state: Mapping[str, Any]) -> str:
+    """SHA-256 of a model's weights, of its own state dict or of its checkpoint's, in whatever order."""
+    return checksum(sorted(state.items()))
 
 
 def stored_student(spec: Spec, book: Path, num_classes: int) -> nn.Module | None:

@@ -135,7 +135,9 @@ def load_run(path: Path, student, objective, optimizer, identity: dict, device="
         if differs := [
             _difference(k, known, identity) for k in {**identity, **known} if known.get(k) != identity.get(k)
         ]:
-            raise CheckpointError(f"{path} belongs to another run (other {', '.join(differs)}): give another path.")
+            raise CheckpointError(
+                f"{path} belongs to another run (other {', '.join(differs)}): give another path, or move it away to begin anew."
+            )
 
     def part(prefix):
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

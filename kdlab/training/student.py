@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Learner:
         rewrite: what a batch becomes before this student, and its teacher, look at it: called with the student, inputs, labels,
             the progress of the training and a generator; its ``repr`` says what it does. For on-policy distillation, :class:`~kdlab.language.text.OwnText`.
         after_step: called after each step, see :func:`~kdlab.training.loop.fit`.
+        origins: what is said of the process that trains it, as JSON has it, for its checkpoint; those of earlier processes come before it.
     """
 
     student: nn.Module
@@ -45,6 +46,7 @@ class Learner:
     report: Callable[[dict[str, Any]], None] | None = None
     rewrite: Callable[..., Any] | None = None
     after_step: Callable[[dict[str, Any]], None] | None = None
+    origins: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Student:
@@ -57,6 +59,7 @@ class Student:
             self.objective = 1.0 * self.objective
         self.checkpoint = None if learner.checkpoint is None else Path(learner.checkpoint)
         self.report, self.rewrite, self.after_step = learner.report, learner.rewrite, learner.after_step
+        self.origins = learner.origins
         self.layout = moved_to(self.model, device)
         computed = forward_pass(self.model)  # by one process or several
         synchronised_batch_norm(self.model, device)
@@ -212,6 +215,7 @@ class Student:
             "step": self.step,
             "seconds": self.seconds,
             "norms": self.norms,
+            "origins": self.origins,
             **({} if self.scaler is None else {"scaler": self.scaler.state_dict()}),
         }
         sums |= self.kept.tensors()
@@ -222,5 +226,6 @@ class Student:
         self.sums = self.kept.taken(sums)
         self.history, self.step = header["history"], header["step"]
         self.seconds, self.norms = header["seconds"], header["norms"]
+        self.origins[:0] = header.get("origins", ())  # earlier versions kept none
         if self.scaler is not None:
             self.scaler.load_state_dict(header["scaler"])
