@@ -113,14 +113,15 @@ from kdlab.objectives import (
     weight_factor,
 )
 from kdlab.objectives.conventions import CONVENTIONS
-from kdlab.study import Spec, grown, plans, run, runner, statements
-from kdlab.study.evidence import Quantity, evidence
+from kdlab.study import Spec, answers, grown, plans, run, runner, statements
+from kdlab.study.evidence import Among, Quantity, evidence
 from kdlab.study.flat import row as row_of
 from kdlab.study.named import load
-from kdlab.study.power_law import measured_curve, worth
+from kdlab.study.power_law import fit_power_law, measured_curve, worth
 from kdlab.study.records import RecordError, provenance, write_record
 from kdlab.study.results import Results
 from kdlab.study.runner import PlanError
+from kdlab.study.statistics import against, summary
 from kdlab.study.stored import checkpoint_path, weights_checksum
 from kdlab.study.when_it_pays import held_out
 from kdlab.theory import reference
@@ -2859,6 +2860,41 @@ def test_a_run_that_diverged_is_not_waited_for():
 def test_who_leads_is_judged_over_all_arms():
     said = statements.leads("forward KL", {"skewed": 0.40, "forward KL": 0.55, "labels": 0.55}, RATE)
     assert not said.holds and "labels" in said.text
+
+
+def test_the_best_of_many_is_judged_as_chosen_by_its_mean():
+    """Ten arms of three runs; the lead of the best lies between what Dunnett's intervals ask and what Tukey's do."""
+    runs = [[1.0, 0.0, -1.0], [0.0, -1.0, 1.0], [-1.0, 1.0, 0.0]]
+    values = {f"a{i}": runs[i % 3] for i in range(10)}
+    of, others = evidence(values, RATE), list(values)[:9]
+    named, chosen = (of.differences("a9", others, correction=c)["a0"].low for c in ("dunnett", "tukey"))
+    values["a9"] = [v - (named + chosen) / 2 for v in values["a9"]]
+    of = evidence(values, RATE)
+    assert of.differences("a9", others)["a0"].low > 0, "enough for an arm that was named beforehand"
+    assert not statements.leads("a9", of).holds
+    study = SimpleNamespace(
+        mean=lambda arm, _: summary(values[arm]),
+        against=lambda control, _, arms, **how: against(of.values, control, arms, **how),
+    )
+    assert answers.leaders(study, RATE, list(values)) == ("a9", others)
+
+
+def test_arms_above_a_level_are_so_at_once():
+    """Three runs of each: the interval of one arm alone lies above the level, and of ten arms together it does not."""
+    values = {f"a{i}": [0.5, 0.51, 0.52] for i in range(10)}
+    assert statements.only(["a0"], values, RATE, above=48, among=["a0"]).holds
+    assert not statements.only(list(values), values, RATE, above=48, among=Among("all", list(values))).holds
+
+
+def test_a_law_that_its_own_runs_refuse_is_none():
+    tokens = np.repeat([0.25, 1.0, 4.0, 16.0], 2)
+    losses = 1.7 + 0.6 * tokens**-0.4 + 0.05 * (tokens == 1.0) + 1e-3 * np.tile([1, -1], 4)
+    refused = []
+    try:
+        fit_power_law(tokens, losses)
+    except ValueError as error:
+        refused.append(str(error))
+    assert refused and "stray from it by more than runs of one length scatter" in refused[0]
 
 
 def test_records_are_not_blamed_on_the_processor():

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from replay import replay
+from scipy import stats
 
 from kdlab.study import Results
 from kdlab.study.evidence import QUANTITIES, Among, Quantity, evidence
@@ -108,10 +109,78 @@ def test_order_and_sets():
     assert in_order(["alone", "kd", "dist"], CLEAR, POINTS).holds
     assert not in_order(["alone", "dist", "kd"], CLEAR, POINTS).holds
     assert in_order(["dist", "alone"], CLEAR, POINTS, rising=False).holds
-    assert only(["kd", "dist"], CLEAR, POINTS, above=55).holds and not only(["dist"], CLEAR, POINTS, above=55).holds
+    assert only(["kd", "dist"], CLEAR, POINTS, above=56).holds and not only(["dist"], CLEAR, POINTS, above=56).holds
     assert only([], CLEAR, POINTS, below=10).holds
     with pytest.raises(ValueError, match="give a level"):
         only(["kd"], CLEAR, POINTS)
+
+
+def test_who_leads_is_judged_by_tukeys_intervals():
+    """The best of six by a margin that is enough for an arm that was named beforehand, and not for one that the means have chosen."""
+    few = {f"a{i}": [0.0, 1.0, 0.5] if i % 2 else [0.5, 0.0, 1.0] for i in range(5)} | {"best": [1.9, 2.3, 2.7]}
+    of = evidence(few, NATS)
+    named, chosen = (of.differences("best", list(few)[:5], correction=c) for c in ("dunnett", "tukey"))
+    assert all(d.low < named[a].low for a, d in chosen.items())
+    high = replace(NATS, better="higher")
+    assert leads("best", few, high).holds and "paired by seed, Tukey's; n = 3)." in leads("best", few, high).text
+    step = 0.5 * (named["a0"].low + chosen["a0"].low)  # between the two
+    few["best"] = [v - step for v in few["best"]]
+    said = leads("best", few, high)
+    assert not said.holds and "none leads" in said.text and above("best", None, few, high).holds
+    alone = leads("dist", {k: CLEAR[k] for k in ("kd", "dist")}, POINTS).text
+    assert "Tukey" not in alone  # of two there is one difference
+
+
+def test_arms_that_are_all_above_a_level_are_so_at_once():
+    """Three intervals of 98⅓ %: 1 − 0.05/3."""
+    half = stats.t.ppf(1 - 0.05 / 6, 2) * 0.01 / 3**0.5
+    assert evidence(CLEAR, POINTS).mean("kd", 1 - 0.05 / 3).low == pytest.approx(0.61 - half)
+    said = only(["kd", "dist"], CLEAR, POINTS, above=100 * (0.61 - half) - 0.01, among=["kd", "alone", "dist"])
+    assert said.holds and said.text.endswith("alone (51.0 points) is not (95 % intervals, together; n = 3).")
+    assert not only(["kd", "dist"], CLEAR, POINTS, above=100 * (0.61 - half) + 0.01).holds
+    assert only(["kd"], CLEAR, POINTS, above=58, among=["kd"]).text.endswith("(95 % interval; n = 3).")
+    assert only(["dist"], NUMBERS, POINTS, above=65).text.endswith("are not.")
+
+
+def test_what_is_multiplied_lends_no_variance():
+    """Nine calm arms make no multiple of a wild one known: its difference has the paired t interval of its own runs."""
+    wild = {"arm": [30.0, 33.0, 36.0], "one": [1.0, 1.1, 1.2]} | {f"a{i}": [i, i + 0.1, i - 0.1] for i in range(9)}
+    few = {k: wild[k] for k in ("arm", "one")}
+    for factor in (22, 25, 28):
+        assert (
+            above("arm", "one", wild, NATS, factor=factor).holds == above("arm", "one", few, NATS, factor=factor).holds
+        )
+    calm = {"arm": [3.0, 3.1, 3.2], "one": [1.0, 1.12, 1.05]} | {f"a{i}": [i, i + 0.1, i - 0.1] for i in range(9)}
+    said = above("arm", "one", calm, NATS, factor=2)
+    assert "pooled over 11 arms" in said.text and "each times the factor by its own variance" in said.text
+    assert "its own variance" not in above("arm", "one", calm, NATS, by=1).text
+
+
+def test_to_touch_a_level_is_not_to_cross_it():
+    for y, said in (
+        ([2, 0, 1], "touches"),
+        ([0, 1, 2], "touches"),
+        ([2, 1, 0], "touches"),
+        ([2, 0, 0, -1], "downwards at 1 tokens"),
+        ([2, 0, -1, 1], "downwards at 1 tokens and upwards at 2.5 tokens"),
+        ([3, 1, -1], "downwards at 1.5 tokens"),
+    ):
+        made = crosses({"a": [float(v) for v in y]}, NATS, "tokens")
+        assert said in made.text and made.holds == (said.count("wards") == 1)
+
+
+def test_of_evidence_the_same_can_be_asked_as_of_what_it_was_made_from():
+    of = evidence(CLEAR, POINTS)
+    named = leads("kd", of, POINTS, among=["kd", "alone"], names={"kd": "the student"})
+    assert named.text.startswith("Of the student and alone, the student")
+    assert leads("dist", of, names={"kd": "the student"}).text.startswith("Of the student, alone and dist, dist (")
+    assert leads("dist", evidence(of, POINTS, among=["dist", "kd"])).text.startswith("Of dist and kd, dist (")
+    assert above("kd", "alone", of).text == above("kd", "alone", CLEAR, POINTS).text
+    with pytest.raises(ValueError, match="this is evidence of accuracy, and not of divergence from the truth"):
+        above("kd", "alone", of, NATS)
+    for make in (lambda: leads("kd", of, among=["kd", "at"]), lambda: above("kd", "at", of)):
+        with pytest.raises(ValueError, match="there is no at"):
+            make()
 
 
 def test_curves():

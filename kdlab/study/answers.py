@@ -54,10 +54,10 @@ class Answer:
 
 
 def leaders(study: Results, of: Quantity, arms: Collection[str]) -> tuple[str, list[str]]:
-    """The arm with the best mean, and those that are not shown to be worse than it (Dunnett's intervals)."""
+    """The arm with the best mean, and those that are not shown to be worse than it (Tukey's intervals, since the means choose it)."""
     sign = 1 if of.better == "higher" else -1
     first = max(arms, key=lambda arm: sign * study.mean(arm, of.of).mean)
-    others = study.against(first, of.of, [arm for arm in arms if arm != first])
+    others = study.against(first, of.of, [arm for arm in arms if arm != first], correction="tukey")
     return first, [arm for arm, d in others.items() if not (sign * d).high < 0]
 
 
@@ -71,7 +71,8 @@ def lead(study: Results, of: Quantity, names: Mapping[str, str]) -> str:
         else "all others are shown to be worse"
     )
     sort = "highest" if of.better == "higher" else "lowest"
-    return f"The {sort} {of.name} is that of {names[first]} ({mean}, n = {len(study.values(first, of.of))}); {close}."
+    runs = len(study.values(first, of.of))
+    return f"The {sort} {of.name} is that of {names[first]} ({mean}, n = {runs}); {close} (Tukey's intervals)."
 
 
 def _rows(study: Results, control: str, names: Mapping[str, str], quantities: Collection[Quantity]):
@@ -236,7 +237,9 @@ def language(read: Read) -> Answer:
             f"There, at equal tokens, with a rate and a schedule of its own for every length, distilled minus alone: {'; '.join(leads)}."
         )
     if ahead:
-        short += f" It turns with the length: at equal tokens, too, the student alone is ahead in the end ({listed(ahead)})."
+        short += (
+            f" It turns with the length: at equal tokens, too, the student alone is ahead in the end ({listed(ahead)})."
+        )
     caption = "Bits per byte, distilled minus alone (less is better)."
     return Answer(
         question,

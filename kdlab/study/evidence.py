@@ -110,7 +110,7 @@ class Evidence:
         among: the arms over which a sentence speaks; the others lend their variance alone.
         called: the set's name in a sentence.
         names: of arms, for people.
-        missing: how many arms of the source have no mean.
+        notes: what a sentence is to say besides, such as how many runs diverged.
     """
 
     values: dict[str, dict[int, float]]
@@ -124,13 +124,17 @@ class Evidence:
     def name(self, arm: str) -> str:
         return self.names.get(arm, arm)
 
-    def mean(self, arm: str) -> Interval:
-        """Mean over seeds, with its own 95 % interval where there are two."""
-        return summary(self.values[arm].values())
+    def mean(self, arm: str, level: float = 0.95) -> Interval:
+        """Mean over seeds, with its own interval where there are two."""
+        return summary(self.values[arm].values(), level)
 
-    def differences(self, arm: str, others: Collection[str]) -> dict[str, Difference]:
-        """``arm`` minus each of the others; their intervals hold at once (Dunnett's)."""
-        turned = against(self.values, arm, others)
+    def differences(self, arm: str, others: Collection[str], **how) -> dict[str, Difference]:
+        """``arm`` minus each of the others; their intervals hold at once: Dunnett's, for an ``arm`` that was named beforehand.
+
+        Args:
+            how: as :func:`~kdlab.study.statistics.against` has it; ``correction="tukey"`` for the arm of the best mean.
+        """
+        turned = against(self.values, arm, others, **how)
         return {o: replace(d, mean=-d.mean, low=-d.high, high=-d.low) for o, d in turned.items()}
 
     def best(self) -> str:
@@ -156,20 +160,33 @@ def evidence(
     """The values of a plan's records, or of a chapter's own run, as statements take them.
 
     Args:
-        source: ``Results``; or a mapping from arms to values: a number, a sequence (its places are the seeds), or a mapping by seed.
-        quantity: a key of ``QUANTITIES``, or a quantity (with ``of``, for ``Results``).
+        source: ``Results``; a mapping from arms to values: a number, a sequence (its places are the seeds), or a mapping by seed; or
+            evidence, of which the rest then chooses.
+        quantity: a key of ``QUANTITIES``, or a quantity (with ``of``, for ``Results``). Evidence has its own, and no other is given with it.
         among: the arms over which a sentence speaks; all that have a mean if None. More than ``LISTED`` need a name: :class:`Among`.
         names: of arms, for people.
         needed: arms without which there is no sentence.
 
     Raises:
-        ValueError: for an arm that is not there or has too few runs, values that are no finite numbers, or a set without a name.
+        ValueError: for an arm that is not there or has too few runs, values that are no finite numbers, a set without a name, or evidence
+            of another quantity.
     """
-    if isinstance(source, Evidence):
-        return source
     quantity = QUANTITIES[quantity] if isinstance(quantity, str) else quantity
-    notes = ""
-    if isinstance(source, Results):
+    notes, chosen = "", None
+    if isinstance(source, Evidence):
+        if quantity not in (source.quantity, QUANTITIES["accuracy"]):  # which is what is asked where nothing is said
+            raise ValueError(f"this is evidence of {source.quantity.name}, and not of {quantity.name}.")
+        quantity, values, kind, notes, chosen = (
+            source.quantity,
+            source.values,
+            source.source,
+            source.notes,
+            source.among,
+        )
+        names, whole = {**source.names, **(names or {})}, source.called
+        if whole == listed(list(map(source.name, chosen))):
+            whole = listed([names.get(a, a) for a in chosen])
+    elif isinstance(source, Results):
         if quantity.of is None:
             raise ValueError(f"the quantity {quantity.name!r} does not say what it is of a record: Quantity(…, of=…).")
         arms = list(dict.fromkeys(spec.arm for spec in source.specs))
@@ -211,7 +228,7 @@ def evidence(
             whole = listed([names.get(a, a) for a in among])
     if gone := [a for a in needed if a not in values]:
         raise ValueError(f"there is no {', '.join(gone)}; there are {', '.join(values)}.")
-    return Evidence(values, quantity, kind, tuple(among or values), whole, names, notes)
+    return Evidence(values, quantity, kind, tuple(among or chosen or values), whole, names, notes)
 
 
 def _by_seed(values, seeds) -> dict[int, float]:

@@ -23,6 +23,8 @@ class PowerLaw:
         covariance: of the three, shape ``(3, 3)``, to first order.
         deviation: of single runs about the law.
         runs: how many it was fitted to.
+        lack_of_fit: p of the test that the means of the lengths stray from the form by no more than runs of one length do; None where
+            there is nothing to test it by: as many lengths as parameters, or one run of each.
     """
 
     floor: float
@@ -32,6 +34,7 @@ class PowerLaw:
     covariance: np.ndarray
     deviation: float
     runs: int
+    lack_of_fit: float | None = None
 
     def __call__(self, tokens):
         """The loss after so many tokens, a number or an array."""
@@ -255,10 +258,17 @@ def measured_curve(tokens, losses) -> MeasuredCurve:
     return MeasuredCurve(lengths, means, counts, deviations)
 
 
-def fit_power_law(tokens, losses) -> PowerLaw:
-    r"""The law whose squared distance from all runs is least.
+#: A law whose lengths stray from its form at this level, by what their own runs scatter, is none.
+STRAYS = 0.05
 
-    For each exponent, floor and scale are a linear fit; the exponent is then found in one dimension.
+
+def fit_power_law(tokens, losses) -> PowerLaw:
+    r"""The law whose squared distance from all runs is least, if runs of one length do not say that it has another form.
+
+    For each exponent, floor and scale are a linear fit; the exponent is then found in one dimension. Where there are more lengths than
+    parameters, :math:`m > 3`, and runs of one length, the form is tested by what these scatter:
+
+    .. math:: F = \frac{\sum_j n_j\,(\bar L_j - \hat L(D_j))^2 / (m - 3)}{\sum_{ji} (L_{ji} - \bar L_j)^2 / (n - m)}
 
     Args:
         tokens: how much each run read, shape ``(runs,)``, positive.
@@ -266,7 +276,9 @@ def fit_power_law(tokens, losses) -> PowerLaw:
 
     Raises:
         ValueError: for what is not finite or not positive, fewer than three lengths, or fewer than four runs; for losses that do not fall, or
-            that fall without an exponent from 0.01 to 5 that fits them best.
+            that fall without an exponent from 0.01 to 5 that fits them best; for a form that is refused at ``STRAYS``.
+
+    Source: Draper & Smith (1998), Applied Regression Analysis, section 2.1 (lack of fit and pure error).
 
     >>> D = np.array([1.0, 1.0, 4.0, 16.0, 64.0])
     >>> law = fit_power_law(D, 2 + 3 / np.sqrt(D))
@@ -303,6 +315,11 @@ def fit_power_law(tokens, losses) -> PowerLaw:
             f"no law of this form: its exponent would be {'below' if exponent < 1 else 'above'} {grid[0] if exponent < 1 else grid[-1]:g}, "
             "so that its floor is anybody's guess; run more lengths, further apart."
         )
+    strays = _lack_of_fit(x, losses, squares)
+    if strays is not None and strays < STRAYS:
+        raise ValueError(
+            f"no law of this form: its lengths stray from it by more than runs of one length scatter (p = {strays:.2g})."
+        )
     variance = squares / (len(x) - 3)
     slopes = _slopes(x, scale, exponent)
     return PowerLaw(
@@ -313,7 +330,21 @@ def fit_power_law(tokens, losses) -> PowerLaw:
         variance * np.linalg.pinv(slopes.T @ slopes),
         float(np.sqrt(variance)),
         len(x),
+        strays,
     )
+
+
+def _lack_of_fit(x: np.ndarray, losses: np.ndarray, squares: float) -> float | None:
+    """p of the F test of what a law of three parameters leaves, ``squares``, against what runs of one length scatter."""
+    from scipy.special import fdtrc
+
+    lengths, which, counts = np.unique(x, return_inverse=True, return_counts=True)
+    form, free = len(lengths) - 3, len(x) - len(lengths)
+    if not form or not free:
+        return None
+    pure = ((losses - (np.bincount(which, losses) / counts)[which]) ** 2).sum()
+    rounding = len(x) * (1e-7 * np.ptp(losses)) ** 2  # runs that agree to the last digit refuse nothing
+    return float(fdtrc(form, free, max(squares - pure, 0.0) / form / ((pure + rounding) / free)))
 
 
 def _inverse(loss, floor, scale, exponent) -> np.ndarray:

@@ -135,7 +135,7 @@ class Results:
             control: what is subtracted.
             measure: a key of a record's test, or a function of a record.
             arms: those compared; all that have a mean and the measure if None.
-            correction: for their number: "dunnett", "holm" or None.
+            correction: for their number: "dunnett"; "tukey" where the control is the arm of the best mean; "holm" or None.
             pool: the arms that lend their variance; all that have a mean and the measure if None.
         """
         lenders = self.measured(measure) if pool is None else [*pool]

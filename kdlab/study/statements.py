@@ -175,7 +175,7 @@ def _basis(of: Evidence, differences: Mapping[str, Interval], how: str = "") -> 
         kind = "95 % intervals, together" if len(differences) > 1 else "95 % interval"
         words = [
             kind,
-            *dict.fromkeys(d.basis for d in differences.values() if d.basis),
+            *dict.fromkeys(basis for d in differences.values() if (basis := getattr(d, "basis", ""))),
             "n = " + " to ".join(map(str, runs[:: max(1, len(runs) - 1)])),
         ]
     words = [w for w in [*words, of.notes, how] if w]
@@ -192,26 +192,23 @@ def _against(arm: str, others: tuple[str, ...] | None, margin, expected: str, fa
         held = Evidence({**of.values, **scaled}, q, of.source, of.among, of.called, of.names, of.notes)
     else:
         held = of
-    differences, plain = held.differences(arm, fixed), of.differences(arm, fixed)
+    # what is multiplied scatters more than the arms that would lend their variance
+    pooled = None if factor in (None, 1.0) else False
+    differences, plain = held.differences(arm, fixed, pooled=pooled), of.differences(arm, fixed)
     outcomes = {o: _outcome(d, margin) for o, d in differences.items()}
     more = (
         "" if held is of
         else " by more than " + " and ".join(filter(None, [f"a factor of {factor:g}" if factor != 1 else "", f"{q.scale * by:g} {q.unit}".strip() if by else ""]))
     )  # fmt: skip
     name, parts = of.name(arm), []
+    size = f"{q.scale * margin:.{q.digits}f} {q.unit}".strip() if margin else ""
     words = {
         "above": f"above {{}}{more}",
         "below": f"below {{}}{more}" if held is of else f"not above {{}}{more}",
-        "within": "within "
-        + (f"{q.scale * (margin or 0):.{q.digits}f} {q.unit}".strip() + " of {}" if margin else "equal to {}"),
-        "not decided": f"not told apart from {{}}{more}" if held is of else f"not clearly above {{}}{more}",
+        "within": f"within {size} of {{}}" if margin else "equal to {}",
+        "not decided": (f"not told apart from {{}}{more}" if held is of else f"not clearly above {{}}{more}")
+        + (f", and a difference of {size} is not excluded" if margin else ""),
     }
-    if not margin:
-        words["within"] = "equal to {}"
-    else:
-        words["not decided"] += (
-            f", and a difference of {q.scale * margin:.{q.digits}f} {q.unit}".rstrip() + " is not excluded"
-        )
     for kind in ("above", "within", "not decided", "below"):
         group = [o for o in fixed if outcomes[o] == kind]
         if not group:
@@ -222,7 +219,8 @@ def _against(arm: str, others: tuple[str, ...] | None, margin, expected: str, fa
         else:
             who = listed([f"{of.name(o)} ({_numbers(of, arm, o, plain[o])})" for o in group])
         parts.append(words[kind].format(who))
-    lead, basis = f"In {q.name}, ", _basis(of, plain)
+    how = "each times the factor by its own variance" if any("pooled" in d.basis for d in plain.values()) else ""
+    lead, basis = f"In {q.name}, ", _basis(of, plain, how if pooled is False else "")
     text = f"{lead}{name} is {'; '.join(parts)}{basis}."
     claim = frozenset((arm, outcomes[o], o) for o in fixed)
     decided = tuple((arm, o) for o in fixed if outcomes[o] in ("above", "below") and held is of)
@@ -274,7 +272,7 @@ def above(
         source: ``Results``, or a mapping from arms to values (numbers, sequences or mappings by seed).
         quantity: a key of ``QUANTITIES`` or a quantity.
         by: by more than this, in the quantity's unit.
-        factor: more than this many times the others.
+        factor: more than this many times the others; each of these differences is judged by its own variance, not by a pooled one.
         names: of arms, for people.
 
     Raises:
@@ -355,18 +353,18 @@ def undecided(
 
 
 def _leads(expected: str, of: Evidence) -> Said:
-    """The best mean, and whether it is better than every other; the rule of leads."""
+    """The best mean, and whether it is better than every other, by Tukey's intervals, since the means choose it; the rule of leads."""
     q, sign = of.quantity, 1 if of.quantity.better == "higher" else -1
     best = of.best()
     others = [a for a in of.among if a != best]
-    differences = of.differences(best, others)
+    differences = of.differences(best, others, correction="tukey")
     outcomes = {o: _outcome(d, None) for o, d in differences.items()}
     open_ = [o for o in others if outcomes[o] != ("above" if sign > 0 else "below")]
     second = min(others, key=lambda o: sign * differences[o].mean)
     small = " (lower is better)" if sign < 0 else ""
     at = f"{of.name(best)} ({q.level(of.mean(best).mean)})"
     if not open_:
-        text = f"Of {of.called}, {at} leads in {q.name}{small}, {_margin(of, best, second, differences[second])} against the next, {of.name(second)}"
+        text = f"Of {of.called}, {at} leads in {q.name}{small}, {q.shift(differences[second])} against the next, {of.name(second)}"
         claim = frozenset([("leads", best)])
     else:
         near = sorted(open_, key=lambda o: sign * differences[o].mean)
@@ -378,16 +376,13 @@ def _leads(expected: str, of: Evidence) -> Said:
     return Said(text + _basis(of, differences) + ".", claim, claim == frozenset([("leads", expected)]), decided, sign)
 
 
-def _margin(of: Evidence, arm: str, other: str, d: Interval) -> str:
-    return of.quantity.shift(d)
-
-
 def leads(
     arm: str, source: Source, quantity: Quantity | str = "accuracy", *,
     among: Collection[str] | None = None, names: Mapping[str, str] | None = None,
 ) -> Statement:  # fmt: skip
     """``arm`` has the best mean of all, and the interval of its difference to every other excludes zero.
 
+    The intervals are Tukey's, which hold for whichever arm is best.
     If another leads, the sentence says so; if nobody does, it says between whom it is not decided.
 
     Args:
@@ -442,11 +437,10 @@ def in_order(
 
 
 def _only(expected: frozenset, level: float, over: bool, of: Evidence) -> Said:
-    """Which arms are above, or below, a level."""
-    q = of.quantity
+    """Which arms are above, or below, a level, by intervals that hold at once (Bonferroni's)."""
+    q, means = of.quantity, {arm: of.mean(arm, 1 - 0.05 / len(of.among)) for arm in of.among}
     sure, open_ = [], []
-    for arm in of.among:
-        m = of.mean(arm)
+    for arm, m in means.items():
         if m.low > level if over else m.high < level:
             sure.append(arm)
         elif not (m.high < level if over else m.low > level):
@@ -454,9 +448,7 @@ def _only(expected: frozenset, level: float, over: bool, of: Evidence) -> Said:
     side = "above" if over else "below"
 
     def told(arms):
-        return (
-            listed([f"{of.name(a)} ({q.level(of.mean(a).mean)})" for a in arms]) if len(arms) <= 8 else f"{len(arms)}"
-        )
+        return listed([f"{of.name(a)} ({q.level(means[a].mean)})" for a in arms]) if len(arms) <= 8 else f"{len(arms)}"
 
     rest = [a for a in of.among if a not in sure and a not in open_]
     all_ = "all " if len(sure) > 2 and len(sure) == len(of.among) else ""
@@ -470,13 +462,11 @@ def _only(expected: frozenset, level: float, over: bool, of: Evidence) -> Said:
     if rest and sure:
         text += f"; {told(rest)} {'is' if len(rest) < 2 else 'are'} not"
     elif rest:
-        text += f" ({'; '.join(f'{of.name(a)}: {q.level(of.mean(a).mean)}' for a in rest)})" if len(rest) <= 8 else ""
+        text += f" ({'; '.join(f'{of.name(a)}: {q.level(means[a].mean)}' for a in rest)})" if len(rest) <= 8 else ""
     claim = frozenset([*((side, a) for a in sure), *(("open", a) for a in open_)])
-    pairs = tuple((a, b) for a in sure for b in rest)
-    pairs = pairs[: len(sure) + len(rest)]
-    if not pairs:  # all on one side: nothing is ordered
-        return Said(text + ".", claim, claim == frozenset((side, a) for a in expected), (), 1 if over else -1)
-    return Said(text + ".", claim, claim == frozenset((side, a) for a in expected), pairs, 1 if over else -1)
+    pairs = tuple((a, b) for a in sure for b in rest)[: len(sure) + len(rest)]  # none if all are on one side
+    text += f"{_basis(of, means)}."
+    return Said(text, claim, claim == frozenset((side, a) for a in expected), pairs, 1 if over else -1)
 
 
 def only(
@@ -484,7 +474,7 @@ def only(
     above: float | None = None, below: float | None = None,
     among: Collection[str] | None = None, names: Mapping[str, str] | None = None,
 ) -> Statement:  # fmt: skip
-    """These arms, and no others of the set, are above (or below) a level; their intervals do not touch it.
+    """These arms, and no others of the set, are above (or below) a level; their intervals, Bonferroni's over the set, do not touch it.
 
     Args:
         arms: the ones that the author expects; none for an empty collection.
@@ -602,13 +592,14 @@ def _crossings(level: float, want: str, of: Curves) -> Said:
     q, outcome, told = of.quantity, {}, {}
     for name, (x, y) in of.points.items():
         side = np.sign(y - level)
-        at = [i for i in range(len(x) - 1) if side[i] != side[i + 1] and side[i + 1] != 0]
-        where = [x[i] + (x[i + 1] - x[i]) * (level - y[i]) / (y[i + 1] - y[i]) for i in at]
+        off = np.flatnonzero(side)  # a point on the level is on neither side: to touch is not to cross
+        at = [(i, j) for i, j in itertools.pairwise(off) if side[i] != side[j]]
+        where = [x[i] + (x[i + 1] - x[i]) * (level - y[i]) / (y[i + 1] - y[i]) for i, _ in at]
         if not at:
             outcome[name] = "stays above" if (side > 0).all() else "stays below" if (side < 0).all() else "touches"
             told[name] = f"{outcome[name]} {q.level(level)}"
         else:
-            ways = ["upwards" if side[i + 1] > 0 else "downwards" for i in at]
+            ways = ["upwards" if side[j] > 0 else "downwards" for _, j in at]
             outcome[name] = ", ".join(ways)
             told[name] = f"crosses {q.level(level)} " + listed(
                 [f"{w} at {v:.3g} {of.along}" for w, v in zip(ways, where, strict=True)]
@@ -619,7 +610,7 @@ def _crossings(level: float, want: str, of: Curves) -> Said:
 def crosses(
     source: Mapping | Curves, quantity: Quantity, along: str, *, level: float = 0.0, upwards: bool = False
 ) -> Statement:
-    """Each curve passes the level once, downwards (or upwards). For two curves, give their difference.
+    """Each curve passes the level once, downwards (or upwards), and not where it only touches it. For two curves, give their difference.
 
     Args:
         level: in the quantity's unit. Others as :func:`falls`'s.
