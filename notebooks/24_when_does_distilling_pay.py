@@ -296,7 +296,7 @@ table(
 #
 # The plan *when-it-pays* asks it of language models: two sizes, alone and distilled, from a quarter of a million tokens to sixteen million. <!-- by definition --> Every length is a whole training with its own cosine, and has a learning rate of its own, chosen on the validation split with a seed that no reported run has; the longest, and the length that is held out, take over that of the third. <!-- by definition -->
 #
-# Three numbers describe a curve: $L(D)=E+B\,(D/D_0)^{-\beta}$ {cite}`hoffmann2022training`. They are fitted to single runs. Young models may fall otherwise: where no such law goes through all lengths, the shortest is left out, and the table says so. <!-- by definition --> The held-out length, twice the longest of the fit, is predicted with an interval *before* it is run: a fit may look good because it was made to. <!-- by definition -->
+# Three numbers describe a curve: $L(D)=E+B\,(D/D_0)^{-\beta}$ {cite}`hoffmann2022training`. They are fitted to single runs. Young models may fall otherwise: where no such law goes through all lengths, or the means of the lengths lie farther from it than their own runs allow (an F test of lack of fit), the shortest is left out, and the table says so. <!-- by definition --> The held-out length, twice the longest of the fit, is predicted with an interval *before* it is run: a fit may look good because it was made to. <!-- by definition -->
 
 # %% tags=["hide-input"]
 rates_chosen = conditions(pays).split(", ")[-1]
@@ -769,7 +769,7 @@ findings.show(
 #
 # - **Counting is not learning by gradients.** The derivation has a student without optimiser, and a teacher that knows nothing of a context but what it has counted.
 # - **Small models, few tokens.** Each epoch draws its blocks anew from the openings of the books, so that blocks come again, in long trainings often.
-# - **Three numbers from four lengths.** A law of three parameters leaves at most one degree of freedom to the *shape*; its intervals are to first order, and assume that the shape is right, and that runs of all lengths scatter alike. The held-out length is there for that, and its own rate, chosen at a shorter length, cannot be told from the shape.
+# - **Three numbers from four lengths.** A law of three parameters leaves at most one degree of freedom to the *shape*, which is tested then, and none where one length was left out: such a law is believed without a test. Its intervals are to first order, and assume that the shape is right, and that runs of all lengths scatter alike. The held-out length is there for that, and its own rate, chosen at a shorter length, cannot be told from the shape.
 # - **Compute is multiply-adds.** Time is another thing, which {doc}`17_distilling_a_small_language_model` measures.
 # - **One objective**, one batch size, and rates of students that were chosen beside one teacher: the other teachers were given no choice.
 #
