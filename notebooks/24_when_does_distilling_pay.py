@@ -65,7 +65,7 @@ from kdlab.study.display import (
 from kdlab.study.evidence import QUANTITIES, Curves, Quantity, evidence, listed
 from kdlab.study.parameters import require
 from kdlab.study.power_law import fit_power_law, measured_curve, worth
-from kdlab.study.statements import below, crosses, within
+from kdlab.study.statements import above, below, crosses, within
 from kdlab.study.when_it_pays import HELD_OUT, LENGTHS, STUDENTS, arm_name
 
 use_style()
@@ -219,7 +219,7 @@ show(
 )
 
 # %% tags=["hide-input"]
-WORTH = Quantity("worth of a token with the teacher, in tokens alone", "", digits=0)
+WORTH = Quantity("worth of a token with the teacher (in tokens alone)", "", digits=0)
 ends = crosses(
     {"counted": (PARTS, counted_worth)}, WORTH, "times the teacher's tokens", level=1
 )
@@ -345,6 +345,7 @@ for key, lengths_of in series.items():
 lacking = pays.missing
 together = 1 - 0.05 / len(series)  # Bonferroni: the intervals of all laws hold at once
 predicted = {key: law.predict(HELD_OUT, level=together) for key, law in laws.items()}
+teachers_bits = next(iter(pays.values(pays.specs[0].arm, BITS.of).values()), None)
 arms_of_lengths = [arm_name(s, k, m) for (s, k), ms in series.items() for m in ms]
 
 if any(series.values()):
@@ -377,6 +378,8 @@ if any(series.values()):
                     alpha=0.4,
                     label="_predicted",
                 )
+        if teachers_bits:
+            panel.axhline(teachers_bits, color="grey", linestyle=":", linewidth=1)
         on_lengths(panel, (*LENGTHS, HELD_OUT) if laws else LENGTHS)
         panel.set_title(called(student))
         panel.legend()
@@ -391,7 +394,7 @@ if any(series.values()):
                 if laws
                 else ""
             )
-            + f". Taught by {called(TEACHER)}; {rates_chosen}."
+            + f". Dotted: their teacher, {called(TEACHER)} after {READ_BY_TEACHER:g} million tokens; {rates_chosen}."
             + (f" {lacking} runs of the plan are not recorded yet." if lacking else ""),
             alt=f"Two panels of points that fall with tokens read. {'; '.join(told)}.",
         ),
@@ -600,9 +603,10 @@ for student in STUDENTS:
         shrinking.append(below(last, first, recorded, SHRINKS))
 if by_length:
     display(sentence(f"Mean lead in bits per byte: {'; '.join(by_length)}."))
-display(*shrinking) if shrinking else display(
+display(*(sentence(said.text) for said in shrinking)) if shrinking else display(
     not_yet_run("whether the lead shrinks with the length of training", pays.command)
 )
+where_it_ends = None
 if len(shrinking) == len(STUDENTS) == len(both):
     fine = np.geomspace(LENGTHS[0], LENGTHS[-1], 200)
     along = {
@@ -610,12 +614,28 @@ if len(shrinking) == len(STUDENTS) == len(both):
         for s in both
     }
     over = "million tokens"
+    where_it_ends = crosses(Curves(along, SHRINKS, over, "records"), SHRINKS, over)
+    narrow_alone, wide_alone, wide_taught = (
+        arm_name(s, kind, LENGTHS[-1])
+        for s, kind in ((STUDENTS[0], "alone"), (STUDENTS[1], "alone"), (STUDENTS[1], "kd"))
+    )  # fmt: skip
+    longest = {
+        arm_name(s, kind, LENGTHS[-1]): f"{called(s)} {SAID[kind]}, {LENGTHS[-1]:g} million tokens"
+        for s in STUDENTS
+        for kind in SAID
+    }  # fmt: skip
     display(
-        crosses(Curves(along, SHRINKS, over, "records"), SHRINKS, over),
+        where_it_ends,
         sentence(
-            f"The teacher has read {READ_BY_TEACHER:g} million tokens; in the counted world the lead ends where the student has read as many."
+            f"The teacher has read {READ_BY_TEACHER:g} million tokens, and needs {teachers_bits:.3f} bits per byte; in the counted world the lead ends where the student has read as many."
         ),
+        below(wide_alone, teachers_bits, pays, BITS, names=longest),
+        above(wide_taught, teachers_bits, pays, BITS, names=longest),
+        above(narrow_alone, teachers_bits, pays, BITS, names=longest),
     )
+
+# %% [markdown]
+# Nine tenths of a distilled student's loss are least where it says what its teacher says. <!-- by definition --> So where the text could teach a student more than its teacher knows, the teacher holds it back. <!-- by definition --> Where the statements above hold, the wide student alone has passed the teacher in the end, and the distilled one has stopped short of it. The narrow one alone has not passed it, and its lead has ended all the same: it suffices that what the teacher has wrong costs more than its answers save. <!-- by definition -->
 
 # %% [markdown]
 # ## A better teacher
@@ -761,6 +781,7 @@ findings.show(
         f"On books, a distilled token of {called(s)} is worth {listed([f'{told(s, m)} at {m:g} million tokens' for t, m in token_worth if t == s])} (measured; {rates_chosen})."
         for s in dict.fromkeys(s for s, _ in token_worth)
     ),
+    *([where_it_ends.text] if where_it_ends is not None else []),
     *([f"{len(pays.specs) - lacking} of {len(pays.specs)} runs that are known so far are recorded."] if lacking else []),
 )  # fmt: skip
 
