@@ -634,9 +634,8 @@ show(
 # %% tags=["hide-input"]
 def minutes(record):
     """Wall time of a run alone in its process; of others the clock says nothing."""
-    return (
-        record["seconds"] / 60 if record.get("students_in_process", 1) == 1 else np.nan
-    )
+    alone = record.get("students_in_process", 1) == 1
+    return record["seconds"] / 60 if alone and "seconds" in record else np.nan
 
 
 def column(found, pair, prefix):

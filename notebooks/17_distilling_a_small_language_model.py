@@ -1749,7 +1749,7 @@ if decides is not None:
         longer = decides.difference(equal, kd, "bits_per_byte")
         said.append(
             f"{called(spec_of(decides, alone).student)}, {share:.0%}"
-            + f", while one alone that spends the same arithmetic on more tokens ends {longer.bracketed()} bits per byte beyond the distilled one (less is better)"
+            + f", while one alone that spends the same arithmetic on more tokens differs from it by {longer.bracketed()} bits per byte"
         )
     dearer = listed(
         [
