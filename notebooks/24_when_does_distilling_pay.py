@@ -65,7 +65,7 @@ from kdlab.study.display import (
 from kdlab.study.evidence import QUANTITIES, Curves, Quantity, evidence, listed
 from kdlab.study.parameters import require
 from kdlab.study.power_law import fit_power_law, measured_curve, worth
-from kdlab.study.statements import above, below, crosses, within
+from kdlab.study.statements import above, below, crosses, undecided, within
 from kdlab.study.when_it_pays import HELD_OUT, LENGTHS, STUDENTS, arm_name
 
 use_style()
@@ -666,7 +666,7 @@ if ages_done:
             caption=f"{called(STUDENTS[0])} at four million tokens, by its teacher: each seed, mean and 95 % interval; further left is better.",
         ),
         below(usual, young, pays, BITS, names=taught),
-        below(old, usual, pays, BITS, names=taught),
+        undecided(old, usual, 0.05, pays, BITS, names=taught),
         source_note(pays.all(taught)),
     )
 else:
@@ -711,7 +711,11 @@ table(
         ],
         [
             "A stronger teacher may be a worse one, for a student far below it.",
-            (below(old, usual, pays, BITS, names=taught).text if ages_done else EMPTY),
+            (
+                undecided(old, usual, 0.05, pays, BITS, names=taught).text
+                if ages_done
+                else EMPTY
+            ),
         ],
     ],
     caption="What Busbridge and co-workers find, in our words, and what these records say.",
@@ -759,7 +763,7 @@ if not lacking and not beyond.missing:
                 for s, x in token_worth
                 if x in (LENGTHS[0], LENGTHS[-1])
             ),
-            *(["Of teachers:", below(old, usual, pays, BITS, names=taught)] if ages_done else []),
+            *(["Of teachers:", undecided(old, usual, 0.05, pays, BITS, names=taught)] if ages_done else []),
             f"Sizes are two of students and two of teachers, which no law is fitted to. {rates_chosen[0].upper()}{rates_chosen[1:]}."],
             condition="bound to a scale" if law or bound else None,
         )
@@ -768,7 +772,7 @@ else:
     display(
         not_yet_run(
             f"the verdict on C4: {lacking} runs up to {LENGTHS[-1]:g} million tokens, and {beyond.missing} of the length that is held out",
-            pays.command,
+            pays.command if lacking else beyond.command,
         )
     )
 
