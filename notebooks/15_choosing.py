@@ -62,7 +62,7 @@ from kdlab.figures import (
 )
 from kdlab.objectives import SmoothedLabels
 from kdlab.study import plans, results
-from kdlab.study.answers import leaders
+from kdlab.study.answers import beside_the_best, leaders
 from kdlab.study.display import (
     Findings,
     called,
@@ -73,7 +73,7 @@ from kdlab.study.display import (
     under,
     verdict,
 )
-from kdlab.study.evidence import Among, Quantity, listed
+from kdlab.study.evidence import Among, Quantity
 from kdlab.study.grown import EPOCHS, arm_name
 from kdlab.study.parameters import ParameterError
 from kdlab.study.published import chance_gap, published_results
@@ -348,13 +348,6 @@ def leader(measure, arms):
     key, _, larger, _ = MEASURES[measure]
     of = Quantity(measure, better="higher" if larger else "lower", of=key)
     return leaders(study, of, [arm for arm in arms if arm in ran])
-
-
-def level_with(ties):
-    """What is not told from the best mean, in words."""
-    if not ties:
-        return "all others are shown to be worse"
-    return f"not told apart from it: {listed([NAMES[arm] for arm in ties])}"
 
 
 def beaten_by(arm, measure):
@@ -907,7 +900,7 @@ complete = all(len(study.values(arm)) + study.diverged(arm) >= 3 for arm in NAME
 if complete and ALL:
     by = {measure: leader(measure, list(NAMES)) for measure in MEASURES}
     picks = "; ".join(
-        f"{measure}: {NAMES[first]} ({level_with(ties)})"
+        f"{measure}: {NAMES[first]} ({beside_the_best(ties, NAMES)})"
         for measure, (first, ties) in by.items()
     )
     constrained = {first_of[wish] for wish in with_teacher}
@@ -964,7 +957,7 @@ if len(ran) > 2:
         first, ties = leader(wish, ran)
         key, factor, _, form = MEASURES[wish]
         sentences.append(
-            f"Best mean {wish} of {len(ran)} candidates: {NAMES[first]}, {form.format(factor * study.mean(first, key).mean)} %; {level_with(ties)} (n = {len(study.values(first))} seeds)."
+            f"Best mean {wish} of {len(ran)} candidates: {NAMES[first]}, {form.format(factor * study.mean(first, key).mean)} %; {beside_the_best(ties, NAMES)} (n = {len(study.values(first))} seeds)."
         )
     sentences.append(
         f"All candidates were trained under the same conditions: {conditions(study)}."

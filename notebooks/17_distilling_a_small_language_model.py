@@ -73,6 +73,7 @@ from kdlab.study import (
     paired_difference,
     results,
 )
+from kdlab.study.answers import leads_by_length
 from kdlab.study.display import (
     Findings,
     arms_shown,
@@ -870,12 +871,10 @@ def both(student, millions):
     return [arm_name(student, kind, millions) for kind in ("alone", "kd")]
 
 
-at_lengths = {
-    student: [m for m in LENGTHS if pays.complete(both(student, m), at_least=3)]
-    for student in STUDENTS
-}
+lead_at = leads_by_length(pays, BITS)
+at_lengths = {student: [m for s, m in lead_at if s == student] for student in STUDENTS}
 longest, neighbours, by_length, turns = [], [], "", False
-if any(at_lengths.values()):
+if lead_at:
     named = {
         name: f"{called(student)} {how}, {millions:g}M tokens"
         for student in STUDENTS
@@ -883,12 +882,11 @@ if any(at_lengths.values()):
         for name, how in zip(both(student, millions), ("alone", "distilled"), strict=True)
     }  # fmt: skip
     pool = [a for s, known in at_lengths.items() for m in known for a in both(s, m)]
-    rows, leads_at = [], {student: {} for student in at_lengths}
+    rows, basis = [], next(iter(lead_at.values())).basis
     for student, known in at_lengths.items():
         for millions in known:
             alone, kd = both(student, millions)
-            lead = pays.against(alone, "bits_per_byte", [kd], None, pool)[kd]
-            leads_at[student][millions], basis = lead, lead.basis
+            lead = lead_at[student, millions]
             rows.append(
                 [
                     f"{called(student)}, {millions:g}M",
@@ -911,14 +909,15 @@ if any(at_lengths.values()):
     by_length = "; ".join(
         f"{called(student)} "
         + ", ".join(
-            f"{lead.bracketed('+.3f')} at {millions:g}M"
-            for millions, lead in leads.items()
+            f"{lead_at[student, millions].bracketed('+.3f')} at {millions:g}M"
+            for millions in known
         )
-        for student, leads in leads_at.items()
-        if leads
+        for student, known in at_lengths.items()
+        if known
     )
-    every_lead = [lead for leads in leads_at.values() for lead in leads.values()]
-    turns = any(d.high < 0 for d in every_lead) and any(d.low > 0 for d in every_lead)
+    turns = any(d.high < 0 for d in lead_at.values()) and any(
+        d.low > 0 for d in lead_at.values()
+    )
     small_one = STUDENTS[0]
     price = cost(pays, both(small_one, LENGTHS[0])[1]) / cost(
         pays, both(small_one, LENGTHS[0])[0]

@@ -657,6 +657,7 @@ if ages_done:
         arm_name(STUDENTS[0], kind, 4.0)
         for kind in (f"kd-from-{TEACHER}-24M", "kd", f"kd-from-{TEACHER}-1.5M")
     )
+    older = undecided(old, usual, 0.05, pays, BITS, names=taught)
     display(
         arms_shown(
             pays,
@@ -666,7 +667,7 @@ if ages_done:
             caption=f"{called(STUDENTS[0])} at four million tokens, by its teacher: each seed, mean and 95 % interval; further left is better.",
         ),
         below(usual, young, pays, BITS, names=taught),
-        undecided(old, usual, 0.05, pays, BITS, names=taught),
+        older,
         source_note(pays.all(taught)),
     )
 else:
@@ -711,11 +712,7 @@ table(
         ],
         [
             "A stronger teacher may be a worse one, for a student far below it.",
-            (
-                undecided(old, usual, 0.05, pays, BITS, names=taught).text
-                if ages_done
-                else EMPTY
-            ),
+            (older.text if ages_done else EMPTY),
         ],
     ],
     caption="What Busbridge and co-workers find, in our words, and what these records say.",
@@ -763,7 +760,7 @@ if not lacking and not beyond.missing:
                 for s, x in token_worth
                 if x in (LENGTHS[0], LENGTHS[-1])
             ),
-            *(["Of teachers:", undecided(old, usual, 0.05, pays, BITS, names=taught)] if ages_done else []),
+            *(["Of teachers:", older] if ages_done else []),
             f"Sizes are two of students and two of teachers, which no law is fitted to. {rates_chosen[0].upper()}{rates_chosen[1:]}."],
             condition="bound to a scale" if law or bound else None,
         )

@@ -185,27 +185,27 @@ def by_size(what):
     return {size: [what(seed, size) for seed in seeds] for size in sizes}
 
 
+def in_number(seed, size, *parts):
+    """What was taken over on these parts, as a share of all examples."""
+    return sum(weight[seed][part] * taken(seed, size, part) for part in parts)
+
+
 def over_errors(seed, size):
     """Taken over where the teacher is wrong, on average over all its errors."""
-    parts = PARTS[1:]
-    total = sum(weight[seed][part] for part in parts)
-    return sum(weight[seed][part] * taken(seed, size, part) for part in parts) / total
+    return in_number(seed, size, *PARTS[1:]) / sum(weight[seed][p] for p in PARTS[1:])
 
 
 def share_of(*parts):
     """Of what was taken over in number, the share of these parts."""
-
-    def share(seed, size):
-        number = {part: weight[seed][part] * taken(seed, size, part) for part in PARTS}
-        return sum(number[part] for part in parts) / sum(number.values())
-
-    return share
+    return lambda seed, size: (
+        in_number(seed, size, *parts) / in_number(seed, size, *PARTS)
+    )
 
 
 def left(seed, size, *parts):
     """Of the agreement that the student alone did not have over some parts, how much was taken over."""
     room = sum(weight[seed][p] * (1 - shared["alone", size, seed, p]) for p in parts)
-    return sum(weight[seed][part] * taken(seed, size, part) for part in parts) / room
+    return in_number(seed, size, *parts) / room
 
 
 right, wrong = (

@@ -39,7 +39,7 @@ from kdlab.study.plans import GROWING, PLANS
 from kdlab.study.records import checksum, name_checkpoint
 from kdlab.study.runner import PlanError, beside, claimed, every_spec, plan, run_plan, take, verify
 from kdlab.study.spec import Pretrained
-from kdlab.study.stored import checkpoint_path, weights_checksum
+from kdlab.study.stored import checkpoint_path, keep_student, weights_checksum
 from kdlab.training import Recipe, Stopped, Taps, save_model
 from kdlab.training.checkpoint import load_tensors, save_tensors
 
@@ -748,9 +748,9 @@ def test_records_of_other_data_of_one_name_are_found(whole, tmp_path):
 
 def of_another_teacher(book):
     """As a machine leaves them that had trained the teacher once more: student and teacher are whole, and others."""
-    model, path = tiny(10), checkpoint_path(TEACHER, book)
-    save_model(path, model, {"spec_hash": TEACHER.hash})
-    name_checkpoint(TEACHER, book / "records", read_record(record_of(TEACHER, book)), path)
+    model = tiny(10)
+    recorded = read_record(record_of(TEACHER, book))
+    name_checkpoint(TEACHER, book / "records", recorded, keep_student(TEACHER, model, book))
 
     def change(record):
         record["teacher_weights"] = weights_checksum(model.state_dict())

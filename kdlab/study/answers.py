@@ -11,6 +11,7 @@ from .evidence import QUANTITIES, Quantity, listed
 from .findings import DRAFTS, METHODS, moves
 from .grown import EPOCHS, arm_name
 from .results import Results, results
+from .statistics import Difference
 from .when_it_pays import LENGTHS, STUDENTS
 from .when_it_pays import arm_name as of_length
 
@@ -65,14 +66,27 @@ def lead(study: Results, of: Quantity, names: Mapping[str, str]) -> str:
     """The same as a sentence."""
     first, level = leaders(study, of, names)
     mean = of.level(study.mean(first, of.of).mean)
-    close = (
-        f"not shown to be worse: {listed([names[arm] for arm in level])}"
-        if level
-        else "all others are shown to be worse"
-    )
     sort = "highest" if of.better == "higher" else "lowest"
     runs = len(study.values(first, of.of))
-    return f"The {sort} {of.name} is that of {names[first]} ({mean}, n = {runs}); {close} (Tukey's intervals)."
+    return f"The {sort} {of.name} is that of {names[first]} ({mean}, n = {runs}); {beside_the_best(level, names)} (Tukey's intervals)."
+
+
+def beside_the_best(level: Collection[str], names: Mapping[str, str]) -> str:
+    """What :func:`leaders` found beside the first, in words."""
+    if not level:
+        return "all others are shown to be worse"
+    return f"not shown to be worse: {listed([names[arm] for arm in level])}"
+
+
+def leads_by_length(pays: Results, of: Quantity) -> dict[tuple[str, float], Difference]:
+    """Distilled minus alone at equal tokens in the plan ``when-it-pays``, by student and millions of tokens, where three seeds are there."""
+    pairs = {
+        (student, millions): tuple(of_length(student, kind, millions) for kind in ("alone", "kd"))
+        for student, millions in product(STUDENTS, LENGTHS)
+    }
+    pairs = {at: pair for at, pair in pairs.items() if pays.complete(pair, at_least=3)}
+    pool = list(chain.from_iterable(pairs.values()))
+    return {at: pays.against(alone, of.of, [kd], pool=pool)[kd] for at, (alone, kd) in pairs.items()}
 
 
 def _rows(study: Results, control: str, names: Mapping[str, str], quantities: Collection[Quantity]):
@@ -224,19 +238,16 @@ def language(read: Read) -> Answer:
         f"How young: the distilled students read {tokens_read(spec):.1f} million tokens. The plan "
         f"<code>when-it-pays</code> asks where distilling begins to pay, by length and size; of its runs {_recorded(pays)}."
     )
-    leads, ahead = [], []
-    for student, millions in product(STUDENTS, LENGTHS):
-        alone, kd = (of_length(student, kind, millions) for kind in ("alone", "kd"))
-        if pays.complete([alone, kd], at_least=3):
-            d = pays.against(alone, bits.of, [kd])[kd]
-            leads.append(f"{called(student)} {bits.shift(d)} at {millions:g} million tokens")
-            ahead += [f"{called(student)} at {millions:g} million"] if d.low > 0 else []
-            records += pays.all([alone, kd])
+    leads = leads_by_length(pays, bits)
     if leads:
-        evidence.append(
-            f"There, at equal tokens, with a rate and a schedule of its own for every length, distilled minus alone: {'; '.join(leads)}."
+        said = "; ".join(
+            f"{called(s)} {bits.shift(d)} at {millions:g} million tokens" for (s, millions), d in leads.items()
         )
-    if ahead:
+        evidence.append(
+            f"There, at equal tokens, with a rate and a schedule of its own for every length, distilled minus alone: {said}."
+        )
+        records += pays.all([of_length(s, kind, millions) for s, millions in leads for kind in ("alone", "kd")])
+    if ahead := [f"{called(s)} at {millions:g} million" for (s, millions), d in leads.items() if d.low > 0]:
         short += (
             f" It turns with the length: at equal tokens, too, the student alone is ahead in the end ({listed(ahead)})."
         )

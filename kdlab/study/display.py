@@ -4,6 +4,7 @@ import html
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from operator import attrgetter
 
 import torch
 
@@ -132,8 +133,8 @@ def conditions(study: Results) -> str:
     """Under what a plan's arms are compared, in words: networks, length of training, and how the learning rate was chosen.
 
     An order of methods is an order under these: whoever states it states them. Networks and length are those of the plain distillation;
-    of a plan that grows, which chooses its rates, all lengths are named. Arms of
-    another optimiser or decay have a rate that belongs to it, and are no exceptions: whoever shows them names it.
+    of a plan that grows, which chooses its rates, all lengths are named. Arms of another optimiser or decay have a rate that belongs to it,
+    and are no exceptions: whoever shows them names it.
     """
     taught = [spec for spec in study.specs if spec.teacher is not None]
     arms = [spec for spec in taught if not spec.arm.startswith(TRY)] or taught
@@ -144,11 +145,8 @@ def conditions(study: Results) -> str:
         chosen = "learning rates chosen on the validation split"
     else:
         chosen = f"one untuned learning rate, {rate:g}"
-        alike = [
-            s
-            for s in arms
-            if s.recipe.optimizer == spec.recipe.optimizer and s.recipe.weight_decay == spec.recipe.weight_decay
-        ]
+        how = attrgetter("recipe.optimizer", "recipe.weight_decay")
+        alike = [s for s in arms if how(s) == how(spec)]
         if others := {s.arm for s in alike if s.recipe.learning_rate != rate}:
             chosen += f" ({len(others)} of {len({s.arm for s in alike})} arms have another)"
     epochs = " to ".join(f"{length}" for length in dict.fromkeys((lengths[0], lengths[-1])))

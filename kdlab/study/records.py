@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..files import atomic_write, note_read, sha256
+from ..files import atomic_write, note_read
 from ..training.distributed import rank_and_world
 from .repository import git
 from .spec import Spec, spec_hash
@@ -146,9 +146,8 @@ def write_record(spec: Spec, folder: Path, content: dict) -> dict:
     return _written(record, path)
 
 
-def name_checkpoint(spec: Spec, folder: Path, record: dict, checkpoint: Path) -> dict:
+def name_checkpoint(spec: Spec, folder: Path, record: dict, named: dict[str, str]) -> dict:
     """Write the record of ``spec`` once more, with the name of a checkpoint that it did not have; all else stays."""
-    named = {"file": checkpoint.name, "sha256": sha256(checkpoint)}
     return _written({**record, "schema": SCHEMA, "checkpoint": named}, record_path(spec, folder))
 
 

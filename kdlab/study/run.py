@@ -17,10 +17,9 @@ except ImportError:  # Windows
     resource = None
 
 from ..data import ImageData, SentenceData, TextData
-from ..files import sha256
 from ..models import count_parameters
 from ..models.beginning import begin_from
-from ..training import Learner, fit_together, save_model
+from ..training import Learner, fit_together
 from ..training.distributed import rank_and_world
 from ..training.products import Made, widest_products
 from ..training.state import state_of
@@ -28,7 +27,7 @@ from ..training.stopping import Interruptible
 from .named import network, no_stand_in, own_code
 from .records import RecordError, columns, find_record, provenance, write_record
 from .spec import Spec
-from .stored import checkpoint_path, stored_student, weights_checksum  # noqa: F401 (stored_student is public here)
+from .stored import keep_student, stored_student, weights_checksum  # noqa: F401 (stored_student is public here)
 from .tasks import task_of
 from .texts import measured_own_text, measured_policy  # noqa: F401 (the same)
 
@@ -152,9 +151,7 @@ def run_together(
         record = {"spec": spec.describe(), "spec_hash": spec.hash, **content}
         if writes:
             if spec.name in keep and not diverged:
-                path = checkpoint_path(spec, book)
-                save_model(path, learner.student, {"spec_hash": spec.hash})
-                content["checkpoint"] = {"file": path.name, "sha256": sha256(path)}
+                content["checkpoint"] = keep_student(spec, learner.student, book)
             record = write_record(spec, Path(book) / "records", content)
             if learner.checkpoint is not None:
                 learner.checkpoint.unlink(missing_ok=True)

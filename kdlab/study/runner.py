@@ -14,7 +14,7 @@ import torch
 
 from .. import models
 from ..files import remove, sha256, writable
-from ..training import CheckpointError, Stopped, save_model
+from ..training import CheckpointError, Stopped
 from ..training.checkpoint import load_tensors
 from ..training.distributed import anywhere, by_the_first, rank_and_world
 from ..training.precision import fast_precision
@@ -33,7 +33,7 @@ from .records import (
 )
 from .run import Run, run_together
 from .spec import Pretrained, Spec
-from .stored import checkpoint_path, stored_in, weights_checksum
+from .stored import checkpoint_path, keep_student, stored_in, weights_checksum
 
 #: A run is stopped so many seconds before its budget ends, to write its checkpoint.
 MARGIN = 4.0
@@ -319,8 +319,7 @@ def _made_again(spec: Spec, finished: Run, places) -> None:
             f"{spec.name} is recorded without its checkpoint, and trained again it comes to other numbers here: bring {path.name} from where the "
             "record was made, or move the record away, and it and its students are trained anew."
         )
-    save_model(path, finished.student, {"spec_hash": spec.hash})
-    name_checkpoint(spec, out / "records", recorded, path)
+    name_checkpoint(spec, out / "records", recorded, keep_student(spec, finished.student, out))
 
 
 #: What is said, once, of runs whose precision the device has no instructions for.

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..files import sha256
-from ..training import load_model
+from ..training import load_model, save_model
 from ..training.state import checksum
 from .named import network
 from .records import RecordError, find_record
@@ -16,6 +16,13 @@ from .spec import Pretrained, Spec
 
 def checkpoint_path(spec: Spec, book: Path) -> Path:
     return Path(book) / "checkpoints" / f"{spec.name}.safetensors"
+
+
+def keep_student(spec: Spec, student: nn.Module, book: Path) -> dict[str, str]:
+    """Store the trained student of ``spec`` in ``book``; how its record names the file."""
+    path = checkpoint_path(spec, book)
+    save_model(path, student, {"spec_hash": spec.hash})
+    return {"file": path.name, "sha256": sha256(path)}
 
 
 def weights_checksum(state: Mapping[str, Any]) -> str:
