@@ -238,11 +238,11 @@ kept = {name: swing(v) for name, v in share.items()}
 lost = {name: swing(v / squared) for name, v in share.items()}
 display(
     below(
-        "with $T^2$, at most",
-        "without it, at least",
+        "the largest with $T^2$",
+        "the smallest without it",
         {
-            "with $T^2$, at most": max(kept.values()),
-            "without it, at least": min(lost.values()),
+            "the largest with $T^2$": max(kept.values()),
+            "the smallest without it": min(lost.values()),
         },
         SWING,
     )

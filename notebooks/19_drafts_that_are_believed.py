@@ -335,12 +335,18 @@ found = speculate(
 )
 text, in_rounds = told_by(drafts["forward KL"], example)
 differ = {
-    "tokens that differ": (found.text != text).sum().item(),
-    "calls that differ": abs(found.calls.item() - len(in_rounds)),
+    "the number of tokens that differ": (found.text != text).sum().item(),
+    "the number of calls that differ": abs(found.calls.item() - len(in_rounds)),
 }
 display(
     *(
-        within(what, 0, 0, {what: n}, Quantity("the two programs", digits=0))
+        within(
+            what,
+            0,
+            0,
+            {what: n},
+            Quantity("a comparison of the two programs", digits=0),
+        )
         for what, n in differ.items()
     )
 )
@@ -502,7 +508,9 @@ display(
         0,
         0,
         {texts_that_differ: differing},
-        Quantity(f"{len(plain)} greedy texts against plain decoding", digits=0),
+        Quantity(
+            f"a comparison of {len(plain)} greedy texts with plain decoding", digits=0
+        ),
     )
 )
 

@@ -815,7 +815,9 @@ for kind in kinds:
         model.trunk, model, few, tokens=24, draft_length=depth, temperature=0
     )
     differing[kind] = (found.text != plain).any(1).sum().item()
-of_texts = Quantity(f"{len(few)} greedy texts against plain decoding", digits=0)
+of_texts = Quantity(
+    f"a comparison of {len(few)} greedy texts with plain decoding", digits=0
+)
 for kind, n in differing.items():
     what = f"the number of texts that differ with modules {kind}"
     display(within(what, 0, 0, {what: n}, of_texts))

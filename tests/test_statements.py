@@ -29,6 +29,7 @@ from kdlab.study.statements import (
     undecided,
     within,
 )
+from kdlab.study.statistics import Interval
 
 NATS = Quantity("divergence from the truth", "nats", better="lower")
 POINTS = Quantity("accuracy", "points", 100, 1)
@@ -425,3 +426,17 @@ def test_a_name_keeps_its_capitals_where_a_sentence_goes_on():
     assert said.unseen.startswith("The text around it expects: MSE is above InfoNCE")
     said = undecided("MSE", "InfoNCE", 0.1, {"MSE": 0.1, "InfoNCE": 0.4}, NATS)
     assert said.unseen.startswith("The text around it expects: whether MSE ")
+
+
+def test_a_single_value_stands_behind_its_own_arm():
+    ratio = Quantity("the ratio", digits=1)
+    values = {"a": 1.9, "b": 3.0, "c": 12345.6}
+    assert str(below("a", ["b", "c"], values, ratio)) == "In the ratio, a (1.9) is below b (3.0) and c (12,345.6)."
+    assert str(above("a", 0, values, ratio)) == "In the ratio, a (1.9) is above 0.0."
+    assert str(within("a", 1.9, 0, values, ratio)) == "In the ratio, a is equal to 1.9."
+    assert "from a to b (1.9 to 3.0)" in str(in_order(["a", "b"], values, ratio))
+
+
+def test_a_rounded_zero_has_no_minus():
+    assert Quantity("loss", digits=1).level(-0.01) == "0.0"
+    assert Interval(-0.001, -0.2, 0.0, 3).bracketed("+.1f") == "+0.0 [-0.2, +0.0]"

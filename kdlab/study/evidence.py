@@ -36,18 +36,20 @@ class Quantity:
             raise ValueError(f'better is "higher" or "lower", not {self.better!r}.')
 
     def level(self, value: float) -> str:
-        """A value with its unit.
+        """A value with its unit, the decimals of a large one to six figures in all.
 
-        >>> QUANTITIES["accuracy"].level(0.1234), QUANTITIES["kl_to_teacher"].level(0.5)
-        ('12.34 %', '0.500 nats')
+        >>> QUANTITIES["accuracy"].level(0.1234), QUANTITIES["kl_to_teacher"].level(0.5), Quantity("ratio").level(12345.678)
+        ('12.34 %', '0.500 nats', '12,345.7')
         """
         unit = self.unit if self.level_unit is None else self.level_unit
-        return f"{self.scale * value:.{self.digits}f} {unit}".rstrip()
+        size = abs(self.scale * value)
+        digits = min(self.digits, max(0, 6 - len(f"{size:.0f}"))) if np.isfinite(size) else self.digits
+        return f"{self.scale * value:z,.{digits}f} {unit}".rstrip()
 
     def shift(self, d: Interval) -> str:
         """A difference with its interval, if it has one."""
         scaled = self.scale * d
-        number = scaled.bracketed(f"+.{self.digits}f") if d.n > 1 else f"{scaled.mean:+.{self.digits}f}"
+        number = scaled.bracketed(f"+.{self.digits}f") if d.n > 1 else f"{scaled.mean:+z.{self.digits}f}"
         return f"{number.split(' [')[0]} {self.unit}".rstrip() + (" [" + number.split(" [")[1] if d.n > 1 else "")
 
 

@@ -200,7 +200,14 @@ def _against(arm: str, others: tuple[str, ...] | None, margin, expected: str, fa
         "" if held is of
         else " by more than " + " and ".join(filter(None, [f"a factor of {factor:g}" if factor != 1 else "", f"{q.scale * by:g} {q.unit}".strip() if by else ""]))
     )  # fmt: skip
-    name, parts = of.name(arm), []
+    single = all(d.n == 1 for d in plain.values())
+
+    def valued(one):  # an arm that is a number says its value itself
+        value = q.level(of.mean(one).mean)
+        return of.name(one) if of.name(one) == value else f"{of.name(one)} ({value})"
+
+    equal = set(outcomes.values()) == {"within"} and not margin  # then the others' value is its own
+    name, parts = valued(arm) if single and not equal else of.name(arm), []
     size = f"{q.scale * margin:.{q.digits}f} {q.unit}".strip() if margin else ""
     words = {
         "above": f"above {{}}{more}",
@@ -217,7 +224,7 @@ def _against(arm: str, others: tuple[str, ...] | None, margin, expected: str, fa
             near = min(group, key=lambda o: abs(plain[o].mean))
             who = f"{len(group)} others, the nearest of them {of.name(near)} ({q.shift(plain[near])})"
         else:
-            who = listed([f"{of.name(o)} ({_numbers(of, arm, o, plain[o])})" for o in group])
+            who = listed([valued(o) if single else f"{of.name(o)} ({q.shift(plain[o])})" for o in group])
         parts.append(words[kind].format(who))
     how = "each times the factor by its own variance" if any("pooled" in d.basis for d in plain.values()) else ""
     lead, basis = f"In {q.name}, ", _basis(of, plain, how if pooled is False else "")
@@ -228,11 +235,11 @@ def _against(arm: str, others: tuple[str, ...] | None, margin, expected: str, fa
     return Said(text, claim, set(outcomes.values()) == {expected}, decided, rival, lead, basis)
 
 
-def _numbers(of: Evidence, arm: str, other: str, d: Interval) -> str:
+def _step(of: Evidence, one: str, two: str, d: Interval) -> str:
     q = of.quantity
     if d.n > 1:
         return q.shift(d)
-    return f"{q.level(of.mean(arm).mean)} against {q.level(of.mean(other).mean)}"
+    return f"{q.level(of.mean(one).mean)} to {q.level(of.mean(two).mean)}"
 
 
 def _compare(arm, others, source, quantity, expected, short, *, names, margin=None, factor=None, by=None):
@@ -413,7 +420,7 @@ def _in_order(expected: tuple[str, ...], rising: bool, of: Evidence) -> Said:
         "not decided": "neither clearly rises nor clearly falls",
     }
     told = "; ".join(
-        f"{word[outcomes[a, b]]} from {of.name(a)} to {of.name(b)} ({_numbers(of, b, a, d)})"
+        f"{word[outcomes[a, b]]} from {of.name(a)} to {of.name(b)} ({_step(of, a, b, d)})"
         for (a, b), d in steps.items()
     )
     text = f"The {q.name} {told}{_basis(of, {'': next(iter(steps.values()))})}."

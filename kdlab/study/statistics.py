@@ -1,6 +1,7 @@
 """Means with intervals, differences paired by seed, and differences between many arms."""
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,11 +36,12 @@ class Interval:
         return Interval(factor * self.mean, low, high, self.n)
 
     def bracketed(self, spec: str = "+.3f") -> str:
-        """Without the number of runs, where that is said elsewhere; a single run has no interval.
+        """Without the number of runs, where that is said elsewhere; a single run has no interval, and a rounded zero no minus.
 
-        >>> (100 * Interval(0.05, 0.04, 0.06, 3)).bracketed("+.1f")
-        '+5.0 [+4.0, +6.0]'
+        >>> (100 * Interval(0.05, 0.04, 0.06, 3)).bracketed("+.1f"), Interval(-0.001, -0.2, 0.2, 3).bracketed(".1f")
+        ('+5.0 [+4.0, +6.0]', '0.0 [-0.2, 0.2]')
         """
+        spec = re.sub(r"^([+-]?)\.", r"\1z.", spec)
         return f"{self.mean:{spec}}" + (f" [{self.low:{spec}}, {self.high:{spec}}]" if self.n > 1 else "")
 
     @property
