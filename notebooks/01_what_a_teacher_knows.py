@@ -25,7 +25,11 @@ profile = "cpu"  # or "gpu"
 temperatures: list[float] = [0.25, 0.5, 1.0, 2.0, 4.0, 16.0]  # of the softening
 teacher_examples: int = 20_000  # labels that the known posterior's teacher learned from
 sizes: list[int] = [128, 512, 2048]  # n: how many examples a student sees
-lengths: list[int] = [50, 200]  # steps of training, among which held-out labels choose
+lengths: list[int] = [
+    50,
+    200,
+    800,
+]  # steps of training, among which held-out labels choose
 seeds: list[int] = [0, 1, 2, 3, 4]  # of the students' weights and examples
 photographs: int = 2000  # validation images that the real teacher is shown
 
@@ -535,7 +539,7 @@ table(
         for other in sources
         if other != "teacher"
     ],
-    caption=f"Points, paired by seed: {spread[0].lower() + spread[1:].rstrip(',')}, {of_seeds}.",
+    caption=f"Points, paired by seed: {spread[0].lower() + spread[1:].rstrip(',')}, {of_seeds}. Each interval is of its own pairs; the sentences below may pool the deviation of all four sources.",
 )
 
 # %% tags=["hide-input"]
@@ -708,7 +712,7 @@ findings.show(
 #
 # - The known-posterior task is easy: its classes are Gaussian clouds, and the teacher's network can represent the
 #   posterior. Real teachers are also *wrong* about wrong classes; distillation passes on their errors with the rest.
-# - The four sources share one learning rate, which was tuned for none of them; the length of training was chosen for each. Where the longest was chosen, a difference may be one of early learning.
+# - The four sources share one learning rate, which was tuned for none of them; the length of training was chosen for each. Where the longest was chosen, a longer one may change a difference.
 # - That the teacher spreads its doubt within superclasses says that its beliefs are structured, not that this structure
 #   is what helps a student. That takes an intervention, and {doc}`06_first_distillation` makes one.
 #

@@ -251,7 +251,7 @@ table(
 
 # %% tags=["hide-input"]
 power(
-    {"gradient": (np.array(hot), np.array(errors["gradient"]))},
+    {"": (np.array(hot), np.array(errors["gradient"]))},
     Quantity("gradient's relative distance from its limit"),
     "$T$",
     -1,
@@ -471,7 +471,13 @@ t_squared_dial(
     temperature=middle,
 )
 
+
 # %% tags=["hide-input"]
+def about(temperature):
+    """To two figures: the grid of temperatures is no finer."""
+    return f"{float(f'{temperature:.2g}'):g}"
+
+
 spread = {
     name: scaled[name][common].max() / scaled[name][common].min() for name in pairs
 }
@@ -480,8 +486,8 @@ low, high = (f(f(exponent[name][common]) for name in real) for f in (min, max))
 verdict(
     "B9", "depends",
     rf"Exact in the limit only. On the real logits the gradient's effective exponent between $T={coolest:g}$ and ${warmest:g}$ runs from {low:.2f} to "
-    rf"{high:.2f}; it stays within 0.01 of −2 only from $T={max(settled[n] for n in real):.1f}$ on. The scaled gradient is within 20 % of its "
-    rf"limit from $T={max(flat[n] for n in real):.1f}$ on, and varies by a factor of up to {max(spread[n] for n in real):.1f} between $T={coolest:g}$ "
+    rf"{high:.2f}; it stays within 0.01 of −2 only from about $T={about(max(settled[n] for n in real))}$ on. The scaled gradient is within 20 % of its "
+    rf"limit from about $T={about(max(flat[n] for n in real))}$ on, and varies by a factor of up to {max(spread[n] for n in real):.1f} between $T={coolest:g}$ "
     rf"and ${warmest:g}$.",
     data=data,
     condition="true in a limit",
@@ -628,15 +634,15 @@ axis.legend()
 show(
     figure,
     label="digits",
-    caption="Error of the KL divergence in float32, against float64. Above the dotted line no digit is right.",
-    alt="Log-log plot: the textbook sum's error grows with the temperature and passes one; kdlab's stays "
+    caption="Error of the KL divergence in float32, against float64. At the dotted line no digit is right.",
+    alt=f"Log-log plot: the textbook sum's error grows with the temperature and comes to {max(naive_error):.1g}; kdlab's stays "
     "below one in a thousand.",
 )
 
 # %% tags=["hide-input"]
 findings.show(
     f"On real logits the gradient's exponent between $T={coolest:g}$ and ${warmest:g}$ runs from {low:.2f} to {high:.2f}, "
-    f"and is within 0.01 of −2 from $T={max(settled[n] for n in real):.1f}$ on "
+    f"and is within 0.01 of −2 from about $T={about(max(settled[n] for n in real))}$ on "
     f"(medians of {len(images)} images; ResNet-8, untrained and after an epoch).",
     f"With $T^2$, the ratio of soft to hard gradient still changes there by a factor of up to "
     f"{max(over_range(ratios, n) for n in real):.1f}; without, of up to {max(over_range(unscaled, n) for n in real):.0f}.",

@@ -478,7 +478,9 @@ if len(many) > 1:
     overshoot = {
         "SGD, ×N, same rate": {N: final["SGD, ×N, same rate", N] for N in many}
     }
-    display(power(overshoot, Quantity("KL at the end"), "classes", 2, 0.1))
+    display(
+        power(overshoot, Quantity("KL at the end"), "the number of classes", 2, 0.1)
+    )
 display(
     only(
         [],
@@ -511,7 +513,7 @@ verdict(
 #
 # A deep network has batch normalisation, momentum, warm-up and weight decay, and the probe has none of them. By algebra the step at rate$/N$ is the same there too if the decay is multiplied by $N$,
 # since $\frac{\eta}{N}(N\nabla L+N\lambda w)=\eta(\nabla L+\lambda w)$, but rounding may grow along a training. At the same rate, algebra promises nothing.
-# So students of each case were recorded, by plan `small`, and are planned by the published recipe.
+# So students of each case are recorded in plan `small`; the same by the published recipe is planned.
 
 # %% tags=["hide-input"]
 TIMES_N = {
@@ -603,7 +605,7 @@ falling = {"Gaussian teacher": {N: ratio["Gaussian", temperature, N] for N in si
 power(
     falling,
     Quantity(f"ratio of soft to hard gradient at $T={temperature:g}$"),
-    "classes",
+    "the number of classes",
     -0.5,
     0.05,
 )

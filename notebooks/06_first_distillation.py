@@ -287,7 +287,7 @@ def differences(records):
     return table(
         ["difference", "points"], [[name, d.bracketed("+.2f")] for name, d in found.items()],
         caption=f"Test accuracy of one arm minus another, paired by seed, {told(records)}"
-        + ("; the two differences to alone hold together." if len(records) > len(ARMS) else "."),
+        + ("; each interval is of its own pairs, those of the two differences to alone hold together, and the sentences may pool the deviation of all arms." if len(records) > len(ARMS) else "."),
     )  # fmt: skip
 
 
@@ -370,6 +370,7 @@ if runs > 1:
 
 # %% tags=["hide-input"]
 elsewhere, narrow = of_seeds(results("small")), "resnet8_width4-alone"
+EVEN = {"spread": "the even target"}
 if whole_seeds(elsewhere) and len(elsewhere.ready((*ARMS, narrow))) == 4:
     reached = {
         arm: f"{100 * elsewhere.mean(arm).mean:.1f} %" for arm in (narrow, "permuted")
@@ -388,9 +389,8 @@ if whole_seeds(elsewhere) and len(elsewhere.ready((*ARMS, narrow))) == 4:
     )
     if elsewhere.ready(["spread"]):
         display(
-            undecided(
-                "spread", "permuted", 1, elsewhere, names={"spread": "the even target"}
-            )
+            undecided("spread", "permuted", 1, elsewhere, names=EVEN),
+            above("kd", "spread", elsewhere, names=EVEN),
         )
     display(Shown(f'<p class="kd-badge">Under: {conditions(elsewhere)}.</p>'))
 
@@ -475,12 +475,13 @@ show(
 )
 
 # %% [markdown]
-# ### To the end, with a rate of its own
+# ## To the end, with a rate of its own
 #
-# Those records are of short trainings at one rate. In the plan `grown` the same pair is trained to the end; labels alone have a rate of their own, soft targets a rate and a weight, and the control has those of the soft targets, so that it differs from them in what the teacher says alone ({doc}`12_the_table_again`). <!-- by definition -->
+# The records above are of short trainings at one rate. In the plan `grown` the same pair is trained to the end; labels alone have a rate of their own, soft targets a rate and a weight, and the control has those of the soft targets, so that it differs from them in what the teacher says alone ({doc}`12_the_table_again`). <!-- by definition -->
 
 # %% tags=["hide-input"]
-grown = of_seeds(results("grown").renamed({arm_name(arm, EPOCHS): arm for arm in ARMS}))
+asked = {arm_name(arm, EPOCHS): arm for arm in (*ARMS, "spread")}
+grown = of_seeds(results("grown").renamed(asked))
 to_the_end = whole_seeds(grown)
 if len(to_the_end) > len(ARMS):
     display(
@@ -538,11 +539,15 @@ found = next(
 if found:
     helps = above("kd", ["alone", "permuted"], found)
     warning = below("permuted", "alone", found)
+    both = ["kd", "spread"]
+    spread = next((s for s in (found, elsewhere) if s.ready(both) == both), None)
+    even = None if spread is None else above("kd", "spread", spread, names=EVEN)
     given = verdict(
         "A4", "verified" if helps.holds else "depends",
         ("Soft targets help, and with the wrong classes permuted they do not. " if helps.holds and warning.holds else "")
         + f"What hard labels lose is said to be “subtle information about class relationships”. {helps} {warning} "
-        + ("So the same confidence with wrong classes that mean nothing does not help, in this training and at these weights: their relations are gone, and the noise of shuffling is added, which chapter 14 takes away. " if helps.holds and warning.holds else "")
+        + ("So the same confidence with wrong classes that mean nothing does not help, in this training and at these weights: their relations are gone, and the noise of shuffling is added. " if helps.holds and warning.holds else "")
+        + (f"Without that noise, with the belief in wrong classes spread evenly: {even}{'' if spread is found else f' (plan `small`, {conditions(spread)})'} " if even else "")
         + "The hard labels here are the data's; the article's are the teacher's own predictions. "
         + (f"After the short training at one rate: {above('kd', ['alone', 'permuted'], cpu_plan)} " if found is grown and runs >= 3 else "")
         + f"{conditions(found)}.",
@@ -577,7 +582,7 @@ else:
 # ## Limits
 #
 # - One pair of networks, one data set, one temperature; in the short trainings one weight and one learning rate, too, none of them chosen for any arm.
-#   A short training favours whatever speeds up learning: a gain may be one of early learning, and a rate of its own for each arm may change its size. What has been trained to the end says which.
+#   A short training favours whatever speeds up learning: a gain may be one of early learning, and a rate of its own for each arm may change its size. The same arms, trained to the end with rates of their own, are there to say which.
 # - The control shuffles anew at every step, so it adds noise to the targets as well as taking their structure. Its expectation is a
 #   smoothed label; training on that, without the noise, is the first exercise, and chapter 14 has it as an arm of the study.
 # - Seeds bound the noise of initialisation and order, not that of the data or of the teacher: there is one teacher. The live part has one seed.

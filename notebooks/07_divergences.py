@@ -230,8 +230,8 @@ show(
         for name, theta in best.items()
     )
     + f". The heaviest mode is at {centre[weight.argmax()]:+.0f} and {width[weight.argmax()]:.1f} wide.",
-    alt="Eight panels, each with the same three grey bells and a coloured curve: a low broad one over all bells, or a narrow one on the leftmost, "
-    "broadest bell.",
+    alt="Eight panels, each with the same three grey bells and a coloured curve: a low broad one over all bells, a narrow one on the leftmost, "
+    "broadest bell, or, by total variation, one between.",
 )
 
 # %% [markdown]
@@ -644,14 +644,14 @@ display(
     falls(
         {"skewed forward KL": width_of["skewed forward KL"]},
         best_width,
-        r"of $\lambda$",
+        r"$\lambda$",
         to=0.5,
     )
 )
 rises(
     {"skewed reverse KL": width_of["skewed reverse KL"]},
     best_width,
-    r"of $\lambda$",
+    r"$\lambda$",
     to=2,
 )
 
@@ -999,8 +999,7 @@ table(
 
 # %% [markdown]
 # This is one reason why recipes with reverse or symmetric divergences start from a student that was first
-# trained in the ordinary way {cite}`gu2024minillm,agarwal2024onpolicy`: these divergences only help a student that is
-# already near.
+# trained in the ordinary way {cite}`gu2024minillm,agarwal2024onpolicy`: far away these divergences may show a student no way at all.
 #
 # ## What bounds what
 #
@@ -1120,7 +1119,7 @@ display(
     power(
         excess,
         Quantity("forward KL above the minimum", "nats", digits=5),
-        "samples",
+        "the number of samples",
         -1,
         0.15,
     ),
@@ -1545,6 +1544,7 @@ MEASURES = {
     "entropy (nats)": lambda z, t, y: entropy(z).mean().item(),
     "KL(truth ‖ student)": lambda z, t, y: forward_kl(z, t).item(),
     "KL(student ‖ truth)": lambda z, t, y: reverse_kl(z, t).item(),
+    "classes never named": lambda z, t, y: z.shape[-1] - len(z.argmax(-1).unique()),
 }
 measured = {}
 trained = students_of(
@@ -1592,7 +1592,7 @@ panels[0].invert_yaxis()
 show(
     figure,
     label="too-small",
-    caption=f"Students of {hidden_units} hidden units on {len(test):,} test examples. Circles and bars: mean and 95 % interval, paired by seed, {N}; small dots: the seeds. "
+    caption=f"Students of {hidden_units} hidden units on {len(test):,} test examples. Circles and bars: mean and 95 % interval, {N}; small dots: the seeds. "
     f"The Bayes classifier reaches {ideal['accuracy']:.1%}.",
     alt="Four panels with one row per training objective: accuracy, confidence minus accuracy, and the two KL divergences between student and truth; "
     "a mean with its interval and a dot for each seed in every row.",
@@ -1719,10 +1719,14 @@ only(
 
 # %% tags=["hide-input"]
 towards = ["forward KL", SKEWED_FORWARD, r"JSD, $\beta=0.5$", "reverse KL"]
-in_order(towards, excess, confidence, names=called)
+forgotten = Quantity("classes that are never the first choice", "", 1, 1, "lower")
+display(
+    in_order(towards, excess, confidence, names=called),
+    above("reverse KL", None, by_arm("classes never named"), forgotten, names=called),
+)
 
 # %% [markdown]
-# So mode seeking in a network need not mean a forgotten mode: where confidence rises along these arms, it means forgotten doubt.
+# So mode seeking in a network is two things. Where confidence rises along these arms, doubt is forgotten. And where the last sentence holds, the reverse KL forgets modes as well: its students have classes that they name for no example, which those of a skewed or symmetric divergence hardly have.
 #
 # **Does the reverse KL reach its own optimum?**
 

@@ -90,7 +90,7 @@ from kdlab.study.display import Findings, data_note, device_for, verdict
 from kdlab.study.evidence import Among, Quantity
 from kdlab.study.parameters import require
 from kdlab.study.statements import above, below, falls, leads, undecided, within
-from kdlab.study.statistics import summary
+from kdlab.study.statistics import against, summary
 from kdlab.training import (
     Learner,
     Recipe,
@@ -605,7 +605,7 @@ show(
     figure,
     label="projectors",
     caption="How much of the teacher's middle stage each kind of projector recovers from a student's, one dot per seed; triangles are off the axis, with their mean. A value "
-    "far below zero is one of scale (next table).",
+    "far below zero is one of scale and offset (next table).",
     alt="Dots of explained variance by projector and student. "
     + "; ".join(
         f"{kind}, {group}: {np.mean(explained[group, kind]):.2f}"
@@ -681,7 +681,7 @@ display(
 )
 
 # %% [markdown]
-# So the first number is only a matter of scale. The rest of the table says more: with a scale and an offset of its own, each channel explains next to nothing of the teacher's channel
+# So the first number is a matter of scale and offset. The rest of the table says more: with a scale and an offset of its own, each channel explains next to nothing of the teacher's channel
 # of the same number. **Equal width does not make the channels of one network those of another.** This student had labels and no teacher. Below we ask whether a student that is trained to match can turn its own channels.
 #
 # An **orthogonal** map may turn the space and cannot rescale. Miles, Elezi and Deng {cite}`miles2024vkd` use it *with* a normalisation of the teacher's features; alone, as in the figure, its
@@ -1299,7 +1299,7 @@ table(
 )
 
 # %% [markdown]
-# The student's units all start alike, and any of them may become the teacher's first, so a permutation has no reason to cost anything. A rotation has. The teacher's features come out of a ReLU and are
+# At the start the student's units are exchangeable, drawn from one distribution, and any of them may become the teacher's first, so a permutation has no reason to cost anything. A rotation has. The teacher's features come out of a ReLU and are
 # not negative. Rotated, they are, and a student whose own features leave a ReLU cannot follow; without that ReLU the layers before can learn any rotation. So alignment is a demand on the student's *architecture*. InfoNCE
 # makes it too, though it asks for directions only, and only well enough to tell examples apart.
 
@@ -1540,6 +1540,7 @@ overall = difference(
     alike["attention"][:, :, 1].mean(1), alike["alone"][:, :, 1].mean(1)
 )
 gain = gains["attention"]
+by_stage = ", ".join(d.bracketed("+.2f") for d in per_stage)
 own_parts = {arm: alike[arm][:, :, 1].mean(1) for arm in alike}
 plain_cosines = {arm: alike[arm][:, 1, 0] for arm in alike}
 OWN = Quantity("correlation of the images' own part, mean of three stages", "", 1, 2)
@@ -1548,10 +1549,10 @@ transferred = above("attention", ["alone", 0], own_parts, OWN)
 display(transferred, below("alone", everywhere[1], plain_cosines, PLAIN_COSINE))
 verdict(
     "A11", "verified" if transferred.holds else "not decided",
-    ("The student comes to look where its teacher looks. " if transferred.holds else "")
+    ("The student comes to look a little more where its teacher looks. " if transferred.holds else "")
     + f"In a student trained to match its teacher's maps, the part of a map that belongs to the image correlates with the teacher's, on held-out images, "
     f"at {alike['attention'][:, :, 1].mean():.2f} in place of {alike['alone'][:, :, 1].mean():.2f}, mean of three stages (paired difference {overall.bracketed('+.2f')}, "
-    f"{N}). The plain cosine misleads: a map that is the same everywhere has {everywhere[1]:.2f} at the middle stage. Test accuracy "
+    f"{N}); stage by stage it changes by {by_stage}. The plain cosine misleads: a map that is the same everywhere has {everywhere[1]:.2f} at the middle stage. Test accuracy "
     f"changes by {gain.bracketed('+.1f')} points. The paper's norm, with its $\\beta=10^3/HW$, and the released mean of squares, with 1000, differ in every example's gradient by "
     r"the factor $4\|\hat a_S-\hat a_T\|_2$.",
     data=data,
@@ -2168,10 +2169,13 @@ show(
 # %% tags=["hide-input"]
 BYTES = Quantity("cross-entropy of the next byte", "nats", 1, 2, "lower")
 ALL_NAMED = {arm: f"outputs {arm}" for arm in LANGUAGE if arm.startswith("and ")}
+by_seed = {arm: dict(zip(SEEDS, values, strict=True)) for arm, values in worth.items()}
+changes = against(by_seed, "outputs", correction=None)
 display(
-    *(
-        below(arm, "outputs", worth, BYTES, names=ALL_NAMED)
-        for arm in list(LANGUAGE)[1:]
+    below("and relations", "outputs", worth, BYTES, names=ALL_NAMED),
+    sentence(
+        f"Attention maps beside the outputs change it by {changes['and attention'].bracketed('+.2f')} nats a byte, hidden states and attention maps "
+        f"by {changes['all three'].bracketed('+.2f')} (95 % intervals of the same kind)."
     ),
 )
 

@@ -580,7 +580,7 @@ SHARING = Quantity("effective number of negatives", "", 1, 0)
 rises(
     {"": dict(zip(temperatures, effective, strict=True))},
     SHARING,
-    "of the temperature",
+    "the temperature",
 )
 
 # %% [markdown]
@@ -1644,7 +1644,7 @@ show(
     figure,
     label="arms",
     caption="The short training, each arm at its chosen weight: gain over the same student alone, paired by seed: each seed (small dots), mean and 95 % interval "
-    f"({N}). Blue: candidates from the batch. Purple: from elsewhere.",
+    f"of its own pairs ({N}); the sentences below may pool the deviation of all arms. Blue: candidates from the batch. Purple: from elsewhere.",
     alt="Rows of dots with intervals: "
     + ", ".join(f"{arm} {gain.mean:+.2f}" for arm, gain in gains.items())
     + " points.",
@@ -1703,7 +1703,7 @@ display(
 )
 
 # %% [markdown]
-# Where *afresh* is above *bank*, it is the candidates' *age* that takes the gain away: the same examples, embedded afresh, teach. The curves of weights above show
+# Where *afresh* is above *bank*, age is what the candidates of one differ by from those of the other: the same examples, embedded afresh, teach. But each has the weight that was chosen for it, and a bank's is a small one; at equal weights there are the curves, of the validation split. They show
 # whether a bank's harm grows with its weight. An arm at the lower edge of its grid is nearly *alone*, so it is no surprise if it comes out near *alone*: validation saw no gain in any other weight. <!-- by definition --> The queue's networks are slow, which may be age under another name. CRD's two maps may agree on something that is not in the teacher's vectors: information shown is not accuracy.
 #
 # Does the *number* of candidates matter? The table has *batch* and *batch and stored* at equal weights, on the validation split; the sentence below is about the test split, each at its chosen weight.
@@ -1907,7 +1907,7 @@ verdict(
     "A13", "depends" if turns else "not decided",
     "Both can be built" + (", and which is better, in CRD's set-up at weight one, changes with the training, its length and its rate" if turns else "") + f". CRD over labels alone, at one weight: {said(short['CRD'])} points of test accuracy after {epochs} epochs, {said(long['CRD'])} after {LONG} at a rate of {slow_rate:g} in place of {rate:g} "
     f"(95 % intervals, paired, {N}). Negatives of the batch, in the same set-up: {said(short['batch, two maps'])} and {said(long['batch, two maps'])}. The candidates that the bank would draw, embedded afresh and under a softmax, "
-    f"give {said(short['afresh'])} and {said(long['afresh'])}, so that a gain over the batch need not be the memory's. After the short training, with weights chosen by validation, CRD gives {said(gains['CRD'])}, the bank under a softmax {said(gains['bank'])}, the same afresh {said(gains['afresh'])}, and a plain map to the teacher's own vectors, with the batch's negatives, {said(gains['batch'])}. A bank for CIFAR-100 keeps {kept / 1e6:.0f} MB; with a "
+    f"give {said(short['afresh'])} and {said(long['afresh'])}, so that a gain over the batch need not be the memory's. After the short training, with weights chosen by validation, CRD gives {said(gains['CRD'])} (at {chosen['CRD']:g}, of {min(grids['CRD']):g} to {max(grids['CRD']):g}), the bank under a softmax {said(gains['bank'])}, the same afresh {said(gains['afresh'])}, and a plain map to the teacher's own vectors, with the batch's negatives, {said(gains['batch'])}. A bank for CIFAR-100 keeps {kept / 1e6:.0f} MB; with a "
     f"positive newer than its negatives the loss shows {claimed['now'][-1, 0]:.1f} nats where fresh negatives show {claimed['now'][-1, 1]:.1f}.",
     condition="bound to a scale" if turns else None,
 )  # fmt: skip
@@ -1919,7 +1919,7 @@ findings.show(
     f"{best[SOME][at, 2]:.2f} are shown.",
     f"In a short training ({epochs} epochs; ten methods, each at the weight that validation "
     f"chooses; {N}), a plain map to the teacher's vectors with the batch's negatives changes "
-    f"accuracy by {said(gains['batch'])} points against labels alone, CRD by {said(gains['CRD'])}, KD by {said(gains['KD'])}.",
+    f"accuracy by {said(gains['batch'])} points against labels alone, CRD by {said(gains['CRD'])} (at weight {chosen['CRD']:g}, of {min(grids['CRD']):g} to {max(grids['CRD']):g} tried), KD by {said(gains['KD'])}.",
     f"At weight one, CRD changes it by {said(short['CRD'])} points after {epochs} epochs and by "
     f"{said(long['CRD'])} after {LONG} at a lower rate; its candidates embedded afresh, under a "
     f"softmax, by {said(short['afresh'])} and {said(long['afresh'])}.",

@@ -636,7 +636,7 @@ smallest, greatest = min(sized, key=sized.get), max(sized, key=sized.get)
 findings.show(
     f"The {len(CONVENTIONS) - 1} conventions are {len(losses)} different losses on one batch at $T={T:g}$: the gradient of the "
     f"teacher's part is between {sized[smallest]:.2g} ({smallest}) and {sized[greatest]:.2g} ({greatest}) times kdlab's.",
-    f"Of these, {sum(f is not None for name, f in stated.items() if name != 'kdlab')} can be converted by a factor on the weight; "
+    f"Where nothing is padded, {sum(f is not None for name, f in stated.items() if name not in ('kdlab', 'mdistiller'))} of the {len(CONVENTIONS) - 2} others can be reached from mdistiller by a factor on the weight; "
     f"a recipe copied from mdistiller to TextBrewer without it has a gradient that is off by {miss['copied'].item():.0%}.",
     f"In a small example the factor changes the KL at the end by up to {spread_of['SGD, teacher alone']:.1f} times under SGD and by "
     f"{spread_of[divided_out]:.3f} times under AdamW, where the teacher is the only term.",

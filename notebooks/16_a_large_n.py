@@ -72,14 +72,13 @@ from kdlab.study.display import (
     source_note,
     tokens_read,
 )
-from kdlab.study.evidence import QUANTITIES, Quantity
+from kdlab.study.evidence import QUANTITIES, Quantity, listed
 from kdlab.study.findings import moves
 from kdlab.study.parameters import ParameterError
 from kdlab.study.statements import (
     above,
     below,
     falls,
-    in_order,
     rises,
     undecided,
     within,
@@ -623,12 +622,9 @@ MOVES = Quantity(
     better="lower",
 )
 for name in curves:
-    by_how = {
-        "a change by 20 %": 1.2,
-        f"with T² ({name} student)": moved[name],
-        f"without ({name} student)": bare[name],
-    }
-    display(in_order(list(by_how), by_how, MOVES))
+    kept, lost = f"with $T^2$ ({name} student)", "without"
+    by_how = {kept: moved[name], lost: bare[name]}
+    display(above(kept, 1.2, by_how, MOVES), above(lost, kept, by_how, MOVES))
 
 # %% [markdown]
 # The right panel has two sets of curves, and with a large $N$ they come apart. The vector as a whole is mostly tail: thousands of entries with moderate logits, for which the limit is soon good. The few tokens that
@@ -1027,33 +1023,34 @@ HEAT, WEIGHT = ("T2", "T4"), ("alone", "soft0.5", "soft1", "soft-falling")
 
 
 def against(study, arms, control, label, what):
-    """Differences from the control, seed by seed, in bits per byte and in KL from the teacher."""
+    """Differences from the control, seed by seed, in bits per byte and in KL from the teacher; intervals as the sentences have them."""
     arms = [
         a for a in arms if study.difference(a, control, "bits_per_byte") is not None
     ]
+    bits, kl = (
+        study.against(control, measure, arms, correction=None)
+        for measure in ("bits_per_byte", "kl_to_teacher")
+    )
     figure, panels = plt.subplots(
         1, 2, figsize=(8.0, 0.5 * len(arms) + 1.4), sharey=True
     )
-    for panel, measure in zip(panels, ("bits_per_byte", "kl_to_teacher"), strict=True):
-        rows, intervals = {}, {}
-        for name in arms:
-            rows[NAMES[name]] = list(study.differences(name, control, measure).values())
-            intervals[NAMES[name]] = study.difference(name, control, measure)
+    measures = {"bits_per_byte": bits, "kl_to_teacher": kl}
+    for panel, (measure, intervals) in zip(panels, measures.items(), strict=True):
+        rows = {
+            NAMES[name]: list(study.differences(name, control, measure).values())
+            for name in arms
+        }
         panel.axvline(0, color="grey", linewidth=1)
-        dots(panel, rows, intervals)
+        dots(panel, rows, {NAMES[name]: d for name, d in intervals.items()})
     panels[0].set_xlabel(f"bits per byte, minus {control}")
     panels[1].set_xlabel(f"KL from the teacher, minus {control}")
     mean = study.mean(control, "bits_per_byte")
-    apart = sum(
-        study.difference(a, control, "bits_per_byte").excludes_zero for a in arms
-    )
-    said = "; ".join(
-        f"{NAMES[a]} {study.difference(a, control, 'bits_per_byte'):+.4f}" for a in arms
-    )
+    apart = sum(d.excludes_zero for d in bits.values())
+    said = "; ".join(f"{NAMES[a]} {d:+.4f}" for a, d in bits.items())
     return show(
         figure,
         label=f"{label}-{study.plan}",
-        caption=f"{what[0].upper()}{what[1:]} (plan {study.plan}), against {control}, which needs {mean.mean:.3f} bits per byte of the test text. One dot per seed, means with their 95 % intervals. Bits per byte: {said}. Intervals that leave out zero: {apart} of {len(arms)}.",
+        caption=f"{what[0].upper()}{what[1:]} (plan {study.plan}), against {control}, which needs {mean.mean:.3f} bits per byte of the test text. One dot per seed, means with their 95 % intervals ({listed(sorted({d.basis for d in bits.values()}))}). Bits per byte: {said}. Intervals that leave out zero: {apart} of {len(arms)}.",
         alt=f"Dots with intervals of differences from {control}, in bits per byte and in KL from the teacher, for: {', '.join(arms)}.",
     )
 

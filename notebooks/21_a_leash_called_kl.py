@@ -87,6 +87,7 @@ from kdlab.study.language_plans import LIVELY
 from kdlab.study.parameters import require
 from kdlab.study.run import measured_policy
 from kdlab.study.statements import above, below, in_order, only
+from kdlab.study.statistics import mean_interval
 from kdlab.training import Learner, Recipe, fit_together, measure_tokens
 
 use_style()
@@ -1448,8 +1449,12 @@ for study in studies:
 
 # %% tags=["hide-input"]
 def sided(study, measure, arms):
-    """Arms by what their interval says of zero."""
-    found = {arm: study.mean(arm, measure) for arm in arms}
+    """Arms by what their interval says of zero; the intervals hold together (Bonferroni's)."""
+    level = 1 - 0.05 / len(arms)
+    found = {
+        arm: mean_interval(list(study.values(arm, measure).values()), level)
+        for arm in arms
+    }
     return {
         "more": [ARMS[a] for a, i in found.items() if i.low > 0],
         "less": [ARMS[a] for a, i in found.items() if i.high < 0],
@@ -1483,7 +1488,7 @@ if small.complete(ARMS):
     )  # fmt: skip
 
 # %% [markdown]
-# The sentences above, once the records are complete, say whether these policies are where their price would put them. A constant tilt, which looks only at the paid words, is the measure of what has been learned beyond “say them more often”.
+# The sentences above say whether these policies are where their price would put them. A constant tilt, which looks only at the paid words, is the measure of what has been learned beyond “say them more often”.
 #
 # ### What is written
 #

@@ -329,7 +329,7 @@ verdict(
         "At this scale it is so." if holds else "",
         nearer,
         as_good,
-        f"Students and teachers are networks of two hidden layers of 64, on {task.num_classes} Gaussian classes; {N}; a rate for each beginning, {epochs} epochs.",
+        f"The student at λ = {max(shares):g} agrees on {unlearned[max(shares)]:.1%} before any training, and on {np.mean(agreed[NEAREST]):.1%} after it. Students and teachers are networks of two hidden layers of 64, on {task.num_classes} Gaussian classes; {N}; a rate for each beginning, {epochs} epochs.",
         *photographs,
     ],
     condition="bound to a scale" if holds else None,
@@ -384,7 +384,7 @@ def bits(models, split):
 
 
 untrained = bits({"teacher": teacher, **halves}, held_out)
-at_first = bits(halves, probe)
+at_first = bits({"teacher": teacher, **halves}, probe)
 told = fit_together(
     [
         Learner(student, 0.1 * CrossEntropy() + 0.9 * ForwardKL(), how)
@@ -413,7 +413,7 @@ tokens = np.arange(turns + 1) * how.epoch_examples * data.train.context
 figure, axis = plt.subplots(figsize=(6.4, 3.2))
 for name, curve in curves.items():
     axis.plot(tokens / 1e3, curve, "o-", color=HUES[name], markersize=3, label=BEGINNINGS[name])  # fmt: skip
-axis.axhline(untrained["teacher"], color=VERMILION, linestyle="--", linewidth=1, label="teacher, test text")  # fmt: skip
+axis.axhline(at_first["teacher"], color=VERMILION, linestyle="--", linewidth=1, label="teacher")  # fmt: skip
 axis.set(xlabel="tokens read (thousands)", ylabel="bits per byte, validation")
 axis.legend(fontsize="x-small")
 ON_TEST = Quantity("bits per byte of the test text", better="lower", digits=2)
@@ -449,13 +449,15 @@ display(
 
 # %% tags=["hide-input"]
 cut = results("cut")
-KINDS = {"alone": "labels alone", "kd": "and the teacher"}
+KINDS = {"alone": "from labels alone", "kd": "with the teacher"}
 CUTS = {
-    f"{name}-{kind}": f"{BEGINNINGS[name]}, {said}"
+    f"{name}-{kind}": f"{BEGINNINGS[name]} {said}"
     for name in KEPT
     for kind, said in KINDS.items()
 }
 cut_done = cut.complete(list(CUTS))
+if cut_done:
+    of_teacher = cut.arm(cut.specs[0].arm)[0]["test"]["bits_per_byte"]
 BITS = QUANTITIES["bits_per_byte"]
 if cut_done:
     display(
@@ -516,8 +518,8 @@ if cut_done:
 
 # %% tags=["hide-input"]
 findings.show(
-    f"A student of its teacher's own architecture, with drawn weights, ends at {np.mean(correct[DRAWN]):.1%} accuracy, its teacher has {np.mean(teachers_correct):.1%}; they agree on {np.mean(agreed[DRAWN]):.1%} of new examples, and on {np.mean(agreed[PLENTY]):.1%} after {longer} times as long a training on {more} times the examples. One that begins at {max(shares):g} of the teacher's weights agrees on {np.mean(agreed[NEAREST]):.1%} ({N}).",
-    f"Two blocks of a language model of {blocks} need {untrained['first']:.2f} bits per byte as they are cut out (the first two), and {trained['first']:.2f} after {tokens[-1]:,} tokens; drawn weights {trained['drawn']:.2f} after as many, the whole teacher {untrained['teacher']:.2f} (n = 1).",
+    f"A student of its teacher's own architecture, with drawn weights, ends at {np.mean(correct[DRAWN]):.1%} accuracy, its teacher has {np.mean(teachers_correct):.1%}; they agree on {np.mean(agreed[DRAWN]):.1%} of new examples, and on {np.mean(agreed[PLENTY]):.1%} after {longer} times as long a training on {more} times the examples. One that begins at {max(shares):g} of the teacher's weights agrees on {unlearned[max(shares)]:.0%} of them before any training, and on {np.mean(agreed[NEAREST]):.1%} after it ({N}).",
+    f"Two blocks of a language model of {blocks} need {untrained['first']:.2f} bits per byte as they are cut out (the first two), and {trained['first']:.2f} after {tokens[-1]:,} tokens; drawn weights {trained['drawn']:.2f} after as many, the whole teacher {untrained['teacher']:.2f} ({len(held_out)} blocks of test text, n = 1).",
     *(
         [
             f"A ResNet-8 that is taught by a ResNet-8 on CIFAR-100 ({conditions(fidelity)}) agrees with it on {fidelity.mean('share-0', 'agreement').mean:.1%} of the test photographs from drawn weights, on {fidelity.mean('share-0.5', 'agreement').mean:.1%} from half of the teacher's, and on {fidelity.mean('share-1', 'agreement').mean:.1%} if it begins as the teacher (n = {len(fidelity.values('share-0', 'agreement'))} seeds)."
@@ -527,7 +529,7 @@ findings.show(
     ),
     *(
         [
-            f"After a million tokens, with a rate of its own for each: first and last block and the teacher {cut.mean('outer-kd', BITS.of).mean:.2f} bits per byte of the test books, drawn weights and the teacher {cut.mean('drawn-kd', BITS.of).mean:.2f} (n = {len(cut.values('outer-kd', BITS.of))} seeds)."
+            f"After a million tokens, with a rate of its own for each, first and last block taught by the teacher need {cut.mean('outer-kd', BITS.of).mean:.2f} bits per byte of all test books, drawn weights taught by it {cut.mean('drawn-kd', BITS.of).mean:.2f}, and the teacher itself {of_teacher:.2f} (n = {len(cut.values('outer-kd', BITS.of))} seeds)."
         ]
         if cut_done
         else []

@@ -190,7 +190,7 @@ def test_curves():
     assert falls(both, loss, "epochs").holds and not falls(both, loss, "epochs", throughout=True).holds
     assert not rises(both, loss, "epochs").holds and not falls(both, loss, "epochs", to=0.5).holds
     assert (
-        "falls from 3.00 nats to 1.00 nats between 0 and 2 epochs, at every step (soft)"
+        "falls from 3.00 nats to 1.00 nats, at every step, for epochs from 0 to 2 (soft)"
         in falls(both, loss, "epochs").text
     )
     line = {"difference": (np.array([1.0, 2.0, 4.0]), np.array([2.0, 1.0, -1.0]))}

@@ -14,7 +14,6 @@ import numpy as np
 
 from ..figures import Shown, mathematics
 from .evidence import (
-    INTRUDER,
     Curves,
     Evidence,
     Quantity,
@@ -508,11 +507,7 @@ def only(
 
 def _each(of: Curves, outcome: dict[str, str], told: dict[str, str], want: str, directed: Collection[str]) -> Said:
     """One clause for each curve; it holds if all are as wanted."""
-    text = (
-        f"The {of.quantity.name} "
-        + "; ".join(f"{told[n]}" + (f" ({n})" if len(told) > 1 or n == INTRUDER else "") for n in told)
-        + "."
-    )
+    text = f"The {of.quantity.name} " + "; ".join(told[n] + (f" ({n})" if n else "") for n in told) + "."
     return Said(
         text,
         frozenset(outcome.items()),
@@ -538,10 +533,10 @@ def _runs(want: str, ends: int, throughout: bool, to: float | None, of: Curves) 
         ):
             outcome[name] = f"{way} by less"
         told[name] = (
-            f"{way} from {q.level(first)} to {q.level(last)} between {x[0]:g} and {x[-1]:g} {of.along}, {'at every step' if steady else 'not at every step'}"
+            f"{way} from {q.level(first)} to {q.level(last)}, {'' if steady else 'not '}at every step, for {of.along} from {x[0]:,g} to {x[-1]:,g}"
         )
         if first == last:
-            told[name] = f"ends where it began, at {q.level(last)}, between {x[0]:g} and {x[-1]:g} {of.along}"
+            told[name] = f"ends where it began, at {q.level(last)}, for {of.along} from {x[0]:,g} to {x[-1]:,g}"
         if to is not None:
             told[name] += f", to {last / first:.2g} times its first value" if first else ""
     return _each(of, outcome, told, want, [o for o in outcome.values() if o != "ends where it began"])
@@ -559,7 +554,7 @@ def falls(
     """Each curve ends lower than it begins.
 
     Args:
-        source: curves by name: ``(x, y)``, ``{x: y}`` or y.
+        source: curves by name: ``(x, y)``, ``{x: y}`` or y; a name that is empty is not said.
         quantity: what y is.
         along: what x is, with its unit: "tokens".
         ends: how many points at each end are averaged, where a curve is noisy.
@@ -643,7 +638,7 @@ def _exponents(exponent: float, margin: float, of: Curves) -> Said:
             )
             continue
         outcome[name] = "as expected" if abs(slope - exponent) <= margin else "faster" if slope < exponent else "slower"
-        told[name] = f"varies as the power {slope:+.2f} of {of.along}, between {x[0]:g} and {x[-1]:g}"
+        told[name] = f"varies as the power {slope:+.2f} of {of.along}, between {x[0]:,g} and {x[-1]:,g}"
     return _each(of, outcome, told, "as expected", ["as expected"] if abs(exponent) > margin else [])
 
 
