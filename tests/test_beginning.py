@@ -108,3 +108,10 @@ def test_a_spec_says_what_it_begins_with():
     ):
         with pytest.raises(ValueError, match=sentence):
             replace(spec, **options)
+
+
+def test_a_share_of_nothing_changes_no_counter():
+    student, teacher = (torch.nn.BatchNorm1d(2) for _ in range(2))
+    teacher(torch.randn(4, 2))
+    begin_from(student, teacher, 0.0)
+    assert student.num_batches_tracked == 0 and not student.running_mean.any()

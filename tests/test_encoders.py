@@ -320,3 +320,11 @@ def test_arms_differ_in_what_their_names_say(monkeypatch):
     assert "encoder-small" in plans.PLANS
     monkeypatch.setattr("kdlab.study.runner.PLANS", {"encoder-small": None})
     assert all(isinstance(spec, Spec) for spec in every_spec())  # of the teacher there is no record
+
+
+def test_a_batch_keeps_every_token_that_is_read():
+    """Of sentences that are padded on the left, too."""
+    ids = torch.tensor([[0, 0, 5, 6, 0], [0, 7, 8, 9, 0]])
+    split = Sentences({"input_ids": ids, "attention_mask": (ids > 0).long()}, torch.zeros(2, dtype=torch.long))
+    ((inputs, _, _),) = split.batches(2)
+    assert inputs["input_ids"].tolist() == ids[:, :4].tolist()

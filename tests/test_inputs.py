@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from kdlab.data import Examples, Split
 from kdlab.objectives import (
     BinarySoftTargets,
     ContrastiveMemory,
@@ -12,24 +13,42 @@ from kdlab.objectives import (
     ForwardKL,
     HeadLogits,
     InfoNCE,
+    LogitMSE,
+    MergedVocabulary,
+    SampledReverseKL,
+    SharedVocabulary,
     SmoothedLabels,
     SoftTargets,
+    SortedProbabilities,
     SparseTargets,
+    TextKL,
+    activation_attention,
     attention_from_qk,
     binary_cross_entropy,
     binary_soft_targets,
     cross_entropy,
+    dist_loss,
     forward_kl,
     generalised_jsd,
+    hidden_cosine,
+    info_nce,
     loss_as_in,
+    merge_vocabulary,
     permute_dark_knowledge,
     restrict_vocabulary,
+    rkd_angle,
+    rkd_distance,
+    sampled_gradient_variance,
     sampled_kl,
+    similarity_preserving,
     soft_targets,
     soften,
     sparse_forward_kl,
+    squared_error,
     standardise,
 )
+from kdlab.training import Recipe, fit
+from kdlab.training.embeddings import found_by_nearest, rank_correlation
 
 Z, Y = torch.tensor([[1.0, 0.0, 2.0]]), torch.tensor([1])
 TWO, HALF = torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.5]])
@@ -68,6 +87,17 @@ from_server = SparseTargets.from_log_probabilities
         (lambda: binary_soft_targets(Z[:, :0], Z[:, :0]), ValueError, "needs at least one label"),
         (lambda: binary_cross_entropy(Z, Z[:, :2]), ValueError, r"labels of shape \(1, 2\) do not fit"),
         (lambda: BinarySoftTargets()(student_logits=Z, teacher_logits=Z, labels=[1]), TypeError, "not list"),
+        (lambda: squared_error(Z[0], Z[0]), ValueError, r"outputs have shape \(..., N\), not \(3,\): of one output an example"),
+        (lambda: LogitMSE()(student_logits=Z[0], teacher_logits=Z[0]), ValueError, r"not \(3,\): of one output an example"),
+        (lambda: info_nce(Z, Z, negatives=torch.full((2, 3), math.nan)), ValueError, "negatives"),
+        (lambda: info_nce(Z, Z, negatives=Z[:0]), ValueError, "a batch of one has no negatives"),
+        (lambda: merge_vocabulary(Z, torch.zeros(3), 1), ValueError, "do not number 3 logits"),
+        (lambda: TextKL()(student_logits=Z[None], teacher_logits=Z[None], labels=Y[None], mask=Z[:, :1]), TypeError, "boolean"),
+        (lambda: Split(torch.rand(2, 3, 4, 4), Y, (0.5,) * 3, (1.0,) * 3), ValueError, "images are uint8"),
+        (lambda: Split(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), Y, (0.5,) * 3, (1.0,) * 3), ValueError, "2 images do not fit 1"),
+        (lambda: rank_correlation(torch.ones(4, 2), torch.eye(4)), ValueError, "all cosines of student or teacher are equal"),
+        (lambda: found_by_nearest(Z * math.nan, Y, Z, Y), ValueError, "NaN or infinities"),
+        (lambda: found_by_nearest(Z, Y, Z, Y + 1), ValueError, "on no shelf"),
     ],
 )  # fmt: skip
 def test_refused_in_one_sentence(call, kind, sentence):
@@ -147,3 +177,72 @@ def test_compiled():
             total = function(z, t, mask)
         found.append((total, *torch.autograd.grad(total, z)))
     assert all(map(torch.equal, *found)) and torch.isfinite(found[0][1]).all() and found[0][0] > 0
+
+
+EYE = torch.eye(4)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x: hidden_cosine(x, EYE),
+        lambda x: rkd_distance(x, EYE),
+        lambda x: rkd_angle(x, EYE),
+        lambda x: similarity_preserving(x, EYE),
+        lambda x: info_nce(EYE, x),
+        lambda x: dist_loss(EYE, x, intra_weight=1.0),
+        lambda x: activation_attention(EYE[None, None], x[None, None], form="released"),
+        lambda x: merge_vocabulary(x, torch.tensor([0, 1, 1, 0]), 2).sum(),
+    ],
+)
+def test_nan_stays_nan_where_values_are_not_looked_at(loss):
+    """As on a GPU: a NaN that becomes a number is learned from without a word."""
+    spoilt = EYE.clone()
+    spoilt[0, 0] = math.nan
+    compiled = torch.compile(loss, backend="eager")
+    assert compiled(EYE.clone()).isfinite() and compiled(spoilt).isnan()
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        SharedVocabulary(ForwardKL(), torch.arange(2)),
+        MergedVocabulary(ForwardKL(), torch.tensor([0, 1, 1])),
+        SortedProbabilities(),
+        TextKL("exact"),
+        TextKL("k3"),
+        SampledReverseKL(),
+    ],
+)
+def test_what_a_mask_leaves_out_is_not_looked_at(term):
+    z, t = torch.tensor([[[1.0, 0.0, 2.0], [math.nan] * 3]]), torch.tensor([[[0.0, 1.0, 2.0], [math.nan] * 3]])
+    mask, labels = torch.tensor([[True, False]]), torch.tensor([[1, 2]])
+    found = term(student_logits=z, teacher_logits=t, labels=labels, mask=mask)
+    assert found == term(student_logits=z[:, :1], teacher_logits=t[:, :1], labels=labels[:, :1])
+
+
+def test_a_class_that_neither_has_changes_no_variance():
+    z, t = torch.tensor([0.0, 1.0]), torch.tensor([2.0, 0.0])
+    with_none = [torch.cat([x, torch.tensor([-math.inf])]) for x in (z, t)]
+    assert torch.equal(torch.stack(sampled_gradient_variance(*with_none)), torch.stack(sampled_gradient_variance(z, t)))
+
+
+def test_padding_alone_is_nothing_in_any_library():
+    z, ignored = torch.zeros(1, 2, 3), torch.full((1, 2), -100)
+    for library in ("kdlab", "Liger", "DistillKit 1.0", "TextBrewer"):
+        assert loss_as_in(library, z, z, ignored, temperature=1.0, hard_weight=0.5, soft_weight=0.5) == 0
+    assert loss_as_in("TRL", z, z, ignored, temperature=1.0) == 0
+
+
+@pytest.mark.parametrize("logits", ["absent", "half"])
+def test_a_student_of_few_classes_or_few_digits_has_not_diverged(logits):
+    class Student(torch.nn.Linear):
+        def forward(self, x):
+            z = super().forward(x)
+            if logits == "half":  # whose sum has no room in float16
+                return (z + 5.0).half()
+            return z.masked_fill(torch.arange(200) == 199, -math.inf)
+
+    data = Examples(torch.randn(128, 4), torch.zeros(128, dtype=torch.long))
+    how = Recipe(1, 128, augment=False, learning_rate=0.01)
+    assert math.isfinite(fit(Student(4, 200), 1.0 * CrossEntropy(), train=data, recipe=how)[-1]["loss"])

@@ -430,6 +430,13 @@ def test_a_mask_of_the_logits_alone_is_refused_where_it_leaves_something_out(ter
         term(**seen, mask=torch.tensor([[True, False], [True, True]]))
 
 
+def test_an_image_without_a_label_has_features():
+    """A mask of whole examples leaves out no position of a map."""
+    student, teacher = randn(2, 3, 4, 4), randn(2, 3, 4, 4, seed=5)
+    seen = {"student_hidden": {"a": student}, "teacher_hidden": {"a": teacher}}
+    assert HiddenMSE("a")(**seen, mask=torch.tensor([True, False])) == HiddenMSE("a")(**seen)
+
+
 def test_of_two_parts_each_layer_has_the_mask_of_its_own():
     """By its path, or by what is said; and of layers that are in neither, it has to be said."""
     encoder, decoder = torch.arange(5) < torch.tensor([[5], [2]]), torch.arange(3) < torch.tensor([[1], [3]])

@@ -690,3 +690,8 @@ def test_what_is_in_no_file_of_python_is_said_before_the_training(digits, monkey
     spec = Spec("mine", "alone", "digits", "math:sqrt", CrossEntropy(), Recipe(epochs=1))
     with pytest.raises(ValueError, match="'math:sqrt' is written in no file of Python"):
         run(spec, digits)
+
+
+def test_log_probabilities_beyond_float32s_exponentials_are_there():
+    log_p = torch.tensor([[0.0, -120.0]])
+    assert torch.equal(FunctionTeacher(lambda x: log_p, "one", gives="log-probabilities")(torch.zeros(1, 2)), log_p)

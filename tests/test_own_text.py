@@ -390,3 +390,10 @@ def test_what_a_student_cannot_learn_from_is_said():
     cached = replace(STUDENT, arm="kept", kept=("sampled", 4))
     with pytest.raises(ValueError, match="have other training data"):
         run_together([STUDENT, cached], data, teacher=GPT(300, width=8, layers=1, heads=1))
+
+
+def test_a_text_of_another_precision_is_another(tmp_path):
+    path = tmp_path / "text.bin"
+    teacher_text(path, gpt(1), text(), prompt=2)
+    with pytest.raises(ValueError, match="written in another way"):
+        teacher_text(path, gpt(1), text(), prompt=2, precision="bfloat16")

@@ -267,7 +267,9 @@ def test_data_with_tensors_is_shown_by_their_shapes():
     assert repr(pair) == "Examples(inputs={'a': float32 (2, 3), 'b': float32 (2,)}, labels=float32 (2,))"
     books = kdlab.data.SentenceData("a", *3 * (kdlab.data.Sentences(pair.inputs, pair.labels),), 3, ("b",) * 99)
     assert "train=Sentences(inputs=" in repr(books)
-    split = kdlab.data.Split(torch.ones(1, 3, 2, 2), torch.ones(1).long(), (0.5, 0.5, 0.5), (1.0,) * 3, views=(0,) * 10)
+    split = kdlab.data.Split(
+        torch.ones(1, 3, 2, 2, dtype=torch.uint8), torch.ones(1).long(), (0.5, 0.5, 0.5), (1.0,) * 3, views=(0,) * 10
+    )
     assert "mean=(0.5, 0.5, 0.5), " in repr(split) and repr(split).endswith("flip=True, views=tuple of 10)")
 
 

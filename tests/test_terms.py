@@ -57,7 +57,7 @@ from kdlab.objectives import (
 FUNCTIONS = {
     CrossEntropy: lambda z, t, y, **how: cross_entropy(z, y, **how),
     SmoothedLabels: lambda z, t, y, smoothing=0.1, **how: cross_entropy(
-        z, smooth_labels(y.clamp(min=0), z.shape[-1], smoothing=smoothing), **how
+        z, smooth_labels(torch.eye(z.shape[-1], dtype=z.dtype)[y.clamp(min=0)], z.shape[-1], smoothing=smoothing), **how
     ),
     ForwardKL: lambda z, t, y, **how: forward_kl(z, t, **how),
     ReverseKL: lambda z, t, y, **how: reverse_kl(z, t, **how),
@@ -535,3 +535,10 @@ def test_a_temperature_that_has_no_values_yet_is_not_looked_at():
     assert objectives.log_soften(logits, torch.empty(2, 1, device="meta")).shape == (2, 4)
     with pytest.raises(ValueError, match="give shape"):
         objectives.log_soften(logits, torch.empty(3, 1, device="meta"))
+
+
+def test_a_temperature_within_a_term_is_told():
+    inner = SoftTargets(Linear(8.0, 1.0))
+    seen = {"student_logits": torch.eye(3), "teacher_logits": torch.eye(3)}
+    _, values = (1.0 * objectives.SharedVocabulary(inner, torch.arange(2)))(**seen, progress=1.0)
+    assert values["SharedVocabulary.temperature"] == 1.0

@@ -31,6 +31,7 @@ from kdlab.language import (
     read_tokeniser,
     tokenise,
     tokenise_documents,
+    tokens_of,
     train_tokeniser,
 )
 from kdlab.language.tokeniser import STORED, stored_tokeniser, token_bytes, tokeniser_checksum
@@ -588,3 +589,15 @@ def test_a_text_that_is_too_short_or_of_another_type_is_refused():
         tokens(4, 4)
     with pytest.raises(ValueError, match="tokens are 16-bit numbers in a row: torch.from_numpy"):
         Tokens(torch.arange(9), 2, torch.ones(9))
+
+
+def test_a_tokeniser_that_cuts_and_pads_gives_all_of_a_text():
+    """One call may set it so for good, and what it leaves out would be lost without a word."""
+    text = "to be or not to be " * 20
+    tokeniser = train_tokeniser([text], 262)
+    whole = tokenise_documents([text], tokeniser, 8).labels
+    words = tokens_of(["to"], tokeniser)
+    tokeniser.enable_truncation(4)
+    tokeniser.enable_padding(length=6)
+    assert torch.equal(tokenise_documents([text], tokeniser, 8).labels, whole) and tokens_of(["to"], tokeniser) == words
+    assert len(tokeniser.encode(text).ids) == 6  # and stays as it was set

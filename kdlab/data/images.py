@@ -62,6 +62,15 @@ class Split:
     flip: bool = True
     views: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ValueError(
+                f"images are uint8, 0 to 255, of shape (n, 3, H, W), not {self.images.dtype} of shape {tuple(self.images.shape)}; of floating-point "
+                "inputs make kdlab.data.Examples."
+            )
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images do not fit {len(self.labels)} labels.")
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -74,7 +74,8 @@ class Sentences(Examples):
     ) -> Iterator[tuple[Inputs, Shaped[Tensor, "n ..."], Integer[Tensor, " n"]]]:
         """Batches of (inputs, labels, indices), as :meth:`kdlab.data.images.Split.batches`, without columns that are padding alone."""
         for inputs, labels, index in super().batches(batch_size, **options):
-            longest = int(inputs["attention_mask"].sum(1).max())  # pyrefly: ignore[bad-index] a dictionary
+            read = inputs["attention_mask"].any(0)  # pyrefly: ignore[bad-index] a dictionary
+            longest = int(read.nonzero().max()) + 1
             yield each(lambda x, longest=longest: x[:, :longest], inputs), labels, index
 
 

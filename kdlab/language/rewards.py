@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdlab.shapes import Float, Integer
 
-from .tokeniser import backend
+from .tokeniser import untruncated
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def tokens_of(words: Iterable[str], tokeniser: Any) -> tuple[int, ...]:
         TypeError: for what is no tokeniser.
         ValueError: for a word of which no form is one token.
     """
-    tokeniser, found = backend(tokeniser), []
+    tokeniser, found = untruncated(tokeniser), []
     for word in words:
         forms = [" " * space + form for space in (0, 1) for form in (word, word.capitalize())]
         ids = [tokeniser.encode(form, add_special_tokens=False).ids for form in forms]

@@ -134,6 +134,10 @@ def teacher_text(
 
     Written to the file ``path`` once, whole or not at all, with a mark of what made it at its end; if it is there, it is read.
 
+    Args:
+        at_once: blocks, as memory allows. Their draws are in this order, so that of another number they are others; what is there is read as it is.
+        precision: in which the teacher computes.
+
     Raises:
         ValueError: if what is there is damaged, or was written by another teacher, after another text or in another way.
 
@@ -142,7 +146,8 @@ def teacher_text(
     check_model(teacher, "a teacher")
     check_text(tokens)
     path = Path(path)
-    mark = text_name(checksum(state_of(teacher).items()), text_checksum(tokens), prompt, temperature, seed)
+    other = () if precision == "float32" else (precision,)
+    mark = text_name(checksum(state_of(teacher).items()), text_checksum(tokens), prompt, temperature, seed, *other)
     vocabulary = max(len(tokens.token_bytes), getattr(teacher, "vocabulary", 0))
     if not path.exists():
         generator = torch.Generator(device).manual_seed(seed)

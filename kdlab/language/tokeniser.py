@@ -56,6 +56,16 @@ def backend(tokeniser: Any) -> Any:
     )
 
 
+def untruncated(tokeniser: Any) -> Any:
+    """A copy of a tokeniser's :func:`backend` that gives all of a text's tokens, and no others: one call may have set it to cut and pad for good."""
+    original = backend(tokeniser)
+    copied = require_tokenizers().Tokenizer.from_str(original.to_str())
+    copied.encode_special_tokens = original.encode_special_tokens  # the one setting that is not written
+    copied.no_padding()
+    copied.no_truncation()
+    return copied
+
+
 def train_tokeniser(documents: Iterable[str], vocabulary: int) -> Any:
     """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of ``vocabulary`` tokens.
 
@@ -157,7 +167,7 @@ def tokenise_documents(documents: Iterable[str], tokeniser: Any, context: int) -
     torch.Size([2, 16])
     """
     documents = _texts(documents)
-    own_end, tokeniser = getattr(tokeniser, "eos_token_id", None), backend(tokeniser)
+    own_end, tokeniser = getattr(tokeniser, "eos_token_id", None), untruncated(tokeniser)
     sizes = token_bytes(tokeniser)
     ends = [number for number in (own_end, tokeniser.token_to_id(END_OF_TEXT)) if number is not None][:1]
     ids = [number for text in documents for number in (*tokeniser.encode(text, add_special_tokens=False).ids, *ends)]
@@ -267,6 +277,7 @@ def tokenise(corpus: Corpus, tokeniser: Any) -> tuple[Path, str]:
 
 def _write_tokens(corpus: Corpus, split: str, tokeniser, path: Path) -> str:
     """Write the tokens of a split; their SHA-256."""
+    tokeniser = untruncated(tokeniser)
     end, number = tokeniser.token_to_id(END_OF_TEXT), width(max(tokeniser.get_vocab().values()) + 1)
     with path.open("wb") as file:
         documents = corpus.documents(split)

@@ -23,7 +23,7 @@ from ..objectives.aligned import AlignedLogits
 from ..objectives.vocabulary import HeadLogits
 from ..training.modules import check_model
 from ..training.taps import logits_of
-from .tokeniser import backend, require_tokenizers
+from .tokeniser import backend, untruncated
 
 
 def token_texts(tokeniser: Any) -> list[bytes | None]:
@@ -259,9 +259,7 @@ class _Cut:
 
     def __init__(self, tokeniser: Any) -> None:
         self.texts = token_texts(tokeniser)
-        copied = require_tokenizers().Tokenizer.from_str(backend(tokeniser).to_str())
-        copied.no_padding()
-        copied.no_truncation()
+        copied = untruncated(tokeniser)
         whole = copied.encode("a").ids
         copied.encode_special_tokens = True  # a special token's name within a text is text
         self.tokeniser, self.number = copied, copied.get_vocab()

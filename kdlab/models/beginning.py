@@ -52,4 +52,10 @@ def begin_from(student: nn.Module, teacher: nn.Module, share: float = 1.0, *, bl
             "student and teacher differ in the names or shapes of their weights: only one of the same architecture begins there."
         )
     for name, value in own.items():
-        value.copy_(torch.lerp(value, theirs[name].to(value), share) if value.is_floating_point() else theirs[name])
+        value.copy_(
+            torch.lerp(value, theirs[name].to(value), share)
+            if value.is_floating_point()
+            else theirs[name]
+            if share
+            else value
+        )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdlab.shapes import Bool, Float, Integer, with_shapes
 
-from .checks import check_logits
+from .checks import _inspectable, check_logits
 from .softening import full_precision, log_softmax
 from .types import Logits
 
@@ -79,9 +79,11 @@ def merge_vocabulary(logits: Logits, groups: Integer[Tensor, " n"], number: int)
     """
     check_logits("logits", logits)
     classes = logits.shape[-1]
-    if len(groups) > classes or not 0 <= int(groups.min()) <= int(groups.max()) < number:
+    if groups.is_floating_point() or len(groups) > classes:
+        raise ValueError(f"groups of shape {tuple(groups.shape)} and {groups.dtype} do not number {classes} logits.")
+    if _inspectable(groups) and not 0 <= int(groups.min()) <= int(groups.max()) < number:
         raise ValueError(
-            f"{len(groups)} tokens in groups from {int(groups.min())} to {int(groups.max())} do not fit {classes} logits and {number} groups."
+            f"groups from {int(groups.min())} to {int(groups.max())} are not {number} groups, from 0 to {number - 1}."
         )
     padding = groups.new_full((classes - len(groups),), number - 1)
     index = torch.cat([groups, padding]).to(logits.device).expand(logits.shape)
@@ -90,7 +92,7 @@ def merge_vocabulary(logits: Logits, groups: Integer[Tensor, " n"], number: int)
     highest = none.scatter_reduce(-1, index, logits.detach(), "amax")
     highest = highest.where(highest.isfinite(), 0.0)
     total = torch.zeros_like(none).scatter_add(-1, index, (logits - highest.gather(-1, index)).exp())
-    there = total > 0
+    there = total != 0  # NaN, too, which is no group without tokens
     return torch.where(there, total.where(there, 1.0).log() + highest, -torch.inf)
 
 

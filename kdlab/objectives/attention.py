@@ -226,4 +226,4 @@ def activation_attention(
     if form == "released":
         return reduce(squares.mean(-1), None, reduction, count)
     total = squares.sum(-1)
-    return reduce(total.where(total > 0, 1.0).sqrt().where(total > 0, 0.0), None, reduction, count)
+    return reduce(total.where(total != 0, 1.0).sqrt().where(total != 0, 0.0), None, reduction, count)

@@ -285,8 +285,8 @@ def check_tokens(tokens: object, logits: Any) -> None:
 
 
 def check_hidden_mask(mask: Tensor | None, hidden_mask: object) -> None:
-    """A mask of the logits says nothing of the hidden states, which are not shifted."""
-    if hidden_mask is None and mask is not None and _inspectable(mask) and not mask.all():
+    """A mask of the logits' positions says nothing of the hidden states, which are not shifted; one of whole examples has no positions."""
+    if hidden_mask is None and mask is not None and mask.ndim > 1 and _inspectable(mask) and not mask.all():
         raise ValueError(
             "the mask of the logits leaves positions out, but the hidden states have none: pass hidden_mask=…, True where a "
             "token is no padding."

@@ -41,10 +41,11 @@ def info_nce(
         teacher: :math:`t`, shape ``(B, D)``.
         temperature: :math:`\tau`.
         negatives: further candidates from a memory, shape ``(M, D)``.
-        labels: class indices, shape ``(B,)``: other examples of the same class are then no candidates.
+        labels: class indices, shape ``(B,)``: other examples of the same class are then no candidates. An example that is left without any
+            has a loss of zero.
 
     Raises:
-        ValueError: for shapes that do not fit, or without any negative.
+        ValueError: for shapes that do not fit, for a single example without negatives, and for NaN and infinities.
 
     Source: van den Oord, Li & Vinyals (2018), eq. 4 and section 2.3.
 
@@ -55,7 +56,9 @@ def info_nce(
     check_features(student, teacher)
     if student.ndim != 2:
         raise ValueError(f"embeddings have shape (batch, width), not {tuple(student.shape)}.")
-    if len(student) < 2 and negatives is None:
+    if negatives is not None:
+        check_features(negatives, negatives, ("negatives", "negatives"))
+    if len(student) + (0 if negatives is None else len(negatives)) < 2:
         raise ValueError("a batch of one has no negatives: give some, or larger batches.")
     student, teacher = unit(full_precision(student)), unit(full_precision(teacher))
     scores = student @ teacher.T

@@ -217,7 +217,10 @@ def loss_as_in(
     soft = _scaled(total, convention, temperature, counted.shape, positions, max_length, classes)
     if plain or weights is None or labels is None:
         return soft
-    return weights[0] * cross_entropy(student_logits, labels, mask=real, class_axis=-1) + weights[1] * soft
+    return (
+        weights[0] * cross_entropy(student_logits, labels, mask=real, count=real.sum().clamp(min=1), class_axis=-1)
+        + weights[1] * soft
+    )
 
 
 def weight_factor(

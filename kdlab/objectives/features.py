@@ -96,9 +96,10 @@ def unit(x: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]:
             [0.0000, 0.0000]])
     """
     largest = x.detach().abs().amax(dim, keepdim=True)  # so that squares neither overflow nor vanish
-    x = x / largest.where(largest > 0, 1.0)
+    x = x / largest.where(largest != 0, 1.0)
     squared = x.square().sum(dim, keepdim=True)
-    return (x / squared.where(squared > 0, 1.0).sqrt()).where(squared > 0, 0.0)
+    some = squared != 0  # of NaN, too, which has to stay
+    return (x / squared.where(some, 1.0).sqrt()).where(some, 0.0)
 
 
 def channels_last(features: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kdlab.shapes import Float, Integer, Num
 
-from .checks import IGNORED, _inspectable, check_count, check_indices, check_same_shape, check_weight
+from .checks import IGNORED, _inspectable, check_count, check_indices, check_mask, check_same_shape, check_weight
 from .divergences import reverse_kl
 from .softening import counted_rows, full_precision
 from .terms import Term, _shown
@@ -160,6 +160,15 @@ def log_probabilities(logits: Float[Tensor, "*batch N"], tokens: Integer[Tensor,
     return log_q.gather(-1, tokens.masked_fill(~known, 0)[..., None]).squeeze(-1).where(known, 0.0)
 
 
+def _counted(labels: Integer[Tensor, "*batch"], mask: Mask | None, term: str) -> Integer[Tensor, "*batch"]:
+    """Labels, −100 where a mask leaves them out."""
+    check_indices(labels, term)
+    if mask is None:
+        return labels
+    check_mask(mask, labels, empty=True)
+    return labels.masked_fill(~mask, IGNORED)
+
+
 class PolicyGradient(Term):
     r"""REINFORCE: :math:`-\frac1B\sum_i A_i \log q(x_i)`, whose gradient is that of the mean reward.
 
@@ -215,9 +224,10 @@ class PolicyGradient(Term):
         student_logits: Float[Tensor, "B T N"],
         labels: Integer[Tensor, "B T"],
         teacher_logits: Float[Tensor, "B T N"] | None = None,
+        mask: Mask | None = None,
         **_: Any,
     ) -> Scalar:
-        check_indices(labels, "PolicyGradient")
+        labels = _counted(labels, mask, "PolicyGradient")
         log_q = log_probabilities(student_logits, labels).sum(1)
         returns = rewards_of(labels, self.reward).to(log_q.dtype)
         if self.beta:
@@ -249,10 +259,11 @@ class TextKL(Term):
         student_logits: Float[Tensor, "B T N"],
         teacher_logits: Float[Tensor, "B T N"],
         labels: Integer[Tensor, "B T"],
+        mask: Mask | None = None,
         example_count: Count | None = None,
         **_: Any,
     ) -> Scalar:
-        check_indices(labels, "TextKL")
+        labels = _counted(labels, mask, "TextKL")
         count = len(labels) if example_count is None else example_count
         check_count(count)
         if self.estimator == "exact":
@@ -304,9 +315,8 @@ class SampledReverseKL(Term):
         count: Count | None = None,
         **_: Any,
     ) -> Scalar:
-        check_indices(labels, "SampledReverseKL")
-        known = labels != IGNORED if mask is None else (labels != IGNORED) & mask.bool()
-        labels = labels.masked_fill(~known, IGNORED)
+        labels = _counted(labels, mask, "SampledReverseKL")
+        known = labels != IGNORED
         check_same_shape(student_logits, teacher_logits, known)
         log_q, log_p = (log_probabilities(z, labels) for z in (student_logits, teacher_logits.detach()))
         weight = apart = sampled_kl(log_q, log_p, "k1").detach()
@@ -338,7 +348,8 @@ def sampled_gradient_variance(
     """
     check_same_shape(student_logits, teacher_logits)
     log_q, log_p = (torch.log_softmax(full_precision(z), -1) for z in (student_logits, teacher_logits))
-    q, apart = log_q.exp(), log_q - log_p
+    q = log_q.exp()
+    apart = (log_q - log_p).masked_fill(log_q.isneginf() & log_p.isneginf(), 0.0)  # a class that there is not
     centred = apart - (q * apart).sum(-1, keepdim=True)
     weight = centred if baseline else apart
     squared = (q * centred).square().sum(-1)
@@ -359,8 +370,14 @@ class MeanReward(Term):
         return repr(self.reward)
 
     def forward(
-        self, *, student_logits: Any, labels: Integer[Tensor, "B T"], example_count: Count | None = None, **_: Any
+        self,
+        *,
+        student_logits: Any,
+        labels: Integer[Tensor, "B T"],
+        mask: Mask | None = None,
+        example_count: Count | None = None,
+        **_: Any,
     ) -> Scalar:
-        check_indices(labels, "MeanReward")
+        labels = _counted(labels, mask, "MeanReward")
         earned = rewards_of(labels, self.reward).sum()
         return earned / (len(labels) if example_count is None else example_count)

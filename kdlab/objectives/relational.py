@@ -58,10 +58,10 @@ def rkd_distance(student_features: Float[Tensor, "B ..."], teacher_features: Flo
 
 def _relative_distances(x):
     squared = (x.unsqueeze(1) - x.unsqueeze(0)).square().sum(-1)
-    apart = squared > 0
+    apart = squared != 0  # NaN is no zero, and stays
     distances = squared.where(apart, 1.0).sqrt().where(apart, 0.0)
     mean = distances.sum() / apart.sum().clamp(min=1)
-    return distances / mean.where(mean > 0, 1.0)
+    return distances / mean.where(mean != 0, 1.0)
 
 
 @without_autocast

@@ -255,6 +255,10 @@ def squared_error(
     if isinstance(outputs, Tensor) and target.ndim == outputs.ndim - 1:
         axis = outputs.ndim - 1 if class_axis is None else class_axis
         target = target.unsqueeze(axis) if outputs.shape[axis] == 1 else target
+    if isinstance(outputs, Tensor) and outputs.ndim < 2:
+        raise ValueError(
+            f"outputs have shape (..., N), not {tuple(outputs.shape)}: of one output an example, outputs.unsqueeze(-1)."
+        )
     if not isinstance(outputs, Tensor) or outputs.shape != target.shape:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
@@ -430,7 +434,9 @@ def _correlation(a, b, dim, weight=1.0):
         w = torch.as_tensor(weight, dtype=x.dtype, device=x.device).expand_as(x)
         c = w * (x - (w * x).sum(dim, keepdim=True) / w.sum(dim, keepdim=True))
         variation = c.square().sum(dim)
-        varies = variation > (8 * torch.finfo(x.dtype).eps) ** 2 * (w * x).square().sum(dim)
+        varies = ~(
+            variation <= (8 * torch.finfo(x.dtype).eps) ** 2 * (w * x).square().sum(dim)
+        )  # nor does NaN pass for constant
         return c, variation.where(varies, 1.0).sqrt(), varies
 
     (a, a_norm, a_varies), (b, b_norm, b_varies) = centred(a), centred(b)

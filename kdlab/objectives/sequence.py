@@ -147,6 +147,13 @@ def restrict_vocabulary(
     return torch.cat([logits.gather(-1, index), others], -1)
 
 
+def _counted(z: Any, mask: Mask | None) -> Any:
+    """Logits, of which what the mask leaves out is never looked at."""
+    if isinstance(z, HeadLogits):
+        return replace(z, hidden=counted_rows(z.hidden, mask))
+    return counted_rows(z, mask) if isinstance(z, Tensor) else z
+
+
 class _OfClasses(Term):
     """A term of logits that looks at other classes than the tokens: at what :meth:`classes` makes of the logits of both.
 
@@ -189,8 +196,8 @@ class _OfClasses(Term):
             if isinstance(student_logits, HeadLogits):
                 student_logits = student_logits.dense()
             count, mask = _count(teacher_logits.read, mask, count), _both(teacher_logits.read, mask)
-            teacher_logits = counted_rows(teacher_logits.values, mask)
-        student, teacher = self.classes(student_logits, teacher_logits)
+            teacher_logits = teacher_logits.values
+        student, teacher = self.classes(*(_counted(z, mask) for z in (student_logits, teacher_logits)))
         seen = {"student_logits": student, "teacher_logits": teacher}
         total, _ = (1.0 * self.inner)(**seen, mask=mask, count=count, progress=progress)
         return total
@@ -350,7 +357,8 @@ class SortedProbabilities(Term):
         if not isinstance(teacher, AlignedLogits):
             if self.merged:
                 raise TypeError(f"{self!r} merges the spans of a Retokenised teacher; this one gives logits.")
-            return reduce(sorted_distance(soften(student_logits), soften(teacher)), mask, count=count)
+            p, q = (soften(counted_rows(z, mask)) for z in (teacher, student_logits))
+            return reduce(sorted_distance(q, p), mask, count=count)
         count, read = _count(teacher.read, mask, count), _both(teacher.read, mask)
         student = prepared_alone(student_logits, mask=read)[0]
         p, q = soften(counted_rows(teacher.values, read)), soften(student)

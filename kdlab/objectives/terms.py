@@ -170,7 +170,7 @@ class Objective(nn.Module):
             total = total + together
             values = {name: {**values, **means}[name] for name in self.names}
         for name, term in zip(self.names, self.terms, strict=True):
-            temperature: Any = getattr(term, "temperature", 0)
+            temperature: Any = getattr(getattr(term, "inner", term), "temperature", 0)
             if not isinstance(temperature, Real):
                 values[f"{name}.temperature"] = torch.as_tensor(at(temperature, progress)).detach()
         return total, values
@@ -524,7 +524,7 @@ class SmoothedLabels(Term):
         else:
             labels = counted_labels(labels, student, mask)
         exists, classes = ~student.isneginf(), student.shape[-1]
-        if _inspectable(student) and exists.all():
+        if student.dtype != torch.float64 and _inspectable(student) and exists.all():
             target = response.smooth_labels(labels, classes, smoothing=self.smoothing)
         else:
             even = exists.to(torch.promote_types(student.dtype, torch.float32)) / exists.sum(-1, keepdim=True).clamp(
@@ -739,6 +739,10 @@ class LogitMSE(Term):
         count: Count | None = None,
         **_: Any,
     ) -> Scalar:
+        if isinstance(student_logits, Tensor) and student_logits.ndim < 2:
+            raise ValueError(
+                f"outputs have shape (batch, N), not {tuple(student_logits.shape)}: of one output an example, logits.unsqueeze(-1)."
+            )
         how = {"mask": mask, "count": count, "class_axis": said_axis(self.class_axis, student_logits, labels)}
         return response.logit_mse(student_logits, teacher_logits.detach(), centred=self.centred, **how)
 

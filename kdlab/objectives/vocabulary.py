@@ -477,15 +477,17 @@ def token_means(
     def differentiate(z, part):
         """Each term's sum over a part of the tokens that count, whose logits become the gradient of the weighted sum."""
         t = None if teacher is None else teacher[rows[part]]
-        t = t.dense() if isinstance(t, HeadLogits) else t
+        cap = t.softcap if isinstance(t, HeadLogits) else None
+        t = replace(t, softcap=None).dense() if isinstance(t, HeadLogits) else t
         wide = torch.promote_types(z.dtype if t is None else torch.promote_types(z.dtype, t.dtype), torch.float32)
         found = []
         for i in _pieces(len(z), max(1, AT_ONCE.get(z.device.type, 2**24) // z.shape[-1])):
             kept = None if counts is None else counts[part][i]
             capped = None if student.softcap is None else torch.tanh(z[i].to(wide) / student.softcap)
+            said = t[i].to(wide) if isinstance(t, Tensor) else None if t is None else t[i]
             tokens = TokenLogits(
                 z[i].to(wide) if capped is None else student.softcap * capped,  # pyrefly: ignore[unsupported-operation]
-                t[i].to(wide) if isinstance(t, Tensor) else None if t is None else t[i],
+                said if cap is None else cap * torch.tanh(said / cap),
                 None if labels is None else labels[rows[part][i]],
                 progress,
                 kept,

@@ -14,8 +14,17 @@ from ..objectives.features import unit
 Embeddings = Float[Tensor, "n ..."]
 
 
+def _check(embeddings: Tensor) -> None:
+    if embeddings.ndim != 2 or not len(embeddings) or not torch.isfinite(embeddings).all():
+        raise ValueError(
+            f"embeddings are finite numbers of shape (n, D), one row an example and at least one, not of shape {tuple(embeddings.shape)}"
+            + (" with NaN or infinities." if embeddings.ndim == 2 and len(embeddings) else ".")
+        )
+
+
 def _cosines(embeddings: Tensor) -> Tensor:
     """Of all pairs, ``(n, n)``."""
+    _check(embeddings)
     rows = unit(embeddings.float())
     return rows @ rows.T
 
@@ -55,6 +64,8 @@ def rank_correlation(student: Embeddings, teacher: Embeddings) -> float:
         raise ValueError(f"{len(student)} examples have no two pairs to be put in order.")
     upper = torch.triu(torch.ones(len(student), len(student), dtype=torch.bool), 1)
     ranks = torch.stack([_ranks(_cosines(x).cpu()[upper]) for x in (student, teacher)])
+    if (ranks.amax(1) == ranks.amin(1)).any():
+        raise ValueError("all cosines of student or teacher are equal, and equal values have no order to compare.")
     return torch.corrcoef(ranks)[0, 1].item()
 
 
@@ -77,7 +88,15 @@ def found_by_nearest(
     >>> found_by_nearest(torch.tensor([[1.0, 0.3]]), torch.tensor([7]), shelves, torch.tensor([7, 7, 2]))
     1.0
     """
+    for embeddings in (queries, shelves):
+        _check(embeddings)
+    if (len(queries), len(shelves)) != (len(labels), len(labels_of_shelves)):
+        raise ValueError(
+            f"{len(labels)} and {len(labels_of_shelves)} labels do not fit {len(queries)} queries and {len(shelves)} shelves."
+        )
     classes = labels_of_shelves.unique()
+    if not torch.isin(labels, classes).all():
+        raise ValueError("some labels of queries are on no shelf: they could never be found.")
     means = torch.stack([unit(shelves.float())[labels_of_shelves == c].mean(0) for c in classes])
     nearest = (unit(queries.float()) @ unit(means).T).argmax(1)
     return (classes[nearest] == labels).float().mean().item()

@@ -200,12 +200,11 @@ def compare(
         ]
         teacher_hidden = aligned(teacher_hidden, student_hidden, pairs, boxes)
     if labels.device.type == "cpu":  # a glance; elsewhere the epoch's mean is looked at
-        seen = student_logits
-        if seen is None:  # of a model without a head
-            seen = torch.stack([x.detach().sum() for x in student_hidden.values()])
-        if isinstance(seen, HeadLogits):
-            seen = seen.hidden.detach().sum() + seen.weight.detach().square().sum()
-        s.check_finite({"student logits": seen.detach().sum().item()})
+        head = isinstance(student_logits, HeadLogits)
+        seen = (student_logits.hidden, student_logits.weight) if head else (student_logits,)
+        seen = student_hidden.values() if student_logits is None else seen  # of a model without a head
+        for x in seen:  # the largest is NaN where any is; −∞ says that a class does not exist
+            s.check_finite({"student logits": x.detach().amax().item()})
     masks = _masks(inputs, labels, student_logits)
     # Products with a head that are left to the objective are made as the model's own. On a CPU they stay in float32, as in all records.
     lower = isinstance(student_logits, HeadLogits) and labels.device.type != "cpu"
