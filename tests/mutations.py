@@ -2110,6 +2110,34 @@ MUTATIONS = [
         "return self.table[self.views[view].flip(0), index]",
         "test_kept_logits_are_of_the_view_that_is_seen",
     ),
+    Mutation(
+        "NaN becomes a zero vector where values are not looked at",
+        "objectives/features.py",
+        "some = squared != 0",
+        "some = squared > 0",
+        "test_nan_stays_nan_on_a_device",
+    ),
+    Mutation(
+        "a tokeniser that was set to cut loses the rest of a text",
+        "language/tokeniser.py",
+        "    copied.no_truncation()\n",
+        "",
+        "test_a_tokeniser_that_cuts_loses_no_text",
+    ),
+    Mutation(
+        "a student that knows of a class that there is not has diverged",
+        "training/step.py",
+        "x.detach().amax().item()",
+        "x.detach().sum().item()",
+        "test_a_class_that_there_is_not_is_no_divergence",
+    ),
+    Mutation(
+        "classes of a vocabulary are made of what a mask leaves out",
+        "objectives/sequence.py",
+        "_counted(z, mask) for z in (student_logits, teacher_logits)",
+        "z for z in (student_logits, teacher_logits)",
+        "test_masked_places_are_no_classes",
+    ),
 ]
 
 #: What must not count as caught, and how the complaint begins.

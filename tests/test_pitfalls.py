@@ -28,7 +28,18 @@ from kdlab.data import DataError, Examples, Split, Tokens, images
 from kdlab.data.examples import Loaded
 from kdlab.data.tokens import mapped, numbered
 from kdlab.huggingface import CausalLM, without_adapter
-from kdlab.language import CacheError, OwnText, TeacherCache, caches, generate, speculate, text, write_cache
+from kdlab.language import (
+    CacheError,
+    OwnText,
+    TeacherCache,
+    caches,
+    generate,
+    speculate,
+    text,
+    tokenise_documents,
+    train_tokeniser,
+    write_cache,
+)
 from kdlab.models import GPT, Ahead, MultiToken
 from kdlab.objectives import (
     CRD,
@@ -53,6 +64,7 @@ from kdlab.objectives import (
     Linear,
     LogitMSE,
     MemoryBank,
+    MergedVocabulary,
     NegativeLogAcceptance,
     PermutedSoftTargets,
     Projector,
@@ -3936,3 +3948,46 @@ def test_a_process_removes_no_lock_and_checkpoint_of_another(recorded_in, digits
         there = sorted((out / "running").iterdir())
         assert written_by([ALONE], tmp_path / "book", digits, out=out) == 0
         assert sorted((out / "running").iterdir()) == there
+
+
+@pytest.mark.parametrize("loss", [hidden_cosine, rkd_distance, rkd_angle, info_nce])
+def test_nan_stays_nan_on_a_device(loss):
+    """Where values are not looked at, as on a GPU, NaN features became numbers and were learned from."""
+    spoilt = torch.eye(4)
+    spoilt[0, 0] = math.nan
+    assert torch.compile(loss, backend="eager")(torch.eye(4), spoilt).isnan()
+
+
+def test_a_tokeniser_that_cuts_loses_no_text():
+    """One call of a tokeniser of transformers sets it to cut for good."""
+    text = "to be or not to be " * 20
+    tokeniser = train_tokeniser([text], 262)
+    whole = tokenise_documents([text], tokeniser, 4).labels.tolist()
+    tokeniser.enable_truncation(9)
+    assert tokenise_documents([text], tokeniser, 4).labels.tolist() == whole
+
+
+def test_a_class_that_there_is_not_is_no_divergence():
+    """Logits of −∞ were summed, and their sum taken for one that had diverged."""
+
+    class Masking(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).masked_fill(torch.tensor([False, False, True]), -math.inf)
+
+    data = Examples(torch.randn(8, 4), torch.arange(8) % 2)
+    try:
+        (entry,) = fit(Masking(4, 3), 1.0 * CrossEntropy(), train=data, recipe=Recipe(1, 8, augment=False))
+    except FloatingPointError as error:
+        entry = {"loss": error}
+    assert isinstance(entry["loss"], float)
+
+
+def test_masked_places_are_no_classes():
+    """NaN at padding was refused by terms that look at other classes than the tokens."""
+    z = torch.tensor([[1.0, 0.0, 2.0], [math.nan] * 3])
+    term, seen = MergedVocabulary(ForwardKL(), torch.tensor([0, 1, 1])), {"mask": torch.tensor([True, False])}
+    try:
+        found = term(student_logits=z, teacher_logits=z, **seen).item()
+    except ValueError as error:
+        found = error
+    assert found == 0

@@ -485,9 +485,11 @@ def token_means(
             kept = None if counts is None else counts[part][i]
             capped = None if student.softcap is None else torch.tanh(z[i].to(wide) / student.softcap)
             said = t[i].to(wide) if isinstance(t, Tensor) else None if t is None else t[i]
+            if cap is not None and isinstance(said, Tensor):
+                said = cap * torch.tanh(said / cap)
             tokens = TokenLogits(
                 z[i].to(wide) if capped is None else student.softcap * capped,  # pyrefly: ignore[unsupported-operation]
-                said if cap is None else cap * torch.tanh(said / cap),
+                said,
                 None if labels is None else labels[rows[part][i]],
                 progress,
                 kept,
