@@ -47,7 +47,8 @@ from kdlab.objectives import (
     squared_error,
     standardise,
 )
-from kdlab.training import Recipe, fit
+from kdlab.training import CheckpointError, Recipe, expected_calibration_error, fit
+from kdlab.training.checkpoint import load_tensors
 from kdlab.training.embeddings import found_by_nearest, rank_correlation
 
 Z, Y = torch.tensor([[1.0, 0.0, 2.0]]), torch.tensor([1])
@@ -98,6 +99,8 @@ from_server = SparseTargets.from_log_probabilities
         (lambda: rank_correlation(torch.ones(4, 2), torch.eye(4)), ValueError, "all cosines of student or teacher are equal"),
         (lambda: found_by_nearest(Z * math.nan, Y, Z, Y), ValueError, "NaN or infinities"),
         (lambda: found_by_nearest(Z, Y, Z, Y + 1), ValueError, "on no shelf"),
+        (lambda: expected_calibration_error(Z, Y, bins=0), ValueError, "counted from 1, not 0"),
+        (lambda: load_tensors("/"), CheckpointError, "is a folder, not a file"),
     ],
 )  # fmt: skip
 def test_refused_in_one_sentence(call, kind, sentence):

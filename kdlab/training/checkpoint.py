@@ -72,7 +72,8 @@ def load_tensors(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, A
     """
     safetensors = require_safetensors()
     if not note_read(path).is_file():
-        raise CheckpointError(f"{path} does not exist.")
+        what = "is a folder, not a file" if Path(path).is_dir() else "does not exist"
+        raise CheckpointError(f"{path} {what}.")
     try:
         with safetensors.safe_open(path, "pt") as f:
             metadata = f.metadata()

@@ -152,6 +152,8 @@ def calibration_gaps(logits: Logits, labels: Labels | Probabilities, *, bins: in
 
 
 def _gaps(confidence: Tensor, right: Tensor, bins: int) -> Tensor:
+    if bins < 1:
+        raise ValueError(f"bins of confidence are counted from 1, not {bins}.")
     confidence = confidence.double()
     which = (confidence * bins).long().clamp(max=bins - 1)
     return torch.zeros(bins, dtype=torch.double).index_add_(0, which.cpu(), (right.double() - confidence).cpu())
