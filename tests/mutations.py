@@ -830,8 +830,8 @@ MUTATIONS = [
     Mutation(
         "in Trainer, padding of sentences is matched",
         DISTILLATION,
-        'return {} if read is None else {"hidden_mask": read}',
-        "return {}",
+        'masks = {} if read is None else {"hidden_mask": read}',
+        "masks = {}",
         "test_parts_of_a_batch_add_up_in_any_loop",
     ),
     Mutation(

@@ -117,6 +117,12 @@ def test_a_mask_of_queries_alone_where_keys_are_others():
     torch.testing.assert_close(losses, torch.stack(expected))
 
 
+def test_a_mask_that_leaves_nothing_adds_nothing_to_the_whole():
+    student, teacher = maps(2, 2, 3, 3)
+    for nothing in (torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 3, 3, dtype=torch.bool)):
+        assert attention_map_mse(student, teacher, mask=nothing, count=4) == 0
+
+
 def test_causal_maps_need_no_causal_mask():
     q = randn(2, 2, 2, 5, 4)
     student, teacher = (attention_from_qk(x, x, causal=True) for x in q)

@@ -408,6 +408,105 @@ def test_a_teacher_reads_columns_of_its_own(tmp_path):
     assert steps(made)[0]["loss"] == pytest.approx((z - t).square().mean().item(), rel=1e-4)
 
 
+def part_of(batch, part):
+    return {name: tensor[part] for name, tensor in batch.items()}
+
+
+@pytest.mark.parametrize("task", ["sentences", "pictures"])
+def test_an_example_without_a_label_does_not_count(tmp_path, task):
+    """Its label is −100: parts add up to the whole, as the labels that count say it; layers learn from all examples."""
+    model, examples, objective = TASKS[task]
+    data = [{**row, "labels": torch.tensor([0, 1, -100, -100][i % 4])} for i, row in enumerate(examples(4))]
+    batch = stacked(data, *data[0])
+    student, teacher = model(0).eval(), model(1, 24).eval()
+    distillation = Distillation(student, teacher, objective())
+    (whole, terms), (same, _) = (distillation(student, batch, counts=c) for c in (None, distillation.counts([batch])))
+    inputs = {name: x for name, x in batch.items() if name not in ("labels", "index")}
+    wanted = torch.nn.functional.cross_entropy(student(**inputs).logits[:2], batch["labels"][:2])
+    assert terms["CrossEntropy"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    torch.testing.assert_close(same, whole)
+    for cut in (1, 2):  # the second of these has no label in its last part
+        parts = [part_of(batch, part) for part in (slice(cut), slice(cut, 4))]
+        counts = distillation.counts(parts)
+        torch.testing.assert_close(sum(distillation(student, part, counts=counts)[0] for part in parts), whole)
+    found = trainer(task, tmp_path, eval_dataset=data, objective=1.0 * CrossEntropy()).evaluate()
+    assert found["eval_loss"] == pytest.approx(wanted.item(), rel=1e-4)
+    assert found["eval_cross_entropy"] == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_one_label_a_text_says_nothing_of_logits_a_token():
+    """As of a data set with a column label, whose texts a masked language model is distilled on."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": V, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    student, teacher = (
+        transformers.BertForMaskedLM(transformers.BertConfig(hidden_size=16, **shape)).eval() for _ in "st"
+    )
+    batch = {"input_ids": torch.tensor([[3, 1, 4], [1, 5, 9]]), "labels": torch.tensor([0, -100])}
+    distillation = Distillation(student, teacher, LogitMSE())
+    wanted = (student(batch["input_ids"]).logits - teacher(batch["input_ids"]).logits).square().mean()
+    for counts in (None, distillation.counts([batch])):
+        assert distillation(student, batch, counts=counts)[0].item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "fused"), [("texts", False), ("texts", True), ("sentences", False), ("pictures", False)]
+)
+def test_a_step_without_a_label_trains_nothing(tmp_path, task, fused):
+    """Whose labels are all −100; asked of it directly, an objective refuses it."""
+    model, examples, _ = TASKS[task]
+    data = [{**row, "labels": torch.full_like(row["labels"], -100)} for row in examples(4)]
+    objective = CrossEntropy() + SoftTargets() + LogitMSE() + HardTargets()
+    made = trained(task, tmp_path, data=data, objective=objective, how={"fused": fused}, weight_decay=0.0)
+    assert [(log["loss"], log["CrossEntropy"], log["grad_norm"]) for log in steps(made)] == [(0.0, 0.0, 0.0)] * 2
+    before = model(0).state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.model.state_dict().items())
+    with pytest.raises(ValueError, match="no position to average over"):
+        made.distillation(made.model, stacked(data, *data[0]))
+
+
+def test_a_step_without_a_label_trains_layers():
+    """Of a model of two parts; those of its decoder, which read no label, are nothing."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": V, "d_kv": 8, "d_ff": 16, "d_model": 16, "num_layers": 1, "num_heads": 2}
+    config = transformers.T5Config(**shape, pad_token_id=0, decoder_start_token_id=0)
+    student, teacher = (transformers.T5ForConditionalGeneration(config).eval() for _ in "st")
+    cross, states = "decoder.block.0.layer.1.EncDecAttention", ("encoder.block.0", "decoder.block.0")
+    objective = CrossEntropy() + AttentionMaps(cross) + HiddenMSE(states[0]).named("read") + HiddenMSE(states[1])
+    batch = {"input_ids": torch.tensor([[3, 1, 4], [1, 5, 9]]), "labels": torch.full((2, 2), -100)}
+    distillation = Distillation(student, teacher, objective)
+    loss, terms = distillation(student, batch, counts=distillation.counts([batch]))
+    assert loss.item() == terms["read"].item() > 0
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_batch_without_a_label_is_left_out_of_the_evaluation(tmp_path, fused):
+    """The last one is of one row: each batch weighs as its rows."""
+    data = list(texts(7))
+    for row in data[3:6]:
+        row["labels"] = torch.full_like(row["labels"], -100)
+    how = {"per_device_eval_batch_size": 3, "how": {"fused": fused}, "objective": 1.0 * CrossEntropy()}
+    found = trainer("texts", tmp_path, eval_dataset=data, **how).evaluate()
+    wanted = trainer("texts", tmp_path, eval_dataset=data[:3] + data[6:], **how).evaluate()
+    measured = [name for name in wanted if not name.endswith(("second", "time"))]
+    assert {name: found[name] for name in measured} == pytest.approx({name: wanted[name] for name in measured})
+    made = trainer("texts", tmp_path, eval_dataset=data[3:6], **how)
+    with pytest.raises(ValueError, match="nothing that is evaluated has a label that counts"):
+        made.evaluate()
+    made.predict([{name: row[name] for name in ("input_ids", "attention_mask")} for row in data[3:6]])
+
+
+def test_predictions_are_those_of_the_trainer_alone(tmp_path):
+    """Not shifted, as what computes metrics shifts them itself."""
+    data, how = list(texts(4)), {"args": arguments(tmp_path)}
+    alone, distilled = (
+        Trainer(llama(0), **how),
+        KD(llama(0), teacher=llama(1), objective=ForwardKL(), fused=True, **how),
+    )
+    one, other = (made.predict(data) for made in (alone, distilled))
+    torch.testing.assert_close(*(torch.tensor(x.predictions) for x in (one, other)))
+    assert (one.label_ids == other.label_ids).all() and one.predictions.shape == (4, 12, V)
+
+
 def test_an_encoder_and_decoder(tmp_path):
     def t5(seed, width):
         torch.manual_seed(seed)

@@ -120,6 +120,10 @@ class Distillation:
 
     def look(self, model: nn.Module, batch: Mapping[str, Tensor], *, fused: bool = True) -> dict:
         """What an objective takes: logits, hidden states and labels of a batch, and what of them counts."""
+        return self._look(model, batch, fused)[1]
+
+    def _look(self, model: nn.Module, batch: Mapping[str, Tensor], fused: bool) -> tuple[Tensor | None, dict]:
+        """The student's logits as it gives them, not shifted; and what an objective takes."""
         batch = _given(batch)
         self.objective.train(model.training)
         student, student_hidden = self.student(model, batch, fused, self.teacher)
@@ -127,38 +131,44 @@ class Distillation:
         if self.teacher is not None:
             with torch.no_grad(), evaluation_mode(self.teacher.model):
                 teacher, teacher_hidden = self.teacher(self.teacher.model, batch, fused, self.student)
+        logits, masks = student, self._masks(batch)
         labels, shifted = _labels(batch, self.shifts)
         if shifted:
             student, labels = None if student is None else student[:, :-1], labels[:, 1:]
             teacher = None if teacher is None else teacher[:, :-1]
-        return {
+        elif labels is not None and labels.ndim == 1 and student is not None and student.ndim != 2:
+            masks.pop("mask", None)  # a label for each example says nothing of logits for each token
+        return logits, {
             "student_logits": student,
             "teacher_logits": teacher,
             "student_hidden": student_hidden,
             "teacher_hidden": teacher_hidden,
             "labels": labels,
             "index": batch.get("index"),
-            **self._masks(batch),
+            **masks,
         }
 
     def compare(self, seen: dict, *, counts: dict[str, Tensor] | None = None, progress: float | None = None) -> Any:
         """What the objective says of what was seen; arguments as in calling."""
         by_position = "hidden_mask" in seen
         objective = self.objective if self.objective.training else self._held_out
-        found, terms = objective(**seen, **(counts or {} if by_position else {}), progress=progress)
         if counts is None or by_position:
-            return found, terms
-        part = _examples(seen) / counts["example_count"]  # each example has as many positions as any other
+            return objective(**seen, **(counts or {}), progress=progress)
+        # Each example has as many positions as any other, but not each has a label: Σ / n = part · Σ / (part · n).
+        part = _examples(seen) / counts["example_count"]
+        of_labels = {"count": part * counts["count"]} if "mask" in seen else {}
+        found, terms = objective(**seen, **of_labels, progress=progress)
         return part * found, {k: v if k.endswith(".temperature") else part * v for k, v in terms.items()}
 
     def counts(self, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """What the means of a step divide by: how many labels, tokens that are read, and examples its batches have.
 
-        On several processes the mean over them, since their gradients are averaged; every process asks.
+        One where there are none, so that of a step without labels the sum over them, zero, is divided by it. On several processes the mean over them,
+        since their gradients are averaged; every process asks.
         """
         batches = [_given(batch) for batch in batches]
-        numbers = torch.stack([self._numbers(batch) for batch in batches]).sum(0)
-        count, examples, *hidden = average(numbers)
+        numbers = average(torch.stack([self._numbers(batch) for batch in batches]).sum(0))
+        count, examples, *hidden = numbers.where(numbers > 0, 1.0)
         if self.two_parts is None:
             return {"count": count, "hidden_count": hidden[0], "example_count": examples}
         of_parts = dict(zip(_parts(batches[0], self.two_parts), hidden, strict=True))
@@ -312,14 +322,17 @@ def _labels(batch: Mapping[str, Tensor], shifts: bool) -> tuple[Tensor | None, b
 
 
 def _masks(batch: Mapping[str, Tensor], shifts: bool) -> dict[str, Tensor]:
-    """Which labels count, and which tokens are read: nothing where an example has one label and no token is padding."""
+    """Which labels count, and which tokens are read: of those nothing where an example has one label and no token is padding."""
     labels, shifted = _labels(batch, shifts)
     read = batch.get("attention_mask")
     read = read.bool() if isinstance(read, Tensor) and read.ndim == 2 else None
     if labels is None and shifts and read is not None:
         return {"mask": read, "hidden_mask": read}
-    if labels is None or labels.is_floating_point() or labels.ndim < 2:
-        return {} if read is None else {"hidden_mask": read}
+    masks = {} if read is None else {"hidden_mask": read}
+    if labels is None or labels.is_floating_point():
+        return masks
+    if labels.ndim < 2:
+        return {"mask": labels != IGNORED, **masks}
     mask = labels[:, 1:] != IGNORED if shifted else labels != IGNORED
     if shifted and read is not None:  # what is predicted from padding
         mask = mask & read[:, :-1]

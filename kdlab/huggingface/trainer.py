@@ -42,7 +42,8 @@ class Distil:
 
     Beside the loss, each term is logged by its name. Evaluation also gives what :func:`~kdlab.training.measures.measure` says of all
     examples, or tokens, together: ``eval_accuracy``, ``eval_cross_entropy``, ``eval_calibration_error``, and with a teacher
-    of as many classes ``eval_agreement``, ``eval_kl_to_teacher``; ``eval_loss`` is the mean of the batches' losses.
+    of as many classes ``eval_agreement``, ``eval_kl_to_teacher``; ``eval_loss`` is the mean of the batches' losses. Batches without a label that counts
+    are left out of it, and train nothing that goes by logits. ``compute_metrics`` and ``predict`` get logits as the student gives them, not shifted.
 
     Args:
         objective: a term or a weighted sum of terms, whose weights are drawn.
@@ -160,8 +161,13 @@ class Distil:
         measuring = training and self.gradient_norms and not self._norms
         progress = self.state.global_step / max(self.state.max_steps, 1)
         with self.accelerator.autocast():
-            seen = self.distillation.look(model, inputs, fused=not (return_outputs or measuring))
-            loss, terms = self.distillation.compare(seen, counts=self._counts if training else None, progress=progress)
+            logits, seen = self.distillation._look(model, inputs, fused=not (return_outputs or measuring))
+            labelled = training or "mask" not in seen or bool(seen["mask"].any())
+            if labelled:
+                counts = self._counts if training else None
+                loss, terms = self.distillation.compare(seen, counts=counts, progress=progress)
+            else:
+                loss, terms = torch.zeros((), device=self.args.device), {}
         if measuring:
             student = [p for p in self.model.parameters() if p.requires_grad]
             norms = self.distillation.objective.gradient_norms(terms, student, progress)
@@ -170,14 +176,17 @@ class Distil:
             for name, value in terms.items():
                 before = 0.0 if name.endswith(".temperature") else self._sums.get(name, 0.0)
                 self._sums[name] = before + value.detach()
-        elif self._measured is not None and (rows := _by_position(seen)) is not None:
-            rows = self.gather_function(self.accelerator.pad_across_processes(rows, dim=1))
-            self._measured.append(rows[rows[..., 0] > 0, 1:].cpu())
+        elif self._measured is not None:
+            beside = torch.full_like(loss, labelled).repeat(self.args.eval_batch_size)
+            self._labelled.append(self.gather_function(beside))
+            if (rows := _by_position(seen)) is not None:
+                rows = self.gather_function(self.accelerator.pad_across_processes(rows, dim=1))
+                self._measured.append(rows[rows[..., 0] > 0, 1:].cpu())
         if not return_outputs:
             return loss
         from transformers.modeling_outputs import CausalLMOutput
 
-        return loss, CausalLMOutput(logits=seen["student_logits"])
+        return loss, CausalLMOutput(logits=logits)
 
     def _clip_grad_norm(self, model: nn.Module):
         return super()._clip_grad_norm(nn.ModuleList([model, self.distillation.objective]))
@@ -203,9 +212,16 @@ class Distil:
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
     def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
-        self._measured = []
+        self._measured, self._labelled = [], []
         try:
             output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **options)
+            if self._labelled:
+                # One beside each loss that the trainer takes the mean of, or zero, as the loss is, where no label counts.
+                if not (share := torch.cat(self._labelled).mean().item()):
+                    raise ValueError(
+                        "nothing that is evaluated has a label that counts, all are −100: give rows with labels, or leave labels out and call predict."
+                    )
+                output.metrics[f"{metric_key_prefix}_loss"] /= share
             if self._measured:
                 found = _measures(torch.cat(self._measured).double())
                 output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})

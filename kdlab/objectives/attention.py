@@ -75,7 +75,7 @@ def attention_map_mse(
         )
     if normalise not in ("none", "queries", "entries"):
         raise ValueError(f'normalise must be "none", "queries" or "entries", not {normalise!r}.')
-    counted = _entries(mask, student_maps)
+    counted = _entries(mask, student_maps, empty=count is not None)
     maps = student_maps, teacher_maps
     if mask is not None:  # what does not count is taken out before anything is computed with it
         maps = torch.where(counted, student_maps, 0.0), torch.where(counted, teacher_maps, 0.0)
@@ -104,15 +104,15 @@ def _same_heads(student, teacher, heads):
     return student, teacher
 
 
-def _entries(mask, maps):
+def _entries(mask, maps, empty):
     """Which entries count, shape (B, 1, queries, keys)."""
     batch, _, queries, keys = maps.shape
     if mask is None:
         return torch.ones(batch, 1, queries, keys, dtype=torch.bool, device=maps.device)
     if isinstance(mask, Tensor) and mask.ndim == 3:
-        check_mask(mask, maps[:, 0])
+        check_mask(mask, maps[:, 0], empty)
         return mask.unsqueeze(1)
-    check_mask(mask, maps[:, 0, :, 0])
+    check_mask(mask, maps[:, 0, :, 0], empty)
     counted = mask[:, None, :, None]
     return counted & mask[:, None, None, :] if queries == keys else counted.expand(-1, -1, -1, keys)
 
