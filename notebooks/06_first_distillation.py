@@ -540,7 +540,15 @@ if found:
     helps = above("kd", ["alone", "permuted"], found)
     warning = below("permuted", "alone", found)
     both = ["kd", "spread"]
-    spread = next((s for s in (found, elsewhere) if s.complete(both)), None)
+    spread = next(
+        (
+            study
+            for study in (found, elsewhere)
+            if {spec.arm for spec in study.specs}.issuperset(both)
+            and study.ready(both) == both
+        ),
+        None,
+    )
     even = None if spread is None else above("kd", "spread", spread, names=EVEN)
     given = verdict(
         "A4", "verified" if helps.holds else "depends",

@@ -286,8 +286,8 @@ def added(what, without, with_it, lengths=(first, last), values=agreed):
 
 
 at_first, at_last = f"after {first} epochs", f"after {last} epochs"
-by_view, of = added("the same view", "own view", "same view")
-view_is_late = above(at_last, at_first, by_view, of)
+of_view, of = added("the same view", "own view", "same view")
+view_is_late = above(at_last, at_first, of_view, of)
 still_rising = above(
     same_mixed,
     f"same view, mixed ({lengths[-2]} epochs)",
@@ -481,7 +481,7 @@ verdict(
 findings.show(
     f"Where examples lie densely, a teacher with a view of its own is learned as blurred by the views: on a line, {less_steep:.2f} times less steep at $a={steepness:g}$, $\\sigma={shaking:g}$.",
     f"Few examples and {last} epochs: students agree with the teacher on {np.mean(agreed['same view'][last]):.1%} of new examples, on {np.mean(agreed['own view'][last]):.1%} if it has a view of its own; with mixtures on {np.mean(agreed['same view, mixed'][last]):.1%} and {np.mean(agreed['own view, mixed'][last]):.1%} ({N}).",
-    f"The same view adds {100 * np.mean(by_view[at_last]):.1f} points of agreement after {last} epochs and {100 * np.mean(by_view[at_first]):.1f} after {first} ({N}).",
+    f"The same view adds {100 * np.mean(of_view[at_last]):.1f} points of agreement after {last} epochs and {100 * np.mean(of_view[at_first]):.1f} after {first} ({N}).",
     *brought,
 )
 
