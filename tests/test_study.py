@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdlab.models import resnet8
-from kdlab.objectives import CrossEntropy, HiddenMSE, Projector, SoftTargets
+from kdlab.objectives import CrossEntropy, HiddenMSE, MeanReward, Projector, SoftTargets
 from kdlab.study import (
     Interval,
     RecordError,
@@ -60,6 +60,12 @@ def book(tmp_path):
 
 
 # Specs
+
+
+def test_a_function_is_refused_in_a_spec_for_what_it_may_close_over():
+    objective = 1.0 * CrossEntropy() + 0.0 * MeanReward(lambda texts: texts.sum(1))
+    with pytest.raises(ValueError, match=r"known by its repr, and '\S*<lambda> \w{64}' in that of teacher does not"):
+        replace(TEACHER, objective=objective)
 
 
 @pytest.mark.parametrize("made_of", [{"inner": object()}, {"weights": torch.ones(3)}], ids=["at 0x", "tensor("])

@@ -24,7 +24,7 @@ from kdlab.shapes import Float, Integer, Num
 from .checks import IGNORED, _inspectable, check_count, check_indices, check_mask, check_same_shape, check_weight
 from .divergences import reverse_kl
 from .softening import counted_rows, full_precision
-from .terms import Term, _shown
+from .terms import Term, _shown, described
 from .types import Count, Mask, Scalar
 from .vocabulary import by_autograd
 
@@ -202,7 +202,7 @@ class PolicyGradient(Term):
         self.needs_teacher = beta > 0
 
     def extra_repr(self) -> str:
-        return f"{self.reward!r}, group={self.group}, baseline={self.baseline!r}, beta={_shown(self.beta)}"
+        return f"{described(self.reward)}, group={self.group}, baseline={self.baseline!r}, beta={_shown(self.beta)}"
 
     def check_rewrite(self, rewrite: object) -> None:
         """That what the policy is trained on are its own texts, drawn as they are weighted, in groups of one prompt.
@@ -367,7 +367,7 @@ class MeanReward(Term):
         self.reward = reward
 
     def extra_repr(self) -> str:
-        return repr(self.reward)
+        return described(self.reward)
 
     def forward(
         self,

@@ -7,10 +7,11 @@ A weight or a temperature may be a schedule (:mod:`~kdlab.objectives.schedules`)
 """
 
 import copy
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from numbers import Real
 from typing import Any
 
@@ -338,8 +339,25 @@ def _reset(module):
 
 
 def _shown(value):
-    """Numbers short and exact; everything else as it prints itself."""
-    return f"{value:.12g}" if isinstance(value, Real) and not isinstance(value, bool) else repr(value)
+    """Numbers short and exact; everything else as it is described."""
+    return f"{value:.12g}" if isinstance(value, Real) and not isinstance(value, bool) else described(value)
+
+
+def described(value: object) -> str:
+    """Its ``repr``; of a plain function, whose own is another in every process, the name and a checksum of the code.
+
+    What a function closes over is not looked at. Of ``functools.partial``, its function and what it is given are described.
+    """
+    if isinstance(value, partial):
+        named = (f"{name}={described(x)}" for name, x in value.keywords.items())
+        return f"partial({', '.join([*map(described, (value.func, *value.args)), *named])})"
+    if not inspect.isfunction(value):
+        return repr(value)
+    try:
+        code = inspect.getsource(value)
+    except OSError:
+        code = value.__code__.co_code.hex()
+    return f"{value.__qualname__} {hashlib.sha256(code.encode()).hexdigest()}"
 
 
 class Term(nn.Module):

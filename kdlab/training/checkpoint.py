@@ -131,7 +131,7 @@ def load_run(path: Path, student, objective, optimizer, identity: dict, device="
         )
     if header.get("identity") != identity:
         # Earlier versions wrote none of these.
-        later = ("inputs", "forward pass", "student's logits", "teacher's logits")
+        later = "inputs", "forward pass", "student's logits", "teacher's logits", "trained parameters"
         known = {k: identity[k] for k in later if k in identity} | (header.get("identity") or {})
         if differs := [
             _difference(k, known, identity) for k in {**identity, **known} if known.get(k) != identity.get(k)
@@ -158,9 +158,10 @@ def load_run(path: Path, student, objective, optimizer, identity: dict, device="
 
 
 def _difference(name: str, there: dict, here: dict) -> str:
-    """What differs, by name; of a recipe the fields, with what they are in the checkpoint and here."""
+    """What differs, by name; of a recipe the fields, with what they are in the checkpoint and here, and of many the first."""
     there, here = there.get(name), here.get(name)
     if not (isinstance(there, dict) and isinstance(here, dict)):
         return name
     fields = [k for k in {**here, **there} if there.get(k) != here.get(k)]
-    return f"{name}: {', '.join(f'{k} {there.get(k)!r} in it and {here.get(k)!r} here' for k in fields)}"
+    shown = [f"{k} {there.get(k)!r} in it and {here.get(k)!r} here" for k in fields]
+    return f"{name}: {', '.join(shown[:8])}{f', and {len(shown) - 8} more' if len(shown) > 8 else ''}"

@@ -91,6 +91,12 @@ def shapes(state: dict) -> list[tuple]:
     return [(k, tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__) for k, v in state.items()]
 
 
+def trained(model: nn.Module) -> dict[str, bool]:
+    """Of each parameter, by the name that it has in the model when that is not wrapped, whether it is trained."""
+    plain = plain_names(model)
+    return {plain(name): p.requires_grad for name, p in model.named_parameters()}
+
+
 def forward_pass(model: nn.Module) -> str:
     """What a model computes, besides its weights: SHA-256 of the kinds of its modules, their options and their code.
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..objectives import Objective, Term
+from ..objectives.terms import described
 from .checkpoint import load_run, save_run
 from .distributed import anywhere, average, by_the_first, rank_and_world, synchronised_batch_norm
 from .identity import plain
@@ -18,7 +19,7 @@ from .optimizers import optimizer_of
 from .precision import gradient_scaler
 from .protocols import Device
 from .recipe import Recipe
-from .state import forward_pass, leaves_logits, shapes, state_of
+from .state import forward_pass, leaves_logits, shapes, state_of, trained
 from .taps import Taps
 from .weights import Kept
 
@@ -34,7 +35,8 @@ class Learner:
         checkpoint: its file, or None.
         report: called with each epoch's entry.
         rewrite: what a batch becomes before this student, and its teacher, look at it: called with the student, inputs, labels,
-            the progress of the training and a generator; its ``repr`` says what it does. For on-policy distillation, :class:`~kdlab.language.text.OwnText`.
+            the progress of the training and a generator; its ``repr`` says what it does, or a plain function's name and code do.
+            For on-policy distillation, :class:`~kdlab.language.text.OwnText`.
         after_step: called after each step, see :func:`~kdlab.training.loop.fit`.
         origins: what is said of the process that trains it, as JSON has it, for its checkpoint; those of earlier processes come before it.
     """
@@ -74,9 +76,11 @@ class Student:
             "objective": repr(self.objective),
             **shared,
             "student": repr(shapes(state_of(self.model))),
+            "trained parameters": trained(self.model)
+            | {f"objective.{k}": v for k, v in trained(self.objective).items()},
             "forward pass": computed,
             **leaves_logits("student", self.model),
-            **({} if self.rewrite is None else {"rewrite": repr(self.rewrite)}),
+            **({} if self.rewrite is None else {"rewrite": described(self.rewrite)}),
         }
         if self.checkpoint is not None and self.checkpoint.exists():
             self.load()

@@ -10,7 +10,6 @@ places have no coordinates, layers with positions are refused; logits and vector
 A validation split is measured as it is: of a student that sees pictures of another size, give one of that size, or ``measure=…``.
 """
 
-import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..data.images import resample
+from ..objectives.terms import described
 from .distributed import rank_and_world
 from .seeds import generator
 
@@ -45,7 +45,7 @@ class Views:
         return None if student is None and teacher is None else cls(student, teacher)
 
     def __repr__(self):
-        return f"{_described(self.student)}, {_described(self.teacher)}"
+        return f"{described(self.student)}, {described(self.teacher)}"
 
     def seen(self, batches: dict, position: tuple[int, int]) -> tuple[dict, dict, dict]:
         """Batches as students see them, inputs as the teacher does, and the boxes of both, by seed."""
@@ -71,16 +71,6 @@ def _takes_two(view) -> bool:
     except ValueError:  # a built-in function that does not say what it takes
         pass
     return True
-
-
-def _described(view) -> str:
-    if not inspect.isfunction(view):
-        return repr(view)
-    try:
-        code = inspect.getsource(view)
-    except OSError:
-        code = view.__code__.co_code.hex()
-    return f"{view.__qualname__} {hashlib.sha256(code.encode()).hexdigest()}"
 
 
 def _looked(view: Callable, inputs, generator, who: str) -> tuple:
