@@ -2127,8 +2127,8 @@ MUTATIONS = [
     Mutation(
         "a student that knows of a class that there is not has diverged",
         "training/step.py",
-        "x.detach().amax().item()",
-        "x.detach().sum().item()",
+        "student_logits.detach().amax()",
+        "student_logits.detach().sum()",
         "test_a_class_that_there_is_not_is_no_divergence",
     ),
     Mutation(

@@ -222,6 +222,15 @@ def test_wrappers_put_a_prefix_before_paths_that_may_be_left_out():
         assert all(torch.equal(hidden[layer], expected) for layer in layers)
 
 
+def test_a_layer_without_modules_is_a_layer():
+    """An empty ``nn.Sequential``, as the shortcuts of residual networks are, has no length, and is false."""
+    model = torch.compile(nn.Sequential(nn.Linear(4, 3), nn.Sequential()), backend="eager")
+    for layer in ("1", "_orig_mod.1"):
+        with Taps(model, [layer]) as taps:
+            logits, hidden = taps(torch.ones(1, 4))
+        assert torch.equal(hidden[layer], logits)
+
+
 def test_a_module_that_is_named_module_keeps_its_name():
     class Wrapper(nn.Module):
         def __init__(self):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks import on_ranks
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -30,6 +32,7 @@ from kdlab.objectives import (
     cross_entropy,
     forward_kl,
 )
+from kdlab.objectives.terms import described
 from kdlab.training import (
     CachedLogits,
     CacheError,
@@ -214,6 +217,42 @@ def test_an_objective_that_needs_a_teacher_is_refused_without_one(digits, linear
         fit(linear(), DISTIL, train=digits.train, recipe=QUICK)
     with pytest.raises(ValueError, match="needs a teacher"):
         fit(linear(), SoftTargets(), train=digits.train, recipe=QUICK)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("shape", [(8,), (8, 3)], ids=["images", "texts"])
+def test_a_batch_without_any_label_is_said(shape, parts):
+    """One of which one part alone has none is a batch as any other."""
+    labels = torch.full(shape, -100)
+    recipe = replace(QUICK, augment=False, batch_size=8, micro_batches=parts)
+
+    def run(objective=None):
+        data = Examples(torch.ones(*shape, 4), labels)
+        return fit(nn.Linear(4, 5), objective or CrossEntropy(), train=data, recipe=recipe, teacher=nn.Linear(4, 5))
+
+    for objective in (None, SoftTargets()):
+        with pytest.raises(ValueError, match="^all labels of a batch are -100, .*: leave examples that have no other"):
+            run(objective)
+    labels[0] = 0
+    assert len(run()) == QUICK.epochs
+
+
+def test_a_student_of_which_nothing_is_trained_is_refused(digits, linear):
+    with pytest.raises(ValueError, match="^no parameter of .* is trained, since none has requires_grad"):
+        fit(linear().requires_grad_(False), CrossEntropy(), train=digits.train, recipe=QUICK)
+    with_temperature = SoftTargets(temperature=LearnedTemperature())
+    fit(linear().requires_grad_(False), with_temperature, train=digits.train, recipe=QUICK, teacher=linear(1))
+
+
+def test_a_measure_of_ones_own_sees_the_split_that_was_given(digits, linear):
+    seen = []
+
+    def measured(student, split):
+        seen.append(split)
+        return {"x": 1.0}
+
+    fit(linear(), CrossEntropy(), train=digits.train, recipe=QUICK, validation=digits.test, measure=measured)
+    assert all(split is digits.test for split in seen) and len(seen) == QUICK.epochs
 
 
 def test_a_teacher_that_is_not_needed_is_not_asked(digits, linear):
@@ -472,6 +511,56 @@ def test_a_checkpoint_of_another_run_is_refused(digits, linear, tmp_path, change
         change = {"train": digits.train[change["train"]]}
     with pytest.raises(CheckpointError, match=rf"belongs to another run \(other {named}.*\): give another path"):
         fit(linear(), checkpoint=tmp_path / "run", **{**options, **change})
+
+
+def test_a_checkpoint_of_other_frozen_layers_is_refused(tmp_path):
+    """The optimiser knows its weights by number alone: the moments of one layer would go to another of its shape."""
+
+    def run(frozen, **options):
+        student = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        student[frozen].requires_grad_(False)
+        data = Examples(torch.ones(8, 4), torch.zeros(8).long())
+        fit(student, CrossEntropy(), train=data, recipe=replace(QUICK, augment=False), checkpoint=path, **options)
+
+    path = tmp_path / "run"
+    with pytest.raises(Killed):
+        run(0, report=kill_after(1))
+    with pytest.raises(
+        CheckpointError, match=r"\(other trained parameters: 0.weight False in it and True here, 0.bias"
+    ):
+        run(1)
+    tensors, header = load_tensors(path)
+    del header["identity"]["trained parameters"], header["checksum"]  # as earlier versions wrote it
+    save_tensors(path, tensors, header)
+    run(0)
+
+
+def test_of_much_that_differs_a_checkpoint_names_the_first(tmp_path):
+    def run(trained):
+        student = nn.Sequential(*(nn.Linear(2, 2) for _ in range(6)))
+        student[:5].requires_grad_(trained)
+        data = Examples(torch.ones(8, 2), torch.zeros(8).long())
+        recipe = replace(QUICK, augment=False)
+        fit(student, CrossEntropy(), train=data, recipe=recipe, checkpoint=tmp_path / "run")
+
+    run(True)
+    with pytest.raises(CheckpointError, match=r"3.bias True in it and False here, and 2 more\): give another path"):
+        run(False)
+
+
+@pytest.mark.parametrize("arguments", [None, (2, 3.0)], ids=["function", "partial"])
+def test_functions_are_told_apart_by_their_code_and_not_by_their_address(arguments):
+    """As in another process, where the same function is elsewhere."""
+
+    def made(source, arguments=arguments):
+        exec(source, found := {})
+        return described(found["f"] if arguments is None else partial(found["f"], arguments[0], scale=arguments[1]))
+
+    source = "def f(texts, n=1, scale=1.0):\n    return texts[n]"
+    assert made(source) == made(source) != made(source.replace("[n]", "+ n"))
+    assert " at 0x" not in made(source)
+    if arguments is not None:
+        assert made(source).endswith(", 2, scale=3.0)") and made(source) != made(source, (3, 3.0))
 
 
 def test_a_checkpoint_of_another_student_is_refused(digits, linear, resnet, tmp_path):
@@ -829,6 +918,43 @@ def test_a_loader_is_a_split(linear, digits):
         found.append((state(student), timeless(history), predict(student, train)))
     assert_same_state(found[0][0], found[1][0])
     assert found[0][1] == found[1][1] and torch.equal(found[0][2], found[1][2])
+
+
+def test_texts_that_are_padded_to_the_longest_of_their_batch_are_measured(monkeypatch):
+    """What is measured of them is what is measured of all, padded to the longest of all."""
+    torch.manual_seed(0)
+    lengths, size = [3, 1, 5, 2, 4, 6], 2
+    rows = [(torch.randn(n, 4), torch.randint(5, (n,))) for n in lengths]
+
+    def padded(pairs):
+        return tuple(nn.utils.rnn.pad_sequence(x, True, padding_value=-100) for x in zip(*pairs, strict=True))
+
+    student, loader = nn.Linear(4, 5), DataLoader(rows, size, collate_fn=padded)
+    in_twos = Loaded.batches
+    monkeypatch.setattr(Loaded, "batches", lambda self, batch_size, **how: in_twos(self, size, **how))
+    recipe = replace(QUICK, augment=False, batch_size=size, epochs=1)
+    (entry,) = fit(student, CrossEntropy(), train=loader, validation=loader, recipe=recipe)
+    inputs, labels = padded(rows)
+    expected = measure(student(inputs).detach(), labels, mask=labels >= 0)
+    assert entry["validation"] == pytest.approx(expected, rel=1e-6)
+
+
+def on_labels_in_unequal_number(rank=None):
+    """Of each batch of 8, spread over two processes, one has fewer labels than the other."""
+    torch.manual_seed(0)
+    data, student = Examples(torch.randn(16, 4), torch.randint(4, (16,))), nn.Linear(4, 5)
+    data.labels[:7:2] = data.labels[1] = -100
+    recipe = replace(QUICK, augment=False, batch_size=8, weight_decay=0.0)
+    history = fit(student, CrossEntropy() + SoftTargets(), train=data, recipe=recipe, teacher=nn.Linear(4, 5))
+    return {**state(student), "loss": torch.tensor([entry["loss"] for entry in history])}
+
+
+def test_two_processes_divide_by_the_labels_of_both(tmp_path):
+    on_ranks(2, tmp_path, on_labels_in_unequal_number)
+    whole = on_labels_in_unequal_number()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-7)
 
 
 def test_what_a_loader_cannot_say_again_is_refused(linear):

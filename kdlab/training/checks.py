@@ -84,6 +84,11 @@ def _check_learner(learner, train, teacher, gradient_norms) -> None:
         raise ValueError("a teacher cache knows the examples as they were: it cannot look at rewritten ones.")
     for term in _terms(objective):
         term.check_rewrite(learner.rewrite)
+    if not any(p.requires_grad for part in (learner.student, objective) for p in part.parameters()):
+        raise ValueError(
+            f"no parameter of {type(learner.student).__name__} is trained, since none has requires_grad: student.requires_grad_(True), or that of the "
+            "layers that are to learn."
+        )
     if objective.needs_teacher and teacher is None:
         raise ValueError(f"the objective {objective!r} needs a teacher, but none was given.")
     if gradient_norms and learner.recipe.micro_batches > 1:

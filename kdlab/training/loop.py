@@ -192,7 +192,7 @@ def fit_together(
         step = Step(tapped, steps, device, gradient_norms)
         group = Group(step, train, views, checkpoint_seconds, stop, stands, graphs)
         group.tell(students)
-        if validation is not None:
+        if validation is not None and stop is not None:
             validation = Interruptible(validation, stop)
         try:
             while going := [s for s in students if not s.ended]:

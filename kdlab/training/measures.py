@@ -195,12 +195,16 @@ def predict(
     check_model(model)
     if device is None:
         device = next((p.device for p in model.parameters()), "cpu")
-    logits = []
     with evaluation_mode(model):
-        for inputs, _, _ in as_split(split, "split").batches(batch_size):
-            with autocast(device, precision):
-                logits.append(all_logits(call(model, each(lambda x: x.to(device), inputs))).float().cpu())
-    return torch.cat(logits)
+        return torch.cat([logits for logits, _ in _answers(model, split, batch_size, device, precision)])
+
+
+def _answers(model, split, batch_size, device, precision) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Logits and labels of each batch, on the CPU."""
+    for inputs, labels, _ in as_split(split, "split").batches(batch_size):
+        with autocast(device, precision):
+            logits = all_logits(call(model, each(lambda x: x.to(device), inputs)))
+        yield logits.float().cpu(), labels.cpu()
 
 
 def measure(
@@ -257,6 +261,15 @@ def check_classes(labels: Tensor) -> None:
         )
 
 
+def _rows(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What counts of a batch in rows, since the next one's texts may be longer; all of it where its labels are one an example and all count."""
+    how = _how(logits, labels)
+    if (mask := how.get("mask")) is None:
+        return logits, labels
+    return (logits if how["class_axis"] is None else logits.movedim(1, -1))[mask], labels[mask]
+
+
+@torch.no_grad()
 def measure_split(
     model: nn.Module, split: Any, *, device: Device = "cpu", precision: Precision = "float32"
 ) -> dict[str, float]:
@@ -264,11 +277,11 @@ def measure_split(
     if is_text(split):
         return measure_tokens([model], split, device=device, precision=precision)[0]
     size = 500 if torch.device(device).type == "cpu" else 2500
-    split = as_split(split, "split")
-    logits = predict(model, split, batch_size=size, device=device, precision=precision)
-    labels = split.labels.cpu()
+    with evaluation_mode(model):
+        rows = [_rows(*answer) for answer in _answers(model, split, size, device, precision)]
+    logits, labels = map(torch.cat, zip(*rows, strict=True))
     check_classes(labels)
-    return measure(logits, labels, **_how(logits, labels))
+    return measure(logits, labels)
 
 
 @torch.no_grad()

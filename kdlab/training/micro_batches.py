@@ -28,6 +28,14 @@ def micro_batches(n: int, labels: Tensor, inputs) -> list[tuple[slice, dict]]:
     return [(slice(start, start + size), counts) for start in range(0, len(labels), size)]
 
 
+def count_of_all(labels: Tensor, logits) -> dict:
+    """What means over examples divide by where the processes have labels of −100 in unequal number; nothing where one has all, or none can be ignored."""
+    of_examples = labels.ndim == 1 and logits is not None and labels.shape == logits.shape[:-1]
+    if rank_and_world()[1] == 1 or labels.is_floating_point() or not of_examples:
+        return {}
+    return {"count": global_count(counted(labels))}
+
+
 def part_of(value, part: slice):
     """Some examples of what a step has seen: of a tensor, or of each in a dict."""
     if value is None or part == slice(None):

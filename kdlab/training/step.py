@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ..data.examples import each
 from ..objectives import HeadLogits
+from ..objectives.checks import IGNORED
 from .determinism import deterministic_attention
 from .distributed import average_gradients
 from .measures import evaluation_mode
-from .micro_batches import counted, micro_batches, part_of, read_tokens
+from .micro_batches import count_of_all, counted, micro_batches, part_of, read_tokens
 from .precision import autocast
 from .protocols import by_index, by_view
 from .seeds import number, seed_torch
@@ -200,28 +201,38 @@ def compare(
         ]
         teacher_hidden = aligned(teacher_hidden, student_hidden, pairs, boxes)
     if labels.device.type == "cpu":  # a glance; elsewhere the epoch's mean is looked at
-        head = isinstance(student_logits, HeadLogits)
-        seen = (student_logits.hidden, student_logits.weight) if head else (student_logits,)
-        seen = student_hidden.values() if student_logits is None else seen  # of a model without a head
-        for x in seen:  # the largest is NaN where any is; −∞ says that a class does not exist
-            s.check_finite({"student logits": x.detach().amax().item()})
-    masks = _masks(inputs, labels, student_logits)
+        if isinstance(student_logits, Tensor):  # where −∞ says that a class does not exist
+            largest = [student_logits.detach().amax()]
+        else:  # of products that are left to the objective, or of a model without a head
+            seen = (student_logits.hidden, student_logits.weight) if student_logits is not None else student_hidden.values()
+            largest = [x.detach().abs().amax() for x in seen]
+        for x in largest:  # NaN, where any is
+            s.check_finite({"student logits": x.item()})
+    masks, counts = _masks(inputs, labels, student_logits), counts or count_of_all(labels, student_logits)
     # Products with a head that are left to the objective are made as the model's own. On a CPU they stay in float32, as in all records.
     lower = isinstance(student_logits, HeadLogits) and labels.device.type != "cpu"
     if s.recipe.mixup:  # of a mixture nobody knows
         labels = index = None
-    with autocast(s.device, s.recipe.precision) if lower else nullcontext():
-        return s.objective(
-            student_logits=student_logits,
-            teacher_logits=teacher_logits,
-            student_hidden=student_hidden,
-            teacher_hidden=teacher_hidden,
-            labels=labels,
-            index=index,
-            progress=progress,
-            **masks,
-            **counts,
-        )
+    try:
+        with autocast(s.device, s.recipe.precision) if lower else nullcontext():
+            return s.objective(
+                student_logits=student_logits,
+                teacher_logits=teacher_logits,
+                student_hidden=student_hidden,
+                teacher_hidden=teacher_hidden,
+                labels=labels,
+                index=index,
+                progress=progress,
+                **masks,
+                **counts,
+            )
+    except ValueError as error:
+        if labels is None or labels.device.type != "cpu" or counts.get("count", counted(labels).sum()) > 0:
+            raise
+        raise ValueError(
+            f"all labels of a batch are {IGNORED}, which leaves nothing in it to learn: leave examples that have no other label out of the training "
+            "split, or give zeros where no term looks at labels."
+        ) from error
 
 
 def _masks(inputs, labels: Tensor, student_logits) -> dict[str, Tensor]:

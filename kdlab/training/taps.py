@@ -60,6 +60,7 @@ class Taps:
         without = plain_names(model)
         plain = {without(name): module for name, module in named.items()}
         plain = _without_peft(plain) | plain
+        modules = plain | named
         found = []
         for layer in self.layers:
             kind, _, path = layer.rpartition(":")
@@ -70,13 +71,13 @@ class Taps:
                     f"{type(model).__name__} has no modules, and so no {path!r}: hidden states and attention are those of a model itself, "
                     "not of what is kept of one, or of a function."
                 )
-            if path not in named and path not in plain:
+            if path not in modules:
                 near = difflib.get_close_matches(path, plain, n=3, cutoff=0.3)
                 raise ValueError(
                     f"{type(model).__name__} has no module {path!r}"
                     + (f"; there are {', '.join(map(repr, near))}, among others." if near else ".")
                 )
-            found.append((getattr(self, f"_tap_{kind or 'output'}"), layer, named.get(path) or plain[path]))
+            found.append((getattr(self, f"_tap_{kind or 'output'}"), layer, modules[path]))
         for tap, layer, module in found:
             tap(layer, module)
 
