@@ -71,7 +71,7 @@ def test_what_teaches_is_what_the_model_says_one_step_later():
 
 def test_labels_of_further_tokens():
     row = torch.arange(23, dtype=torch.int16)
-    tokens = Tokens(row, 11, torch.ones(V, dtype=torch.long), ahead=2)
+    tokens = Tokens(row, 11, torch.ones(23, dtype=torch.long), ahead=2)
     inputs, labels, _ = next(tokens.batches(2))
     assert labels.shape == (2, 2, 11)
     for k in (1, 2):

@@ -133,6 +133,14 @@ def test_a_prompt_longer_than_a_block_is_said():
         trained(OwnText(7))
 
 
+def test_what_is_no_block_of_tokens_is_said_before_anything_is_written():
+    inputs, labels = batch()
+    own = OwnText(2, after=0.5)
+    for other in ({"input_ids": inputs}, inputs.float(), inputs[0]):
+        with pytest.raises(TypeError, match=r"^own text goes on from blocks of tokens \(B, T\), as kdlab.data.Tokens"):
+            own(gpt(), other, labels, 0.0, seeded())
+
+
 # Training
 
 

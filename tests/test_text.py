@@ -25,6 +25,7 @@ from kdlab.data import (
 from kdlab.data import text as texts
 from kdlab.data.download import fetch_file
 from kdlab.data.text import END_OF_TEXT, SPLITS
+from kdlab.data.tokens import numbered
 from kdlab.language import (
     load_text_data,
     parse,
@@ -601,3 +602,34 @@ def test_a_tokeniser_that_cuts_and_pads_gives_all_of_a_text():
     tokeniser.enable_padding(length=6)
     assert torch.equal(tokenise_documents([text], tokeniser, 8).labels, whole) and tokens_of(["to"], tokeniser) == words
     assert len(tokeniser.encode(text).ids) == 6  # and stays as it was set
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"token_bytes": torch.ones(8).long()},
+            "token_bytes has 8 entries and the text a token 8: it says of each token",
+        ),
+        ({"token_bytes": torch.zeros(9).long()}, "token_bytes is zero in all: it says of each token"),
+        ({"context": 0}, "context and stride are at least one token, not 0 and 2"),
+        ({"stride": 0}, "context and stride are at least one token, not 2 and 0"),
+    ],
+)
+def test_a_text_of_which_nothing_can_be_measured_is_refused(options, sentence):
+    text = Tokens(torch.arange(9, dtype=torch.int16), 2, torch.ones(9).long())
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        replace(text, **options)
+
+
+def test_a_token_above_half_of_16_bits_is_within_its_vocabulary():
+    row = numbered([0, 65_535, 1], 2**16)
+    assert len(Tokens(row, 2, torch.ones(2**16).long())) == 1
+    with pytest.raises(ValueError, match="has 32768 entries and the text a token 65535"):
+        Tokens(row, 2, torch.ones(2**15).long())
+
+
+def test_token_numbers_are_whole():
+    assert numbered([], 40).tolist() == []
+    with pytest.raises(TypeError, match="token numbers are whole numbers, .*, not float64"):
+        numbered([1.7, 2.2], 40)

@@ -30,6 +30,10 @@ class Tokens:
         ahead: if positive, the labels are those of so many further tokens, shape ``(batch, ahead, context)``: the second after each
             token, the third, and so on, −100 where the block ends before them.
         stride: from one block's first token to the next one's; None is :math:`C`. With :math:`C + 1` blocks share no token.
+
+    Raises:
+        ValueError: for tokens of another type, or too few for a block; for a context or stride that is not positive; and, on the CPU,
+            for ``token_bytes`` that lack a token of the text or are all zero.
     """
 
     __repr__ = with_shapes
@@ -51,15 +55,29 @@ class Tokens:
                 "tokens are 16-bit numbers in a row: torch.from_numpy(numpy.array(ids, dtype=numpy.uint16).view(numpy.int16)); of "
                 "more than 65,536 they are int32: kdlab.data.tokens.numbered(ids, vocabulary)."
             )
+        if self.context < 1 or (self.stride is not None and self.stride < 1):
+            raise ValueError(f"context and stride are at least one token, not {self.context} and {self.stride}.")
         if len(self.labels) <= self.context:
             raise ValueError(
                 f"a text of {len(self.labels)} tokens is too short for one block of {self.context} and what follows it."
             )
+        self._check_sizes()
         if self.stride is None:
             object.__setattr__(self, "stride", self.context)
         if self.blocks is None:
             whole = (len(self.labels) - 1 - self.context) // self.stride + 1  # pyrefly: ignore[unsupported-operation]
             object.__setattr__(self, "blocks", torch.arange(whole))
+
+    def _check_sizes(self) -> None:
+        if self.labels.device.type != "cpu" or self.token_bytes.device.type != "cpu":
+            return
+        row, sizes = self.labels.numpy(), len(self.token_bytes)
+        if (last := int(row.view(f"u{row.itemsize}").max())) >= sizes or not self.token_bytes.any():
+            what = f"has {sizes} entries and the text a token {last}" if last >= sizes else "is zero in all"
+            raise ValueError(
+                f"token_bytes {what}: it says of each token of the vocabulary how many bytes it stands for, kdlab.language.token_bytes(tokeniser), "
+                "or torch.ones(vocabulary).long() where bits per byte are to be bits per token."
+            )
 
     def __len__(self) -> int:
         return len(self.blocks)  # pyrefly: ignore[bad-argument-type]
@@ -118,9 +136,12 @@ def numbered(ids: Sequence[int] | np.ndarray, vocabulary: int) -> Integer[Tensor
     """Token numbers in a row as :class:`Tokens` keep them: int16, or int32 for more than 65,536.
 
     Raises:
+        TypeError: for what are no whole numbers.
         ValueError: for a number that is none of the vocabulary's.
     """
     row = np.asarray(ids)
+    if row.size and not np.issubdtype(row.dtype, np.integer):
+        raise TypeError(f"token numbers are whole numbers, as a tokeniser's encode(text).ids, not {row.dtype}.")
     if row.size and not 0 <= row.min() <= row.max() < vocabulary:
         raise ValueError(f"tokens of a vocabulary of {vocabulary} do not reach from {row.min()} to {row.max()}.")
     kept = width(vocabulary)

@@ -70,7 +70,17 @@ class OwnText:
         progress: float,
         generator: torch.Generator,
     ) -> tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]:
-        """Inputs and labels ``(B, C)`` in place of those of the corpus."""
+        """Inputs and labels ``(B, C)`` in place of those of the corpus.
+
+        Raises:
+            TypeError: for inputs that are no blocks of tokens.
+        """
+        if not isinstance(inputs, Tensor) or inputs.ndim != 2 or inputs.is_floating_point():
+            what = f"a tensor of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else "a dictionary"
+            raise TypeError(
+                f"own text goes on from blocks of tokens (B, T), as kdlab.data.Tokens has them, not from {what}: with a dictionary of input_ids, "
+                "Examples(input_ids, labels); from prompts of unequal length kdlab.huggingface.OwnAnswers goes on."
+            )
         drawn = torch.rand((), generator=generator, device=generator.device).item()
         if progress < self.after or drawn >= self.probability:
             return inputs, labels

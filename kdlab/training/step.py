@@ -204,7 +204,11 @@ def compare(
         if isinstance(student_logits, Tensor):  # where −∞ says that a class does not exist
             largest = [student_logits.detach().amax()]
         else:  # of products that are left to the objective, or of a model without a head
-            seen = (student_logits.hidden, student_logits.weight) if student_logits is not None else student_hidden.values()
+            seen = (
+                (student_logits.hidden, student_logits.weight)
+                if student_logits is not None
+                else student_hidden.values()
+            )
             largest = [x.detach().abs().amax() for x in seen]
         for x in largest:  # NaN, where any is
             s.check_finite({"student logits": x.item()})
