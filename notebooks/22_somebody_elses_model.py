@@ -493,7 +493,7 @@ if whole:
         arm_name("own", 3, "sum"), arm_name("drawn", 3, "sum"), RECALL.of
     )
     sentences.append(
-        f"Three layers that begin with the teacher's own, and not with drawn weights: taught by hidden states and attention beside the pooled cosine, that {moves(by_sum, RECALL)}; by the cosine alone, of which drawn weights learn to share no more than {drawn}, {moves(begun, RECALL)} (n = 3)."
+        f"Three layers that begin with the teacher's own, and not with drawn weights: taught by hidden states and attention beside the pooled cosine, that {moves(by_sum, RECALL)}; by the cosine alone, with which drawn weights come to no more than {drawn}, it {moves(begun, RECALL)} (n = 3)."
     )
 else:
     sentences.append(
