@@ -406,7 +406,8 @@ else:
     )
 
 # %% tags=["hide-input"]
-RELATIVE = []  # how far predictions were off
+RUN = {}  # what the held-out length gave
+RELATIVE = {}  # by what part of the prediction it was off
 INSIDE = []  # whether the interval has the run
 
 
@@ -419,9 +420,14 @@ def seen(student, kind):
         return "diverged"
     (bits,) = beyond.values(arm, BITS.of).values()
     band = predicted[student, kind]
-    RELATIVE.append(abs(bits / band.mean - 1))
+    RUN[student, kind], RELATIVE[student, kind] = bits, bits / band.mean - 1
     INSIDE.append(band.low <= bits <= band.high)
-    return f"{bits:.3f}, {'inside' if INSIDE[-1] else 'outside'}"
+    return f"{bits:.3f} ({bits / band.mean - 1:+.1%}), {'inside' if INSIDE[-1] else 'outside'}"
+
+
+def off_by(kind=None):
+    """The largest part by which a prediction was off."""
+    return max(abs(off) for (_, k), off in RELATIVE.items() if kind in (None, k))
 
 
 if laws:
@@ -453,7 +459,7 @@ if laws:
                 ]
                 for (student, kind), law in laws.items()
             ],
-            caption="Fitted laws with standard errors, in bits per byte, and the shortest length that each goes through; $B$ is at the geometric mean of the lengths. The last columns: one run of a length that the fit has not seen; the intervals hold together at 95 % (Bonferroni).",
+            caption="Fitted laws with standard errors, in bits per byte, and the shortest length that each goes through; $B$ is at the geometric mean of the lengths. The last columns: one run of a length that the fit has not seen, and by how much it is above its prediction; the intervals hold together at 95 % (Bonferroni).",
         ),
         *(
             [source_note(beyond.all({spec.arm for spec in beyond.specs} - {TEACHER}))]
@@ -603,6 +609,19 @@ for student in STUDENTS:
         shrinking.append(below(last, first, recorded, SHRINKS))
 if by_length:
     display(sentence(f"Mean lead in bits per byte: {'; '.join(by_length)}."))
+ahead = {
+    s: RUN[s, "alone"] - RUN[s, "kd"]
+    for s in both
+    if RUN.keys() >= {(s, "alone"), (s, "kd")}
+}
+if ahead:
+    display(
+        sentence(
+            f"At the length that was held out, {HELD_OUT:g} million tokens, one run each: "
+            + listed([f"{lead:+.3f} ({called(s)})" for s, lead in ahead.items()])
+            + "."
+        )
+    )
 display(*(sentence(said.text) for said in shrinking)) if shrinking else display(
     not_yet_run("whether the lead shrinks with the length of training", pays.command)
 )
@@ -696,7 +715,7 @@ table(
     [
         [
             "A law that is fitted to weaker students predicts stronger ones, to about one per cent.",
-            f"Of one size and by length alone: at twice the longest length off by {max(RELATIVE):.1%} at most."
+            f"Of one size and by length alone: at twice the longest length off by {off_by():.1%} at most."
             if RELATIVE
             else EMPTY
             if lacking
@@ -748,7 +767,7 @@ if not lacking and not beyond.missing:
             "C4",
             "depends" if law or bound else "not decided",
             [f"Of {len(series)} curves {len(laws)} have a law of the form $E+B\\,D^{{-\\beta}}$, {sum(narrow)} of them an interval of at most ±{NARROW:.0%} at {HELD_OUT:g} million tokens, and {sum(INSIDE)} of {len(INSIDE)} runs there, predicted before they were run, lie in theirs"
-            + (f", off by {max(RELATIVE):.1%} at most. " if RELATIVE else ". ")
+            + (f", off by {off_by():.1%} at most. " if RELATIVE else ". ")
             + "; ".join(
                 f"{called(s)} has {listed(ways) if ways else 'no way of paying'} by which a token pays at some length and not at the longest"
                 for s, ways in bounded.items()
@@ -783,6 +802,14 @@ findings.show(
         for s in dict.fromkeys(s for s, _ in token_worth)
     ),
     *([where_it_ends.text] if where_it_ends is not None else []),
+    *(
+        [
+            f"Predicted before they were run, {sum(INSIDE)} of {len(INSIDE)} runs at {HELD_OUT:g} million tokens lie in the intervals of their laws: those of students alone are off by up to {off_by('alone'):.1%}, of distilled ones by up to {off_by('kd'):.1%}. "
+            + f"There the lead of the distilled student is {listed([f'{lead:+.3f} ({called(s)})' for s, lead in ahead.items()])} bits per byte (n = 1)."
+        ]
+        if ahead
+        else []
+    ),
     *([f"{len(pays.specs) - lacking} of {len(pays.specs)} runs that are known so far are recorded."] if lacking else []),
 )  # fmt: skip
 
