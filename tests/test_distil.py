@@ -8,6 +8,7 @@ from functools import cache
 import pytest
 import safetensors.torch
 import torch
+from ranks import leave
 
 transformers = pytest.importorskip("transformers")
 accelerate = pytest.importorskip("accelerate")
@@ -974,7 +975,7 @@ def on_one_of_two(rank, port, folder, task):
     if task == "texts":
         found["sharded"] = gradients_of_texts(rank)
     torch.save(found, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def gradients_of_texts(rank=None):

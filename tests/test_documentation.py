@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import leave
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
@@ -177,7 +178,7 @@ def on_one_of_two(rank, folder):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     found = as_on_the_page_on_engines(rank, 2, folder)
     torch.save({name: value.full_tensor() for name, value in found.items()}, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def test_both_models_sharded_over_two_processes_as_the_page_on_engines_says_are_one(tmp_path):
