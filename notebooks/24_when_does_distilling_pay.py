@@ -322,6 +322,13 @@ def of_lengths(student, kind, lengths):
     return zip(*each, strict=True)
 
 
+def held_out_run(student, kind):
+    """What the length that is held out gave; None before it is run, and of a run that diverged."""
+    arm = arm_name(student, kind, HELD_OUT)
+    there = arm in {spec.arm for spec in beyond.specs} and beyond.arm(arm)
+    return next(iter(beyond.values(arm, BITS.of).values()), None) if there else None
+
+
 def on_lengths(panel, lengths=LENGTHS):
     """The lengths as the ticks of a logarithmic axis."""
     panel.set(xscale="log", xlabel="tokens read (millions)")
@@ -378,6 +385,8 @@ if any(series.values()):
                     alpha=0.4,
                     label="_predicted",
                 )
+                if (bits := held_out_run(student, kind)) is not None:
+                    panel.plot(HELD_OUT, bits, "D", color=HUES[kind], label="_held out")
         if teachers_bits:
             panel.axhline(teachers_bits, color="grey", linestyle=":", linewidth=1)
         on_lengths(panel, (*LENGTHS, HELD_OUT) if laws else LENGTHS)
@@ -390,7 +399,7 @@ if any(series.values()):
             label="law",
             caption="Each dot a run"
             + (
-                f", each line a fitted law, each bar at {HELD_OUT:g} million the interval that the law predicts for one run there"
+                f", each line a fitted law, each bar at {HELD_OUT:g} million the interval that the law predicts for one run there, each diamond that run"
                 if laws
                 else ""
             )
@@ -413,12 +422,8 @@ INSIDE = []  # whether the interval has the run
 
 def seen(student, kind):
     """What the held-out length gave, beside its prediction."""
-    arm = arm_name(student, kind, HELD_OUT)
-    if arm not in {spec.arm for spec in beyond.specs} or not beyond.arm(arm):
+    if (bits := held_out_run(student, kind)) is None:
         return "not yet run"
-    if beyond.diverged(arm):
-        return "diverged"
-    (bits,) = beyond.values(arm, BITS.of).values()
     band = predicted[student, kind]
     RUN[student, kind], RELATIVE[student, kind] = bits, bits / band.mean - 1
     INSIDE.append(band.low <= bits <= band.high)
