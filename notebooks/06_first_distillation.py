@@ -555,7 +555,7 @@ if found:
         ("Soft targets help, and with the wrong classes permuted they do not. " if helps.holds and warning.holds else "")
         + f"What hard labels lose is said to be “subtle information about class relationships”. {helps} {warning} "
         + ("So the same confidence with wrong classes that mean nothing does not help, in this training and at these weights: their relations are gone, and the noise of shuffling is added. " if helps.holds and warning.holds else "")
-        + (f"Without that noise, with the belief in wrong classes spread evenly: {even}{'' if spread is found else f' (plan `small`, {conditions(spread)})'} " if even else "")
+        + (f"Without that noise, with the belief in wrong classes spread evenly: {even}{'' if spread is found else f' (plan `small`, {conditions(spread)})'} " if even is not None else "")
         + "The hard labels here are the data's; the article's are the teacher's own predictions. "
         + (f"After the short training at one rate: {above('kd', ['alone', 'permuted'], cpu_plan)} " if found is grown and runs >= 3 else "")
         + f"{conditions(found)}.",
