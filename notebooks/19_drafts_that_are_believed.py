@@ -104,7 +104,7 @@ from kdlab.study.display import (
 from kdlab.study.drafts import acceptance_rate, call_yield, round_of, times_as_fast
 from kdlab.study.evidence import QUANTITIES, Quantity, evidence
 from kdlab.study.parameters import require
-from kdlab.study.statements import above, below, within
+from kdlab.study.statements import above, below, undecided, within
 from kdlab.training import Learner, Recipe, fast_precision, fit_together, measure_tokens
 
 use_style()
@@ -1450,7 +1450,9 @@ if has_grown:
     at_equal_tokens = [
         above(arm, "alone", grown, accepted, names=GROWN) for arm in TAUGHT
     ]
-    at_equal_cost = above("alone-equal-compute", TAUGHT, grown, accepted, names=GROWN)
+    at_equal_cost = undecided(
+        "alone-equal-compute", TAUGHT, 0.05, grown, accepted, names=GROWN
+    )
     display(
         arms_shown(
             grown, GROWN,
@@ -1462,7 +1464,8 @@ if has_grown:
             label="arms-drafts-grown", colours=GROWN_HUES,
             caption=f"{described(grown)}; alone at equal compute {tokens_read(next(s for s in grown.specs if s.arm == 'alone-equal-compute')):.1f}. $\\gamma=4$. One dot per training, means with 95 % intervals. In the last panel less is better.",
         ),
-        *at_equal_tokens,
+        *(said for arm, said in zip(TAUGHT, at_equal_tokens, strict=True) if arm != "tv"),
+        undecided("tv", "alone", 0.05, grown, accepted, names=GROWN),
         at_equal_cost,
         source_note(grown.all(list(GROWN))),
     )  # fmt: skip
@@ -1551,6 +1554,10 @@ if decides is not None:
         sentences.append(
             f"At equal arithmetic, a draft alone reads more tokens. Its $1-\\mathrm{{TV}}$ on the books is then {mean_interval(list(longer.values())).mean:.3f}, and shown to be above that of {len(ahead)} of the {len(minus) - 1} distilled drafts."
         )
+if has_grown:
+    sentences.append(
+        f"With rates of their own ({described(grown)}): {at_equal_tokens[TAUGHT.index('forward-kl')]} {at_equal_cost}"
+    )
 findings.show(*sentences)
 
 # %% [markdown]
