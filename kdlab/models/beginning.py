@@ -51,11 +51,7 @@ def begin_from(student: nn.Module, teacher: nn.Module, share: float = 1.0, *, bl
         raise ValueError(
             "student and teacher differ in the names or shapes of their weights: only one of the same architecture begins there."
         )
+    if not share:  # counters, which have no share, stay as well
+        return
     for name, value in own.items():
-        value.copy_(
-            torch.lerp(value, theirs[name].to(value), share)
-            if value.is_floating_point()
-            else theirs[name]
-            if share
-            else value
-        )
+        value.copy_(torch.lerp(value, theirs[name].to(value), share) if value.is_floating_point() else theirs[name])

@@ -434,9 +434,8 @@ def _correlation(a, b, dim, weight=1.0):
         w = torch.as_tensor(weight, dtype=x.dtype, device=x.device).expand_as(x)
         c = w * (x - (w * x).sum(dim, keepdim=True) / w.sum(dim, keepdim=True))
         variation = c.square().sum(dim)
-        varies = ~(
-            variation <= (8 * torch.finfo(x.dtype).eps) ** 2 * (w * x).square().sum(dim)
-        )  # nor does NaN pass for constant
+        rounding = (8 * torch.finfo(x.dtype).eps) ** 2 * (w * x).square().sum(dim)
+        varies = ~(variation <= rounding)  # NaN does not pass for constant
         return c, variation.where(varies, 1.0).sqrt(), varies
 
     (a, a_norm, a_varies), (b, b_norm, b_varies) = centred(a), centred(b)

@@ -203,12 +203,9 @@ def compare(
     if labels.device.type == "cpu":  # a glance; elsewhere the epoch's mean is looked at
         if isinstance(student_logits, Tensor):  # where −∞ says that a class does not exist
             largest = [student_logits.detach().amax()]
-        else:  # of products that are left to the objective, or of a model without a head
-            seen = (
-                (student_logits.hidden, student_logits.weight)
-                if student_logits is not None
-                else student_hidden.values()
-            )
+        else:  # of a model without a head, or of products that are left to the objective
+            headless = student_logits is None
+            seen = student_hidden.values() if headless else (student_logits.hidden, student_logits.weight)
             largest = [x.detach().abs().amax() for x in seen]
         for x in largest:  # NaN, where any is
             s.check_finite({"student logits": x.item()})
