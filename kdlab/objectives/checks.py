@@ -197,6 +197,14 @@ def check_mask(mask: object, losses: Tensor, empty: bool = False) -> None:
         )
 
 
+def check_outputs(outputs: Any) -> None:
+    """For losses of numbers, where one row of outputs would pass for one example of them all."""
+    if isinstance(outputs, Tensor) and outputs.ndim < 2:
+        raise ValueError(
+            f"outputs have shape (..., N), not {tuple(outputs.shape)}: of one output an example, outputs.unsqueeze(-1)."
+        )
+
+
 def check_several(counted: Tensor) -> None:
     """For losses that compare examples with each other; ``counted`` is 1.0 or 0.0 for each."""
     if counted.numel() < 2 or (_inspectable(counted) and counted.sum() < 2):

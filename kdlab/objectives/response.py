@@ -24,6 +24,7 @@ from .checks import (
     check_labels,
     check_logits,
     check_mask,
+    check_outputs,
     check_several,
     check_temperature,
     counted_labels,
@@ -255,10 +256,7 @@ def squared_error(
     if isinstance(outputs, Tensor) and target.ndim == outputs.ndim - 1:
         axis = outputs.ndim - 1 if class_axis is None else class_axis
         target = target.unsqueeze(axis) if outputs.shape[axis] == 1 else target
-    if isinstance(outputs, Tensor) and outputs.ndim < 2:
-        raise ValueError(
-            f"outputs have shape (..., N), not {tuple(outputs.shape)}: of one output an example, outputs.unsqueeze(-1)."
-        )
+    check_outputs(outputs)
     if not isinstance(outputs, Tensor) or outputs.shape != target.shape:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(

@@ -28,6 +28,7 @@ from .checks import (
     check_distribution,
     check_fraction,
     check_indices,
+    check_outputs,
     check_same_shape,
     check_temperature,
     check_weight,
@@ -757,10 +758,7 @@ class LogitMSE(Term):
         count: Count | None = None,
         **_: Any,
     ) -> Scalar:
-        if isinstance(student_logits, Tensor) and student_logits.ndim < 2:
-            raise ValueError(
-                f"outputs have shape (batch, N), not {tuple(student_logits.shape)}: of one output an example, logits.unsqueeze(-1)."
-            )
+        check_outputs(student_logits)
         how = {"mask": mask, "count": count, "class_axis": said_axis(self.class_axis, student_logits, labels)}
         return response.logit_mse(student_logits, teacher_logits.detach(), centred=self.centred, **how)
 
